@@ -1,0 +1,39 @@
+"""What the rooms hand to one another as arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+
+class PairScorer(Protocol):
+    """Scores pairs of texts with a calibrated probability."""
+
+    def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """Append a column `score` (DOUBLE in [0, 1], rounded to 6 decimals) to batches with string columns `left`, `right`."""
+        ...
+
+
+class Retriever(Protocol):
+    """Finds the best documents for query texts."""
+
+    def search(self, queries: Sequence[str], k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Return item ids and scores, each [len(queries), k], best first, ties by id; -1 and -inf pad short lists."""
+        ...
+
+
+class Ranker(Protocol):
+    """Scores the candidates of searches for the people who search."""
+
+    def score(
+        self,
+        query_index: NDArray[np.int64],
+        user_index: NDArray[np.int64],
+        candidates: NDArray[np.int64],
+    ) -> NDArray[np.float64]:
+        """Return scores [n, c] of the candidates (row numbers of the corpus, -1 = none) of n searches."""
+        ...
