@@ -1,3 +1,3 @@
-"""crops: an open CroPS. Mine graded positives from logs, train with H-InfoNCE, see the filter bubble break."""
+"""crops: an open CroPS. Mine graded positives from logs, train with H-InfoNCE, break the filter bubble."""
 
 __version__ = "0.1.0"

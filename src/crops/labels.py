@@ -34,6 +34,8 @@ class Source(IntFlag):
     """Consumed after the same user reformulated the query: P1."""
 
 
+ALL_SOURCES = ~Source(0)
+
 SEARCH_SOURCES = Source.FILTERED | Source.UNEXPOSED | Source.EXPOSED | Source.CLICKED
 """What online search alone gives: the multi-stage baseline (FS-LR)."""
 
@@ -77,7 +79,7 @@ def parse_sources(names: Iterable[str]) -> Source:
 
 def assign_labels(
     sources: NDArray[np.int64],
-    keep: Source = ~Source(0),
+    keep: Source = ALL_SOURCES,
     labels: Mapping[Source, int] = DEFAULT_LABELS,
 ) -> NDArray[np.int64]:
     """Return the highest label among the kept sources of each pair, -1 where none is kept.

@@ -14,7 +14,7 @@ class PairScorer(Protocol):
     """Scores pairs of texts with a calibrated probability."""
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        """Append a column `score` (DOUBLE in [0, 1], rounded to 6 decimals) to batches with string columns `left`, `right`."""
+        """Append `score` (DOUBLE in [0, 1], 6 decimals) to batches with string columns `left` and `right`."""
         ...
 
 
@@ -22,7 +22,7 @@ class Retriever(Protocol):
     """Finds the best documents for query texts."""
 
     def search(self, queries: Sequence[str], k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Return item ids and scores, each [len(queries), k], best first, ties by id; -1 and -inf pad short lists."""
+        """Return item ids and scores, each [queries, k], best first, ties by id; padded with -1 and -inf."""
         ...
 
 

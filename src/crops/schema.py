@@ -83,12 +83,14 @@ def _time_rule(column: str) -> Rule:
         "time_unit",
         column,
         f"{column} < {EARLIEST_US} or {column} > {LATEST_US}",
-        f"give {column} as integer microseconds since 1970 UTC: multiply seconds by 1000000, milliseconds by 1000",
+        f"give {column} in integer microseconds since 1970 UTC (seconds times 1000000, ms times 1000)",
     )
 
 
 def _negative_rule(column: str) -> Rule:
-    return Rule(f"negative_{column}", column, f"{column} < 0", f"{column} counts milliseconds and cannot be negative")
+    return Rule(
+        f"negative_{column}", column, f"{column} < 0", f"{column} counts milliseconds and cannot be negative"
+    )
 
 
 ITEMS = Table(
@@ -110,7 +112,12 @@ ITEMS = Table(
         _optional("category", "VARCHAR", "category"),
     ),
     (
-        Rule("item_id_not_positive", "item_id", "item_id <= 0", "ids of real items are positive; negative ids are kept for generated ones"),
+        Rule(
+            "item_id_not_positive",
+            "item_id",
+            "item_id <= 0",
+            "ids of real items are positive; negative ids are kept for generated ones",
+        ),
         Rule(
             "no_text",
             "ocr_cover",
@@ -144,7 +151,12 @@ SEARCH_IMPRESSIONS = Table(
     ),
     (
         Rule("empty_query", "query", "trim(query) = ''", "drop the row or log the text that was typed"),
-        Rule("query_too_long", "query", f"length(query) > {MAX_QUERY_CHARS}", f"cut or drop queries of more than {MAX_QUERY_CHARS} characters"),
+        Rule(
+            "query_too_long",
+            "query",
+            f"length(query) > {MAX_QUERY_CHARS}",
+            f"cut or drop queries of more than {MAX_QUERY_CHARS} characters",
+        ),
         Rule(
             "unknown_stage",
             "stage",
@@ -152,8 +164,18 @@ SEARCH_IMPRESSIONS = Table(
             f"stage is one of {', '.join(STAGES)}",
         ),
         Rule("rank_not_positive", "rank", "rank < 1", "rank is 1-based: add 1 to zero-based positions"),
-        Rule("rank_of_unshown", "rank", "rank is not null and stage <> 'exposed'", "rank is null unless the document was shown"),
-        Rule("clicked_unshown", "clicked", "clicked and stage <> 'exposed'", "only shown documents can be clicked: correct stage or clicked"),
+        Rule(
+            "rank_of_unshown",
+            "rank",
+            "rank is not null and stage <> 'exposed'",
+            "rank is null unless the document was shown",
+        ),
+        Rule(
+            "clicked_unshown",
+            "clicked",
+            "clicked and stage <> 'exposed'",
+            "only shown documents can be clicked: correct stage or clicked",
+        ),
         _time_rule("searched_at"),
         _negative_rule("play_ms"),
         _negative_rule("duration_ms"),

@@ -1,0 +1,57 @@
+# `make` lists the targets. Each one sets up what it needs in .venv; nothing needs root.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# Which torch build to install, e.g. https://download.pytorch.org/whl/cpu for the small CPU build.
+TORCH_INDEX_URL ?=
+OUT ?= out/demo
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test verify lint types bench docs clean
+
+help:  ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@echo
+	@echo "  TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu  installs the small CPU build of torch"
+	@echo "  (plain PyPI brings the CUDA build on Linux, several GB)."
+
+$(VENV)/.base: constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install -c constraints.txt $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL)) torch
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.base pyproject.toml
+	$(PIP) install -c constraints.txt -e '.[demo]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.base pyproject.toml
+	$(PIP) install -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(VENV)/.demo  ## simulate, mine, train, evaluate; writes out/demo/report.html
+	$(BIN)/crops demo --out $(OUT)
+
+test: $(VENV)/.dev  ## the test suite with coverage
+	$(BIN)/python -m pytest --cov --cov-report=term -m 'not verify'
+
+verify: $(VENV)/.dev  ## the slow proofs (record the date in benchmarks/RESULTS.md)
+	$(BIN)/python -m pytest -m verify
+
+lint: $(VENV)/.dev  ## ruff and the one-way import contract
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+types: $(VENV)/.dev  ## mypy, strict on src/
+	$(BIN)/mypy
+
+bench: $(VENV)/.dev  ## the benchmarks; each prints what it measured
+	@for script in benchmarks/*/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+docs: $(VENV)/.dev  ## write docs/tables.md from the contracts
+	$(BIN)/python docs/build.py
+
+clean:  ## remove the virtual environment and all outputs
+	rm -rf $(VENV) out build
