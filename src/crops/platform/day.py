@@ -106,9 +106,13 @@ def _search(
         search_id = day * 100_000_000 + sum(map(len, ids)) + np.arange(len(query)) + 1
         parts.append(_log(platform, day, who.user[now.session], now, listed, clicks, search_id))
         ids.append(search_id)
-        needs.append(who.need[now.session])
+        needs.append(who.need[now.session].copy())
         now = _go_on(now, who, clicks, speech, model, rng)
-    return pa.concat_tables(parts), np.concatenate(ids), np.concatenate(needs)
+    impressions, search_id = pa.concat_tables(parts), np.concatenate(ids)
+    logged = np.isin(
+        search_id, impressions["search_id"].to_numpy()
+    )  # a search that found nothing leaves no row
+    return impressions, search_id[logged], np.concatenate(needs)[logged]
 
 
 class _Board:
@@ -168,7 +172,9 @@ def _serve(
     tail = np.broadcast_to(np.arange(RANKED, found.rows.shape[1]), (len(query), found.rows.shape[1] - RANKED))
     column = np.concatenate([order, tail], axis=1)
     listed = Candidates(
-        *(np.take_along_axis(a, column, 1) for a in (found.rows, found.routes, found.pre_score))
+        rows=np.take_along_axis(found.rows, column, 1),
+        routes=np.take_along_axis(found.routes, column, 1),
+        pre_score=np.take_along_axis(found.pre_score, column, 1),
     )
     shown = np.take_along_axis(listed.rows, PAGE * now.page[:, None] + np.arange(PAGE), 1)
     item, corpus = np.maximum(shown, 0), platform.corpus
