@@ -107,7 +107,7 @@ def test_the_day_is_remembered(day):
 
 def test_without_dissatisfaction_nobody_searches_twice():
     _, logs = run(0, Behaviour(page=0.0, reformulate=0.0, switch=0.0))
-    assert len(logs.search_ids) == 200
+    assert 190 < len(logs.search_ids) <= 200
 
 
 def test_recall_merges_routes_and_keeps_their_bits():
