@@ -1,3 +1,23 @@
-"""crops: an open CroPS. Mine graded positives from logs, train with H-InfoNCE, break the filter bubble."""
+"""crops: an open CroPS. Mine graded positives from logs, train with H-InfoNCE, break the filter bubble.
+
+The commands are functions of this module: `crops.simulate`, `crops.check`, `crops.mine`, `crops.train`,
+`crops.evaluate`, `crops.search` and `crops.demo`. They are loaded on first use, so that `import crops.losses`
+costs no more than the losses need.
+"""
+
+from __future__ import annotations
+
+from typing import Any
 
 __version__ = "0.1.0"
+
+_COMMANDS = ("check", "demo", "evaluate", "mine", "search", "simulate", "train")
+__all__ = list(_COMMANDS)
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401  (a module attribute can be anything)
+    if name not in _COMMANDS:
+        raise AttributeError(f"module 'crops' has no attribute '{name}'")
+    import crops.cli
+
+    return getattr(crops.cli, name)

@@ -140,3 +140,9 @@ def progress() -> Progress:
         console=console,
         transient=True,
     )
+
+
+def cache_folder() -> Path:
+    """Return the folder for things worth keeping between runs: $XDG_CACHE_HOME/crops or ~/.cache/crops."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "crops"

@@ -1,0 +1,40 @@
+"""Write docs/tables.md from the one definition of the tables (run by `make docs`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from crops.schema import EVIDENCE, ITEMS, FEED_EVENTS, QUERIES, SAMPLES, SEARCH_IMPRESSIONS, SYNTHETIC_ITEMS, Table
+
+HEAD = """# Tables
+
+Generated from `src/crops/schema.py` by `make docs`. Times are integer microseconds UTC, durations integer
+milliseconds, ids integers. Optional columns may be absent.
+"""
+
+
+def section(table: Table) -> str:
+    """Return the Markdown of one table: its columns and its row rules."""
+    lines = [f"\n## {table.name}\n", table.doc, ""]
+    if table.partitioned:
+        lines += [f"Partitioned by day: `{table.name}/day=YYYY-MM-DD/*.parquet`, or one `{table.name}.parquet`.", ""]
+    lines += ["| column | type | | meaning |", "|---|---|---|---|"]
+    for column in table.columns:
+        kind = "optional" if column.optional else "nullable" if column.nullable else ""
+        meaning = column.doc.replace("|", "\\|")
+        lines.append(f"| `{column.name}` | {column.type} | {kind} | {meaning} |")
+    if table.rules:
+        lines += ["", "| rejected because | column | remedy |", "|---|---|---|"]
+        lines += [f"| `{rule.reason}` | `{rule.column}` | {rule.remedy} |" for rule in table.rules]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Write the page."""
+    tables = (ITEMS, SEARCH_IMPRESSIONS, FEED_EVENTS, QUERIES, SAMPLES, EVIDENCE, SYNTHETIC_ITEMS)
+    text = HEAD + "\n".join(section(table) for table in tables) + "\n"
+    (Path(__file__).parent / "tables.md").write_text(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,12 @@
+"""The commands. Each is a typed function: `crops mine ...` in a shell is `crops.mine(...)` in Python."""
+
+from crops.cli.app import main
+from crops.cli.check import check
+from crops.cli.demo import demo
+from crops.cli.evaluate import evaluate
+from crops.cli.mine import mine
+from crops.cli.search import search
+from crops.cli.simulate import simulate
+from crops.cli.train import train
+
+__all__ = ["check", "demo", "evaluate", "main", "mine", "search", "simulate", "train"]

@@ -1,0 +1,41 @@
+"""The `crops` command: registers the functions, and turns errors into messages."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from crops.cli.check import check
+from crops.cli.demo import demo
+from crops.cli.evaluate import evaluate
+from crops.cli.mine import mine
+from crops.cli.search import search
+from crops.cli.simulate import simulate
+from crops.cli.train import train
+from crops.errors import CropsError
+from crops.outputs import console
+
+app = typer.Typer(
+    name="crops",
+    help="Mine graded positives from search and feed logs, train a retriever with H-InfoNCE, "
+    "and see whether the filter bubble broke.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for function in (demo, simulate, check, mine, train, evaluate, search):
+    app.command()(function)
+
+
+def main() -> None:
+    """Run the command line; exit code 2 for what the user can mend, 130 for Ctrl-C."""
+    try:
+        app()
+    except CropsError as error:
+        console.print("[bold red]error:[/bold red]", end=" ")
+        console.print(str(error), markup=False, highlight=False)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        console.print("stopped; nothing half-written is left")
+        sys.exit(130)

@@ -1,0 +1,123 @@
+"""`crops demo`: a filter bubble forms and breaks, in one command."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from crops import evaluation, training
+from crops.cli.cases import Evidence, choose_cases, side_by_side
+from crops.cli.demo_report import Arm, demo_report
+from crops.cli.evaluate import day_testsets, results_table, write_results
+from crops.cli.judged import judged_demo
+from crops.cli.mine import mine_logs
+from crops.cli.models import BM25, load_retriever
+from crops.cli.options import ConfigOption, SeedOption
+from crops.cli.simulate import simulate
+from crops.config import RunConfig, load_config
+from crops.evaluation import Evaluation, ScoringRetriever
+from crops.labels import SEARCH_SOURCES, Source
+from crops.llm import packaged_documents
+from crops.logs import check
+from crops.outputs import cache_folder, console, publish, read_manifest, timed, write_manifest
+from crops.report import write_report
+from crops.retrieval import load_items
+
+BASELINE = "baseline: search labels only"
+MIN_P3_COVERAGE = 0.05
+"""Below this share of training queries with a generated document, +P3 is not tested."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The arms of the ablation, cumulative as in Table 3 of the paper."""
+
+    arms: dict[str, Source]
+    p3_tested: bool
+
+
+def plan_arms(p3_share: float) -> Plan:
+    """Return the arms; with too few generated documents the last one is P1+P2."""
+    p1, p2 = SEARCH_SOURCES | Source.REFORMULATION, SEARCH_SOURCES | Source.REFORMULATION | Source.FEED
+    arms = {BASELINE: SEARCH_SOURCES, "+ P1": p1}
+    if p3_share < MIN_P3_COVERAGE:
+        return Plan({**arms, "P1 + P2": p2}, p3_tested=False)
+    return Plan({**arms, "+ P2": p2, "+ P3 = CroPS": p2 | Source.KNOWLEDGE}, p3_tested=True)
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for everything the demo writes.")] = Path("out/demo"),
+    judged: Annotated[
+        Path | None,
+        typer.Option(help="Instead of the simulation: a folder with docs, queries and qrels Parquet files."),
+    ] = None,
+    positive_label: Annotated[
+        int | None, typer.Option(help="With --judged: lowest grade that counts as relevant [default: the top].")
+    ] = None,
+    size: Annotated[str | None, typer.Option(help="Size of the platform [default: demo].")] = None,
+    encoder: Annotated[str | None, typer.Option(help="static, minilm, or a model [default: static].")] = None,
+    seed: SeedOption = None,
+    config: ConfigOption = None,
+) -> Path:
+    """Simulate a platform, mine its logs, train with each source added, and report what changed."""
+    run = load_config(config, seed=seed, platform__size=size, training__encoder=encoder)
+    if judged is not None:
+        return judged_demo(judged, out, run, positive_label)
+    start = time.perf_counter()
+    seconds: dict[str, float] = {}
+    world, checked, samples = out / "world", out / "checked", out / "samples"
+    with timed(seconds, "simulate"):
+        simulate(world, run.platform.size, run.platform.days, run.seed, config)
+    with timed(seconds, "check"):
+        check(world / "logs", checked, run.engine.memory)
+    days = read_manifest(world, "simulate")["days"]
+    with timed(seconds, "mine"):
+        engine = run.engine.model_copy(update={"days": (days["train"],)})
+        mined = mine_logs(checked / "accepted", samples, run.model_copy(update={"engine": engine}), packaged_documents())
+    plan = plan_arms(mined["p3_coverage"]["share_of_queries"] or 0.0)
+    with timed(seconds, "train"):
+        arms = [_train_arm(name, sources, samples, out, run) for name, sources in plan.arms.items()]
+    with timed(seconds, "evaluate"):
+        results, retrievers, texts = _evaluate(arms, world, checked / "accepted", samples, out, run, days["test"])
+    with timed(seconds, "report"):
+        cases = choose_cases(checked / "accepted", world / "truth", days["train"], days["test"])
+        with Evidence(samples, checked / "accepted", world / "truth", days["train"]) as evidence:
+            pair = [(name, retrievers[name]) for name in (BASELINE, arms[-1].name)]
+            shown = [side_by_side(case, pair[0], pair[1], texts, evidence) for case in cases]
+        seconds["total"] = time.perf_counter() - start
+        write_report(demo_report(run, plan.p3_tested, mined, arms, results, shown, seconds), out / "report.html")
+    console.print(results_table(results, f"test day {days['test']}"))
+    console.print(f"open [bold]{out / 'report.html'}[/bold]; next: crops search {arms[-1].folder} 'mercury' --items {samples}")
+    return out / "report.html"
+
+
+def _train_arm(name: str, sources: Source, samples: Path, out: Path, run: RunConfig) -> Arm:
+    console.print(f"[bold]{name}[/bold]")
+    folder = out / "models" / f"{int(sources):03d}"
+    data = training.load_samples(samples, keep=sources)
+    facts = training.train(data, folder, run.training, seed=run.seed, cache=cache_folder())
+    return Arm(name, folder, sources, facts)
+
+
+def _evaluate(
+    arms: Sequence[Arm], world: Path, logs: Path, samples: Path, out: Path, run: RunConfig, test_day: str
+) -> tuple[dict[str, Evaluation], dict[str, ScoringRetriever], dict[int, str]]:
+    testsets = day_testsets(logs, test_day, world / "truth", samples, run)
+    ids, texts = load_items(logs, testsets.candidate_ids())
+    models: dict[str, str | Path] = {
+        "BM25": BM25,
+        f"{run.training.encoder}, untrained": run.training.encoder,
+        "deployed: trained on its own clicks": world / "deployed_model",
+        **{arm.name: arm.folder for arm in arms},
+    }
+    retrievers = {name: load_retriever(model, ids, texts) for name, model in models.items()}
+    results = {name: evaluation.evaluate(one, testsets, run.evaluation, run.seed) for name, one in retrievers.items()}
+    with publish(out / "evaluation") as folder:
+        write_results(folder, results)
+        write_manifest(folder, "evaluate", config=run.dump(), seconds={}, day=test_day, counts=testsets.counts)
+    return results, retrievers, dict(zip(ids.tolist(), texts, strict=True))

@@ -1,0 +1,101 @@
+"""`crops evaluate`: a model on the test sets of a day."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import pyarrow.parquet as pq
+import typer
+from rich.table import Table
+
+from crops import evaluation
+from crops.cli.models import load_retriever
+from crops.cli.options import ConfigOption, SeedOption
+from crops.config import RunConfig, load_config
+from crops.errors import CropsError
+from crops.evaluation import Evaluation, TestSets
+from crops.logs import open_logs
+from crops.outputs import cache_folder, console, publish, timed, write_manifest
+from crops.relevance import scorers
+from crops.retrieval import load_items
+
+
+def evaluate(
+    model: Annotated[list[str], typer.Argument(help="Model folders to compare, or bm25.")],
+    logs: Annotated[Path, typer.Option(help="Accepted logs that hold the test day.")],
+    day: Annotated[str | None, typer.Option(help="Test day, YYYY-MM-DD [default: the last].")] = None,
+    truth: Annotated[Path | None, typer.Option(help="truth/ of a simulation, for the metrics that need it.")] = None,
+    samples: Annotated[Path | None, typer.Option(help="Mined samples, to tell seen queries from unseen.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for per-query values and summary.json.")] = None,
+    seed: SeedOption = None,
+    config: ConfigOption = None,
+) -> dict[str, Evaluation]:
+    """Evaluate models on a later day: clicks (CT), reformulations (QR) and, with truth, true recall and NDCG."""
+    run = load_config(config, seed=seed)
+    testsets = day_testsets(logs, day, truth, samples, run)
+    results: dict[str, Evaluation] = {}
+    seconds: dict[str, float] = {}
+    ids, texts = load_items(logs, testsets.candidate_ids())
+    for name in model:
+        with timed(seconds, f"evaluate {name}"):
+            retriever = load_retriever(name, ids, texts)
+            results[name] = evaluation.evaluate(retriever, testsets, run.evaluation, run.seed)
+    console.print(results_table(results, testsets.day))
+    if out is not None:
+        with publish(out) as folder:
+            write_results(folder, results)
+            write_manifest(folder, "evaluate", config=run.dump(), seconds=seconds, day=testsets.day)
+        console.print(f"per-query values in [bold]{out}[/bold]; next: crops search MODEL QUERY --items {logs}")
+    return results
+
+
+def day_testsets(logs: Path, day: str | None, truth: Path | None, samples: Path | None, run: RunConfig) -> TestSets:
+    """Build the test sets of a day of accepted logs.
+
+    Raises:
+        CropsError: the test day was mined for the training samples.
+    """
+    opened = open_logs(logs)
+    relevance, similarity = scorers(run.relevance, cache_folder() / "relevance")
+    test_day = day or opened.search_days[-1]
+    return evaluation.build_testsets(
+        opened,
+        test_day,
+        run.evaluation,
+        run.engine.reformulation,
+        relevance=relevance,
+        similarity=similarity,
+        truth=truth,
+        seed=run.seed,
+        seen=_mined_queries(samples, test_day) if samples else None,
+        memory=run.engine.memory,
+    )
+
+
+def _mined_queries(samples: Path, test_day: str) -> list[int]:
+    report = json.loads((samples / "report.json").read_text())
+    if test_day in report["days"]:
+        raise CropsError(f"{samples} was mined from {test_day} too; evaluate on a day that training has not seen")
+    queries: list[int] = pq.read_table(samples / "queries.parquet", columns=["query_id"])["query_id"].to_pylist()
+    return queries
+
+
+def write_results(folder: Path, results: dict[str, Evaluation]) -> None:
+    """Write `summary.json` and one Parquet file of per-query values per model."""
+    summary = {name: {key: asdict(value) for key, value in one.summary.items()} for name, one in results.items()}
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    for name, one in results.items():
+        pq.write_table(one.values, folder / f"{Path(name).name}.parquet")
+
+
+def results_table(results: dict[str, Evaluation], title: str) -> Table:
+    """Return the means with their 95 % intervals, one row per metric and one column per model."""
+    table = Table("metric", "queries", *(Path(name).name for name in results), title=title)
+    for metric in next(iter(results.values())).summary:
+        rows = [one.summary[metric] for one in results.values()]
+        cells = [f"{100 * row.mean:.1f} [{100 * row.ci_low:.1f}, {100 * row.ci_high:.1f}]" for row in rows]
+        table.add_row(metric, str(rows[0].n), *cells)
+    return table
