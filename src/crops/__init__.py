@@ -7,6 +7,7 @@ costs no more than the losses need.
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 __version__ = "0.1.0"
@@ -18,6 +19,4 @@ __all__ = list(_COMMANDS)
 def __getattr__(name: str) -> Any:  # noqa: ANN401  (a module attribute can be anything)
     if name not in _COMMANDS:
         raise AttributeError(f"module 'crops' has no attribute '{name}'")
-    import crops.cli
-
-    return getattr(crops.cli, name)
+    return getattr(importlib.import_module("crops.cli"), name)

@@ -26,6 +26,9 @@ LATEST_US = 4_102_444_800_000_000
 MAX_QUERY_CHARS = 1000
 """A longer query text is a fault of the logging, not a search."""
 
+VISIBLE = r"[^\s\p{Z}\x{0B}\x{1C}-\x{1F}\x{85}]"
+"""Regular expression of a character that query normalisation does not strip."""
+
 STAGES = ("exposed", "unexposed", "filtered")
 """How far a document came for a query: shown; ranked, not shown; filtered between pre-rank and rank."""
 
@@ -43,7 +46,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Rule:
-    """A row rule: `bad` is an SQL predicate that is true where the row must be rejected."""
+    """A row rule: `bad` is a DuckDB predicate that is true where the row must be rejected."""
 
     reason: str
     column: str
@@ -121,7 +124,7 @@ ITEMS = Table(
         Rule(
             "no_text",
             "ocr_cover",
-            "concat_ws('', trim(ocr_cover), trim(photo_caption), trim(keyword)) = ''",
+            f"not regexp_matches(concat_ws('', ocr_cover, photo_caption, keyword), '{VISIBLE}')",
             "give at least one of ocr_cover, photo_caption, keyword",
         ),
         _time_rule("uploaded_at"),
@@ -150,7 +153,12 @@ SEARCH_IMPRESSIONS = Table(
         _optional("duration_ms", "BIGINT", "length of the item, milliseconds"),
     ),
     (
-        Rule("empty_query", "query", "trim(query) = ''", "drop the row or log the text that was typed"),
+        Rule(
+            "empty_query",
+            "query",
+            f"not regexp_matches(query, '{VISIBLE}')",
+            "drop the row or log the text that was typed",
+        ),
         Rule(
             "query_too_long",
             "query",

@@ -7,7 +7,16 @@ import pytest
 
 from crops.platform import SIZES, build_platform, simulate_day
 from crops.platform.behaviour import Behaviour
-from crops.platform.cascade import FILTERED, PAGE, RANKED, ROUTES, Memory, Recall, _hash_normal
+from crops.platform.cascade import (
+    FILTERED,
+    PAGE,
+    RANKED,
+    ROUTES,
+    Memory,
+    Recall,
+    RelevanceModel,
+    _hash_normal,
+)
 from crops.platform.day import counters
 from crops.retrieval import BM25Retriever
 from crops.schema import FEED_EVENTS, SEARCH_IMPRESSIONS
@@ -110,38 +119,89 @@ def test_without_dissatisfaction_nobody_searches_twice():
     assert 190 < len(logs.search_ids) <= 200
 
 
-def test_recall_merges_routes_and_keeps_their_bits():
+def recall(routes, memory: Memory | None = None, one_category: tuple[int, ...] = ()):
     platform = build_platform(SIZES["tiny"], 4, 0)
-    live = np.flatnonzero(platform.corpus.uploaded_day <= 0)[:8].tolist()
-    memory = Memory(np.zeros(len(platform.corpus), dtype=np.int64), {"bass": {live[0]: 3}})
-    routes = {"bm25": Everything(live[:5]), "dense": Everything(live[3:8])}
-    category = np.zeros(len(platform.corpus), dtype=np.int64)
-    category[live] = 1
-    found = Recall(platform.corpus, memory, routes, category, 0)(["bass"])
+    corpus = platform.corpus
+    memory = memory or Memory(np.zeros(len(corpus), dtype=np.int64))
+    category = np.zeros(len(corpus), dtype=np.int64)
+    category[list(one_category)] = 1
+    belief = np.full(len(platform.world.sense_head), 1 / len(platform.world.sense_head))
+    model = RelevanceModel(corpus, platform.world.sense_head, belief, seed=0)
+    nothing_said = np.array([[-1, -1, -1]])
+    return Recall(corpus, memory, routes, model, category, 0)(["bass"], nothing_said)
+
+
+def live_rows(live: bool) -> list[int]:
+    uploaded = build_platform(SIZES["tiny"], 4, 0).corpus.uploaded_day
+    return np.flatnonzero((uploaded <= 0) == live).tolist()
+
+
+def test_recall_merges_routes_and_keeps_their_bits():
+    rows = live_rows(True)[:8]
+    memory = Memory(np.zeros(SIZES["tiny"].items, dtype=np.int64), {"bass": {rows[0]: 3}})
+    found = recall({"bm25": Everything(rows[:5]), "dense": Everything(rows[3:8])}, memory, tuple(rows))
     bits = dict(zip(found.rows[0].tolist(), found.routes[0].tolist(), strict=True))
     bm25, dense, co_click = (1 << ROUTES.index(name) for name in ("bm25", "dense", "co_click"))
-    assert bits[live[0]] & (bm25 | dense | co_click) == bm25 | co_click
-    assert bits[live[3]] & (bm25 | dense | co_click) == bm25 | dense
-    assert bits[live[7]] & (bm25 | dense | co_click) == dense
+    assert bits[rows[0]] & (bm25 | dense | co_click) == bm25 | co_click
+    assert bits[rows[3]] & (bm25 | dense | co_click) == bm25 | dense
+    assert bits[rows[7]] & (bm25 | dense | co_click) == dense
     assert (np.diff(found.pre_score[0]) <= 0).all()
 
 
+def test_co_watch_brings_what_the_same_people_watched():
+    rows = live_rows(True)
+    seed, often, once, other = rows[:4]
+    memory = Memory(np.zeros(SIZES["tiny"].items, dtype=np.int64))
+    # users 0 and 1 watched the seed and `often`, user 0 also `once`; user 2 watched only `other`
+    memory.watched.append((np.array([0, 0, 0, 1, 1, 2]), np.array([seed, often, once, seed, often, other])))
+    assert memory.co_watched()[seed][:3].tolist() == [often, once, -1]
+    found = recall({"bm25": Everything([seed])}, memory)
+    bits = dict(zip(found.rows[0].tolist(), found.routes[0].tolist(), strict=True))
+    co_watch = 1 << ROUTES.index("co_watch")
+    assert bits[often] & co_watch
+    assert bits[once] & co_watch
+    assert not bits.get(other, 0) & co_watch
+
+
 def test_items_of_tomorrow_are_not_found_today():
-    platform = build_platform(SIZES["tiny"], 4, 0)
-    late = np.flatnonzero(platform.corpus.uploaded_day > 0)[:5].tolist()
-    memory = Memory(np.zeros(len(platform.corpus), dtype=np.int64))
-    category = np.zeros(len(platform.corpus), dtype=np.int64)
-    found = Recall(platform.corpus, memory, {"bm25": Everything(late)}, category, 0)(["bass"])
-    assert not set(found.rows[0].tolist()) & set(late)
+    late = live_rows(False)[:5]
+    assert not set(recall({"bm25": Everything(late)}).rows[0].tolist()) & set(late)
 
 
-def test_the_ranker_errs_the_same_way_every_time():
-    left, right = np.arange(2000)[:, None] * 1_000_003, np.arange(10)[None, :]
-    first = _hash_normal(left, np.broadcast_to(right, (2000, 10)))
-    assert (first == _hash_normal(left, np.broadcast_to(right, (2000, 10)))).all()
+def test_the_rankers_err_the_same_way_every_time():
+    meaning = np.stack([np.arange(2000), np.full(2000, -1), np.full(2000, -1)], axis=1)
+    rows = np.broadcast_to(np.arange(10), (2000, 10))
+    first = _hash_normal(meaning, rows, seed=1)
+    assert (first == _hash_normal(meaning, rows, seed=1)).all()
+    assert (first != _hash_normal(meaning, rows, seed=2)).mean() > 0.99
     assert abs(first.mean()) < 0.03
     assert first.std() == pytest.approx(1.0, abs=0.03)
     assert np.corrcoef(first[:, 0], first[:, 1])[0, 1] == pytest.approx(0, abs=0.1)
+
+
+def test_the_relevance_model_knows_what_the_query_says_and_bets_on_the_rest():
+    platform = build_platform(SIZES["tiny"], 4, 0)
+    world, corpus = platform.world, platform.corpus
+    clicked_sense, other_sense = np.flatnonzero(world.sense_head == 0)[:2]
+    belief = np.zeros(len(world.sense_head))
+    belief[[clicked_sense, other_sense]] = 0.75, 0.25
+    model = RelevanceModel(corpus, world.sense_head, belief, seed=0)
+    of_clicked, of_other = (
+        np.flatnonzero(corpus.sense == sense)[0] for sense in (clicked_sense, other_sense)
+    )
+    elsewhere = np.flatnonzero(world.sense_head[corpus.sense] == 1)[0]
+    rows = np.array([[of_clicked, of_other, elsewhere]])
+    # a vague query: 0.3 + 0.6 * (its share of clicks / the strongest share of the head)
+    assert model(np.array([[0, -1, -1]]), rows, 0.0)[0] == pytest.approx([0.9, 0.5, 0.0])
+    # the sense is said: 0.8 for it, nothing for the others
+    assert model(np.array([[0, other_sense, -1]]), rows, 0.0)[0] == pytest.approx([0.0, 0.8, 0.0])
+    # the need is said: 1, or 0.67 for an answer in part; 0.33 for another need of the sense
+    need = corpus.need[of_clicked]
+    another = np.flatnonzero(
+        (corpus.sense == clicked_sense) & (corpus.need != need) & (corpus.second != need)
+    )[0]
+    exact = model(np.array([[0, clicked_sense, need]]), np.array([[of_clicked, another]]), 0.0)[0]
+    assert exact == pytest.approx([0.67 if corpus.partial[of_clicked] else 1.0, 0.33])
 
 
 def test_the_feed_leans_towards_the_search_nearby():

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import duckdb
 
@@ -71,6 +71,7 @@ class Evidence:
         self._db = duckdb.connect()
         self._db.execute(f"""
             create view evidence as from '{samples}/evidence.parquet';
+            create view items as from '{samples}/items.parquet';
             create view queries as from '{samples}/queries.parquet';
             create view grades as from '{truth}/grades.parquet';
             create view topics as select item_id, sense from '{truth}/items.parquet'
@@ -85,6 +86,14 @@ class Evidence:
 
     def __exit__(self, *_: object) -> None:
         self._db.close()
+
+    def text(self, item: int) -> tuple[str, str]:
+        """Return the title of an item, and the rest of its text."""
+        title, *rest = self._rows(
+            "select ocr_cover, photo_caption, keyword from items where item_id = ?", item
+        )[0]
+        parts = [str(part) for part in rest if part]
+        return (str(title), " · ".join(parts)) if title else (parts[0], " · ".join(parts[1:]))
 
     def was_shown(self, query: str, item: int) -> bool:
         """Return whether the system had shown the item for this query."""
@@ -114,28 +123,30 @@ class Evidence:
             query_id(query),
             LINES - 1,
         )
-        return [f"no event of this query; {_name(source)} positive of “{text}” ({n}×)" for text, source, n in rows] or [
-            "no event names this item: the model found it by its text alone"
-        ]
+        return [
+            f"no event of this query; {_name(source)} positive of “{text}” ({n}×)" for text, source, n in rows
+        ] or ["no event names this item: the model found it by its text alone"]
 
     def _own(self, query: str, item: int) -> list[str]:
         rows = self._rows(
-            """select e.source, count(*), count(distinct e.search_id), any_value(via.query order by via.query),
+            """select e.source, count(*), count(distinct e.search_id), min(via.query),
                       max(e.theta)
                from evidence e left join queries via on via.query_id = e.via_query_id
                where e.query_id = ? and e.item_id = ? group by e.source order by e.source desc""",
             query_id(query),
             item,
         )
-        return [_sentence(Source(source), n, searches, via, theta) for source, n, searches, via, theta in rows]
+        return [
+            _sentence(Source(source), n, searches, via, theta) for source, n, searches, via, theta in rows
+        ]
 
-    def _rows(self, sql: str, *parameters: object) -> list[tuple[object, ...] | tuple[str, int, int]]:
+    def _rows(self, sql: str, *parameters: object) -> list[tuple[Any, ...]]:
         return self._db.execute(sql, list(parameters)).fetchall()
 
 
-def _name(source: object) -> str:
+def _name(source: int) -> str:
     names = {Source.CLICKED: "clicked", Source.REFORMULATION: "P1", Source.FEED: "P2", Source.KNOWLEDGE: "P3"}
-    return names[Source(int(str(source)))]
+    return names[Source(source)]
 
 
 def _sentence(source: Source, events: int, searches: int, via: str | None, theta: float | None) -> str:
@@ -151,7 +162,6 @@ def side_by_side(
     case: CaseQuery,
     before: tuple[str, Retriever],
     after: tuple[str, Retriever],
-    texts: Mapping[int, str],
     evidence: Evidence,
 ) -> QueryCase:
     """Return the best results of two models for one query.
@@ -160,7 +170,6 @@ def side_by_side(
         case: the query.
         before: name and retriever of the reference.
         after: name and retriever of the model to look at.
-        texts: document text by item id.
         evidence: where reasons are looked up.
     """
     lists = [retriever.search([case.text], SHOWN) for _, retriever in (before, after)]
@@ -168,7 +177,13 @@ def side_by_side(
     columns = []
     for ids, scores in lists:
         hits = zip(ids[0].tolist(), scores[0].tolist(), strict=True)
-        columns.append([_hit(case, rank, item, score, old, texts, evidence) for rank, (item, score) in enumerate(hits, 1) if item >= 0])
+        columns.append(
+            [
+                _hit(case, rank, item, score, old, evidence)
+                for rank, (item, score) in enumerate(hits, 1)
+                if item >= 0
+            ]
+        )
     return QueryCase(
         query=case.text,
         note=case.note,
@@ -179,14 +194,12 @@ def side_by_side(
     )
 
 
-def _hit(
-    case: CaseQuery, rank: int, item: int, score: float, old: set[int], texts: Mapping[int, str], evidence: Evidence
-) -> Hit:
-    title, _, rest = texts[item].partition(". ")
+def _hit(case: CaseQuery, rank: int, item: int, score: float, old: set[int], evidence: Evidence) -> Hit:
+    title, text = evidence.text(item)
     return Hit(
         rank=rank,
         title=title,
-        text=rest,
+        text=text,
         score=score,
         grade=evidence.grade(case.need_id, item),
         topic=evidence.topic(item),

@@ -22,5 +22,7 @@ def check(
     report = logs_room.check(logs, out, memory)
     console.print(logs_room.render(report))
     if out is not None:
-        console.print(f"accepted rows in [bold]{out / 'accepted'}[/bold]; next: crops mine {out / 'accepted'} MINED")
+        console.print(
+            f"accepted rows in [bold]{out / 'accepted'}[/bold]; next: crops mine {out / 'accepted'} MINED"
+        )
     return report

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.resources
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -22,7 +22,6 @@ from crops.cli.simulate import simulate
 from crops.config import RunConfig, load_config
 from crops.evaluation import Evaluation, ScoringRetriever
 from crops.labels import SEARCH_SOURCES, Source
-from crops.llm import packaged_documents
 from crops.logs import check
 from crops.outputs import cache_folder, console, publish, read_manifest, timed, write_manifest
 from crops.report import write_report
@@ -33,21 +32,19 @@ MIN_P3_COVERAGE = 0.05
 """Below this share of training queries with a generated document, +P3 is not tested."""
 
 
-@dataclass(frozen=True)
-class Plan:
-    """The arms of the ablation, cumulative as in Table 3 of the paper."""
+def plan_arms(p3_share: float) -> tuple[dict[str, Source], dict[str, str]]:
+    """Return the arms of the ablation, cumulative as in Table 3, and those left out with the reason.
 
-    arms: dict[str, Source]
-    p3_tested: bool
-
-
-def plan_arms(p3_share: float) -> Plan:
-    """Return the arms; with too few generated documents the last one is P1+P2."""
-    p1, p2 = SEARCH_SOURCES | Source.REFORMULATION, SEARCH_SOURCES | Source.REFORMULATION | Source.FEED
+    Args:
+        p3_share: share of the training queries with a generated document.
+    """
+    p1 = SEARCH_SOURCES | Source.REFORMULATION
+    p2 = p1 | Source.FEED
     arms = {BASELINE: SEARCH_SOURCES, "+ P1": p1}
     if p3_share < MIN_P3_COVERAGE:
-        return Plan({**arms, "P1 + P2": p2}, p3_tested=False)
-    return Plan({**arms, "+ P2": p2, "+ P3 = CroPS": p2 | Source.KNOWLEDGE}, p3_tested=True)
+        reason = f"{100 * p3_share:.1f} % of the training queries have a generated document; it takes 5 %"
+        return {**arms, "P1 + P2": p2}, {"+ P3": reason}
+    return {**arms, "+ P2": p2, "+ P3 = CroPS": p2 | Source.KNOWLEDGE}, {}
 
 
 def demo(
@@ -57,7 +54,8 @@ def demo(
         typer.Option(help="Instead of the simulation: a folder with docs, queries and qrels Parquet files."),
     ] = None,
     positive_label: Annotated[
-        int | None, typer.Option(help="With --judged: lowest grade that counts as relevant [default: the top].")
+        int | None,
+        typer.Option(help="With --judged: lowest grade that counts as relevant [default: the top]."),
     ] = None,
     size: Annotated[str | None, typer.Option(help="Size of the platform [default: demo].")] = None,
     encoder: Annotated[str | None, typer.Option(help="static, minilm, or a model [default: static].")] = None,
@@ -78,35 +76,46 @@ def demo(
     days = read_manifest(world, "simulate")["days"]
     with timed(seconds, "mine"):
         engine = run.engine.model_copy(update={"days": (days["train"],)})
-        mined = mine_logs(checked / "accepted", samples, run.model_copy(update={"engine": engine}), packaged_documents())
-    plan = plan_arms(mined["p3_coverage"]["share_of_queries"] or 0.0)
+        mined = mine_logs(
+            checked / "accepted", samples, run.model_copy(update={"engine": engine}), _packaged_documents()
+        )
+    planned, not_tested = plan_arms(mined["p3_coverage"]["share_of_queries"] or 0.0)
     with timed(seconds, "train"):
-        arms = [_train_arm(name, sources, samples, out, run) for name, sources in plan.arms.items()]
+        arms = [_train_arm(name, sources, samples, out, run) for name, sources in planned.items()]
     with timed(seconds, "evaluate"):
-        results, retrievers, texts = _evaluate(arms, world, checked / "accepted", samples, out, run, days["test"])
+        results, retrievers = _evaluate(arms, world, checked / "accepted", samples, out, run, days["test"])
     with timed(seconds, "report"):
         cases = choose_cases(checked / "accepted", world / "truth", days["train"], days["test"])
         with Evidence(samples, checked / "accepted", world / "truth", days["train"]) as evidence:
             pair = [(name, retrievers[name]) for name in (BASELINE, arms[-1].name)]
-            shown = [side_by_side(case, pair[0], pair[1], texts, evidence) for case in cases]
+            shown = [side_by_side(case, pair[0], pair[1], evidence) for case in cases]
         seconds["total"] = time.perf_counter() - start
-        write_report(demo_report(run, plan.p3_tested, mined, arms, results, shown, seconds), out / "report.html")
+        write_report(demo_report(run, mined, arms, results, not_tested, shown, seconds), out / "report.html")
     console.print(results_table(results, f"test day {days['test']}"))
-    console.print(f"open [bold]{out / 'report.html'}[/bold]; next: crops search {arms[-1].folder} 'mercury' --items {samples}")
+    console.print(
+        f"open [bold]{out / 'report.html'}[/bold]; next: "
+        f"crops search {arms[-1].folder} mercury --items {samples}"
+    )
     return out / "report.html"
+
+
+def _packaged_documents() -> Path | None:
+    """Return the documents that an LLM wrote for the demo's queries, generated once and shipped."""
+    path = Path(str(importlib.resources.files("crops.llm") / "data" / "documents.jsonl"))
+    return path if path.exists() else None
 
 
 def _train_arm(name: str, sources: Source, samples: Path, out: Path, run: RunConfig) -> Arm:
     console.print(f"[bold]{name}[/bold]")
     folder = out / "models" / f"{int(sources):03d}"
     data = training.load_samples(samples, keep=sources)
-    facts = training.train(data, folder, run.training, seed=run.seed, cache=cache_folder())
-    return Arm(name, folder, sources, facts)
+    training.train(data, folder, run.training, seed=run.seed, cache=cache_folder())
+    return Arm(name, folder, sources)
 
 
 def _evaluate(
     arms: Sequence[Arm], world: Path, logs: Path, samples: Path, out: Path, run: RunConfig, test_day: str
-) -> tuple[dict[str, Evaluation], dict[str, ScoringRetriever], dict[int, str]]:
+) -> tuple[dict[str, Evaluation], dict[str, ScoringRetriever]]:
     testsets = day_testsets(logs, test_day, world / "truth", samples, run)
     ids, texts = load_items(logs, testsets.candidate_ids())
     models: dict[str, str | Path] = {
@@ -116,8 +125,12 @@ def _evaluate(
         **{arm.name: arm.folder for arm in arms},
     }
     retrievers = {name: load_retriever(model, ids, texts) for name, model in models.items()}
-    results = {name: evaluation.evaluate(one, testsets, run.evaluation, run.seed) for name, one in retrievers.items()}
+    results = {
+        name: evaluation.evaluate(one, testsets, run.evaluation, run.seed) for name, one in retrievers.items()
+    }
     with publish(out / "evaluation") as folder:
         write_results(folder, results)
-        write_manifest(folder, "evaluate", config=run.dump(), seconds={}, day=test_day, counts=testsets.counts)
-    return results, retrievers, dict(zip(ids.tolist(), texts, strict=True))
+        write_manifest(
+            folder, "evaluate", config=run.dump(), seconds={}, day=test_day, counts=testsets.counts
+        )
+    return results, retrievers

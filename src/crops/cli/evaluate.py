@@ -27,13 +27,17 @@ def evaluate(
     model: Annotated[list[str], typer.Argument(help="Model folders to compare, or bm25.")],
     logs: Annotated[Path, typer.Option(help="Accepted logs that hold the test day.")],
     day: Annotated[str | None, typer.Option(help="Test day, YYYY-MM-DD [default: the last].")] = None,
-    truth: Annotated[Path | None, typer.Option(help="truth/ of a simulation, for the metrics that need it.")] = None,
-    samples: Annotated[Path | None, typer.Option(help="Mined samples, to tell seen queries from unseen.")] = None,
+    truth: Annotated[
+        Path | None, typer.Option(help="truth/ of a simulation, for the metrics that need it.")
+    ] = None,
+    samples: Annotated[
+        Path | None, typer.Option(help="Mined samples, to tell seen queries from unseen.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for per-query values and summary.json.")] = None,
     seed: SeedOption = None,
     config: ConfigOption = None,
 ) -> dict[str, Evaluation]:
-    """Evaluate models on a later day: clicks (CT), reformulations (QR) and, with truth, true recall and NDCG."""
+    """Evaluate models on a later day: clicks (CT), reformulations (QR) and, with truth, what is relevant."""
     run = load_config(config, seed=seed)
     testsets = day_testsets(logs, day, truth, samples, run)
     results: dict[str, Evaluation] = {}
@@ -48,11 +52,15 @@ def evaluate(
         with publish(out) as folder:
             write_results(folder, results)
             write_manifest(folder, "evaluate", config=run.dump(), seconds=seconds, day=testsets.day)
-        console.print(f"per-query values in [bold]{out}[/bold]; next: crops search MODEL QUERY --items {logs}")
+        console.print(
+            f"per-query values in [bold]{out}[/bold]; next: crops search MODEL QUERY --items {logs}"
+        )
     return results
 
 
-def day_testsets(logs: Path, day: str | None, truth: Path | None, samples: Path | None, run: RunConfig) -> TestSets:
+def day_testsets(
+    logs: Path, day: str | None, truth: Path | None, samples: Path | None, run: RunConfig
+) -> TestSets:
     """Build the test sets of a day of accepted logs.
 
     Raises:
@@ -78,14 +86,20 @@ def day_testsets(logs: Path, day: str | None, truth: Path | None, samples: Path 
 def _mined_queries(samples: Path, test_day: str) -> list[int]:
     report = json.loads((samples / "report.json").read_text())
     if test_day in report["days"]:
-        raise CropsError(f"{samples} was mined from {test_day} too; evaluate on a day that training has not seen")
-    queries: list[int] = pq.read_table(samples / "queries.parquet", columns=["query_id"])["query_id"].to_pylist()
+        raise CropsError(
+            f"{samples} was mined from {test_day} too; evaluate on a day that training has not seen"
+        )
+    queries: list[int] = pq.read_table(samples / "queries.parquet", columns=["query_id"])[
+        "query_id"
+    ].to_pylist()
     return queries
 
 
 def write_results(folder: Path, results: dict[str, Evaluation]) -> None:
     """Write `summary.json` and one Parquet file of per-query values per model."""
-    summary = {name: {key: asdict(value) for key, value in one.summary.items()} for name, one in results.items()}
+    summary = {
+        name: {key: asdict(value) for key, value in one.summary.items()} for name, one in results.items()
+    }
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     for name, one in results.items():
         pq.write_table(one.values, folder / f"{Path(name).name}.parquet")

@@ -19,7 +19,8 @@ def mine(
     logs: Annotated[Path, typer.Argument(help="Logs folder, raw or accepted by `crops check`.")],
     out: Annotated[Path, typer.Argument(help="Folder for samples, queries, evidence and items.")],
     day: Annotated[
-        list[str] | None, typer.Option("--day", help="Day to mine, YYYY-MM-DD; repeat for more [default: all].")
+        list[str] | None,
+        typer.Option("--day", help="Day to mine, YYYY-MM-DD; repeat for more [default: all]."),
     ] = None,
     sources: Annotated[
         str | None, typer.Option(help="Comma-separated sources of search,p1,p2,p3 [default: all].")
@@ -43,7 +44,7 @@ def mine(
 
 
 def accepted_logs(logs: Path, checked: Path, run: RunConfig) -> Path:
-    """Return a folder of accepted rows: `logs` itself if a check wrote it, else the result of checking it now."""
+    """Return a folder of accepted rows: `logs` if a check wrote it, else the result of checking it now."""
     if logs.name == "accepted" and (logs.parent / MANIFEST).exists():
         return logs
     console.print(render(check(logs, checked, run.engine.memory)))

@@ -18,7 +18,9 @@ from crops.text import normalise_query
 def search(
     model: Annotated[str, typer.Argument(help="Model folder, or bm25.")],
     query: Annotated[str, typer.Argument(help="What to search for.")],
-    items: Annotated[Path, typer.Option(help="Items to search: a logs folder, mined samples or items.parquet.")],
+    items: Annotated[
+        Path, typer.Option(help="Items to search: a logs folder, mined samples or items.parquet.")
+    ],
     k: Annotated[int, typer.Option(help="Results.")] = 10,
 ) -> list[tuple[int, float, str]]:
     """Search items with a model; prints and returns (item_id, score, text), best first."""

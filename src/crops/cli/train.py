@@ -18,9 +18,12 @@ def train(
     samples: Annotated[Path, typer.Argument(help="Output of `crops mine`.")],
     out: Annotated[Path, typer.Argument(help="Folder for the model (a plain SentenceTransformer).")],
     encoder: Annotated[
-        str | None, typer.Option(help="static, minilm, or a SentenceTransformer path or name [default: static].")
+        str | None,
+        typer.Option(help="static, minilm, or a SentenceTransformer path or name [default: static]."),
     ] = None,
-    loss: Annotated[str | None, typer.Option(help="h_infonce or infonce_binary [default: h_infonce].")] = None,
+    loss: Annotated[
+        str | None, typer.Option(help="h_infonce or infonce_binary [default: h_infonce].")
+    ] = None,
     sources: Annotated[
         str | None, typer.Option(help="Learn only from these sources of search,p1,p2,p3 [default: all].")
     ] = None,

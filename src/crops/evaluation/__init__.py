@@ -1,1 +1,37 @@
-"""TODO."""
+"""Evaluation: metrics, test sets of a day of logs, judged collections, significance."""
+
+from crops.evaluation.evaluate import evaluate
+from crops.evaluation.judged import Fold, Judged, evaluate_judged, folds, load_judged
+from crops.evaluation.metrics import grades_of, ndcg_at_k, recall_at_k, reciprocal_rank
+from crops.evaluation.ranking import ScoringRetriever
+from crops.evaluation.results import Evaluation, Summary, compare, pool_evaluations
+from crops.evaluation.significance import Difference, Interval, bootstrap_interval, paired_bootstrap
+from crops.evaluation.testsets import TestSets, build_testsets, load_testsets, save_testsets
+from crops.evaluation.truth import TruthSets
+
+__all__ = [
+    "Difference",
+    "Evaluation",
+    "Fold",
+    "Interval",
+    "Judged",
+    "ScoringRetriever",
+    "Summary",
+    "TestSets",
+    "TruthSets",
+    "bootstrap_interval",
+    "build_testsets",
+    "compare",
+    "evaluate",
+    "evaluate_judged",
+    "folds",
+    "grades_of",
+    "load_judged",
+    "load_testsets",
+    "ndcg_at_k",
+    "paired_bootstrap",
+    "pool_evaluations",
+    "recall_at_k",
+    "reciprocal_rank",
+    "save_testsets",
+]

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from crops.platform.behaviour import Behaviour, Clicks, click, start_times
-from crops.platform.cascade import PAGE, RANKED, Candidates, Memory, ProductionRanker, Recall
+from crops.platform.cascade import PAGE, RANKED, Candidates, Memory, ProductionRanker, Recall, RelevanceModel
 from crops.platform.corpus import Corpus
 from crops.platform.feed import draw_visits, watch_feed
 from crops.platform.users import Sessions, Speech, Users, draw_sessions, meanings
@@ -75,8 +76,9 @@ def simulate_day(platform: Platform, day: int, sessions: int, retrievers: Mappin
     category = np.unique(
         [sense.category for head in world.heads for sense in head.senses], return_inverse=True
     )[1]
-    recall = Recall(platform.corpus, platform.memory, retrievers, category[platform.corpus.sense], day)
-    impressions, ids, needs = _search(platform, day, who, recall, rng)
+    judge = _relevance_model(platform)
+    recall = Recall(platform.corpus, platform.memory, retrievers, judge, category[platform.corpus.sense], day)
+    impressions, ids, needs = _search(platform, day, who, recall, judge, rng)
     visits = draw_visits(world, users, who, rng)
     live = np.flatnonzero(platform.corpus.uploaded_day <= day)
     feed = watch_feed(
@@ -87,14 +89,14 @@ def simulate_day(platform: Platform, day: int, sessions: int, retrievers: Mappin
 
 
 def _search(
-    platform: Platform, day: int, who: Sessions, recall: Recall, rng: Rng
+    platform: Platform, day: int, who: Sessions, recall: Recall, judge: RelevanceModel, rng: Rng
 ) -> tuple[pa.Table, Ints, Ints]:
     """Run all sessions of the day, one search per session and round, until everybody has stopped."""
     speech, model = Speech(platform.world), platform.behaviour
     phrase = speech.first(who.need, rng)
     everybody = np.arange(len(who.user))
     now = _Searches(everybody, phrase, speech.type(phrase, rng), np.zeros_like(everybody), who.start_us)
-    board = _Board(recall, platform.world)
+    board, popularity = _Board(recall, platform.world), platform.memory.popularity()
     parts: list[pa.Table] = []
     ids: list[Ints] = []
     needs: list[Ints] = []
@@ -102,7 +104,8 @@ def _search(
         if not len(now.session):
             break
         query, found = board.look_up(now)
-        listed, clicks = _serve(platform, who, now, query, found, _ranker(platform, board.meaning), rng)
+        ranker = ProductionRanker(judge, platform.users, popularity, board.meaning)
+        listed, clicks = _serve(platform, who, now, query, found, ranker, rng)
         search_id = day * 100_000_000 + sum(map(len, ids)) + np.arange(len(query)) + 1
         parts.append(_log(platform, day, who.user[now.session], now, listed, clicks, search_id))
         ids.append(search_id)
@@ -130,8 +133,8 @@ class _Board:
         fresh = {text: row for row, text in enumerate(now.text) if text not in self._row}
         if fresh:
             self._row.update({text: len(self._row) + i for i, text in enumerate(fresh)})
-            self._blocks = [_stack([*self._blocks, self._recall(list(fresh))])]
             added = meanings(self._world, now.phrase[list(fresh.values())])
+            self._blocks = [_stack([*self._blocks, self._recall(list(fresh), added)])]
             self.meaning = np.concatenate([self.meaning, added])
         query = np.array([self._row[text] for text in now.text])
         all_ = self._blocks[0]
@@ -144,17 +147,9 @@ def _stack(blocks: list[Candidates]) -> Candidates:
     )
 
 
-def _ranker(platform: Platform, meaning: Ints) -> ProductionRanker:
+def _relevance_model(platform: Platform) -> RelevanceModel:
     clicks = platform.memory.sense_clicks + 20 * platform.world.sense_demand
-    return ProductionRanker(
-        corpus=platform.corpus,
-        users=platform.users,
-        sense_head=platform.world.sense_head,
-        popularity=platform.memory.popularity(),
-        belief=clicks / clicks.sum(),
-        meaning=meaning,
-        noise_seed=platform.seed,
-    )
+    return RelevanceModel(platform.corpus, platform.world.sense_head, clicks / clicks.sum(), platform.seed)
 
 
 def _serve(
@@ -258,7 +253,9 @@ def _remember(platform: Platform, impressions: pa.Table, feed: pa.Table) -> None
     memory, items = platform.memory, len(platform.corpus)
     clicked = impressions.filter(impressions["clicked"])
     rows = clicked["item_id"].to_numpy() - 1
-    watched = feed.filter(pa.compute.greater(feed["play_ms"], 3_000))["item_id"].to_numpy() - 1
+    watched = feed.filter(pc.greater(feed["play_ms"], 3_000))["item_id"].to_numpy() - 1
+    half = feed.filter(pc.greater(pc.multiply(feed["play_ms"], 2), feed["duration_ms"]))
+    memory.watched.append((half["user_id"].to_numpy() - 1, half["item_id"].to_numpy() - 1))
     memory.plays += np.bincount(rows, minlength=items) + np.bincount(watched, minlength=items)
     memory.sense_clicks += np.bincount(platform.corpus.sense[rows], minlength=len(memory.sense_clicks))
     for text, row in zip(clicked["query"].to_pylist(), rows.tolist(), strict=True):

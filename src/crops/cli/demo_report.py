@@ -1,0 +1,261 @@
+"""What the demo measured, in the form that the report shows."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from crops.config import EvaluationConfig, RunConfig
+from crops.evaluation import Evaluation, Judged, compare
+from crops.labels import Source
+from crops.report import (
+    Coverage,
+    DemoReport,
+    Difference,
+    Estimate,
+    MetricColumn,
+    QueryCase,
+    ResultRow,
+    ResultTable,
+    SourceCounts,
+    SourceRow,
+    TrainingCurve,
+)
+from crops.training import LOG
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A trained arm of the ablation."""
+
+    name: str
+    folder: Path
+    sources: Source
+
+
+def demo_report(
+    run: RunConfig,
+    mined: dict[str, Any],
+    arms: Sequence[Arm],
+    results: dict[str, Evaluation],
+    not_tested: dict[str, str],
+    cases: Sequence[QueryCase],
+    seconds: dict[str, float],
+) -> DemoReport:
+    """Return the report of a simulated run.
+
+    Args:
+        run: its settings.
+        mined: report of the mining.
+        arms: the arms, the baseline first and the fullest last.
+        results: evaluation by model name; holds the arms' names.
+        not_tested: arms that were left out, with the reason.
+        cases: queries side by side.
+        seconds: wall time by part, with `total`.
+    """
+    columns = _simulated_columns(run.evaluation)
+    table = result_table("What each source adds", columns, results, arms[0].name, run, not_tested)
+    return DemoReport(
+        title="Does the filter bubble break?",
+        headline=_headline(table, arms, mined),
+        facts=[
+            *_facts(run, seconds),
+            ("platform", f"{run.platform.size}, {run.platform.days} days"),
+            (
+                "training day",
+                f"{mined['input']['searches']:,} searches, {mined['input']['queries']:,} queries",
+            ),
+            ("relevance (θ)", f"{run.relevance.model}, calibrated on public judgements"),
+            ("P3 coverage", _coverage_text(mined)),
+        ],
+        tables=[table],
+        sources=_source_counts(mined),
+        curves=[_curve(arm) for arm in arms],
+        cases=cases,
+        notes=[
+            *mined["notes"],
+            "One world and one seed: intervals cover the choice of queries, not of worlds or seeds.",
+            "Grades, topics and true recall come from the simulator's truth, which training never read.",
+        ],
+    )
+
+
+def judged_report(
+    run: RunConfig, judged: Judged, results: dict[str, Evaluation], seconds: dict[str, float]
+) -> DemoReport:
+    """Return the report of a judged collection; the binary loss is the reference row."""
+    k, m = run.evaluation.recall_k, run.evaluation.ndcg_k
+    columns = [
+        MetricColumn(
+            f"recall@{k}", f"Recall@{k}", f"share of the documents of grade {judged.positive_label}+ found"
+        ),
+        MetricColumn(
+            f"ndcg_exp2@{m}/catalogue", f"NDCG@{m}", "order of the top results against human grades"
+        ),
+        MetricColumn("ndcg_exp2@10/catalogue", "NDCG@10", "the same, ten results deep"),
+        MetricColumn(
+            "ndcg_exp2@10/judged", "NDCG@10, judged", "only the query's judged documents are ranked"
+        ),
+    ]
+    table = result_table("Real queries, human grades", columns, results, "infonce_binary", run, {})
+    differences = table.rows[-1].differences
+    gains = [f"{c.label} {_points(differences[c.key])}" for c in columns if c.key in differences]
+    headline = [
+        f"{len(judged.queries)} queries, {len(judged.texts):,} documents, {len(judged.judgements):,} human "
+        "grades; each query is tested by a model that did not train on it.",
+        f"H-InfoNCE against binary InfoNCE: {'; '.join(gains)}.",
+    ]
+    facts = [*_facts(run, seconds), ("document text", " + ".join(judged.text_columns))]
+    notes = [f"rows left out: {judged.rejects}"] if judged.rejects else []
+    return DemoReport("Graded labels on a judged collection", headline, facts, [table], notes=notes)
+
+
+def result_table(
+    title: str,
+    columns: Sequence[MetricColumn],
+    results: Mapping[str, Evaluation],
+    reference: str,
+    run: RunConfig,
+    not_tested: dict[str, str],
+) -> ResultTable:
+    """Return models against metrics, with paired differences to the reference model."""
+    rows = []
+    for name, one in results.items():
+        against = (
+            {} if name == reference else compare(one, results[reference], run.evaluation.resamples, run.seed)
+        )
+        cells = {c.key: e for c in columns if c.key in one.summary and (e := Estimate.of(one.summary[c.key]))}
+        differences = {c.key: d for c in columns if c.key in against and (d := Difference.of(against[c.key]))}
+        rows.append(ResultRow(name, cells, differences, is_reference=name == reference))
+    rows += [ResultRow(name, not_tested=reason) for name, reason in not_tested.items()]
+    note = "Means over queries in %, with 95 % bootstrap intervals."
+    return ResultTable(title, note, columns, rows)
+
+
+def _simulated_columns(config: EvaluationConfig) -> list[MetricColumn]:
+    k, m = config.recall_k, config.ndcg_k
+    return [
+        MetricColumn(
+            f"recall@{k}/ct", f"CT recall@{k}", "share of the items clicked on the test day that are found"
+        ),
+        MetricColumn(
+            f"recall@{k}/qr",
+            f"QR recall@{k}",
+            "share of the items consumed after rewording, kept by θ, that the first wording finds",
+        ),
+        MetricColumn(
+            f"recall@{k}/qr_truth", f"QR recall@{k}, truth", "the same, kept by truth in place of θ"
+        ),
+        MetricColumn(
+            f"ndcg_exp2@{m}/pool", f"NDCG@{m}", "order of the old system's 50 results against true grades"
+        ),
+        MetricColumn(
+            f"true_recall@{k}", f"true recall@{k}", "share of all that answers the searcher's need, found"
+        ),
+    ]
+
+
+def _headline(table: ResultTable, arms: Sequence[Arm], mined: dict[str, Any]) -> list[str]:
+    rows = {row.name: row for row in table.rows}
+    first, last = rows[arms[0].name], rows[arms[-1].name]
+    sentences = []
+    for column in (table.columns[-1], table.columns[1], table.columns[0]):
+        if column.key in last.differences:
+            sentences.append(
+                f"{column.label}: {100 * first.cells[column.key].mean:.1f} % with search labels only, "
+                f"{100 * last.cells[column.key].mean:.1f} % with {arms[-1].name} "
+                f"({_points(last.differences[column.key])})."
+            )
+    added = {name: mined["novelty"][name] for name in ("p1", "p2") if mined["novelty"][name]["positives"]}
+    if added:
+        shares = " and ".join(f"{100 * row['share']:.0f} % of {name.upper()}" for name, row in added.items())
+        sentences.append(f"{shares} positives had never been shown for their query.")
+    return sentences
+
+
+def _points(difference: Difference) -> str:
+    interval = "" if difference.low is None or difference.high is None else (
+        f", 95 % interval {100 * difference.low:+.1f} to {100 * difference.high:+.1f}"
+    )  # fmt: skip
+    return f"{100 * difference.mean:+.1f} points{interval}"
+
+
+def _facts(run: RunConfig, seconds: dict[str, float]) -> list[tuple[str, str]]:
+    versions = ", ".join(
+        f"{name} {importlib.metadata.version(name)}" for name in ("crops", "torch", "duckdb")
+    )
+    return [
+        ("seed", str(run.seed)),
+        ("encoder", run.training.encoder),
+        ("training", f"{run.training.steps} steps of {run.training.batch_queries} queries"),
+        ("minutes", f"{seconds['total'] / 60:.1f}"),
+        ("versions", versions),
+    ]
+
+
+def _coverage_text(mined: dict[str, Any]) -> str:
+    coverage = mined["p3_coverage"]
+    return (
+        f"{coverage['with_generation']:,} of {coverage['queries']:,} training queries "
+        f"({100 * (coverage['share_of_queries'] or 0):.1f} %), "
+        f"{100 * (coverage['share_of_samples'] or 0):.1f} % of the samples"
+    )
+
+
+def _source_counts(mined: dict[str, Any]) -> SourceCounts:
+    sources, novelty, coverage = mined["sources"], mined["novelty"], mined["p3_coverage"]
+    p1, p2, p3 = sources["p1"], sources["p2"], sources["p3"]
+    clicked = sources["search"]["clicked"]
+    shown = {name: row["never_shown"] for name, row in novelty.items()}
+    p1_filters = (p1["after_similarity"], p1["after_relevance"])
+    return SourceCounts(
+        rows=[
+            SourceRow(
+                "clicks",
+                "clicked or liked in the search",
+                clicked["candidates"],
+                clicked["kept"],
+                never_shown=shown["p0"],
+            ),
+            SourceRow(
+                "P1",
+                "consumed after the query was reworded",
+                p1["candidates"],
+                p1["kept"],
+                *p1_filters,
+                shown["p1"],
+            ),
+            SourceRow(
+                "P2",
+                "consumed in the feed by its searchers",
+                p2["candidates"],
+                p2["kept"],
+                None,
+                p2["after_relevance"],
+                shown["p2"],
+            ),
+            SourceRow("P3", "written by an LLM", p3["candidates"], p3["kept"]),
+        ],
+        labels={int(label): count for label, count in mined["labels"].items()},
+        p3=Coverage(
+            queries=coverage["queries"],
+            with_generation=coverage["with_generation"],
+            samples=sum(mined["labels"].values()),
+            generated=coverage["samples"],
+        ),
+        rescued={int(label): count for label, count in mined["rescued"].items() if label != "pairs"},
+    )
+
+
+def _curve(arm: Arm) -> TrainingCurve:
+    lines = [json.loads(line) for line in (arm.folder / LOG).read_text().splitlines()]
+    return TrainingCurve(
+        arm.name,
+        [line["step"] for line in lines],
+        [line["loss"] for line in lines],
+        [line["temperature"] for line in lines],
+    )

@@ -1,0 +1,133 @@
+"""`crops check`: splits logs into the rows that keep the contract and the rows that do not, with reasons."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import duckdb
+
+from crops.errors import CropsError
+from crops.labels import DEFAULT_LABELS, Source
+from crops.logs.database import database, interruptible
+from crops.logs.files import TableFiles
+from crops.logs.report import CheckReport, Facts, RowFault, TableCounts, explain
+from crops.logs.rules import KNOWN_ITEMS
+from crops.logs.split import count_accepted, count_rejected, keep_accepted, row_faults, split, write_rejects
+from crops.logs.tables import Logs, open_logs
+from crops.outputs import publish, timed, write_manifest
+from crops.schema import STAGES
+
+_STAGE_LABELS = {
+    "unexposed": DEFAULT_LABELS[Source.UNEXPOSED],
+    "filtered": DEFAULT_LABELS[Source.FILTERED],
+}
+
+
+def check(logs: Path, out: Path | None = None, memory: str = "2GB") -> CheckReport:
+    """Check every row of a logs folder against the contracts of `crops.schema`.
+
+    Accepted rows become the logs folder `out/accepted`; rejected rows keep all their columns in
+    `out/rejects/<table>/`, with `reasons`, `file` and `row` (from 0). Of rows with the same key the first
+    acceptable one by file and row is kept. A search without any click is valid.
+
+    Args:
+        logs: the logs folder.
+        out: where to write, whole or not at all; None only reports.
+        memory: memory limit of DuckDB, e.g. "2GB"; what does not fit spills to disk.
+
+    Returns:
+        the counts, the faults and the facts of the accepted rows.
+
+    Raises:
+        CropsError: a file or column is missing, unreadable or of a wrong type, no usable items or impressions
+            are left, or `out` cannot be written.
+    """
+    source = open_logs(logs)
+    seconds: dict[str, float] = {}
+    if out is None:
+        with tempfile.TemporaryDirectory() as spill, database(source, memory, spill) as connection:
+            return interruptible(connection, lambda: _check(connection, source, None, seconds))
+    if source.path.resolve().is_relative_to(Path(out).resolve()):
+        raise CropsError(f"{out} holds the logs that are checked; name another folder for the output")
+    with publish(Path(out)) as staging:
+        with (
+            tempfile.TemporaryDirectory(dir=staging) as spill,
+            database(source, memory, spill) as connection,
+        ):
+            report = interruptible(connection, lambda: _check(connection, source, staging, seconds))
+        (staging / "report.json").write_text(report.to_json())
+        rows = {name: vars(counts) for name, counts in report.tables.items()}
+        write_manifest(
+            staging, "check", config={"memory": memory}, seconds=seconds, logs=str(source.path), rows=rows
+        )
+    return report
+
+
+def _check(
+    connection: duckdb.DuckDBPyConnection, source: Logs, staging: Path | None, seconds: dict[str, float]
+) -> CheckReport:
+    tables: dict[str, TableCounts] = {}
+    faults: list[RowFault] = []
+    for name, files in source.tables.items():
+        if not files.files:
+            continue
+        with timed(seconds, f"check {name}"):
+            tables[name], found = _check_table(connection, source, files, staging)
+        faults += found
+        if name != "feed_events" and not tables[name].accepted:
+            raise _nothing_left(source, name, tables[name], found)
+        if name == "items":
+            connection.execute(f"create temp table {KNOWN_ITEMS} as select item_id from accepted_items")
+    with timed(seconds, "count searches"):
+        facts = _facts(connection, source, tables)
+    return CheckReport(str(source.path), tables, tuple(faults), facts, seconds)
+
+
+def _check_table(
+    connection: duckdb.DuckDBPyConnection, source: Logs, files: TableFiles, staging: Path | None
+) -> tuple[TableCounts, list[RowFault]]:
+    rules = split(connection, files)
+    rejected = count_rejected(connection, files)
+    keep_accepted(connection, files, staging and staging / "accepted")
+    counts = TableCounts(files.rows, count_accepted(connection, files), rejected)
+    if counts.rows != counts.accepted + counts.rejected:
+        raise CropsError(
+            f"{source.path}: of {counts.rows} rows of {files.table.name} {counts.accepted} were accepted"
+            f" and {counts.rejected} rejected; did the files change meanwhile? check again"
+        )
+    if not rejected:
+        return counts, []
+    if staging:
+        write_rejects(connection, files, source.path, staging / "rejects" / files.table.name)
+    return counts, row_faults(connection, files, source.path, rules)
+
+
+def _nothing_left(source: Logs, name: str, counts: TableCounts, faults: list[RowFault]) -> CropsError:
+    lines = [
+        f"{source.path}: nothing usable is left: {counts.rejected} of {counts.rows} rows of {name} rejected"
+    ]
+    return CropsError("\n  ".join(lines + [explain(fault) for fault in faults]))
+
+
+def _facts(connection: duckdb.DuckDBPyConnection, source: Logs, tables: dict[str, TableCounts]) -> Facts:
+    row = connection.execute("""
+        select count(*), count(*) filter (where not clicked), count(distinct user_id)
+        from (select search_id, min(user_id) as user_id, bool_or(clicked) as clicked
+              from accepted_search_impressions group by search_id)""").fetchone()
+    assert row is not None
+    seen = connection.execute("select distinct stage, day from accepted_search_impressions").fetchall()
+    stages = {stage for stage, _ in seen}
+    feed = "feed_events" in tables and tables["feed_events"].accepted > 0
+    feed_days = connection.execute("select distinct day from accepted_feed_events").fetchall() if feed else []
+    return Facts(
+        searches=row[0],
+        searches_without_click=row[1],
+        users=row[2],
+        stages=tuple(stage for stage in STAGES if stage in stages),
+        absent_labels=tuple(label for stage, label in _STAGE_LABELS.items() if stage not in stages),
+        p2=feed,
+        search_days=tuple(sorted({day for _, day in seen})),
+        feed_days=tuple(sorted(day for (day,) in feed_days)),
+        absent_columns=source.absent(),
+    )

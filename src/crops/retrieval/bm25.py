@@ -1,0 +1,101 @@
+"""BM25, the lexical reference (Robertson & Zaragoza 2009; the Lucene variant of bm25s)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import bm25s
+import numpy as np
+import Stemmer
+from numpy.typing import NDArray
+
+from crops.errors import CropsError
+from crops.retrieval.catalogue import (
+    NO_ITEM,
+    SCORE_DECIMALS,
+    best_positions,
+    check_k,
+    positions_of,
+    sorted_catalogue,
+)
+
+
+class BM25Retriever:
+    """Lexical retrieval: implements `crops.protocols.Retriever`.
+
+    Words are runs of at least two letters or digits, in lower case, without English stop words, cut by the
+    English Snowball stemmer. Languages written without spaces would need another splitter.
+    """
+
+    def __init__(
+        self,
+        item_ids: NDArray[np.int64] | Sequence[int],
+        texts: Sequence[str],
+        *,
+        k1: float = 1.5,
+        b: float = 0.75,
+    ) -> None:
+        """Index a catalogue.
+
+        Args:
+            item_ids: n distinct ids of real items.
+            texts: their document texts (`crops.text.document_text`).
+            k1: saturation of the term frequency, at least 0.
+            b: strength of the length normalisation, in [0, 1].
+
+        Raises:
+            CropsError: the catalogue is empty, holds repeated or negative ids, or has no word at all;
+                k1 or b is out of range.
+        """
+        if k1 < 0 or not 0 <= b <= 1:
+            raise CropsError(f"BM25 needs k1 >= 0 and 0 <= b <= 1, not k1 = {k1}, b = {b}")
+        self.item_ids, ordered = sorted_catalogue(item_ids, texts)
+        self._stemmer = Stemmer.Stemmer("english")
+        words = self._words(ordered)
+        if not any(words):
+            raise CropsError("no document of the catalogue holds a word that BM25 can index")
+        self._index = bm25s.BM25(k1=k1, b=b, method="lucene")
+        self._index.index(words, create_empty_token=False, show_progress=False)
+
+    def search(self, queries: Sequence[str], k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Return item ids and scores, each [q, k], best first, ties by id; -1 and -inf pad short lists.
+
+        A document without any word of the query scores 0 and is no result.
+
+        Raises:
+            CropsError: k < 1.
+        """
+        check_k(k)
+        ids = np.full((len(queries), k), NO_ITEM, dtype=np.int64)
+        scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
+        for row, words in enumerate(self._words(queries)):
+            all_scores = self._all_scores(words)
+            best = best_positions(all_scores, k)
+            best = best[all_scores[best] > 0]
+            ids[row, : len(best)] = self.item_ids[best]
+            scores[row, : len(best)] = all_scores[best]
+        return ids, scores
+
+    def scores(self, queries: Sequence[str], candidates: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return the scores [q, c] of the queries with their `candidates` [q, c]; -inf for a candidate -1.
+
+        Raises:
+            CropsError: a candidate is not in the catalogue.
+        """
+        positions = positions_of(self.item_ids, candidates, "the index")
+        scores = np.full(candidates.shape, -np.inf, dtype=np.float32)
+        for row, words in enumerate(self._words(queries)):
+            present = positions[row] != NO_ITEM
+            scores[row, present] = self._all_scores(words)[positions[row, present]]
+        return scores
+
+    def _all_scores(self, words: list[str]) -> NDArray[np.float32]:
+        known = self._index.get_tokens_ids(words)
+        scores: NDArray[np.float32] = self._index.get_scores_from_ids(known)
+        return np.round(scores, SCORE_DECIMALS)
+
+    def _words(self, texts: Sequence[str]) -> list[list[str]]:
+        words: list[list[str]] = bm25s.tokenize(
+            list(texts), stopwords="en", stemmer=self._stemmer, return_ids=False, show_progress=False
+        )
+        return words

@@ -1,0 +1,127 @@
+"""The documents a retriever searches: read, checked and kept in the order of their ids.
+
+Inside the retrievers a document is its position in that order: a tie broken by position is broken by id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from crops.errors import CropsError
+from crops.text import DOCUMENT_FIELDS, document_text
+
+NO_ITEM = -1
+"""Fills the places of a result list that found too little."""
+SCORE_DECIMALS = 6
+"""Scores are rounded, so that the last bits of a sum decide no order."""
+
+
+def load_items(path: Path, keep: NDArray[np.int64] | None = None) -> tuple[NDArray[np.int64], list[str]]:
+    """Read the ids and document texts of `items`.
+
+    Args:
+        path: `items.parquet`, a folder of its parts, or a folder that holds either (logs, mined samples).
+        keep: the ids to load; all when None.
+
+    Returns:
+        The ids [n], ascending, and their n document texts.
+
+    Raises:
+        CropsError: there is no item table, a needed column is missing, an id is null, repeated or negative,
+            or an id of `keep` is not in the table.
+    """
+    ids, texts = sorted_catalogue(*_read_items(path))
+    if keep is None:
+        return ids, texts
+    wanted = np.unique(keep)
+    positions = positions_of(ids, wanted, where=str(path))
+    return wanted, [texts[position] for position in positions]
+
+
+def _read_items(path: Path) -> tuple[NDArray[np.int64], list[str]]:
+    ids: list[NDArray[np.int64]] = []
+    texts: list[str] = []
+    for file in _item_files(path):
+        present = pq.read_schema(file).names
+        fields = [field for field in DOCUMENT_FIELDS if field in present]
+        if "item_id" not in present or not fields:
+            raise CropsError(f"{file}: needs item_id and at least one of {', '.join(DOCUMENT_FIELDS)}")
+        table = pq.read_table(file, columns=["item_id", *fields])
+        if table["item_id"].null_count:
+            count = table["item_id"].null_count
+            raise CropsError(f"{file}: {count} rows have no item_id; run `crops check` first")
+        ids.append(table["item_id"].cast(pa.int64()).to_numpy())
+        texts.extend(document_text(row) for row in table.select(fields).to_pylist())
+    return np.concatenate(ids), texts
+
+
+def _item_files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    if (path / "items.parquet").is_file():
+        return [path / "items.parquet"]
+    parts = path / "items" if (path / "items").is_dir() else path
+    files = sorted(parts.glob("*.parquet"))
+    if not files:
+        raise CropsError(f"{path}: no items.parquet and no folder items/ with Parquet files in it")
+    return files
+
+
+def sorted_catalogue(
+    item_ids: NDArray[np.int64] | Sequence[int], texts: Sequence[str]
+) -> tuple[NDArray[np.int64], list[str]]:
+    """Return a catalogue in the order of its ids.
+
+    Raises:
+        CropsError: it is empty, ids and texts differ in number, or an id is repeated or negative
+            (generated documents are for training only and never indexed).
+    """
+    ids = np.asarray(item_ids, dtype=np.int64)
+    if ids.size == 0:
+        raise CropsError("the catalogue is empty: there is nothing to search")
+    if len(ids) != len(texts):
+        raise CropsError(f"{len(ids)} item ids came with {len(texts)} texts; give one text for each id")
+    if (ids < 0).any():
+        raise CropsError(
+            f"item_id {ids.min()} is negative: generated documents train the model and are never indexed; "
+            "pass only the rows of items, not of synthetic_items"
+        )
+    order = np.argsort(ids, kind="stable")
+    ids = ids[order]
+    if (repeated := ids[1:][ids[1:] == ids[:-1]]).size:
+        raise CropsError(f"item_id {repeated[0]} is in the catalogue more than once; run `crops check` first")
+    return ids, [texts[position] for position in order]
+
+
+def positions_of(ids: NDArray[np.int64], wanted: NDArray[np.int64], where: str) -> NDArray[np.int64]:
+    """Return the positions of `wanted` (any shape) in the ascending `ids`; `NO_ITEM` stays `NO_ITEM`.
+
+    Raises:
+        CropsError: a wanted id is not there; `where` names the collection.
+    """
+    positions = np.minimum(np.searchsorted(ids, wanted), len(ids) - 1)
+    unknown = (ids[positions] != wanted) & (wanted != NO_ITEM)
+    if unknown.any():
+        raise CropsError(f"item_id {wanted[unknown].flat[0]} is not in {where} ({unknown.sum()} unknown ids)")
+    return np.where(wanted == NO_ITEM, NO_ITEM, positions)
+
+
+def best_positions(scores: NDArray[np.float32], k: int) -> NDArray[np.int64]:
+    """Return the positions of the k best of `scores` [n], best first, ties by position."""
+    kept = np.arange(len(scores))
+    if k < len(scores):
+        threshold = np.partition(scores, len(scores) - k)[len(scores) - k]
+        kept = np.flatnonzero(scores >= threshold)
+    return kept[np.argsort(-scores[kept], kind="stable")[:k]]
+
+
+def check_k(k: int) -> None:
+    """Raise `CropsError` unless k is a possible length of a result list."""
+    if k < 1:
+        raise CropsError(f"k = {k}: ask for at least one result")

@@ -1,0 +1,85 @@
+"""Fixtures that every room's tests may use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from crops.schema import ARROW_TYPES, FEED_EVENTS, ITEMS, SEARCH_IMPRESSIONS, Table
+
+Row = Mapping[str, Any]
+NOON_US = 1_767_614_400_000_000
+"""2026-01-05 12:00:00 UTC, the time of a row that names none."""
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "items": {},
+    "search_impressions": {
+        "user_id": 1,
+        "search_id": 1,
+        "query": "query",
+        "searched_at": NOON_US,
+        "item_id": 1,
+        "stage": "exposed",
+        "clicked": False,
+    },
+    "feed_events": {"user_id": 1, "item_id": 1, "watched_at": NOON_US},
+}
+
+
+def _arrow(table: Table, rows: Iterable[Row]) -> pa.Table:
+    """All columns of the contract, nullable; integers given with a float become DOUBLE, as in pandas."""
+    rows = [DEFAULTS[table.name] | dict(row) for row in rows]
+    columns = {}
+    for column in table.columns:
+        values = [row.get(column.name) for row in rows]
+        floats = column.type in ("BIGINT", "INTEGER") and any(isinstance(value, float) for value in values)
+        columns[column.name] = pa.array(values, pa.float64() if floats else ARROW_TYPES[column.type])
+    return pa.table(columns)
+
+
+def _write_days(folder: Path, table: Table, time: str, rows: Iterable[Row]) -> None:
+    days: dict[str, list[Row]] = {}
+    for row in rows:
+        at = row.get(time, NOON_US)
+        days.setdefault(datetime.fromtimestamp((at or 0) // 1_000_000, UTC).date().isoformat(), []).append(
+            row
+        )
+    for day, day_rows in days.items():
+        target = folder / table.name / f"day={day}"
+        target.mkdir(parents=True)
+        pq.write_table(_arrow(table, day_rows), target / "part-0.parquet")
+
+
+def _write_logs(
+    folder: Path,
+    items: Iterable[Row] | None = None,
+    impressions: Iterable[Row] = ({},),
+    feed: Iterable[Row] | None = None,
+) -> Path:
+    impressions, feed = list(impressions), list(feed or ())
+    if items is None:
+        ids = sorted({row.get("item_id", 1) for row in [*impressions, *feed]})
+        items = [{"item_id": item_id} for item_id in ids]
+    folder.mkdir(parents=True, exist_ok=True)
+    titled = [{"ocr_cover": f"item {row.get('item_id')}", **row} for row in items]
+    pq.write_table(_arrow(ITEMS, titled), folder / "items.parquet")
+    _write_days(folder, SEARCH_IMPRESSIONS, "searched_at", impressions)
+    _write_days(folder, FEED_EVENTS, "watched_at", feed)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def write_logs() -> Callable[..., Path]:
+    """A builder of small logs folders: `write_logs(folder, items=None, impressions=[{}], feed=None)`.
+
+    Returns the folder. Rows are dicts. Omitted required columns take the values of `DEFAULTS` (user 1, search
+    1, item 1, "query", 2026-01-05 12:00 UTC, exposed, not clicked), omitted optional ones are null, and an
+    item's title is "item <id>". Without `items` the catalogue is every item id that the other tables name;
+    without `feed` there is no feed table. Impressions and feed events are hive partitions of their UTC day.
+    """
+    return _write_logs

@@ -1,0 +1,278 @@
+"""`crops check`: every bad input by name, each row with all its reasons, and the balance of rows."""
+
+from __future__ import annotations
+
+import math
+import shutil
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from crops.logs import TableCounts, check, open_logs
+
+NOON = 1_767_614_400_000_000
+"""2026-01-05 12:00:00 UTC."""
+NAN, INF = math.nan, math.inf
+GOOD = {"search_id": 99}
+
+
+def reasons(report):
+    return {fault.reason: fault.count for fault in report.faults}
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        ({"searched_at": NOON // 1_000_000}, "time_unit"),
+        ({"searched_at": NOON // 1_000}, "time_unit"),
+        ({"searched_at": 4_102_444_800_000_001}, "time_unit"),
+        ({"query": ""}, "empty_query"),
+        ({"query": "   "}, "empty_query"),
+        ({"query": "x" * 1001}, "query_too_long"),
+        ({"query": None}, "null_query"),
+        ({"user_id": None}, "null_user_id"),
+        ({"clicked": None}, "null_clicked"),
+        ({"stage": "shown"}, "unknown_stage"),
+        ({"rank": 0}, "rank_not_positive"),
+        ({"rank": 3.0e9}, "out_of_range_rank"),
+        ({"rank": 1.5}, "fractional_rank"),
+        ({"rank": 3, "stage": "filtered"}, "rank_of_unshown"),
+        ({"clicked": True, "stage": "unexposed"}, "clicked_unshown"),
+        ({"play_ms": -1}, "negative_play_ms"),
+        ({"play_ms": NAN}, "nan_play_ms"),
+        ({"play_ms": INF}, "nan_play_ms"),
+        ({"play_ms": 1e300}, "out_of_range_play_ms"),
+        ({"play_ms": 2.0**63}, "out_of_range_play_ms"),
+        ({"play_ms": 0.5}, "fractional_play_ms"),
+        ({"duration_ms": -5}, "negative_duration_ms"),
+        ({"pre_score": NAN}, "nan_pre_score"),
+        ({"item_id": 404}, "unknown_item"),
+    ],
+)
+def test_each_bad_impression_is_rejected_by_name(write_logs, tmp_path, bad, reason):
+    logs = write_logs(tmp_path / "logs", items=[{"item_id": 1}], impressions=[GOOD, bad])
+    report = check(logs)
+    assert reasons(report) == {reason: 1}
+    assert report.tables["search_impressions"] == TableCounts(rows=2, accepted=1, rejected=1)
+    (fault,) = report.faults
+    faulty = next(iter(bad)) if reason != "rank_of_unshown" else "rank"
+    assert fault.column == faulty
+    assert fault.example.get(faulty) == pytest.approx(bad[faulty], nan_ok=True)
+    assert fault.remedy
+    source = pq.read_table(logs / fault.file, partitioning=None).to_pylist()[fault.row]
+    assert source["search_id"] == 1
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        ({"item_id": -3}, "item_id_not_positive"),
+        ({"item_id": None}, "null_item_id"),
+        ({"item_id": 2, "ocr_cover": " ", "keyword": ""}, "no_text"),
+        ({"item_id": 2, "uploaded_at": 1_767_614_400}, "time_unit"),
+        ({"item_id": 2, "like_cnt": NAN}, "nan_like_cnt"),
+        ({"item_id": 1, "ocr_cover": "again"}, "duplicate_key"),
+    ],
+)
+def test_each_bad_item_is_rejected_by_name(write_logs, tmp_path, bad, reason):
+    report = check(write_logs(tmp_path / "logs", items=[{"item_id": 1}, bad]))
+    assert reasons(report) == {reason: 1}
+    assert report.tables["items"] == TableCounts(rows=2, accepted=1, rejected=1)
+
+
+def test_feed_events_are_checked_and_may_all_be_rejected(write_logs, tmp_path):
+    feed = [{"watched_at": 5}, {"item_id": 404}, {"play_ms": NAN}]
+    report = check(write_logs(tmp_path / "logs", items=[{"item_id": 1}], feed=feed), tmp_path / "out")
+    assert reasons(report) == {"time_unit": 1, "unknown_item": 1, "nan_play_ms": 1}
+    assert report.tables["feed_events"] == TableCounts(rows=3, accepted=0, rejected=3)
+    assert report.facts.p2 is False
+    assert open_logs(tmp_path / "out/accepted").feed_days == ()
+
+
+def test_a_row_with_several_faults_lists_each_and_counts_once(write_logs, tmp_path):
+    bad = {"query": "", "rank": 0, "stage": "seen", "play_ms": NAN, "item_id": 404}
+    logs = write_logs(tmp_path / "logs", items=[{"item_id": 1}], impressions=[GOOD, bad])
+    report = check(logs, tmp_path / "out")
+    expected = ["empty_query", "nan_play_ms", "rank_not_positive", "rank_of_unshown", "unknown_item"]
+    assert set(reasons(report).values()) == {1}
+    assert sorted(reasons(report)) == sorted([*expected, "unknown_stage"])
+    assert report.tables["search_impressions"] == TableCounts(rows=2, accepted=1, rejected=1)
+    (row,) = pq.read_table(tmp_path / "out/rejects/search_impressions").to_pylist()
+    assert sorted(row["reasons"]) == sorted([*expected, "unknown_stage"])
+
+
+def test_an_item_rejected_for_its_own_fault_is_unknown_to_impressions(write_logs, tmp_path):
+    items = [{"item_id": 1}, {"item_id": 2, "ocr_cover": None}]
+    impressions = [{"item_id": 1}, {"item_id": 2}]
+    report = check(write_logs(tmp_path / "logs", items=items, impressions=impressions))
+    assert reasons(report) == {"no_text": 1, "unknown_item": 1}
+
+
+def test_of_duplicates_the_first_acceptable_row_is_kept(write_logs, tmp_path):
+    # The same (search, item) four times: the first has its own fault, so the second is kept.
+    impressions = [{"rank": rank, "item_id": 1} for rank in (0, 1, 2, 0)] + [{"item_id": 2}]
+    report = check(write_logs(tmp_path / "logs", impressions=impressions), tmp_path / "out")
+    assert reasons(report) == {"rank_not_positive": 2, "duplicate_key": 3}
+    kept = pq.read_table(tmp_path / "out/accepted/search_impressions").to_pylist()
+    assert [(row["item_id"], row["rank"]) for row in kept] == [(1, 1), (2, None)]
+    rejects = pq.read_table(tmp_path / "out/rejects/search_impressions").to_pylist()
+    assert [(row["row"], row["reasons"]) for row in rejects] == [
+        (0, ["rank_not_positive", "duplicate_key"]),
+        (2, ["duplicate_key"]),
+        (3, ["rank_not_positive", "duplicate_key"]),
+    ]
+
+
+def test_duplicates_across_files_keep_the_first_file(write_logs, tmp_path):
+    logs = write_logs(tmp_path / "logs", impressions=[{"query": "first"}])
+    day = logs / "search_impressions/day=2026-01-05"
+    other = write_logs(tmp_path / "other", impressions=[{"query": "second"}])
+    shutil.copy(other / "search_impressions/day=2026-01-05/part-0.parquet", day / "part-1.parquet")
+    report = check(logs, tmp_path / "out")
+    (fault,) = report.faults
+    assert (fault.reason, fault.file) == ("duplicate_key", f"{day.relative_to(logs)}/part-1.parquet")
+    (row,) = pq.read_table(tmp_path / "out/accepted/search_impressions").to_pylist()
+    assert row["query"] == "first"
+
+
+def test_rejects_keep_all_their_columns(write_logs, tmp_path):
+    logs = write_logs(tmp_path / "logs", impressions=[GOOD, {"rank": 0}])
+    path = logs / "search_impressions/day=2026-01-05/part-0.parquet"
+    table = pq.read_table(path, partitioning=None)
+    own = {"device": ["a", "b"], "file": ["x", "y"], "my column": [1, 2]}
+    for name, values in own.items():
+        table = table.append_column(name, pa.array(values))
+    pq.write_table(table, path)
+    check(logs, tmp_path / "out")
+    (row,) = pq.read_table(tmp_path / "out/rejects/search_impressions").to_pylist()
+    assert (row["device"], row["file_"], row["my column"]) == ("b", "y", 2)
+    assert (row["file"], row["row"]) == ("search_impressions/day=2026-01-05/part-0.parquet", 1)
+    accepted = pq.read_table(tmp_path / "out/accepted/search_impressions")
+    assert not set(own) & set(accepted.column_names)
+
+
+def expected_reasons(row, known, seen):
+    """The reasons of one impression, written again from the contract's prose."""
+    found = set()
+    if not row["query"]:
+        found.add("empty_query")
+    if row["stage"] not in ("exposed", "unexposed", "filtered"):
+        found.add("unknown_stage")
+    if row["rank"] is not None and row["rank"] < 1:
+        found.add("rank_not_positive")
+    if row["rank"] is not None and row["stage"] != "exposed":
+        found.add("rank_of_unshown")
+    if row["clicked"] and row["stage"] != "exposed":
+        found.add("clicked_unshown")
+    if row["play_ms"] is not None and math.isnan(row["play_ms"]):
+        found.add("nan_play_ms")
+    if row["searched_at"] < 10**15:
+        found.add("time_unit")
+    if row["item_id"] not in known:
+        found.add("unknown_item")
+    key = (row["search_id"], row["item_id"])
+    if key in seen:
+        found.add("duplicate_key")
+    return found
+
+
+def random_impressions(rng, n):
+    return [
+        {
+            "search_id": int(rng.integers(n // 4)),
+            "item_id": int(rng.integers(1, 9)),
+            "query": str(rng.choice(["", "q"], p=[0.05, 0.95])),
+            "stage": str(rng.choice(["exposed", "unexposed", "filtered", "lost"], p=[0.6, 0.2, 0.15, 0.05])),
+            "rank": [None, 0, 1, 2][rng.choice(4, p=[0.8, 0.05, 0.1, 0.05])],
+            "clicked": bool(rng.random() < 0.1),
+            "play_ms": [None, 5.0, NAN][rng.choice(3, p=[0.6, 0.35, 0.05])],
+            "searched_at": [NOON, NOON // 1000][rng.choice(2, p=[0.95, 0.05])],
+        }
+        for _ in range(n)
+    ]
+
+
+@pytest.mark.parametrize("partitioned", [True, False])
+def test_random_logs_split_as_the_contract_says_in_words(write_logs, tmp_path, partitioned):
+    logs = write_logs(
+        tmp_path / "logs",
+        items=[{"item_id": i} for i in range(1, 8)],
+        impressions=random_impressions(np.random.default_rng(0), 400),
+    )
+    files = sorted((logs / "search_impressions").rglob("*.parquet"))
+    table = pa.concat_tables([pq.read_table(file, partitioning=None) for file in files])
+    if not partitioned:
+        shutil.rmtree(logs / "search_impressions")
+        pq.write_table(table, logs / "search_impressions.parquet")
+    rows = table.to_pylist()
+
+    known = set(range(1, 8))
+    kept = {}
+    for i, row in enumerate(rows):
+        if not expected_reasons(row, known, seen=()):
+            kept.setdefault((row["search_id"], row["item_id"]), i)
+    first = {}
+    for i, row in enumerate(rows):
+        first.setdefault((row["search_id"], row["item_id"]), i)
+    keepers = set((first | kept).values())
+    expected = []
+    for i, row in enumerate(rows):
+        seen = () if i in keepers else {(row["search_id"], row["item_id"])}
+        expected.append(expected_reasons(row, known, seen))
+
+    report = check(logs, tmp_path / "out")
+    counts = report.tables["search_impressions"]
+    assert counts == TableCounts(400, sum(not found for found in expected), sum(map(bool, expected)))
+    assert 100 < counts.accepted < 300
+    rejects = pq.read_table(tmp_path / "out/rejects/search_impressions").to_pylist()
+    assert [set(row["reasons"]) for row in rejects] == [found for found in expected if found]
+    assert reasons(report) == {
+        reason: sum(reason in found for found in expected) for reason in set().union(*expected)
+    }
+    again = check(tmp_path / "out/accepted")
+    assert again.faults == ()
+    assert again.facts.searches == report.facts.searches
+
+
+def test_output_bytes_do_not_depend_on_the_run(write_logs, tmp_path):
+    # Many row groups, so that several threads would share the work.
+    logs = write_logs(tmp_path / "logs", items=[{"item_id": 1}], impressions=[{}])
+    path = logs / "search_impressions/day=2026-01-05/part-0.parquet"
+    n = 60_000
+    table = pq.read_table(path, partitioning=None).take(np.zeros(n, dtype=np.int64))
+    table = table.set_column(1, "search_id", pa.array(np.arange(n)))
+    table = table.set_column(6, "rank", pa.array(np.arange(n) % 10, pa.int32()))
+    pq.write_table(table, path, row_group_size=2_048)
+    for name in ("one", "two"):
+        check(logs, tmp_path / name)
+    files = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*.parquet"))
+    assert len(files) == 3  # items, one day, rejects
+    for file in files:
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+
+
+def test_searches_without_a_click_are_valid_and_counted(write_logs, tmp_path):
+    impressions = [
+        {"search_id": 1, "item_id": 1, "clicked": True},
+        {"search_id": 1, "item_id": 2},
+        {"search_id": 2, "item_id": 1, "user_id": 2},
+        {"search_id": 3, "item_id": 1, "stage": "unexposed", "user_id": 2},
+    ]
+    report = check(write_logs(tmp_path / "logs", impressions=impressions))
+    assert report.faults == ()
+    facts = report.facts
+    assert (facts.searches, facts.searches_without_click, facts.users) == (3, 2, 2)
+    assert facts.stages == ("exposed", "unexposed")
+    assert facts.absent_labels == (1,)
+    assert facts.search_days == ("2026-01-05",)
+    assert any("label 1 will be absent" in note for note in facts.notes())
+
+
+def test_search_logs_of_shown_documents_alone_are_valid(write_logs, tmp_path):
+    facts = check(write_logs(tmp_path / "logs")).facts
+    assert facts.absent_labels == (2, 1)
+    assert facts.p2 is False
+    assert any("P2 will be absent" in note for note in facts.notes())
+    assert check(write_logs(tmp_path / "fed", feed=[{}])).facts.p2 is True

@@ -1,0 +1,137 @@
+"""What `crops check` writes and raises: outputs are whole or absent, errors say what to do."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import os
+import signal
+import threading
+
+import pytest
+from rich.console import Console
+
+from crops.errors import CropsError
+from crops.logs import check, render
+
+CHECK = importlib.import_module("crops.logs.check")
+"""The module: `crops.logs.check` itself is the function."""
+NOON = 1_767_614_400_000_000
+"""2026-01-05 12:00:00 UTC."""
+NAN = math.nan
+GOOD = {"search_id": 99}
+
+
+def test_nothing_usable_left_is_an_error_that_says_why(write_logs, tmp_path):
+    seconds = [{"searched_at": NOON // 1_000_000, "search_id": i} for i in range(3)]
+    logs = write_logs(tmp_path / "logs", impressions=seconds)
+    with pytest.raises(
+        CropsError, match=r"nothing usable is left: 3 of 3 rows of search_impressions"
+    ) as caught:
+        check(logs, tmp_path / "out")
+    assert "time_unit (searched_at): 3 rows" in str(caught.value)
+    assert "integer microseconds since 1970 UTC" in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["logs"]
+    with pytest.raises(CropsError, match=r"2 of 2 rows of items rejected"):
+        check(write_logs(tmp_path / "textless", items=[{"item_id": i, "ocr_cover": ""} for i in (1, 2)]))
+
+
+def damage(path):
+    data = bytearray(path.read_bytes())
+    data[4:400] = b"\xff" * 396
+    path.write_bytes(data)
+
+
+def test_a_file_damaged_behind_a_sound_footer_is_named(write_logs, tmp_path):
+    logs = write_logs(tmp_path / "logs", impressions=[{"search_id": i} for i in range(500)])
+    damage(logs / "search_impressions/day=2026-01-05/part-0.parquet")
+    with pytest.raises(CropsError, match=r"part-0\.parquet is damaged"):
+        check(logs, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_output_folder_is_described_and_replaced_whole(write_logs, tmp_path):
+    logs = write_logs(tmp_path / "logs", impressions=[GOOD, {"play_ms": NAN}])
+    report = check(logs, tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "accepted",
+        "config.toml",
+        "manifest.json",
+        "rejects",
+        "report.json",
+    ]
+    written = (tmp_path / "out/report.json").read_text()
+    assert json.loads(written, parse_constant=pytest.fail)["faults"][0]["example"]["play_ms"] == "nan"
+    assert report.to_json().startswith("{")
+    manifest = json.loads((tmp_path / "out/manifest.json").read_text())
+    assert manifest["rows"]["search_impressions"] == {"rows": 2, "accepted": 1, "rejected": 1}
+    check(write_logs(tmp_path / "clean"), tmp_path / "out")
+    assert not (tmp_path / "out/rejects").exists()
+
+
+def test_the_logs_are_never_overwritten_by_their_own_check(write_logs, tmp_path):
+    logs = write_logs(tmp_path / "run/logs")
+    (tmp_path / "run/manifest.json").write_text("{}")
+    for out in (tmp_path / "run", logs):
+        with pytest.raises(CropsError, match="holds the logs that are checked"):
+            check(logs, out)
+    assert (logs / "items.parquet").exists()
+
+
+def test_an_interrupted_check_leaves_what_was_there(write_logs, tmp_path, monkeypatch):
+    logs = write_logs(tmp_path / "logs", impressions=[GOOD, {"rank": 0}])
+    check(logs, tmp_path / "out")
+    before = (tmp_path / "out/report.json").read_text()
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(CHECK, "write_rejects", interrupt)
+    for out in ("out", "new"):
+        with pytest.raises(KeyboardInterrupt):
+            check(logs, tmp_path / out)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["logs", "out"]
+    assert (tmp_path / "out/report.json").read_text() == before
+
+
+def test_ctrl_c_stops_a_query_at_once(write_logs, tmp_path, monkeypatch):
+    logs = write_logs(tmp_path / "logs")
+
+    def endless(connection, *_):
+        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+        connection.execute("select sum(sqrt(range)) from range(1000000000000)")
+
+    monkeypatch.setattr(CHECK, "split", endless)
+    with pytest.raises(KeyboardInterrupt):
+        check(logs, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["logs"]
+
+
+def test_a_memory_limit_that_is_no_size_is_named(write_logs, tmp_path):
+    with pytest.raises(CropsError, match=r"memory limit 'lots'.*give a size such as 2GB"):
+        check(write_logs(tmp_path / "logs"), memory="lots")
+
+
+def test_the_report_renders_faults_and_facts(write_logs, tmp_path):
+    logs = write_logs(tmp_path / "logs", impressions=[GOOD, {"rank": 0}, {"rank": 0, "search_id": 2}])
+    console = Console(width=200)
+    with console.capture() as captured:
+        console.print(render(check(logs)))
+    text = captured.get()
+    for part in ("rank_not_positive", "part-0.parquet", "rank=0", "add 1 to zero-based positions", "(valid)"):
+        assert part in text
+
+
+def test_too_little_memory_is_an_error_that_names_the_limit(write_logs, tmp_path):
+    logs = write_logs(tmp_path / "logs", impressions=[{"search_id": i} for i in range(20_000)])
+    with pytest.raises(CropsError, match="1MB of memory are not enough"):
+        check(logs, memory="1MB")
+
+
+def test_counts_that_do_not_balance_stop_the_check(write_logs, tmp_path, monkeypatch):
+    logs = write_logs(tmp_path / "logs")
+    monkeypatch.setattr(CHECK, "count_accepted", lambda *_: 7)
+    with pytest.raises(CropsError, match="of 1 rows of items 7 were accepted and 0 rejected"):
+        check(logs, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

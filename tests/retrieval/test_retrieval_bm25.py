@@ -1,0 +1,74 @@
+from math import log
+
+import numpy as np
+import pytest
+
+from crops.errors import CropsError
+from crops.retrieval import BM25Retriever
+
+IDS = [30, 20, 10]
+TEXTS = ["running shoes", "red shoes shoes", "blue hat"]
+
+
+def test_scores_follow_the_formula():
+    # "shoes" is in 2 of 3: idf = ln(1 + (3 - 2 + .5) / (2 + .5)) = ln 1.6. Lengths 2, 3, 2: mean 7/3.
+    # Lucene: idf * tf / (tf + k1 * (1 - b + b * length / mean)), k1 = 1.5, b = .75.
+    one = log(1.6) * 1 / (1 + 1.5 * (0.25 + 0.75 * 2 / (7 / 3)))
+    two = log(1.6) * 2 / (2 + 1.5 * (0.25 + 0.75 * 3 / (7 / 3)))
+    ids, scores = BM25Retriever(IDS, TEXTS).search(["The Shoe"], k=3)
+    assert ids.tolist() == [[20, 30, -1]]
+    assert scores[0, :2] == pytest.approx([two, one], abs=2e-6)
+    assert np.isneginf(scores[0, 2])
+
+
+def test_k1_and_b_are_used():
+    # b = 0: the length plays no part; k1 = 0: the frequency plays none, so both documents tie.
+    ids, scores = BM25Retriever(IDS, TEXTS, k1=0, b=0).search(["shoes"], k=2)
+    assert ids.tolist() == [[20, 30]]
+    assert scores[0] == pytest.approx([log(1.6), log(1.6)], abs=2e-6)
+
+
+def test_ties_go_to_the_smallest_id_across_the_cut():
+    retriever = BM25Retriever([9, 4, 6, 2], ["same words"] * 3 + ["other thing"])
+    assert retriever.search(["words"], k=2)[0].tolist() == [[4, 6]]
+
+
+def test_what_shares_no_word_is_no_result():
+    retriever = BM25Retriever(IDS, TEXTS)
+    for query in ("umbrella", "", "the of and", "!?"):
+        ids, scores = retriever.search([query], k=2)
+        assert ids.tolist() == [[-1, -1]]
+        assert np.isneginf(scores).all()
+
+
+def test_scores_of_given_candidates_equal_those_of_the_search():
+    retriever = BM25Retriever(IDS, TEXTS)
+    ids, scores = retriever.search(["red shoes", "hats"], k=3)
+    wanted = np.array([[20, 30, -1], [10, 20, -1]])
+    given = retriever.scores(["red shoes", "hats"], wanted)
+    assert ids[0].tolist() == wanted[0].tolist()
+    assert given[0].tolist() == scores[0].tolist()
+    assert given[1, 0] == scores[1, 0]
+    assert given[1, 1] == 0
+    with pytest.raises(CropsError, match="item_id 11 is not in"):
+        retriever.scores(["red"], np.array([[11]]))
+
+
+@pytest.mark.parametrize(
+    ("ids", "texts", "options", "message"),
+    [
+        ([], [], {}, "the catalogue is empty"),
+        ([1, -2], ["a cat", "a dog"], {}, "item_id -2 is negative"),
+        ([1], ["a !"], {}, "no document of the catalogue holds a word"),
+        ([1], ["cat"], {"k1": -1}, "k1 = -1"),
+        ([1], ["cat"], {"b": 1.5}, "b = 1.5"),
+    ],
+)
+def test_bad_input_is_refused(ids, texts, options, message):
+    with pytest.raises(CropsError, match=message):
+        BM25Retriever(ids, texts, **options)
+
+
+def test_k_must_be_positive():
+    with pytest.raises(CropsError, match="k = 0"):
+        BM25Retriever(IDS, TEXTS).search(["red"], 0)

@@ -1,0 +1,134 @@
+import faiss
+import numpy as np
+import pytest
+
+from crops.errors import CropsError
+from crops.retrieval import ExactRetriever, FlatIndex
+
+
+class TableEncoder:
+    """Looks unit vectors up; counts the texts of each role."""
+
+    def __init__(self, vectors):
+        self.vectors = {text: np.asarray(vector, dtype=np.float32) for text, vector in vectors.items()}
+        self.calls = []
+
+    def encode(self, texts, *, batch_size, normalize_embeddings, show_progress_bar):
+        assert normalize_embeddings
+        self.calls.append(len(texts))
+        return np.stack([self.vectors[text] for text in texts])
+
+
+TEXTS = ["east", "north", "northeast", "east twin"]
+ENCODER = {
+    "east": [1, 0],
+    "north": [0, 1],
+    "northeast": [0.6, 0.8],
+    "east twin": [1, 0],
+    "to the east": [1, 0],
+    "up": [0, 1],
+    "broken": [np.nan, 0],
+}
+
+
+def test_results_are_best_first_with_ties_by_id_and_padding():
+    retriever = ExactRetriever(TableEncoder(ENCODER), [40, 30, 20, 10], TEXTS)
+    ids, scores = retriever.search(["to the east", "up"], k=5)
+    assert ids.tolist() == [[10, 40, 20, 30, -1], [30, 20, 10, 40, -1]]
+    assert scores[0, :4] == pytest.approx([1, 1, 0.6, 0])
+    assert scores[1, :4] == pytest.approx([1, 0.8, 0, 0])
+    assert np.isneginf(scores[:, 4]).all()
+
+
+def test_search_equals_a_full_sort_for_any_batch_size():
+    rng = np.random.default_rng(0)
+    vectors = rng.standard_normal((500, 16)).astype(np.float32)
+    queries = rng.standard_normal((30, 16)).astype(np.float32)
+    item_ids = rng.permutation(500) * 3
+    index = FlatIndex(item_ids, vectors)
+    scores = queries @ vectors.T
+    expected = item_ids[np.argsort(-scores, axis=1)[:, :20]]
+
+    together, values = index.nearest(queries, 20)
+    alone = np.concatenate([index.nearest(query[None], 20)[0] for query in queries])
+
+    assert (together == expected).all()
+    assert (alone == expected).all()
+    assert values == pytest.approx(-np.sort(-scores, axis=1)[:, :20], abs=1e-5)
+
+
+def test_a_rounded_tie_longer_than_the_fetched_slack_still_goes_to_the_smallest_ids():
+    # 400 different scores that all round to 0.01; the largest belong to the largest ids.
+    vectors = np.zeros((401, 4), dtype=np.float32)
+    vectors[:400, 0] = 0.01 + np.arange(400) * 1e-9
+    vectors[400, 0] = 0.5
+    ids, scores = FlatIndex(np.arange(401), vectors).nearest(np.eye(4, dtype=np.float32)[:1], 4)
+    assert len(np.unique(vectors[:400, 0])) > 300
+    assert ids.tolist() == [[400, 0, 1, 2]]
+    assert scores[0, 1:] == pytest.approx([0.01] * 3)
+
+
+def test_differences_below_the_rounding_do_not_order():
+    vectors = np.array([[0.5, 0], [0.5000001, 0]], dtype=np.float32)
+    ids, scores = FlatIndex(np.array([1, 2]), vectors).nearest(np.array([[1, 0]], dtype=np.float32), 2)
+    assert ids.tolist() == [[1, 2]]
+    assert scores[0, 0] == scores[0, 1] == np.float32(0.5)
+
+
+def test_scores_of_given_candidates_equal_those_of_the_search():
+    retriever = ExactRetriever(TableEncoder(ENCODER), [40, 30, 20, 10], TEXTS)
+    scores = retriever.scores(["to the east", "up"], np.array([[20, -1, 40], [30, 20, -1]]))
+    assert scores[0, [0, 2]] == pytest.approx([0.6, 1])
+    assert scores[1, :2] == pytest.approx([1, 0.8])
+    assert np.isneginf(scores[[0, 1], [1, 2]]).all()
+    with pytest.raises(CropsError, match="item_id 5 is not in the index"):
+        retriever.scores(["up"], np.array([[5]]))
+
+
+def test_query_and_document_prompts_of_the_model_are_used():
+    class TwoSided(TableEncoder):
+        def encode_query(self, texts, **options):
+            self.calls.append("query")
+            return self.encode(texts, **options)
+
+        def encode_document(self, texts, **options):
+            self.calls.append("document")
+            return self.encode(texts, **options)
+
+    encoder = TwoSided(ENCODER)
+    ExactRetriever(encoder, [1, 2, 3, 4], TEXTS).search(["up"], 1)
+    assert encoder.calls == ["document", 4, "query", 1]
+
+
+def test_no_queries_give_no_rows():
+    retriever = ExactRetriever(TableEncoder(ENCODER), [1, 2, 3, 4], TEXTS)
+    assert retriever.search([], 3)[0].shape == (0, 3)
+    assert retriever.scores([], np.empty((0, 2), dtype=np.int64)).shape == (0, 2)
+
+
+def test_nan_of_the_encoder_is_refused_with_its_text():
+    encoder = TableEncoder(ENCODER)
+    with pytest.raises(CropsError, match="1 of 2 texts, the first is 'broken'"):
+        ExactRetriever(encoder, [1, 2], ["east", "broken"])
+    with pytest.raises(CropsError, match="NaN or infinity"):
+        ExactRetriever(encoder, [1], ["east"]).search(["broken"], 1)
+    with pytest.raises(CropsError, match="a query vector holds NaN"):
+        FlatIndex(np.array([1]), np.ones((1, 2), np.float32)).nearest(np.full((1, 2), np.nan, np.float32), 1)
+    with pytest.raises(CropsError, match="a vector of the index holds NaN"):
+        FlatIndex(np.array([1]), np.full((1, 2), np.inf, np.float32))
+
+
+def test_bad_arguments_are_refused():
+    encoder = TableEncoder(ENCODER)
+    with pytest.raises(CropsError, match="k = 0"):
+        ExactRetriever(encoder, [1], ["east"]).search(["up"], 0)
+    with pytest.raises(CropsError, match="item_id -1 is negative"):
+        ExactRetriever(encoder, [-1, 1], ["east", "north"])
+    with pytest.raises(CropsError, match="the catalogue is empty"):
+        ExactRetriever(encoder, [], [])
+    with pytest.raises(CropsError, match="the index is empty"):
+        FlatIndex(np.empty(0, np.int64), np.empty((0, 2), np.float32))
+
+
+def test_blas_is_on_for_every_batch_size():
+    assert faiss.cvar.distance_compute_blas_threshold == 1
