@@ -1,1 +1,34 @@
-"""TODO."""
+"""Reports: self-contained pages with tables and inline SVG charts."""
+
+from crops.report.data import (
+    Coverage,
+    DemoReport,
+    Difference,
+    Estimate,
+    Hit,
+    MetricColumn,
+    QueryCase,
+    ResultRow,
+    ResultTable,
+    SourceCounts,
+    SourceRow,
+    TrainingCurve,
+)
+from crops.report.render import render_report, write_report
+
+__all__ = [
+    "Coverage",
+    "DemoReport",
+    "Difference",
+    "Estimate",
+    "Hit",
+    "MetricColumn",
+    "QueryCase",
+    "ResultRow",
+    "ResultTable",
+    "SourceCounts",
+    "SourceRow",
+    "TrainingCurve",
+    "render_report",
+    "write_report",
+]

@@ -1,0 +1,277 @@
+"""Charts as inline SVG: no script, no request, readable in both colour schemes, in print and aloud.
+
+Colours are classes of the page's style sheet: tone 0 is neutral, 1 to 6 are one palette. Nothing is told
+by colour alone: lines differ in dashes and end marks, parts of bars in texture. Without data, a chart is an
+empty string.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from crops.errors import CropsError
+from crops.report.svg import (
+    WIDTH,
+    Axis,
+    axis,
+    check_finite,
+    drawing,
+    element,
+    percent,
+    text,
+    tick_format,
+)
+
+TONES = 6
+_PITCH, _BAR, _FIRST = 39.0, 12.0, 20.0
+"""Distance of bars, their thickness, and the y of the first."""
+_EDGE = 1.0
+"""Room for half a line at both ends of an axis."""
+_LEFT, _PLOT = 46.0, 190.0
+"""Left margin and height of a line chart's plot."""
+_DASHES = ("2 3", None, "7 3", "2 2", "9 3 2 3", "12 4", "5 2 1 2")
+"""By tone."""
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A value and its interval."""
+
+    name: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+    tone: int = 0
+
+
+@dataclass(frozen=True)
+class SplitBar:
+    """A count and the part of it to mark; None where the part has no meaning."""
+
+    name: str
+    total: int
+    marked: int | None = None
+    tone: int = 0
+
+
+@dataclass(frozen=True)
+class Line:
+    """A series."""
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    tone: int = 0
+
+
+def bar_chart(
+    bars: Sequence[Bar], *, title: str, upper: float = 0.0, reference: float | None = None
+) -> Markup:
+    """Return horizontal bars of shares with 95 % whiskers.
+
+    Args:
+        bars: drawn from top to bottom.
+        title: what the bars measure.
+        upper: the axis reaches at least this far, so that several charts can share a scale.
+        reference: a value to draw a line at.
+
+    Raises:
+        CropsError: a value is not finite.
+    """
+    if not bars:
+        return Markup("")
+    ends = [(bar.name, value) for bar in bars for value in _extent(bar)]
+    check_finite(title, [*ends, ("the end of the axis", upper), ("the reference", reference or 0.0)])
+    x = _share_axis([value for _, value in ends] + [upper])
+    bottom = _FIRST + _PITCH * len(bars)
+    grid = [_vertical(x, tick, bottom, f"{100 * tick:g}") for tick in x.ticks()]
+    if reference is not None:
+        grid.append(
+            element("path", d=_d((x.at(reference), 8), (x.at(reference), bottom - 8)), class_="reference")
+        )
+    drawn = [_bar(bar, x, _FIRST + _PITCH * row) for row, bar in enumerate(bars)]
+    told = "; ".join(_told(bar) for bar in bars)
+    return drawing(f"{title}, in %", told, bottom + 14, *grid, *drawn)
+
+
+def _extent(bar: Bar) -> list[float]:
+    return [value for value in (bar.value, bar.low, bar.high) if value is not None]
+
+
+def _share_axis(values: Sequence[float]) -> Axis:
+    if not any(values):
+        values = [1.0]
+    return axis([0.0, *values], _EDGE, WIDTH - _EDGE, about=4, round_ends=True)
+
+
+def _told(bar: Bar) -> str:
+    if bar.low is None or bar.high is None:
+        return f"{bar.name}: {percent(bar.value)}"
+    return f"{bar.name}: {percent(bar.value)}, interval {percent(bar.low)} to {percent(bar.high)}"
+
+
+def _bar(bar: Bar, x: Axis, y: float) -> Markup:
+    parts = [
+        text(bar.name, _EDGE, y, WIDTH - 70),
+        text(percent(bar.value), WIDTH - _EDGE, y, 60, class_="number", anchor="end"),
+        _rectangle(x.at(0), x.at(bar.value), y + 7),
+    ]
+    if bar.low is not None and bar.high is not None:
+        low, high, middle, cap = x.at(bar.low), x.at(bar.high), y + 7 + _BAR / 2, 4
+        whisker = (
+            _d((low, middle), (high, middle))
+            + _d((low, middle - cap), (low, middle + cap))
+            + _d((high, middle - cap), (high, middle + cap))
+        )
+        parts.append(element("path", d=whisker, class_="whisker"))
+    return element("g", *parts, class_=_tone(bar.tone))
+
+
+def split_bar_chart(bars: Sequence[SplitBar], *, title: str, marked: str) -> Markup:
+    """Return horizontal bars of counts whose marked part is hatched.
+
+    Args:
+        bars: drawn from top to bottom.
+        title: what is counted.
+        marked: what the hatched part is, to follow a number ("never shown before").
+
+    Raises:
+        CropsError: a part is negative or larger than its total.
+    """
+    if not bars:
+        return Markup("")
+    x = axis([0, max(1, *(bar.total for bar in bars))], _EDGE, WIDTH - _EDGE, about=4, round_ends=True)
+    bottom = _FIRST + _PITCH * len(bars)
+    shown = tick_format(max(1, x.step))
+    grid = [_vertical(x, tick, bottom, shown(tick)) for tick in x.ticks() if tick % 1 == 0]
+    sentences = [_split_sentence(bar, title, marked) for bar in bars]
+    drawn = [
+        _split_bar(bar, sentence, x, _FIRST + _PITCH * row)
+        for row, (bar, sentence) in enumerate(zip(bars, sentences, strict=True))
+    ]
+    told = "; ".join(f"{bar.name}: {sentence}" for bar, sentence in zip(bars, sentences, strict=True))
+    return drawing(title, told, bottom + 14, *grid, *drawn)
+
+
+def _split_sentence(bar: SplitBar, title: str, marked: str) -> str:
+    if bar.marked is None or bar.total == 0:
+        return f"{bar.total:,}"
+    if not 0 <= bar.marked <= bar.total:
+        raise CropsError(f"chart '{title}': {bar.name} has {bar.marked} of {bar.total} {marked}")
+    return f"{bar.total:,}, {100 * bar.marked / bar.total:.0f} % {marked}"
+
+
+def _split_bar(bar: SplitBar, sentence: str, x: Axis, y: float) -> Markup:
+    split, end = x.at(bar.total - (bar.marked or 0)), x.at(bar.total)
+    parts = [
+        text(bar.name, _EDGE, y, WIDTH / 2),
+        text(sentence, WIDTH - _EDGE, y, WIDTH / 2, class_="number", anchor="end"),
+        _rectangle(x.at(0), split, y + 7),
+    ]
+    if bar.marked:
+        parts += [
+            _rectangle(split, end, y + 7, class_="part"),
+            element("path", d=_hatch(split, end, y + 7), class_="hatch"),
+        ]
+    return element("g", *parts, class_=_tone(bar.tone))
+
+
+def _hatch(left: float, right: float, top: float) -> str:
+    """Return diagonal strokes cut at the edges of a bar: unlike a pattern they need no id on the page."""
+    bottom, strokes = top + _BAR, ""
+    for index in range(int((right - left + _BAR) / 5) + 1):
+        foot = left - _BAR + 5 * index + 2.5
+        start, end = max(foot, left), min(foot + _BAR, right)
+        if start < end:
+            strokes += _d((start, bottom - (start - foot)), (end, bottom - (end - foot)))
+    return strokes
+
+
+def line_chart(lines: Sequence[Line], *, title: str, x_label: str) -> Markup:
+    """Return lines over common axes, names and last values below; lines without points are left out.
+
+    Args:
+        lines: each with x and y of the same length.
+        title: what y is.
+        x_label: what x is.
+
+    Raises:
+        CropsError: a number is not finite, or x and y differ in length.
+    """
+    lines = [line for line in lines if len(line.x) or len(line.y)]
+    for line in lines:
+        if len(line.x) != len(line.y):
+            raise CropsError(f"chart '{title}': {line.name} has {len(line.x)} x for {len(line.y)} y")
+        check_finite(title, [(line.name, value) for value in (*line.x, *line.y)])
+    if not lines:
+        return Markup("")
+    x = axis([v for line in lines for v in line.x], _LEFT, WIDTH - 14, about=6, round_ends=False)
+    y = axis([v for line in lines for v in line.y], _PLOT, 12, about=4, round_ends=True)
+    x_ticks, y_ticks = tick_format(x.step), tick_format(y.step)
+    last = tick_format(y.step / 100)
+    frame = [_horizontal(y, tick, y_ticks(tick)) for tick in y.ticks()]
+    frame += [
+        text(x_ticks(tick), x.at(tick), _PLOT + 17, 60, class_="tick", anchor="middle") for tick in x.ticks()
+    ]
+    frame.append(text(x_label, WIDTH - 14, _PLOT + 34, WIDTH / 2, class_="tick", anchor="end"))
+    drawn = [_line(line, x, y, _PLOT + 56 + 19 * row, last) for row, line in enumerate(lines)]
+    told = "; ".join(f"{line.name}: from {last(line.y[0])} to {last(line.y[-1])}" for line in lines)
+    return drawing(title, told, _PLOT + 50 + 19 * len(lines), *frame, *drawn)
+
+
+def _line(line: Line, x: Axis, y: Axis, legend: float, shown: Callable[[float], str]) -> Markup:
+    points = [(x.at(a), y.at(b)) for a, b in zip(line.x, line.y, strict=True)]
+    dashes = _DASHES[line.tone % len(_DASHES)]
+    return element(
+        "g",
+        element("path", d=_d(*points), class_="line", stroke_dasharray=dashes),
+        _mark(line.tone, *points[-1]),
+        element(
+            "path",
+            d=_d((_LEFT, legend - 4), (_LEFT + 30, legend - 4)),
+            class_="line",
+            stroke_dasharray=dashes,
+        ),
+        _mark(line.tone, _LEFT + 30, legend - 4),
+        text(line.name, _LEFT + 42, legend, WIDTH - _LEFT - 120),
+        text(shown(line.y[-1]), WIDTH - 14, legend, 70, class_="number", anchor="end"),
+        class_=_tone(line.tone),
+    )
+
+
+def _mark(tone: int, x: float, y: float) -> Markup:
+    """Return the end mark of a line: circle, square, triangle or diamond."""
+    r = 3.8
+    shapes = (
+        f"M{x - r:.1f} {y:.1f}a{r} {r} 0 1 0 {2 * r} 0a{r} {r} 0 1 0 {-2 * r} 0Z",
+        f"M{x - r:.1f} {y - r:.1f}h{2 * r}v{2 * r}h{-2 * r}Z",
+        f"M{x:.1f} {y - r - 1:.1f}l{r + 1} {2 * r + 1}h{-2 * (r + 1)}Z",
+        f"M{x:.1f} {y - r - 1.5:.1f}l{r + 1.5} {r + 1.5}l{-(r + 1.5)} {r + 1.5}l{-(r + 1.5)} {-(r + 1.5)}Z",
+    )
+    return element("path", d=shapes[tone % len(shapes)], class_="mark")
+
+
+def _tone(tone: int) -> str:
+    return f"tone-{(tone - 1) % TONES + 1 if tone else 0}"
+
+
+def _rectangle(start: float, end: float, top: float, class_: str = "bar") -> Markup:
+    return element("rect", x=min(start, end), y=top, width=abs(end - start), height=_BAR, class_=class_)
+
+
+def _vertical(x: Axis, tick: float, bottom: float, label: str) -> Markup:
+    line = element("path", d=_d((x.at(tick), 8), (x.at(tick), bottom - 8)), class_="grid")
+    anchor = {x.low: "start", x.high: "end"}.get(tick, "middle")
+    return line + text(label, x.at(tick), bottom + 8, 60, class_="tick", anchor=anchor)
+
+
+def _horizontal(y: Axis, tick: float, label: str) -> Markup:
+    line = element("path", d=_d((_LEFT, y.at(tick)), (WIDTH - 14, y.at(tick))), class_="grid")
+    return line + text(label, _LEFT - 8, y.at(tick) + 4, _LEFT - 8, class_="tick", anchor="end")
+
+
+def _d(*points: tuple[float, float]) -> str:
+    return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)

@@ -1,0 +1,142 @@
+"""Pages from data: Jinja2 templates with everything escaped, one self-contained file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from crops.labels import DEFAULT_LABELS, Source
+from crops.report.data import SIGNIFICANT, DemoReport, Hit, QueryCase, ResultTable
+from crops.report.figures import curve_charts, metric_charts, source_chart, window
+from crops.report.svg import percent
+
+_ORIGINS = {
+    Source.REFORMULATION: "consumed after the search was reworded (P1)",
+    Source.FEED: "consumed in the feed by its searchers (P2)",
+    Source.KNOWLEDGE: "written by a language model (P3)",
+    Source.CLICKED: "clicked or liked",
+    Source.EXPOSED: "shown, not consumed",
+    Source.UNEXPOSED: "ranked, not shown",
+    Source.FILTERED: "found, filtered before ranking",
+}
+
+
+def render_report(data: DemoReport) -> str:
+    """Return the report as one HTML page: no script, no request to anywhere, all texts escaped.
+
+    Raises:
+        CropsError: a number to be drawn is not finite, or a part is larger than its whole.
+    """
+    longest = max((len(curve.steps) for curve in data.curves), default=0)
+    page = _environment().get_template("demo.html")
+    return page.render(
+        report=data,
+        metric_charts=metric_charts(data.tables[0], _coloured(data)) if data.tables else [],
+        source_chart=source_chart(data.sources) if data.sources else "",
+        curve_charts=curve_charts(data.curves),
+        window=window(longest),
+        label_meanings=_label_meanings(),
+        significant=SIGNIFICANT,
+    )
+
+
+def _coloured(data: DemoReport) -> list[str]:
+    """Return the models with a colour of their own: those with a curve, else the reference and all below."""
+    if data.curves:
+        return [curve.name for curve in data.curves]
+    rows = data.tables[0].rows
+    first = next((index for index, row in enumerate(rows) if row.is_reference), len(rows))
+    return [row.name for row in rows[first:]]
+
+
+def write_report(data: DemoReport, path: Path) -> None:
+    """Write the report to `path`; the file appears whole or not at all.
+
+    Raises:
+        CropsError: as `render_report`.
+    """
+    page = render_report(data)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staging = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        staging.write_text(page, encoding="utf-8", errors="replace")
+        staging.replace(path)
+    finally:
+        staging.unlink(missing_ok=True)
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("crops.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        percent=percent,
+        signed=_signed,
+        p_value=_p_value,
+        best=_best,
+        queries=_queries,
+        tally=_tally,
+        count_of=_count,
+    )
+    return environment
+
+
+def _signed(value: float) -> str:
+    """Write a difference of shares in points, with a true minus sign."""
+    return f"{100 * value:+.1f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _count(value: int | None) -> str:
+    return "–" if value is None else f"{value:,}"
+
+
+def _p_value(p: float | None) -> str:
+    if p is None:
+        return "not testable"
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
+def _best(table: ResultTable, key: str) -> str | None:
+    """Return the largest value of a column as it is printed: rows that print the same are equally best."""
+    means = [row.cells[key].mean for row in table.rows if key in row.cells]
+    return percent(max(means)) if len(means) > 1 else None
+
+
+def _queries(table: ResultTable, key: str) -> str:
+    """Return the number of queries behind a column, as a range where its rows differ."""
+    counts = {row.cells[key].n for row in table.rows if key in row.cells}
+    if not counts:
+        return "–"
+    return f"{min(counts):,}" if len(counts) == 1 else f"{min(counts):,}–{max(counts):,}"
+
+
+def _tally(hits: Sequence[Hit], case: QueryCase) -> list[tuple[str, str]]:
+    """Return what a column of results amounts to: (number, of what)."""
+    graded = [hit.grade for hit in hits if hit.grade is not None]
+    topics = {hit.topic for hit in hits if hit.topic is not None}
+    never_shown = sum(hit.never_shown for hit in hits)
+    tally = []
+    if graded:
+        relevant = sum(grade >= case.relevant_grade for grade in graded)
+        tally.append((f"{relevant} of {len(graded)}", "relevant"))
+    if topics:
+        tally.append((str(len(topics)), "topic" if len(topics) == 1 else "topics"))
+    if never_shown:
+        tally.append((str(never_shown), "never shown before"))
+    return tally
+
+
+def _label_meanings() -> dict[int, str]:
+    return {
+        label: ", or ".join(text for source, text in _ORIGINS.items() if DEFAULT_LABELS[source] == label)
+        for label in DEFAULT_LABELS.values()
+    }
