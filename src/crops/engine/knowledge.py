@@ -1,0 +1,122 @@
+"""P3: documents that an LLM wrote for a query, as items with ids of their own (CroPS, world knowledge)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import pyarrow as pa
+
+from crops.config import KnowledgeConfig
+from crops.engine.backend import BATCH_ROWS, DuckDBBackend
+from crops.engine.sampling import random_order
+from crops.errors import CropsError
+from crops.schema import SYNTHETIC_ITEMS
+from crops.text import DOCUMENT_FIELDS, content_id, query_id
+
+_FIELDS = (*DOCUMENT_FIELDS, "click_query")
+_SCHEMA = pa.schema(
+    [("query_id", pa.int64()), ("item_id", pa.int64()), *((name, pa.string()) for name in _FIELDS)]
+)
+
+
+def load_generated(
+    backend: DuckDBBackend, generated: Path | None, config: KnowledgeConfig, seed: int
+) -> None:
+    """Make `generated`, `p3(query_id, item_id)` and `synthetic_items`.
+
+    Generations join the mined queries by normalised text; those of other queries are left out. Of more than
+    `config.max_per_query` a seeded random choice is kept. As in the paper, theta does not filter them.
+
+    Args:
+        backend: holds the queries.
+        generated: JSON lines with `query` and the document fields; None when P3 is off.
+        config: settings of P3.
+        seed: of the choice.
+
+    Raises:
+        CropsError: the file is missing, or a line is not an object with texts, or has no document.
+    """
+    batches = iter(()) if generated is None else _batches(generated)
+    backend.load("generated", _SCHEMA, batches)
+    backend.table(
+        "p3",
+        f"""
+        select query_id, item_id from (
+            select query_id, item_id, row_number() over (
+                partition by query_id order by {random_order("query_id", "item_id", seed)}, item_id
+            ) as place
+            from (
+                select distinct g.query_id, g.item_id
+                from generated g join queries q on q.query_id = g.query_id
+            ) pairs
+        ) placed
+        where place <= {config.max_per_query}
+        """,
+    )
+    backend.table("synthetic_items", _synthetic_sql())
+
+
+def synthetic_id(document: tuple[str | None, ...]) -> int:
+    """Return the id of a generated document: the content hash of its fields with the sign bit set.
+
+    Args:
+        document: the values of `DOCUMENT_FIELDS`, in order.
+    """
+    number = content_id("\x1f".join(text or "" for text in document))
+    return number if number < 0 else number - 2**63
+
+
+def _synthetic_sql() -> str:
+    # click_query is no part of the id; min() picks one of two generations that differ in nothing else.
+    columns = ", ".join(
+        f"min(g.{column.name}) as {column.name}"
+        if column.name in _FIELDS
+        else f"cast(null as {column.type}) as {column.name}"
+        for column in SYNTHETIC_ITEMS.columns[1:]
+    )
+    return f"""
+    select g.item_id, {columns}
+    from generated g join (select distinct item_id from p3) k on k.item_id = g.item_id
+    group by g.item_id
+    """
+
+
+def _batches(path: Path) -> Iterator[pa.RecordBatch]:
+    try:
+        with path.open("rb") as lines:
+            rows = (row for number, line in enumerate(lines, 1) if (row := _row(path, number, line)))
+            while block := list(islice(rows, BATCH_ROWS)):
+                yield pa.RecordBatch.from_pylist(block, schema=_SCHEMA)
+    except OSError as error:
+        raise CropsError(f"{path}: cannot read the generated documents: {error}") from error
+
+
+def _row(path: Path, number: int, line: bytes) -> dict[str, int | str | None] | None:
+    """Return the row of one line, None for an empty line and for a last line that a kill tore off."""
+    if not line.strip():
+        return None
+    where = f"{path}, line {number}"
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        if not line.endswith(b"\n"):
+            return None
+        raise CropsError(f"{where}: not JSON ({error}); write one object per line") from error
+    if not isinstance(record, dict) or not _is_text(record.get("query")):
+        raise CropsError(f"{where}: no text under 'query'; name the query the document is for")
+    texts = {name: record.get(name) for name in _FIELDS}
+    for name, text in texts.items():
+        if text is not None and not _is_text(text):
+            raise CropsError(f"{where}: '{name}' is {text!r}; write one text, or leave it out")
+    document = tuple(texts[name] for name in DOCUMENT_FIELDS)
+    if not any(text and text.strip() for text in document):
+        raise CropsError(f"{where}: no text in any of {', '.join(DOCUMENT_FIELDS)}; drop the line")
+    return {"query_id": query_id(record["query"]), "item_id": synthetic_id(document), **texts}
+
+
+def _is_text(value: object) -> bool:
+    # JSON can escape half a surrogate pair, which no UTF-8 column can hold.
+    return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)

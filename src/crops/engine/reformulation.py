@@ -1,0 +1,108 @@
+"""P1: what a user consumed after saying it in other words is a positive of the first query (CroPS)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+
+from crops.config import ReformulationConfig
+from crops.engine.backend import DuckDBBackend
+from crops.engine.candidates import COLUMNS, MICROSECONDS, columns_of, keep_relevant
+from crops.engine.events import load_events
+from crops.engine.scoring import QUERY_TEXTS, score_pairs
+from crops.labels import Source
+from crops.logs import Logs
+from crops.protocols import PairScorer
+
+
+def find_reformulations(
+    backend: DuckDBBackend, candidates: str, config: ReformulationConfig, similarity: PairScorer | None
+) -> None:
+    """Make `p1_found` and, of these, `p1_similar` (columns of a candidate).
+
+    The two queries are similar when P(same intent) >= `config.similarity` (the threshold itself passes).
+
+    Args:
+        backend: holds the events.
+        candidates: `reformulations_sql(config)`, or `NO_CANDIDATES` when P1 is off.
+        config: settings of P1.
+        similarity: scored once per distinct (query, later query); None lets every pair pass.
+    """
+    backend.table("p1_found", candidates)
+    if similarity is None:
+        backend.view("p1_similar", "select * from p1_found")
+        return
+    pairs = "select distinct query_id as left_id, via_query_id as right_id from p1_found"
+    score_pairs(backend, "similarity", pairs, QUERY_TEXTS, similarity)
+    backend.table(
+        "p1_similar",
+        f"""
+        select {columns_of("c")}
+        from p1_found c join similarity s on s.left_id = c.query_id and s.right_id = c.via_query_id
+        where s.score >= cast({config.similarity} as DOUBLE)
+        """,
+    )
+
+
+def reformulations_sql(config: ReformulationConfig) -> str:
+    """Return the SELECT of all P1 candidates.
+
+    Every search starts a window 0 < t_i - t_q <= window_s over the same user's later searches, whether or not
+    something was clicked in it. All searches in the window count, but not the same normalised text again:
+    that is paging. The candidates are the items consumed in the results of the later search.
+    """
+    window = round(config.window_s * MICROSECONDS)
+    unclicked = (
+        "and not exists (select 1 from impressions k "
+        f"where k.search_id = q.search_id and k.source = {Source.CLICKED.value})"
+    )
+    return f"""
+    select distinct q.query_id, i.item_id, cast({Source.REFORMULATION.value} as BIGINT) as source,
+        q.search_id, r.query_id as via_query_id, q.user_id, cast(null as BIGINT) as watched_at, q.day
+    from searches q
+    join searches r on r.user_id = q.user_id and r.query_id <> q.query_id
+        and r.searched_at > q.searched_at and r.searched_at <= q.searched_at + {window}
+    join impressions i on i.search_id = r.search_id
+    where i.consumed {unclicked if config.require_no_click else ""}
+    """
+
+
+def reformulation_positives(
+    logs: Logs,
+    days: Sequence[str] | None,
+    config: ReformulationConfig,
+    *,
+    similarity: PairScorer | None,
+    relevance: PairScorer | None,
+    memory: str,
+) -> pa.Table:
+    """Return the P1 positives of some days: the QR test set when the days are the test day.
+
+    Args:
+        logs: the logs.
+        days: days to look at (YYYY-MM-DD), all when None.
+        config: settings of P1.
+        similarity: P(same intent) of two queries; None skips this filter.
+        relevance: theta; None skips this filter.
+        memory: memory limit of DuckDB, e.g. "2GB".
+
+    Returns:
+        One row per supporting event, sorted, without the cap per user: query_id, query (normalised text),
+        item_id, search_id (the first query's), via_query_id, user_id, theta (null if skipped).
+
+    Raises:
+        CropsError: the days hold no search, or a scorer broke its contract.
+    """
+    with DuckDBBackend(memory) as backend:
+        load_events(backend, logs, days)
+        find_reformulations(backend, reformulations_sql(config), config, similarity)
+        alpha = {Source.REFORMULATION: config.relevance}
+        keep_relevant(backend, f"select {COLUMNS} from p1_similar", alpha, relevance)
+        return backend.arrow(
+            """
+            select r.query_id, q.query, r.item_id, r.search_id, r.via_query_id, r.user_id, r.theta
+            from relevant r join queries q on q.query_id = r.query_id
+            order by r.query_id, r.item_id, r.search_id, r.via_query_id
+            """
+        )

@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import pytest
+from handmade import DAY, NOON, clicked, shown, write_logs
+
+from crops.engine.backend import DuckDBBackend
+from crops.engine.events import CONSUMED, load_events
+from crops.errors import CropsError
+from crops.text import query_id
+
+NOTHING = {"clicked": False, "liked": None, "play_ms": None, "duration_ms": None}
+
+
+@pytest.mark.parametrize(
+    ("signals", "consumed"),
+    [
+        ({}, False),
+        ({"clicked": True}, True),
+        ({"clicked": None}, False),
+        ({"liked": True}, True),
+        ({"liked": False}, False),
+        # A short item (<= 18 s) has to be played to its end.
+        ({"play_ms": 9_999, "duration_ms": 10_000}, False),
+        ({"play_ms": 10_000, "duration_ms": 10_000}, True),
+        ({"play_ms": 17_999, "duration_ms": 18_000}, False),
+        ({"play_ms": 18_000, "duration_ms": 18_000}, True),
+        # A longer one for 18 s.
+        ({"play_ms": 17_999, "duration_ms": 18_001}, False),
+        ({"play_ms": 18_000, "duration_ms": 18_001}, True),
+        ({"play_ms": 18_000, "duration_ms": 600_000}, True),
+        # Unknown or zero length: 18 s. Otherwise every exposure of an item of length 0 would be consumed.
+        ({"play_ms": 17_999}, False),
+        ({"play_ms": 18_000}, True),
+        ({"play_ms": 0, "duration_ms": 0}, False),
+        ({"duration_ms": 10_000}, False),
+        # Any one signal is enough.
+        ({"clicked": False, "liked": False, "play_ms": 20_000, "duration_ms": 20_000}, True),
+        ({"clicked": True, "liked": False, "play_ms": 0, "duration_ms": 20_000}, True),
+    ],
+)
+def test_consumed_is_clicked_liked_or_a_long_play(signals, consumed):
+    types = {"clicked": "BOOLEAN", "liked": "BOOLEAN", "play_ms": "BIGINT", "duration_ms": "BIGINT"}
+    values = {**NOTHING, **signals}
+    columns = ", ".join(
+        f"cast({'null' if value is None else value} as {types[name]}) as {name}"
+        for name, value in values.items()
+    )
+    with DuckDBBackend("100MB") as backend:
+        assert backend.rows(f"select {CONSUMED} as consumed from (select {columns}) s") == [
+            {"consumed": consumed}
+        ]
+
+
+def test_queries_merge_by_normalised_text(tmp_path):
+    logs = write_logs(
+        tmp_path,
+        [
+            shown(1, 1, "Red  Shoes", 0, 7),
+            shown(2, 2, " red shoes ", 10, 7),
+            shown(3, 2, "RED SHOES", 20, 8),  # full-width letters: NFKC
+            shown(4, 1, "blue shoes", 30, 8),
+        ],
+    )
+    with DuckDBBackend("100MB") as backend:
+        load_events(backend, logs, None)
+        queries = backend.rows("select * from queries order by query")
+        searches = backend.rows("select * from searches order by search_id")
+    red, blue = query_id("red shoes"), query_id("blue shoes")
+    assert queries == [
+        {"query_id": blue, "query": "blue shoes", "searches": 1, "users": 1},
+        {"query_id": red, "query": "red shoes", "searches": 3, "users": 2},
+    ]
+    assert [row["query_id"] for row in searches] == [red, red, red, blue]
+    assert searches[1] == {
+        "search_id": 2,
+        "user_id": 2,
+        "query_id": red,
+        "searched_at": NOON + 10_000_000,
+        "day": DAY,
+    }
+
+
+def test_every_impression_has_the_bit_of_its_stage(tmp_path):
+    logs = write_logs(
+        tmp_path,
+        [
+            shown(1, 1, "q", 0, 1, "filtered"),
+            shown(1, 1, "q", 0, 2, "unexposed"),
+            shown(1, 1, "q", 0, 3),
+            shown(1, 1, "q", 0, 4, clicked=True),
+            shown(1, 1, "q", 0, 5, liked=True),
+            shown(1, 1, "q", 0, 6, play_ms=20_000),  # consumed, but P0 is clicked or liked
+            shown(1, 1, "q", 0, 7, "unexposed", liked=True, play_ms=20_000),  # never shown: not consumed here
+        ],
+    )
+    with DuckDBBackend("100MB") as backend:
+        load_events(backend, logs, None)
+        rows = backend.rows("select item_id, source, consumed from impressions order by item_id")
+    assert [tuple(row.values()) for row in rows] == [
+        (1, 1, False),
+        (2, 2, False),
+        (3, 4, False),
+        (4, 8, True),
+        (5, 8, True),
+        (6, 4, True),
+        (7, 2, False),
+    ]
+
+
+def test_only_the_days_asked_for_are_read(tmp_path):
+    logs = write_logs(tmp_path, [shown(1, 1, "q", 0, 1), shown(2, 1, "q", 86_400, 2)])
+    with DuckDBBackend("100MB") as backend:
+        load_events(backend, logs, ("2026-01-06",))
+        assert [row["search_id"] for row in backend.rows("select search_id from searches")] == [2]
+        assert backend.rows("select searches from queries") == [{"searches": 1}]
+
+
+def test_text_of_unicode_space_is_no_query(tmp_path):
+    logs = write_logs(tmp_path, [shown(1, 1, " 　", 0, 1), clicked(2, 1, "q", 1, 1)])
+    with DuckDBBackend("100MB") as backend:
+        load_events(backend, logs, None)
+        assert backend.rows("select query from queries") == [{"query": "q"}]
+        assert backend.count("impressions") == 1
+
+
+def test_nothing_usable_is_an_error(tmp_path):
+    logs = write_logs(tmp_path, [shown(1, 1, "　", 0, 1)])
+    with DuckDBBackend("100MB") as backend, pytest.raises(CropsError, match="no search on any day"):
+        load_events(backend, logs, None)
+
+
+@pytest.mark.parametrize("other", [shown(5, 2, "q", 0, 2), shown(5, 1, "another", 0, 2)])
+def test_search_id_of_two_users_or_queries_is_an_error(tmp_path, other):
+    logs = write_logs(tmp_path, [shown(5, 1, "q", 0, 1), other])
+    with (
+        DuckDBBackend("100MB") as backend,
+        pytest.raises(CropsError, match="search_id: 5 stands for more than"),
+    ):
+        load_events(backend, logs, None)
+
+
+def test_memory_that_is_no_size_is_named():
+    with pytest.raises(CropsError, match=r"engine.memory = 'much'"):
+        DuckDBBackend("much")

@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from handmade import DAY, P3, clicked, evidence, labels, run, shown, write_logs
+
+from crops.config import EngineConfig
+from crops.engine import mine
+from crops.engine.knowledge import synthetic_id
+from crops.errors import CropsError
+from crops.text import content_id, query_id
+
+SEARCHES = [clicked(1, 1, "red shoes", 0, 1), shown(2, 2, "boots", 0, 2)]
+
+
+def document(query, title, caption="", tags="", **more):
+    return {"query": query, "ocr_cover": title, "photo_caption": caption, "keyword": tags, **more}
+
+
+def test_generated_documents_are_positives_with_negative_ids(tmp_path):
+    tables, report = run(
+        tmp_path,
+        SEARCHES,
+        generated=[
+            document("red shoes", "Ruby slippers", "three pairs", "shoes red", click_query="red heels|pumps"),
+            document("Red  Shoes", "Running in red", model="some-llm", seed=4),  # the same query, normalised
+            document("unknown query", "Nobody asked"),
+        ],
+    )
+    first = synthetic_id(("Ruby slippers", "three pairs", "shoes red"))
+    second = synthetic_id(("Running in red", "", ""))
+    assert first < 0
+    assert second < 0
+    samples = labels(tables, ["red shoes", "boots"])
+    assert samples == {
+        ("red shoes", 1): (4, 8),
+        ("red shoes", first): (4, P3),
+        ("red shoes", second): (4, P3),
+        ("boots", 2): (3, 4),
+    }
+    texts = {row["item_id"]: row for row in tables["synthetic_items"]}
+    assert set(texts) == {first, second}
+    assert {name: value for name, value in texts[first].items() if value is not None} == {
+        "item_id": first,
+        "ocr_cover": "Ruby slippers",
+        "photo_caption": "three pairs",
+        "keyword": "shoes red",
+        "click_query": "red heels|pumps",
+    }
+    # Two queries, one with a generation; two of the four samples are generated.
+    assert report["p3_coverage"] == {
+        "queries": 2,
+        "with_generation": 1,
+        "without_generation": 1,
+        "share_of_queries": 0.5,
+        "samples": 2,
+        "share_of_samples": 0.5,
+    }
+    assert report["sources"]["p3"] == {"candidates": 3, "of_mined_queries": 2, "kept": 2}
+    assert evidence(tables, P3) == [
+        {
+            "query_id": query_id("red shoes"),
+            "item_id": item,
+            "source": 16,
+            "search_id": None,
+            "via_query_id": None,
+            "watched_at": None,
+            "theta": None,
+            "day": DAY,
+        }
+        for item in sorted((first, second))
+    ]
+
+
+def test_synthetic_id_is_the_content_hash_with_the_sign_bit(tmp_path):
+    fields = ("a", None, "b")
+    assert synthetic_id(fields) == synthetic_id(("a", "", "b"))
+    assert synthetic_id(("a", "b", "")) != synthetic_id(("", "a", "b"))
+    number = content_id("a\x1f\x1fb")
+    assert synthetic_id(fields) % 2**63 == number % 2**63
+    assert synthetic_id(fields) < 0
+
+
+def test_one_document_for_two_queries_is_one_item(tmp_path):
+    tables, _ = run(
+        tmp_path,
+        SEARCHES,
+        generated=[
+            document("red shoes", "Footwear", click_query="z"),
+            document("boots", "Footwear", click_query="a"),
+            document("boots", "Footwear", click_query="a"),
+        ],
+    )
+    assert len(tables["synthetic_items"]) == 1
+    assert tables["synthetic_items"][0]["click_query"] == "a"  # the id is blind to it: the smallest is taken
+    assert len(evidence(tables, P3)) == 2
+
+
+def test_cap_per_query_is_a_seeded_choice(tmp_path):
+    generated = [document("boots", f"Boots {number}") for number in range(20)] * 2  # twice is once
+    runs = [
+        run(tmp_path / name, SEARCHES, generated=generated, seed=seed, knowledge={"max_per_query": 3})[0]
+        for name, seed in (("a", 0), ("b", 0), ("c", 1))
+    ]
+    first, second, other = ({row["ocr_cover"] for row in tables["synthetic_items"]} for tables in runs)
+    assert len(first) == 3
+    assert first == second
+    assert first != other
+
+
+def test_novelty_leaves_generated_documents_out(tmp_path):
+    _, report = run(tmp_path, SEARCHES, generated=[document("boots", "Boots")])
+    assert report["novelty"]["all"] == {"positives": 1, "never_shown": 0, "share": 0.0}
+
+
+@pytest.mark.parametrize("generated", [None, [], [document("unknown", "Nobody asked")]])
+def test_no_generation_is_said(tmp_path, generated):
+    tables, report = run(tmp_path, SEARCHES, generated=generated)
+    assert tables["synthetic_items"] == []
+    assert report["p3_coverage"]["share_of_queries"] == 0.0
+    assert "no generated document for any of these queries: P3 is absent" in report["notes"]
+
+
+def test_generated_is_not_read_when_p3_is_off(tmp_path):
+    tables, report = run(
+        tmp_path, SEARCHES, generated=[document("boots", "Boots")], sources=("search", "p1", "p2")
+    )
+    assert tables["synthetic_items"] == []
+    assert not [note for note in report["notes"] if "P3" in note]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{not json", "line 2: not JSON"),
+        ("[1, 2]", "line 2: no text under 'query'"),
+        (json.dumps({"ocr_cover": "x"}), "line 2: no text under 'query'"),
+        (json.dumps({"query": "boots", "keyword": ["a"]}), r"line 2: 'keyword' is \['a'\]"),
+        ('{"query": "boots", "keyword": "\\ud83d"}', "line 2: 'keyword' is"),
+        (
+            json.dumps({"query": "boots", "ocr_cover": " ", "click_query": "x"}),
+            "line 2: no text in any of ocr_cover",
+        ),
+    ],
+)
+def test_a_bad_line_is_named_and_leaves_no_output(tmp_path, line, message):
+    path = tmp_path / "generated.jsonl"
+    path.write_text(json.dumps(document("boots", "Boots")) + "\n" + line + "\n")
+    logs = write_logs(tmp_path / "logs", SEARCHES)
+    with pytest.raises(CropsError, match=message):
+        mine(logs, tmp_path / "out", EngineConfig(), relevance=None, similarity=None, generated=path)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["generated.jsonl", "logs"]
+
+
+@pytest.mark.parametrize("tail", [b'{"query": "boots", "ocr', b'\n{"query": "caf\xc3'])
+def test_a_last_line_torn_by_a_kill_is_left_out(tmp_path, tail):
+    path = tmp_path / "generated.jsonl"
+    path.write_bytes(json.dumps(document("boots", "Boots")).encode() + b"\n" + tail)
+    logs = write_logs(tmp_path / "logs", SEARCHES)
+    report = mine(logs, tmp_path / "out", EngineConfig(), relevance=None, similarity=None, generated=path)
+    assert report["sources"]["p3"]["kept"] == 1
+
+
+def test_a_missing_file_is_named(tmp_path):
+    logs = write_logs(tmp_path / "logs", SEARCHES)
+    path = tmp_path / "absent.jsonl"
+    with pytest.raises(CropsError, match="absent.jsonl: cannot read the generated documents"):
+        mine(logs, tmp_path / "out", EngineConfig(), relevance=None, similarity=None, generated=path)

@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from handmade import EXPOSED, FILTERED, P0, UNEXPOSED, clicked, labels, run, shown
+
+from crops.engine.backend import DuckDBBackend
+from crops.engine.merge import label_sql
+from crops.engine.sampling import random_order
+from crops.labels import assign_labels
+
+
+def test_stages_become_labels(tmp_path):
+    tables, report = run(
+        tmp_path,
+        [
+            clicked(1, 1, "q", 0, 1),
+            shown(1, 1, "q", 0, 2, liked=True),
+            shown(1, 1, "q", 0, 3),
+            shown(1, 1, "q", 0, 4, "unexposed"),
+            shown(1, 1, "q", 0, 5, "filtered"),
+        ],
+    )
+    assert labels(tables, ["q"]) == {
+        ("q", 1): (4, P0),
+        ("q", 2): (4, P0),
+        ("q", 3): (3, EXPOSED),
+        ("q", 4): (2, UNEXPOSED),
+        ("q", 5): (1, FILTERED),
+    }
+    assert {row["weight"] for row in tables["samples"]} == {1.0}
+    assert report["labels"] == {"4": 2, "3": 1, "2": 1, "1": 1}
+
+
+def test_a_search_without_a_click_still_gives_graded_negatives(tmp_path):
+    tables, report = run(tmp_path, [shown(1, 1, "q", 0, 1), shown(1, 1, "q", 0, 2, "filtered")])
+    assert labels(tables, ["q"]) == {("q", 1): (3, EXPOSED), ("q", 2): (1, FILTERED)}
+    assert report["input"]["searches_without_click"] == 1
+
+
+def test_events_of_one_normalised_query_merge_at_the_highest_stage(tmp_path):
+    tables, _ = run(
+        tmp_path,
+        [
+            shown(1, 1, "Q", 0, 1, "filtered"),
+            shown(2, 2, "q ", 10, 1, "unexposed"),
+            shown(3, 3, "q", 20, 1),
+            clicked(4, 4, " q", 30, 1),
+            shown(1, 1, "Q", 0, 2),
+            shown(2, 2, "q ", 10, 2, "filtered"),
+        ],
+    )
+    assert labels(tables, ["q"]) == {
+        ("q", 1): (4, P0 | EXPOSED | UNEXPOSED | FILTERED),
+        ("q", 2): (3, EXPOSED | FILTERED),
+    }
+
+
+def test_one_query_clicked_does_not_label_another(tmp_path):
+    tables, _ = run(tmp_path, [clicked(1, 1, "a", 0, 1), shown(2, 2, "b", 0, 1)])
+    assert labels(tables, ["a", "b"]) == {("a", 1): (4, P0), ("b", 1): (3, EXPOSED)}
+
+
+def _wide(queries: int, items: int) -> list[dict]:
+    stages = ("exposed", "unexposed", "filtered")
+    return [
+        shown(query, 1, f"q{query}", 1000.0 * query, 100 * level + item, stage)
+        for query in range(queries)
+        for level, stage in enumerate(stages, 1)
+        for item in range(items)
+    ]
+
+
+def test_caps_hold_per_query_and_stage(tmp_path):
+    caps = {"max_exposed": 3, "max_unexposed": 2, "max_filtered": 0}
+    tables, report = run(tmp_path, _wide(2, 10), search=caps)
+    kept = {(row["query_id"], row["label"]): 0 for row in tables["samples"]}
+    for row in tables["samples"]:
+        kept[row["query_id"], row["label"]] += 1
+    assert sorted(label for _, label in kept) == [2, 2, 3, 3]
+    assert {label: count for (_, label), count in kept.items()} == {3: 3, 2: 2}
+    assert report["sources"]["search"] == {
+        "clicked": {"candidates": 0, "kept": 0},
+        "exposed": {"candidates": 20, "kept": 6},
+        "unexposed": {"candidates": 20, "kept": 4},
+        "filtered": {"candidates": 20, "kept": 0},
+    }
+
+
+def test_clicked_are_capped_too_and_evidence_is_for_the_kept(tmp_path):
+    searches = [clicked(1, 1, "q", 0, item) for item in range(1, 9)]
+    tables, _ = run(tmp_path, searches, search={"max_clicked": 5})
+    assert len(tables["samples"]) == 5
+    assert [row["item_id"] for row in tables["evidence"]] == [row["item_id"] for row in tables["samples"]]
+
+
+def test_the_choice_under_a_cap_depends_on_the_seed_only(tmp_path):
+    caps = {"max_exposed": 5, "max_unexposed": 5, "max_filtered": 5}
+    first, second, other = (
+        run(tmp_path / name, _wide(2, 50), search=caps, seed=seed)[0]["samples"]
+        for name, seed in (("a", 1), ("b", 1), ("c", 2))
+    )
+    assert first == second
+    assert first != other
+
+
+def test_random_order_is_the_stated_formula_and_fits_64_bits():
+    # By hand: shift s = first integer of the generator; (5 mod p) * (1 + (-3 mod p + s) mod (p - 1)) mod p.
+    prime = 2**31 - 1
+    shift = int(np.random.default_rng(9).integers(prime))
+    extremes = [(-3, 5), (-(2**63), 2**63 - 1), (2**63 - 1, -(2**63)), (prime - 1, prime - 1), (0, 0)]
+    with DuckDBBackend("100MB") as backend:
+        for query, item in extremes:
+            sql = random_order("q", "i", 9)
+            got = backend.rows(
+                f"select {sql} as k from (select cast('{query}' as BIGINT) q, cast('{item}' as BIGINT) i)"
+            )
+            assert got == [{"k": (item % prime) * (1 + (query % prime + shift) % (prime - 1)) % prime}]
+
+
+def test_random_order_keeps_every_item_about_equally_often():
+    # 2000 queries keep 5 of 20 items: each item is expected 500 times, sd sqrt(2000 * 1/4 * 3/4) = 19.4.
+    with DuckDBBackend("100MB") as backend:
+        backend.table("q", "select (range * 7919 * 104729) as query_id from range(2000)")
+        backend.table("i", "select range + 1 as item_id from range(20)")
+        kept = backend.rows(
+            f"""
+            select item_id, count(*) as n from (
+                select item_id, row_number() over (
+                    partition by query_id order by {random_order("query_id", "item_id", 3)}
+                ) as place from q cross join i
+            ) placed where place <= 5 group by item_id
+            """
+        )
+    counts = [row["n"] for row in kept]
+    assert len(counts) == 20
+    assert min(counts) > 500 - 6 * 19.4
+    assert max(counts) < 500 + 6 * 19.4
+
+
+def test_label_sql_is_assign_labels():
+    with DuckDBBackend("100MB") as backend:
+        rows = backend.rows(
+            f"select range as m, {label_sql('range')} as label from range(1, 128) order by range"
+        )
+    masks = np.array([row["m"] for row in rows], dtype=np.int64)
+    assert [row["label"] for row in rows] == assign_labels(masks).tolist()
+
+
+def test_long_play_alone_is_shown_not_p0(tmp_path):
+    tables, _ = run(tmp_path, [shown(1, 1, "q", 0, 1, play_ms=60_000, duration_ms=60_000)])
+    assert labels(tables, ["q"]) == {("q", 1): (3, EXPOSED)}
+
+
+@pytest.mark.parametrize("sources", [("p1",), ("p2",), ("p1", "p2")])
+def test_without_search_only_positives_are_mined(tmp_path, sources):
+    tables, _ = run(tmp_path, [clicked(1, 1, "q", 0, 1)], sources=sources)
+    assert tables["samples"] == []
+    assert tables["evidence"] == []
+    assert len(tables["queries"]) == 1
