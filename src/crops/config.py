@@ -92,6 +92,8 @@ class RelevanceConfig(_Section):
     model: str = "minilm"
     """`minilm` (the 6-layer encoder of the [demo] extra) or any SentenceTransformer path or name."""
     batch_size: int = Field(64, ge=1)
+    calibrations: str | None = None
+    """JSON of calibrations for your own model; the packaged file, which knows `minilm`, when absent."""
 
 
 class TrainingConfig(_Section):

@@ -1,0 +1,119 @@
+"""Every text once: in memory, and on disk between runs."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import pytest
+
+from crops.errors import CropsError
+from crops.relevance.cache import VectorStore, text_key
+from crops.relevance.encode import TextEncoder
+
+
+class FakeModel:
+    """Unit vectors from a hash of the text; remembers what it was asked."""
+
+    def __init__(self, dim: int = 4) -> None:
+        self.dim = dim
+        self.calls: list[list[str]] = []
+
+    def __call__(self, texts):
+        self.calls.append(list(texts))
+        raw = np.array(
+            [list(hashlib.sha256(text.encode()).digest()[: self.dim]) for text in texts], np.float32
+        )
+        return raw / np.linalg.norm(raw, axis=1, keepdims=True)
+
+
+def test_distinct_texts_are_computed_once():
+    model = FakeModel()
+    encoder = TextEncoder(model)
+    first = encoder.encode(["a", "b", "a"])
+    second = encoder.encode(["b", "c"])
+    assert model.calls == [["a", "b"], ["c"]]
+    np.testing.assert_array_equal(first[0], first[2])
+    np.testing.assert_array_equal(first[1], second[0])
+    np.testing.assert_array_equal(encoder.encode(["c", "a"]), model(["c", "a"]))
+
+
+def test_rows_stay_valid_while_the_matrix_grows():
+    encoder = TextEncoder(FakeModel())
+    rows = encoder.rows(["a", "b"])
+    before = encoder.vectors[rows].copy()
+    encoder.rows([f"text {number}" for number in range(1000)])
+    np.testing.assert_array_equal(encoder.vectors[rows], before)
+    assert encoder.vectors.shape == (1002, 4)
+
+
+def test_no_texts():
+    encoder = TextEncoder(FakeModel())
+    assert encoder.rows([]).shape == (0,)
+
+
+def test_a_second_run_computes_nothing(tmp_path):
+    first = TextEncoder(FakeModel(), VectorStore(tmp_path))
+    vectors = first.encode(["a", "b"])
+    first.save()
+    first.encode(["c"])
+    first.save()
+    model = FakeModel()
+    second = TextEncoder(model, VectorStore(tmp_path))
+    np.testing.assert_array_equal(second.encode(["a", "b"]), vectors)
+    second.encode(["c"])
+    assert model.calls == []
+    second.save()
+    assert len(list(tmp_path.iterdir())) == 2  # one part per save with something new
+
+
+def test_new_texts_join_stored_ones(tmp_path):
+    first = TextEncoder(FakeModel(), VectorStore(tmp_path))
+    first.encode(["a"])
+    first.save()
+    model = FakeModel()
+    second = TextEncoder(model, VectorStore(tmp_path))
+    got = second.encode(["b", "a"])
+    assert model.calls == [["b"]]
+    np.testing.assert_array_equal(got, FakeModel()(["b", "a"]))
+    second.save()
+    keys, vectors = VectorStore(tmp_path).load()
+    assert sorted(keys) == sorted([text_key("a"), text_key("b")])
+    assert vectors.shape == (2, 4)
+    assert vectors.dtype == np.float32
+
+
+def test_long_work_is_stored_on_the_way(tmp_path, monkeypatch):
+    monkeypatch.setattr("crops.relevance.encode._SAVE_EVERY", 2)
+    encoder = TextEncoder(FakeModel(), VectorStore(tmp_path))
+    encoder.encode(["a"])
+    assert VectorStore(tmp_path).load()[0] == []
+    encoder.encode(["b"])
+    assert VectorStore(tmp_path).load()[0] == [text_key("a"), text_key("b")]
+
+
+def test_two_processes_may_store_the_same_text(tmp_path):
+    for texts in (["a", "b"], ["b", "c"]):
+        VectorStore(tmp_path).append([text_key(text) for text in texts], FakeModel()(texts))
+    model = FakeModel()
+    got = TextEncoder(model, VectorStore(tmp_path)).encode(["a", "b", "c"])
+    assert model.calls == []
+    np.testing.assert_array_equal(got, FakeModel()(["a", "b", "c"]))
+
+
+def test_unfinished_parts_are_no_parts(tmp_path):
+    (tmp_path / ".0123.99.tmp").write_bytes(b"half a file")
+    assert VectorStore(tmp_path).load()[0] == []
+
+
+def test_a_damaged_part_is_named(tmp_path):
+    (tmp_path / "part-0.parquet").write_bytes(b"not parquet")
+    with pytest.raises(CropsError, match=r"part-0.parquet.*Delete it"):
+        TextEncoder(FakeModel(), VectorStore(tmp_path))
+
+
+def test_vectors_of_two_lengths_are_refused(tmp_path):
+    VectorStore(tmp_path).append([text_key("a")], FakeModel(4)(["a"]))
+    VectorStore(tmp_path).append([text_key("b")], FakeModel(5)(["b"]))
+    with pytest.raises(CropsError, match="several lengths"):
+        VectorStore(tmp_path).load()
