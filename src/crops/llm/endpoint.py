@@ -1,0 +1,181 @@
+"""One call to an OpenAI-compatible endpoint: a request in, a valid document or the reason why not out."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from crops.errors import CropsError, MissingExtraError
+from crops.llm.guards import check_answer, clean_request, tidy
+from crops.llm.prompt import FIELDS, Prompt, Request
+
+if TYPE_CHECKING:
+    import openai
+
+MAX_KEPT_CHARS = 2000
+"""Of a refused answer, this much is kept for people to read."""
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where the LLM is.
+
+    `model` is the name the endpoint knows it by; `model_sha256` is the identity of its weights where known.
+    Queries leave the machine only when `allow_remote` says so.
+    """
+
+    base_url: str
+    model: str
+    model_sha256: str | None = None
+    api_key: str = field(default="none", repr=False)
+    concurrency: int = 4
+    timeout_s: float = 600.0
+    retries: int = 4
+    allow_remote: bool = False
+
+    @property
+    def identity(self) -> str:
+        """What names the weights in cache keys."""
+        return self.model_sha256 or self.model
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A valid `document`, or `reason` (with `detail`) why there is none; `tokens` written, wall `seconds`.
+
+    `final` says that the model has answered: the same request would bring the same answer.
+    """
+
+    document: dict[str, str] | None
+    reason: str = ""
+    detail: str = ""
+    final: bool = True
+    tokens: int = 0
+    seconds: float = 0.0
+
+
+class _Refusal(Exception):
+    """The answer is unusable."""
+
+    def __init__(self, reason: str, detail: object = "", *, final: bool = True) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.detail = str(detail)[:MAX_KEPT_CHARS]
+        self.final = final
+
+
+Ask = Callable[[Request], Answer]
+
+
+def connect(endpoint: Endpoint, prompt: Prompt) -> Ask:
+    """Return the function that asks the endpoint for one document; it never raises for a bad answer.
+
+    Connection errors, 408, 409, 429 and 5xx are tried `retries` times more with exponential backoff
+    (the `openai` package; it honours Retry-After).
+
+    Raises:
+        MissingExtraError: the `openai` package is not installed.
+        CropsError: the endpoint is another machine and `allow_remote` is off.
+    """
+    try:
+        import openai
+    except ImportError as error:
+        raise MissingExtraError("openai", "llm") from error
+    local = _is_local(endpoint.base_url)
+    if not local and not endpoint.allow_remote:
+        raise CropsError(
+            f"{endpoint.base_url} is another machine: "
+            "queries would leave this one; set allow_remote=True if they may"
+        )
+    client = openai.OpenAI(
+        base_url=endpoint.base_url,
+        api_key=endpoint.api_key,
+        timeout=endpoint.timeout_s,
+        max_retries=endpoint.retries,
+        # A proxy named in the environment must not see what is meant for this machine.
+        http_client=openai.DefaultHttpxClient(trust_env=not local),
+    )
+
+    def ask(request: Request) -> Answer:
+        start = time.perf_counter()
+        readable = clean_request(request)
+        tokens = 0
+        try:
+            body = _call(client, endpoint, prompt, readable)
+            tokens = _tokens(body)
+            answer = Answer(_document(body, readable, prompt))
+        except _Refusal as refusal:
+            answer = Answer(None, refusal.reason, refusal.detail, refusal.final)
+        except openai.APIStatusError as error:
+            answer = Answer(
+                None, f"http_{error.status_code}", error.response.text[:MAX_KEPT_CHARS], final=False
+            )
+        except openai.APIError as error:
+            answer = Answer(None, "unavailable", str(error), final=False)
+        return replace(answer, tokens=tokens, seconds=time.perf_counter() - start)
+
+    return ask
+
+
+def _is_local(base_url: str) -> bool:
+    host = urlsplit(base_url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _call(client: openai.OpenAI, endpoint: Endpoint, prompt: Prompt, request: Request) -> dict[str, Any]:
+    payload: dict[str, Any] = {
+        "model": endpoint.model,
+        "messages": prompt.messages(request),
+        "response_format": prompt.response_format(),
+        "temperature": prompt.temperature,
+        "frequency_penalty": prompt.frequency_penalty,
+        "max_tokens": prompt.max_tokens,
+        "seed": request.seed,
+    }
+    # The raw response: a proxy's HTML page with status 200 must not pass for an answer.
+    response = client.chat.completions.with_raw_response.create(**payload)
+    try:
+        body = json.loads(response.text)
+    except (ValueError, RecursionError) as error:
+        raise _Refusal("not_a_completion", response.text, final=False) from error
+    if not isinstance(body, dict):
+        raise _Refusal("not_a_completion", response.text, final=False)
+    return body
+
+
+def _tokens(body: dict[str, Any]) -> int:
+    usage = body.get("usage")
+    tokens = usage.get("completion_tokens") if isinstance(usage, dict) else None
+    return tokens if isinstance(tokens, int) else 0
+
+
+def _document(body: dict[str, Any], request: Request, prompt: Prompt) -> dict[str, str]:
+    try:
+        choice = body["choices"][0]
+        text, finish = choice["message"].get("content"), choice.get("finish_reason")
+        refused = choice["message"].get("refusal")
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise _Refusal("not_a_completion", body, final=False) from error
+    if refused or finish == "content_filter":
+        raise _Refusal("refused_by_model", refused or finish)
+    if not isinstance(text, str) or not text.strip():
+        raise _Refusal("empty", final=False)
+    try:
+        answer = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise _Refusal("truncated" if finish == "length" else "not_json", text) from error
+    whole = isinstance(answer, dict) and set(answer) == set(FIELDS)
+    if not whole or not all(isinstance(part, str) for part in answer.values()):
+        raise _Refusal("wrong_fields", text)
+    document = tidy(answer, request.query, prompt.limits)
+    if reason := check_answer(document, request, prompt):
+        raise _Refusal(reason, text)
+    return document
