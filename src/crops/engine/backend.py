@@ -16,6 +16,7 @@ import duckdb
 import pyarrow as pa
 
 from crops.errors import CropsError
+from crops.logs import interruptible
 
 BATCH_ROWS = 8192
 """Rows per Arrow batch between SQL and Python: texts of a batch stay in the megabytes."""
@@ -64,7 +65,7 @@ class DuckDBBackend:
 
     def table(self, name: str, query: str) -> None:
         """Run a query once and keep its rows."""
-        self._connection.execute(f"create table {name} as {query}")
+        self._execute(f"create table {name} as {query}")
 
     def load(self, name: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
         """Keep the rows of Arrow batches as a table, one batch in memory at a time.
@@ -105,9 +106,15 @@ class DuckDBBackend:
 
     def arrow(self, query: str) -> pa.Table:
         """Return all rows of a query."""
-        return self._connection.sql(query).to_arrow_table()
+        table: pa.Table = interruptible(
+            self._connection, lambda: self._connection.sql(query).to_arrow_table()
+        )
+        return table
 
     def write(self, query: str, path: Path) -> None:
         """Write a query's rows to one Parquet file, in the query's order."""
         target = str(path).replace("'", "''")
-        self._connection.execute(f"copy ({query}) to '{target}' (format parquet, compression zstd)")
+        self._execute(f"copy ({query}) to '{target}' (format parquet, compression zstd)")
+
+    def _execute(self, sql: str) -> None:
+        interruptible(self._connection, lambda: self._connection.execute(sql))

@@ -1,0 +1,130 @@
+"""Texts tokenised once, encoded whenever a batch needs them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+from torch import Tensor
+
+from crops.errors import CropsError
+
+TOKENISE_BATCH = 4096
+ENCODE_BATCH = 64
+"""Texts of similar length that share one padded transformer pass."""
+
+
+@dataclass(frozen=True)
+class TokenisedTexts:
+    """The token ids of many texts in one array."""
+
+    ids: NDArray[np.int64]
+    """[tokens] all ids, text after text."""
+    offsets: NDArray[np.int64]
+    """[texts + 1] where each text begins."""
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def lengths(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the number of tokens of the given texts."""
+        return np.asarray(self.offsets[rows + 1] - self.offsets[rows])
+
+    def gather(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the ids of the given texts, text after text."""
+        lengths = self.lengths(rows)
+        shift = np.repeat(self.offsets[rows] - (np.cumsum(lengths) - lengths), lengths)
+        ids: NDArray[np.int64] = self.ids[np.arange(len(shift)) + shift]
+        return ids
+
+
+def tokenise(encoder: SentenceTransformer, texts: Sequence[str]) -> TokenisedTexts:
+    """Tokenise texts for `encoder`, cut to its maximum length.
+
+    Raises:
+        CropsError: a text has no token.
+    """
+    parts, lengths = [], []
+    for start in range(0, len(texts), TOKENISE_BATCH):
+        features = encoder.preprocess(list(texts[start : start + TOKENISE_BATCH]))
+        ids = features["input_ids"].numpy()
+        if "offsets" in features:
+            lengths.append(np.diff(features["offsets"].numpy(), append=len(ids)))
+            parts.append(ids)
+        else:
+            mask = features["attention_mask"].numpy().astype(bool)
+            lengths.append(mask.sum(axis=1))
+            parts.append(ids[mask])
+    sizes = np.concatenate(lengths) if lengths else np.empty(0, dtype=np.int64)
+    if (sizes == 0).any():
+        text = texts[int(np.argmin(sizes))]
+        raise CropsError(f"the text {text!r} has no token for this encoder; drop it or give it words")
+    return TokenisedTexts(
+        np.concatenate([*parts, np.empty(0, np.int64)]), np.concatenate([[0], np.cumsum(sizes)])
+    )
+
+
+@contextlib.contextmanager
+def only_used_tokens(encoder: SentenceTransformer, texts: TokenisedTexts) -> Iterator[TokenisedTexts]:
+    """Shrink a static encoder to the tokens of `texts` inside the block; yield the texts in its numbering.
+
+    An optimiser then spends nothing on rows that get no gradient. At the end all tokens are back, the used
+    ones with what they learned. Any other encoder is left as it is.
+    """
+    module = encoder[0]
+    if not isinstance(module, StaticEmbedding):
+        yield texts
+        return
+    whole = module.embedding
+    used, ids = np.unique(texts.ids, return_inverse=True)
+    rows = torch.from_numpy(used).to(whole.weight.device)
+    module.embedding = torch.nn.EmbeddingBag.from_pretrained(whole.weight.detach()[rows], freeze=False)
+    try:
+        yield TokenisedTexts(ids, texts.offsets)
+    finally:
+        whole.weight.data[rows] = module.embedding.weight.detach().to(rows.device)
+        module.embedding = whole
+
+
+def encode(encoder: SentenceTransformer, texts: TokenisedTexts, rows: NDArray[np.int64]) -> Tensor:
+    """Return the embeddings [len(rows), d] of the given texts, with gradients if they are enabled.
+
+    Args:
+        encoder: the model that `texts` were tokenised for.
+        texts: the pool of texts.
+        rows: which of them, in which order.
+    """
+    if isinstance(encoder[0], StaticEmbedding):
+        lengths = texts.lengths(rows)
+        offsets = torch.from_numpy(np.cumsum(lengths) - lengths)
+        return _forward(encoder, {"input_ids": torch.from_numpy(texts.gather(rows)), "offsets": offsets})
+    order = np.argsort(texts.lengths(rows), kind="stable")
+    parts = [
+        _forward(encoder, _padded(encoder, texts, rows[order[start : start + ENCODE_BATCH]]))
+        for start in range(0, len(rows), ENCODE_BATCH)
+    ]
+    return torch.cat(parts)[torch.from_numpy(np.argsort(order))]
+
+
+def _padded(
+    encoder: SentenceTransformer, texts: TokenisedTexts, rows: NDArray[np.int64]
+) -> dict[str, Tensor]:
+    lengths = texts.lengths(rows)
+    mask = np.arange(lengths.max()) < lengths[:, None]
+    if encoder.tokenizer.padding_side == "left":
+        mask = mask[:, ::-1]
+    ids = np.full(mask.shape, encoder.tokenizer.pad_token_id, dtype=np.int64)
+    ids[mask] = texts.gather(rows)
+    return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask.astype(np.int64))}
+
+
+def _forward(encoder: SentenceTransformer, features: dict[str, Tensor]) -> Tensor:
+    features = {name: tensor.to(encoder.device) for name, tensor in features.items()}
+    embedding: Tensor = encoder(features)["sentence_embedding"]
+    return embedding

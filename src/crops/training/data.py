@@ -1,0 +1,228 @@
+"""Training groups: a query with its graded documents, ragged, in flat arrays."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from crops.errors import CropsError
+from crops.labels import ALL_SOURCES, DEFAULT_LABELS, Source, assign_labels
+from crops.text import DOCUMENT_FIELDS, content_id, document_text
+
+
+class _Pairs(NamedTuple):
+    """Graded pairs in any order, [P] each."""
+
+    query_id: NDArray[np.int64]
+    doc_id: NDArray[np.int64]
+    label: NDArray[np.int64]
+    source: NDArray[np.int64]
+    weight: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """G groups with P graded pairs over D documents."""
+
+    query_texts: list[str]
+    """G texts, one per group."""
+    query_id: NDArray[np.int64]
+    """[G]"""
+    searches: NDArray[np.float64]
+    """[G] how often each query was searched; groups are drawn with weight searches^beta."""
+    doc_texts: list[str]
+    """D texts."""
+    doc_id: NDArray[np.int64]
+    """[D]"""
+    offsets: NDArray[np.int64]
+    """[G + 1] where each group's pairs begin."""
+    doc: NDArray[np.int64]
+    """[P] row of the pair's document."""
+    label: NDArray[np.int64]
+    """[P] its label, 0 and up."""
+    source: NDArray[np.int64]
+    """[P] the source that earned the label (one bit of Source), 0 for human judgements."""
+    weight: NDArray[np.float64]
+    """[P] the odds of the pair to be drawn."""
+
+    @property
+    def groups(self) -> int:
+        """Number of groups."""
+        return len(self.query_id)
+
+    def group_of_pair(self) -> NDArray[np.int64]:
+        """Return the group of each pair, [P]."""
+        return np.repeat(np.arange(self.groups), np.diff(self.offsets))
+
+    def select(self, keep: NDArray[np.bool_]) -> TrainingData:
+        """Return the groups where `keep` [G] is true; the documents stay."""
+        pairs = keep[self.group_of_pair()]
+        return dataclasses.replace(
+            self,
+            query_texts=[text for text, kept in zip(self.query_texts, keep, strict=True) if kept],
+            query_id=self.query_id[keep],
+            searches=self.searches[keep],
+            offsets=np.concatenate([[0], np.cumsum(np.diff(self.offsets)[keep])]),
+            **{name: getattr(self, name)[pairs] for name in ("doc", "label", "source", "weight")},
+        )
+
+    def with_anchors(self, lowest: int) -> TrainingData:
+        """Return the groups that have a document of at least the label `lowest`."""
+        anchors = np.bincount(self.group_of_pair()[self.label >= lowest], minlength=self.groups)
+        return self.select(anchors > 0)
+
+
+def load_samples(
+    mined: Path, keep: Source = ALL_SOURCES, labels: Mapping[Source, int] = DEFAULT_LABELS
+) -> TrainingData:
+    """Read the output of `crops mine`, labelled as if only the sources in `keep` had spoken.
+
+    Args:
+        mined: folder with samples, queries, items and synthetic_items as Parquet.
+        keep: the sources of this arm; pairs of no kept source are left out.
+        labels: label by source.
+
+    Raises:
+        CropsError: a file or column is missing, a pair's query or item has no text, or no pair is left.
+    """
+    columns = _columns(mined / "samples.parquet", ("query_id", "item_id", "sources", "weight"))
+    label = assign_labels(columns["sources"], keep, labels)
+    left = label >= 0
+    if not left.any():
+        raise CropsError(
+            f"{mined / 'samples.parquet'}: no sample comes from the sources {keep!r}; keep more sources"
+        )
+    query, item, weight = (columns[name][left] for name in ("query_id", "item_id", "weight"))
+    source = _earning_source(columns["sources"][left], label[left], keep, labels)
+    known = pq.read_table(_existing(mined / "queries.parquet"), columns=["query_id", "query", "searches"])
+    ids, texts = _item_texts(mined, np.unique(item))
+    return _grouped(
+        queries=(known["query_id"].to_numpy(), known["query"].to_pylist(), known["searches"].to_numpy()),
+        docs=(ids, texts),
+        pairs=_Pairs(query, item, label[left], source, weight.astype(np.float64)),
+        where=str(mined),
+    )
+
+
+def from_judgements(docs: pa.Table, queries: pa.Table, qrels: pa.Table) -> TrainingData:
+    """Return the groups of a judged collection: labels are grades, grade 0 is an own negative.
+
+    Args:
+        docs: doc_id, and title or text or both.
+        queries: query_id, text.
+        qrels: query_id, doc_id, grade (>= 0). Queries and documents without a judgement are left out.
+
+    Raises:
+        CropsError: a column is missing, a grade is negative, a judgement names no query or document of the
+            collection, or there is none.
+    """
+    fields = [name for name in ("title", "text") if name in docs.column_names]
+    for name, table, needed in (
+        ("docs", docs, ["doc_id", *(fields or ["text"])]),
+        ("queries", queries, ["query_id", "text"]),
+        ("qrels", qrels, ["query_id", "doc_id", "grade"]),
+    ):
+        if missing := [column for column in needed if column not in table.column_names]:
+            raise CropsError(f"{name} has no column {missing[0]}; it has {', '.join(table.column_names)}")
+    grade = qrels["grade"].to_numpy().astype(np.int64)
+    if len(grade) == 0 or grade.min() < 0:
+        raise CropsError("qrels holds no judgement or a negative grade; grades start at 0 (not relevant)")
+    query, doc, doc_id = _ids(qrels["query_id"]), _ids(qrels["doc_id"]), _ids(docs["doc_id"])
+    judged = np.isin(doc_id, doc)
+    rows = docs.select(fields).filter(pa.array(judged)).to_pylist()
+    return _grouped(
+        queries=(_ids(queries["query_id"]), queries["text"].to_pylist(), np.ones(queries.num_rows)),
+        docs=(doc_id[judged], [" ".join(text for text in row.values() if text) for row in rows]),
+        pairs=_Pairs(query, doc, grade, np.zeros_like(grade), np.ones(len(grade))),
+        where="qrels",
+    )
+
+
+def _grouped(
+    queries: tuple[NDArray[np.int64], Sequence[str], NDArray[np.int64] | NDArray[np.float64]],
+    docs: tuple[NDArray[np.int64], list[str]],
+    pairs: _Pairs,
+    where: str,
+) -> TrainingData:
+    """Order the pairs by (query, document) and cut them into groups."""
+    order = np.lexsort((pairs.doc_id, pairs.query_id))
+    group_id, start = np.unique(pairs.query_id[order], return_index=True)
+    row = _rows(queries[0], group_id, f"{where}: query")
+    return TrainingData(
+        query_texts=[queries[1][i] for i in row],
+        query_id=group_id,
+        searches=queries[2][row].astype(np.float64),
+        doc_texts=docs[1],
+        doc_id=docs[0],
+        offsets=np.append(start, len(order)),
+        doc=_rows(docs[0], pairs.doc_id[order], f"{where}: item"),
+        label=pairs.label[order],
+        source=pairs.source[order],
+        weight=pairs.weight[order],
+    )
+
+
+def _earning_source(
+    sources: NDArray[np.int64], label: NDArray[np.int64], keep: Source, labels: Mapping[Source, int]
+) -> NDArray[np.int64]:
+    """Return the lowest kept bit that earns each pair its label: a click outranks a generated text."""
+    result = np.zeros_like(sources)
+    for source in sorted(labels, reverse=True):
+        if source & keep:
+            earns = (sources & int(source) != 0) & (label == labels[source])
+            result[earns] = int(source)
+    return result
+
+
+def _item_texts(mined: Path, wanted: NDArray[np.int64]) -> tuple[NDArray[np.int64], list[str]]:
+    ids, texts = [], []
+    for name in ("items.parquet", "synthetic_items.parquet"):
+        path = _existing(mined / name)
+        present = [field for field in DOCUMENT_FIELDS if field in pq.read_schema(path).names]
+        table = pq.read_table(path, columns=["item_id", *present])
+        table = table.filter(pc.is_in(table["item_id"], pa.array(wanted)))
+        ids.append(table["item_id"].to_numpy())
+        texts += [document_text(row) for row in table.select(present).to_pylist()]
+    return np.concatenate(ids), texts
+
+
+def _rows(ids: NDArray[np.int64], wanted: NDArray[np.int64], what: str) -> NDArray[np.int64]:
+    """Return the row of each wanted id."""
+    missing = wanted[~np.isin(wanted, ids)]
+    if len(missing):
+        raise CropsError(
+            f"{what} {missing[0]} has a label but no text ({len(missing)} such); mend the tables"
+        )
+    order = np.argsort(ids, kind="stable")
+    rows: NDArray[np.int64] = order[np.searchsorted(ids, wanted, sorter=order)]
+    return rows
+
+
+def _ids(column: pa.ChunkedArray) -> NDArray[np.int64]:
+    """Return integer ids as they are and other ids as 64 bits of their hash."""
+    whole = pa.types.is_integer(column.type)
+    values = column.to_pylist()
+    return np.array(values if whole else [content_id(str(value)) for value in values], dtype=np.int64)
+
+
+def _columns(path: Path, names: Sequence[str]) -> dict[str, NDArray[np.int64]]:
+    missing = set(names) - set(pq.read_schema(_existing(path)).names)
+    if missing:
+        raise CropsError(f"{path} has no column {min(missing)}; make it with `crops mine`")
+    table = pq.read_table(path, columns=list(names))
+    return {name: table[name].to_numpy() for name in names}
+
+
+def _existing(path: Path) -> Path:
+    if not path.exists():
+        raise CropsError(f"{path} is missing; name an output folder of `crops mine`")
+    return path

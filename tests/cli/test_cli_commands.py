@@ -1,0 +1,207 @@
+"""The whole house on a tiny platform, through the commands that a user types."""
+
+from __future__ import annotations
+
+import builtins
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from sentence_transformers import SentenceTransformer
+from typer.testing import CliRunner
+
+import crops
+from crops.cli.app import app
+from crops.cli.demo import plan_arms
+from crops.config import load_config
+from crops.errors import CropsError
+from crops.labels import SEARCH_SOURCES, Source
+
+SETTINGS = """
+seed = 3
+[platform]
+size = "tiny"
+[training]
+steps = 12
+batch_queries = 32
+[evaluation]
+resamples = 100
+"""
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("settings") / "run.toml"
+    path.write_text(SETTINGS)
+    return path
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory, settings) -> Path:
+    out = tmp_path_factory.mktemp("demo") / "out"
+    crops.demo(out, config=settings)
+    return out
+
+
+def test_demo_writes_a_report_with_every_arm(demo):
+    page = (demo / "report.html").read_text()
+    for words in ("BM25", "deployed", "baseline: search labels only", "+ P1", "P2", "true recall@100"):
+        assert words in page
+    assert page.count('class="case"') == 3 or page.count("<article") >= 3 or page.count("“") >= 3
+    assert not re.search(r'(src|href)="https?:', page)
+
+
+def test_every_output_says_what_made_it(demo):
+    for folder in ("world", "checked", "samples", "evaluation"):
+        manifest = json.loads((demo / folder / "manifest.json").read_text())
+        assert manifest["versions"]["duckdb"]
+        assert (demo / folder / "config.toml").exists()
+    assert json.loads((demo / "world" / "manifest.json").read_text())["seed"] == 3
+
+
+def test_simulated_logs_pass_their_own_check(demo):
+    report = json.loads((demo / "checked" / "report.json").read_text())
+    assert report["faults"] == []
+    counts = report["tables"]["search_impressions"]
+    assert counts["rows"] == counts["accepted"] + counts["rejected"]
+    assert counts["rejected"] == 0
+
+
+def test_a_model_is_a_plain_sentence_transformer(demo):
+    folder = next((demo / "models").iterdir())
+    model = SentenceTransformer(str(folder))
+    same, other = model.similarity(
+        model.encode(["why do transformers hum"]), model.encode(["why do transformers hum", "sourdough"])
+    )[0]
+    assert same == pytest.approx(1.0, abs=1e-5)
+    assert other < 0.9
+
+
+def test_arms_differ_only_in_the_sources_they_learn_from(demo):
+    samples = pq.read_table(demo / "samples" / "samples.parquet")
+    logs = {
+        path.name: (path / "training_log.jsonl").read_text().splitlines()
+        for path in (demo / "models").iterdir()
+    }
+    assert f"{int(SEARCH_SOURCES):03d}" in logs
+    assert all(len(lines) == 12 for lines in logs.values())
+    assert any(sources & int(Source.FEED) for sources in samples["sources"].to_pylist())
+
+
+def test_generated_documents_are_in_no_index(demo):
+    for values in (demo / "evaluation").glob("*.parquet"):
+        assert len(pq.read_table(values))
+    hits = crops.search(str(next((demo / "models").iterdir())), "transformer", items=demo / "samples", k=50)
+    assert len(hits) == 50
+    assert min(item for item, _, _ in hits) > 0
+
+
+def test_search_and_evaluate_from_the_shell(demo, settings):
+    runner = CliRunner()
+    accepted = str(demo / "checked" / "accepted")
+    found = runner.invoke(app, ["search", "bm25", "transformer", "--items", accepted, "--k", "3"])
+    assert found.exit_code == 0, found.output
+    result = runner.invoke(
+        app,
+        ["evaluate", "bm25", "--logs", accepted, "--truth", str(demo / "world" / "truth"),
+         "--samples", str(demo / "samples"), "--config", str(settings), "--out", str(demo / "again")],
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    summary = json.loads((demo / "again" / "summary.json").read_text())["bm25"]
+    before = json.loads((demo / "evaluation" / "summary.json").read_text())["BM25"]
+    assert summary == before
+
+
+def test_evaluating_on_a_mined_day_is_refused(demo):
+    day = json.loads((demo / "samples" / "report.json").read_text())["days"][0]
+    with pytest.raises(CropsError, match=f"mined from {day}"):
+        crops.evaluate(["bm25"], demo / "checked" / "accepted", day=day, samples=demo / "samples")
+
+
+def test_mining_and_training_never_open_the_truth(demo, settings, tmp_path, monkeypatch):
+    opened: list[str] = []
+    sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == "open" else None)
+    hidden = demo / "world" / "truth"
+    moved = demo / "world" / "elsewhere"
+    hidden.rename(moved)
+    try:
+        crops.mine(demo / "checked" / "accepted", tmp_path / "mined", config=settings, sources="search")
+        crops.train(tmp_path / "mined", tmp_path / "model", config=settings)
+    finally:
+        moved.rename(hidden)
+    assert (tmp_path / "model" / "manifest.json").exists()
+    assert not [path for path in opened if "/truth" in path or "/elsewhere" in path]
+
+
+def test_rooms_that_learn_do_not_name_the_truth():
+    source = Path(crops.__file__).parent
+    for room in ("engine", "training", "losses", "encoders", "relevance", "llm", "logs", "negatives"):
+        for file in (source / room).glob("*.py"):
+            assert "grades.parquet" not in file.read_text(), file
+            assert "needs.parquet" not in file.read_text(), file
+
+
+def test_few_generated_documents_leave_p3_untested():
+    arms, not_tested = plan_arms(0.049)
+    assert list(arms) == ["baseline: search labels only", "+ P1", "P1 + P2"]
+    assert "4.9 %" in not_tested["+ P3"]
+    arms, not_tested = plan_arms(0.05)
+    assert list(arms)[-1] == "+ P3 = CroPS"
+    assert arms["+ P3 = CroPS"] == SEARCH_SOURCES | Source.REFORMULATION | Source.FEED | Source.KNOWLEDGE
+    assert not not_tested
+
+
+def test_settings_name_the_nearest_known_key(tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_text("[training]\nlearning_rte = 0.1\n")
+    with pytest.raises(CropsError, match=r"training\.learning_rte.*Did you mean 'learning_rate'"):
+        load_config(path)
+    path.write_text("[training]\nsteps = 0\n")
+    with pytest.raises(CropsError, match=r"training\.steps"):
+        load_config(path)
+
+
+def test_bad_input_ends_with_a_message_and_code_2(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", "from crops.cli import main; main()", "check", str(tmp_path / "nothing")],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "error:" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_every_command_explains_itself_with_defaults():
+    runner = CliRunner()
+    for command in ("demo", "simulate", "check", "mine", "train", "evaluate", "search"):
+        result = runner.invoke(app, [command, "--help"])
+        assert result.exit_code == 0
+        assert "default" in result.output, command
+
+
+def test_ctrl_c_in_the_simulation_leaves_nothing(tmp_path, settings, monkeypatch):
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("crops.cli.simulate.write_truth", interrupted)
+    monkeypatch.setattr("crops.cli.simulate._train_deployed", lambda *_: "minilm")
+    monkeypatch.setattr("crops.cli.simulate.load_retriever", _Nothing)
+    with pytest.raises(KeyboardInterrupt):
+        crops.simulate(tmp_path / "world", config=settings)
+    assert list(tmp_path.iterdir()) == []
+
+
+class _Nothing:
+    """A retriever that finds the first items."""
+
+    def __init__(self, *_: builtins.object) -> None:
+        pass
+
+    def search(self, queries, k):
+        import numpy as np
+
+        return np.tile(np.arange(1, k + 1), (len(queries), 1)), np.ones((len(queries), k))

@@ -1,0 +1,303 @@
+import math
+
+import jax
+import numpy as np
+import pytest
+import rax
+import torch
+import torch.nn.functional as F
+from loss_oracles import eq3_loop
+
+from crops.losses import contrast, h_infonce, infonce_binary
+
+
+def grads(loss, *leaves):
+    return torch.autograd.grad(loss, leaves)
+
+
+@pytest.mark.parametrize("tau", [0.5, 0.05, 0.01])
+@pytest.mark.parametrize("seed", range(6))
+def test_equals_the_literal_loop_of_eq_3_with_gradients(ragged, seed, tau):
+    query_emb, doc_emb, index, labels = ragged(seed)
+    leaves = (
+        query_emb.requires_grad_(),
+        doc_emb.requires_grad_(),
+        torch.tensor(tau, dtype=torch.float64).requires_grad_(),
+    )
+    ours = h_infonce(query_emb, doc_emb, index, labels, temperature=leaves[2], reduction="sum")
+    theirs = eq3_loop(query_emb, doc_emb, index, labels, leaves[2]).sum()
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    for mine, other in zip(grads(ours, *leaves), grads(theirs, *leaves), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("tau", [0.5, 0.05, 0.01])
+def test_single_precision_is_close_to_double(ragged, tau):
+    double = ragged(3, queries=40, dim=32, most=20)
+    single = [part.float() if part.is_floating_point() else part for part in double]
+    for one, two in ((single, double),):
+        one[0].requires_grad_(), two[0].requires_grad_()
+        mine, other = h_infonce(*one, temperature=tau), h_infonce(*two, temperature=tau)
+        torch.testing.assert_close(mine.double(), other, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(
+            grads(mine, one[0])[0].double(), grads(other, two[0])[0], rtol=1e-3, atol=1e-6
+        )
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_equals_rax_unique_softmax(ragged, seed):
+    query_emb, doc_emb, index, labels = ragged(seed, strays=0)
+    tau = 0.1
+    scores = (query_emb @ doc_emb.T / tau).numpy()
+    # One list per query; documents of other queries stand below every own label.
+    lists = np.where(index.numpy() == np.arange(len(query_emb))[:, None], labels.numpy(), -1)
+    with jax.enable_x64(True):
+        expected = rax.unique_softmax_loss(
+            jax.numpy.asarray(scores),
+            jax.numpy.asarray(lists),
+            # Items at -1 see nothing below them and lose 0; own items at 0 are no anchors of ours.
+            weights=jax.numpy.asarray((lists >= 1).astype(np.float64)),
+            gain_fn=None,
+            reduce_fn=jax.numpy.sum,
+        )
+    ours = h_infonce(query_emb, doc_emb, index, labels, temperature=tau, reduction="sum")
+    assert float(ours) == pytest.approx(float(expected), rel=1e-9)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_gradcheck_in_double_precision_including_the_temperature(ragged, reduction):
+    query_emb, doc_emb, index, labels = ragged(1, queries=3, dim=4, most=3)
+    ids = {"query_id": torch.tensor([7, 8, 7]), "doc_id": torch.arange(len(index)) % 4}
+
+    def loss(q, d, tau):
+        return h_infonce(
+            F.normalize(q, dim=1),
+            F.normalize(d, dim=1),
+            index,
+            labels,
+            temperature=tau,
+            reduction=reduction,
+            **ids,
+        )
+
+    tau = torch.tensor(0.2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(loss, (query_emb.requires_grad_(), doc_emb.requires_grad_(), tau))
+
+
+def test_weighting_the_single_losses_equals_the_loop(ragged):
+    query_emb, doc_emb, index, labels = ragged(5)
+    weight = torch.linspace(-1, 2, len(index), dtype=torch.float64)
+    query_emb.requires_grad_()
+    ours = (h_infonce(query_emb, doc_emb, index, labels, temperature=0.1, reduction="none") * weight).sum()
+    theirs = (eq3_loop(query_emb, doc_emb, index, labels, 0.1) * weight).sum()
+    torch.testing.assert_close(grads(ours, query_emb)[0], grads(theirs, query_emb)[0], rtol=1e-10, atol=1e-10)
+
+
+def test_figure_4():
+    """q1 with d1 (label 5), d2 (4), d3 (1); q2 with d4 (4), d5 (2): who stands in whose denominator."""
+    mask = torch.tensor(
+        [  # d1 d2 d3 d4 d5
+            [1, 1, 1, 1, 1],  # anchor d1 of q1: all are worse or another query's
+            [0, 1, 1, 1, 1],  # anchor d2 of q1: d1 is better, so left out
+            [0, 0, 1, 1, 1],  # anchor d3 of q1
+            [1, 1, 1, 1, 1],  # anchor d4 of q2
+            [1, 1, 1, 0, 1],  # anchor d5 of q2: d4 is better, so left out
+        ],
+        dtype=torch.bool,
+    )
+    torch.manual_seed(0)
+    query_emb, doc_emb = (F.normalize(torch.randn(n, 3, dtype=torch.float64), dim=1) for n in (2, 5))
+    index, labels = torch.tensor([0, 0, 0, 1, 1]), torch.tensor([5, 4, 1, 4, 2])
+    scores = (query_emb @ doc_emb.T / 0.3)[index]
+    expected = torch.logsumexp(scores.masked_fill(~mask, -torch.inf), dim=1) - scores.diagonal()
+    ours = h_infonce(query_emb, doc_emb, index, labels, temperature=0.3, reduction="none")
+    torch.testing.assert_close(ours, expected)
+
+
+def axis(cosines):
+    """Documents [n, 2] whose first coordinate is the given cosine with the query (1, 0)."""
+    return torch.tensor([[c, math.sqrt(1 - c * c)] for c in cosines], dtype=torch.float64)
+
+
+QUERY = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
+
+
+def test_a_group_by_hand():
+    """Cosines 0.8, 0.6, 0 with labels 2, 1, 0 at tau 1: label 0 is a negative, no anchor."""
+    losses = h_infonce(
+        QUERY,
+        axis([0.8, 0.6, 0.0]),
+        torch.zeros(3).long(),
+        torch.tensor([2, 1, 0]),
+        temperature=1.0,
+        reduction="none",
+    )
+    a, b, c = math.exp(0.8), math.exp(0.6), 1.0
+    assert losses.tolist() == pytest.approx([math.log((a + b + c) / a), math.log((b + c) / b), 0.0])
+
+
+def test_mean_is_over_anchors_and_sum_is_their_sum(ragged):
+    batch = ragged(2)
+    none = h_infonce(*batch, temperature=0.1, reduction="none")
+    anchors = int(((batch[2] >= 0) & (batch[3] >= 1)).sum())
+    assert float(h_infonce(*batch, temperature=0.1, reduction="sum")) == pytest.approx(float(none.sum()))
+    assert float(h_infonce(*batch, temperature=0.1)) == pytest.approx(float(none.sum()) / anchors)
+
+
+def test_min_anchor_label_makes_lower_labels_negatives_only():
+    index, labels = torch.zeros(2).long(), torch.tensor([3, 2])
+    losses = h_infonce(
+        QUERY, axis([0.8, 0.6]), index, labels, temperature=1.0, min_anchor_label=3, reduction="none"
+    )
+    assert losses.tolist() == pytest.approx([math.log(1 + math.exp(0.6 - 0.8)), 0.0])
+    query = QUERY.clone()
+    all_anchors = h_infonce(
+        query.expand(2, 2),
+        axis([0.8, 0.6]),
+        torch.tensor([0, 1]),
+        torch.tensor([1, 0]),
+        temperature=1.0,
+        min_anchor_label=0,
+        reduction="none",
+    )
+    assert all_anchors.tolist() == pytest.approx([math.log(1 + math.exp(-0.2)), math.log(1 + math.exp(0.2))])
+
+
+def test_same_query_in_two_rows_is_no_negative():
+    """Rows 0 and 1 are one query: each has only row 2's document (cosine 0) as a negative."""
+    query_emb, doc_emb = QUERY.expand(3, 2), axis([0.8, 0.6, 0.0])
+    index, labels = torch.arange(3), torch.tensor([1, 1, 1])
+    losses = h_infonce(
+        query_emb, doc_emb, index, labels, temperature=1.0, query_id=torch.tensor([9, 9, 4]), reduction="none"
+    )
+    a, b, c = math.exp(0.8), math.exp(0.6), 1.0
+    assert losses.tolist() == pytest.approx(
+        [math.log((a + c) / a), math.log((b + c) / b), math.log(a + b + c)]
+    )
+
+
+def test_a_document_of_my_group_is_no_negative_in_another_group():
+    """Documents 1 and 2 are one item: q0 skips 2, q1 skips 1; 3 is a stray copy of 0."""
+    query_emb, doc_emb = QUERY.expand(2, 2), axis([0.8, 0.6, 0.5, 0.1])
+    index, labels = torch.tensor([0, 0, 1, -1]), torch.tensor([2, 1, 1, 0])
+    ids = torch.tensor([10, 11, 11, 10])
+    losses = h_infonce(query_emb, doc_emb, index, labels, temperature=1.0, doc_id=ids, reduction="none")
+    a, b, c, d = (math.exp(x) for x in (0.8, 0.6, 0.5, 0.1))
+    # d0: own lower b; c is its group's item 11, d its item 10. d1: nothing is left. d2: a and the stray d.
+    assert losses.tolist() == pytest.approx([math.log((a + b) / a), 0.0, math.log((c + a + d) / c), 0.0])
+
+
+def test_a_known_positive_outside_the_batch_is_no_negative():
+    query_emb, doc_emb = QUERY.expand(2, 2), axis([0.8, 0.6, 0.5])
+    index, labels, ids = torch.tensor([0, 1, 1]), torch.ones(3).long(), torch.tensor([10, 11, 12])
+    known = torch.tensor([0]), torch.tensor([12])
+    losses = h_infonce(
+        query_emb, doc_emb, index, labels, temperature=1.0, doc_id=ids, known=known, reduction="none"
+    )
+    a, b, c = math.exp(0.8), math.exp(0.6), math.exp(0.5)
+    assert losses.tolist() == pytest.approx(
+        [math.log((a + b) / a), math.log((b + a) / b), math.log((c + a) / c)]
+    )
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_id_masks_equal_the_loop_on_crowded_ids(ragged, seed):
+    query_emb, doc_emb, index, labels = ragged(seed, queries=8)
+    generator = torch.Generator().manual_seed(seed)
+    query_id = torch.randint(0, 4, (8,), generator=generator)
+    doc_id = torch.arange(len(index)) % 9
+    known = torch.tensor([0, 3, 3]), torch.tensor([4, 4, 7])
+    ours = h_infonce(
+        query_emb,
+        doc_emb,
+        index,
+        labels,
+        temperature=0.1,
+        query_id=query_id,
+        doc_id=doc_id,
+        known=known,
+        reduction="none",
+    )
+    pairs = list(zip(known[0].tolist(), known[1].tolist(), strict=True))
+    theirs = eq3_loop(query_emb, doc_emb, index, labels, 0.1, query_id=query_id, doc_id=doc_id, known=pairs)
+    torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("reduction", ["sum", "none"])
+def test_chunks_do_not_change_anything(ragged, monkeypatch, reduction):
+    query_emb, doc_emb, index, labels = ragged(4, queries=9)
+    query_emb.requires_grad_(), doc_emb.requires_grad_()
+    ids = {"query_id": torch.arange(9) % 5, "doc_id": torch.arange(len(index)) % 11}
+    results = []
+    for rows in (32, 2):
+        monkeypatch.setattr(contrast, "MIN_CHUNK", rows)
+        monkeypatch.setattr(contrast, "CHUNK_BYTES", 1)
+        loss = h_infonce(query_emb, doc_emb, index, labels, temperature=0.1, reduction=reduction, **ids).sum()
+        results.append((loss, *grads(loss, query_emb, doc_emb)))
+    for one, two in zip(*results, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-12, atol=1e-12)
+
+
+def test_only_the_order_of_labels_matters(ragged):
+    query_emb, doc_emb, index, labels = ragged(6)
+    stretched = torch.tensor([0, 3, 50, 51, 900, 10**9])[labels]
+    args = {"temperature": 0.1, "reduction": "none"}
+    torch.testing.assert_close(
+        h_infonce(query_emb, doc_emb, index, stretched, **args),
+        h_infonce(query_emb, doc_emb, index, labels, **args),
+    )
+
+
+def test_the_order_of_documents_does_not_matter(ragged):
+    query_emb, doc_emb, index, labels = ragged(7)
+    order = torch.randperm(len(index), generator=torch.Generator().manual_seed(0))
+    shuffled = h_infonce(
+        query_emb, doc_emb[order], index[order], labels[order], temperature=0.1, reduction="none"
+    )
+    straight = h_infonce(query_emb, doc_emb, index, labels, temperature=0.1, reduction="none")
+    torch.testing.assert_close(shuffled, straight[order])
+
+
+def test_binary_form_is_infonce_over_positives(ragged):
+    """Each positive against all own non-positives and all other queries' documents, as a cross-entropy."""
+    query_emb, doc_emb, index, labels = ragged(8)
+    ours = infonce_binary(
+        query_emb, doc_emb, index, labels, temperature=0.2, positive_label=4, reduction="none"
+    )
+    scores = query_emb @ doc_emb.T / 0.2
+    for i, (q, label) in enumerate(zip(index.tolist(), labels.tolist(), strict=True)):
+        if q < 0 or label < 4:
+            assert ours[i] == 0
+            continue
+        keep = [i] + [j for j in range(len(index)) if index[j] != q or labels[j] < 4]
+        assert float(ours[i]) == pytest.approx(
+            float(F.cross_entropy(scores[q, keep], torch.tensor(0))), rel=1e-9
+        )
+
+
+def test_memory_is_a_chunk_of_scores_never_all_of_them(ragged):
+    query_emb, doc_emb, index, labels = ragged(9, queries=400, dim=8, most=40, dtype=torch.float32)
+    scores = len(query_emb) * len(doc_emb)
+    largest = 0
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            nonlocal largest
+            result = func(*args, **(kwargs or {}))
+            for tensor in result if isinstance(result, (tuple, list)) else [result]:
+                if isinstance(tensor, torch.Tensor):
+                    largest = max(largest, tensor.untyped_storage().nbytes() // 4)
+            return result
+
+    with Watch(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(contrast, "CHUNK_BYTES", 2**18)
+        h_infonce(
+            query_emb.requires_grad_(),
+            doc_emb,
+            index,
+            labels,
+            temperature=0.05,
+            doc_id=torch.arange(len(doc_emb)),
+        ).backward()
+    assert len(doc_emb) > 5000
+    assert 0 < largest <= contrast.MIN_CHUNK * len(doc_emb) < scores / 10

@@ -1,0 +1,166 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+
+from crops.config import TrainingConfig
+from crops.encoders import load_encoder, tokenise
+from crops.errors import CropsError
+from crops.outputs import read_manifest
+from crops.training import Batch, fit, model, train, trainer
+from crops.training.model import TextPool, contrast_facts
+
+
+@pytest.fixture
+def config(random_encoder):
+    def make(**changes):
+        settings = {"init": str(random_encoder), "batch_queries": 12, "steps": 40, "learning_rate": 0.02}
+        return TrainingConfig(**{**settings, **changes})
+
+    return make
+
+
+def weights(folder):
+    return SentenceTransformer(str(folder), device="cpu")[0].embedding.weight.detach().numpy()
+
+
+def own_topic_hits(folder, toy):
+    """Of six queries never seen in training (words 0 and 3 of a topic), how many find their topic."""
+    model = SentenceTransformer(str(folder), device="cpu")
+    found = (model.encode([f"q{t}_0 q{t}_3" for t in range(6)]) @ model.encode(toy.doc_texts).T).argmax(
+        axis=1
+    )
+    return sum(toy.doc_texts[doc].startswith(f"d{topic}_") for topic, doc in enumerate(found))
+
+
+@pytest.mark.parametrize("loss", ["h_infonce", "infonce_binary"])
+def test_training_learns_and_writes_a_plain_model(toy, config, random_encoder, tmp_path, loss):
+    facts = train(toy, tmp_path / "model", config(loss=loss), seed=0)
+    log = [json.loads(line) for line in (tmp_path / "model" / "training_log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in log] == list(range(1, 41))
+    assert log[0]["temperature"] == pytest.approx(0.05)
+    assert facts["loss"] == pytest.approx(np.mean([line["loss"] for line in log[-4:]]))
+    assert facts["loss"] < log[0]["loss"] / 3
+    assert own_topic_hits(random_encoder, toy) < 4
+    assert own_topic_hits(tmp_path / "model", toy) == 6
+    manifest = read_manifest(tmp_path / "model", "train")
+    assert manifest["temperature"] == facts["temperature"] != log[0]["temperature"]
+    assert manifest["groups"] == 18
+
+
+def test_the_same_seed_gives_the_same_weights(toy, config, tmp_path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        train(toy, tmp_path / name, config(steps=5), seed=seed)
+    assert (weights(tmp_path / "a") == weights(tmp_path / "b")).all()
+    assert (weights(tmp_path / "a") != weights(tmp_path / "c")).any()
+
+
+def test_the_saved_model_is_the_trained_one(toy, config, tmp_path, monkeypatch):
+    kept = []
+    monkeypatch.setattr(fit, "load_encoder", lambda *args: kept.append(load_encoder(*args)) or kept[-1])
+    train(toy, tmp_path / "model", config(steps=3), seed=0)
+    reloaded = SentenceTransformer(str(tmp_path / "model"), device="cpu")
+    np.testing.assert_array_equal(reloaded.encode(toy.doc_texts), kept[0].encode(toy.doc_texts))
+
+
+def test_a_transformer_trains_on_the_same_path(toy, tiny_transformer, tmp_path):
+    config = TrainingConfig(encoder=str(tiny_transformer), batch_queries=6, steps=2, learning_rate=1e-3)
+    facts = train(toy, tmp_path / "model", config, seed=0)
+    assert np.isfinite(facts["loss"])
+    assert SentenceTransformer(str(tmp_path / "model"), device="cpu").encode("q0_0").shape == (8,)
+
+
+def test_groups_without_an_anchor_are_dropped_and_counted(toy, config, tmp_path):
+    toy.label[:8] = 1
+    facts = train(toy, tmp_path / "model", config(steps=1, loss="infonce_binary"), seed=0)
+    assert (facts["groups"], facts["dropped_groups"]) == (16, 2)
+    assert train(toy, tmp_path / "all", config(steps=1), seed=0)["dropped_groups"] == 0
+
+
+@pytest.mark.parametrize(
+    ("keep", "changes", "message"),
+    [
+        (0, {}, r"has 0 group\(s\); contrast needs at least two queries"),
+        (1, {}, r"has 1 group\(s\)"),
+        (
+            18,
+            {"min_anchor_label": 5},
+            "of 18 groups only 0 have a document of label 5 or more, which h_infonce",
+        ),
+        (18, {"loss": "infonce_binary", "positive_label": 5}, "which infonce_binary needs as an anchor"),
+    ],
+)
+def test_too_little_to_contrast_is_an_error(toy, config, tmp_path, keep, changes, message):
+    with pytest.raises(CropsError, match=message):
+        train(toy.select(np.arange(18) < keep), tmp_path / "model", config(**changes), seed=0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_diverges_stops_with_its_step_and_writes_nothing(toy, config, tmp_path):
+    with pytest.raises(CropsError, match=r"step [2-9]\d?: .*The step was not applied"):
+        train(toy, tmp_path / "model", config(learning_rate=1e30), seed=0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_gradient_that_is_not_finite_is_not_applied(toy, config, tmp_path, monkeypatch):
+    steps = []
+
+    def poisoned(parameters, *args, **kwargs):
+        parameters = list(parameters)
+        if len(steps) == 2:
+            parameters[-1].grad[0, 0] = float("inf")
+        steps.append([p.detach().clone() for p in parameters])
+        return torch.nn.utils.clip_grad_norm_(parameters, *args, **kwargs)
+
+    monkeypatch.setattr(trainer, "clip_grad_norm_", poisoned)
+    with pytest.raises(CropsError, match="step 3: the gradient is not finite"):
+        train(toy, tmp_path / "model", config(), seed=0)
+    assert len(steps) == 3
+    assert all(p.isfinite().all() for p in steps[-1])
+
+
+def test_tau_is_not_decayed_and_the_encoder_is(toy, config, tmp_path, monkeypatch):
+    groups = []
+    real = trainer._optimizer
+    monkeypatch.setattr(
+        trainer, "_optimizer", lambda *args: groups.extend((made := real(*args)).param_groups) or made
+    )
+    train(toy, tmp_path / "model", config(steps=1, weight_decay=0.1), seed=0)
+    assert [(group["weight_decay"], len(group["params"])) for group in groups] == [(0.1, 1), (0.0, 1)]
+
+
+def test_each_distinct_text_of_a_batch_is_named_once(toy, random_encoder):
+    encoder = SentenceTransformer(str(random_encoder), device="cpu")
+    pool = TextPool(encoder, toy)
+    # Groups 0 and 1 share the three documents of topic 0: 2 query texts, 3 shared and 2 own documents.
+    batch = Batch(np.array([0, 1]), np.repeat([0, 1], 4), np.arange(8), np.array([1]), np.array([3]))
+    inputs = pool.inputs(batch)
+    assert len(inputs["texts"]) == len(set(inputs["texts"].tolist())) == 7
+    assert inputs["doc_text"].tolist()[:3] == inputs["doc_text"].tolist()[4:7]
+    assert inputs["known_id"].tolist() == [toy.doc_id[toy.doc[3]]]
+
+
+def test_contrast_facts_by_hand(toy, random_encoder):
+    """Two groups of 4 with 3 documents in common: of the other's 4, 3 are also mine, 1 is left."""
+    pool = TextPool(SentenceTransformer(str(random_encoder), device="cpu"), toy)
+    empty = np.empty(0, dtype=np.int64)
+    batch = Batch(np.array([0, 1]), np.repeat([0, 1], 4), np.arange(8), empty, empty)
+    assert contrast_facts(pool.inputs(batch)) == {
+        "queries": 2,
+        "documents": 8,
+        "contrasted": 1.0,
+        "duplicates": 3 / 8,
+    }
+    batch = Batch(np.array([0, 1]), np.repeat([0, 1], 4), np.arange(8), np.array([1]), np.array([3]))
+    assert contrast_facts(pool.inputs(batch))["contrasted"] == 0.5
+
+
+def test_every_text_is_tokenised_once(toy, config, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        model, "tokenise", lambda encoder, texts: seen.extend(texts) or tokenise(encoder, texts)
+    )
+    train(toy, tmp_path / "model", config(steps=3), seed=0)
+    assert sorted(seen) == sorted({*toy.query_texts, *toy.doc_texts})
