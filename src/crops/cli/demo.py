@@ -17,7 +17,7 @@ from crops.cli.evaluate import day_testsets, results_table, write_results
 from crops.cli.judged import judged_demo
 from crops.cli.mine import mine_logs
 from crops.cli.models import BM25, load_retriever
-from crops.cli.options import ConfigOption, SeedOption
+from crops.cli.options import DEFAULTS, ConfigOption, SeedOption
 from crops.cli.simulate import simulate
 from crops.config import RunConfig, load_config
 from crops.evaluation import Evaluation, ScoringRetriever
@@ -55,10 +55,14 @@ def demo(
     ] = None,
     positive_label: Annotated[
         int | None,
-        typer.Option(help="With --judged: lowest grade that counts as relevant [default: the top]."),
+        typer.Option(help="With --judged: lowest grade that counts as relevant.", show_default="the top"),
     ] = None,
-    size: Annotated[str | None, typer.Option(help="Size of the platform [default: demo].")] = None,
-    encoder: Annotated[str | None, typer.Option(help="static, minilm, or a model [default: static].")] = None,
+    size: Annotated[
+        str | None, typer.Option(help="Size of the platform.", show_default=DEFAULTS.platform.size)
+    ] = None,
+    encoder: Annotated[
+        str | None, typer.Option(help="static, minilm, or a model.", show_default=DEFAULTS.training.encoder)
+    ] = None,
     seed: SeedOption = None,
     config: ConfigOption = None,
 ) -> Path:

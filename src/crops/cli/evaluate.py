@@ -26,7 +26,7 @@ from crops.retrieval import load_items
 def evaluate(
     model: Annotated[list[str], typer.Argument(help="Model folders to compare, or bm25.")],
     logs: Annotated[Path, typer.Option(help="Accepted logs that hold the test day.")],
-    day: Annotated[str | None, typer.Option(help="Test day, YYYY-MM-DD [default: the last].")] = None,
+    day: Annotated[str | None, typer.Option(help="Test day, YYYY-MM-DD.", show_default="the last")] = None,
     truth: Annotated[
         Path | None, typer.Option(help="truth/ of a simulation, for the metrics that need it.")
     ] = None,

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from crops import engine
-from crops.cli.options import ConfigOption, SeedOption
+from crops.cli.options import DEFAULTS, ConfigOption, SeedOption
 from crops.config import RunConfig, load_config
 from crops.logs import check, open_logs, render
 from crops.outputs import MANIFEST, cache_folder, console
@@ -20,10 +20,11 @@ def mine(
     out: Annotated[Path, typer.Argument(help="Folder for samples, queries, evidence and items.")],
     day: Annotated[
         list[str] | None,
-        typer.Option("--day", help="Day to mine, YYYY-MM-DD; repeat for more [default: all]."),
+        typer.Option("--day", help="Day to mine, YYYY-MM-DD; repeat for more.", show_default="all"),
     ] = None,
     sources: Annotated[
-        str | None, typer.Option(help="Comma-separated sources of search,p1,p2,p3 [default: all].")
+        str | None,
+        typer.Option(help="Comma-separated sources.", show_default=",".join(DEFAULTS.engine.sources)),
     ] = None,
     generated: Annotated[
         Path | None, typer.Option(help="JSON lines of documents that an LLM wrote (P3).")

@@ -1,4 +1,4 @@
-"""Options that several commands share."""
+"""Options that several commands share, and the defaults that help texts show."""
 
 from __future__ import annotations
 
@@ -7,5 +7,12 @@ from typing import Annotated
 
 import typer
 
+from crops.config import RunConfig
+
+DEFAULTS = RunConfig()
+"""An option left out falls back to the run's TOML, and that to these."""
+
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="TOML of the run; options override it.")]
-SeedOption = Annotated[int | None, typer.Option(help="Seed of everything random [default: 0].")]
+SeedOption = Annotated[
+    int | None, typer.Option(help="Seed of everything random.", show_default=str(DEFAULTS.seed))
+]

@@ -10,7 +10,7 @@ import numpy as np
 import typer
 
 from crops.cli.models import BM25, load_retriever
-from crops.cli.options import ConfigOption, SeedOption
+from crops.cli.options import DEFAULTS, ConfigOption, SeedOption
 from crops.config import EngineConfig, RunConfig, TrainingConfig, load_config
 from crops.engine import mine
 from crops.labels import Source
@@ -38,8 +38,13 @@ WARM_UP, TRAIN = 0, 1
 
 def simulate(
     out: Annotated[Path, typer.Argument(help="Folder to write: logs/, truth/, deployed_model/.")],
-    size: Annotated[str | None, typer.Option(help=f"One of {', '.join(SIZES)} [default: demo].")] = None,
-    days: Annotated[int | None, typer.Option(help="Days: warm-up, train, gap, test [default: 4].")] = None,
+    size: Annotated[
+        str | None, typer.Option(help=f"One of {', '.join(SIZES)}.", show_default=DEFAULTS.platform.size)
+    ] = None,
+    days: Annotated[
+        int | None,
+        typer.Option(help="Days: warm-up, train, gap, test.", show_default=str(DEFAULTS.platform.days)),
+    ] = None,
     seed: SeedOption = None,
     config: ConfigOption = None,
 ) -> Path:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from crops import training
-from crops.cli.options import ConfigOption, SeedOption
+from crops.cli.options import DEFAULTS, ConfigOption, SeedOption
 from crops.config import load_config
 from crops.labels import ALL_SOURCES, parse_sources
 from crops.outputs import cache_folder, console
@@ -19,16 +19,27 @@ def train(
     out: Annotated[Path, typer.Argument(help="Folder for the model (a plain SentenceTransformer).")],
     encoder: Annotated[
         str | None,
-        typer.Option(help="static, minilm, or a SentenceTransformer path or name [default: static]."),
+        typer.Option(
+            help="static, minilm, or a SentenceTransformer path or name.",
+            show_default=DEFAULTS.training.encoder,
+        ),
     ] = None,
     loss: Annotated[
-        str | None, typer.Option(help="h_infonce or infonce_binary [default: h_infonce].")
+        str | None, typer.Option(help="h_infonce or infonce_binary.", show_default=DEFAULTS.training.loss)
     ] = None,
     sources: Annotated[
-        str | None, typer.Option(help="Learn only from these sources of search,p1,p2,p3 [default: all].")
+        str | None, typer.Option(help="Learn only from these, of search,p1,p2,p3.", show_default="all")
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimiser steps [default: 300].")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="[default: 0.002, for static].")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Optimiser steps.", show_default=str(DEFAULTS.training.steps))
+    ] = None,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(
+            help="0.002 suits static; transformers want about 2e-5.",
+            show_default=str(DEFAULTS.training.learning_rate),
+        ),
+    ] = None,
     seed: SeedOption = None,
     config: ConfigOption = None,
 ) -> dict[str, Any]:
