@@ -124,7 +124,7 @@ class _Rate(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
-        return Text(f"{speed:,.0f}/s" if speed else "", style="progress.data.speed")
+        return Text(f"{speed:,.3g}/s" if speed else "", style="progress.data.speed")
 
 
 def progress() -> Progress:

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from crops import evaluation, training
+from crops.cli.bubble import bubble_table
 from crops.cli.cases import Evidence, choose_cases, side_by_side
 from crops.cli.demo_report import Arm, demo_report
 from crops.cli.evaluate import day_testsets, results_table, write_results
@@ -72,34 +73,27 @@ def demo(
         return judged_demo(judged, out, run, positive_label)
     start = time.perf_counter()
     seconds: dict[str, float] = {}
-    world, checked, samples = out / "world", out / "checked", out / "samples"
-    with timed(seconds, "simulate"):
-        simulate(world, run.platform.size, run.platform.days, run.seed, config)
-    with timed(seconds, "check"):
-        check(world / "logs", checked, run.engine.memory)
-    days = read_manifest(world, "simulate")["days"]
-    with timed(seconds, "mine"):
-        engine = run.engine.model_copy(update={"days": (days["train"],)})
-        mined = mine_logs(
-            checked / "accepted", samples, run.model_copy(update={"engine": engine}), _packaged_documents()
-        )
+    simulate(out / "world", run.platform.size, run.platform.days, run.seed, config)
+    truth, logs, samples = out / "world" / "truth", out / "checked" / "accepted", out / "samples"
+    check(out / "world" / "logs", out / "checked", run.engine.memory)
+    days = read_manifest(out / "world", "simulate")["days"]
+    engine = run.engine.model_copy(update={"days": (days["train"],)})
+    mined = mine_logs(logs, samples, run.model_copy(update={"engine": engine}), _packaged_documents())
     planned, not_tested = plan_arms(mined["p3_coverage"]["share_of_queries"] or 0.0)
-    with timed(seconds, "train"):
-        arms = [_train_arm(name, sources, samples, out, run) for name, sources in planned.items()]
+    arms = [_train_arm(name, sources, samples, out, run) for name, sources in planned.items()]
     with timed(seconds, "evaluate"):
-        results, retrievers = _evaluate(arms, world, checked / "accepted", samples, out, run, days["test"])
-    with timed(seconds, "report"):
-        cases = choose_cases(checked / "accepted", world / "truth", days["train"], days["test"])
-        with Evidence(samples, checked / "accepted", world / "truth", days["train"]) as evidence:
-            pair = [(name, retrievers[name]) for name in (BASELINE, arms[-1].name)]
-            shown = [side_by_side(case, pair[0], pair[1], evidence) for case in cases]
-        seconds["total"] = time.perf_counter() - start
-        write_report(demo_report(run, mined, arms, results, not_tested, shown, seconds), out / "report.html")
+        results, retrievers = _evaluate(arms, logs, truth, samples, out, run, days["test"])
+    with timed(seconds, "look up the evidence"), Evidence(samples, logs, truth, days["train"]) as evidence:
+        pair = [(name, retrievers[name]) for name in (BASELINE, arms[-1].name)]
+        chosen = choose_cases(logs, truth, days["train"], days["test"])
+        cases = [side_by_side(case, pair[0], pair[1], evidence) for case in chosen]
+    seconds["total"] = time.perf_counter() - start
+    bubble = bubble_table(logs, truth)
+    report = demo_report(run, mined, arms, results, not_tested, bubble, cases, seconds)
+    write_report(report, out / "report.html")
     console.print(results_table(results, f"test day {days['test']}"))
-    console.print(
-        f"open [bold]{out / 'report.html'}[/bold]; next: "
-        f"crops search {arms[-1].folder} mercury --items {samples}"
-    )
+    console.print(f"open [bold]{out / 'report.html'}[/bold]; {seconds['total'] / 60:.1f} minutes")
+    console.print(f"next: crops search {arms[-1].folder} mercury --items {samples}", soft_wrap=True)
     return out / "report.html"
 
 
@@ -118,14 +112,14 @@ def _train_arm(name: str, sources: Source, samples: Path, out: Path, run: RunCon
 
 
 def _evaluate(
-    arms: Sequence[Arm], world: Path, logs: Path, samples: Path, out: Path, run: RunConfig, test_day: str
+    arms: Sequence[Arm], logs: Path, truth: Path, samples: Path, out: Path, run: RunConfig, test_day: str
 ) -> tuple[dict[str, Evaluation], dict[str, ScoringRetriever]]:
-    testsets = day_testsets(logs, test_day, world / "truth", samples, run)
+    testsets = day_testsets(logs, test_day, truth, samples, run)
     ids, texts = load_items(logs, testsets.candidate_ids())
     models: dict[str, str | Path] = {
         "BM25": BM25,
         f"{run.training.encoder}, untrained": run.training.encoder,
-        "deployed: trained on its own clicks": world / "deployed_model",
+        "deployed: trained on its own clicks": out / "world" / "deployed_model",
         **{arm.name: arm.folder for arm in arms},
     }
     retrievers = {name: load_retriever(model, ids, texts) for name, model in models.items()}

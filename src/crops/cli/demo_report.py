@@ -43,6 +43,7 @@ def demo_report(
     arms: Sequence[Arm],
     results: dict[str, Evaluation],
     not_tested: dict[str, str],
+    bubble: ResultTable,
     cases: Sequence[QueryCase],
     seconds: dict[str, float],
 ) -> DemoReport:
@@ -54,6 +55,7 @@ def demo_report(
         arms: the arms, the baseline first and the fullest last.
         results: evaluation by model name; holds the arms' names.
         not_tested: arms that were left out, with the reason.
+        bubble: what the logs show of the bubble, day by day.
         cases: queries side by side.
         seconds: wall time by part, with `total`.
     """
@@ -72,7 +74,7 @@ def demo_report(
             ("relevance (θ)", f"{run.relevance.model}, calibrated on public judgements"),
             ("P3 coverage", _coverage_text(mined)),
         ],
-        tables=[table],
+        tables=[table, bubble],
         sources=_source_counts(mined),
         curves=[_curve(arm) for arm in arms],
         cases=cases,
@@ -148,10 +150,16 @@ def _simulated_columns(config: EvaluationConfig) -> list[MetricColumn]:
             "share of the items consumed after rewording, kept by θ, that the first wording finds",
         ),
         MetricColumn(
-            f"recall@{k}/qr_truth", f"QR recall@{k}, truth", "the same, kept by truth in place of θ"
+            f"recall@{k}/qr_truth",
+            f"QR recall@{k}, truth",
+            "the same, kept by truth in place of θ",
+            plotted=False,
         ),
         MetricColumn(
-            f"ndcg_exp2@{m}/pool", f"NDCG@{m}", "order of the old system's 50 results against true grades"
+            f"ndcg_exp2@{m}/pool",
+            f"NDCG@{m}",
+            "order of the old system's 50 results against true grades",
+            plotted=False,
         ),
         MetricColumn(
             f"true_recall@{k}", f"true recall@{k}", "share of all that answers the searcher's need, found"

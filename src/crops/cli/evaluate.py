@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -21,6 +22,9 @@ from crops.logs import open_logs
 from crops.outputs import cache_folder, console, publish, timed, write_manifest
 from crops.relevance import scorers
 from crops.retrieval import load_items
+
+_DETAIL = re.compile("_events|/catalogue|/seen|/unseen")
+"""Metrics that the printed table leaves out."""
 
 
 def evaluate(
@@ -102,14 +106,20 @@ def write_results(folder: Path, results: dict[str, Evaluation]) -> None:
     }
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     for name, one in results.items():
-        pq.write_table(one.values, folder / f"{Path(name).name}.parquet")
+        pq.write_table(one.values, folder / f"{_file_name(name)}.parquet")
+
+
+def _file_name(model: str) -> str:
+    return re.sub(r"[^A-Za-z0-9+._-]+", "-", Path(model).name)
 
 
 def results_table(results: dict[str, Evaluation], title: str) -> Table:
-    """Return the means with their 95 % intervals, one row per metric and one column per model."""
-    table = Table("metric", "queries", *(Path(name).name for name in results), title=title)
-    for metric in next(iter(results.values())).summary:
-        rows = [one.summary[metric] for one in results.values()]
-        cells = [f"{100 * row.mean:.1f} [{100 * row.ci_low:.1f}, {100 * row.ci_high:.1f}]" for row in rows]
-        table.add_row(metric, str(rows[0].n), *cells)
+    """Return the means in % over their 95 % intervals, one row per model; all metrics are in summary.json."""
+    metrics = [name for name in next(iter(results.values())).summary if not _DETAIL.search(name)]
+    counts = next(iter(results.values())).summary
+    table = Table("model", *(f"{name}\nn = {counts[name].n}" for name in metrics), title=title)
+    for name, one in results.items():
+        rows = [one.summary[metric] for metric in metrics]
+        cells = [f"{100 * row.mean:.1f}\n[{100 * row.ci_low:.1f}, {100 * row.ci_high:.1f}]" for row in rows]
+        table.add_row(name.rstrip("/").rpartition("/")[2], *cells)
     return table

@@ -19,7 +19,7 @@ class Size:
 
 SIZES: dict[str, Size] = {
     "tiny": Size(heads=4, items=1_200, authors=150, users=150, sessions=300),
-    "demo": Size(heads=16, items=8_000, authors=800, users=1_500, sessions=4_000),
+    "demo": Size(heads=16, items=8_000, authors=800, users=4_000, sessions=10_000),
     "small": Size(heads=24, items=20_000, authors=2_000, users=5_000, sessions=12_000),
 }
 """`tiny` is for tests, `demo` for `crops demo`, `small` for experiments on a laptop."""

@@ -93,6 +93,10 @@ class ResultTable:
     note: str
     columns: Sequence[MetricColumn]
     rows: Sequence[ResultRow]
+    subject: str = "Model"
+    """What a row stands for."""
+    contest: bool = True
+    """Whether the rows compete: the best of each column is marked, and the intervals are explained."""
 
 
 @dataclass(frozen=True)

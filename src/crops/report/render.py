@@ -108,7 +108,7 @@ def _p_value(p: float | None) -> str:
 def _best(table: ResultTable, key: str) -> str | None:
     """Return the largest value of a column as it is printed: rows that print the same are equally best."""
     means = [row.cells[key].mean for row in table.rows if key in row.cells]
-    return percent(max(means)) if len(means) > 1 else None
+    return percent(max(means)) if table.contest and len(means) > 1 else None
 
 
 def _queries(table: ResultTable, key: str) -> str:
