@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from crops.schema import EVIDENCE, ITEMS, FEED_EVENTS, QUERIES, SAMPLES, SEARCH_IMPRESSIONS, SYNTHETIC_ITEMS, Table
+from crops.schema import (
+    EVIDENCE,
+    FEED_EVENTS,
+    ITEMS,
+    QUERIES,
+    SAMPLES,
+    SEARCH_IMPRESSIONS,
+    SYNTHETIC_ITEMS,
+    Table,
+)
 
 HEAD = """# Tables
 
@@ -17,7 +26,8 @@ def section(table: Table) -> str:
     """Return the Markdown of one table: its columns and its row rules."""
     lines = [f"\n## {table.name}\n", table.doc, ""]
     if table.partitioned:
-        lines += [f"Partitioned by day: `{table.name}/day=YYYY-MM-DD/*.parquet`, or one `{table.name}.parquet`.", ""]
+        parts = f"{table.name}/day=YYYY-MM-DD/*.parquet"
+        lines += [f"Partitioned by day: `{parts}`, or one `{table.name}.parquet`.", ""]
     lines += ["| column | type | | meaning |", "|---|---|---|---|"]
     for column in table.columns:
         kind = "optional" if column.optional else "nullable" if column.nullable else ""
