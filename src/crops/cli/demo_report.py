@@ -176,13 +176,19 @@ def _headline(table: ResultTable, arms: Sequence[Arm], mined: dict[str, Any]) ->
             sentences.append(
                 f"{column.label}: {100 * first.cells[column.key].mean:.1f} % with search labels only, "
                 f"{100 * last.cells[column.key].mean:.1f} % with {arms[-1].name} "
-                f"({_points(last.differences[column.key])})."
+                f"({_points(last.differences[column.key])}): {_verdict(last.differences[column.key])}."
             )
     added = {name: mined["novelty"][name] for name in ("p1", "p2") if mined["novelty"][name]["positives"]}
     if added:
         shares = " and ".join(f"{100 * row['share']:.0f} % of {name.upper()}" for name, row in added.items())
         sentences.append(f"{shares} positives had never been shown for their query.")
     return sentences
+
+
+def _verdict(difference: Difference) -> str:
+    if not difference.significant:
+        return "no significant difference"
+    return "a significant gain" if difference.mean > 0 else "a significant loss"
 
 
 def _points(difference: Difference) -> str:
