@@ -13,7 +13,7 @@ import typer
 from crops import evaluation, training
 from crops.cli.bubble import bubble_table
 from crops.cli.cases import Evidence, choose_cases, side_by_side
-from crops.cli.demo_report import Arm, demo_report
+from crops.cli.demo_report import Arm, coverage_text, demo_report
 from crops.cli.evaluate import day_testsets, results_table, write_results
 from crops.cli.judged import judged_demo
 from crops.cli.mine import mine_logs
@@ -91,7 +91,7 @@ def demo(
     bubble = bubble_table(logs, truth)
     report = demo_report(run, mined, arms, results, not_tested, bubble, cases, seconds)
     write_report(report, out / "report.html")
-    console.print(results_table(results, f"test day {days['test']}"))
+    console.print(results_table(results, f"test day {days['test']}. {coverage_text(mined)}"))
     console.print(f"open [bold]{out / 'report.html'}[/bold]; {seconds['total'] / 60:.1f} minutes")
     console.print(f"next: crops search {arms[-1].folder} mercury --items {samples}", soft_wrap=True)
     return out / "report.html"

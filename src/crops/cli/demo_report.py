@@ -60,7 +60,8 @@ def demo_report(
         seconds: wall time by part, with `total`.
     """
     columns = _simulated_columns(run.evaluation)
-    table = result_table("What each source adds", columns, results, arms[0].name, run, not_tested)
+    coverage = coverage_text(mined)
+    table = result_table("What each source adds", columns, results, arms[0].name, run, not_tested, coverage)
     return DemoReport(
         title="Does the filter bubble break?",
         headline=_headline(table, arms, mined),
@@ -72,7 +73,6 @@ def demo_report(
                 f"{mined['input']['searches']:,} searches, {mined['input']['queries']:,} queries",
             ),
             ("relevance (θ)", f"{run.relevance.model}, calibrated on public judgements"),
-            ("P3 coverage", _coverage_text(mined)),
         ],
         tables=[table, bubble],
         sources=_source_counts(mined),
@@ -123,6 +123,7 @@ def result_table(
     reference: str,
     run: RunConfig,
     not_tested: dict[str, str],
+    note: str = "",
 ) -> ResultTable:
     """Return models against metrics, with paired differences to the reference model."""
     rows = []
@@ -134,8 +135,9 @@ def result_table(
         differences = {c.key: d for c in columns if c.key in against and (d := Difference.of(against[c.key]))}
         rows.append(ResultRow(name, cells, differences, is_reference=name == reference))
     rows += [ResultRow(name, not_tested=reason) for name, reason in not_tested.items()]
-    note = "Means over queries in %, with 95 % bootstrap intervals."
-    return ResultTable(title, note, columns, rows)
+    return ResultTable(
+        title, f"Means over queries in %, with 95 % bootstrap intervals. {note}".strip(), columns, rows
+    )
 
 
 def _simulated_columns(config: EvaluationConfig) -> list[MetricColumn]:
@@ -211,12 +213,13 @@ def _facts(run: RunConfig, seconds: dict[str, float]) -> list[tuple[str, str]]:
     ]
 
 
-def _coverage_text(mined: dict[str, Any]) -> str:
+def coverage_text(mined: dict[str, Any]) -> str:
+    """Return how far the generated documents reach: P3 cannot be judged without it."""
     coverage = mined["p3_coverage"]
     return (
-        f"{coverage['with_generation']:,} of {coverage['queries']:,} training queries "
-        f"({100 * (coverage['share_of_queries'] or 0):.1f} %), "
-        f"{100 * (coverage['share_of_samples'] or 0):.1f} % of the samples"
+        f"P3 covers {coverage['with_generation']:,} of {coverage['queries']:,} training queries "
+        f"({100 * (coverage['share_of_queries'] or 0):.1f} %) and is "
+        f"{100 * (coverage['share_of_samples'] or 0):.1f} % of the samples."
     )
 
 
