@@ -26,7 +26,7 @@ class CaseQuery:
     text: str
     note: str
     need_id: int | None
-    """The need behind most of its searches on the test day, where truth is known."""
+    """The need behind its searches on the test day; None where they had several."""
 
 
 def choose_cases(logs: Path, truth: Path, train_day: str, test_day: str) -> list[CaseQuery]:
@@ -59,7 +59,8 @@ def choose_cases(logs: Path, truth: Path, train_day: str, test_day: str) -> list
                 f"select query, senses, need_id from test where {rule} order by n desc, query limit 1"
             ).fetchone()
             if row is not None:
-                cases.append(CaseQuery(row[0], note.format(senses=row[1]), row[2]))
+                # What is relevant to an ambiguous query depends on the searcher: it gets topics, not grades.
+                cases.append(CaseQuery(row[0], note.format(senses=row[1]), row[2] if row[1] == 1 else None))
         return cases
 
 
