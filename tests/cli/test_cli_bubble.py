@@ -1,0 +1,72 @@
+"""The bubble's observables and the choice of cases, on logs small enough to check by eye."""
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from crops.cli.bubble import bubble_table
+from crops.cli.cases import choose_cases
+
+DAY_US = 86_400_000_000
+DENSE = 2  # second bit: bm25, dense, ...
+
+
+def write_truth(folder, searches, grades):
+    folder.mkdir()
+    needs = [(1, "bow", "archery"), (2, "bow", "ribbon")]
+    columns = list(zip(*needs, strict=True))
+    pq.write_table(
+        pa.table({"need_id": columns[0], "head": columns[1], "sense": columns[2]}), folder / "needs.parquet"
+    )
+    names = ("search_id", "need_id")
+    pq.write_table(
+        pa.table(dict(zip(names, zip(*searches, strict=True), strict=True))), folder / "searches.parquet"
+    )
+    names = ("need_id", "item_id", "grade")
+    pq.write_table(
+        pa.table(dict(zip(names, zip(*grades, strict=True), strict=True))), folder / "grades.parquet"
+    )
+
+
+@pytest.fixture
+def world(tmp_path, write_logs):
+    noon = 1_767_614_400_000_000
+    rows = [
+        # day 1: "bow" shows items 1 and 2, one of them found by the dense route
+        {"search_id": 1, "query": "bow", "item_id": 1, "searched_at": noon, "routes": 1},
+        {"search_id": 1, "query": "bow", "item_id": 2, "searched_at": noon, "routes": 1 | DENSE},
+        # day 2: item 1 again in another spelling, item 3 for the first time; item 4 is ranked, not shown
+        {"search_id": 2, "query": "Bow", "item_id": 1, "searched_at": noon + DAY_US, "routes": DENSE},
+        {"search_id": 2, "query": "Bow", "item_id": 3, "searched_at": noon + DAY_US, "routes": DENSE},
+        {"search_id": 2, "query": "Bow", "item_id": 4, "searched_at": noon + DAY_US, "stage": "unexposed"},
+        {"search_id": 3, "query": "tie a bow", "item_id": 3, "searched_at": noon + DAY_US, "routes": 1},
+    ]
+    items = [{"item_id": i, "ocr_cover": "x"} for i in range(1, 101)]
+    logs = write_logs(tmp_path / "logs", items=items, impressions=rows)
+    grades = [(1, 1, 3), (1, 4, 2), (1, 5, 1), (2, 3, 3)]
+    write_truth(tmp_path / "truth", [(1, 1), (2, 1), (3, 2)], grades)
+    return logs, tmp_path / "truth"
+
+
+def test_bubble_shares_by_hand(world):
+    first, second = (
+        {key: (cell.mean, cell.n) for key, cell in row.cells.items()} for row in bubble_table(*world).rows
+    )
+    assert first["dense"] == (1 / 2, 2)
+    assert second["dense"] == (2 / 3, 3)
+    assert first["again"] == (0, 2)
+    assert second["again"] == (1 / 3, 3)
+    # 1 % of 100 items = the single most shown one: one of two exposures, then item 3 with two of three
+    assert first["top"] == (1 / 2, 2)
+    assert second["top"] == (2 / 3, 3)
+    # "bow" wants items 1 and 4 (grade >= 2): 4 is never shown; on day 2 "tie a bow" wants 3, which is shown
+    assert first["unseen"] == (1 / 2, 2)
+    assert second["unseen"] == (pytest.approx(1 / 3), 3)
+
+
+def test_cases_are_chosen_by_rule(world):
+    logs, truth = world
+    cases = choose_cases(logs, truth, "2026-01-05", "2026-01-06")
+    assert [(case.text, case.need_id) for case in cases] == [("bow", 1), ("tie a bow", 2)]
+    assert "also searched" in cases[0].note
+    assert "never searched" in cases[1].note
