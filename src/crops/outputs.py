@@ -128,7 +128,7 @@ class _Rate(ProgressColumn):
 
 
 def progress() -> Progress:
-    """Return a progress display with rate and time left, for long work."""
+    """Return a progress display with rate and time left; silent where no terminal shows it."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -139,6 +139,7 @@ def progress() -> Progress:
         TimeRemainingColumn(),
         console=console,
         transient=True,
+        disable=not console.is_terminal,
     )
 
 

@@ -172,12 +172,13 @@ def _simulated_columns(config: EvaluationConfig) -> list[MetricColumn]:
 def _headline(table: ResultTable, arms: Sequence[Arm], mined: dict[str, Any]) -> list[str]:
     rows = {row.name: row for row in table.rows}
     first, last = rows[arms[0].name], rows[arms[-1].name]
+    fullest = arms[-1].name.rpartition("= ")[2]
     sentences = []
     for column in (table.columns[-1], table.columns[1], table.columns[0]):
         if column.key in last.differences:
             sentences.append(
                 f"{column.label}: {100 * first.cells[column.key].mean:.1f} % with search labels only, "
-                f"{100 * last.cells[column.key].mean:.1f} % with {arms[-1].name} "
+                f"{100 * last.cells[column.key].mean:.1f} % with {fullest} "
                 f"({_points(last.differences[column.key])}): {_verdict(last.differences[column.key])}."
             )
     added = {name: mined["novelty"][name] for name in ("p1", "p2") if mined["novelty"][name]["positives"]}

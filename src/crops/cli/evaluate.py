@@ -114,12 +114,13 @@ def _file_name(model: str) -> str:
 
 
 def results_table(results: dict[str, Evaluation], title: str) -> Table:
-    """Return the means in % over their 95 % intervals, one row per model; all metrics are in summary.json."""
+    """Return the means in %, one row per model; all metrics and the intervals are in summary.json."""
     metrics = [name for name in next(iter(results.values())).summary if not _DETAIL.search(name)]
     counts = next(iter(results.values())).summary
-    table = Table("model", *(f"{name}\nn = {counts[name].n}" for name in metrics), title=title)
+    heads = [f"{name.replace('/', chr(10))}\nn = {counts[name].n}" for name in metrics]
+    table = Table("model", *heads, title=title, caption="± half the width of the 95 % interval")
     for name, one in results.items():
         rows = [one.summary[metric] for metric in metrics]
-        cells = [f"{100 * row.mean:.1f}\n[{100 * row.ci_low:.1f}, {100 * row.ci_high:.1f}]" for row in rows]
+        cells = [f"{100 * row.mean:.1f} ±{50 * (row.ci_high - row.ci_low):.1f}" for row in rows]
         table.add_row(name.rstrip("/").rpartition("/")[2], *cells)
     return table
