@@ -39,14 +39,18 @@ _PACKAGES = ("crops", "duckdb", "numpy", "pyarrow", "sentence-transformers", "to
 
 
 @contextlib.contextmanager
-def publish(target: Path, *, overwrite: bool = True) -> Iterator[Path]:
+def publish(target: Path, command: str) -> Iterator[Path]:
     """Yield an empty folder that becomes `target` when the block ends well and vanishes otherwise.
 
+    Args:
+        target: the folder to write; an earlier output of the same command is replaced.
+        command: the command, as `write_manifest` is told.
+
     Raises:
-        CropsError: `target` exists and is a file, is not an output of ours, or may not be overwritten.
+        CropsError: `target` is a file, or holds anything but an output of this command.
     """
     if target.exists():
-        _refuse_foreign(target, overwrite)
+        _refuse_foreign(target, command)
     target.parent.mkdir(parents=True, exist_ok=True)
     staging = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     shutil.rmtree(staging, ignore_errors=True)
@@ -58,15 +62,16 @@ def publish(target: Path, *, overwrite: bool = True) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def _refuse_foreign(target: Path, overwrite: bool) -> None:
+def _refuse_foreign(target: Path, command: str) -> None:
     if not target.is_dir():
         raise CropsError(f"{target} is a file; name a folder for the output")
     if not any(target.iterdir()):
         return
     if not (target / MANIFEST).exists():
         raise CropsError(f"{target} holds files that crops did not write; name another folder")
-    if not overwrite:
-        raise CropsError(f"{target} exists already; remove it or name another folder")
+    other = read_manifest(target, command)["command"]
+    if other != command:
+        raise CropsError(f"{target} is an output of `crops {other}`, not of `{command}`; name another folder")
 
 
 def _swap(staging: Path, target: Path) -> None:

@@ -126,7 +126,7 @@ def _evaluate(
     results = {
         name: evaluation.evaluate(one, testsets, run.evaluation, run.seed) for name, one in retrievers.items()
     }
-    with publish(out / "evaluation") as folder:
+    with publish(out / "evaluation", "evaluate") as folder:
         write_results(folder, results)
         write_manifest(
             folder, "evaluate", config=run.dump(), seconds={}, day=test_day, counts=testsets.counts

@@ -53,7 +53,7 @@ def evaluate(
             results[name] = evaluation.evaluate(retriever, testsets, run.evaluation, run.seed)
     console.print(results_table(results, testsets.day))
     if out is not None:
-        with publish(out) as folder:
+        with publish(out, "evaluate") as folder:
             write_results(folder, results)
             write_manifest(folder, "evaluate", config=run.dump(), seconds=seconds, day=testsets.day)
         console.print(

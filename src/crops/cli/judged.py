@@ -54,9 +54,9 @@ def judged_demo(folder: Path, out: Path, run: RunConfig, positive_label: int | N
         with timed(seconds, loss):
             results[loss] = _cross_validated(loss, judged, parts, out, run)
     seconds["total"] = time.perf_counter() - start
-    with publish(out / "evaluation") as staging:
+    with publish(out / "evaluation", "evaluate") as staging:
         write_results(staging, results)
-        write_manifest(staging, "demo --judged", config=run.dump(), seconds=seconds, rejects=judged.rejects)
+        write_manifest(staging, "evaluate", config=run.dump(), seconds=seconds, rejects=judged.rejects)
     write_report(judged_report(run, judged, results, seconds), out / "report.html")
     console.print(results_table(results, f"{folder.name}, {len(judged.queries)} queries in {FOLDS} folds"))
     console.print(f"open [bold]{out / 'report.html'}[/bold]")

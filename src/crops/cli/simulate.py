@@ -56,7 +56,7 @@ def simulate(
     run = load_config(config, seed=seed, platform__size=size, platform__days=days)
     seconds: dict[str, float] = {}
     extent, last = SIZES[run.platform.size], run.platform.days - 1
-    with publish(out) as folder:
+    with publish(out, "simulate") as folder:
         with timed(seconds, "platform"):
             platform = build_platform(extent, run.platform.days, run.seed)
             texts = _document_texts(platform)

@@ -46,7 +46,7 @@ def _static(config: TrainingConfig, cache: Path | None) -> SentenceTransformer:
     kept = (cache or cache_folder()) / key
     if not kept.exists():
         seconds: dict[str, float] = {}
-        with publish(kept) as staging:
+        with publish(kept, "distill") as staging:
             with timed(seconds, "distill the static encoder (once)"):
                 encoder = distill(_load(base), config.dim, config.max_tokens)
             encoder.save(str(staging), create_model_card=False)

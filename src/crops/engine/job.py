@@ -68,7 +68,7 @@ def mine(
     """
     wanted = parse_sources(config.sources)
     seconds: dict[str, float] = {}
-    with publish(out) as folder, DuckDBBackend(config.memory) as backend:
+    with publish(out, "mine") as folder, DuckDBBackend(config.memory) as backend:
         with timed(seconds, "read the logs"):
             load_events(backend, logs, config.days)
             # Before the long work: a bad line in the file should not cost an hour of scoring.

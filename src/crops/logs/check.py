@@ -50,7 +50,7 @@ def check(logs: Path, out: Path | None = None, memory: str = "2GB") -> CheckRepo
             return interruptible(connection, lambda: _check(connection, source, None, seconds))
     if source.path.resolve().is_relative_to(Path(out).resolve()):
         raise CropsError(f"{out} holds the logs that are checked; name another folder for the output")
-    with publish(Path(out)) as staging:
+    with publish(Path(out), "check") as staging:
         with (
             tempfile.TemporaryDirectory(dir=staging) as spill,
             database(source, memory, spill) as connection,

@@ -43,7 +43,7 @@ def train(
     usable = data.with_anchors(lowest_anchor(config))
     _require_two_groups(data, usable, config)
     seconds: dict[str, float] = {}
-    with publish(out) as folder:
+    with publish(out, "train") as folder:
         with timed(seconds, "load the encoder and tokenise"):
             encoder = load_encoder(config, cache)
             pool = TextPool(encoder, usable)

