@@ -135,7 +135,9 @@ def sentence_embedder(folder: Path, batch_size: int) -> Embed:
 
 def _load(folder: Path) -> SentenceTransformer:
     from sentence_transformers import SentenceTransformer  # seconds to import; not needed when all is cached
+    from transformers.utils import logging as transformers_logging
 
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     model = SentenceTransformer(str(folder), device="cpu")
     if model.max_seq_length != math.inf:  # infinite, and fixed, for bags of words
         model.max_seq_length = min(model.max_seq_length or MAX_TOKENS, MAX_TOKENS)
