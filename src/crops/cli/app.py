@@ -29,13 +29,10 @@ for function in (demo, simulate, check, mine, train, evaluate, search):
 
 
 def main() -> None:
-    """Run the command line; exit code 2 for what the user can mend, 130 for Ctrl-C."""
+    """Run the command line; exit code 2 for what the user can mend, 130 (by typer) for Ctrl-C."""
     try:
         app()
     except CropsError as error:
         console.print("[bold red]error:[/bold red]", end=" ")
         console.print(str(error), markup=False, highlight=False)
         sys.exit(2)
-    except KeyboardInterrupt:
-        console.print("stopped; nothing half-written is left")
-        sys.exit(130)

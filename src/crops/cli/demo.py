@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from crops import evaluation, training
+from crops import evaluation
 from crops.cli.bubble import bubble_table
 from crops.cli.cases import Evidence, choose_cases, side_by_side
 from crops.cli.demo_report import Arm, coverage_text, demo_report
@@ -104,6 +104,8 @@ def _packaged_documents() -> Path | None:
 
 
 def _train_arm(name: str, sources: Source, samples: Path, out: Path, run: RunConfig) -> Arm:
+    from crops import training  # torch takes seconds to import: not for --help
+
     console.print(f"[bold]{name}[/bold]")
     folder = out / "models" / f"{int(sources):03d}"
     data = training.load_samples(samples, keep=sources)

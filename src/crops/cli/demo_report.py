@@ -25,7 +25,6 @@ from crops.report import (
     SourceRow,
     TrainingCurve,
 )
-from crops.training import LOG
 
 
 @dataclass(frozen=True)
@@ -270,6 +269,8 @@ def _source_counts(mined: dict[str, Any]) -> SourceCounts:
 
 
 def _curve(arm: Arm) -> TrainingCurve:
+    from crops.training import LOG  # torch takes seconds to import: not for --help
+
     lines = [json.loads(line) for line in (arm.folder / LOG).read_text().splitlines()]
     return TrainingCurve(
         arm.name,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from crops import training
 from crops.cli.demo_report import judged_report
 from crops.cli.evaluate import results_table, write_results
 from crops.cli.models import BM25, load_retriever
@@ -16,7 +16,9 @@ from crops.config import RunConfig, TrainingConfig
 from crops.evaluation import Evaluation, Fold, Judged, evaluate_judged, folds, load_judged, pool_evaluations
 from crops.outputs import cache_folder, console, publish, timed, write_manifest
 from crops.report import write_report
-from crops.training import TrainingData
+
+if TYPE_CHECKING:
+    from crops.training import TrainingData
 
 FOLDS = 5
 LOSSES = ("infonce_binary", "h_infonce")
@@ -65,6 +67,8 @@ def judged_demo(folder: Path, out: Path, run: RunConfig, positive_label: int | N
 
 def _cross_validated(loss: str, judged: Judged, parts: list[Fold], out: Path, run: RunConfig) -> Evaluation:
     """Train on four folds, test on the fifth, and put the five test parts together."""
+    from crops import training  # torch takes seconds to import: not for --help
+
     evaluations = []
     for number, fold in enumerate(parts):
         data = _training_part(judged, fold)
@@ -85,7 +89,9 @@ def _cross_validated(loss: str, judged: Judged, parts: list[Fold], out: Path, ru
 
 
 def _training_part(judged: Judged, fold: Fold) -> TrainingData:
+    from crops.training import from_judgements
+
     docs = pa.table({"doc_id": judged.item_ids(), "text": pa.array(judged.texts)})
     queries = pa.table({"query_id": judged.query_ids(), "text": pa.array(judged.queries)})
     mine = judged.judgements.filter(pc.is_in(judged.judgements["query_id"], pa.array(fold.train)))
-    return training.from_judgements(docs, queries, mine.rename_columns(["query_id", "doc_id", "grade"]))
+    return from_judgements(docs, queries, mine.rename_columns(["query_id", "doc_id", "grade"]))

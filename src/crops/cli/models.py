@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crops.config import TrainingConfig
-from crops.encoders import load_encoder
 from crops.evaluation import ScoringRetriever
 from crops.outputs import cache_folder
 from crops.retrieval import BM25Retriever, ExactRetriever
@@ -30,4 +29,6 @@ def load_retriever(model: str | Path, ids: NDArray[np.int64], texts: Sequence[st
     """
     if str(model) == BM25:
         return BM25Retriever(ids, texts)
+    from crops.encoders import load_encoder  # torch takes seconds to import: only when a model is needed
+
     return ExactRetriever(load_encoder(TrainingConfig(encoder=str(model)), cache_folder()), ids, texts)

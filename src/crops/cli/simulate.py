@@ -30,7 +30,6 @@ from crops.platform import (
 )
 from crops.protocols import Retriever
 from crops.text import DOCUMENT_FIELDS, document_text
-from crops.training import load_samples, train
 
 WARM_UP, TRAIN = 0, 1
 """Day numbers; the last day is the test day, and the days between are the gap."""
@@ -87,6 +86,8 @@ def _document_texts(platform: Platform) -> list[str]:
 
 def _train_deployed(folder: Path, platform: Platform, run: RunConfig) -> Path:
     """Train the platform's own retriever on the first day's clicks, as the self-reinforcing loop does."""
+    from crops.training import load_samples, train  # torch takes seconds to import: not for --help
+
     write_items(folder / "logs", platform)
     settings = TrainingConfig(**{**run.training.model_dump(), "loss": "infonce_binary"})
     with tempfile.TemporaryDirectory() as scratch:

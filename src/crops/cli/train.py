@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 import typer
 
-from crops import training
 from crops.cli.options import DEFAULTS, ConfigOption, SeedOption
 from crops.config import load_config
 from crops.labels import ALL_SOURCES, parse_sources
@@ -52,6 +51,8 @@ def train(
         training__steps=steps,
         training__learning_rate=learning_rate,
     )
+    from crops import training  # torch takes seconds to import: not for --help
+
     keep = parse_sources(sources.split(",")) if sources else ALL_SOURCES
     data = training.load_samples(samples, keep=keep)
     facts = training.train(data, out, run.training, seed=run.seed, cache=cache_folder())
