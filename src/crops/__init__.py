@@ -10,8 +10,6 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-__version__ = "0.1.0"
-
 _COMMANDS = ("check", "demo", "evaluate", "mine", "search", "simulate", "train")
 __all__ = list(_COMMANDS)
 

@@ -74,7 +74,7 @@ def test_searchers_only_say_phrases_of_their_need(world):
     needs = rng.integers(0, 4, 500)
     drawn = speech.first(needs, rng)
     for want, row in zip(needs, drawn, strict=True):
-        assert phrases.head[row] == world.need_head[want]
+        assert phrases.head[row] == world.sense_head[world.need_sense[want]]
         assert phrases.sense[row] in (-1, world.need_sense[want])
         assert phrases.need[row] in (-1, want)
     assert set(phrases.level[drawn]) == {HEAD_LEVEL, SENSE_LEVEL, NEED_LEVEL}

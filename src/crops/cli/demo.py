@@ -97,10 +97,9 @@ def demo(
     return out / "report.html"
 
 
-def _packaged_documents() -> Path | None:
+def _packaged_documents() -> Path:
     """Return the documents that an LLM wrote for the demo's queries, generated once and shipped."""
-    path = Path(str(importlib.resources.files("crops.llm") / "data" / "documents.jsonl"))
-    return path if path.exists() else None
+    return Path(str(importlib.resources.files("crops.llm") / "data" / "documents.jsonl"))
 
 
 def _train_arm(name: str, sources: Source, samples: Path, out: Path, run: RunConfig) -> Arm:

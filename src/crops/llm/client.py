@@ -14,7 +14,7 @@ from typing import IO
 from rich.progress import Progress, TaskID
 
 from crops.llm.endpoint import Answer, Ask, Endpoint, connect
-from crops.llm.guards import check_request, clean_request
+from crops.llm.guards import MIN_USERS, check_request, clean_request
 from crops.llm.prompt import Prompt, Request
 from crops.llm.store import Row, append_row, open_append, quarantine_path, read_rows, request_key
 from crops.outputs import console, progress
@@ -31,7 +31,7 @@ def generate(
     endpoint: Endpoint,
     cache: Path,
     *,
-    min_users: int = 20,
+    min_users: int = MIN_USERS,
     token_budget: int | None = None,
 ) -> dict[str, int]:
     """Append one document per request to the JSONL file `cache`; what it already answers is not sent again.

@@ -12,7 +12,7 @@ from crops.errors import CropsError
 from crops.labels import Source
 from crops.llm.client import generate
 from crops.llm.endpoint import Endpoint
-from crops.llm.guards import check_exemplar
+from crops.llm.guards import MIN_USERS, check_exemplar
 from crops.llm.prompt import FIELDS, Exemplar, Request, load_prompt
 
 CANDIDATES = 3
@@ -44,7 +44,7 @@ def generate_documents(
     model: str,
     model_sha256: str | None = None,
     limit: int | None = None,
-    min_users: int = 20,
+    min_users: int = MIN_USERS,
     samples_per_query: int = 1,
     seed: int = 0,
     prompt: str = "en",

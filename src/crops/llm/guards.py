@@ -14,9 +14,12 @@ from dataclasses import replace
 from functools import cache
 from importlib import resources
 
+from crops.config import KnowledgeConfig
 from crops.llm.prompt import FIELDS, SEPARATORS, Exemplar, Limit, Prompt, Request
 from crops.text import normalise_query
 
+MIN_USERS = KnowledgeConfig().min_users
+"""k-anonymity where the caller sets nothing else."""
 MAX_QUERY_CHARS = 64
 """A longer query is no search phrase; cutting it would change what it asks."""
 MAX_EXEMPLAR_CHARS = 200

@@ -49,11 +49,6 @@ class World:
     """Share of a need within its sense."""
     phrases: Phrases
 
-    @property
-    def need_head(self) -> Ints:
-        """Head of each need."""
-        return self.sense_head[self.need_sense]
-
 
 def _zipf(size: int, exponent: float = 1.0) -> Floats:
     weights = 1.0 / np.arange(1, size + 1) ** exponent
