@@ -34,6 +34,10 @@ class Ranker(Protocol):
         query_index: NDArray[np.int64],
         user_index: NDArray[np.int64],
         candidates: NDArray[np.int64],
+        routes: NDArray[np.int64],
     ) -> NDArray[np.float64]:
-        """Return scores [n, c] of the candidates (row numbers of the corpus, -1 = none) of n searches."""
+        """Return scores [n, c] of the candidates (row numbers of the corpus, -1 = none) of n searches.
+
+        `routes` [n, c] is the bit mask of the recall routes that found each.
+        """
         ...

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from crops.config import EvaluationConfig, RunConfig
-from crops.evaluation import Evaluation, Judged, compare
+from crops.evaluation import Evaluation, compare
+from crops.logs import Judged
 from crops.labels import Source
 from crops.report import (
     Coverage,

@@ -13,7 +13,8 @@ from crops.cli.demo_report import judged_report
 from crops.cli.evaluate import results_table, write_results
 from crops.cli.models import BM25, load_retriever
 from crops.config import RunConfig, TrainingConfig
-from crops.evaluation import Evaluation, Fold, Judged, evaluate_judged, folds, load_judged, pool_evaluations
+from crops.evaluation import Evaluation, Fold, evaluate_judged, folds, pool_evaluations
+from crops.logs import Judged, load_judged
 from crops.outputs import cache_folder, console, publish, timed, write_manifest
 from crops.report import write_report
 

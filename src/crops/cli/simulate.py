@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
+import pyarrow.parquet as pq
 import typer
+from numpy.typing import NDArray
 
 from crops.cli.models import BM25, load_retriever
 from crops.cli.options import DEFAULTS, ConfigOption, SeedOption
@@ -19,16 +22,20 @@ from crops.outputs import cache_folder, console, publish, timed, write_manifest
 from crops.platform import (
     ROUTES,
     SIZES,
-    DayLogs,
+    IdModel,
+    JudgedWorld,
     Platform,
     build_platform,
     day_name,
+    fit_id_model,
+    platform_version,
     simulate_day,
     write_day,
     write_items,
     write_truth,
 )
 from crops.protocols import Retriever
+from crops.retrieval import FlatIndex
 from crops.text import DOCUMENT_FIELDS, document_text
 
 WARM_UP, TRAIN = 0, 1
@@ -46,47 +53,96 @@ def simulate(
     ] = None,
     seed: SeedOption = None,
     config: ConfigOption = None,
+    *,
+    world: Annotated[
+        str | None,
+        typer.Option(
+            help="topics, or a folder of docs, queries and qrels.", show_default=DEFAULTS.platform.world
+        ),
+    ] = None,
+    bubble: Annotated[
+        str | None,
+        typer.Option(help="Filter bubble: weak, default or strong.", show_default=DEFAULTS.platform.bubble),
+    ] = None,
+    click_model: Annotated[
+        str | None, typer.Option(help="dbn, dcm or pbm.", show_default=DEFAULTS.platform.click_model)
+    ] = None,
+    null: Annotated[
+        bool,
+        typer.Option("--null", help="Later queries and the feed say nothing about what a searcher needs."),
+    ] = False,
 ) -> Path:
     """Simulate a short-video platform: search and feed logs, and the truth beside them.
 
     On the first day the search finds items by words and popularity only. The platform then trains its own
     dense retriever on that day's clicks and deploys it: from there on it learns from what it showed.
     """
-    run = load_config(config, seed=seed, platform__size=size, platform__days=days)
+    run = load_config(
+        config,
+        seed=seed,
+        platform__size=size,
+        platform__days=days,
+        platform__world=world,
+        platform__bubble=bubble,
+        platform__click_model=click_model,
+        platform__informative=False if null else None,
+    )
     seconds: dict[str, float] = {}
-    extent, last = SIZES[run.platform.size], run.platform.days - 1
+    last = run.platform.days - 1
     with publish(out, "simulate") as folder:
         with timed(seconds, "platform"):
-            platform = build_platform(extent, run.platform.days, run.seed)
+            platform = build_platform(run.platform, run.seed)
             texts = _document_texts(platform)
             ids = np.arange(1, len(texts) + 1)
             routes: dict[str, Retriever] = {"bm25": load_retriever(BM25, ids, texts)}
-        done: list[DayLogs] = []
+        searches: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
+        sessions = run.platform.sessions or SIZES[run.platform.size].sessions
         for day in range(run.platform.days):
             with timed(seconds, f"day {day_name(day)}"):
-                done.append(simulate_day(platform, day, extent.sessions, routes))
-                write_day(folder / "logs", day, done[-1])
+                logs = simulate_day(platform, day, sessions, routes)
+                write_day(folder / "logs", day, logs)
+                searches.append((logs.search_ids, logs.search_needs))
             if day == WARM_UP:
-                with timed(seconds, "train the deployed model"):
-                    routes["dense"] = load_retriever(_train_deployed(folder, platform, run), ids, texts)
+                with timed(seconds, "train the deployed models"):
+                    deployed = _train_deployed(folder, platform, run)
+                    routes["dense"] = load_retriever(deployed, ids, texts, folder / "logs")
+                    routes["sparse"] = IdRetriever(fit_id_model(platform.memory, run.seed))
             if day == TRAIN:
                 write_items(folder / "logs", platform)
-        write_truth(folder / "truth", platform, done)
+        write_truth(folder / "truth", platform, searches)
+        _write_rejects(folder, platform)
         named = {"warm_up": day_name(WARM_UP), "train": day_name(TRAIN), "test": day_name(last)}
-        write_manifest(folder, "simulate", config=run.dump(), seconds=seconds, days=named, routes=ROUTES)
+        write_manifest(
+            folder,
+            "simulate",
+            config=run.dump(),
+            seconds=seconds,
+            days=named,
+            routes=ROUTES,
+            platform=platform_version(),
+        )
     console.print(f"platform in [bold]{out}[/bold]; next: crops check {out / 'logs'} {out / 'checked'}")
     return out
 
 
+def _write_rejects(folder: Path, platform: Platform) -> None:
+    """Keep the rows of a judged collection that could not be used, with the reason."""
+    if isinstance(platform.world, JudgedWorld) and (count := len(platform.world.rejected)):
+        (folder / "rejects").mkdir()
+        pq.write_table(platform.world.rejected, folder / "rejects" / "judged.parquet")
+        console.print(f"{count:,} rows of the collection were left out: rejects/judged.parquet says why")
+
+
 def _document_texts(platform: Platform) -> list[str]:
-    corpus = platform.corpus
+    corpus = platform.world.corpus
     rows = zip(corpus.title, corpus.caption, corpus.tags, strict=True)
     return [document_text(dict(zip(DOCUMENT_FIELDS, row, strict=True))) for row in rows]
 
 
 def _train_deployed(folder: Path, platform: Platform, run: RunConfig) -> Path:
     """Train the platform's own retriever on the first day's clicks, as the self-reinforcing loop does."""
-    from crops.training import load_samples, train  # torch takes seconds to import: not for --help
+    from crops.encoders import rendering_for  # torch takes seconds to import: not for --help
+    from crops.training import load_samples, train
 
     write_items(folder / "logs", platform)
     settings = TrainingConfig(**{**run.training.model_dump(), "loss": "infonce_binary"})
@@ -94,6 +150,23 @@ def _train_deployed(folder: Path, platform: Platform, run: RunConfig) -> Path:
         mined = Path(scratch) / "clicks"
         engine = EngineConfig(days=(day_name(WARM_UP),), sources=("search",), memory=run.engine.memory)
         mine(open_logs(folder / "logs"), mined, engine, relevance=None, similarity=None, seed=run.seed)
-        data = load_samples(mined, keep=Source.CLICKED)
+        data = load_samples(mined, keep=Source.CLICKED, rendering=rendering_for(settings))
         train(data, folder / "deployed_model", settings, seed=run.seed, cache=cache_folder())
     return folder / "deployed_model"
+
+
+class IdRetriever:
+    """Exact search with the platform's ID-feature model: implements `crops.protocols.Retriever`."""
+
+    def __init__(self, model: IdModel) -> None:
+        """Index the items that the model knows."""
+        self._model = model
+        self._index = FlatIndex(model.item_rows + 1, model.item_vectors)
+
+    def search(self, queries: Sequence[str], k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Return item ids and scores; a query without a known term finds nothing."""
+        vectors = self._model.encode(list(queries))
+        ids, scores = self._index.nearest(vectors, k)
+        unknown = ~vectors.any(axis=1)
+        ids[unknown], scores[unknown] = -1, -np.inf
+        return ids, scores

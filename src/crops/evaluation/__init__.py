@@ -1,7 +1,7 @@
 """Evaluation: metrics, test sets of a day of logs, judged collections, significance."""
 
 from crops.evaluation.evaluate import evaluate
-from crops.evaluation.judged import Fold, Judged, evaluate_judged, folds, load_judged
+from crops.evaluation.judged import Fold, evaluate_judged, folds
 from crops.evaluation.metrics import grades_of, ndcg_at_k, recall_at_k, reciprocal_rank
 from crops.evaluation.ranking import ScoringRetriever
 from crops.evaluation.results import Evaluation, Summary, compare, pool_evaluations
@@ -14,7 +14,6 @@ __all__ = [
     "Evaluation",
     "Fold",
     "Interval",
-    "Judged",
     "ScoringRetriever",
     "Summary",
     "TestSets",
@@ -26,7 +25,6 @@ __all__ = [
     "evaluate_judged",
     "folds",
     "grades_of",
-    "load_judged",
     "load_testsets",
     "ndcg_at_k",
     "paired_bootstrap",

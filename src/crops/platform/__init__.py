@@ -1,20 +1,35 @@
 """The simulated short-video platform: it emits the tables of the contracts, and the truth beside them."""
 
-from crops.platform.behaviour import Behaviour
-from crops.platform.cascade import ROUTES
 from crops.platform.day import DayLogs, Platform, simulate_day
+from crops.platform.id_model import IdModel, fit_id_model
+from crops.platform.judged_world import JudgedWorld
+from crops.platform.observe import Days, distributions, observe
+from crops.platform.realism import ANCHORS, BUBBLE, Anchor
+from crops.platform.routes import ROUTES
 from crops.platform.simulate import build_platform, day_name, write_day, write_items, write_truth
 from crops.platform.sizes import SIZES, Size
+from crops.platform.version import platform_version
+from crops.platform.world import World
 
 __all__ = [
+    "ANCHORS",
+    "BUBBLE",
     "ROUTES",
     "SIZES",
-    "Behaviour",
+    "Anchor",
     "DayLogs",
+    "Days",
+    "IdModel",
+    "JudgedWorld",
     "Platform",
     "Size",
+    "World",
     "build_platform",
     "day_name",
+    "distributions",
+    "fit_id_model",
+    "observe",
+    "platform_version",
     "simulate_day",
     "write_day",
     "write_items",

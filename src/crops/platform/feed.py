@@ -8,9 +8,8 @@ import numpy as np
 import pyarrow as pa
 
 from crops.platform.behaviour import Behaviour, watch_ms
-from crops.platform.corpus import Corpus
 from crops.platform.users import Sessions, Users, draw_rows
-from crops.platform.world import Floats, Ints, World
+from crops.platform.world import Corpus, Floats, Ints, World
 from crops.schema import FEED_EVENTS
 
 BURST = 8
@@ -19,7 +18,10 @@ NEAR_SEARCH = 0.7
 """Share of search sessions with a visit to the feed within half an hour."""
 INTEREST, TREND = 0.65, 0.20
 """Share of recommendations from the user's interests and from what is popular; the rest explores."""
-LIKE = 0.05
+KEEN = 0.15
+"""Mean share of a video watched without any interest; interest and a fresh search add to it."""
+LIKE = 0.1
+"""P(like) per unit of that mean."""
 
 
 @dataclass(frozen=True)
@@ -42,13 +44,12 @@ def draw_visits(world: World, users: Users, sessions: Sessions, rng: np.random.G
         start_us=np.concatenate(
             [np.maximum(sessions.start_us[near] + offset, 0), rng.permutation(sessions.start_us)]
         ),
-        near_sense=np.concatenate([world.need_sense[sessions.need[near]], np.full(len(other), -1)]),
+        near_sense=np.concatenate([world.intents.need_sense[sessions.need[near]], np.full(len(other), -1)]),
     )
 
 
 def watch_feed(
     world: World,
-    corpus: Corpus,
     users: Users,
     visits: Visits,
     live: Ints,
@@ -60,7 +61,6 @@ def watch_feed(
 
     Args:
         world: the world.
-        corpus: the catalogue.
         users: the users.
         visits: the day's visits.
         live: rows of the items that are online.
@@ -68,12 +68,13 @@ def watch_feed(
         model: behaviour rates.
         rng: source of randomness.
     """
+    corpus = world.corpus
     visit = np.repeat(np.arange(len(visits.user)), BURST)
-    user = visits.user[visit]
-    item = _recommend(world, corpus, users, user, visits.near_sense[visit], live, model, rng)
-    taste = users.interest[user, corpus.sense[item]]
-    near = visits.near_sense[visit] == corpus.sense[item]
-    keen = np.clip(0.15 + 0.9 * taste + 0.35 * near - 0.1 * corpus.partial[item], 0.05, 0.9)
+    user, near_sense = visits.user[visit], visits.near_sense[visit]
+    item = _items_of(corpus, _recommend(world, users, user, near_sense, model, rng), live, rng)
+    pushed = (users.pushes[user] >= 0) & (near_sense >= 0) & (rng.random(len(user)) < 0.5)
+    item = np.where(pushed, users.pushes[user], item)
+    keen = np.where(pushed, 0.95, _keenness(corpus, users, user, near_sense, item, model))
     play = watch_ms(keen, corpus.duration_ms[item], rng)
     spent = np.cumsum(play.reshape(-1, BURST), axis=1) - play.reshape(-1, BURST)
     watched_at = day_us + visits.start_us[visit] + spent.ravel() * 1000
@@ -84,7 +85,7 @@ def watch_feed(
         "watched_at": watched_at,
         "play_ms": play,
         "duration_ms": corpus.duration_ms[item],
-        "liked": rng.random(len(item)) < LIKE * keen * 2,
+        "liked": rng.random(len(item)) < LIKE * keen,
         "clicked": None,
     }
     schema = FEED_EVENTS.arrow()
@@ -97,28 +98,31 @@ def watch_feed(
     return pa.table(arrays, schema=schema)
 
 
+def _keenness(
+    corpus: Corpus, users: Users, user: Ints, near_sense: Ints, item: Ints, model: Behaviour
+) -> Floats:
+    """Return the mean share watched: more of what interests the user, now or always."""
+    sense = corpus.sense[item]
+    drawn = 0.9 * users.interest[user, sense] + 0.35 * (near_sense == sense)
+    keen = KEEN + drawn * model.informative - 0.1 * corpus.partial[item]
+    clipped: Floats = np.clip(keen, 0.05, 0.9)
+    return clipped
+
+
 def _recommend(
-    world: World,
-    corpus: Corpus,
-    users: Users,
-    user: Ints,
-    near_sense: Ints,
-    live: Ints,
-    model: Behaviour,
-    rng: np.random.Generator,
+    world: World, users: Users, user: Ints, near_sense: Ints, model: Behaviour, rng: np.random.Generator
 ) -> Ints:
-    """Draw an item row per feed slot: a sense by interest, then an item of the sense by quality."""
-    senses = len(world.sense_demand)
+    """Draw a sense per feed slot: by interest, by supply, or any; near a search, often the searched one."""
+    supply = world.intents.sense_supply
     kind = rng.random(len(user))
-    by_interest = draw_rows(users.interest[user], rng)
-    by_trend = rng.choice(senses, len(user), p=world.sense_supply)
-    sense = np.where(
-        kind < INTEREST,
-        by_interest,
-        np.where(kind < INTEREST + TREND, by_trend, rng.integers(0, senses, len(user))),
-    )
+    by_supply = rng.choice(len(supply), len(user), p=supply)
+    if not model.informative:
+        return by_supply
+    by_interest = draw_rows(users.interest, rng, user)
+    anything = rng.integers(0, len(supply), len(user))
+    sense = np.where(kind < INTEREST, by_interest, np.where(kind < INTEREST + TREND, by_supply, anything))
     aligned = (near_sense >= 0) & (rng.random(len(user)) < model.feed_alignment)
-    return _items_of(corpus, np.where(aligned, near_sense, sense), live, rng)
+    return np.where(aligned, near_sense, sense)
 
 
 def _items_of(corpus: Corpus, sense: Ints, live: Ints, rng: np.random.Generator) -> Ints:

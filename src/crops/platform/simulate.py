@@ -9,36 +9,50 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from crops.config import TOPICS, PlatformConfig
 from crops.platform.behaviour import Behaviour
-from crops.platform.cascade import Memory
-from crops.platform.corpus import build_corpus, items_table
-from crops.platform.day import DayLogs, Platform, click_queries, counters
-from crops.platform.sizes import Size
-from crops.platform.topics import load_topics
+from crops.platform.bubble import BUBBLES
+from crops.platform.corpus import items_table
+from crops.platform.day import DayLogs, Platform
+from crops.platform.judged_world import read_judged_world
+from crops.platform.memory import Memory
+from crops.platform.searchlog import click_queries, counters
+from crops.platform.sizes import SIZES
+from crops.platform.topics_world import build_topics_world
 from crops.platform.users import build_users
-from crops.platform.world import build_world, relevance
+from crops.platform.world import Ints, World
 
 FIRST_DAY = dt.date(2026, 1, 5)
 PLAYS_BEFORE = 5.0
 """Mean plays per unit of quality that items had before the first day."""
 
 
-def build_platform(size: Size, days: int, seed: int, behaviour: Behaviour | None = None) -> Platform:
-    """Return a platform before its first day."""
+def build_platform(config: PlatformConfig, seed: int) -> Platform:
+    """Return a platform before its first day.
+
+    Raises:
+        CropsError: a setting is impossible, or a judged collection has no usable need.
+    """
     rng = np.random.default_rng([seed, 1_000_000])
-    world = build_world(load_topics(size.heads), rng)
-    corpus = build_corpus(world, size.items, size.authors, days, rng)
+    size = SIZES[config.size]
+    world: World
+    if config.world == TOPICS:
+        world = build_topics_world(size, config.days, rng)
+    else:
+        world = read_judged_world(Path(config.world), size, config.days, rng)
+    corpus = world.corpus
     memory = Memory(
         plays=rng.poisson(PLAYS_BEFORE * corpus.quality) * (corpus.uploaded_day <= 0),
-        sense_clicks=np.zeros(len(world.sense_head), dtype=np.int64),
+        sense_clicks=np.zeros(len(world.intents.sense_head), dtype=np.int64),
     )
     midnight = dt.datetime.combine(FIRST_DAY, dt.time(), dt.UTC)
     return Platform(
         world=world,
-        corpus=corpus,
-        users=build_users(world, size.users, rng),
+        users=build_users(world.intents, corpus, config.users or size.users, rng),
         memory=memory,
-        behaviour=behaviour or Behaviour(),
+        behaviour=_behaviour(config),
+        bubble=BUBBLES[config.bubble],
+        ranker_noise=config.ranker_noise,
         first_day_us=int(midnight.timestamp()) * 1_000_000,
         seed=seed,
     )
@@ -60,60 +74,53 @@ def write_day(logs: Path, day: int, result: DayLogs) -> None:
 def write_items(logs: Path, platform: Platform) -> pa.Table:
     """Write and return the catalogue with the counters and click queries of this moment."""
     rng = np.random.default_rng([platform.seed, 2_000_000])
-    table = items_table(
-        platform.world,
-        platform.corpus,
-        platform.first_day_us,
-        counters(platform, rng),
-        click_queries(platform.memory, len(platform.corpus)),
-    )
+    memory = platform.memory
+    table = items_table(platform.world, platform.first_day_us, counters(memory, rng), click_queries(memory))
     logs.mkdir(parents=True, exist_ok=True)
     pq.write_table(table, logs / "items.parquet", compression="zstd")
     return table
 
 
-def write_truth(truth: Path, platform: Platform, days: list[DayLogs]) -> None:
+def write_truth(truth: Path, platform: Platform, searches: list[tuple[Ints, Ints]]) -> None:
     """Write what only a simulator knows: needs, the need behind each search, and grades 1..3."""
     truth.mkdir(parents=True)
-    world, corpus = platform.world, platform.corpus
-    names = [
-        (head.name, sense.name, need.name)
-        for head in world.heads
-        for sense in head.senses
-        for need in sense.needs
-    ]
-    head, sense, need = (pa.array(column) for column in zip(*names, strict=True))
+    intents, corpus = platform.world.intents, platform.world.corpus
+    head, sense, need = (pa.array(column) for column in zip(*intents.names, strict=True))
+    abusers = np.flatnonzero(platform.users.pushes >= 0)
     tables = {
-        "needs": {
-            "need_id": pa.array(range(len(names)), pa.int64()),
-            "head": head,
-            "sense": sense,
-            "need": need,
-        },
+        "needs": {"need_id": np.arange(len(need)), "head": head, "sense": sense, "need": need},
         "searches": {
-            "search_id": np.concatenate([day.search_ids for day in days]),
-            "need_id": np.concatenate([day.search_needs for day in days]),
+            "search_id": np.concatenate([ids for ids, _ in searches]),
+            "need_id": np.concatenate([needs for _, needs in searches]),
         },
         "items": {"item_id": np.arange(1, len(corpus) + 1), "need_id": corpus.need},
+        "abusers": {"user_id": abusers + 1, "item_id": platform.users.pushes[abusers] + 1},
     }
     for name, columns in tables.items():
         pq.write_table(pa.table(columns), truth / f"{name}.parquet", compression="zstd")
-    pq.write_table(_grades(platform), truth / "grades.parquet", compression="zstd")
+    pq.write_table(_grades(platform.world), truth / "grades.parquet", compression="zstd")
 
 
-def _grades(platform: Platform) -> pa.Table:
-    world, corpus = platform.world, platform.corpus
+def _grades(world: World) -> pa.Table:
+    everything = np.arange(len(world.corpus))
     parts = []
-    for need in range(len(world.need_sense)):
-        grade = relevance(world, np.array(need), corpus.need, corpus.second, corpus.partial)
+    for need in range(len(world.intents.need_sense)):
+        grade = world.relevance(np.array(need), everything)
         items = np.flatnonzero(grade)
-        parts.append(
-            pa.table(
-                {
-                    "need_id": np.full(len(items), need),
-                    "item_id": items + 1,
-                    "grade": pa.array(grade[items], pa.int32()),
-                }
-            )
-        )
+        columns = {
+            "need_id": np.full(len(items), need),
+            "item_id": items + 1,
+            "grade": pa.array(grade[items], pa.int32()),
+        }
+        parts.append(pa.table(columns))
     return pa.concat_tables(parts)
+
+
+def _behaviour(config: PlatformConfig) -> Behaviour:
+    return Behaviour(
+        click_model=config.click_model,
+        reformulate=config.reformulate,
+        feed_alignment=config.feed_alignment,
+        good_abandonment=config.good_abandonment,
+        informative=config.informative,
+    )

@@ -34,6 +34,9 @@ class Sense:
     supply: float
     search: tuple[str, ...]
     creator: tuple[str, ...]
+    """Words of the scene."""
+    details: tuple[str, ...]
+    """Short phrases that fit any video of the sense and answer no need."""
     needs: tuple[Need, ...]
 
 
@@ -61,6 +64,7 @@ def _head(text: str) -> Head:
             supply=float(sense["supply"]),
             search=tuple(sense["search"]),
             creator=tuple(sense["creator"]),
+            details=tuple(sense["details"]),
             needs=tuple(_need(need) for need in sense["needs"]),
         )
         for sense in raw["senses"]

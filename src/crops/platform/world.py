@@ -1,21 +1,21 @@
-"""The world: needs, the ways to ask for them, and which item answers which need.
+"""What a world is: intents, a catalogue, and the truth about which item answers which need.
 
-`relevance` is the truth that only a simulator knows. It is written beside the logs, and nothing that
-mines or trains reads it.
+`World` is the only thing that the rest of the platform sees of it. `relevance` is the truth that only a
+simulator knows; it is written beside the logs, and nothing that mines or trains reads it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from crops.platform.topics import Head
-
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
+Flags = NDArray[np.bool_]
 
 HEAD_LEVEL, SENSE_LEVEL, NEED_LEVEL = 0, 1, 2
 """How much a phrase gives away: the head alone, its sense, or the need."""
@@ -23,7 +23,10 @@ HEAD_LEVEL, SENSE_LEVEL, NEED_LEVEL = 0, 1, 2
 
 @dataclass(frozen=True)
 class Phrases:
-    """Everything that searchers say, before modifiers and typos; arrays of shape [phrases]."""
+    """Everything that searchers say, before modifiers and typos; arrays of shape [phrases].
+
+    Rows are ordered by head, then sense, then need, the vaguest first.
+    """
 
     text: tuple[str, ...]
     level: Ints
@@ -35,11 +38,13 @@ class Phrases:
 
 
 @dataclass(frozen=True)
-class World:
-    """Heads, senses and needs as flat arrays."""
+class Intents:
+    """Heads, senses and needs as flat arrays; needs of a sense and senses of a head are neighbours."""
 
-    heads: tuple[Head, ...]
+    names: tuple[tuple[str, str, str], ...]
+    """Head, sense and need by name, [needs]."""
     sense_head: Ints
+    sense_category: tuple[str, ...]
     sense_demand: Floats
     """Share of searches per sense, summing to 1."""
     sense_supply: Floats
@@ -49,70 +54,73 @@ class World:
     """Share of a need within its sense."""
     phrases: Phrases
 
+    def draw_needs(self, sense: Ints, rng: np.random.Generator) -> Ints:
+        """Draw one need per given sense, by the needs' shares."""
+        first = np.searchsorted(self.need_sense, np.arange(len(self.sense_head)))
+        cumulative = np.cumsum(self.need_share)
+        start = np.concatenate([[0.0], cumulative])[first[sense]]
+        drawn = np.searchsorted(cumulative, start + rng.random(len(sense)) * (1 - 1e-9))
+        return np.clip(drawn, first[sense], first[sense] + np.bincount(self.need_sense)[sense] - 1)
 
-def _zipf(size: int, exponent: float = 1.0) -> Floats:
+
+@dataclass(frozen=True)
+class Corpus:
+    """The catalogue: arrays of shape [items]; the id of row i is i + 1."""
+
+    need: Ints
+    """The need that the item is about."""
+    sense: Ints
+    """Its sense; the platform knows it as the item's leaf category."""
+    partial: Flags
+    """The item answers only in part, and its cover promises more."""
+    author: Ints
+    quality: Floats
+    """Drives popularity: log-normal, independent of relevance."""
+    duration_ms: Ints
+    uploaded_day: Floats
+    """Days since the first simulated day; negative = before it."""
+    title: tuple[str | None, ...]
+    caption: tuple[str | None, ...]
+    tags: tuple[str | None, ...]
+
+    def __len__(self) -> int:
+        return len(self.need)
+
+
+class World(Protocol):
+    """Intents, the catalogue and the truth."""
+
+    @property
+    def intents(self) -> Intents:
+        """What people want, and how they ask for it."""
+        ...
+
+    @property
+    def corpus(self) -> Corpus:
+        """What there is to see."""
+        ...
+
+    def relevance(self, need: Ints, item: Ints) -> Ints:
+        """Return the grade 0..3 of item rows for need rows; the arguments broadcast."""
+        ...
+
+
+def zipf(size: int, exponent: float = 1.0) -> Floats:
+    """Return shares of ranks 1..size by Zipf's law, summing to 1."""
     weights = 1.0 / np.arange(1, size + 1) ** exponent
     shares: Floats = weights / weights.sum()
     return shares
 
 
-def build_world(heads: Sequence[Head], rng: np.random.Generator) -> World:
-    """Lay out the topics as arrays; heads follow Zipf's law, in different orders for demand and supply."""
-    senses = [(h, sense) for h, head in enumerate(heads) for sense in head.senses]
-    sense_head = np.array([h for h, _ in senses])
-    demand, supply = (
-        _shares(sense_head, np.array([getattr(sense, name) for _, sense in senses]), rng)
-        for name in ("demand", "supply")
-    )
-    needs = [(s, need) for s, (_, sense) in enumerate(senses) for need in sense.needs]
-    return World(
-        heads=tuple(heads),
-        sense_head=sense_head,
-        sense_demand=demand,
-        sense_supply=supply,
-        need_sense=np.array([s for s, _ in needs]),
-        need_share=np.concatenate([rng.permutation(_zipf(len(sense.needs), 0.7)) for _, sense in senses]),
-        phrases=_phrases(heads),
-    )
-
-
-def _shares(sense_head: Ints, weight: Floats, rng: np.random.Generator) -> Floats:
-    """Split a Zipf share per head over its senses by `weight`."""
-    head_share = rng.permutation(_zipf(int(sense_head.max()) + 1, 0.6))
+def split_shares(sense_head: Ints, weight: Floats, rng: np.random.Generator) -> Floats:
+    """Give heads Zipf shares in random order, and split each over its senses by `weight`, [senses]."""
+    head_share = rng.permutation(zipf(int(sense_head.max()) + 1, 0.6))
     total = np.bincount(sense_head, weights=weight)
-    return head_share[sense_head] * weight / total[sense_head]
+    shares: Floats = head_share[sense_head] * weight / total[sense_head]
+    return shares
 
 
-def _phrases(heads: Sequence[Head]) -> Phrases:
-    rows: list[tuple[str, int, int, int, int]] = []
-    sense_row = need_row = -1
-    for head_row, head in enumerate(heads):
-        rows.append((head.name, HEAD_LEVEL, head_row, -1, -1))
-        for sense in head.senses:
-            sense_row += 1
-            rows.extend((text, SENSE_LEVEL, head_row, sense_row, -1) for text in sense.search)
-            for need in sense.needs:
-                need_row += 1
-                rows.extend((text, NEED_LEVEL, head_row, sense_row, need_row) for text in need.search)
+def order_phrases(rows: Sequence[tuple[str, int, int, int, int]]) -> Phrases:
+    """Lay (text, level, head, sense, need) rows out as arrays."""
     text, *columns = zip(*rows, strict=True)
     return Phrases(tuple(text), *(np.array(column, dtype=np.int64) for column in columns))
-
-
-def relevance(
-    world: World, need: Ints, item_need: Ints, item_second: Ints, item_partial: NDArray[np.bool_]
-) -> Ints:
-    """Return the grade 0..3 of items for needs; the arguments broadcast.
-
-    3: the item is about the need; 2: it touches the need in passing, or answers it in part; 1: another
-    need of the same sense; 0: anything else.
-
-    Args:
-        world: the world.
-        need: need row.
-        item_need: main need of the item.
-        item_second: a need that the item touches in passing, -1 for none.
-        item_partial: the item answers its main need only in part (clickbait, low effort).
-    """
-    same_sense = world.need_sense[need] == world.need_sense[item_need]
-    main = np.where(item_partial, 2, 3)
-    return np.where(item_need == need, main, np.where(item_second == need, 2, same_sense.astype(np.int64)))

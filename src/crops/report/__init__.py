@@ -14,16 +14,21 @@ from crops.report.data import (
     SourceRow,
     TrainingCurve,
 )
+from crops.report.realism import Cell, Curve, RealismReport, RealismRow
 from crops.report.render import render_report, write_report
 
 __all__ = [
+    "Cell",
     "Coverage",
+    "Curve",
     "DemoReport",
     "Difference",
     "Estimate",
     "Hit",
     "MetricColumn",
     "QueryCase",
+    "RealismReport",
+    "RealismRow",
     "ResultRow",
     "ResultTable",
     "SourceCounts",

@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from crops.labels import DEFAULT_LABELS, Source
 from crops.report.data import SIGNIFICANT, DemoReport, Hit, QueryCase, ResultTable
 from crops.report.figures import curve_charts, metric_charts, source_chart, window
+from crops.report.realism import RealismReport, realism_charts
 from crops.report.svg import percent
 
 _ORIGINS = {
@@ -25,12 +26,15 @@ _ORIGINS = {
 }
 
 
-def render_report(data: DemoReport) -> str:
+def render_report(data: DemoReport | RealismReport) -> str:
     """Return the report as one HTML page: no script, no request to anywhere, all texts escaped.
 
     Raises:
         CropsError: a number to be drawn is not finite, or a part is larger than its whole.
     """
+    if isinstance(data, RealismReport):
+        page = _environment().get_template("realism.html")
+        return page.render(report=data, charts=realism_charts(data))
     longest = max((len(curve.steps) for curve in data.curves), default=0)
     page = _environment().get_template("demo.html")
     return page.render(
@@ -53,7 +57,7 @@ def _coloured(data: DemoReport) -> list[str]:
     return [row.name for row in rows[first:]]
 
 
-def write_report(data: DemoReport, path: Path) -> None:
+def write_report(data: DemoReport | RealismReport, path: Path) -> None:
     """Write the report to `path`; the file appears whole or not at all.
 
     Raises:

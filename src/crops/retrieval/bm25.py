@@ -70,8 +70,8 @@ class BM25Retriever:
         scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
         for row, words in enumerate(self._words(queries)):
             all_scores = self._all_scores(words)
-            best = best_positions(all_scores, k)
-            best = best[all_scores[best] > 0]
+            matching = np.flatnonzero(all_scores > 0)
+            best = matching[best_positions(all_scores[matching], k)]
             ids[row, : len(best)] = self.item_ids[best]
             scores[row, : len(best)] = all_scores[best]
         return ids, scores
