@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from crops.logs.rules import contract_rules
 from crops.schema import (
     EVIDENCE,
     FEED_EVENTS,
     ITEMS,
+    LOG_TABLES,
     QUERIES,
     SAMPLES,
     SEARCH_IMPRESSIONS,
@@ -33,9 +35,10 @@ def section(table: Table) -> str:
         kind = "optional" if column.optional else "nullable" if column.nullable else ""
         meaning = column.doc.replace("|", "\\|")
         lines.append(f"| `{column.name}` | {column.type} | {kind} | {meaning} |")
-    if table.rules:
+    if rules := contract_rules(table) if table in LOG_TABLES else table.rules:
         lines += ["", "| rejected because | column | remedy |", "|---|---|---|"]
-        lines += [f"| `{rule.reason}` | `{rule.column}` | {rule.remedy} |" for rule in table.rules]
+        remedies = [(rule, rule.remedy.replace("|", "\\|")) for rule in rules]
+        lines += [f"| `{rule.reason}` | `{rule.column}` | {remedy} |" for rule, remedy in remedies]
     return "\n".join(lines)
 
 

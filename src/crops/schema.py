@@ -25,9 +25,16 @@ LATEST_US = 4_102_444_800_000_000
 """2100-01-01 in microseconds."""
 MAX_QUERY_CHARS = 1000
 """A longer query text is a fault of the logging, not a search."""
+MAX_DURATION_MS = 604_800_000
+"""Seven days: longer durations are in a wrong unit."""
 
 VISIBLE = r"[^\s\p{Z}\x{0B}\x{1C}-\x{1F}\x{85}]"
 """Regular expression of a character that query normalisation does not strip."""
+
+CONTROL = r"[\x00-\x08\x0E-\x1B\x7F-\x{84}\x{86}-\x{9F}]"
+"""Regular expression of a control character that is no white space."""
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+"""What decoders leave where bytes were not of the encoding they expected."""
 
 STAGES = ("exposed", "unexposed", "filtered")
 """How far a document came for a query: shown; ranked, not shown; filtered between pre-rank and rank."""
@@ -43,6 +50,16 @@ class Column:
     nullable: bool = False
     optional: bool = False
 
+    @property
+    def measure(self) -> bool:
+        """Whether this integer counts something, so that tools may hand it over as floats.
+
+        pandas turns integers with gaps into floats: exact for counts and durations, lossy for ids, times and
+        bit masks, which must be integers.
+        """
+        identifies = self.name.endswith(("_id", "_at")) or self.name == "routes"
+        return self.type in ("BIGINT", "INTEGER") and not identifies
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -55,6 +72,16 @@ class Rule:
 
 
 @dataclass(frozen=True)
+class Agreement:
+    """Rows of one `key` agree in `columns`; those that differ from the first acceptable one are rejected."""
+
+    reason: str
+    key: str
+    columns: tuple[str, ...]
+    remedy: str
+
+
+@dataclass(frozen=True)
 class Table:
     """A table of the contracts."""
 
@@ -63,8 +90,15 @@ class Table:
     columns: tuple[Column, ...]
     rules: tuple[Rule, ...] = ()
     key: tuple[str, ...] = ()
-    partitioned: bool = False
-    """Written as hive partitions `day=YYYY-MM-DD/`."""
+    """No two rows share it: of those that do, the first acceptable one is kept."""
+    agreement: Agreement | None = None
+    time: str | None = None
+    """The time that gives a row its day: the table is written as hive partitions `day=YYYY-MM-DD/`."""
+
+    @property
+    def partitioned(self) -> bool:
+        """Whether the table is partitioned by day."""
+        return self.time is not None
 
     def names(self) -> list[str]:
         """Return the column names in order."""
@@ -75,6 +109,22 @@ class Table:
         return pa.schema(
             [pa.field(column.name, ARROW_TYPES[column.type], column.nullable) for column in self.columns]
         )
+
+
+def _blank(text: str) -> str:
+    """Return the predicate of a text without a visible character.
+
+    It looks at the first character before it asks the regular expression, at a hundredth of the cost: there
+    is no white space between "!" and "~", nor after U+3000.
+    """
+    visible = f"({text} >= '!' and {text} < chr(127) or {text} >= '\u3001')"
+    return f"not {visible} and not regexp_matches({text}, '{VISIBLE}')"
+
+
+def _controlled(text: str) -> str:
+    """Return the predicate of a text with control characters; ASCII needs no regular expression."""
+    ascii_control = f"{text} glob '*[\x01-\x08\x0e-\x1b\x7f]*' or contains({text}, chr(0))"
+    return f"({ascii_control} or strlen({text}) <> length({text}) and regexp_matches({text}, '{CONTROL}'))"
 
 
 def _optional(name: str, type_: str, doc: str) -> Column:
@@ -90,9 +140,33 @@ def _time_rule(column: str) -> Rule:
     )
 
 
-def _negative_rule(column: str) -> Rule:
+def _duration_rules(column: str) -> tuple[Rule, Rule]:
+    return (
+        Rule(
+            f"negative_{column}",
+            column,
+            f"{column} < 0",
+            f"{column} counts milliseconds and cannot be negative",
+        ),
+        Rule(
+            f"unit_{column}",
+            column,
+            f"{column} > {MAX_DURATION_MS} and {column} < {2**63}",
+            f"give {column} in milliseconds: more than seven days is a wrong unit",
+        ),
+    )
+
+
+def _count_rule(column: str) -> Rule:
+    return Rule(f"negative_{column}", column, f"{column} < 0", f"{column} is a count and cannot be negative")
+
+
+def _unshown_rule(column: str, reason: str, done: str) -> Rule:
     return Rule(
-        f"negative_{column}", column, f"{column} < 0", f"{column} counts milliseconds and cannot be negative"
+        reason,
+        column,
+        f"{done} and stage <> 'exposed'",
+        f"only shown documents can be {reason.removesuffix('_unshown')}: correct stage or {column}",
     )
 
 
@@ -124,11 +198,12 @@ ITEMS = Table(
         Rule(
             "no_text",
             "ocr_cover",
-            f"not regexp_matches(concat_ws('', ocr_cover, photo_caption, keyword), '{VISIBLE}')",
+            _blank("concat_ws('', ocr_cover, photo_caption, keyword)"),
             "give at least one of ocr_cover, photo_caption, keyword",
         ),
+        *(_count_rule(column) for column in ("play_cnt", "like_cnt", "long_view_cnt", "download_cnt")),
         _time_rule("uploaded_at"),
-        _negative_rule("duration_ms"),
+        *_duration_rules("duration_ms"),
     ),
     key=("item_id",),
 )
@@ -156,7 +231,7 @@ SEARCH_IMPRESSIONS = Table(
         Rule(
             "empty_query",
             "query",
-            f"not regexp_matches(query, '{VISIBLE}')",
+            _blank("query"),
             "drop the row or log the text that was typed",
         ),
         Rule(
@@ -164,6 +239,18 @@ SEARCH_IMPRESSIONS = Table(
             "query",
             f"length(query) > {MAX_QUERY_CHARS}",
             f"cut or drop queries of more than {MAX_QUERY_CHARS} characters",
+        ),
+        Rule(
+            "control_characters",
+            "query",
+            _controlled("query"),
+            "strip control characters, or log the text that was typed",
+        ),
+        Rule(
+            "broken_encoding",
+            "query",
+            f"contains(query, '{REPLACEMENT}')",
+            "decode the text in the encoding that it was written in: U+FFFD marks bytes that were lost",
         ),
         Rule(
             "unknown_stage",
@@ -179,17 +266,26 @@ SEARCH_IMPRESSIONS = Table(
             "rank is null unless the document was shown",
         ),
         Rule(
-            "clicked_unshown",
-            "clicked",
-            "clicked and stage <> 'exposed'",
-            "only shown documents can be clicked: correct stage or clicked",
+            "negative_routes",
+            "routes",
+            "routes < 0",
+            "routes is a bit mask: leave it null where it is not known",
         ),
+        _unshown_rule("clicked", "clicked_unshown", "clicked"),
+        _unshown_rule("liked", "liked_unshown", "liked"),
+        _unshown_rule("play_ms", "played_unshown", f"play_ms between 1 and {MAX_DURATION_MS}"),
         _time_rule("searched_at"),
-        _negative_rule("play_ms"),
-        _negative_rule("duration_ms"),
+        *_duration_rules("play_ms"),
+        *_duration_rules("duration_ms"),
     ),
     key=("search_id", "item_id"),
-    partitioned=True,
+    agreement=Agreement(
+        "mixed_search",
+        "search_id",
+        ("user_id", "query"),
+        "a search_id is one query event of one user: give each event its own id",
+    ),
+    time="searched_at",
 )
 
 FEED_EVENTS = Table(
@@ -204,8 +300,9 @@ FEED_EVENTS = Table(
         _optional("liked", "BOOLEAN", "liked"),
         _optional("clicked", "BOOLEAN", "opened, where the feed has covers to click"),
     ),
-    (_time_rule("watched_at"), _negative_rule("play_ms"), _negative_rule("duration_ms")),
-    partitioned=True,
+    (_time_rule("watched_at"), *_duration_rules("play_ms"), *_duration_rules("duration_ms")),
+    key=("user_id", "item_id", "watched_at"),
+    time="watched_at",
 )
 
 QUERIES = Table(

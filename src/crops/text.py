@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 DOCUMENT_FIELDS = ("ocr_cover", "photo_caption", "keyword")
 """The item columns whose texts, joined in this order, are a document (real or generated)."""
@@ -39,3 +40,18 @@ def document_text_sql(alias: str = "") -> str:
     dot = f"{alias}." if alias else ""
     fields = ", ".join(f"nullif(trim({dot}{field}), '')" for field in DOCUMENT_FIELDS)
     return f"concat_ws(' ', {fields})"
+
+
+class Rendering(NamedTuple):
+    """How rows of `items` and queries become the texts that an encoder reads."""
+
+    columns: tuple[str, ...]
+    """The item columns that are read beside `item_id`, those of them that are there."""
+    document: Callable[[Mapping[str, Any]], str]
+    """From one row of items to its text."""
+    query: Callable[[str], str]
+    """From a normalised query to its text."""
+
+
+PLAIN = Rendering(DOCUMENT_FIELDS, document_text, str)
+"""Documents and queries as people read them: what every text encoder takes."""

@@ -5,6 +5,8 @@ from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 from transformers import BertConfig, BertModel, BertTokenizerFast, Qwen2Config, Qwen2Model
 
+from crops.encoders import load
+
 WORDS = [
     "the",
     "of",
@@ -49,10 +51,8 @@ def tiny_base(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="session")
-def tiny_decoder(tmp_path_factory):
-    """The folder of a one-layer Qwen2 encoder: pads on the left, pools the last token."""
-    folder = tmp_path_factory.mktemp("tiny_decoder")
+def save_decoder(folder, **options):
+    """Write a one-layer Qwen2 as the Hub has such models: half precision, no pooling."""
     torch.manual_seed(0)
     config = Qwen2Config(
         vocab_size=len(VOCABULARY),
@@ -62,8 +62,30 @@ def tiny_decoder(tmp_path_factory):
         num_key_value_heads=1,
         intermediate_size=16,
     )
-    Qwen2Model(config).save_pretrained(folder)
-    save_tokenizer(folder, padding_side="left")
+    Qwen2Model(config).to(torch.bfloat16).save_pretrained(folder)
+    save_tokenizer(folder, **options)
+    return folder
+
+
+@pytest.fixture(scope="session", params=["left", "right"])
+def tiny_qwen(request, tmp_path_factory):
+    """The folder of a one-layer Qwen2 that pads on either side."""
+    return save_decoder(tmp_path_factory.mktemp("tiny_qwen"), padding_side=request.param)
+
+
+@pytest.fixture(scope="session")
+def tiny_decoder(tmp_path_factory):
+    """The folder of a one-layer Qwen2 encoder: pads on the left, pools the last token."""
+    folder = save_decoder(tmp_path_factory.mktemp("tiny_decoder"), padding_side="left")
     modules = [Transformer(str(folder)), Pooling(8, pooling_mode="lasttoken")]
-    SentenceTransformer(modules=modules).save(str(folder / "encoder"))
+    SentenceTransformer(modules=modules).float().save(str(folder / "encoder"))
     return folder / "encoder"
+
+
+@pytest.fixture
+def hub(monkeypatch, tiny_base):
+    """A stand-in for the Hub and the [demo] extra: the folder of a model by name."""
+    models = {"minilm": tiny_base}
+    found = load.local_folder
+    monkeypatch.setattr(load, "local_folder", lambda name: models.get(name) or found(name))
+    return models

@@ -27,7 +27,7 @@ def test_many_pairs_stream_in_batches(tmp_path, monkeypatch):
     def sized(batches):
         for batch in FakeScorer(hashed)(batches):
             sizes.append(batch.num_rows)
-            asked.extend(zip(batch["left_id"].to_pylist(), batch["right_id"].to_pylist(), strict=True))
+            asked.extend(zip(batch["left_key"].to_pylist(), batch["right_key"].to_pylist(), strict=True))
             yield batch
 
     searches, feed = random_logs(seed=2)
@@ -93,18 +93,22 @@ def test_p1_and_p2_equal_plain_loops(tmp_path):
     assert len(got) == len(p1) > 50
 
     p2 = set()
-    for q in events.values():
+    users_of = {(q["user_id"], normalise_query(q["query"])) for q in events.values()}
+    for user, text in users_of:
         near = sorted(
-            (abs(f["watched_at"] - q["searched_at"]), f["watched_at"], f["item_id"])
+            (abs(f["watched_at"] - q["searched_at"]), f["watched_at"], q["search_id"], f["item_id"])
+            for q in events.values()
             for f in feed
-            if f["user_id"] == q["user_id"] and f["play_ms"] >= 18_000
+            if q["user_id"] == f["user_id"] == user
+            and normalise_query(q["query"]) == text
+            and f["play_ms"] >= 18_000
         )
         nearest = {}
-        for distance, at, item in near:
+        for distance, watched_at, search, item in near:
             if distance <= 120_000_000:
-                nearest.setdefault(item, at)
-        chosen = list(nearest.items())[:4]
-        p2 |= {(query_id(q["query"]), item, q["search_id"], at) for item, at in chosen}
+                nearest.setdefault(item, (distance, watched_at, item, search))
+        chosen = sorted(nearest.values())[:4]
+        p2 |= {(query_id(text), item, search, at) for _, at, item, search in chosen}
     got = evidence(tables, Source.FEED)
     assert {(row["query_id"], row["item_id"], row["search_id"], row["watched_at"]) for row in got} == p2
     assert len(got) == len(p2) > 50
@@ -117,13 +121,13 @@ def _consumed(row):
 def test_the_sql_keeps_to_the_common_subset(tmp_path, monkeypatch):
     """No construct that Spark lacks or answers differently; reading and writing files is the backend's."""
     statements = []
-    for method in ("table", "view", "map_batches"):
+    for method in ("table", "append", "view", "map_batches", "arrow"):
         plain = getattr(DuckDBBackend, method)
 
-        def spy(self, name, query, *rest, plain=plain):
-            if not name.startswith("log_"):
-                statements.append(query.lower())
-            return plain(self, name, query, *rest)
+        def spy(self, *given, plain=plain):
+            if not given[0].startswith("log_"):
+                statements.append(next(text for text in given if "select" in text).lower())
+            return plain(self, *given)
 
         monkeypatch.setattr(DuckDBBackend, method, spy)
     run(tmp_path, *random_logs(seed=3), relevance=scores({}), similarity=scores({}))

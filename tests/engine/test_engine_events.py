@@ -74,6 +74,7 @@ def test_queries_merge_by_normalised_text(tmp_path):
     assert searches[1] == {
         "search_id": 2,
         "user_id": 2,
+        "group_id": red,
         "query_id": red,
         "searched_at": NOON + 10_000_000,
         "day": DAY,

@@ -75,6 +75,7 @@ def test_a_day_by_hand(tmp_path):
             "feed_events": 3,
             "feed_events_consumed": 2,
             "items": 7,
+            "bots": {"users": 0, "searches": 0, "feed_events": 0},
         },
         "sources": {
             "search": {

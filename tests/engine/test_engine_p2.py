@@ -59,27 +59,28 @@ def test_a_skipped_exposure_is_no_interaction(tmp_path):
     assert [item for item, _, _ in found] == [12, 14, 15, 17]
 
 
-def test_nearest_in_time_are_kept_per_event_ties_by_time_then_item(tmp_path):
-    searches = [shown(1, 1, "q", 0, 1), shown(2, 1, "q", 1000, 1)]
+def test_nearest_in_time_are_kept_per_user_ties_by_time_then_item(tmp_path):
+    searches = [shown(1, 1, "q", 0, 1), shown(2, 1, "Q", 1000, 1), shown(3, 2, "q", 0, 1)]
     feed = [
         watched(1, 15, 10),
         watched(1, 14, 10),  # 10 s after event 1, like item 15: the lower id first
         watched(1, 16, -10),  # 10 s before: the earlier time wins the tie
         watched(1, 13, 5),  # nearest
-        watched(1, 12, 500),  # 500 s from both
+        watched(1, 12, 500),  # 500 s from both events of user 1: credited to the lower search_id
+        watched(1, 17, 1020),  # near event 2, but the cap is of the user and the query, not of the event
+        watched(2, 18, 590),  # another user has places of their own
     ]
     window = {"window_s": 600}
-    assert p2(tmp_path / "3", searches, feed, feed={"max_items": 3, **window}) == [
-        (12, 2, 500),
-        (13, 1, 5),
-        (14, 1, 10),
-        (16, 1, -10),
-    ]
-    assert p2(tmp_path / "2", searches, feed, feed={"max_items": 2, **window}) == [
-        (12, 2, 500),
-        (13, 1, 5),
-        (16, 1, -10),
-    ]
+    nearest = [(13, 1, 5), (14, 1, 10), (15, 1, 10), (16, 1, -10), (17, 2, 1020), (12, 1, 500)]
+    for cap, kept in ((2, (0, 3)), (3, (0, 1, 3)), (5, (0, 1, 2, 3, 4)), (6, range(6))):
+        found = p2(tmp_path / str(cap), searches, feed, feed={"max_items": cap, **window})
+        assert found == sorted([*(nearest[place] for place in kept), (18, 3, 590)])
+
+
+def test_another_query_of_the_same_user_has_places_of_its_own(tmp_path):
+    searches = [shown(1, 1, "q", 0, 1), shown(2, 1, "other", 100, 1)]
+    feed = [watched(1, 11, 10), watched(1, 12, 90)]
+    assert p2(tmp_path, searches, feed, feed={"max_items": 1}) == [(11, 1, 10), (12, 2, 90)]
 
 
 def test_an_item_watched_twice_counts_once_at_its_nearest_time(tmp_path):

@@ -110,6 +110,16 @@ def test_an_empty_set_has_a_metric_without_queries():
     assert not any("true_recall" in metric or "ndcg" in metric for metric in summary)
 
 
+def test_qr_by_an_independent_theta_stands_beside_qr():
+    first, second = (table("query_id search_id item_id", (-5, 1, item)) for item in (1, 5))
+    summary = evaluate(RETRIEVER, make_sets(qr=first, qr_independent=second), CONFIG, seed=0).summary
+    assert (summary["recall@3/qr"].mean, summary["recall@3/qr_independent"].mean) == (1, 0)
+    assert summary["recall@3/qr_independent_events"].n == 1
+    assert not any(
+        "independent" in metric for metric in evaluate(RETRIEVER, make_sets(qr=first), CONFIG, 0).summary
+    )
+
+
 def test_true_recall_is_per_search_then_per_query():
     truth = truth_sets(
         # "pie": two searches with need 1, one with need 2; "tart": a need that no item meets.

@@ -5,7 +5,8 @@ import pytest
 
 from crops.config import EvaluationConfig
 from crops.errors import CropsError
-from crops.evaluation import evaluate_judged, folds, load_judged
+from crops.evaluation import evaluate_judged, folds
+from crops.logs import load_judged
 from crops.retrieval import BM25Retriever
 
 DOCS = {

@@ -79,7 +79,21 @@ def truth(tmp_path_factory):
     return folder
 
 
-def build(logs, truth=None, seed=0, seen=None, relevance=None, **sizes):
+def all_but_item_3(batches):
+    for batch in batches:
+        scores = [0.59 if text == "item 3" else 0.6 for text in batch.column("right").to_pylist()]
+        yield batch.append_column("score", pa.array(scores, pa.float64()))
+
+
+def always(score):
+    def scorer(batches):
+        for batch in batches:
+            yield batch.append_column("score", pa.array([score] * batch.num_rows, pa.float64()))
+
+    return scorer
+
+
+def build(logs, truth=None, seed=0, seen=None, relevance=None, similarity=None, independent=None, **sizes):
     config = EvaluationConfig(**sizes)
     return build_testsets(
         logs,
@@ -87,8 +101,9 @@ def build(logs, truth=None, seed=0, seen=None, relevance=None, **sizes):
         config,
         ReformulationConfig(),
         relevance=relevance,
-        similarity=None,
+        similarity=similarity,
         truth=truth,
+        independent=independent,
         seed=seed,
         seen=seen,
     )
@@ -123,6 +138,45 @@ def test_qr_by_truth_needs_no_theta(logs, truth):
     testsets = build(logs, truth, relevance=all_but_item_4)
     assert rows(testsets.qr) == [(PIE, 11, 3)]
     assert rows(testsets.truth.qr) == [(PIE, 11, 4)]
+
+
+def test_qr_by_an_independent_theta_uses_its_own_relevance_and_similarity(logs):
+    # The candidates are 3 and 4 of "apple pie". The thetas keep one each; no pair is kept by both.
+    testsets = build(logs, relevance=all_but_item_4, independent=(all_but_item_3, always(0.5)))
+    assert rows(testsets.qr) == [(PIE, 11, 3)]
+    assert rows(testsets.qr_independent) == [(PIE, 11, 4)]
+    names = ("qr_pairs", "qr_independent_pairs", "qr_independent_queries", "qr_pairs_of_both")
+    assert [testsets.counts[name] for name in names] == [1, 1, 1, 0]
+    # Without a theta of training both candidates are in QR, and the independent one agrees on item 4.
+    testsets = build(logs, independent=(all_but_item_3, always(0.5)))
+    assert [testsets.counts[name] for name in names] == [2, 1, 1, 1]
+    # Its similarity alone decides on its set, and that of training only on QR.
+    testsets = build(logs, independent=(always(1), always(0.49)))
+    assert (len(testsets.qr), rows(testsets.qr_independent)) == (2, [])
+    testsets = build(logs, similarity=always(0.49), independent=(always(1), always(1)))
+    assert (len(testsets.qr), rows(testsets.qr_independent)) == (0, [(PIE, 11, 3), (PIE, 11, 4)])
+    assert PIE in testsets.queries["query_id"].to_pylist()
+
+
+def test_without_an_independent_theta_its_set_is_absent(logs):
+    testsets = build(logs)
+    assert testsets.qr_independent is None
+    assert not any("independent" in name or "both" in name for name in testsets.counts)
+
+
+def test_qr_by_an_independent_theta_is_sampled_as_the_others(tmp_path, write_logs):
+    pairs = [
+        row
+        for user in range(1, 9)
+        for row in (
+            *search(2 * user, user, f"query {user}", 0, i1={}),
+            *search(2 * user + 1, user, "apple tart", 30, i3={"clicked": True}),
+        )
+    ]
+    sets = build(open_logs(write_logs(tmp_path, ITEMS, pairs)), independent=(always(1), always(1)), max_qr=5)
+    assert sets.counts["qr_independent_queries"] == 8
+    assert len(sets.qr_independent["query_id"].unique()) == 5
+    assert sets.qr_independent.equals(sets.qr)  # the same candidates, seed and limit
 
 
 def test_without_truth_there_are_no_truth_sets(logs):
@@ -191,7 +245,9 @@ def test_samples_are_whole_queries_drawn_by_the_seed(tmp_path, write_logs):
 
 
 def test_saved_and_loaded_sets_are_equal(tmp_path, logs, truth):
-    for name, testsets in {"with": build(logs, truth, seen=[PIE]), "without": build(logs)}.items():
+    independent = (all_but_item_3, always(1))
+    full = build(logs, truth, seen=[PIE], independent=independent)
+    for name, testsets in {"with": full, "without": build(logs)}.items():
         folder = tmp_path / name
         folder.mkdir()
         save_testsets(testsets, folder)

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 import math
 import os
+import resource
 import signal
 import threading
+from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
 from crops.errors import CropsError
 from crops.logs import check, render
+from crops.logs.rules import contract_rules
+from crops.schema import LOG_TABLES
 
 CHECK = importlib.import_module("crops.logs.check")
 """The module: `crops.logs.check` itself is the function."""
@@ -135,3 +142,73 @@ def test_counts_that_do_not_balance_stop_the_check(write_logs, tmp_path, monkeyp
     with pytest.raises(CropsError, match="of 1 rows of items 7 were accepted and 0 rejected"):
         check(logs, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_publishes_nothing(write_logs, tmp_path):
+    # A limit on the size of files fails a write as a full disk does.
+    logs = write_logs(tmp_path / "logs", impressions=[GOOD, {"rank": 0}])
+    check(logs, tmp_path / "out")
+    before = (tmp_path / "out/report.json").read_text()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        for out in ("out", "new"):
+            with pytest.raises(CropsError, match="free disk space.*nothing was published"):
+                check(logs, tmp_path / out)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["logs", "out"]
+    assert (tmp_path / "out/report.json").read_text() == before
+
+
+def test_text_that_is_not_utf8_is_named(write_logs, tmp_path):
+    logs = write_logs(tmp_path / "logs")
+    path = logs / "search_impressions/day=2026-01-05/part-0.parquet"
+    table = pq.read_table(path, partitioning=None)
+    latin = pa.StringArray.from_buffers(1, pa.py_buffer(b"\0\0\0\0\4\0\0\0"), pa.py_buffer(b"caf\xe9"))
+    at = table.column_names.index("query")
+    pq.write_table(table.set_column(at, "query", latin), path)
+    with pytest.raises(
+        CropsError, match=r"part-0\.parquet holds text that is not UTF-8 .*write them as UTF-8"
+    ):
+        check(logs, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_day_missing_in_the_window_is_said(write_logs, tmp_path):
+    day = 86_400_000_000
+    impressions = [{"search_id": i, "searched_at": NOON + i * day} for i in (0, 3)]
+    facts = check(
+        write_logs(tmp_path / "logs", impressions=impressions, feed=[{"watched_at": NOON + day}])
+    ).facts
+    assert facts.missing_days == {
+        "search_impressions": ("2026-01-06", "2026-01-07"),
+        "feed_events": ("2026-01-05", "2026-01-07", "2026-01-08"),
+    }
+    assert any("search_impressions has no rows on 2026-01-06, 2026-01-07" in note for note in facts.notes())
+    one = check(write_logs(tmp_path / "one")).facts
+    assert one.missing_days == {}
+
+
+def test_a_clean_file_in_the_contracts_types_is_copied_byte_by_byte(write_logs, tmp_path):
+    impressions = [{"search_id": 1}, {"search_id": 2, "searched_at": NOON + 86_400_000_000}, {"rank": 0}]
+    logs = write_logs(tmp_path / "logs", impressions=impressions)
+    check(logs, tmp_path / "out")
+    clean = "search_impressions/day=2026-01-06/part-0.parquet"
+    assert (tmp_path / "out/accepted" / clean).read_bytes() == (logs / clean).read_bytes()
+    dirty = "search_impressions/day=2026-01-05/part-0.parquet"
+    assert (tmp_path / "out/accepted" / dirty).read_bytes() != (logs / dirty).read_bytes()
+
+
+def test_the_tables_page_is_what_the_contracts_say(tmp_path):
+    build = Path(__file__).parents[2] / "docs" / "build.py"
+    spec = importlib.util.spec_from_file_location("build", build)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    page = build.with_name("tables.md").read_text()
+    for table in LOG_TABLES:
+        assert module.section(table) in page
+        rules = contract_rules(table)
+        assert len({rule.reason for rule in rules}) == len(rules)
+        for rule in rules:
+            assert f"| `{rule.reason}` |" in module.section(table)

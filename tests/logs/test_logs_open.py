@@ -199,3 +199,11 @@ def test_two_places_for_one_table_are_ambiguous(write_logs, tmp_path):
     (folder / "search_impressions.parquet").rename(folder / "search_impressions" / "loose.parquet")
     with pytest.raises(CropsError, match="move it into the folder of its day"):
         open_logs(folder)
+
+
+def test_a_day_whose_files_lack_an_optional_column_reads_alone(write_logs, tmp_path):
+    impressions = [{"play_ms": 7}, {"searched_at": NOON + DAY, "search_id": 2}]
+    folder = write_logs(tmp_path, impressions=impressions)
+    change(folder / "search_impressions/day=2026-01-06/part-0.parquet", play_ms=None)
+    (row,) = rows(open_logs(folder), "search_impressions", ["2026-01-06"])
+    assert (row["search_id"], row["play_ms"]) == (2, None)

@@ -35,3 +35,48 @@ def eq3_loop(
             scores = doc_emb[terms] @ query_emb[q] / tau
             losses[i] = torch.logsumexp(scores, 0) - scores[0]
     return torch.stack(losses)
+
+
+def appendix(query_emb, doc_emb, query_index, labels, tau):
+    """The paper's N x N form: rows are anchors, columns documents, masked entries get minus infinity.
+
+    Args are as of `h_infonce`, every document with a query; all documents are anchors. Returns [N].
+    """
+    scores = query_emb[query_index] @ doc_emb.T / tau
+    same_query = query_index[:, None] == query_index[None, :]
+    not_lower = labels[None, :] >= labels[:, None]
+    mask = same_query & not_lower & ~torch.eye(len(labels), dtype=torch.bool)
+    return -torch.log_softmax(scores.masked_fill(mask, -torch.inf), dim=1).diagonal()
+
+
+def listwise_loop(query_emb, doc_emb, query_index, labels, tau, own_only=False):
+    """Cross-entropy of each query with a target, [Q], one term at a time."""
+    index, losses = query_index.tolist(), []
+    for q in range(len(query_emb)):
+        own = [i for i, row in enumerate(index) if row == q]
+        gains = [2 ** int(labels[i]) - 1 for i in own]
+        columns = own if own_only else range(len(index))
+        normaliser = torch.logsumexp(torch.stack([doc_emb[j] @ query_emb[q] / tau for j in columns]), 0)
+        if sum(gains):
+            losses.append(
+                sum(
+                    gain / sum(gains) * (normaliser - doc_emb[i] @ query_emb[q] / tau)
+                    for i, gain in zip(own, gains, strict=True)
+                )
+            )
+    return torch.stack(losses)
+
+
+def logistic_loop(query_emb, doc_emb, query_index, labels, tau, min_anchor_label=1):
+    """Binary logistic loss of each document with its query's noise, [N], zero where it is no anchor."""
+    index, label = query_index.tolist(), labels.tolist()
+    losses = [doc_emb.new_zeros(()) for _ in index]
+    for i, q in enumerate(index):
+        if q >= 0 and label[i] >= min_anchor_label:
+            noise = [j for j, row in enumerate(index) if row != q or label[j] < min_anchor_label]
+            odds = (
+                doc_emb @ query_emb[q] / tau
+                - torch.tensor(float(max(1, len(noise))), dtype=doc_emb.dtype).log()
+            )
+            losses[i] = torch.log1p(torch.exp(-odds[i])) + sum(torch.log1p(torch.exp(odds[j])) for j in noise)
+    return torch.stack(losses)

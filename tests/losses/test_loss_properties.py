@@ -1,13 +1,15 @@
 """What must hold for every loss of the package, and what each refuses."""
 
+import warnings
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from crops.errors import CropsError
-from crops.losses import h_infonce, infonce_binary
+from crops.losses import h_infonce, infonce_binary, infonce_graded, nce, softmax_ce
 
-LOSSES = [h_infonce, infonce_binary]
+LOSSES = [h_infonce, infonce_binary, infonce_graded, softmax_ce, nce]
 UNIT = F.normalize(torch.randn(9, 4, generator=torch.Generator().manual_seed(0)), dim=1)
 EYE = torch.eye(4)
 
@@ -15,9 +17,8 @@ CASES = {
     "equal labels": (UNIT[:2], UNIT[2:7], [0, 0, 1, 1, 1], [4, 4, 4, 4, 4]),
     "one document per query": (UNIT[:2], UNIT[2:4], [0, 1], [4, 5]),
     "one query": (UNIT[:1], UNIT[2:5], [0, 0, 0], [5, 4, 1]),
-    "one query, one document": (UNIT[:1], UNIT[2:3], [0], [5]),
+    "one query, one document": (UNIT[:1], UNIT[2:4], [0, -1], [5, 0]),
     "a query of label 0 only": (UNIT[:2], UNIT[2:6], [0, 0, 1, 1], [0, 0, 5, 0]),
-    "a query without a document": (UNIT[:3], UNIT[3:6], [0, 0, 2], [4, 1, 5]),
     "unsorted": (UNIT[:3], UNIT[3:9], [2, 0, 1, 0, 2, 1], [4, 5, 4, 1, 2, 0]),
     "strays": (UNIT[:1], UNIT[2:6], [-1, 0, -1, 0], [5, 4, 0, 0]),
     "perfect match": (EYE[:2], EYE[:2], [0, 1], [4, 4]),
@@ -49,7 +50,7 @@ def test_finite_and_not_negative_with_finite_gradients(loss, reduction, name, ta
     assert all(gradient.isfinite().all() for gradient in gradients)
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", [loss for loss in LOSSES if loss is not nce])
 def test_nothing_to_contrast_with_is_zero_loss_and_zero_gradient(loss):
     value, gradients = run(loss, CASES["all hidden"], 0.05)
     assert value.item() == 0
@@ -60,7 +61,7 @@ def test_nothing_to_contrast_with_is_zero_loss_and_zero_gradient(loss):
 def test_huge_scores_keep_their_exact_loss(loss):
     """Cosines -1 and 1 at tau 0.01: the loss is 200, which a plain exponential cannot hold."""
     value, (query_grad, _, _) = run(loss, (EYE[:1], torch.stack([-EYE[0], EYE[0]]), [0, -1], [4, 0]), 0.01)
-    assert value.item() == pytest.approx(200.0)
+    assert value.item() == pytest.approx(200.0)  # nce: 100 for the anchor, 100 for the noise
     # dL/dq = (d_negative - d_positive) / tau
     assert query_grad[0].tolist() == pytest.approx([200.0, 0, 0, 0])
 
@@ -71,6 +72,17 @@ def test_a_group_of_label_0_still_gives_negatives_but_no_pull(loss):
     assert value[[0, 1, 3]].tolist() == [0, 0, 0]
     assert (query_grad[0] == 0).all()
     assert (doc_grad[:2] != 0).any()
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_one_query_with_one_label_is_told(loss):
+    lone = UNIT[:1], UNIT[2:5], torch.zeros(3).long()
+    with pytest.warns(UserWarning, match="none is told from a worse one"):
+        loss(*lone, torch.tensor([4, 4, 4]), temperature=0.05)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loss(*lone, torch.tensor([4, 4, 1]), temperature=0.05)
+        loss(*lone[:2], torch.tensor([0, 0, -1]), torch.tensor([4, 4, 4]), temperature=0.05)
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -109,6 +121,7 @@ FAULTS = {
     "query_index has shape \\[2\\]": {"query_index": INDEX[:2]},
     "query_index is torch.float32; give integers": {"query_index": INDEX.float()},
     "query_index holds 0..2 for 2 queries": {"query_index": INDEX + torch.tensor([0, 0, 1])},
+    "query_emb row 0 has no document": {"query_index": INDEX * 0 + 1},
     "labels has shape": {"labels": LABELS[:, None]},
     "negative label": {"labels": LABELS - 2},
     "temperature is 0;": {"temperature": 0.0},
@@ -122,6 +135,11 @@ FAULTS = {
         "doc_id": torch.arange(3),
         "known": (torch.tensor([5]), torch.tensor([1])),
     },
+    "log_q is torch.int64": {"log_q": torch.arange(3)},
+    "log_q is torch.float32 \\[2\\]": {"log_q": torch.zeros(2)},
+    "log_q reaches inf": {"log_q": torch.tensor([0.0, -float("inf"), 0.0])},
+    "margin is nan": {"margin": float("nan")},
+    "label_weights gives label 1 the weight -1": {"label_weights": {1: -1}},
     "unknown reduction 'avg'": {"reduction": "avg"},
 }
 

@@ -6,6 +6,7 @@ import pytest
 from crops.errors import CropsError
 from crops.retrieval import load_items
 from crops.retrieval.catalogue import best_positions, positions_of, sorted_catalogue
+from crops.text import Rendering
 
 ITEMS = pa.table(
     {
@@ -80,3 +81,14 @@ def test_positions_keep_the_padding():
     assert positions_of(ids, np.array([[30, -1], [10, 20]]), "here").tolist() == [[2, -1], [0, 1]]
     with pytest.raises(CropsError, match=r"item_id 99 is not in here \(1 unknown ids\)"):
         positions_of(ids, np.array([10, 99]), "here")
+
+
+def test_a_rendering_decides_what_stands_for_a_document(tmp_path):
+    """It sees the id and its own columns, those of them that the table has."""
+    pq.write_table(ITEMS, tmp_path / "items.parquet")
+    rendering = Rendering(("play_cnt", "author_id"), lambda row: repr(sorted(row.items())), str.upper)
+    ids, texts = load_items(tmp_path, keep=np.array([3, 7]), rendering=rendering)
+    assert ids.tolist() == [3, 7]
+    assert texts == ["[('item_id', 3), ('play_cnt', 2)]", "[('item_id', 7), ('play_cnt', 1)]"]
+    with pytest.raises(CropsError, match="needs item_id and at least one of author_id"):
+        load_items(tmp_path, rendering=rendering._replace(columns=("author_id",)))

@@ -132,3 +132,15 @@ def tiny_transformer(tmp_path_factory, random_encoder):
     BertModel(config).save_pretrained(folder)
     BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_dropout(tmp_path_factory, tiny_transformer):
+    """The folder of the one-layer BERT, with much dropout."""
+    folder = tmp_path_factory.mktemp("tiny_dropout") / "model"
+    model = BertModel.from_pretrained(
+        tiny_transformer, hidden_dropout_prob=0.3, attention_probs_dropout_prob=0.3
+    )
+    model.save_pretrained(folder)
+    BertTokenizerFast(str(tiny_transformer / "vocab.txt")).save_pretrained(folder)
+    return folder

@@ -9,8 +9,13 @@ from crops.config import TrainingConfig
 from crops.encoders import load_encoder, tokenise
 from crops.errors import CropsError
 from crops.outputs import read_manifest
-from crops.training import Batch, fit, model, train, trainer
-from crops.training.model import TextPool, contrast_facts
+from crops.training import fit, journal, pool, train, trainer
+from crops.training.memory import MemoryGroups
+from crops.training.model import contrast_facts
+from crops.training.objective import objective
+from crops.training.pool import tokenise_pool
+from crops.training.sample import Batch
+from crops.training.steps import Share, step_inputs
 
 
 @pytest.fixture
@@ -35,7 +40,7 @@ def own_topic_hits(folder, toy):
     return sum(toy.doc_texts[doc].startswith(f"d{topic}_") for topic, doc in enumerate(found))
 
 
-@pytest.mark.parametrize("loss", ["h_infonce", "infonce_binary"])
+@pytest.mark.parametrize("loss", ["h_infonce", "infonce_graded", "infonce_binary", "softmax_ce", "nce"])
 def test_training_learns_and_writes_a_plain_model(toy, config, random_encoder, tmp_path, loss):
     facts = train(toy, tmp_path / "model", config(loss=loss), seed=0)
     log = [json.loads(line) for line in (tmp_path / "model" / "training_log.jsonl").read_text().splitlines()]
@@ -114,7 +119,7 @@ def test_a_gradient_that_is_not_finite_is_not_applied(toy, config, tmp_path, mon
         steps.append([p.detach().clone() for p in parameters])
         return torch.nn.utils.clip_grad_norm_(parameters, *args, **kwargs)
 
-    monkeypatch.setattr(trainer, "clip_grad_norm_", poisoned)
+    monkeypatch.setattr(journal, "clip_grad_norm_", poisoned)
     with pytest.raises(CropsError, match="step 3: the gradient is not finite"):
         train(toy, tmp_path / "model", config(), seed=0)
     assert len(steps) == 3
@@ -131,36 +136,46 @@ def test_tau_is_not_decayed_and_the_encoder_is(toy, config, tmp_path, monkeypatc
     assert [(group["weight_decay"], len(group["params"])) for group in groups] == [(0.1, 1), (0.0, 1)]
 
 
-def test_each_distinct_text_of_a_batch_is_named_once(toy, random_encoder):
-    encoder = SentenceTransformer(str(random_encoder), device="cpu")
-    pool = TextPool(encoder, toy)
+@pytest.fixture
+def inputs(toy, random_encoder):
+    """A function from known pairs to the inputs of a batch of groups 0 and 1, whole."""
+    source = MemoryGroups(toy, 1, 0.5)
+    pool = tokenise_pool(SentenceTransformer(str(random_encoder), device="cpu"), source)
+
+    def of(known_index=(), known_pair=()):
+        index, pair = (np.array(known, dtype=np.int64) for known in (known_index, known_pair))
+        rows = np.repeat([0, 1], 4)
+        batch = Batch(source.read(np.array([0])), np.array([0, 1]), rows, np.arange(8), index, pair)
+        return step_inputs(batch, pool, objective(TrainingConfig()), Share())
+
+    return of
+
+
+def test_each_distinct_text_of_a_batch_is_named_once(toy, inputs):
     # Groups 0 and 1 share the three documents of topic 0: 2 query texts, 3 shared and 2 own documents.
-    batch = Batch(np.array([0, 1]), np.repeat([0, 1], 4), np.arange(8), np.array([1]), np.array([3]))
-    inputs = pool.inputs(batch)
-    assert len(inputs["texts"]) == len(set(inputs["texts"].tolist())) == 7
-    assert inputs["doc_text"].tolist()[:3] == inputs["doc_text"].tolist()[4:7]
-    assert inputs["known_id"].tolist() == [toy.doc_id[toy.doc[3]]]
+    named = inputs([1], [3])
+    assert len(named["texts"]) == len(set(named["texts"].tolist())) == 7
+    assert named["doc_text"].tolist()[:3] == named["doc_text"].tolist()[4:7]
+    assert named["known_id"].tolist() == [toy.doc_id[toy.doc[3]]]
+    assert named["encoded_here"].all()
 
 
-def test_contrast_facts_by_hand(toy, random_encoder):
+def test_contrast_facts_by_hand(inputs):
     """Two groups of 4 with 3 documents in common: of the other's 4, 3 are also mine, 1 is left."""
-    pool = TextPool(SentenceTransformer(str(random_encoder), device="cpu"), toy)
-    empty = np.empty(0, dtype=np.int64)
-    batch = Batch(np.array([0, 1]), np.repeat([0, 1], 4), np.arange(8), empty, empty)
-    assert contrast_facts(pool.inputs(batch)) == {
+    assert contrast_facts(inputs()) == {
         "queries": 2,
         "documents": 8,
         "contrasted": 1.0,
         "duplicates": 3 / 8,
+        "texts": 7,
     }
-    batch = Batch(np.array([0, 1]), np.repeat([0, 1], 4), np.arange(8), np.array([1]), np.array([3]))
-    assert contrast_facts(pool.inputs(batch))["contrasted"] == 0.5
+    assert contrast_facts(inputs([1], [3]))["contrasted"] == 0.5
 
 
 def test_every_text_is_tokenised_once(toy, config, tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(
-        model, "tokenise", lambda encoder, texts: seen.extend(texts) or tokenise(encoder, texts)
+        pool, "tokenise", lambda encoder, texts, role: seen.extend(texts) or tokenise(encoder, texts, role)
     )
     train(toy, tmp_path / "model", config(steps=3), seed=0)
     assert sorted(seen) == sorted({*toy.query_texts, *toy.doc_texts})

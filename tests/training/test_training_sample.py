@@ -5,10 +5,15 @@ import pytest
 
 from crops.config import TrainingConfig
 from crops.labels import Source
-from crops.training import GroupSampler
+from crops.training.memory import MemoryGroups
+from crops.training.sample import GroupSampler
 
 S = Source
 POPULAR = [(5, S.REFORMULATION)] * 2 + [(4, S.CLICKED)] * 3 + [(4, S.FEED)] * 9 + [(1, S.FILTERED)] * 7
+
+
+def sampler_of(data, config, seed):
+    return GroupSampler(MemoryGroups(data, 0, config.beta), config, seed)
 
 
 def drawn(data, batch, row=0):
@@ -20,7 +25,7 @@ def drawn(data, batch, row=0):
 def test_caps_per_label_and_source(make_data):
     """2 + 3 + 9 + 7 documents, at most 4 of each (label, source): 2 + 3 + 4 + 4."""
     data = make_data([POPULAR, [(4, S.CLICKED)]])
-    batch = GroupSampler(data, TrainingConfig(docs_per_source=4), seed=0).draw(0)
+    batch = sampler_of(data, TrainingConfig(docs_per_source=4), seed=0).draw(0)
     assert drawn(data, batch) == {
         (5, S.REFORMULATION): 2,
         (4, S.CLICKED): 3,
@@ -35,13 +40,13 @@ def test_the_cap_per_query_takes_one_of_each_in_turn(make_data):
     data = make_data([POPULAR, [(4, S.CLICKED)]])
     config = TrainingConfig(docs_per_source=4, docs_per_query=6)
     for step in range(20):
-        counts = drawn(data, GroupSampler(data, config, seed=0).draw(step))
+        counts = drawn(data, sampler_of(data, config, seed=0).draw(step))
         assert sorted(counts.values()) == [1, 1, 2, 2]
 
 
 def test_the_best_label_is_never_capped_away(make_data):
     data = make_data([POPULAR, [(4, S.CLICKED)]])
-    sampler = GroupSampler(data, TrainingConfig(docs_per_query=2), seed=1)
+    sampler = sampler_of(data, TrainingConfig(docs_per_query=2), seed=1)
     second = Counter()
     for step in range(60):
         counts = drawn(data, sampler.draw(step))
@@ -53,7 +58,7 @@ def test_the_best_label_is_never_capped_away(make_data):
 
 def test_positives_left_out_are_known(make_data):
     data = make_data([POPULAR, [(4, S.CLICKED)]])
-    batch = GroupSampler(data, TrainingConfig(docs_per_source=1), seed=0).draw(0)
+    batch = sampler_of(data, TrainingConfig(docs_per_source=1), seed=0).draw(0)
     # 14 positives of group 0, three strata of them drawn once: 11 are known; the 6 filtered left out are not.
     assert batch.known_index.tolist() == [0] * 11
     assert not set(batch.known_pair) & set(batch.pair)
@@ -65,7 +70,7 @@ def test_groups_are_drawn_with_the_root_of_their_searches(make_data, beta, share
     """Of two groups searched 4 and 1 times one is drawn: weights 4^beta : 1."""
     data = make_data([[(4, S.CLICKED)]] * 2, searches=[4.0, 1.0])
     one = TrainingConfig(beta=beta).model_copy(update={"batch_queries": 1})
-    sampler = GroupSampler(data, one, seed=0)
+    sampler = sampler_of(data, one, seed=0)
     assert np.mean([sampler.draw(step).group[0] == 0 for step in range(2000)]) == pytest.approx(
         share, abs=0.04
     )
@@ -74,30 +79,30 @@ def test_groups_are_drawn_with_the_root_of_their_searches(make_data, beta, share
 def test_a_heavier_pair_is_drawn_more_often(make_data):
     data = make_data([[(4, S.CLICKED)] * 2, [(4, S.CLICKED)]])
     data.weight[:] = [3.0, 1.0, 1.0]
-    sampler = GroupSampler(data, TrainingConfig(docs_per_source=1), seed=0)
+    sampler = sampler_of(data, TrainingConfig(docs_per_source=1), seed=0)
     heavy = sum(0 in sampler.draw(step).pair for step in range(2000))
     assert heavy / 2000 == pytest.approx(3 / 4, abs=0.04)
 
 
 def test_a_batch_holds_a_group_once_and_its_rows_fit(make_data):
     data = make_data([[(4, S.CLICKED), (3, S.EXPOSED)]] * 50, searches=list(range(1, 51)))
-    batch = GroupSampler(data, TrainingConfig(batch_queries=20), seed=0).draw(5)
+    batch = sampler_of(data, TrainingConfig(batch_queries=20), seed=0).draw(5)
     assert len(set(batch.group)) == len(batch.group) == 20
     np.testing.assert_array_equal(data.group_of_pair()[batch.pair], batch.group[batch.query_index])
 
 
 def test_fewer_groups_than_a_batch_are_all_drawn(make_data):
     data = make_data([[(4, S.CLICKED)]] * 3)
-    assert GroupSampler(data, TrainingConfig(batch_queries=20), seed=0).draw(0).group.tolist() == [0, 1, 2]
+    assert sampler_of(data, TrainingConfig(batch_queries=20), seed=0).draw(0).group.tolist() == [0, 1, 2]
 
 
 def test_a_step_depends_on_seed_and_number_only(make_data):
     data = make_data([POPULAR] * 9)
     config = TrainingConfig(batch_queries=4)
-    sampler = GroupSampler(data, config, seed=3)
+    sampler = sampler_of(data, config, seed=3)
     late = sampler.draw(7)
     sampler.draw(1)
-    again = GroupSampler(data, config, seed=3).draw(7)
+    again = sampler_of(data, config, seed=3).draw(7)
     np.testing.assert_array_equal(late.pair, again.pair)
     assert late.pair.tolist() != sampler.draw(8).pair.tolist()
-    assert late.pair.tolist() != GroupSampler(data, config, seed=4).draw(7).pair.tolist()
+    assert late.pair.tolist() != sampler_of(data, config, seed=4).draw(7).pair.tolist()

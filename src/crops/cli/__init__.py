@@ -4,9 +4,22 @@ from crops.cli.app import main
 from crops.cli.check import check
 from crops.cli.demo import demo
 from crops.cli.evaluate import evaluate
+from crops.cli.export_onnx import export_onnx
+from crops.cli.import_logs import import_logs
 from crops.cli.mine import mine
 from crops.cli.search import search
 from crops.cli.simulate import simulate
 from crops.cli.train import train
 
-__all__ = ["check", "demo", "evaluate", "main", "mine", "search", "simulate", "train"]
+__all__ = [
+    "check",
+    "demo",
+    "evaluate",
+    "export_onnx",
+    "import_logs",
+    "main",
+    "mine",
+    "search",
+    "simulate",
+    "train",
+]

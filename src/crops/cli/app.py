@@ -9,7 +9,10 @@ import typer
 from crops.cli.check import check
 from crops.cli.demo import demo
 from crops.cli.evaluate import evaluate
+from crops.cli.export_onnx import export_onnx
+from crops.cli.import_logs import import_logs
 from crops.cli.mine import mine
+from crops.cli.platform_report import platform_report
 from crops.cli.search import search
 from crops.cli.simulate import simulate
 from crops.cli.train import train
@@ -24,8 +27,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for function in (demo, simulate, check, mine, train, evaluate, search):
+for function in (demo, simulate, check, mine, train, evaluate, search, export_onnx, platform_report):
     app.command()(function)
+app.command("import")(import_logs)
 
 
 def main() -> None:

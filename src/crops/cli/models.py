@@ -9,26 +9,40 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crops.config import TrainingConfig
+from crops.errors import CropsError
 from crops.evaluation import ScoringRetriever
 from crops.outputs import cache_folder
-from crops.retrieval import BM25Retriever, ExactRetriever
+from crops.retrieval import BM25Retriever, ExactRetriever, load_items
+from crops.text import PLAIN
 
 BM25 = "bm25"
 
 
-def load_retriever(model: str | Path, ids: NDArray[np.int64], texts: Sequence[str]) -> ScoringRetriever:
+def load_retriever(
+    model: str | Path, ids: NDArray[np.int64], texts: Sequence[str], items: Path | None = None
+) -> ScoringRetriever:
     """Return a retriever over a catalogue: BM25, or exact search with a dual encoder.
 
     Args:
         model: `bm25`, an encoder preset, a model folder or a SentenceTransformer name.
         ids: item ids, [n].
         texts: their document texts, n.
+        items: the item table, for an encoder that reads ids and not texts (see `load_items`).
 
     Raises:
-        CropsError: there is no such model.
+        CropsError: there is no such model, or it needs the item table.
     """
     if str(model) == BM25:
         return BM25Retriever(ids, texts)
-    from crops.encoders import load_encoder  # torch takes seconds to import: only when a model is needed
+    from crops.encoders import load_encoder, rendering_of  # torch takes seconds to import: only when needed
 
-    return ExactRetriever(load_encoder(TrainingConfig(encoder=str(model)), cache_folder()), ids, texts)
+    encoder = load_encoder(TrainingConfig(encoder=str(model)), cache_folder())
+    rendering = rendering_of(encoder)
+    if rendering is PLAIN:
+        return ExactRetriever(encoder, ids, texts)
+    if items is None:
+        raise CropsError(
+            f"{model} reads ids of items, not texts; there is no item table here to take them from"
+        )
+    ids, texts = load_items(items, keep=ids, rendering=rendering)
+    return ExactRetriever(encoder, ids, texts, render_query=rendering.query)

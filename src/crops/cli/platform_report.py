@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
@@ -16,11 +16,13 @@ from crops.cli.mine import mine_logs
 from crops.cli.models import BM25
 from crops.cli.options import ConfigOption
 from crops.config import RunConfig, load_config
+from crops.errors import CropsError
 from crops.logs import check
-from crops.outputs import cache_folder, console, publish, read_manifest, write_manifest
+from crops.outputs import MANIFEST, cache_folder, console, publish, read_manifest, write_manifest
 from crops.platform import ANCHORS, BUBBLE, ROUTES, Anchor, Days, distributions, observe
 from crops.report import Cell, Curve, RealismReport, RealismRow, write_report
 
+COMMAND = "platform-report"
 BASELINE = "baseline"
 """Name of the multi-stage baseline in the anchors."""
 _CTR = "CTR at rank "
@@ -50,9 +52,11 @@ def platform_report(
     again.
     """
     run = load_config(config)
+    if len({folder.name for folder in world}) < len(world):
+        raise CropsError("two worlds have the same folder name, which names them in the report; rename one")
     worlds = [_measure(folder, out / folder.name, run, config) for folder in world]
     report = _report(worlds)
-    with publish(out / "report", "platform-report") as folder:
+    with publish(out / "report", COMMAND) as folder:
         write_report(report, folder / "report.html")
         (folder / "realism.json").write_text(
             json.dumps({one.name: one.measured for one in worlds}, indent=2) + "\n"
@@ -70,13 +74,19 @@ def _measure(world: Path, out: Path, run: RunConfig, config: Path | None) -> _Wo
     days = Days(manifest["days"]["train"], manifest["days"]["test"])
     logs, truth = world / "logs", world / "truth"
     measured = observe(logs, days, ROUTES, truth)
-    if not (out / "evaluation").exists():
+    if not _evaluated(out, manifest):
         _evaluate_old_system(logs, truth, days, out, run, config)
+        write_manifest(out, COMMAND, config=run.dump(), seconds={}, world=manifest)
     summary = json.loads((out / "evaluation" / "summary.json").read_text())
     for model, metrics in summary.items():
         name = BM25 if model == BM25 else BASELINE
         measured |= {f"{name} {metric}": value["mean"] for metric, value in metrics.items()}
     return _World(world.name, measured, distributions(logs, days), manifest["platform"])
+
+
+def _evaluated(out: Path, world: dict[str, Any]) -> bool:
+    """Whether `out` holds the old system's evaluation on exactly this world."""
+    return (out / MANIFEST).exists() and read_manifest(out, COMMAND)["world"] == world
 
 
 def _evaluate_old_system(
@@ -91,7 +101,16 @@ def _evaluate_old_system(
     data = training.load_samples(out / "samples")
     training.train(data, out / BASELINE, run.training, seed=run.seed, cache=cache_folder())
     models = [BM25, str(out / BASELINE)]
-    evaluate(models, accepted, days.test, truth, out / "samples", out / "evaluation", run.seed, config)
+    evaluate(
+        models,
+        logs=accepted,
+        day=days.test,
+        truth=truth,
+        samples=out / "samples",
+        out=out / "evaluation",
+        seed=run.seed,
+        config=config,
+    )
 
 
 def _report(worlds: Sequence[_World]) -> RealismReport:

@@ -28,7 +28,7 @@ def search(
     if not text:
         raise CropsError("the query is empty; give at least one word")
     ids, texts = load_items(items)
-    retriever = load_retriever(model, ids, texts)
+    retriever = load_retriever(model, ids, texts, items)
     found, scores = retriever.search([text], k)
     by_id = dict(zip(ids.tolist(), texts, strict=True))
     pairs = zip(found[0].tolist(), scores[0].tolist(), strict=True)

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from crops.cli.curves import curves_report
+from crops.cli.evaluate import day_testsets
 from crops.cli.options import DEFAULTS, ConfigOption, SeedOption
-from crops.config import load_config
+from crops.config import RunConfig, load_config
+from crops.errors import CropsError
 from crops.labels import ALL_SOURCES, parse_sources
-from crops.outputs import cache_folder, console
+from crops.outputs import RESOLVED_CONFIG, cache_folder, console
+from crops.report import write_report
+from crops.retrieval import ExactRetriever, load_items
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+    from crops.training import Evaluation
+
+FEWEST_RESAMPLES = 100
+"""During a training the means count, not their intervals."""
 
 
 def train(
@@ -19,12 +33,17 @@ def train(
     encoder: Annotated[
         str | None,
         typer.Option(
-            help="static, minilm, or a SentenceTransformer path or name.",
+            help="static, minilm, qwen2.5-0.5b, two_tower, or a SentenceTransformer path or name.",
             show_default=DEFAULTS.training.encoder,
         ),
     ] = None,
+    init: Annotated[Path | None, typer.Option(help="Continue from this model, e.g. the one in use.")] = None,
     loss: Annotated[
-        str | None, typer.Option(help="h_infonce or infonce_binary.", show_default=DEFAULTS.training.loss)
+        str | None,
+        typer.Option(
+            help="h_infonce, infonce_graded, infonce_binary, softmax_ce or nce.",
+            show_default=DEFAULTS.training.loss,
+        ),
     ] = None,
     sources: Annotated[
         str | None, typer.Option(help="Learn only from these, of search,p1,p2,p3.", show_default="all")
@@ -33,28 +52,94 @@ def train(
         int | None, typer.Option(help="Optimiser steps.", show_default=str(DEFAULTS.training.steps))
     ] = None,
     learning_rate: Annotated[
-        float | None,
-        typer.Option(
-            help="0.002 suits static; transformers want about 2e-5.",
-            show_default=str(DEFAULTS.training.learning_rate),
-        ),
+        float | None, typer.Option(help="Peak learning rate.", show_default="0.002; transformers 2e-5")
     ] = None,
+    batch_queries: Annotated[
+        int | None,
+        typer.Option(help="Queries per step.", show_default=str(DEFAULTS.training.batch_queries)),
+    ] = None,
+    encode_chunk: Annotated[
+        int | None,
+        typer.Option(help="Texts whose activations are in memory at a time.", show_default="all"),
+    ] = None,
+    bf16: Annotated[
+        bool | None, typer.Option("--bf16/--no-bf16", help="Encode in bfloat16.", show_default="no")
+    ] = None,
+    report_to: Annotated[
+        list[str] | None, typer.Option(help="Tracker, e.g. tensorboard; repeat for more.")
+    ] = None,
+    eval_logs: Annotated[
+        Path | None,
+        typer.Option(help="Accepted logs of a later day: evaluate during the training, keep the best."),
+    ] = None,
+    eval_day: Annotated[
+        str | None, typer.Option(help="That day, YYYY-MM-DD; not the test day.", show_default="the last")
+    ] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Drop the checkpoints of an interrupted run, do not go on.")
+    ] = False,
     seed: SeedOption = None,
     config: ConfigOption = None,
 ) -> dict[str, Any]:
-    """Train a dual encoder on ragged groups of graded documents."""
+    """Train a dual encoder on ragged groups of graded documents; an interrupted run goes on."""
     run = load_config(
         config,
         seed=seed,
-        training__encoder=encoder,
+        training__encoder=encoder or (None if init is None else _preset_of(init)),
+        training__init=None if init is None else str(init),
         training__loss=loss,
         training__steps=steps,
         training__learning_rate=learning_rate,
+        training__batch_queries=batch_queries,
+        training__encode_chunk=encode_chunk,
+        training__bf16=bf16,
+        training__report_to=report_to or None,
     )
     from crops import training  # torch takes seconds to import: not for --help
 
     keep = parse_sources(sources.split(",")) if sources else ALL_SOURCES
-    data = training.load_samples(samples, keep=keep)
-    facts = training.train(data, out, run.training, seed=run.seed, cache=cache_folder())
-    console.print(f"model in [bold]{out}[/bold]; next: crops evaluate {out} --logs LOGS --day DAY")
+    data = training.Samples(samples, keep, run.engine.memory)
+    evaluation = None if eval_logs is None else _evaluation(eval_logs, eval_day, samples, run)
+    facts = training.train(
+        data, out, run.training, seed=run.seed, cache=cache_folder(), evaluation=evaluation, fresh=fresh
+    )
+    if training.is_first_process():
+        write_report(curves_report([out]), out / "report.html")
+        console.print(
+            f"model in [bold]{out}[/bold], its curves in report.html; "
+            f"next: crops evaluate {out} --logs LOGS --day DAY"
+        )
     return facts
+
+
+def _preset_of(model: Path) -> str:
+    """Return the encoder that a model of ours was trained as; any other model is named by its folder.
+
+    Raises:
+        CropsError: there is no such folder.
+    """
+    if not model.is_dir():
+        raise CropsError(f"{model} is not a folder; name the model to continue from")
+    if not (model / RESOLVED_CONFIG).exists():
+        return str(model)
+    resolved = tomllib.loads((model / RESOLVED_CONFIG).read_text())
+    return str(resolved.get("training", {}).get("encoder", model))
+
+
+def _evaluation(logs: Path, day: str | None, samples: Path, run: RunConfig) -> Evaluation:
+    """Return the evaluation on the CT and QR sets of a day, to be used during the training."""
+    from crops.encoders import rendering_of
+    from crops.evaluation import evaluate
+    from crops.training import Evaluation
+
+    testsets = day_testsets(logs, day, None, samples, run)
+    settings = run.evaluation.model_copy(update={"resamples": FEWEST_RESAMPLES})
+
+    def metrics(encoder: SentenceTransformer) -> dict[str, float]:
+        rendering = rendering_of(encoder)
+        ids, texts = load_items(logs, keep=testsets.candidate_ids(), rendering=rendering)
+        retriever = ExactRetriever(encoder, ids, texts, render_query=rendering.query)
+        summary = evaluate(retriever, testsets, settings, run.seed).summary
+        return {name: value.mean for name, value in summary.items()}
+
+    return Evaluation(metrics, run.training.eval_metric)

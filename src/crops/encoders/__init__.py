@@ -1,7 +1,23 @@
-"""Dual encoders over texts: presets, the distilled static encoder, texts tokenised once."""
+"""Dual encoders: presets, towers, prompts, adapters, the two-tower on ids; texts tokenised once."""
 
-from crops.encoders.load import load_encoder
+from crops.encoders.load import load_encoder, rendering_for, save_encoder
+from crops.encoders.matryoshka import over_dims
 from crops.encoders.static import distill
 from crops.encoders.texts import TokenisedTexts, encode, only_used_tokens, tokenise
+from crops.encoders.towers import Role, asymmetric
+from crops.encoders.two_tower import rendering_of
 
-__all__ = ["TokenisedTexts", "distill", "encode", "load_encoder", "only_used_tokens", "tokenise"]
+__all__ = [
+    "Role",
+    "TokenisedTexts",
+    "asymmetric",
+    "distill",
+    "encode",
+    "load_encoder",
+    "only_used_tokens",
+    "over_dims",
+    "rendering_for",
+    "rendering_of",
+    "save_encoder",
+    "tokenise",
+]

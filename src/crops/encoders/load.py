@@ -1,41 +1,106 @@
-"""Which encoder a run trains."""
+"""Which encoder a run trains, and how it is saved."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Normalize, StaticEmbedding
+from sentence_transformers.base.modules import Router, Transformer
+from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 from transformers.utils import logging as transformers_logging
 
-from crops.config import TrainingConfig
+from crops.config import PRESET_TRAINING, TrainingConfig
+from crops.encoders.lora import attach_lora, merge_lora
 from crops.encoders.static import distill
-from crops.errors import CropsError
+from crops.encoders.towers import input_modules, separate_towers
+from crops.encoders.two_tower import FEATURES, hide_ids, rendering_of, two_tower
+from crops.errors import CropsError, nearest
 from crops.outputs import cache_folder, publish, timed, write_manifest
 from crops.relevance.models import local_folder, model_hash
+from crops.text import PLAIN, Rendering
 
 BASE = "minilm"
 """What the static encoder is distilled from."""
+TWO_TOWER = "two_tower"
+DECODERS = {"qwen2.5-0.5b": "Qwen/Qwen2.5-0.5B"}
+"""Presets that are language models, with their names on the Hub: a text is its last token."""
 
 
 def load_encoder(config: TrainingConfig, cache: Path | None = None) -> SentenceTransformer:
-    """Return the encoder that `config` names, with unit-length output.
+    """Return the encoder that `config` names, in single precision and with unit-length output.
 
     Args:
-        config: `encoder` = `static`, `minilm` or any SentenceTransformer path or name; `init` = a model
-            folder to continue from instead; `dim` and `max_tokens`.
+        config: `encoder` = a preset or any SentenceTransformer path or name; `init` = a model folder to
+            continue from instead; `towers`, the prompts, `lora_rank`, `dim`, `max_tokens` and the settings of
+            the two-tower encoder.
         cache: folder that keeps the distilled static encoder; `crops.outputs.cache_folder()` when None.
 
     Raises:
-        CropsError: the model cannot be loaded or does not embed texts; a MissingExtraError names the extra.
+        CropsError: the model cannot be loaded or does not embed texts, or cannot have the towers, prompts or
+            adapters asked for; a MissingExtraError names the extra.
     """
-    if config.init is None and config.encoder == "static":
-        return _static(config, cache)
-    encoder = _load(local_folder(config.init or config.encoder))
-    if not isinstance(encoder[0], StaticEmbedding):
-        encoder.max_seq_length = min(config.max_tokens, encoder.max_seq_length or config.max_tokens)
+    encoder = _base(config, cache).float()
+    if rendering_of(encoder) is FEATURES:
+        return _for_features(encoder, config)
+    for module in input_modules(encoder):
+        if isinstance(module, Transformer):
+            module.max_seq_length = min(config.max_tokens, module.max_seq_length or config.max_tokens)
     if not isinstance(encoder[-1], Normalize):
         encoder.append(Normalize())
+    if config.towers == "separate":
+        encoder = separate_towers(encoder)
+    for name, prompt in (("query", config.query_prompt), ("document", config.doc_prompt)):
+        if prompt is not None:
+            encoder.prompts[name] = prompt
+    if config.lora_rank:
+        attach_lora(encoder, config.lora_rank)
+    return encoder
+
+
+def rendering_for(config: TrainingConfig) -> Rendering:
+    """Return what the encoder that `config` names reads; loads it only where it has two towers.
+
+    Raises:
+        CropsError: there is no such model.
+    """
+    if config.init is None and config.encoder in PRESET_TRAINING:
+        return FEATURES if config.encoder == TWO_TOWER else PLAIN
+    folder = _folder(config.init or config.encoder)
+    return rendering_of(_load(folder)) if (folder / Router.config_file_name).exists() else PLAIN
+
+
+def save_encoder(encoder: SentenceTransformer, folder: Path) -> None:
+    """Write a plain SentenceTransformer folder; LoRA adapters are merged into the weights first, in place."""
+    merge_lora(encoder)
+    encoder.save(str(folder), create_model_card=False)
+
+
+def _base(config: TrainingConfig, cache: Path | None) -> SentenceTransformer:
+    if config.init is not None:
+        return _load(_folder(config.init))
+    if config.encoder == "static":
+        return _static(config, cache)
+    if config.encoder == TWO_TOWER:
+        return two_tower(config.dim, config.id_table)
+    if config.encoder in DECODERS:
+        return _decoder(_folder(DECODERS[config.encoder]))
+    return _load(_folder(config.encoder))
+
+
+def _for_features(encoder: SentenceTransformer, config: TrainingConfig) -> SentenceTransformer:
+    """Refuse what a two-tower encoder cannot have, and let it train without ids now and then."""
+    asked = {
+        "towers = shared": config.encoder == TWO_TOWER and config.towers == "shared",
+        "query_prompt": bool(config.query_prompt),
+        "doc_prompt": bool(config.doc_prompt),
+        "lora_rank": config.lora_rank > 0,
+    }
+    if refused := [name for name, wanted in asked.items() if wanted]:
+        raise CropsError(
+            f"{', '.join(refused)}: not for a two_tower encoder, which reads ids and not texts; "
+            "leave the setting out"
+        )
+    hide_ids(encoder, config.id_dropout)
     return encoder
 
 
@@ -52,6 +117,22 @@ def _static(config: TrainingConfig, cache: Path | None) -> SentenceTransformer:
             encoder.save(str(staging), create_model_card=False)
             write_manifest(staging, "distill", config=config.model_dump(exclude_none=True), seconds=seconds)
     return _load(kept)
+
+
+def _decoder(folder: Path) -> SentenceTransformer:
+    """Return a language model as an encoder that pools the last token."""
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformer = Transformer(str(folder))
+    pooling = Pooling(transformer.get_embedding_dimension(), pooling_mode="lasttoken")
+    return SentenceTransformer(modules=[transformer, pooling])
+
+
+def _folder(name: str) -> Path:
+    """Return the folder of a model; a name that is near a preset's gets a hint."""
+    try:
+        return local_folder(name)
+    except CropsError as error:
+        raise CropsError(f"{error}{nearest(name, PRESET_TRAINING)}") from error
 
 
 def _load(folder: Path) -> SentenceTransformer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,10 +14,11 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from torch import Tensor
 
+from crops.encoders.towers import ID_ROWS, Role, input_module, prompt_of, skipped_prompt_tokens
 from crops.errors import CropsError
 
 TOKENISE_BATCH = 4096
-ENCODE_BATCH = 64
+ENCODE_BATCH = 1024
 """Texts of similar length that share one padded transformer pass."""
 
 
@@ -44,15 +46,17 @@ class TokenisedTexts:
         return ids
 
 
-def tokenise(encoder: SentenceTransformer, texts: Sequence[str]) -> TokenisedTexts:
-    """Tokenise texts for `encoder`, cut to its maximum length.
+def tokenise(encoder: SentenceTransformer, texts: Sequence[str], role: Role = "document") -> TokenisedTexts:
+    """Tokenise texts for `encoder`, behind its prompt for their role and cut to its maximum length.
 
     Raises:
         CropsError: a text has no token.
     """
     parts, lengths = [], []
+    prompt = prompt_of(encoder, role)
     for start in range(0, len(texts), TOKENISE_BATCH):
-        features = encoder.preprocess(list(texts[start : start + TOKENISE_BATCH]))
+        batch = list(texts[start : start + TOKENISE_BATCH])
+        features = encoder.preprocess(batch, prompt=prompt, task=role)
         ids = features["input_ids"].numpy()
         if "offsets" in features:
             lengths.append(np.diff(features["offsets"].numpy(), append=len(ids)))
@@ -71,60 +75,80 @@ def tokenise(encoder: SentenceTransformer, texts: Sequence[str]) -> TokenisedTex
 
 
 @contextlib.contextmanager
-def only_used_tokens(encoder: SentenceTransformer, texts: TokenisedTexts) -> Iterator[TokenisedTexts]:
-    """Shrink a static encoder to the tokens of `texts` inside the block; yield the texts in its numbering.
+def only_used_tokens(
+    encoder: SentenceTransformer, texts: TokenisedTexts, role: Role = "document"
+) -> Iterator[TokenisedTexts]:
+    """Shrink a table of token vectors to the tokens of `texts` inside the block.
 
-    An optimiser then spends nothing on rows that get no gradient. At the end all tokens are back, the used
-    ones with what they learned. Any other encoder is left as it is.
+    Yields the texts in its numbering. An optimiser then spends nothing on rows that get no gradient. At the
+    end all tokens are back, the used ones with what they learned. An encoder without such a table, a
+    transformer, is left as it is. With separate towers, that of `role` shrinks.
     """
-    module = encoder[0]
+    module = input_module(encoder, role)
     if not isinstance(module, StaticEmbedding):
         yield texts
         return
-    whole = module.embedding
+    whole, id_rows = module.embedding, getattr(module, ID_ROWS, None)
     used, ids = np.unique(texts.ids, return_inverse=True)
     rows = torch.from_numpy(used).to(whole.weight.device)
     module.embedding = torch.nn.EmbeddingBag.from_pretrained(whole.weight.detach()[rows], freeze=False)
+    if id_rows is not None:
+        setattr(module, ID_ROWS, id_rows[rows])
     try:
         yield TokenisedTexts(ids, texts.offsets)
     finally:
         whole.weight.data[rows] = module.embedding.weight.detach().to(rows.device)
         module.embedding = whole
+        if id_rows is not None:
+            setattr(module, ID_ROWS, id_rows)
 
 
-def encode(encoder: SentenceTransformer, texts: TokenisedTexts, rows: NDArray[np.int64]) -> Tensor:
+def encode(
+    encoder: SentenceTransformer, texts: TokenisedTexts, rows: NDArray[np.int64], role: Role = "document"
+) -> Tensor:
     """Return the embeddings [len(rows), d] of the given texts, with gradients if they are enabled.
 
     Args:
         encoder: the model that `texts` were tokenised for.
         texts: the pool of texts.
         rows: which of them, in which order.
+        role: what they were tokenised as; decides the tower where there are two.
     """
-    if isinstance(encoder[0], StaticEmbedding):
+    if isinstance(input_module(encoder, role), StaticEmbedding):
         lengths = texts.lengths(rows)
         offsets = torch.from_numpy(np.cumsum(lengths) - lengths)
-        return _forward(encoder, {"input_ids": torch.from_numpy(texts.gather(rows)), "offsets": offsets})
+        features = {"input_ids": torch.from_numpy(texts.gather(rows)), "offsets": offsets}
+        return _forward(encoder, features, role)
     order = np.argsort(texts.lengths(rows), kind="stable")
     parts = [
-        _forward(encoder, _padded(encoder, texts, rows[order[start : start + ENCODE_BATCH]]))
+        _forward(encoder, _padded(encoder, texts, rows[order[start : start + ENCODE_BATCH]], role), role)
         for start in range(0, len(rows), ENCODE_BATCH)
     ]
     return torch.cat(parts)[torch.from_numpy(np.argsort(order))]
 
 
 def _padded(
-    encoder: SentenceTransformer, texts: TokenisedTexts, rows: NDArray[np.int64]
-) -> dict[str, Tensor]:
+    encoder: SentenceTransformer, texts: TokenisedTexts, rows: NDArray[np.int64], role: Role
+) -> dict[str, Any]:
+    tokenizer = input_module(encoder, role).tokenizer
     lengths = texts.lengths(rows)
     mask = np.arange(lengths.max()) < lengths[:, None]
-    if encoder.tokenizer.padding_side == "left":
+    if tokenizer.padding_side == "left":
         mask = mask[:, ::-1]
-    ids = np.full(mask.shape, encoder.tokenizer.pad_token_id, dtype=np.int64)
+    ids = np.full(mask.shape, tokenizer.pad_token_id, dtype=np.int64)
     ids[mask] = texts.gather(rows)
-    return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask.astype(np.int64))}
+    features: dict[str, Any] = {
+        "input_ids": torch.from_numpy(ids),
+        "attention_mask": torch.from_numpy(mask.astype(np.int64)),
+    }
+    skipped = skipped_prompt_tokens(encoder, role)
+    return features if skipped is None else features | {"prompt_length": skipped}
 
 
-def _forward(encoder: SentenceTransformer, features: dict[str, Tensor]) -> Tensor:
-    features = {name: tensor.to(encoder.device) for name, tensor in features.items()}
-    embedding: Tensor = encoder(features)["sentence_embedding"]
+def _forward(encoder: SentenceTransformer, features: dict[str, Any], role: Role) -> Tensor:
+    placed = {
+        name: value.to(encoder.device) if isinstance(value, Tensor) else value
+        for name, value in features.items()
+    }
+    embedding: Tensor = encoder(placed, task=role)["sentence_embedding"]
     return embedding

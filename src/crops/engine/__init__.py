@@ -2,5 +2,6 @@
 
 from crops.engine.job import mine
 from crops.engine.reformulation import reformulation_positives
+from crops.engine.scoring import CachedScorer
 
-__all__ = ["mine", "reformulation_positives"]
+__all__ = ["CachedScorer", "mine", "reformulation_positives"]

@@ -1,86 +1,77 @@
-"""Where the engine's SQL runs: an embedded DuckDB that spills to disk beyond its memory limit.
+"""Where the engine's SQL runs: what every engine can do, and an embedded DuckDB that does it.
 
 The SQL of this room keeps to the common subset of DuckDB and Spark; whatever differs between engines
-(opening Parquet, Arrow in and out, writing files) is behind the methods below.
+(opening logs and Parquet, Arrow in and out, writing files) is behind the methods of `Backend`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import duckdb
 import pyarrow as pa
 
+from crops.engine.memory import duckdb_limit, parse_memory
+from crops.engine.pieces import join_pieces
 from crops.errors import CropsError
-from crops.logs import interruptible
+from crops.logs import Logs, interruptible
+from crops.logs.tables import literal, path_literal
+from crops.schema import ARROW_TYPES
 
 BATCH_ROWS = 8192
 """Rows per Arrow batch between SQL and Python: texts of a batch stay in the megabytes."""
 
+SQL_TYPES = {type_: "STRING" if name == "VARCHAR" else name for name, type_ in ARROW_TYPES.items()}
+"""Names that DuckDB and Spark both know."""
+
 BatchFunction = Callable[[Iterator[pa.RecordBatch]], Iterable[pa.RecordBatch]]
+"""Batches in, batches out; on Spark it is pickled and runs in the workers."""
 
 
-class DuckDBBackend:
-    """Tables of one job; used as a context manager, everything is gone at its end."""
+class Backend(Protocol):
+    """Named tables and views of one job, made by SQL; used as a context manager, gone at its end."""
 
-    def __init__(self, memory: str, threads: int | None = None) -> None:
-        """Open an empty database.
+    memory: int | None
+    """Bytes that one step of the job may hold; None where the engine bounds its memory itself."""
 
-        Args:
-            memory: memory limit in DuckDB's notation, e.g. "2GB".
-            threads: worker threads; all cores when None. Results do not depend on it.
-
-        Raises:
-            CropsError: DuckDB does not understand `memory`.
-        """
-        self._spill = tempfile.TemporaryDirectory(prefix="crops-engine-")
-        config: dict[str, str | bool | int | float | list[str]] = {
-            "memory_limit": memory,
-            "temp_directory": self._spill.name,
-        }
-        if threads is not None:
-            config["threads"] = threads
-        try:
-            self._connection = duckdb.connect(config=config)
-        except duckdb.Error as error:
-            self._spill.cleanup()
-            raise CropsError(f"engine.memory = '{memory}': write a size such as '2GB' ({error})") from error
-
-    def __enter__(self) -> Self:
-        return self
+    def __enter__(self) -> Self: ...
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._connection.close()
-        self._spill.cleanup()
+    ) -> None: ...
+
+    def read_logs(self, name: str, logs: Logs, table: str, days: Collection[str] | None) -> None:
+        """Name a table of the logs, of some days (all when None), as the contract types it."""
+        ...
+
+    def read_parquet(self, name: str, files: Sequence[Path], schema: pa.Schema) -> None:
+        """Name Parquet files of one schema; without files the name has no rows."""
+        ...
 
     def view(self, name: str, query: str) -> None:
         """Name a query; it runs each time it is read."""
-        self._connection.execute(f"create view {name} as {query}")
+        ...
 
     def table(self, name: str, query: str) -> None:
         """Run a query once and keep its rows."""
-        self._execute(f"create table {name} as {query}")
+        ...
+
+    def append(self, name: str, query: str) -> None:
+        """Add a query's rows to a table, which is made if it is not there."""
+        ...
+
+    def drop(self, *names: str) -> None:
+        """Forget tables."""
+        ...
 
     def load(self, name: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
-        """Keep the rows of Arrow batches as a table, one batch in memory at a time.
-
-        The batches are pulled by the calling thread, so an exception raised while making them (or Ctrl-C)
-        arrives unchanged and a scorer's own thread pool has one owner.
-        """
-        with self._connection.cursor() as writer:
-            writer.register("batch", schema.empty_table())
-            writer.execute("begin")
-            writer.execute(f"create table {name} as select * from batch")
-            for batch in batches:
-                writer.register("batch", batch)
-                writer.execute(f"insert into {name} by name select * from batch")
-            writer.execute("commit")
+        """Keep the rows of Arrow batches as a table."""
+        ...
 
     def map_batches(self, name: str, query: str, function: BatchFunction, schema: pa.Schema) -> None:
         """Stream a query's rows through a Python function into a table; nothing is held whole.
@@ -91,7 +82,116 @@ class DuckDBBackend:
             function: batches in, batches out; only the columns of `schema` are kept.
             schema: of the new table.
         """
-        with self._connection.cursor() as reader:
+        ...
+
+    def rows(self, query: str) -> list[dict[str, Any]]:
+        """Return the few rows of a query as dicts."""
+        ...
+
+    def count(self, table: str) -> int:
+        """Return the number of rows of a table or view."""
+        ...
+
+    def arrow(self, query: str) -> pa.Table:
+        """Return all rows of a query."""
+        ...
+
+    def emit(self, query: str, order: str, target: Path) -> None:
+        """Add a query's rows, in an order, to the rows that will be written to a Parquet file."""
+        ...
+
+    def write(self, target: Path) -> None:
+        """Write what was emitted for a file, in the order of the calls."""
+        ...
+
+
+class DuckDBBackend:
+    """Runs inside this process and spills to disk beyond its memory limit."""
+
+    def __init__(self, memory: str, threads: int | None = None) -> None:
+        """Open an empty database.
+
+        Args:
+            memory: limit of the whole process, e.g. "2GB".
+            threads: worker threads; all cores when None. Results do not depend on it.
+
+        Raises:
+            CropsError: `memory` is no size.
+        """
+        self.memory: int | None = parse_memory(memory)
+        self._given = memory
+        self._files: list[Path] = []
+        self._pieces: dict[Path, list[Path]] = {}
+        self._spill = tempfile.TemporaryDirectory(prefix="crops-engine-")
+        config: dict[str, str | bool | int | float | list[str]] = {
+            "memory_limit": f"{duckdb_limit(self.memory)}B",
+            "temp_directory": self._spill.name,
+        }
+        if threads is not None:
+            config["threads"] = threads
+        self._connection = duckdb.connect(config=config)
+
+    def __enter__(self) -> Self:
+        """Return the open database."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the database and remove what it spilled."""
+        self._connection.close()
+        self._spill.cleanup()
+
+    def read_logs(self, name: str, logs: Logs, table: str, days: Collection[str] | None) -> None:
+        """Name a table of the logs (see `Backend.read_logs`)."""
+        self._files += logs.tables[table].on(days).files
+        self.view(name, logs.sql(table, days))
+
+    def read_parquet(self, name: str, files: Sequence[Path], schema: pa.Schema) -> None:
+        """Name Parquet files of one schema (see `Backend.read_parquet`)."""
+        if not files:
+            nulls = ", ".join(f"cast(null as {SQL_TYPES[field.type]}) as {field.name}" for field in schema)
+            self.view(name, f"select {nulls} where 1 = 0")
+            return
+        names = ", ".join(path_literal(file) for file in files)
+        self.view(name, f"select {', '.join(schema.names)} from read_parquet([{names}])")
+
+    def view(self, name: str, query: str) -> None:
+        """Name a query; it runs each time it is read."""
+        self._execute(f"create or replace view {name} as {query}")
+
+    def table(self, name: str, query: str) -> None:
+        """Run a query once and keep its rows."""
+        self._execute(f"create or replace table {name} as {query}")
+
+    def append(self, name: str, query: str) -> None:
+        """Add a query's rows to a table, which is made if it is not there."""
+        self._execute(f"create table if not exists {name} as from ({query}) limit 0")
+        self._execute(f"insert into {name} {query}")
+
+    def drop(self, *names: str) -> None:
+        """Forget tables."""
+        for name in names:
+            self._execute(f"drop table if exists {name}")
+
+    def load(self, name: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
+        """Keep the rows of Arrow batches as a table, one batch in memory at a time.
+
+        The batches are pulled by the calling thread, so an exception raised while making them (or Ctrl-C)
+        arrives unchanged and a scorer's own thread pool has one owner.
+        """
+        with self._explained(), self._connection.cursor() as writer:
+            writer.register("batch", schema.empty_table())
+            writer.execute("begin")
+            writer.execute(f"create or replace table {name} as select * from batch")
+            for batch in batches:
+                writer.register("batch", batch)
+                writer.execute(f"insert into {name} by name select * from batch")
+            writer.execute("commit")
+
+    def map_batches(self, name: str, query: str, function: BatchFunction, schema: pa.Schema) -> None:
+        """Stream a query's rows through a Python function into a table (see `Backend.map_batches`)."""
+        with self._explained(), self._connection.cursor() as reader:
             source = reader.sql(query).to_arrow_reader(BATCH_ROWS)
             self.load(name, schema, (batch.select(schema.names) for batch in function(iter(source))))
 
@@ -106,15 +206,49 @@ class DuckDBBackend:
 
     def arrow(self, query: str) -> pa.Table:
         """Return all rows of a query."""
-        table: pa.Table = interruptible(
-            self._connection, lambda: self._connection.sql(query).to_arrow_table()
-        )
+        with self._explained():
+            table: pa.Table = interruptible(
+                self._connection, lambda: self._connection.sql(query).to_arrow_table()
+            )
         return table
 
-    def write(self, query: str, path: Path) -> None:
-        """Write a query's rows to one Parquet file, in the query's order."""
-        target = str(path).replace("'", "''")
-        self._execute(f"copy ({query}) to '{target}' (format parquet, compression zstd)")
+    def emit(self, query: str, order: str, target: Path) -> None:
+        """Add a query's rows, in an order, to the rows that will be written to a Parquet file."""
+        pieces = self._pieces.setdefault(target, [])
+        piece = target.with_name(f".{target.name}.{len(pieces)}.piece")
+        copy = f"copy ({query} order by {order}) to {literal(str(piece))}"
+        self._execute(f"{copy} (format parquet, compression snappy)")
+        pieces.append(piece)
+
+    def write(self, target: Path) -> None:
+        """Write what was emitted for a file, in the order of the calls."""
+        join_pieces(self._pieces.pop(target), target)
 
     def _execute(self, sql: str) -> None:
-        interruptible(self._connection, lambda: self._connection.execute(sql))
+        with self._explained():
+            interruptible(self._connection, lambda: self._connection.execute(sql))
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turn failures of the machine into errors that a user can act on."""
+        try:
+            yield
+        except duckdb.OutOfMemoryException as error:
+            raise CropsError(f"engine.memory = '{self._given}' is not enough: {error}") from error
+        except duckdb.Error as error:
+            _blame_file(self._files, error)
+            if isinstance(error, duckdb.IOException):  # a full disk, for one
+                raise CropsError(f"reading or writing failed, nothing was published: {error}") from error
+            raise
+
+
+def _blame_file(files: Sequence[Path], error: duckdb.Error) -> None:
+    """Raise a CropsError for the first file that cannot be read to its end, if there is one."""
+    with duckdb.connect() as connection:
+        for file in files:
+            try:
+                connection.execute(
+                    f"select bit_xor(hash(t)) from read_parquet([{path_literal(file)}]) t"
+                ).fetchall()
+            except duckdb.Error as fault:
+                raise CropsError(f"{file} is damaged ({fault}); write the file again") from error

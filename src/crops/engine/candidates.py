@@ -1,32 +1,25 @@
 """Candidate positives of P1 and P2: one shape of table, one relevance filter.
 
 A row is an event that speaks for a pair:
-(query_id, item_id, source, search_id, via_query_id, user_id, watched_at, day).
+(group_id, query_id, item_id, source, search_id, via_query_id, user_id, watched_at).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from crops.engine.backend import DuckDBBackend
-from crops.engine.scoring import DOCUMENT_TEXTS, score_pairs
+from crops.engine.backend import Backend
+from crops.engine.scoring import CachedScorer, key_documents, score_pairs
 from crops.labels import Source
-from crops.protocols import PairScorer
 
-_TYPES = {
-    "query_id": "BIGINT",
-    "item_id": "BIGINT",
-    "source": "BIGINT",
-    "search_id": "BIGINT",
-    "via_query_id": "BIGINT",
-    "user_id": "BIGINT",
-    "watched_at": "BIGINT",
-    "day": "VARCHAR",
-}
-COLUMNS = ", ".join(_TYPES)
+COLUMNS = "group_id, query_id, item_id, source, search_id, via_query_id, user_id, watched_at"
+"""All of them BIGINT but `source`, which is INTEGER."""
 
-NO_CANDIDATES = (
-    f"select {', '.join(f'cast(null as {type_}) as {name}' for name, type_ in _TYPES.items())} where 1 = 0"
+NO_CANDIDATES = "select {} where 1 = 0".format(
+    ", ".join(
+        f"cast(null as {'INTEGER' if name == 'source' else 'BIGINT'}) as {name}"
+        for name in COLUMNS.split(", ")
+    )
 )
 """What a source that is switched off finds."""
 
@@ -36,35 +29,63 @@ MICROSECONDS = 1_000_000
 
 def columns_of(alias: str) -> str:
     """Return `COLUMNS`, each read from the table `alias`."""
-    return ", ".join(f"{alias}.{name}" for name in _TYPES)
+    return ", ".join(f"{alias}.{name}" for name in COLUMNS.split(", "))
 
 
 def keep_relevant(
-    backend: DuckDBBackend, candidates: str, alpha: Mapping[Source, float], relevance: PairScorer | None
+    backend: Backend, candidates: str, alpha: Mapping[Source, float], relevance: CachedScorer | None
 ) -> None:
-    """Make `relevant`: the candidates with theta(q, d) > alpha, and their theta.
+    """Make `candidate_pairs`, `scored_pairs` and `relevant`: the candidates with theta(q, d) > alpha.
 
     The comparison is strict, as in the paper. Without a scorer every candidate stays, its theta is null.
 
     Args:
-        backend: holds the candidates.
+        backend: holds the candidates; `documents` has the texts of their items.
         candidates: SELECT of `COLUMNS`.
         alpha: threshold by source.
         relevance: theta, scored once per distinct (query, item).
     """
+    backend.table(
+        "candidate_pairs",
+        f"select query_id, item_id, bit_or(source) as sources from ({candidates}) c "
+        "group by query_id, item_id",
+    )
     if relevance is None:
+        backend.view(
+            "scored_pairs",
+            "select query_id, item_id, sources, cast(null as DOUBLE) as theta from candidate_pairs",
+        )
         backend.table("relevant", f"select {COLUMNS}, cast(null as DOUBLE) as theta from ({candidates}) c")
         return
-    pairs = f"select distinct query_id as left_id, item_id as right_id from ({candidates}) c"
-    score_pairs(backend, "theta", pairs, DOCUMENT_TEXTS, relevance)
-    thresholds = " ".join(
-        f"when {int(source)} then cast({value} as DOUBLE)" for source, value in alpha.items()
+    key_documents(backend, "select distinct item_id from candidate_pairs")
+    score_pairs(
+        backend,
+        "theta",
+        "select p.query_id as left_id, p.item_id as right_id, k.key as right_key from candidate_pairs p "
+        "join document_keys k on k.item_id = p.item_id",
+        "documents",
+        relevance,
+    )
+    _apply_thresholds(backend, candidates, alpha)
+
+
+def _apply_thresholds(backend: Backend, candidates: str, alpha: Mapping[Source, float]) -> None:
+    passes = {source: f"theta > cast({value} as DOUBLE)" for source, value in alpha.items()}
+    bits = " + ".join(f"case when {test} then {source.value} else 0 end" for source, test in passes.items())
+    backend.table(
+        "scored_pairs",
+        f"""
+        select query_id, item_id, sources & ({bits}) as sources, theta from (
+            select p.query_id, p.item_id, p.sources, t.score as theta
+            from candidate_pairs p join theta t on t.left_id = p.query_id and t.right_id = p.item_id
+        ) s where (sources & ({bits})) <> 0
+        """,
     )
     backend.table(
         "relevant",
         f"""
-        select {columns_of("c")}, t.score as theta
-        from ({candidates}) c join theta t on t.left_id = c.query_id and t.right_id = c.item_id
-        where t.score > case c.source {thresholds} end
+        select {columns_of("c")}, p.theta
+        from ({candidates}) c join scored_pairs p on p.query_id = c.query_id and p.item_id = c.item_id
+        where (p.sources & c.source) <> 0
         """,
     )

@@ -2,24 +2,32 @@
 
 Tables made here, read by the other modules:
 - `texts(raw, query_id, query)`: normalised form of every text as typed;
-- `searches(search_id, user_id, query_id, searched_at, day)`: one row per query event;
+- `bots(user_id)`: users left out as bot-like;
+- `searches(search_id, group_id, query_id, user_id, searched_at, day)`: one row per query event;
 - `queries(query_id, query, searches, users)`: the distinct normalised queries;
-- `impressions(search_id, query_id, item_id, source, consumed)`: `source` is one bit of `crops.labels.Source`;
+- `groups(group_id, query_id)`: the training groups;
+- `impressions(search_id, group_id, item_id, source, consumed)`: `source` is one bit of `crops.labels.Source`;
 - `feed(user_id, item_id, watched_at)`: what was consumed in the feed;
 - `documents(item_id, text)`: document text of the real items.
+
+`group_id` is the training group of an event: its query_id, or its search_id where a group is one event.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal
 
 import pyarrow as pa
 
-from crops.engine.backend import DuckDBBackend
+from crops.config import BotConfig
+from crops.engine.backend import Backend
 from crops.errors import CropsError
 from crops.labels import Source
 from crops.logs import Logs
-from crops.text import document_text_sql, normalise_query, query_id
+from crops.text import content_id, document_text_sql, normalise_query
+
+GroupBy = Literal["query", "event"]
 
 LONG_PLAY_MS = 18_000
 """A play of this length, or of the whole item if that is shorter, is consumption."""
@@ -35,26 +43,43 @@ _SOURCE = f"""case
     when coalesce(clicked, false) or coalesce(liked, false) then {Source.CLICKED.value}
     else {Source.EXPOSED.value} end"""
 
+_DAY_US = 86_400_000_000
 _TEXT_SCHEMA = pa.schema([("raw", pa.string()), ("query_id", pa.int64()), ("query", pa.string())])
 
 
-def load_events(backend: DuckDBBackend, logs: Logs, days: Sequence[str] | None) -> None:
+def load_events(
+    backend: Backend,
+    logs: Logs,
+    days: Sequence[str] | None,
+    bots: BotConfig | None = None,
+    group_by: GroupBy = "query",
+) -> None:
     """Make the tables named above from the logs of `days` (all days when None).
+
+    Args:
+        backend: holds the tables.
+        logs: accepted logs.
+        days: days to read, YYYY-MM-DD.
+        bots: who counts as bot-like; None keeps everybody.
+        group_by: what a training group is.
 
     Raises:
         CropsError: the days hold no search, or a search_id stands for two users or two queries.
     """
-    backend.view("log_impressions", logs.sql("search_impressions", days))
+    backend.read_logs("log_impressions", logs, "search_impressions", days)
+    backend.read_logs("log_feed", logs, "feed_events", days)
+    backend.read_logs("log_items", logs, "items", None)
     distinct = "select distinct query as raw from log_impressions"
     backend.map_batches("texts", distinct, _normalise, _TEXT_SCHEMA)
     backend.table("search_events", _SEARCH_EVENTS)
     _check_searches(backend, days)
-    backend.view("searches", "select search_id, user_id, query_id, searched_at, day from search_events")
+    backend.table("bots", _NO_BOTS if bots is None else _bots_sql(bots))
+    backend.table("searches", _SEARCHES.format(group="query_id" if group_by == "query" else "search_id"))
     backend.table("queries", _QUERIES)
+    groups = "select query_id as group_id, query_id from queries"
+    backend.view("groups", groups if group_by == "query" else "select group_id, query_id from searches")
     backend.table("impressions", _IMPRESSIONS)
-    backend.view("log_feed", logs.sql("feed_events", days))
     backend.view("feed", f"select user_id, item_id, watched_at from log_feed where {CONSUMED}")
-    backend.view("log_items", logs.sql("items"))
     backend.view("documents", f"select item_id, {document_text_sql()} as text from log_items")
 
 
@@ -66,6 +91,14 @@ from log_impressions l join texts t on t.raw = l.query
 group by l.search_id
 """
 
+_NO_BOTS = "select user_id from search_events where 1 = 0"
+
+_SEARCHES = """
+select e.search_id, e.{group} as group_id, e.query_id, e.user_id, e.searched_at, e.day
+from search_events e left join bots b on b.user_id = e.user_id
+where b.user_id is null
+"""
+
 _QUERIES = """
 select s.query_id, t.query, s.searches, s.users
 from (
@@ -74,21 +107,35 @@ from (
 """
 
 _IMPRESSIONS = f"""
-select l.search_id, t.query_id, l.item_id, cast({_SOURCE} as BIGINT) as source,
+select l.search_id, s.group_id, l.item_id, cast({_SOURCE} as INTEGER) as source,
     l.stage = 'exposed' and {CONSUMED} as consumed
-from log_impressions l join texts t on t.raw = l.query
+from log_impressions l join searches s on s.search_id = l.search_id
 """
+
+
+def _bots_sql(bots: BotConfig) -> str:
+    return f"""
+    select distinct user_id from (
+        select user_id from search_events group by user_id, day having count(*) > {bots.max_searches_per_day}
+        union all
+        select user_id from log_feed group by user_id, watched_at - watched_at % {_DAY_US}
+        having count(*) > {bots.max_feed_events_per_day}
+    ) busy
+    """
 
 
 def _normalise(batches: Iterator[pa.RecordBatch]) -> Iterable[pa.RecordBatch]:
     """Add query_id and normalised text; a text of Unicode white space only is no query and leaves."""
     for batch in batches:
-        raw = [text for text in batch.column("raw").to_pylist() if normalise_query(text)]
-        ids, queries = [query_id(text) for text in raw], [normalise_query(text) for text in raw]
-        yield pa.RecordBatch.from_pydict({"raw": raw, "query_id": ids, "query": queries}, schema=_TEXT_SCHEMA)
+        texts = {raw: text for raw in batch.column("raw").to_pylist() if (text := normalise_query(raw))}
+        columns = [list(texts), [content_id(text) for text in texts.values()], list(texts.values())]
+        yield pa.RecordBatch.from_arrays(
+            [pa.array(values, field.type) for values, field in zip(columns, _TEXT_SCHEMA, strict=True)],
+            schema=_TEXT_SCHEMA,
+        )
 
 
-def _check_searches(backend: DuckDBBackend, days: Sequence[str] | None) -> None:
+def _check_searches(backend: Backend, days: Sequence[str] | None) -> None:
     if not backend.count("search_events"):
         where = f"on {', '.join(days)}" if days else "on any day"
         raise CropsError(

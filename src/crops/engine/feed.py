@@ -3,37 +3,66 @@
 from __future__ import annotations
 
 from crops.config import FeedConfig
-from crops.engine.candidates import MICROSECONDS
+from crops.engine.candidates import COLUMNS, MICROSECONDS
 from crops.labels import Source
 
 
-def feed_sql(config: FeedConfig) -> str:
+def feed_sql(config: FeedConfig, users: str = "1 = 1") -> str:
     """Return the SELECT of all P2 candidates.
 
-    For each query event: the items that its user consumed in the feed while
-    |watched_at - searched_at| <= window_s, up to `max_items` distinct ones, nearest in time first, ties by
-    watched_at (earlier first), then item_id. An item watched twice counts once, at its nearest time.
+    For each user and query (or event, where groups are events): the items that the user consumed in the feed
+    while |watched_at - searched_at| <= window_s, up to `max_items` distinct ones, nearest in time first,
+    ties by watched_at (earlier first), then item_id. An item counts once, at its nearest time, credited to
+    the search it was nearest to (the lower search_id of two equally near).
+
+    Args:
+        config: settings of P2.
+        users: SQL condition on `user_id`, for work in parts.
     """
     window = round(config.window_s * MICROSECONDS)
+    # What can be near lies in the same stretch of one window's length, or in one beside it: with the stretch
+    # in the join, the work of a user grows with what is near and not with all searches times all events.
+    shifted = " union all ".join(
+        f"select s.*, s.searched_at - s.searched_at % {window} + {shift} as stretch "
+        f"from ({_of('searches', users)}) s"
+        for shift in (-window, 0, window)
+    )
     return f"""
-    select query_id, item_id, cast({Source.FEED.value} as BIGINT) as source, search_id,
-        cast(null as BIGINT) as via_query_id, user_id, watched_at, day
-    from (
-        select query_id, search_id, user_id, day, item_id, watched_at, row_number() over (
-            partition by search_id order by distance, watched_at, item_id
-        ) as place
-        from (
-            select query_id, search_id, user_id, day, item_id, watched_at, distance, row_number() over (
-                partition by search_id, item_id order by distance, watched_at
+    with near as (
+        select s.group_id, s.query_id, s.search_id, s.user_id, f.item_id, f.watched_at,
+            abs(f.watched_at - s.searched_at) as distance
+        from ({shifted}) s join ({_of("feed", users)}) f
+            on f.user_id = s.user_id and f.watched_at - f.watched_at % {window} = s.stretch
+        where f.watched_at >= s.searched_at - {window} and f.watched_at <= s.searched_at + {window}
+    ), nearest as (
+        select * from (
+            select near.*, row_number() over (
+                partition by group_id, user_id, item_id order by distance, watched_at, search_id
             ) as visit
-            from (
-                select s.query_id, s.search_id, s.user_id, s.day, f.item_id, f.watched_at,
-                    abs(f.watched_at - s.searched_at) as distance
-                from searches s join feed f on f.user_id = s.user_id
-                    and f.watched_at >= s.searched_at - {window} and f.watched_at <= s.searched_at + {window}
-            ) near
-        ) visits
-        where visit = 1
-    ) placed
-    where place <= {config.max_items}
+            from near
+        ) v where visit = 1
+    ), crowded as (
+        select group_id, user_id from nearest group by group_id, user_id having count(*) > {config.max_items}
+    ), ranked as (
+        select n.*, row_number() over (
+            partition by n.group_id, n.user_id order by n.distance, n.watched_at, n.item_id
+        ) as place
+        from nearest n join crowded c on c.group_id = n.group_id and c.user_id = n.user_id
+    ), kept as (
+        select {_KEPT} from nearest n left join crowded c on c.group_id = n.group_id and c.user_id = n.user_id
+        where c.user_id is null
+        union all
+        select {_KEPT} from ranked n where n.place <= {config.max_items}
+    )
+    select {COLUMNS} from (
+        select k.*, cast({Source.FEED.value} as INTEGER) as source, cast(null as BIGINT) as via_query_id from
+        kept k
+    ) c
     """
+
+
+_KEPT = "n.group_id, n.query_id, n.item_id, n.search_id, n.user_id, n.watched_at"
+
+
+def _of(table: str, users: str) -> str:
+    return f"select * from {table} where {users}"

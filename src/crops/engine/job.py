@@ -3,35 +3,31 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 from crops.config import EngineConfig
-from crops.engine.backend import DuckDBBackend
+from crops.engine.backend import Backend, DuckDBBackend
 from crops.engine.candidates import COLUMNS, NO_CANDIDATES, keep_relevant
+from crops.engine.census import Census
 from crops.engine.events import load_events
 from crops.engine.feed import feed_sql
 from crops.engine.knowledge import load_generated
 from crops.engine.merge import merge_sources
-from crops.engine.reformulation import find_reformulations, reformulations_sql
+from crops.engine.parts import Part, query_parts, user_conditions
+from crops.engine.reformulation import keep_similar, reformulations_sql
 from crops.engine.report import build_report
+from crops.engine.scoring import CachedScorer, cached, scorer_names
 from crops.engine.search import sample_searches
+from crops.engine.spark import SparkBackend
+from crops.engine.tables import emit_part, write_tables
 from crops.labels import Source, parse_sources
 from crops.logs import Logs
 from crops.outputs import publish, timed, write_manifest
 from crops.protocols import PairScorer
-from crops.schema import EVIDENCE, ITEMS, QUERIES, SAMPLES, SYNTHETIC_ITEMS
 
 REPORT = "report.json"
-
-_OUTPUTS = (
-    (SAMPLES, "samples", "query_id, item_id"),
-    (QUERIES, "queries", "query_id"),
-    (EVIDENCE, "evidence", "query_id, item_id, source, search_id, via_query_id, watched_at, day"),
-    (ITEMS, "log_items", "item_id"),
-    (SYNTHETIC_ITEMS, "synthetic_items", "item_id"),
-)
-"""Table of the contract, where its rows are, their order in the file."""
 
 
 def mine(
@@ -39,22 +35,23 @@ def mine(
     out: Path,
     config: EngineConfig,
     *,
-    relevance: PairScorer | None,
-    similarity: PairScorer | None,
+    relevance: PairScorer | CachedScorer | None,
+    similarity: PairScorer | CachedScorer | None,
     generated: Path | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Mine graded samples from accepted logs and write them to a folder.
 
-    Equal logs, settings, scores and seed give equal tables, whatever the order of rows and the number of
-    threads.
+    Equal logs, settings, scores and seed give equal tables, whatever the order of rows, the engine, its
+    memory and the number of threads.
 
     Args:
         logs: accepted logs.
         out: the folder to write: samples, queries, evidence, items and synthetic_items as Parquet,
-            report.json and manifest.json. It appears whole or not at all.
-        config: which days and sources, thresholds and caps.
+            report.json and manifest.json. It appears whole or not at all. Spark's workers must see it.
+        config: engine, days and sources, thresholds and caps.
         relevance: theta(q, d) over (query text, document text); without it P1 and P2 are not filtered by it.
+            As a `CachedScorer` its scores outlive the job, and a killed job goes on from them.
         similarity: P(same intent) over two query texts; without it P1 is not filtered by it.
         generated: JSON lines of LLM documents for P3.
         seed: of the random choices under the caps.
@@ -63,50 +60,90 @@ def mine(
         The report (see `crops.engine.report.build_report`), as written to report.json.
 
     Raises:
-        CropsError: an unknown source, no search on the days, unusable `generated` or `out`, or a scorer broke
-            its contract.
+        CropsError: an unknown source, no search on the days, unusable `generated` or `out`, a scorer broke
+        its
+            contract, or the engine cannot be reached or runs out of memory or disk.
     """
     wanted = parse_sources(config.sources)
     seconds: dict[str, float] = {}
-    with publish(out, "mine") as folder, DuckDBBackend(config.memory) as backend:
+    census, by_event = Census(), config.group_by == "event"
+    with open_backend(config) as backend, publish(out, "mine") as folder:
+        scratch = folder / ".scores"
+        theta, intent = cached(relevance, scratch / "relevance"), cached(similarity, scratch / "similarity")
         with timed(seconds, "read the logs"):
-            load_events(backend, logs, config.days)
+            load_events(backend, logs, config.days, config.bots, config.group_by)
             # Before the long work: a bad line in the file should not cost an hour of scoring.
             load_generated(backend, generated if Source.KNOWLEDGE & wanted else None, config.knowledge, seed)
-        with timed(seconds, "search samples"):
-            sample_searches(backend, config.search if Source.CLICKED & wanted else None, seed)
         with timed(seconds, "P1 and P2 candidates"):
-            _find_candidates(backend, config, wanted, similarity)
-        with timed(seconds, "relevance"):
-            alpha = {Source.REFORMULATION: config.reformulation.relevance, Source.FEED: config.feed.relevance}
-            found = f"select {COLUMNS} from p1_similar union all select {COLUMNS} from p2_found"
-            keep_relevant(backend, found, alpha, relevance)
-        with timed(seconds, "merge"):
-            merge_sources(backend, config.max_positives_per_user, seed)
+            _find_candidates(backend, config, wanted)
+        with timed(seconds, "similarity"):
+            keep_similar(backend, config.reformulation, intent)
+        for part in query_parts(backend, config):
+            _mine_part(backend, part, config, wanted, theta, seed, seconds)
+            census.add(backend)
+            with timed(seconds, "write"):
+                emit_part(backend, folder, by_event)
         with timed(seconds, "write"):
+            write_tables(backend, folder, by_event)
+            shutil.rmtree(scratch, ignore_errors=True)
             report = build_report(
-                backend, config, theta=relevance is not None, similarity=similarity is not None
+                backend, config, census, theta=theta is not None, similarity=intent is not None
             )
-            _write(backend, folder, report)
+            (folder / REPORT).write_text(json.dumps(report, indent=2) + "\n")
         settings = {"seed": seed, "engine": config.model_dump(mode="json", exclude_none=True)}
         write_manifest(
-            folder, "mine", config=settings, seconds=seconds, logs=str(logs.path), days=report["days"]
+            folder,
+            "mine",
+            config=settings,
+            seconds=seconds,
+            logs=str(logs.path),
+            days=report["days"],
+            generated=None if generated is None else str(generated.absolute()),
+            scorers=scorer_names(relevance, similarity),
         )
     return report
 
 
-def _find_candidates(
-    backend: DuckDBBackend, config: EngineConfig, wanted: Source, similarity: PairScorer | None
+def open_backend(config: EngineConfig) -> Backend:
+    """Return the engine that the settings name.
+
+    Raises:
+        CropsError: `memory` is no size, or Spark is not installed or not reachable.
+    """
+    if config.engine == "spark":
+        return SparkBackend(config.master, config.memory)
+    return DuckDBBackend(config.memory)
+
+
+def _find_candidates(backend: Backend, config: EngineConfig, wanted: Source) -> None:
+    p1, p2 = Source.REFORMULATION & wanted, Source.FEED & wanted
+    backend.table("p1_found", NO_CANDIDATES)
+    backend.table("p2_found", NO_CANDIDATES)
+    for users in user_conditions(backend):
+        if p1:
+            backend.append("p1_found", reformulations_sql(config.reformulation, users))
+        if p2:
+            backend.append("p2_found", feed_sql(config.feed, users))
+
+
+def _mine_part(
+    backend: Backend,
+    part: Part,
+    config: EngineConfig,
+    wanted: Source,
+    theta: CachedScorer | None,
+    seed: int,
+    seconds: dict[str, float],
 ) -> None:
-    p1 = reformulations_sql(config.reformulation) if Source.REFORMULATION & wanted else NO_CANDIDATES
-    find_reformulations(backend, p1, config.reformulation, similarity)
-    backend.table("p2_found", feed_sql(config.feed) if Source.FEED & wanted else NO_CANDIDATES)
-
-
-def _write(backend: DuckDBBackend, folder: Path, report: dict[str, Any]) -> None:
-    for table, rows, order in _OUTPUTS:
-        columns = ", ".join(
-            f"cast({column.name} as {column.type}) as {column.name}" for column in table.columns
+    impressions = part.of("impressions")
+    with timed(seconds, "search samples"):
+        sample_searches(backend, impressions, config.search if Source.CLICKED & wanted else None, seed)
+    with timed(seconds, "relevance"):
+        alpha = {Source.REFORMULATION: config.reformulation.relevance, Source.FEED: config.feed.relevance}
+        found = " union all ".join(
+            f"select {COLUMNS} from ({part.of(table)}) c" for table in ("p1_similar", "p2_found")
         )
-        backend.write(f"select {columns} from {rows} order by {order}", folder / f"{table.name}.parquet")
-    (folder / REPORT).write_text(json.dumps(report, indent=2) + "\n")
+        keep_relevant(backend, found, alpha, theta)
+    with timed(seconds, "merge"):
+        backend.table("generated_pairs", part.of("generated_groups"))
+        merge_sources(backend, impressions, config.max_positives_per_user, seed)

@@ -10,10 +10,10 @@ from pathlib import Path
 import pyarrow as pa
 
 from crops.config import KnowledgeConfig
-from crops.engine.backend import BATCH_ROWS, DuckDBBackend
+from crops.engine.backend import BATCH_ROWS, SQL_TYPES, Backend
 from crops.engine.sampling import random_order
 from crops.errors import CropsError
-from crops.schema import SYNTHETIC_ITEMS
+from crops.schema import ARROW_TYPES, SYNTHETIC_ITEMS
 from crops.text import DOCUMENT_FIELDS, content_id, query_id
 
 _FIELDS = (*DOCUMENT_FIELDS, "click_query")
@@ -22,10 +22,8 @@ _SCHEMA = pa.schema(
 )
 
 
-def load_generated(
-    backend: DuckDBBackend, generated: Path | None, config: KnowledgeConfig, seed: int
-) -> None:
-    """Make `generated`, `p3(query_id, item_id)` and `synthetic_items`.
+def load_generated(backend: Backend, generated: Path | None, config: KnowledgeConfig, seed: int) -> None:
+    """Make `generated`, `p3(query_id, item_id)`, `generated_groups` and `synthetic_items`.
 
     Generations join the mined queries by normalised text; those of other queries are left out. Of more than
     `config.max_per_query` a seeded random choice is kept. As in the paper, theta does not filter them.
@@ -56,6 +54,10 @@ def load_generated(
         where place <= {config.max_per_query}
         """,
     )
+    backend.view(
+        "generated_groups",
+        "select g.group_id, p.query_id, p.item_id from p3 p join groups g on g.query_id = p.query_id",
+    )
     backend.table("synthetic_items", _synthetic_sql())
 
 
@@ -74,7 +76,7 @@ def _synthetic_sql() -> str:
     columns = ", ".join(
         f"min(g.{column.name}) as {column.name}"
         if column.name in _FIELDS
-        else f"cast(null as {column.type}) as {column.name}"
+        else f"cast(null as {SQL_TYPES[ARROW_TYPES[column.type]]}) as {column.name}"
         for column in SYNTHETIC_ITEMS.columns[1:]
     )
     return f"""

@@ -2,52 +2,77 @@
 
 from __future__ import annotations
 
-from crops.engine.backend import DuckDBBackend
+from crops.engine.backend import Backend
 from crops.engine.sampling import random_order
 from crops.labels import DEFAULT_LABELS, Source
 
-_SAMPLES = """
-select query_id, item_id, bit_or(sources) as sources
+_POSITIVE_PAIRS = f"""
+select group_id, item_id, bit_or(source) as bits
 from (
-    select query_id, item_id, sources from search_samples
-    union all select query_id, item_id, source as sources from positives
-    union all select query_id, item_id, cast({knowledge} as BIGINT) as sources from p3
-) bits
-group by query_id, item_id
+    select group_id, item_id, source from positives
+    union all select group_id, item_id, cast({Source.KNOWLEDGE.value} as INTEGER) as source from
+    generated_pairs
+) p
+group by group_id, item_id
 """
 
-_EVIDENCE = """
-select i.query_id, i.item_id, i.source, i.search_id, cast(null as BIGINT) as via_query_id,
-    cast(null as BIGINT) as watched_at, cast(null as DOUBLE) as theta, s.day
-from impressions i
-join search_samples k on k.query_id = i.query_id and k.item_id = i.item_id
-join searches s on s.search_id = i.search_id
-where i.source = {clicked}
+_MERGED = """
+select coalesce(s.group_id, p.group_id) as group_id, coalesce(s.item_id, p.item_id) as item_id,
+    coalesce(s.considered, 0) as considered, coalesce(s.kept, 0) | coalesce(p.bits, 0) as sources
+from staged s full join positive_pairs p on p.group_id = s.group_id and p.item_id = s.item_id
+"""
+
+_EVIDENCE = f"""
+select e.group_id, e.item_id, e.source, e.search_id, e.via_query_id, e.watched_at, e.theta, s.day
+from (
+    select i.group_id, i.item_id, i.source, i.search_id, cast(null as BIGINT) as via_query_id,
+        cast(null as BIGINT) as watched_at, cast(null as DOUBLE) as theta
+    from ({{impressions}}) i
+    join staged k on k.group_id = i.group_id and k.item_id = i.item_id
+    where i.source = {Source.CLICKED.value} and k.kept <> 0
+    union all
+    select group_id, item_id, source, search_id, via_query_id, watched_at, theta from positives
+) e join searches s on s.search_id = e.search_id
 union all
-select query_id, item_id, source, search_id, via_query_id, watched_at, theta, day from positives
-union all
-select query_id, item_id, cast({knowledge} as BIGINT), null, null, null, null, d.day
-from p3 cross join (select max(day) as day from searches) d
+select g.group_id, g.item_id, cast({Source.KNOWLEDGE.value} as INTEGER), null, null, null, null, d.day
+from generated_pairs g cross join (select max(day) as day from searches) d
 """
 """A generated document belongs to no event: its day is the last one mined."""
 
 
-def merge_sources(backend: DuckDBBackend, max_positives_per_user: int, seed: int) -> None:
-    """Make `positives` (P1 and P2 events within the cap per user), `samples` and `evidence`.
+def merge_sources(backend: Backend, impressions: str, max_positives_per_user: int, seed: int) -> None:
+    """Make `positives`, `merged(group_id, item_id, considered, sources)` and `evidence`.
 
-    A user's pairs of one query are kept P1 first, then by theta, then at random (seeded). With P1 first, the
-    samples of a run without P3, or without P2 and P3, are those of the full run with their bits dropped.
-    (Without P1 alone, a user at the cap may add P2 pairs that P1 pairs displace in the full run.)
+    `merged` has all that was considered or found; `sources` is 0 where nothing is kept. `positives` are the
+    P1 and P2 events within the cap per user: a user's pairs of one group are kept P1 first, then by theta,
+    then at random (seeded). With P1 first, the samples of a run without P3, or without P2 and P3, are those
+    of the full run with their bits dropped. (Without P1 alone, a user at the cap may add P2 pairs that P1
+    pairs displace in the full run.)
+
+    Args:
+        backend: holds `relevant`, `staged`, `generated_pairs` and the events.
+        impressions: SELECT of the impressions that `staged` was made of.
+        max_positives_per_user: the cap.
+        seed: of the choice under it.
     """
-    backend.table("positives", _capped_sql(max_positives_per_user, seed))
-    samples = _SAMPLES.format(knowledge=Source.KNOWLEDGE.value)
+    # Few users reach the cap; only theirs are ranked.
     backend.table(
-        "samples",
-        f"select query_id, item_id, cast({label_sql('sources')} as INTEGER) as label, sources, "
-        f"cast(1 as DOUBLE) as weight from ({samples}) merged",
+        "crowded",
+        "select group_id, user_id from relevant group by group_id, user_id "
+        f"having count(*) > {max_positives_per_user}",
     )
-    evidence = _EVIDENCE.format(clicked=Source.CLICKED.value, knowledge=Source.KNOWLEDGE.value)
-    backend.table("evidence", evidence)
+    backend.table("positives", _capped_sql(max_positives_per_user, seed))
+    backend.table("positive_pairs", _POSITIVE_PAIRS)
+    backend.table("merged", _MERGED)
+    backend.view("evidence", _EVIDENCE.format(impressions=impressions))
+
+
+def samples_sql() -> str:
+    """Return the SELECT of the samples, by group."""
+    return (
+        f"select group_id, item_id, {label_sql('sources')} as label, sources, 1.0 as weight "
+        "from merged where sources <> 0"
+    )
 
 
 def label_sql(sources: str) -> str:
@@ -61,17 +86,27 @@ def label_sql(sources: str) -> str:
 
 def _capped_sql(cap: int, seed: int) -> str:
     # A pair that a user adds is one, however many events and sources speak for it.
+    columns = ", ".join(
+        f"r.{name}"
+        for name in ("group_id", "item_id", "source", "search_id", "via_query_id", "watched_at", "theta")
+    )
     return f"""
-    select r.query_id, r.item_id, r.source, r.search_id, r.via_query_id, r.watched_at, r.theta, r.day
+    select {columns}
+    from relevant r left join crowded c on c.group_id = r.group_id and c.user_id = r.user_id
+    where c.user_id is null
+    union all
+    select {columns}
     from relevant r join (
-        select query_id, user_id, item_id, row_number() over (
-            partition by query_id, user_id
-            order by source desc, theta desc, {random_order("query_id", "item_id", seed)}, item_id
+        select group_id, user_id, item_id, row_number() over (
+            partition by group_id, user_id
+            order by source desc, theta desc, {random_order("group_id", "item_id", seed)}, item_id
         ) as place
         from (
-            select query_id, user_id, item_id, max(source) as source, max(coalesce(theta, 0)) as theta
-            from relevant group by query_id, user_id, item_id
+            select a.group_id, a.user_id, a.item_id, max(a.source) as source, max(coalesce(a.theta, 0)) as
+            theta
+            from relevant a join crowded c on c.group_id = a.group_id and c.user_id = a.user_id
+            group by a.group_id, a.user_id, a.item_id
         ) added
-    ) p on p.query_id = r.query_id and p.user_id = r.user_id and p.item_id = r.item_id
+    ) p on p.group_id = r.group_id and p.user_id = r.user_id and p.item_id = r.item_id
     where p.place <= {cap}
     """

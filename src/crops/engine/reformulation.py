@@ -2,39 +2,40 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 
 import pyarrow as pa
 
 from crops.config import ReformulationConfig
-from crops.engine.backend import DuckDBBackend
+from crops.engine.backend import Backend, DuckDBBackend
 from crops.engine.candidates import COLUMNS, MICROSECONDS, columns_of, keep_relevant
 from crops.engine.events import load_events
-from crops.engine.scoring import QUERY_TEXTS, score_pairs
+from crops.engine.scoring import CachedScorer, cached, score_pairs
 from crops.labels import Source
 from crops.logs import Logs
 from crops.protocols import PairScorer
 
 
-def find_reformulations(
-    backend: DuckDBBackend, candidates: str, config: ReformulationConfig, similarity: PairScorer | None
-) -> None:
-    """Make `p1_found` and, of these, `p1_similar` (columns of a candidate).
+def keep_similar(backend: Backend, config: ReformulationConfig, similarity: CachedScorer | None) -> None:
+    """Make `p1_similar`: those of `p1_found` whose two queries mean the same.
 
     The two queries are similar when P(same intent) >= `config.similarity` (the threshold itself passes).
 
     Args:
-        backend: holds the events.
-        candidates: `reformulations_sql(config)`, or `NO_CANDIDATES` when P1 is off.
+        backend: holds `p1_found`, SELECTed by `reformulations_sql`.
         config: settings of P1.
         similarity: scored once per distinct (query, later query); None lets every pair pass.
     """
-    backend.table("p1_found", candidates)
     if similarity is None:
         backend.view("p1_similar", "select * from p1_found")
         return
-    pairs = "select distinct query_id as left_id, via_query_id as right_id from p1_found"
-    score_pairs(backend, "similarity", pairs, QUERY_TEXTS, similarity)
+    pairs = (
+        "select distinct query_id as left_id, via_query_id as right_id, via_query_id as right_key "
+        "from p1_found"
+    )
+    score_pairs(backend, "similarity", pairs, "queries", similarity)
     backend.table(
         "p1_similar",
         f"""
@@ -45,12 +46,16 @@ def find_reformulations(
     )
 
 
-def reformulations_sql(config: ReformulationConfig) -> str:
+def reformulations_sql(config: ReformulationConfig, users: str = "1 = 1") -> str:
     """Return the SELECT of all P1 candidates.
 
     Every search starts a window 0 < t_i - t_q <= window_s over the same user's later searches, whether or not
     something was clicked in it. All searches in the window count, but not the same normalised text again:
     that is paging. The candidates are the items consumed in the results of the later search.
+
+    Args:
+        config: settings of P1.
+        users: SQL condition on `user_id`, for work in parts.
     """
     window = round(config.window_s * MICROSECONDS)
     unclicked = (
@@ -58,10 +63,11 @@ def reformulations_sql(config: ReformulationConfig) -> str:
         f"where k.search_id = q.search_id and k.source = {Source.CLICKED.value})"
     )
     return f"""
-    select distinct q.query_id, i.item_id, cast({Source.REFORMULATION.value} as BIGINT) as source,
-        q.search_id, r.query_id as via_query_id, q.user_id, cast(null as BIGINT) as watched_at, q.day
-    from searches q
-    join searches r on r.user_id = q.user_id and r.query_id <> q.query_id
+    select distinct q.group_id, q.query_id, i.item_id, cast({Source.REFORMULATION.value} as INTEGER) as
+    source,
+        q.search_id, r.query_id as via_query_id, q.user_id, cast(null as BIGINT) as watched_at
+    from (select * from searches where {users}) q
+    join (select * from searches where {users}) r on r.user_id = q.user_id and r.query_id <> q.query_id
         and r.searched_at > q.searched_at and r.searched_at <= q.searched_at + {window}
     join impressions i on i.search_id = r.search_id
     where i.consumed {unclicked if config.require_no_click else ""}
@@ -94,11 +100,17 @@ def reformulation_positives(
     Raises:
         CropsError: the days hold no search, or a scorer broke its contract.
     """
-    with DuckDBBackend(memory) as backend:
+    with DuckDBBackend(memory) as backend, tempfile.TemporaryDirectory() as scratch:
         load_events(backend, logs, days)
-        find_reformulations(backend, reformulations_sql(config), config, similarity)
+        backend.table("p1_found", reformulations_sql(config))
+        keep_similar(backend, config, cached(similarity, Path(scratch) / "similarity"))
         alpha = {Source.REFORMULATION: config.relevance}
-        keep_relevant(backend, f"select {COLUMNS} from p1_similar", alpha, relevance)
+        keep_relevant(
+            backend,
+            f"select {COLUMNS} from p1_similar",
+            alpha,
+            cached(relevance, Path(scratch) / "relevance"),
+        )
         return backend.arrow(
             """
             select r.query_id, q.query, r.item_id, r.search_id, r.via_query_id, r.user_id, r.theta

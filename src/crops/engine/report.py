@@ -5,53 +5,57 @@ All counts of pairs are distinct (query, item) pairs unless a key says events.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from crops.config import EngineConfig
-from crops.engine.backend import DuckDBBackend
-from crops.engine.search import stage_sql
-from crops.labels import DEFAULT_LABELS, POSITIVE_LABEL, Source, parse_sources
+from crops.engine.backend import Backend
+from crops.engine.census import STAGES, Census, count_bit, label_of, stage_of
+from crops.labels import DEFAULT_LABELS, POSITIVE_LABEL, SEARCH_SOURCES, Source, parse_sources
 
-_STAGES = (Source.CLICKED, Source.EXPOSED, Source.UNEXPOSED, Source.FILTERED)
 _POSITIVE_SOURCES = {"p0": Source.CLICKED, "p1": Source.REFORMULATION, "p2": Source.FEED}
-_SHOWN = (Source.CLICKED | Source.EXPOSED).value
+_SHOWN = Source.CLICKED | Source.EXPOSED
 
 
 def build_report(
-    backend: DuckDBBackend, config: EngineConfig, *, theta: bool, similarity: bool
+    backend: Backend, config: EngineConfig, census: Census, *, theta: bool, similarity: bool
 ) -> dict[str, Any]:
     """Return the report of a finished job.
 
     Args:
         backend: holds the tables of the job.
         config: its settings.
+        census: the counts of its parts.
         theta: whether a relevance scorer filtered P1 and P2.
         similarity: whether a similarity scorer filtered P1.
 
     Returns:
         `days`, `input` (rows read), `sources` (candidates -> after each filter -> kept), `labels`, `novelty`
         (share of real positives that the system never showed for that query), `rescued` (P1 and P2 positives
-        that search alone would have called negatives, by that label), `p3_coverage`, `notes`.
+        that search alone would have called negatives, by that label), `pairs` (number of pairs by the bits of
+        what the system considered and of the samples' sources), `p3_coverage`, `notes`.
     """
     report = {
         "days": [row["day"] for row in backend.rows("select distinct day from searches order by day")],
         "input": _input(backend),
-        "sources": _sources(backend, config, theta, similarity),
-        "labels": _labels(backend),
-        "novelty": _novelty(backend),
-        "rescued": _rescued(backend),
-        "p3_coverage": _coverage(backend),
+        "sources": _sources(backend, config, census, theta, similarity),
+        "labels": _labels(census),
+        "novelty": _novelty(census),
+        "rescued": _rescued(census),
+        "pairs": pair_counts(census.merged),
+        "p3_coverage": _coverage(backend, census),
     }
     return {**report, "notes": _notes(report, config)}
 
 
-def _input(backend: DuckDBBackend) -> dict[str, Any]:
+def _input(backend: Backend) -> dict[str, Any]:
     clicked = f"select distinct search_id from impressions where source = {Source.CLICKED.value}"
     counts = _counts(
         backend,
         {
             "searches": "select search_id from searches",
-            "searches_without_click": f"select search_id from searches where search_id not in ({clicked})",
+            "searches_without_click": "select s.search_id from searches s "
+            f"left join ({clicked}) c on c.search_id = s.search_id where c.search_id is null",
             "queries": "select query_id from queries",
             "users": "select distinct user_id from searches",
             "feed_events": "select item_id from log_feed",
@@ -60,41 +64,68 @@ def _input(backend: DuckDBBackend) -> dict[str, Any]:
         },
     )
     stages = backend.rows("select stage, count(*) as n from log_impressions group by stage order by stage")
-    return {**counts, "impressions": {row["stage"]: row["n"] for row in stages}}
+    return {**counts, "impressions": {row["stage"]: row["n"] for row in stages}, "bots": _bots(backend)}
 
 
-def _sources(backend: DuckDBBackend, config: EngineConfig, theta: bool, similarity: bool) -> dict[str, Any]:
-    considered, kept = _by_stage(backend, "pairs"), _by_stage(backend, "search_samples")
-    p1, p2 = (f"source = {source.value}" for source in (Source.REFORMULATION, Source.FEED))
-    counted_p1 = {
-        "candidates": _pairs("p1_found"),
-        "after_similarity": _pairs("p1_similar"),
-        "after_relevance": _pairs("relevant", p1),
-        "kept": _pairs("positives", p1),
-    }
-    counted_p2 = {
-        "candidates": _pairs("p2_found"),
-        "after_relevance": _pairs("relevant", p2),
-        "kept": _pairs("positives", p2),
-    }
+def _bots(backend: Backend) -> dict[str, int]:
+    """Count the users left out as bot-like, and their rows."""
+    return _counts(
+        backend,
+        {
+            "users": "select user_id from bots",
+            "searches": "select e.search_id from search_events e join bots b on b.user_id = e.user_id",
+            "feed_events": "select f.item_id from log_feed f join bots b on b.user_id = f.user_id",
+        },
+    )
+
+
+def _sources(
+    backend: Backend, config: EngineConfig, census: Census, theta: bool, similarity: bool
+) -> dict[str, Any]:
+    kept_bits: Counter[int] = Counter()
+    for _, sources, n in census.samples():
+        kept_bits[sources] += n
+
+    def funnel(source: Source) -> dict[str, int]:
+        counters = {
+            "candidates": census.candidates,
+            "after_relevance": census.relevant,
+            "kept": kept_bits,
+        }
+        return {name: count_bit(counter, source) for name, counter in counters.items()}
+
+    p1 = funnel(Source.REFORMULATION)
+    found = _counts(backend, {"n": "select distinct query_id, item_id from p1_found"})["n"]
     counted_p3 = {
         "candidates": _pairs("generated"),
         "of_mined_queries": _pairs("generated", "query_id in (select query_id from queries)"),
-        "kept": _pairs("p3"),
     }
     return {
-        "search": {stage: {"candidates": considered[stage], "kept": kept[stage]} for stage in considered},
+        "search": _search(census),
         "p1": {
             "similarity": config.reformulation.similarity if similarity else "none",
             "theta": config.reformulation.relevance if theta else "none",
-            **_counts(backend, counted_p1),
+            "candidates": found,
+            "after_similarity": p1["candidates"],
+            "after_relevance": p1["after_relevance"],
+            "kept": p1["kept"],
         },
-        "p2": {"theta": config.feed.relevance if theta else "none", **_counts(backend, counted_p2)},
-        "p3": _counts(backend, counted_p3),
+        "p2": {"theta": config.feed.relevance if theta else "none", **funnel(Source.FEED)},
+        "p3": {**_counts(backend, counted_p3), "kept": count_bit(kept_bits, Source.KNOWLEDGE)},
     }
 
 
-def _counts(backend: DuckDBBackend, queries: dict[str, str]) -> dict[str, int]:
+def _search(census: Census) -> dict[str, dict[str, int]]:
+    counts = {stage: {"candidates": 0, "kept": 0} for stage in STAGES}
+    for (considered, sources), n in census.merged.items():
+        if considered:
+            stage = stage_of(Source(considered))
+            counts[stage]["candidates"] += n
+            counts[stage]["kept"] += n if sources & SEARCH_SOURCES else 0
+    return {str(stage.name).lower(): count for stage, count in counts.items()}
+
+
+def _counts(backend: Backend, queries: dict[str, str]) -> dict[str, int]:
     """Return the number of rows of each query, asked for in one statement."""
     columns = (f"(select count(*) from ({query}) c) as {name}" for name, query in queries.items())
     return backend.rows(f"select {', '.join(columns)}")[0]
@@ -104,81 +135,76 @@ def _pairs(table: str, where: str = "1 = 1") -> str:
     return f"select distinct query_id, item_id from {table} where {where}"
 
 
-def _by_stage(backend: DuckDBBackend, table: str) -> dict[str, int]:
-    stage = stage_sql("sources")
-    rows = backend.rows(f"select {stage} as stage, count(*) as n from {table} group by {stage}")
-    counts = {row["stage"]: row["n"] for row in rows}
-    return {str(stage.name).lower(): counts.get(stage.value, 0) for stage in _STAGES}
+def _labels(census: Census) -> dict[str, int]:
+    counts: Counter[int] = Counter()
+    for _, sources, n in census.samples():
+        counts[label_of(sources)] += n
+    return {str(label): counts[label] for label in sorted(counts, reverse=True)}
 
 
-def _labels(backend: DuckDBBackend) -> dict[str, int]:
-    rows = backend.rows("select label, count(*) as n from samples group by label order by label desc")
-    return {str(row["label"]): row["n"] for row in rows}
-
-
-def _novelty(backend: DuckDBBackend) -> dict[str, Any]:
-    chosen = {name: f"(s.sources & {source.value}) <> 0" for name, source in _POSITIVE_SOURCES.items()}
-    chosen["all"] = f"s.label >= {POSITIVE_LABEL} and s.item_id > 0"
-    never = f"(coalesce(p.sources, 0) & {_SHOWN}) = 0"
-    columns = ", ".join(
-        f"count(case when {which} then 1 end) as all_{name}, "
-        f"count(case when {which} and {never} then 1 end) as new_{name}"
-        for name, which in chosen.items()
-    )
-    row = backend.rows(
-        f"""
-        select {columns} from samples s
-        left join pairs p on p.query_id = s.query_id and p.item_id = s.item_id
-        """
-    )[0]
+def _novelty(census: Census) -> dict[str, Any]:
+    positives: Counter[str] = Counter()
+    never: Counter[str] = Counter()
+    for considered, sources, n in census.samples():
+        names = [name for name, source in _POSITIVE_SOURCES.items() if sources & source]
+        if label_of(sources) >= POSITIVE_LABEL and sources != Source.KNOWLEDGE:
+            names.append("all")
+        for name in names:
+            positives[name] += n
+            never[name] += 0 if considered & _SHOWN else n
     return {
         name: {
-            "positives": row[f"all_{name}"],
-            "never_shown": row[f"new_{name}"],
-            "share": _share(row[f"new_{name}"], row[f"all_{name}"]),
+            "positives": positives[name],
+            "never_shown": never[name],
+            "share": share(never[name], positives[name]),
         }
-        for name in chosen
+        for name in (*_POSITIVE_SOURCES, "all")
     }
 
 
-def _rescued(backend: DuckDBBackend) -> dict[str, int]:
+def _rescued(census: Census) -> dict[str, int]:
     """Count the P1 and P2 positives that search alone would have called negatives, by that label."""
-    stage = stage_sql("p.sources")
-    rows = backend.rows(
-        f"""
-        select {stage} as stage, count(*) as n
-        from (select distinct query_id, item_id from positives) k
-        join pairs p on p.query_id = k.query_id and p.item_id = k.item_id
-        group by {stage}
-        """
-    )
-    counts = {row["stage"]: row["n"] for row in rows}
-    by_label = {str(DEFAULT_LABELS[stage]): counts.get(stage.value, 0) for stage in _STAGES[1:]}
+    counts: Counter[Source] = Counter()
+    for considered, sources, n in census.samples():
+        if sources & (Source.REFORMULATION | Source.FEED):
+            counts[stage_of(considered)] += n
+    by_label = {str(DEFAULT_LABELS[stage]): counts[stage] for stage in STAGES[1:]}
     return {"pairs": sum(by_label.values()), **by_label}
 
 
-def _coverage(backend: DuckDBBackend) -> dict[str, Any]:
+def pair_counts(merged: Counter[tuple[int, int]]) -> list[dict[str, int]]:
+    """Return the rows of `pairs` from the pairs by (considered, sources)."""
+    return [
+        {"considered": considered, "sources": sources, "pairs": merged[considered, sources]}
+        for considered, sources in sorted(merged)
+    ]
+
+
+def _coverage(backend: Backend, census: Census) -> dict[str, Any]:
     """Count the mined queries with a generated document, and the samples that are generated."""
     count = _counts(
         backend,
-        {
-            "queries": "select query_id from queries",
-            "covered": "select distinct query_id from p3",
-            "generated": "select item_id from p3",
-            "samples": "select item_id from samples",
-        },
+        {"queries": "select query_id from queries", "covered": "select distinct query_id from p3"},
     )
+    samples = sum(n for *_, n in census.samples())
+    generated = sum(n for _, sources, n in census.samples() if sources & Source.KNOWLEDGE)
+    return p3_coverage(samples=samples, generated=generated, **count)
+
+
+def p3_coverage(*, queries: int, covered: int, samples: int, generated: int) -> dict[str, Any]:
+    """Return how far generated documents reach: queries that have one, samples that are one."""
     return {
-        "queries": count["queries"],
-        "with_generation": count["covered"],
-        "without_generation": count["queries"] - count["covered"],
-        "share_of_queries": _share(count["covered"], count["queries"]),
-        "samples": count["generated"],
-        "share_of_samples": _share(count["generated"], count["samples"]),
+        "queries": queries,
+        "with_generation": covered,
+        "without_generation": queries - covered,
+        "share_of_queries": share(covered, queries),
+        "samples": generated,
+        "share_of_samples": share(generated, samples),
     }
 
 
-def _share(part: int, whole: int) -> float | None:
+def share(part: int, whole: int) -> float | None:
+    """Return a share to six digits, None of nothing."""
     return round(part / whole, 6) if whole else None
 
 
@@ -191,6 +217,15 @@ def _notes(report: dict[str, Any], config: EngineConfig) -> list[str]:
         for stage in (Source.UNEXPOSED, Source.FILTERED)
         if stage & wanted and stage.name and not rows["impressions"].get(stage.name.lower())
     ]
+    missing = sorted(set(config.days or ()) - set(report["days"]))
+    if missing:
+        notes.append(f"no searches on {', '.join(missing)}")
+    if rows["bots"]["users"]:
+        bots = rows["bots"]
+        notes.append(
+            f"{bots['users']} bot-like users left out, with {bots['searches']} searches and "
+            f"{bots['feed_events']} feed events"
+        )
     if "p2" in mined and not rows["feed_events"]:
         notes.append("no feed events on these days: P2 is absent")
     notes += [

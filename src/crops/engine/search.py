@@ -6,45 +6,50 @@ All events of a normalised query are merged: a pair carries the bits of every st
 from __future__ import annotations
 
 from crops.config import OnlineSearchConfig
-from crops.engine.backend import DuckDBBackend
+from crops.engine.backend import Backend
 from crops.engine.sampling import random_order
 from crops.labels import Source
 
-_PAIRS = """
-select query_id, item_id, bit_or(source) as sources from impressions group by query_id, item_id
-"""
 
+def sample_searches(backend: Backend, impressions: str, config: OnlineSearchConfig | None, seed: int) -> None:
+    """Make `staged(group_id, item_id, considered, kept)`: what was considered, and its bits if kept.
 
-def sample_searches(backend: DuckDBBackend, config: OnlineSearchConfig | None, seed: int) -> None:
-    """Make `pairs` (all the system considered) and `search_samples` (those kept): query_id, item_id, sources.
-
-    A pair counts at its highest stage; beyond the caps, a seeded random choice per query and stage is kept.
+    A pair counts at its highest stage; beyond the caps, a seeded random choice per group and stage is kept.
     P1, P2 and P3 do not influence the choice, so dropping their bits from the merged samples gives exactly
     the samples of a run without them.
 
     Args:
         backend: holds the events.
-        config: the caps; None when search is no source of this run, `search_samples` is then empty.
+        impressions: SELECT of the impressions.
+        config: the caps; None when search is no source of this run, nothing is then kept.
         seed: of the choice.
     """
-    backend.table("pairs", _PAIRS)
-    none = "select query_id, item_id, sources from pairs where 1 = 0"
-    backend.table("search_samples", none if config is None else _samples_sql(config, seed))
+    pairs = (
+        f"select group_id, item_id, bit_or(source) as considered from ({impressions}) i "
+        "group by group_id, item_id"
+    )
+    if config is None:
+        backend.table(
+            "staged", f"select group_id, item_id, considered, cast(0 as INTEGER) as kept from ({pairs}) p"
+        )
+        return
+    backend.table("staged", _capped_sql(pairs, config, seed))
 
 
-def _samples_sql(config: OnlineSearchConfig, seed: int) -> str:
+def _capped_sql(pairs: str, config: OnlineSearchConfig, seed: int) -> str:
     return f"""
-    select query_id, item_id, sources from (
-        select query_id, item_id, sources, stage, row_number() over (
-            partition by query_id, stage order by {random_order("query_id", "item_id", seed)}, item_id
+    select group_id, item_id, considered, case when place <= case stage
+            when {Source.CLICKED.value} then {config.max_clicked}
+            when {Source.EXPOSED.value} then {config.max_exposed}
+            when {Source.UNEXPOSED.value} then {config.max_unexposed}
+            else {config.max_filtered} end
+        then considered else 0 end as kept
+    from (
+        select group_id, item_id, considered, stage, row_number() over (
+            partition by group_id, stage order by {random_order("group_id", "item_id", seed)}, item_id
         ) as place
-        from (select query_id, item_id, sources, {stage_sql("sources")} as stage from pairs) staged
+        from (select group_id, item_id, considered, {stage_sql("considered")} as stage from ({pairs}) p) s
     ) placed
-    where place <= case stage
-        when {Source.CLICKED.value} then {config.max_clicked}
-        when {Source.EXPOSED.value} then {config.max_exposed}
-        when {Source.UNEXPOSED.value} then {config.max_unexposed}
-        else {config.max_filtered} end
     """
 
 

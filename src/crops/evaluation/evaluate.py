@@ -30,7 +30,8 @@ def evaluate(
     - `recall@k/ct`, `recall@k/qr`: over queries; relevant = union over the events of the query;
     - `recall@k/ct_events`, `recall@k/qr_events`: over events; relevant = that event's own items.
 
-    Where the test sets have truth, also:
+    Where the test sets have an independent theta, also `recall@k/qr_independent` and
+    `recall@k/qr_independent_events`. Where they have truth, also:
 
     - `recall@k/qr_truth`, `recall@k/qr_truth_events`: QR by truth;
     - `true_recall@k`: per search |top k with grade >= 2 for its need| / min(k, |R|), mean over the searches
@@ -53,6 +54,8 @@ def evaluate(
     rankings = Rankings(retriever, query_ids, list(texts.values()), max(config.recall_k, config.ndcg_k))
     k, m = config.recall_k, config.ndcg_k
     measured = _recalls("ct", testsets.ct, rankings, k) | _recalls("qr", testsets.qr, rankings, k)
+    if testsets.qr_independent is not None:
+        measured |= _recalls("qr_independent", testsets.qr_independent, rankings, k)
     if (truth := testsets.truth) is not None:
         measured |= _recalls("qr_truth", truth.qr, rankings, k)
         measured[f"true_recall@{k}"] = _true_recall(truth, rankings, k)

@@ -4,7 +4,7 @@ One set of relevant items per distinct normalised query of the test day: the uni
 
 - CT: clicked items.
 - QR: items consumed after a reformulation, credited to the first query and kept by the training theta (CroPS,
-  section on evaluation); by truth in `crops.evaluation.truth`.
+  section on evaluation), beside it by an independent theta; by truth in `crops.evaluation.truth`.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from crops.protocols import PairScorer
 
 _FACTS = "testsets.json"
 _TABLES = ("queries", "candidates", "ct", "qr")
+_INDEPENDENT = "qr_independent"
 _TRUTH_TABLES = ("qr", "needs", "annotation", "grades")
 
 
@@ -59,6 +60,8 @@ class TestSets:
     """What needs the truth; None where it is not known."""
     counts: dict[str, int]
     """Sizes before sampling, and what was left out."""
+    qr_independent: pa.Table | None = None
+    """QR by another theta than the training's, relevance and similarity alike; None where none was given."""
 
     def candidate_ids(self) -> NDArray[np.int64]:
         """Return the ids of the catalogue [n], ascending: build the retriever with these."""
@@ -76,6 +79,7 @@ def build_testsets(
     similarity: PairScorer | None,
     truth: Path | None,
     seed: int,
+    independent: tuple[PairScorer, PairScorer] | None = None,
     seen: Collection[int] | None = None,
     memory: str = "2GB",
 ) -> TestSets:
@@ -90,16 +94,18 @@ def build_testsets(
         similarity: P(same intent) of two queries; None lets every later query count.
         truth: the simulator's `truth/` folder; None where there is no truth.
         seed: seed of the samples of queries.
+        independent: relevance and similarity by a theta that training does not use, for a second QR.
         seen: ids of the queries in the training data; None if not known.
         memory: memory limit of DuckDB.
 
     Raises:
         CropsError: the day holds no search, or a truth file is missing or lacks a column.
     """
-    find = partial(reformulation_positives, logs, [day], reformulation, similarity=similarity, memory=memory)
+    find = partial(reformulation_positives, logs, [day], reformulation, memory=memory)
     # Each search for reformulations opens a database of its own: before ours, not beside it.
-    later = find(relevance=relevance)
-    later_any = None if truth is None else find(relevance=None)
+    later = find(relevance=relevance, similarity=similarity)
+    later_any = None if truth is None else find(relevance=None, similarity=similarity)
+    later_independent = independent and find(relevance=independent[0], similarity=independent[1])
     with DuckDBBackend(memory) as backend:
         load_events(backend, logs, [day])
         backend.table("candidates", _candidates_sql(day))
@@ -107,7 +113,11 @@ def build_testsets(
         counts = {name: backend.count(f"({query})") for name, query in _COUNTS.items()}
         ct, qr = (backend.arrow(f"{_in_catalogue(pairs)} order by all") for pairs in (_CLICKED, _LATER))
         ct, qr = sample_queries(ct, config.max_ct, seed), sample_queries(qr, config.max_qr, seed)
-        used, sets = [ct, qr], None
+        used, sets, other = [ct, qr], None, None
+        if later_independent is not None:
+            other, other_counts = _independent_qr(backend, later_independent, config.max_qr, seed)
+            counts |= other_counts
+            used.append(other)
         if truth is not None and later_any is not None:
             backend.load("later_any", later_any.schema, later_any.to_batches())
             sets, truth_counts = build_truth_sets(backend, truth, config, seed)
@@ -115,7 +125,7 @@ def build_testsets(
             used += [sets.qr, sets.needs, sets.annotation]
         queries = _queries(backend, used, seen)
         candidates = backend.arrow("select item_id from candidates order by item_id")
-    return TestSets(day, seed, queries, candidates, ct, qr, sets, counts)
+    return TestSets(day, seed, queries, candidates, ct, qr, sets, counts, other)
 
 
 def save_testsets(testsets: TestSets, folder: Path) -> None:
@@ -125,10 +135,13 @@ def save_testsets(testsets: TestSets, folder: Path) -> None:
     if testsets.truth is not None:
         for name in _TRUTH_TABLES:
             pq.write_table(getattr(testsets.truth, name), folder / f"truth_{name}.parquet")
+    if testsets.qr_independent is not None:
+        pq.write_table(testsets.qr_independent, folder / f"{_INDEPENDENT}.parquet")
     facts = {
         "day": testsets.day,
         "seed": testsets.seed,
         "truth": testsets.truth is not None,
+        "independent": testsets.qr_independent is not None,
         "counts": testsets.counts,
     }
     (folder / _FACTS).write_text(json.dumps(facts, indent=2) + "\n")
@@ -143,6 +156,7 @@ def load_testsets(folder: Path) -> TestSets:
     try:
         facts = json.loads((folder / _FACTS).read_text())
         tables = {name: pq.read_table(folder / f"{name}.parquet") for name in _TABLES}
+        other = pq.read_table(folder / f"{_INDEPENDENT}.parquet") if facts.get("independent") else None
         truth = None
         if facts["truth"]:
             truth = TruthSets(
@@ -150,7 +164,9 @@ def load_testsets(folder: Path) -> TestSets:
             )
     except (OSError, ValueError, KeyError) as error:
         raise CropsError(f"{folder} does not hold test sets: {error}; build them again") from error
-    return TestSets(facts["day"], facts["seed"], **tables, truth=truth, counts=facts["counts"])
+    return TestSets(
+        facts["day"], facts["seed"], **tables, truth=truth, counts=facts["counts"], qr_independent=other
+    )
 
 
 _CLICKED = """
@@ -178,6 +194,20 @@ _COUNTS = {
     "qr_pairs": _in_catalogue(_LATER),
     "qr_pairs_outside_catalogue": _outside(_LATER),
 }
+
+
+def _independent_qr(
+    backend: DuckDBBackend, later: pa.Table, limit: int, seed: int
+) -> tuple[pa.Table, dict[str, int]]:
+    """Return QR by the independent theta, and count its pairs before sampling and those in QR too."""
+    backend.load("later_independent", later.schema, later.to_batches())
+    pairs = _in_catalogue("select distinct query_id, search_id, item_id from later_independent")
+    counts = {
+        "qr_independent_queries": backend.count(f"(select distinct query_id from ({pairs}))"),
+        "qr_independent_pairs": backend.count(f"({pairs})"),
+        "qr_pairs_of_both": backend.count(f"({_in_catalogue(_LATER)} intersect {pairs})"),
+    }
+    return sample_queries(backend.arrow(f"{pairs} order by all"), limit, seed), counts
 
 
 def _candidates_sql(day: str) -> str:

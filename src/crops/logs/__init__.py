@@ -1,18 +1,32 @@
-"""Bring logs in: open a logs folder, check it against the contracts, put the rejects aside."""
+"""Bring logs in: import foreign ones, open a logs folder, check it, put the rejects aside."""
 
 from crops.logs.check import check
 from crops.logs.database import interruptible
+from crops.logs.formats import FORMATS, import_logs
+from crops.logs.import_report import ImportCounts, ImportReport, render_import
+from crops.logs.judged import Judged, load_judged
 from crops.logs.report import CheckReport, Facts, RowFault, TableCounts, render
-from crops.logs.tables import Logs, open_logs
+from crops.logs.tables import Logs, open_logs, text_kind
+from crops.logs.values import PLAIN, TOKENS
 
 __all__ = [
+    "Judged",
+    "FORMATS",
+    "PLAIN",
+    "TOKENS",
     "CheckReport",
     "Facts",
+    "ImportCounts",
+    "ImportReport",
     "Logs",
     "RowFault",
     "TableCounts",
     "check",
+    "import_logs",
     "interruptible",
+    "load_judged",
     "open_logs",
     "render",
+    "render_import",
+    "text_kind",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from datetime import date, timedelta
 from pathlib import Path
 
 import duckdb
@@ -13,8 +14,9 @@ from crops.logs.database import database, interruptible
 from crops.logs.files import TableFiles
 from crops.logs.report import CheckReport, Facts, RowFault, TableCounts, explain
 from crops.logs.rules import KNOWN_ITEMS
-from crops.logs.split import count_accepted, count_rejected, keep_accepted, row_faults, split, write_rejects
-from crops.logs.tables import Logs, open_logs
+from crops.logs.split import count_rejected, split
+from crops.logs.tables import Logs, open_logs, text_kind
+from crops.logs.write import count_accepted, keep_accepted, row_faults, write_rejects
 from crops.outputs import publish, timed, write_manifest
 from crops.schema import STAGES
 
@@ -59,7 +61,13 @@ def check(logs: Path, out: Path | None = None, memory: str = "2GB") -> CheckRepo
         (staging / "report.json").write_text(report.to_json())
         rows = {name: vars(counts) for name, counts in report.tables.items()}
         write_manifest(
-            staging, "check", config={"memory": memory}, seconds=seconds, logs=str(source.path), rows=rows
+            staging,
+            "check",
+            config={"memory": memory},
+            seconds=seconds,
+            logs=str(source.path),
+            rows=rows,
+            text=text_kind(source.path),
         )
     return report
 
@@ -111,15 +119,18 @@ def _nothing_left(source: Logs, name: str, counts: TableCounts, faults: list[Row
 
 
 def _facts(connection: duckdb.DuckDBPyConnection, source: Logs, tables: dict[str, TableCounts]) -> Facts:
-    row = connection.execute("""
+    (row,) = connection.execute("""
         select count(*), count(*) filter (where not clicked), count(distinct user_id)
         from (select search_id, min(user_id) as user_id, bool_or(clicked) as clicked
-              from accepted_search_impressions group by search_id)""").fetchone()
-    assert row is not None
+              from accepted_search_impressions group by search_id)""").fetchall()
     seen = connection.execute("select distinct stage, day from accepted_search_impressions").fetchall()
     stages = {stage for stage, _ in seen}
     feed = "feed_events" in tables and tables["feed_events"].accepted > 0
-    feed_days = connection.execute("select distinct day from accepted_feed_events").fetchall() if feed else []
+    found = connection.execute("select distinct day from accepted_feed_events").fetchall() if feed else []
+    days = {
+        "search_impressions": tuple(sorted({day for _, day in seen})),
+        "feed_events": tuple(sorted(day for (day,) in found)),
+    }
     return Facts(
         searches=row[0],
         searches_without_click=row[1],
@@ -127,7 +138,19 @@ def _facts(connection: duckdb.DuckDBPyConnection, source: Logs, tables: dict[str
         stages=tuple(stage for stage in STAGES if stage in stages),
         absent_labels=tuple(label for stage, label in _STAGE_LABELS.items() if stage not in stages),
         p2=feed,
-        search_days=tuple(sorted({day for _, day in seen})),
-        feed_days=tuple(sorted(day for (day,) in feed_days)),
+        search_days=days["search_impressions"],
+        feed_days=days["feed_events"],
+        missing_days=_missing_days(days),
         absent_columns=source.absent(),
     )
+
+
+def _missing_days(days: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    """Return the days within the logs on which a table that has rows has none."""
+    present = [day for table in days.values() for day in table]
+    first, last = (date.fromisoformat(day) for day in (min(present), max(present)))
+    within = [(first + timedelta(days=i)).isoformat() for i in range((last - first).days + 1)]
+    missing = {
+        name: tuple(day for day in within if day not in table) for name, table in days.items() if table
+    }
+    return {name: table for name, table in missing.items() if table}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import TypeVar
 
 import duckdb
@@ -25,20 +26,50 @@ def database(source: Logs, memory: str, spill: str) -> Iterator[duckdb.DuckDBPyC
         spill: folder for what does not fit.
 
     Raises:
-        CropsError: `memory` is no size or not enough, or a file is damaged behind a sound footer.
+        CropsError: `memory` is no size or not enough, a file is damaged behind a sound footer, or the disk is
+            full.
     """
+    files = [file for table in source.tables.values() for file in table.files]
+    with _explained(memory, files), _connect(":memory:", memory, spill) as connection:
+        yield connection
+
+
+@contextlib.contextmanager
+def import_database(memory: str, folder: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+    """Yield a connection to a database in an empty folder, for imports: its tables take disk, not memory.
+
+    Raises:
+        CropsError: `memory` is no size or not enough, a file cannot be read, or the disk is full.
+    """
+    with (
+        _explained(memory, []),
+        _connect(str(folder / "import.db"), memory, str(folder)) as connection,
+    ):
+        connection.execute("set TimeZone='UTC'")
+        yield connection
+
+
+def _connect(path: str, memory: str, spill: str) -> duckdb.DuckDBPyConnection:
     try:
-        connection = duckdb.connect(config={"memory_limit": memory, "temp_directory": spill})
-    except duckdb.Error as error:
+        return duckdb.connect(path, config={"memory_limit": memory, "temp_directory": spill})
+    except (duckdb.ParserException, duckdb.InvalidInputException) as error:
         raise CropsError(f"memory limit {memory!r}: {error}; give a size such as 2GB") from error
-    with connection:
-        try:
-            yield connection
-        except duckdb.OutOfMemoryException as error:
-            raise CropsError(f"{memory} of memory are not enough to check {source.path}: {error}") from error
-        except duckdb.Error as error:
-            _blame_file(source, error)
-            raise
+
+
+@contextlib.contextmanager
+def _explained(memory: str, files: Iterable[Path]) -> Iterator[None]:
+    """Turn failures of DuckDB and of the disk into errors that a user can act on."""
+    try:
+        yield
+    except duckdb.OutOfMemoryException as error:
+        raise CropsError(f"{memory} of memory are not enough: {error}") from error
+    except (duckdb.Error, OSError) as error:
+        _blame_file(files, error)
+        if isinstance(error, duckdb.IOException | OSError):
+            raise CropsError(
+                f"{error}; free disk space, or name a folder on another disk: nothing was published"
+            ) from error
+        raise
 
 
 def interruptible(connection: duckdb.DuckDBPyConnection, work: Callable[[], _Result]) -> _Result:
@@ -58,11 +89,14 @@ def interruptible(connection: duckdb.DuckDBPyConnection, work: Callable[[], _Res
             raise
 
 
-def _blame_file(source: Logs, error: duckdb.Error) -> None:
+def _blame_file(files: Iterable[Path], error: Exception) -> None:
     """Raise a CropsError for the first file that cannot be read to its end, if there is one."""
     with duckdb.connect() as connection:
-        for file in (file for files in source.tables.values() for file in files.files):
+        for file in files:
             try:
                 connection.execute(f"select bit_xor(hash(t)) from {scan([file])} t").fetchall()
             except duckdb.Error as fault:
+                if "string encoding" in str(fault):
+                    remedy = "decode its texts as they were encoded, and write them as UTF-8"
+                    raise CropsError(f"{file} holds text that is not UTF-8 ({fault}); {remedy}") from error
                 raise CropsError(f"{file} is damaged ({fault}); write the file again") from error

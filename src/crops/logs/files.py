@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
 
@@ -45,7 +45,10 @@ class TableFiles:
     """Sorted by path."""
     days: tuple[str | None, ...] = ()
     """The hive partition of each file, YYYY-MM-DD; None where the file is not in one."""
+    footers: tuple[pa.Schema, ...] = ()
+    """The columns of each file."""
     rows: int = 0
+    """Of the whole table."""
     found: Mapping[str, str] = field(default_factory=dict)
     """The contract's columns that hold values in some file: `integer`, `float`, `boolean` or `text`."""
     extra: tuple[str, ...] = ()
@@ -56,13 +59,30 @@ class TableFiles:
         """Whether the files lie in hive partitions by day."""
         return any(self.days)
 
-    def on(self, days: Collection[str] | None) -> list[Path]:
-        """Return the files that may hold rows of the days; all when None or without partitions."""
-        return [
-            file
-            for file, day in zip(self.files, self.days, strict=True)
-            if days is None or day is None or day in days
-        ]
+    def on(self, days: Collection[str] | None) -> TableFiles:
+        """Return the files that may hold rows of the days, with the columns that they have.
+
+        All files when `days` is None or there are no partitions.
+        """
+        if days is None or not self.partitioned:
+            return self
+        kept = [i for i, day in enumerate(self.days) if day in days]
+        footers = tuple(self.footers[i] for i in kept)
+        found, extra = _columns(self.table, footers)
+        return replace(
+            self,
+            files=tuple(self.files[i] for i in kept),
+            days=tuple(self.days[i] for i in kept),
+            footers=footers,
+            found=found,
+            extra=extra,
+        )
+
+    @property
+    def exact(self) -> bool:
+        """Whether all files have columns of the contract only, in its very types."""
+        types = {field.name: field.type for field in self.table.arrow()}
+        return all(types.get(column.name) == column.type for footer in self.footers for column in footer)
 
     def absent(self) -> tuple[str, ...]:
         """Return the optional columns that no file holds values of."""
@@ -103,7 +123,7 @@ def inspect(folder: Path, table: Table) -> tuple[TableFiles, list[FileFault]]:
             continue
         faults += [FileFault(name, *fault) for fault in _column_faults(table, footers[-1])]
     found, extra = _columns(table, footers)
-    return TableFiles(table, tuple(files), tuple(days), rows, found, extra), faults
+    return TableFiles(table, tuple(files), tuple(days), tuple(footers), rows, found, extra), faults
 
 
 def describe(faults: Iterable[FileFault]) -> list[str]:
@@ -172,17 +192,7 @@ def _kind(type_: pa.DataType) -> str:
     return names.get(type_, str(type_))
 
 
-def _is_measure(column: Column) -> bool:
-    """Return whether an integer column counts something, so that tools may hand it over as floats.
-
-    pandas turns integers with gaps into floats: exact for counts and durations, lossy for ids, times and bit
-    masks, which must be integers.
-    """
-    identifies = column.name.endswith(("_id", "_at")) or column.name == "routes"
-    return column.type in ("BIGINT", "INTEGER") and not identifies
-
-
-def _columns(table: Table, footers: list[pa.Schema]) -> tuple[dict[str, str], tuple[str, ...]]:
+def _columns(table: Table, footers: Iterable[pa.Schema]) -> tuple[dict[str, str], tuple[str, ...]]:
     """Return the widest kind of each column of the contract that holds values, and the other columns."""
     kinds: dict[str, set[str]] = {}
     for footer in footers:
@@ -214,7 +224,7 @@ def _accepts(column: Column, type_: pa.DataType) -> bool:
     kind = _kind(type_)
     if kind == "null":
         return column.nullable
-    return kind in _KINDS[column.type] or (kind == "float" and _is_measure(column))
+    return kind in _KINDS[column.type] or (kind == "float" and column.measure)
 
 
 def _type_remedy(column: Column, found: pa.DataType) -> str:

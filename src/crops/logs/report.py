@@ -57,6 +57,8 @@ class Facts:
     """Whether there are feed events to mine."""
     search_days: tuple[str, ...]
     feed_days: tuple[str, ...]
+    missing_days: dict[str, tuple[str, ...]]
+    """Days between the first and the last of the logs on which a table has no rows, by table."""
     absent_columns: dict[str, tuple[str, ...]]
     """Optional columns that no file has, by table."""
 
@@ -72,6 +74,10 @@ class Facts:
             lines.append(f"label {labels} will be absent: the logs hold no documents of that stage")
         if not self.p2:
             lines.append("P2 will be absent: there are no feed events")
+        lines += [
+            f"{table} has no rows on {', '.join(days)}: is a day missing?"
+            for table, days in self.missing_days.items()
+        ]
         lines += [
             f"{table} has no {', '.join(columns)}"
             for table, columns in self.absent_columns.items()

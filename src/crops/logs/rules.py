@@ -1,50 +1,100 @@
-"""The row rules of a table: what its contract says of nulls, values and other tables, as SQL predicates."""
+"""Every rule of a table, from its contract: nulls, types, values, days, other tables, other rows."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from crops.logs.files import TableFiles
-from crops.schema import Column, Rule
+from crops.schema import EARLIEST_US, ITEMS, LATEST_US, LOG_TABLES, Agreement, Column, Rule, Table
 
 KNOWN_ITEMS = "known_items"
 """The relation of accepted item ids that `unknown_item` looks into."""
+SAME_TEXT = "same_text"
+"""The SQL function under which texts that mean the same are equal."""
 _BOUNDS = {"INTEGER": (-(2**31), 2**31), "BIGINT": (-(2**63), 2**63)}
+_HOUR_US = 3_600_000_000
+
+
+def contract_rules(table: Table) -> list[Rule]:
+    """Return every rule that a table's contract can reject a row by, for the documentation.
+
+    Predicates are those of files that hand measures over as floats.
+    """
+    measures = {
+        column.name: "float" if column.measure or column.type == "DOUBLE" else "integer"
+        for column in table.columns
+    }
+    rules = list(_rules(table, measures, partitioned=table.partitioned))
+    if table.agreement:
+        rules.append(agreement_rule(table.agreement))
+    return [*rules, duplicate_rule(table.key)] if table.key else rules
 
 
 def row_rules(files: TableFiles) -> list[Rule]:
     """Return the rules that a row can break on its own, those of the column types first.
 
-    The predicates read the contract's columns in the types of the files, absent ones as NULL; `KNOWN_ITEMS`
-    must exist for tables other than items.
+    The predicates read the contract's columns in the types of the files, absent ones as NULL, and `_day`;
+    `KNOWN_ITEMS` must exist for tables other than items.
     """
-    rules = [rule for column in files.table.columns for rule in _column_rules(files, column)]
-    rules += files.table.rules
-    if files.table.name != "items":
-        rules.append(
-            Rule(
-                "unknown_item",
-                "item_id",
-                f"item_id not in (select item_id from {KNOWN_ITEMS})",
-                "add the item to items, or mend its row there if it was rejected",
-            )
-        )
-    return rules
+    return list(_rules(files.table, files.found, partitioned=files.partitioned))
 
 
-def duplicate_rule(files: TableFiles) -> Rule:
-    """Return the rule of the table's key: of equal keys the first row without another fault is kept.
+def duplicate_rule(key: tuple[str, ...]) -> Rule:
+    """Return the rule of a table's key: of equal keys the first row without another fault is kept.
 
     Its predicate reads the split's columns `_repeated`, `_reasons`, `_file` and `_row`.
     """
-    key = ", ".join(files.table.key)
+    names = ", ".join(key)
     order = "len(_reasons) > 0, _file, _row"
-    bad = f"_repeated and row_number() over (partition by {key} order by {order}) > 1"
-    return Rule("duplicate_key", key, bad, f"keep one row per ({key}); the first acceptable one was kept")
+    bad = f"_repeated and row_number() over (partition by {names} order by {order}) > 1"
+    return Rule("duplicate_key", names, bad, f"keep one row per ({names}); the first acceptable one was kept")
 
 
-def _column_rules(files: TableFiles, column: Column) -> Iterator[Rule]:
-    name, found = column.name, files.found.get(column.name)
+def agreement_rule(agreement: Agreement) -> Rule:
+    """Return the rule of an agreement: the first row without another fault says what the others must equal.
+
+    Its predicate reads the split's columns `_mixed`, `_reasons`, `_file` and `_row`, and `SAME_TEXT`.
+    """
+    window = f"(partition by {agreement.key} order by len(_reasons) > 0, _file, _row)"
+    values = [f"{SAME_TEXT}({name})" if name == "query" else name for name in agreement.columns]
+    differs = " or ".join(f"{value} is distinct from first_value({value}) over {window}" for value in values)
+    return Rule(
+        agreement.reason,
+        ", ".join((agreement.key, *agreement.columns)),
+        f"_mixed and ({differs})",
+        agreement.remedy,
+    )
+
+
+def _rules(table: Table, found: Mapping[str, str], *, partitioned: bool) -> Iterator[Rule]:
+    for column in table.columns:
+        yield from _column_rules(column, found.get(column.name))
+    yield from table.rules
+    if partitioned and table.time:
+        yield _day_rule(table.time)
+    if table in LOG_TABLES and table is not ITEMS:
+        yield Rule(
+            "unknown_item",
+            "item_id",
+            f"item_id not in (select item_id from {KNOWN_ITEMS})",
+            "add the item to items, or mend its row there if it was rejected",
+        )
+
+
+def _day_rule(time: str) -> Rule:
+    """Return the rule of the partition: local days of all time zones fit, skewed clocks do not."""
+    start = "epoch_us(cast(_day as timestamp))"
+    on_day = f"{time} between {start} - {14 * _HOUR_US} and {start} + {36 * _HOUR_US}"
+    return Rule(
+        "wrong_day",
+        time,
+        f"{time} between {EARLIEST_US} and {LATEST_US} and not ({on_day})",
+        f"{time} lies outside the day of its partition, in any time zone: correct the clock or move the row",
+    )
+
+
+def _column_rules(column: Column, found: str | None) -> Iterator[Rule]:
+    name = column.name
     if not column.nullable:
         yield Rule(f"null_{name}", name, f"{name} is null", f"every row needs {name}: {column.doc}")
     if found == "float":

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import date, timedelta
 from pathlib import Path
 
 import duckdb
 
 from crops.errors import CropsError
 from crops.logs.files import FileFault, TableFiles, describe, inspect
+from crops.logs.values import PLAIN
+from crops.outputs import MANIFEST
 from crops.schema import EARLIEST_US, LATEST_US, LOG_TABLES, Column, Table
 
-TIME_COLUMNS = {"search_impressions": "searched_at", "feed_events": "watched_at"}
-"""The time that gives a row of a partitioned table its day."""
-_DAY_US = 86_400_000_000
+DAY_US = 86_400_000_000
+"""Microseconds of a day."""
 
 
 @dataclass(frozen=True)
@@ -73,13 +75,27 @@ def open_logs(path: Path) -> Logs:
         faults += found
     if faults:
         raise CropsError("\n  ".join([f"{path}: the logs cannot be read:", *describe(faults)]))
-    days = {name: _days(path, tables[name]) for name in TIME_COLUMNS}
+    days = {name: table_days(tables[name]) for name in ("search_impressions", "feed_events")}
     return Logs(path, tables, days["search_impressions"], days["feed_events"])
+
+
+def text_kind(logs: Path) -> str:
+    """Return what the texts of a logs folder are, as its import or check noted: `plain` when nobody did."""
+    for folder in (logs, logs.parent) if logs.name == "accepted" else (logs,):
+        if (folder / MANIFEST).exists():
+            return str(json.loads((folder / MANIFEST).read_text()).get("text", PLAIN))
+    return PLAIN
 
 
 def literal(text: str) -> str:
     """Return `text` as an SQL string."""
     return "'{}'".format(text.replace("'", "''"))
+
+
+def path_literal(path: Path) -> str:
+    """Return a path as an SQL string that DuckDB's readers, which take each path for a pattern, find."""
+    # In brackets the special characters stand for themselves.
+    return literal("".join(f"[{letter}]" if letter in "[*?" else letter for letter in str(path)))
 
 
 def quoted(name: str) -> str:
@@ -89,13 +105,13 @@ def quoted(name: str) -> str:
 
 def select_sql(files: TableFiles, days: Collection[str] | None = None) -> str:
     """Return the SELECT of `Logs.sql` for the files of one table."""
-    paths = files.on(days) if files.table.partitioned else list(files.files)
-    if not paths:
+    files = files.on(days)
+    if not files.files:
         return _no_rows(files.table)
     columns = [f"{typed(files, column)} as {quoted(column.name)}" for column in files.table.columns]
     if not files.table.partitioned:
-        return f"select {', '.join(columns)} from {scan(paths)}"
-    select = f"select {', '.join(columns)}, {day_sql(files)} as day from {scan(paths)}"
+        return f"select {', '.join(columns)} from {scan(files.files)}"
+    select = f"select {', '.join(columns)}, {day_sql(files)} as day from {scan(files.files)}"
     if days is None or files.partitioned:
         return select
     wanted = ", ".join(["null", *(literal(day) for day in sorted(days))])
@@ -112,9 +128,7 @@ def scan(paths: Iterable[Path]) -> str:
 
     Besides the columns of the files it has `_file` (path) and `file_row_number` (from 0).
     """
-    # DuckDB takes each path for a pattern: brackets make the special characters stand for themselves.
-    brackets = str.maketrans({"[": "[[]", "*": "[*]", "?": "[?]"})
-    names = ", ".join(literal(str(path).translate(brackets)) for path in paths)
+    names = ", ".join(path_literal(path) for path in paths)
     options = "union_by_name=true, hive_partitioning=false, filename='_file', file_row_number=true"
     return f"read_parquet([{names}], {options})"
 
@@ -127,29 +141,36 @@ def day_sql(files: TableFiles) -> str:
     if files.partitioned:
         # The last match: a folder above the logs may be a partition too.
         return "regexp_extract(_file, '.*/day=([0-9-]+)/', 1)"
-    time = TIME_COLUMNS[files.table.name]
+    time = files.table.time
     in_range = f"{time} between {EARLIEST_US} and {LATEST_US}"
     return f"case when {in_range} then strftime(make_timestamp(cast({time} as BIGINT)), '%Y-%m-%d') end"
+
+
+def table_days(files: TableFiles) -> tuple[str, ...]:
+    """Return the days of a table, YYYY-MM-DD, sorted: its partitions, or the UTC days of its times.
+
+    Raises:
+        CropsError: the file is not readable.
+    """
+    if files.partitioned or not files.files:
+        return tuple(sorted({day for day in files.days if day}))
+    time = files.table.time
+    in_range = f"{time} between {EARLIEST_US} and {LATEST_US}"
+    query = f"select distinct {time} // {DAY_US} from {scan(files.files)} where {in_range}"
+    with duckdb.connect() as connection:
+        try:
+            numbers = connection.execute(query).fetchall()
+        except duckdb.Error as error:
+            raise CropsError(f"{files.files[0]} is not readable ({error}); write it again") from error
+    return tuple(sorted((date(1970, 1, 1) + timedelta(days=number)).isoformat() for (number,) in numbers))
+
+
+def day_bounds(day: str) -> tuple[int, int]:
+    """Return the first and the last microsecond of a UTC day, YYYY-MM-DD."""
+    first = (date.fromisoformat(day) - date(1970, 1, 1)).days * DAY_US
+    return first, first + DAY_US - 1
 
 
 def _no_rows(table: Table) -> str:
     columns = [f"cast(null as {column.type}) as {quoted(column.name)}" for column in table.columns]
     return f"select {', '.join(columns)}, cast(null as VARCHAR) as day where false"
-
-
-def _days(path: Path, files: TableFiles) -> tuple[str, ...]:
-    if files.partitioned or not files.files:
-        return tuple(sorted({day for day in files.days if day}))
-    time = TIME_COLUMNS[files.table.name]
-    in_range = f"{time} between {EARLIEST_US} and {LATEST_US}"
-    query = f"select distinct {time} // {_DAY_US} from {scan(files.files)} where {in_range}"
-    with duckdb.connect() as connection:
-        try:
-            numbers = connection.execute(query).fetchall()
-        except duckdb.Error as error:
-            raise CropsError(
-                f"{path}: {files.table.name} is not readable ({error}); write it again"
-            ) from error
-    return tuple(
-        sorted(datetime.fromtimestamp(number * 86_400, UTC).date().isoformat() for (number,) in numbers)
-    )

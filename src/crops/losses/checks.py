@@ -1,6 +1,12 @@
-"""What a loss may be given; each fault is named with its remedy."""
+"""What a loss may be given; each fault is named with its remedy.
+
+Shapes and types cost nothing to check. Values are read in one pass and one transfer: on a GPU each separate
+look would wait for the device.
+"""
 
 from __future__ import annotations
+
+from typing import NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -9,12 +15,26 @@ from crops.errors import CropsError
 
 MIN_TEMPERATURE = 1 / 300
 """Smaller ones overflow double precision: exp(2 / tau)."""
+MAX_LOG_FREQUENCY = 50.0
+"""Keeps exp(2 / tau + |log_q|) within double precision."""
 NORM_TOLERANCE = 1e-2
 """Distance of an embedding's length from 1; bfloat16 needs this much."""
 
 
+class Facts(NamedTuple):
+    """What the check of the values learns on the way."""
+
+    tau: float
+    strays: bool
+    """Whether a document is of no query."""
+    ordered: bool
+    """Whether the documents stand in the order of their queries."""
+    highest: int
+    """The highest label if none is negative, else -1 (documents of no query may carry any)."""
+
+
 def check_embeddings(query_emb: Tensor, doc_emb: Tensor) -> None:
-    """Raise CropsError unless both are non-empty matrices of unit rows, alike in width, type and device."""
+    """Raise CropsError unless both are non-empty floating matrices, alike in width, type and device."""
     for name, emb in (("query_emb", query_emb), ("doc_emb", doc_emb)):
         if emb.ndim != 2 or 0 in emb.shape:
             raise CropsError(
@@ -31,37 +51,6 @@ def check_embeddings(query_emb: Tensor, doc_emb: Tensor) -> None:
             f"query_emb is {query_emb.dtype} on {query_emb.device}, "
             f"doc_emb {doc_emb.dtype} on {doc_emb.device}; bring them to one type and device"
         )
-    for name, emb in (("query_emb", query_emb), ("doc_emb", doc_emb)):
-        _check_unit_rows(name, emb.detach())
-
-
-def _check_unit_rows(name: str, emb: Tensor) -> None:
-    norms = torch.linalg.vector_norm(emb, dim=1)
-    bad = ~((norms - 1).abs() <= NORM_TOLERANCE)
-    if not bad.any():
-        return
-    row = int(bad.nonzero()[0])
-    if not norms[row].isfinite():
-        raise CropsError(
-            f"{name} row {row} holds NaN or infinity; lower the learning rate or check the encoder"
-        )
-    raise CropsError(
-        f"{name} row {row} has length {float(norms[row]):.4g}; "
-        "normalise the rows (torch.nn.functional.normalize)"
-    )
-
-
-def check_groups(queries: int, documents: int, query_index: Tensor, labels: Tensor) -> None:
-    """Raise CropsError unless every document names a row of `queries` (or -1) and its label is >= 0."""
-    for name, values in (("query_index", query_index), ("labels", labels)):
-        check_ids(name, values, documents)
-    if int(query_index.min()) < -1 or int(query_index.max()) >= queries:
-        raise CropsError(
-            f"query_index holds {int(query_index.min())}..{int(query_index.max())} for {queries} queries; "
-            "give rows of query_emb, or -1 for a document of no query here"
-        )
-    if (labels[query_index >= 0] < 0).any():
-        raise CropsError("labels holds a negative label; labels start at 0 (a negative, never an anchor)")
 
 
 def check_ids(name: str, values: Tensor, length: int) -> None:
@@ -70,6 +59,55 @@ def check_ids(name: str, values: Tensor, length: int) -> None:
         raise CropsError(f"{name} has shape {list(values.shape)}; give [{length}]")
     if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
         raise CropsError(f"{name} is {values.dtype}; give integers")
+
+
+def check_values(
+    query_emb: Tensor, doc_emb: Tensor, query_index: Tensor, labels: Tensor, temperature: Tensor
+) -> Facts:
+    """Check what only the values tell: unit rows, rows in range, labels >= 0, a usable tau.
+
+    Raises:
+        CropsError: a value is out of its range.
+    """
+    if temperature.numel() != 1 or temperature.ndim:
+        raise CropsError(f"temperature has shape {list(temperature.shape)}; give one number")
+    norms = [torch.linalg.vector_norm(emb.detach(), dim=1) for emb in (query_emb, doc_emb)]
+    ordered = (query_index[1:] >= query_index[:-1]).all()
+    ends = (*torch.cat(norms).aminmax(), *query_index.aminmax(), *labels.aminmax())
+    # One double among them makes all double.
+    facts = torch.stack([*ends, ordered, temperature.detach().to(labels.device, torch.float64)])
+    short, long, first, last, lowest, highest, in_order, tau = facts.tolist()
+    if not (abs(short - 1) <= NORM_TOLERANCE and abs(long - 1) <= NORM_TOLERANCE):
+        for name, lengths in zip(("query_emb", "doc_emb"), norms, strict=True):
+            _refuse_rows(name, lengths)
+    if first < -1 or last >= len(query_emb):
+        raise CropsError(
+            f"query_index holds {int(first)}..{int(last)} for {len(query_emb)} queries; "
+            "give rows of query_emb, or -1 for a document of no query here"
+        )
+    if lowest < 0 and (labels[query_index >= 0] < 0).any():
+        raise CropsError("labels holds a negative label; labels start at 0 (a negative, never an anchor)")
+    if not MIN_TEMPERATURE <= tau < float("inf"):
+        raise CropsError(
+            f"temperature is {tau:.4g}; it must be finite and at least {MIN_TEMPERATURE:.4g}. "
+            "If training drove it there, lower the learning rate"
+        )
+    return Facts(tau, first < 0, bool(in_order), int(highest) if lowest >= 0 else -1)
+
+
+def _refuse_rows(name: str, lengths: Tensor) -> None:
+    bad = (~((lengths - 1).abs() <= NORM_TOLERANCE)).nonzero()
+    if not len(bad):
+        return
+    row = int(bad[0])
+    if not lengths[row].isfinite():
+        raise CropsError(
+            f"{name} row {row} holds NaN or infinity; lower the learning rate or check the encoder"
+        )
+    raise CropsError(
+        f"{name} row {row} has length {float(lengths[row]):.4g}; "
+        "normalise the rows (torch.nn.functional.normalize)"
+    )
 
 
 def check_identity(
@@ -96,13 +134,24 @@ def check_identity(
         raise CropsError(f"known rows hold {int(outside[0])} for {queries} queries; give rows of query_emb")
 
 
-def check_temperature(temperature: Tensor) -> None:
-    """Raise CropsError unless tau is one finite number of at least `MIN_TEMPERATURE`."""
-    if temperature.numel() != 1 or temperature.ndim:
-        raise CropsError(f"temperature has shape {list(temperature.shape)}; give one number")
-    value = temperature.item()
-    if not MIN_TEMPERATURE <= value < float("inf"):
+def check_log_frequency(log_q: Tensor, documents: int) -> float:
+    """Return the largest magnitude in `log_q`; raise CropsError unless it is [N], finite and not absurd."""
+    if log_q.shape != (documents,) or not log_q.is_floating_point():
+        raise CropsError(f"log_q is {log_q.dtype} {list(log_q.shape)}; give floating-point [{documents}]")
+    largest = log_q.abs().max().item()
+    if not largest <= MAX_LOG_FREQUENCY:
         raise CropsError(
-            f"temperature is {value:.4g}; it must be finite and at least {MIN_TEMPERATURE:.4g}. "
-            "If training drove it there, lower the learning rate"
+            f"log_q reaches {largest:.4g}; give finite natural logarithms of frequencies, "
+            f"within {MAX_LOG_FREQUENCY:g} of 0 (a frequency of 0 has none: give it a floor)"
         )
+    return float(largest)
+
+
+def refuse_empty_query(row: Tensor, queries: int) -> NoReturn:
+    """Raise CropsError naming the first query that has no document."""
+    present = torch.zeros(queries, dtype=torch.bool, device=row.device)
+    present[row] = True
+    missing = int((~present).nonzero()[0])
+    raise CropsError(
+        f"query_emb row {missing} has no document; leave out queries whose group is empty and number the rest"
+    )

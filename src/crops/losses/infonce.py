@@ -1,22 +1,22 @@
-r"""InfoNCE over ragged groups of graded documents: H-InfoNCE and its binary form.
+r"""InfoNCE over ragged groups of graded documents: H-InfoNCE, its binary form, and one positive at a time.
 
-Both are sums over anchors of $-\log \frac{e^{s_i}}{e^{s_i} + \sum_{j \in N_i} e^{s_j}}$ with
-$s = \cos(q, d) / \tau$; they differ in who is an anchor and in the negatives $N_i$.
+All are sums over anchors of $-\log \frac{e^{s_i}}{e^{s_i} + \sum_{j \in N_i} e^{s_j}}$ with
+$s = \cos(q, d) / \tau$; they differ in who is an anchor, in the negatives $N_i$ and in what they cost.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Literal, Unpack
 
 import torch
 from torch import Tensor
 
 from crops.errors import CropsError
-from crops.losses.checks import check_embeddings, check_groups, check_identity, check_temperature
-from crops.losses.contrast import ContrastFunction, Plan
-from crops.losses.identity import hidden_pairs
-
-Reduction = Literal["mean", "sum", "none"]
+from crops.losses.batch import Options, Reduction, evaluate, prepare
+from crops.losses.objectives import against_lower
+from crops.losses.plan import Plan
 
 
 def h_infonce(
@@ -31,6 +31,9 @@ def h_infonce(
     min_anchor_label: int = 1,
     reduction: Reduction = "mean",
     known: tuple[Tensor, Tensor] | None = None,
+    label_weights: Mapping[int, float] | None = None,
+    margin: float | None = None,
+    log_q: Tensor | None = None,
 ) -> Tensor:
     r"""H-InfoNCE (CroPS, arXiv 2511.15443, Eq. 3): every graded document is told from all that is worse.
 
@@ -42,47 +45,47 @@ def h_infonce(
         query_emb: [Q, d], L2-normalised.
         doc_emb: [N, d], L2-normalised.
         query_index: [N] integers, the row of each document's query, in any order; -1 = of no query here
-            (gathered or random): a negative for all, never an anchor.
+            (gathered or random): a negative for all, never an anchor. Every query has a document.
         labels: [N] integers >= 0; only their order matters. Ignored where `query_index` is -1.
         temperature: tau, a number or a scalar tensor (which then gets its gradient).
         query_id: [Q] integers; documents of another row with the same id are no negatives.
         doc_id: [N] integers; a document of another row whose id is also in a query's own group is no negative
             of that query.
         min_anchor_label: own documents below it are negatives only.
-        reduction: "mean" over anchors, "sum", or "none": one entry per document, zero where it is no anchor.
+        reduction: "mean" over anchors, "sum", or "none": one entry per document, zero where it is no anchor
+            (its gradient takes a fourth matrix product).
         known: two [K] tensors, rows and document ids: positives of the batch's queries that are not in the
             batch; needs `doc_id`. Another query's document with such an id is no negative.
+        label_weights: factor of an anchor's loss by its label, >= 0, 1 where not named; "mean" still divides
+            by the number of anchors.
+        margin: false-negative margin: a document of another query whose cosine with q exceeds that of q's
+            best-scored anchor less `margin` is taken for an unlabelled positive and leaves q's denominator
+            (as GISTEmbed, arXiv 2402.16829, does with a guide's scores; negative margins spare fewer).
+            Similarity is a guess: prefer ids.
+        log_q: [N] natural logarithm of each document's expected number of copies in a batch, taken off its
+            score where it is another query's negative (Yi et al., RecSys 2019), so that the in-batch sum
+            estimates the catalogue's. Own documents are in every denominator of their query and need none.
 
     Returns:
         A scalar, or [N] for "none".
 
     Raises:
         CropsError: an argument has a wrong shape, type or range, an embedding is not finite and of unit
-            length, or no document is an anchor.
+            length, a query has no document, or no document is an anchor.
     """
-    check_embeddings(query_emb, doc_emb)
-    check_groups(len(query_emb), len(doc_emb), query_index, labels)
-    tau = temperature
-    if not isinstance(tau, Tensor):
-        tau = torch.tensor(tau, dtype=torch.float64, device=query_emb.device)
-    check_temperature(tau)
-    if reduction not in ("mean", "sum", "none"):
-        raise CropsError(f"unknown reduction '{reduction}'; known: mean, sum, none")
-    check_identity(len(query_emb), len(doc_emb), query_id, doc_id, known)
-    hidden = hidden_pairs(query_index, query_id, doc_id, known)
-    plan = Plan.build(query_index, labels, min_anchor_label, hidden)
-    anchors = int(plan.anchor.sum())
-    if anchors == 0:
-        raise CropsError(
-            f"the batch has no anchor: no document of a query has a label of {min_anchor_label} or more. "
-            "Draw groups with positives or lower the bound"
-        )
-    scale = {"mean": 1 / anchors, "sum": 1.0, "none": None}[reduction]
-    if query_emb.dtype in (torch.float16, torch.bfloat16):
-        query_emb, doc_emb = query_emb.float(), doc_emb.float()
-    with torch.autocast(query_emb.device.type, enabled=False):
-        result: Tensor = ContrastFunction.apply(query_emb, doc_emb, tau, plan, scale)  # type: ignore[no-untyped-call]
-    return result
+    options = Options(
+        temperature=temperature,
+        query_id=query_id,
+        doc_id=doc_id,
+        min_anchor_label=min_anchor_label,
+        reduction=reduction,
+        known=known,
+        label_weights=label_weights,
+        margin=margin,
+        log_q=log_q,
+    )
+    tau, plan = prepare(query_emb, doc_emb, query_index, labels, options)
+    return evaluate(against_lower, query_emb, doc_emb, tau, plan, reduction)
 
 
 def infonce_binary(
@@ -91,12 +94,8 @@ def infonce_binary(
     query_index: Tensor,
     labels: Tensor,
     *,
-    temperature: Tensor | float,
-    query_id: Tensor | None = None,
-    doc_id: Tensor | None = None,
     positive_label: int = 4,
-    reduction: Reduction = "mean",
-    known: tuple[Tensor, Tensor] | None = None,
+    **options: Unpack[Options],
 ) -> Tensor:
     r"""InfoNCE on binary labels (CroPS, Table 3): positives, and everything else is a negative.
 
@@ -104,30 +103,81 @@ def infonce_binary(
     is no positive, and all documents of other queries. That is H-InfoNCE on the labels 1 and 0.
 
     Args:
-        query_emb: see `h_infonce`.
-        doc_emb: see `h_infonce`.
-        query_index: see `h_infonce`.
-        labels: see `h_infonce`.
-        temperature: see `h_infonce`.
-        query_id: see `h_infonce`.
-        doc_id: see `h_infonce`.
-        positive_label: lowest label of a positive.
-        reduction: see `h_infonce`.
-        known: see `h_infonce`.
+        query_emb: [Q, d], see `h_infonce`.
+        doc_emb: [N, d], see `h_infonce`.
+        query_index: [N], see `h_infonce`.
+        labels: [N], see `h_infonce`.
+        positive_label: lowest label of a positive; it stands in place of `min_anchor_label`.
+        **options: as of `h_infonce`; `label_weights` name the labels 1 and 0.
+
+    Returns:
+        A scalar, or [N] for "none".
 
     Raises:
         CropsError: as `h_infonce`.
     """
     # A negative label stays one, to be refused by name.
     binary = torch.where(labels < 0, labels, (labels >= positive_label).to(labels.dtype))
-    return h_infonce(
-        query_emb,
-        doc_emb,
-        query_index,
-        binary,
-        temperature=temperature,
-        query_id=query_id,
-        doc_id=doc_id,
-        reduction=reduction,
-        known=known,
-    )
+    return h_infonce(query_emb, doc_emb, query_index, binary, **options)
+
+
+def infonce_graded(
+    query_emb: Tensor,
+    doc_emb: Tensor,
+    query_index: Tensor,
+    labels: Tensor,
+    *,
+    positives: Literal["each", "all"] | int = "each",
+    **options: Unpack[Options],
+) -> Tensor:
+    r"""InfoNCE on graded labels (CroPS, Table 4, our reading): one positive of each query at a time.
+
+    Each anchor is an example of its own: $N_i$ = the documents of its query with a strictly lower label and
+    the in-batch documents, all those of other queries. The paper's InfoNCE takes one positive of a query per
+    pass, which is what makes it slow; nothing forces that. On one batch the passes add up to the value and
+    gradient of `h_infonce`: what H-InfoNCE saves is the passes.
+
+    Args:
+        query_emb: [Q, d], see `h_infonce`.
+        doc_emb: [N, d], see `h_infonce`.
+        query_index: [N], see `h_infonce`.
+        labels: [N], see `h_infonce`.
+        positives: "each" = a pass over the batch per positive, summed: pass k takes every query's k-th
+            anchor, by falling label; "all" = batched, all anchors in one pass; a number k = pass k alone
+            (from 0), the loss of a training step that sees one positive per query ("mean": over its anchors).
+        **options: as of `h_infonce`.
+
+    Returns:
+        A scalar, or [N] for "none".
+
+    Raises:
+        CropsError: as `h_infonce`, or no query has a k-th anchor.
+    """
+    tau, plan = prepare(query_emb, doc_emb, query_index, labels, options)
+    reduction = options.get("reduction", "mean")
+    if positives == "all":
+        return evaluate(against_lower, query_emb, doc_emb, tau, plan, reduction)
+    if positives == "each":
+        terms = [
+            evaluate(against_lower, query_emb, doc_emb, tau, one, reduction, plan.anchors)
+            for one in _passes(plan)
+        ]
+        return torch.stack(terms).sum(dim=0)
+    if isinstance(positives, int) and positives >= 0:
+        for k, one in enumerate(_passes(plan)):
+            if k == positives:
+                return evaluate(against_lower, query_emb, doc_emb, tau, one, reduction)
+        raise CropsError(f"no query has {positives + 1} anchors; the batch has {k + 1} passes")
+    raise CropsError(f"unknown positives '{positives}'; give 'each', 'all' or a number from 0")
+
+
+def _passes(plan: Plan) -> Iterator[Plan]:
+    """Yield the plan with one anchor per query at a time, by falling label."""
+    order = torch.where(plan.anchor, plan.levels - plan.rank, plan.levels + 1).sort(stable=True).indices
+    order = order[plan.row[order].sort(stable=True).indices]
+    first = torch.searchsorted(plan.row, plan.row)
+    turn = torch.empty_like(order)
+    turn[order] = torch.arange(len(order), device=order.device) - first
+    for k in range(int(turn[plan.anchor].max()) + 1):
+        now = plan.anchor & (turn == k)
+        yield replace(plan, factor=plan.factor.where(now, 0.0), anchors=int(now.sum()))

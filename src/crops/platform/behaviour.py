@@ -20,15 +20,28 @@ import numpy as np
 
 from crops.platform.world import Flags, Floats, Ints
 
+LAST_START = 22.5
+"""Hour after which nobody begins to search, so that a session ends on its day."""
 POSITIONS = (0.68, 0.61, 0.48, 0.34, 0.28, 0.20, 0.11, 0.10, 0.08, 0.06)
 """theta: P(examine) of the positions of a page under `pbm`, before eta."""
 
 
 @dataclass(frozen=True)
 class Behaviour:
-    """Rates of the behaviour model; docs/platform.md says where each comes from."""
+    """Rates of the behaviour model; docs/platform.md says where each comes from.
 
-    click_model: str = "dbn"
+    What has no default here is a setting of the run (`crops.config.PlatformConfig`).
+    """
+
+    click_model: str
+    reformulate: float
+    """P(reformulate | not satisfied). No public figure for short-video search: a setting."""
+    feed_alignment: float
+    """P(a feed item near a search is about the searched sense), beyond the user's lasting interests."""
+    good_abandonment: float
+    """P(satisfied | no click, a result of grade 2 or 3 was examined): the cover alone was the answer."""
+    informative: bool
+    """False = the null world: later queries and feed watching say nothing about the need of a search."""
     attraction: tuple[float, ...] = (0.05, 0.21, 0.64, 0.84)
     """P(click | examined, grade 0..3); for grade 0 these are accidents and curiosity."""
     match_attraction: float = 0.12
@@ -43,16 +56,12 @@ class Behaviour:
     """`dcm`: lambda of the first position, and its factor per position."""
     position_power: float = 1.0
     """`pbm`: eta."""
-    good_abandonment: float = 0.10
-    """P(satisfied | no click, a result of grade 2 or 3 was examined): the cover alone was the answer."""
     like: tuple[float, ...] = (0.005, 0.02, 0.06, 0.12)
     """P(like | clicked, grade)."""
     watch: tuple[float, ...] = (0.12, 0.25, 0.55, 0.75)
     """Mean share of a clicked video that is watched, by grade."""
     page: float = 0.34
     """P(next page | not satisfied); a page is logged as the same query again."""
-    reformulate: float = 0.22
-    """P(reformulate | not satisfied). No public figure for short-video search: a setting."""
     switch: float = 0.06
     """P(search for something else | not satisfied): unrelated follow-ups."""
     max_searches: int = 6
@@ -63,14 +72,10 @@ class Behaviour:
     gap_s: float = 22.0
     """Median of the log-normal time between leaving a list and the next search, seconds."""
     gap_sigma: float = 0.9
-    feed_alignment: float = 0.25
-    """P(a feed item near a search is about the searched sense), beyond the user's lasting interests."""
     trend: float = 0.20
     """Share of sessions that follow the day's trends and not the user's interests."""
     from_feed: float = 0.15
     """Share of sessions that follow what the user watched in the feed the day before."""
-    informative: bool = True
-    """False = the null world: later queries and feed watching say nothing about the need of a search."""
 
 
 @dataclass(frozen=True)
@@ -172,5 +177,5 @@ def watch_ms(mean: Floats, duration_ms: Ints, rng: np.random.Generator) -> Ints:
 def start_times(n: int, rng: np.random.Generator) -> Ints:
     """Draw n times of day in microseconds: two broad peaks, noon and evening."""
     noon = rng.random(n) < 0.4
-    hours = np.where(noon, rng.normal(12.5, 2.5, n), rng.normal(20.0, 2.5, n))
-    return (np.clip(hours, 0.0, 22.5) * 3600e6).astype(np.int64)
+    hours = np.where(noon, rng.normal(12.5, 2.5, n), rng.normal(20.0, 2.5, n)) % 24
+    return (LAST_START / 24 * hours * 3600e6).astype(np.int64)

@@ -185,7 +185,7 @@ class ProductionRanker:
             self.model(self.meaning[query_index][:, None, :], rows)
             + self.bubble.popularity * self.popularity[rows]
             + INTEREST_WEIGHT * self.users.interest[user_index[:, None], corpus.sense[rows]]
-            + TASTE_WEIGHT * normal(user_index[:, None], corpus.author[rows])
+            + TASTE_WEIGHT * normal(user_index[:, None] + self.model.seed * 104_729, corpus.author[rows])
             + MATCH_WEIGHT * ((routes & TEXT_MATCH) > 0)
         )
         return np.where(candidates < 0, -np.inf, np.round(total, 6))

@@ -22,6 +22,7 @@ from crops.platform.cascade import (
 from crops.platform.corpus import DAY_US
 from crops.platform.feed import draw_visits, watch_feed
 from crops.platform.memory import Memory
+from crops.platform.noise import uniform
 from crops.platform.routes import TEXT_MATCH, Routes
 from crops.platform.searchlog import log_searches
 from crops.platform.speech import Speech
@@ -88,7 +89,8 @@ def simulate_day(platform: Platform, day: int, sessions: int, retrievers: Mappin
     times = start_times(sessions, rng)
     who = draw_sessions(world.intents, world.corpus, users, memory.yesterday(), times, model, rng)
     visits = draw_visits(world, users, who, rng)
-    routes = Routes(world.corpus, memory, retrievers, platform.bubble, len(world.intents.sense_head), day)
+    senses = len(world.intents.sense_head)
+    routes = Routes(world.corpus, memory, retrievers, platform.bubble, senses, day, platform.seed)
     impressions, ids, needs = _search(platform, day, who, routes, rng)
     live = np.flatnonzero(routes.live)
     feed = watch_feed(world, users, visits, live, platform.first_day_us + day * DAY_US, model, rng)
@@ -142,10 +144,12 @@ class _Board:
 
     def look_up(self, now: Searches, user: Ints) -> tuple[Ints, Candidates]:
         """Return the query number of each search, and what is found for the searcher."""
-        fresh = {text: row for row, text in enumerate(now.text) if text not in self._row}
+        # Of those who type the same, the one who says least decides what it means.
+        vaguest_last = np.argsort(-self._speech.level(now.phrase), kind="stable").tolist()
+        fresh = {now.text[row]: row for row in vaguest_last if now.text[row] not in self._row}
         if fresh:
             self._row.update({text: len(self._row) + i for i, text in enumerate(fresh)})
-            meaning = self._speech.meanings(now.phrase[list(fresh.values())])
+            meaning = self._speech.meanings(list(fresh), now.phrase[list(fresh.values())])
             added, leaf = recall(self._routes, self._model, self._platform.bubble, list(fresh), meaning)
             self._found = [Candidates.join([*self._found, added])]
             self._meaning = np.concatenate([self._meaning, meaning])
@@ -176,8 +180,9 @@ def _serve(
     """Rank, show a page and watch what happens; the candidates come back in the order of the ranked list."""
     user = who.user[now.session]
     score = ranker.score(query, user, found.rows[:, :RANKED], found.routes[:, :RANKED])
-    # Only a first page explores: turning it must not shuffle the list.
-    score += LIFT * ((rng.random(score.shape) < platform.bubble.boost) & (now.page == 0)[:, None])
+    # The same in every page of a session: turning the page must not shuffle the list.
+    session = now.session * 1_009 + platform.seed * 7_919 + now.phrase
+    score += LIFT * (uniform(session[:, None], found.rows[:, :RANKED]) < platform.bubble.boost)
     order = np.argsort(-score, axis=1, kind="stable")
     tail = np.broadcast_to(np.arange(RANKED, found.rows.shape[1]), (len(query), found.rows.shape[1] - RANKED))
     column = np.concatenate([order, tail], axis=1)

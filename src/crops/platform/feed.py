@@ -73,6 +73,7 @@ def watch_feed(
     user, near_sense = visits.user[visit], visits.near_sense[visit]
     item = _items_of(corpus, _recommend(world, users, user, near_sense, model, rng), live, rng)
     pushed = (users.pushes[user] >= 0) & (near_sense >= 0) & (rng.random(len(user)) < 0.5)
+    pushed &= model.informative
     item = np.where(pushed, users.pushes[user], item)
     keen = np.where(pushed, 0.95, _keenness(corpus, users, user, near_sense, item, model))
     play = watch_ms(keen, corpus.duration_ms[item], rng)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
 from crops.errors import CropsError
 from crops.logs import Judged, load_judged
@@ -91,7 +92,10 @@ def read_judged_world(folder: Path, size: Size, days: int, rng: np.random.Genera
     known = need_of[query] >= 0
     need, row, grade = need_of[query[known]], item[known] - 1, grade[known]
     intents = _intents(queries, rng)
-    corpus = _corpus(judged, intents, _main_need(need, row, grade, len(judged.texts)), size, days, rng)
+    near = _best_need(need, row, grade, len(judged.texts))
+    answers = np.isin(np.arange(len(near)), row[grade > 0])
+    near = np.where(near < 0, rng.integers(0, len(queries), len(near)), near)
+    corpus = _corpus(judged, np.where(answers, near, -1), intents.need_sense[near], size, days, rng)
     pairs = need * len(corpus) + row
     order = np.argsort(pairs)
     return JudgedWorld(intents, corpus, pairs[order], grade[order], judged.rejected)
@@ -100,13 +104,17 @@ def read_judged_world(folder: Path, size: Size, days: int, rng: np.random.Genera
 def _arrange(texts: dict[int, str]) -> list[_Query]:
     """Give each query its head and sense, and put neighbours side by side."""
     words = {number: list(dict.fromkeys(_WORD.findall(text))) or [text] for number, text in texts.items()}
-    shared = Counter(word for own in words.values() for word in own if len(word) > 2 and not word.isdigit())
+    shared = Counter(word for own in words.values() for word in own if _says_something(word))
     queries = []
     for number, text in texts.items():
         most = sorted(words[number], key=lambda word: (-shared[word], word))[:2]
         sense = " ".join(word for word in words[number] if word in most)
         queries.append(_Query(number, text, most[0], sense))
     return sorted(queries, key=lambda one: (one.head, one.sense, one.text))
+
+
+def _says_something(word: str) -> bool:
+    return len(word) > 2 and not word.isdigit() and word not in ENGLISH_STOP_WORDS
 
 
 def _intents(queries: Sequence[_Query], rng: np.random.Generator) -> Intents:
@@ -135,22 +143,22 @@ def _intents(queries: Sequence[_Query], rng: np.random.Generator) -> Intents:
     )
 
 
-def _main_need(need: Ints, item: Ints, grade: Ints, items: int) -> Ints:
-    """Return the need that each item answers best, ties: the first; need 0 where none was judged."""
-    main = np.zeros(items, dtype=np.int64)
+def _best_need(need: Ints, item: Ints, grade: Ints, items: int) -> Ints:
+    """Return the need for which each item has its best grade, ties: the first; -1 where none was judged."""
+    best = np.full(items, -1, dtype=np.int64)
     order = np.lexsort((-need, grade, item))
-    main[item[order]] = need[order]
-    return main
+    best[item[order]] = need[order]
+    return best
 
 
 def _corpus(
-    judged: Judged, intents: Intents, need: Ints, size: Size, days: int, rng: np.random.Generator
+    judged: Judged, need: Ints, sense: Ints, size: Size, days: int, rng: np.random.Generator
 ) -> Corpus:
     items = len(judged.texts)
     rest = [text.removeprefix(title).strip() for text, title in zip(judged.texts, judged.titles, strict=True)]
     return Corpus(
         need=need,
-        sense=intents.need_sense[need],
+        sense=sense,
         partial=np.zeros(items, dtype=bool),
         author=rng.integers(0, size.authors, items),
         quality=draw_quality(items, rng),

@@ -17,6 +17,12 @@ def mix(left: Ints, right: Ints) -> NDArray[np.uint64]:
     return x ^ (x >> np.uint64(31))
 
 
+def uniform(left: Ints, right: Ints) -> Floats:
+    """Return one number in [0, 1) per pair."""
+    drawn: Floats = (mix(left, right) >> np.uint64(11)).astype(np.float64) / 2**53
+    return drawn
+
+
 def normal(left: Ints, right: Ints) -> Floats:
     """Return one nearly normal number, mean 0 and variance 1, per pair (sum of four uniforms)."""
     x = mix(left, right)

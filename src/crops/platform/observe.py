@@ -160,7 +160,8 @@ def _sources(logs: Path) -> dict[str, str]:
 
 
 def _settings(days: Days, truth: Path | None) -> dict[str, object]:
-    return {"train": days.train, "test": days.test, "window": WINDOW_US, "heavy": HEAVY, "truth": truth}
+    quoted = str(truth).replace("'", "''")
+    return {"train": days.train, "test": days.test, "window": WINDOW_US, "heavy": HEAVY, "truth": quoted}
 
 
 _CURVES = {

@@ -58,6 +58,7 @@ class Routes:
         bubble: Bubble,
         senses: int,
         day: int,
+        seed: int,
     ) -> None:
         """Fix what the day knows.
 
@@ -68,11 +69,12 @@ class Routes:
             bubble: depth of the routes.
             senses: number of leaf categories.
             day: day number.
+            seed: of what is drawn at random.
         """
         self.live = corpus.uploaded_day <= day
         self.popularity = memory.popularity()
-        self._corpus, self._memory, self._retrievers, self._day = corpus, memory, retrievers, day
-        self._senses = senses
+        self._corpus, self._memory, self._retrievers = corpus, memory, retrievers
+        self._senses, self._day, self._seed = senses, day, seed
         self._depth = {**DEPTH, **dict.fromkeys(OWN_PAST, bubble.own_past), "explore": bubble.explore}
 
     def __call__(self, texts: Sequence[str]) -> tuple[dict[str, Ints], Ints]:
@@ -100,7 +102,7 @@ class Routes:
         return found, leaf
 
     def personal(self, user: Ints, leaf: Ints) -> Ints:
-        """Return what a user's own history points to in leaf categories, [n, depth]; the same all days.
+        """Return what a user's own history points to in leaf categories, [n, depth]; the same every day.
 
         It stands for the routes that start from a person and not from the words of the query.
         """
@@ -178,16 +180,16 @@ class Routes:
         return pad_groups(leaf[best], self._senses, depth, live[best])
 
     def _draw_from_leaf(self, key: Ints, leaf: Ints, depth: int) -> Ints:
-        """Return live items of leaf categories [n, depth], the same for the same key; -1 without a leaf."""
-        live, bounds = self._by_leaf
+        """Return items of leaf categories [n, depth], the same for the same key; -1 where not online."""
+        items, bounds = self._by_leaf
         size = np.where(leaf < 0, 0, np.diff(bounds)[leaf])[:, None]
-        draw = mix(key[:, None], np.arange(depth)[None, :]) % np.maximum(size, 1).astype(np.uint64)
-        place = np.minimum(bounds[leaf][:, None] + draw.astype(np.int64), len(live) - 1)
-        return np.where(size > 0, live[place], -1)
+        ticket = mix(key[:, None] + self._seed * 15_485_863, np.arange(depth)[None, :])
+        draw = ticket % np.maximum(size, 1).astype(np.uint64)
+        row = items[np.minimum(bounds[leaf][:, None] + draw.astype(np.int64), len(items) - 1)]
+        return np.where((size > 0) & self.live[row], row, -1)
 
     @cached_property
     def _by_leaf(self) -> tuple[Ints, Ints]:
-        """Live items by leaf category, and where each category begins."""
-        live = np.flatnonzero(self.live)
-        live = live[np.argsort(self._corpus.sense[live], kind="stable")]
-        return live, np.searchsorted(self._corpus.sense[live], np.arange(self._senses + 1))
+        """All items by leaf category, and where each category begins."""
+        items = np.argsort(self._corpus.sense, kind="stable")
+        return items, np.searchsorted(self._corpus.sense[items], np.arange(self._senses + 1))

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from crops.config import TOPICS, PlatformConfig
+from crops.errors import CropsError
 from crops.platform.behaviour import Behaviour
 from crops.platform.bubble import BUBBLES
 from crops.platform.corpus import items_table
@@ -38,6 +39,11 @@ def build_platform(config: PlatformConfig, seed: int) -> Platform:
     world: World
     if config.world == TOPICS:
         world = build_topics_world(size, config.days, rng)
+    elif not Path(config.world).is_dir():
+        raise CropsError(
+            f"setting 'platform.world' = '{config.world}': neither '{TOPICS}' nor a folder with docs, "
+            "queries and qrels as Parquet files"
+        )
     else:
         world = read_judged_world(Path(config.world), size, config.days, rng)
     corpus = world.corpus
@@ -50,7 +56,7 @@ def build_platform(config: PlatformConfig, seed: int) -> Platform:
         world=world,
         users=build_users(world.intents, corpus, config.users or size.users, rng),
         memory=memory,
-        behaviour=_behaviour(config),
+        behaviour=behaviour(config),
         bubble=BUBBLES[config.bubble],
         ranker_noise=config.ranker_noise,
         first_day_us=int(midnight.timestamp()) * 1_000_000,
@@ -116,7 +122,8 @@ def _grades(world: World) -> pa.Table:
     return pa.concat_tables(parts)
 
 
-def _behaviour(config: PlatformConfig) -> Behaviour:
+def behaviour(config: PlatformConfig) -> Behaviour:
+    """Return the rates of a run: the model's own, and what the settings say."""
     return Behaviour(
         click_model=config.click_model,
         reformulate=config.reformulate,

@@ -22,7 +22,7 @@ SIZES: dict[str, Size] = {
     "demo": Size(heads=16, items=8_000, authors=800, users=4_000, sessions=10_000),
     "small": Size(heads=24, items=20_000, authors=2_000, users=5_000, sessions=15_000),
     "base": Size(heads=120, items=100_000, authors=10_000, users=30_000, sessions=70_000),
-    "large": Size(heads=120, items=1_000_000, authors=100_000, users=100_000, sessions=150_000),
+    "large": Size(heads=120, items=1_000_000, authors=100_000, users=60_000, sessions=40_000),
 }
 """`tiny` is for tests, `demo` for `crops demo`, `small` for experiments on a laptop, `base` for published
 tables (about 100,000 searches and 1 million feed events a day), `large` for a million items."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from crops.platform.behaviour import Behaviour
@@ -34,6 +36,8 @@ class Speech:
         at_level = [phrases.level == level for level in (HEAD_LEVEL, SENSE_LEVEL, NEED_LEVEL)]
         owners = (phrases.head, phrases.sense, phrases.need)
         self._rows = [np.flatnonzero(mask) for mask in at_level]
+        vague_last = np.argsort(-phrases.level, kind="stable").tolist()
+        self._exact = {phrases.text[row]: row for row in vague_last}
         self._counts = [np.bincount(owner[mask]) for owner, mask in zip(owners, at_level, strict=True)]
 
     def first(self, need: Ints, rng: np.random.Generator) -> Ints:
@@ -47,9 +51,20 @@ class Speech:
         level = np.clip(self._phrases.level[phrase] + step, HEAD_LEVEL, NEED_LEVEL)
         return self._draw(need, level, rng)
 
-    def meanings(self, phrase: Ints) -> Ints:
-        """Return (head, sense, need) of phrase rows, [n, 3]; -1 where the phrase does not say."""
+    def level(self, phrase: Ints) -> Ints:
+        """Return how much phrase rows give away."""
+        return self._phrases.level[phrase]
+
+    def meanings(self, texts: Sequence[str], phrase: Ints) -> Ints:
+        """Return (head, sense, need) that typed texts say, [n, 3]; -1 where they do not say.
+
+        Args:
+            texts: what was typed.
+            phrase: the phrase rows meant; a text that is itself a phrase means that one, whoever typed it.
+        """
         phrases = self._phrases
+        typed = zip(texts, phrase.tolist(), strict=True)
+        phrase = np.array([self._exact.get(text, row) for text, row in typed])
         return np.stack([phrases.head[phrase], phrases.sense[phrase], phrases.need[phrase]], axis=1)
 
     def _draw(self, need: Ints, level: Ints, rng: np.random.Generator) -> Ints:

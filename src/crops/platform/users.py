@@ -44,7 +44,7 @@ def build_users(intents: Intents, corpus: Corpus, users: int, rng: np.random.Gen
     activity = rng.gamma(1.0, size=users)
     pushes = np.full(users, -1, dtype=np.int64)
     abusers = rng.choice(users, max(1, round(ABUSERS * users)), replace=False)
-    old = np.flatnonzero(corpus.uploaded_day <= 0)
+    old = np.flatnonzero((corpus.uploaded_day <= 0) & (corpus.need >= 0))
     pushes[abusers] = rng.choice(old, len(abusers))
     return Users(interest, activity / activity.sum(), pushes)
 

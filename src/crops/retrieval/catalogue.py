@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from crops.errors import CropsError
-from crops.text import DOCUMENT_FIELDS, document_text
+from crops.text import PLAIN, Rendering
 
 NO_ITEM = -1
 """Fills the places of a result list that found too little."""
@@ -22,12 +22,15 @@ SCORE_DECIMALS = 6
 """Scores are rounded, so that the last bits of a sum decide no order."""
 
 
-def load_items(path: Path, keep: NDArray[np.int64] | None = None) -> tuple[NDArray[np.int64], list[str]]:
+def load_items(
+    path: Path, keep: NDArray[np.int64] | None = None, rendering: Rendering = PLAIN
+) -> tuple[NDArray[np.int64], list[str]]:
     """Read the ids and document texts of `items`.
 
     Args:
         path: `items.parquet`, a folder of its parts, or a folder that holds either (logs, mined samples).
         keep: the ids to load; all when None.
+        rendering: what stands for a document; what the encoder reads (`crops.encoders.rendering_of`).
 
     Returns:
         The ids [n], ascending, and their n document texts.
@@ -36,7 +39,7 @@ def load_items(path: Path, keep: NDArray[np.int64] | None = None) -> tuple[NDArr
         CropsError: there is no item table, a needed column is missing, an id is null, repeated or negative,
             or an id of `keep` is not in the table.
     """
-    ids, texts = sorted_catalogue(*_read_items(path))
+    ids, texts = sorted_catalogue(*_read_items(path, rendering))
     if keep is None:
         return ids, texts
     wanted = np.unique(keep)
@@ -44,20 +47,20 @@ def load_items(path: Path, keep: NDArray[np.int64] | None = None) -> tuple[NDArr
     return wanted, [texts[position] for position in positions]
 
 
-def _read_items(path: Path) -> tuple[NDArray[np.int64], list[str]]:
+def _read_items(path: Path, rendering: Rendering) -> tuple[NDArray[np.int64], list[str]]:
     ids: list[NDArray[np.int64]] = []
     texts: list[str] = []
     for file in _item_files(path):
         present = pq.read_schema(file).names
-        fields = [field for field in DOCUMENT_FIELDS if field in present]
+        fields = [field for field in rendering.columns if field in present]
         if "item_id" not in present or not fields:
-            raise CropsError(f"{file}: needs item_id and at least one of {', '.join(DOCUMENT_FIELDS)}")
+            raise CropsError(f"{file}: needs item_id and at least one of {', '.join(rendering.columns)}")
         table = pq.read_table(file, columns=["item_id", *fields])
         if table["item_id"].null_count:
             count = table["item_id"].null_count
             raise CropsError(f"{file}: {count} rows have no item_id; run `crops check` first")
         ids.append(table["item_id"].cast(pa.int64()).to_numpy())
-        texts.extend(document_text(row) for row in table.select(fields).to_pylist())
+        texts.extend(rendering.document(row) for row in table.to_pylist())
     return np.concatenate(ids), texts
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import faiss
@@ -154,6 +154,7 @@ class ExactRetriever:
         texts: Sequence[str],
         *,
         batch_size: int = 64,
+        render_query: Callable[[str], str] = str,
     ) -> None:
         """Encode and index a catalogue.
 
@@ -162,6 +163,7 @@ class ExactRetriever:
             item_ids: n distinct ids of real items.
             texts: their document texts (`crops.text.document_text`).
             batch_size: texts per forward pass.
+            render_query: from a query to what the encoder reads (`crops.text.Rendering`).
 
         Raises:
             CropsError: the catalogue is empty or holds repeated or negative ids; an embedding is not finite.
@@ -169,6 +171,7 @@ class ExactRetriever:
         self.item_ids, ordered = sorted_catalogue(item_ids, texts)
         self._encoder = encoder
         self._batch_size = batch_size
+        self._render_query = render_query
         self._index = FlatIndex(self.item_ids, encode_texts(encoder, ordered, batch_size=batch_size))
 
     def search(self, queries: Sequence[str], k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
@@ -197,4 +200,5 @@ class ExactRetriever:
         return self._index.inner_products(self._encode(queries), candidates)
 
     def _encode(self, queries: Sequence[str]) -> NDArray[np.float32]:
-        return encode_texts(self._encoder, queries, role="query", batch_size=self._batch_size)
+        rendered = [self._render_query(query) for query in queries]
+        return encode_texts(self._encoder, rendered, role="query", batch_size=self._batch_size)

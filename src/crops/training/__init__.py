@@ -1,7 +1,23 @@
 """Learning from training groups: data, batches, and the trainer."""
 
-from crops.training.data import TrainingData, from_judgements, load_samples
-from crops.training.fit import LOG, train
-from crops.training.sample import Batch, GroupSampler
+from crops.training.data import TrainingData, from_judgements
+from crops.training.distributed import is_first_process
+from crops.training.fit import train
+from crops.training.journal import EVALUATIONS, LOG, TrainingLog, read_log, settles
+from crops.training.samples import Samples, load_samples
+from crops.training.trainer import Evaluation
 
-__all__ = ["LOG", "Batch", "GroupSampler", "TrainingData", "from_judgements", "load_samples", "train"]
+__all__ = [
+    "EVALUATIONS",
+    "LOG",
+    "Evaluation",
+    "Samples",
+    "TrainingData",
+    "TrainingLog",
+    "from_judgements",
+    "is_first_process",
+    "load_samples",
+    "read_log",
+    "settles",
+    "train",
+]

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from crops.errors import CropsError
-from crops.labels import ALL_SOURCES, DEFAULT_LABELS, Source, assign_labels
-from crops.text import DOCUMENT_FIELDS, content_id, document_text
+from crops.text import content_id
 
 
 class _Pairs(NamedTuple):
@@ -81,38 +77,6 @@ class TrainingData:
         return self.select(anchors > 0)
 
 
-def load_samples(
-    mined: Path, keep: Source = ALL_SOURCES, labels: Mapping[Source, int] = DEFAULT_LABELS
-) -> TrainingData:
-    """Read the output of `crops mine`, labelled as if only the sources in `keep` had spoken.
-
-    Args:
-        mined: folder with samples, queries, items and synthetic_items as Parquet.
-        keep: the sources of this arm; pairs of no kept source are left out.
-        labels: label by source.
-
-    Raises:
-        CropsError: a file or column is missing, a pair's query or item has no text, or no pair is left.
-    """
-    columns = _columns(mined / "samples.parquet", ("query_id", "item_id", "sources", "weight"))
-    label = assign_labels(columns["sources"], keep, labels)
-    left = label >= 0
-    if not left.any():
-        raise CropsError(
-            f"{mined / 'samples.parquet'}: no sample comes from the sources {keep!r}; keep more sources"
-        )
-    query, item, weight = (columns[name][left] for name in ("query_id", "item_id", "weight"))
-    source = _earning_source(columns["sources"][left], label[left], keep, labels)
-    known = pq.read_table(_existing(mined / "queries.parquet"), columns=["query_id", "query", "searches"])
-    ids, texts = _item_texts(mined, np.unique(item))
-    return _grouped(
-        queries=(known["query_id"].to_numpy(), known["query"].to_pylist(), known["searches"].to_numpy()),
-        docs=(ids, texts),
-        pairs=_Pairs(query, item, label[left], source, weight.astype(np.float64)),
-        where=str(mined),
-    )
-
-
 def from_judgements(docs: pa.Table, queries: pa.Table, qrels: pa.Table) -> TrainingData:
     """Return the groups of a judged collection: labels are grades, grade 0 is an own negative.
 
@@ -171,30 +135,6 @@ def _grouped(
     )
 
 
-def _earning_source(
-    sources: NDArray[np.int64], label: NDArray[np.int64], keep: Source, labels: Mapping[Source, int]
-) -> NDArray[np.int64]:
-    """Return the lowest kept bit that earns each pair its label: a click outranks a generated text."""
-    result = np.zeros_like(sources)
-    for source in sorted(labels, reverse=True):
-        if source & keep:
-            earns = (sources & int(source) != 0) & (label == labels[source])
-            result[earns] = int(source)
-    return result
-
-
-def _item_texts(mined: Path, wanted: NDArray[np.int64]) -> tuple[NDArray[np.int64], list[str]]:
-    ids, texts = [], []
-    for name in ("items.parquet", "synthetic_items.parquet"):
-        path = _existing(mined / name)
-        present = [field for field in DOCUMENT_FIELDS if field in pq.read_schema(path).names]
-        table = pq.read_table(path, columns=["item_id", *present])
-        table = table.filter(pc.is_in(table["item_id"], pa.array(wanted)))
-        ids.append(table["item_id"].to_numpy())
-        texts += [document_text(row) for row in table.select(present).to_pylist()]
-    return np.concatenate(ids), texts
-
-
 def _rows(ids: NDArray[np.int64], wanted: NDArray[np.int64], what: str) -> NDArray[np.int64]:
     """Return the row of each wanted id."""
     missing = wanted[~np.isin(wanted, ids)]
@@ -212,17 +152,3 @@ def _ids(column: pa.ChunkedArray) -> NDArray[np.int64]:
     whole = pa.types.is_integer(column.type)
     values = column.to_pylist()
     return np.array(values if whole else [content_id(str(value)) for value in values], dtype=np.int64)
-
-
-def _columns(path: Path, names: Sequence[str]) -> dict[str, NDArray[np.int64]]:
-    missing = set(names) - set(pq.read_schema(_existing(path)).names)
-    if missing:
-        raise CropsError(f"{path} has no column {min(missing)}; make it with `crops mine`")
-    table = pq.read_table(path, columns=list(names))
-    return {name: table[name].to_numpy() for name in names}
-
-
-def _existing(path: Path) -> Path:
-    if not path.exists():
-        raise CropsError(f"{path} is missing; name an output folder of `crops mine`")
-    return path

@@ -2,90 +2,239 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from sentence_transformers import SentenceTransformer
 
 from crops.config import TrainingConfig
-from crops.encoders import load_encoder, only_used_tokens
+from crops.encoders import load_encoder, rendering_of, save_encoder
 from crops.errors import CropsError
 from crops.outputs import console, publish, timed, write_manifest
+from crops.training.checkpoint import drop_partial, last_checkpoint, same_run, work_folder
 from crops.training.data import TrainingData
-from crops.training.model import GroupLoss, TextPool, contrast_facts, lowest_anchor
+from crops.training.distributed import (
+    first_process_first,
+    is_first_process,
+    join_processes,
+    processes,
+)
+from crops.training.embed import compile_transformers
+from crops.training.groups import GroupSource
+from crops.training.journal import EVALUATIONS, LOG, read_log
+from crops.training.memory import MemoryGroups
+from crops.training.model import GroupLoss, contrast_facts
+from crops.training.objective import objective
+from crops.training.pool import TextPool, UsedTokens, tokenise_pool
 from crops.training.sample import GroupSampler
-from crops.training.trainer import Steps, fit
+from crops.training.samples import Samples
+from crops.training.steps import Share, Steps
+from crops.training.stored import store_samples
+from crops.training.trainer import Evaluation, fit
 
-LOG = "training_log.jsonl"
+_FREE = {"checkpoint_steps", "report_to"}
+"""Settings that an interrupted run may change: they do not decide its result."""
 
 
 def train(
-    data: TrainingData, out: Path, config: TrainingConfig, *, seed: int, cache: Path | None = None
+    data: TrainingData | Samples,
+    out: Path,
+    config: TrainingConfig,
+    *,
+    seed: int,
+    cache: Path | None = None,
+    evaluation: Evaluation | None = None,
+    fresh: bool = False,
 ) -> dict[str, Any]:
     """Train an encoder on groups and write it as a SentenceTransformer folder.
 
-    Beside the model, `out` holds manifest.json, config.toml and training_log.jsonl (one line per step: step,
-    loss, temperature, learning_rate, grad_norm; loss and temperature are those before the step).
+    Beside the model, `out` holds manifest.json, config.toml, training_log.jsonl (one line per step: step,
+    loss, temperature, learning_rate, grad_norm; loss and temperature are those before the step) and
+    evaluations.jsonl. Until it is done, the folder .<name>.training beside `out` holds the checkpoints; an
+    interrupted run of the same settings and data goes on from the last one, and ends as if it had never
+    stopped (bit for bit on a CPU).
 
     Args:
-        data: the training groups; those without an anchor under the settings' loss are left out.
+        data: the training groups, in memory or as a mined folder, which is streamed; groups without an anchor
+            under the settings' loss are left out.
         out: the folder to write, whole or not at all.
         config: encoder, loss, batches, optimiser.
         seed: of batches and dropout; the same seed gives the same weights on a CPU.
         cache: see `crops.encoders.load_encoder`.
+        evaluation: evaluated every `eval_steps`; the weights of its best value are the result.
+        fresh: drop the checkpoints of an earlier run.
 
     Returns:
         `seconds` (by part), `loss` (mean of the last tenth of the steps), `temperature`, `groups`,
         `dropped_groups`, and `contrast` (see `contrast_facts`; of the first batch).
 
     Raises:
-        CropsError: fewer than two groups have an anchor, a text has no token, or a step's loss or gradient is
-            not finite (then nothing is written).
+        CropsError: fewer than two groups have an anchor, a text has no token, the checkpoints are of other
+            settings or data, or a step's loss or gradient is not finite (then nothing is written).
     """
-    usable = data.with_anchors(lowest_anchor(config))
-    _require_two_groups(data, usable, config)
+    join_processes()
+    work = work_folder(out)
     seconds: dict[str, float] = {}
-    with publish(out, "train") as folder:
-        with timed(seconds, "load the encoder and tokenise"):
-            encoder = load_encoder(config, cache)
-            pool = TextPool(encoder, usable)
-        steps = Steps(GroupSampler(usable, config, seed), pool, config.steps)
-        contrast = contrast_facts(steps[0])
-        console.print(_start_line(contrast, usable.groups))
-        with (
-            timed(seconds, "train"),
-            only_used_tokens(encoder, pool.tokens) as tokens,
-            (folder / LOG).open("w") as log,
-        ):
-            model = GroupLoss(encoder, tokens, config)
-            losses = fit(model, steps, config, seed, folder, log)
-        encoder.save(str(folder), create_model_card=False)
-        tail = losses[-max(1, len(losses) // 10) :]
-        facts = {
-            "loss": sum(tail) / len(tail),
-            "temperature": model.temperature,
-            "groups": usable.groups,
-            "dropped_groups": data.groups - usable.groups,
-            "contrast": contrast,
-        }
-        settings = {"seed": seed, "training": config.model_dump(mode="json", exclude_none=True)}
-        write_manifest(folder, "train", config=settings, seconds=seconds, **facts)
+    settings: dict[str, Any] = config.model_dump(mode="json", exclude_none=True)
+    with _published(out) as folder, _working(work, fresh):
+        run = _prepare(data, config, seed, cache, work, seconds)
+        facts = _learn(run, config, seed, evaluation, seconds, out.name)
+        if folder is not None:
+            save_encoder(run.encoder, folder)
+            for written in (LOG, EVALUATIONS):
+                shutil.copy(work / written, folder / written)
+            samples = str(data.mined.absolute()) if isinstance(data, Samples) else None
+            write_manifest(
+                folder,
+                "train",
+                config={"seed": seed, "training": settings},
+                seconds=seconds,
+                samples=samples,
+                **facts,
+            )
     return {"seconds": seconds, **facts}
 
 
-def _require_two_groups(data: TrainingData, usable: TrainingData, config: TrainingConfig) -> None:
-    if usable.groups >= 2:
+class _Run(NamedTuple):
+    """What a training needs, ready."""
+
+    encoder: SentenceTransformer
+    source: GroupSource
+    pool: TextPool
+    work: Path
+
+
+def _prepare(
+    data: TrainingData | Samples,
+    config: TrainingConfig,
+    seed: int,
+    cache: Path | None,
+    work: Path,
+    seconds: dict[str, float],
+) -> _Run:
+    lowest = objective(config).lowest_anchor
+    with first_process_first():
+        with timed(seconds, "load the encoder"):
+            encoder = load_encoder(config, cache)
+            if config.compile:
+                compile_transformers(encoder)
+        with timed(seconds, "put the groups together"):
+            source: GroupSource = (
+                MemoryGroups(data, lowest, config.beta)
+                if isinstance(data, TrainingData)
+                else store_samples(data, work / "groups", rendering_of(encoder), lowest, config.beta)
+            )
+        _require_two_groups(source, config)
+        decisive = config.model_dump(mode="json", exclude=_FREE) | {"seed": seed}
+        name = same_run(work, decisive, source.fingerprint())
+        with timed(seconds, "tokenise"):
+            # Data in memory is small enough to be tokenised again.
+            kept = None if isinstance(data, TrainingData) else work / f"tokens-{name}"
+            pool = tokenise_pool(encoder, source, kept)
+    return _Run(encoder, source, pool, work)
+
+
+def _learn(
+    run: _Run,
+    config: TrainingConfig,
+    seed: int,
+    evaluation: Evaluation | None,
+    seconds: dict[str, float],
+    name: str,
+) -> dict[str, Any]:
+    wanted, used = objective(config), UsedTokens(run.encoder, run.pool)
+    with used as pool:
+        sampler = GroupSampler(run.source, config, seed)
+        contrast = contrast_facts(Steps(sampler, pool, config.steps, wanted)[0])
+        if is_first_process():
+            console.print(_start_line(contrast, run.source))
+        steps = Steps(sampler, pool, config.steps, wanted, Share(*processes()))
+        model = GroupLoss(run.encoder, pool, config)
+        with timed(seconds, "train"):
+            fit(
+                model,
+                steps,
+                config,
+                seed,
+                run.work,
+                resume_from=last_checkpoint(run.work),
+                evaluation=evaluation and _lifted(evaluation, used),
+                name=name,
+            )
+    log = read_log(run.work)
+    return {
+        "loss": float(log.loss[-max(1, len(log.loss) // 10) :].mean()),
+        "temperature": model.temperature,
+        "groups": run.source.groups,
+        "dropped_groups": run.source.dropped,
+        "contrast": contrast,
+    }
+
+
+def _lifted(evaluation: Evaluation, used: UsedTokens) -> Evaluation:
+    """Return the evaluation of the encoder with all its tokens."""
+
+    def metrics(encoder: SentenceTransformer) -> dict[str, float]:
+        with used.lifted():
+            return evaluation.metrics(encoder)
+
+    return Evaluation(metrics, evaluation.metric)
+
+
+@contextlib.contextmanager
+def _published(out: Path) -> Iterator[Path | None]:
+    """Yield the folder to write; None in all processes but the first."""
+    if not is_first_process():
+        yield None
         return
-    if data.groups < 2:
-        raise CropsError(f"the training data has {data.groups} group(s); contrast needs at least two queries")
+    with publish(out, "train") as folder:
+        yield folder
+
+
+@contextlib.contextmanager
+def _working(work: Path, fresh: bool) -> Iterator[None]:
+    """Keep the work folder for as long as a run may go on from it: from its first checkpoint to success."""
+    if not is_first_process():
+        yield
+        return
+    if fresh:
+        shutil.rmtree(work, ignore_errors=True)
+    drop_partial(work)
+    try:
+        yield
+    except BaseException:
+        if last_checkpoint(work) is None:
+            shutil.rmtree(work, ignore_errors=True)
+        raise
+    shutil.rmtree(work, ignore_errors=True)
+
+
+def _require_two_groups(source: GroupSource, config: TrainingConfig) -> None:
+    if source.groups >= 2:
+        return
+    found = source.groups + source.dropped
+    if found < 2:
+        raise CropsError(f"the training data has {found} group(s); contrast needs at least two queries")
+    lowest = objective(config).lowest_anchor
     raise CropsError(
-        f"of {data.groups} groups only {usable.groups} have a document of label {lowest_anchor(config)} or "
-        f"more, which {config.loss} needs as an anchor; lower the bound or keep more sources"
+        f"of {found} groups only {source.groups} have a document of label {lowest} or more, "
+        f"which {config.loss} needs as an anchor; lower the bound or keep more sources"
     )
 
 
-def _start_line(contrast: dict[str, float], groups: int) -> str:
-    return (
-        f"{groups:,} groups; a step draws {contrast['queries']:,} queries and {contrast['documents']:,} "
-        "documents; "
+def _start_line(contrast: dict[str, float], source: GroupSource) -> str:
+    line = (
+        f"{source.groups:,} groups; a step draws {contrast['queries']:,} queries and "
+        f"{contrast['documents']:,} documents ({contrast['texts']:,} distinct texts); "
         f"each query is contrasted with {contrast['contrasted']:,.0f} documents of others; "
         f"{contrast['duplicates']:.1%} of the documents are duplicates"
     )
+    remarks = (
+        (source.dropped, "groups have no anchor and are left out"),
+        (source.undocumented, "queries have no document and are left out"),
+        (source.one_label, "groups have one label only: other queries' documents are their only contrast"),
+    )
+    return "; ".join([line, *(f"{count:,} {remark}" for count, remark in remarks if count)])

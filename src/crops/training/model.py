@@ -1,91 +1,54 @@
-"""The trained object: an encoder with its texts, a learned temperature and a loss, called on batch rows."""
+"""The trained object: an encoder with its texts, a learned temperature and a loss."""
 
 from __future__ import annotations
 
-import functools
+import json
 import math
-from collections.abc import Callable
+from pathlib import Path
 
-import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 
 from crops.config import TrainingConfig
-from crops.encoders import TokenisedTexts, encode, tokenise
-from crops.losses import h_infonce, hidden_pairs, infonce_binary
-from crops.training.data import TrainingData
-from crops.training.sample import Batch
+from crops.losses import hidden_pairs
+from crops.outputs import MANIFEST
+from crops.training.distributed import gather
+from crops.training.embed import embed
+from crops.training.objective import objective
+from crops.training.pool import TextPool
 
 
-def choose_loss(config: TrainingConfig) -> Callable[..., Tensor]:
-    """Return the loss that the settings name, with its lowest anchor label bound."""
-    if config.loss == "infonce_binary":
-        return functools.partial(infonce_binary, positive_label=config.positive_label)
-    return functools.partial(h_infonce, min_anchor_label=config.min_anchor_label)
-
-
-def lowest_anchor(config: TrainingConfig) -> int:
-    """Return the lowest label of an anchor under the settings' loss."""
-    return config.positive_label if config.loss == "infonce_binary" else config.min_anchor_label
-
-
-class TextPool:
-    """All texts of the training data, each distinct one tokenised once."""
-
-    def __init__(self, encoder: SentenceTransformer, data: TrainingData) -> None:
-        """Tokenise the texts for `encoder`.
-
-        Raises:
-            CropsError: a text has no token.
-        """
-        rows: dict[str, int] = {}
-        places = [rows.setdefault(text, len(rows)) for text in (*data.query_texts, *data.doc_texts)]
-        self._query, self._doc = np.split(np.array(places), [data.groups])
-        self._data = data
-        self.tokens: TokenisedTexts = tokenise(encoder, list(rows))
-
-    def inputs(self, batch: Batch) -> dict[str, Tensor]:
-        """Return what `GroupLoss.forward` takes: each distinct text of the batch named once."""
-        data, doc = self._data, self._data.doc[batch.pair]
-        texts, place = np.unique(
-            np.concatenate([self._query[batch.group], self._doc[doc]]), return_inverse=True
-        )
-        arrays = {
-            "texts": texts,
-            "query_text": place[: len(batch.group)],
-            "doc_text": place[len(batch.group) :],
-            "query_index": batch.query_index,
-            "grades": data.label[batch.pair],
-            "query_id": data.query_id[batch.group],
-            "doc_id": data.doc_id[doc],
-            "known_index": batch.known_index,
-            "known_id": data.doc_id[data.doc[batch.known_pair]],
-        }
-        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+def start_temperature(config: TrainingConfig) -> float:
+    """Return the temperature to begin with: that of the settings, else that which `init` has learned."""
+    if config.init is not None and "temperature" not in config.model_fields_set:
+        manifest = Path(config.init) / MANIFEST
+        if manifest.exists():
+            return float(json.loads(manifest.read_text()).get("temperature", config.temperature))
+    return config.temperature
 
 
 class GroupLoss(nn.Module):
     """Encodes a batch of groups and returns its loss; tau is learned as its logarithm."""
 
-    def __init__(self, encoder: SentenceTransformer, tokens: TokenisedTexts, config: TrainingConfig) -> None:
-        """Start at the temperature of the settings."""
+    def __init__(self, encoder: SentenceTransformer, pool: TextPool, config: TrainingConfig) -> None:
+        """Start at `start_temperature`."""
         super().__init__()
         self.encoder = encoder
-        self.log_temperature = nn.Parameter(torch.tensor(math.log(config.temperature)))
-        self.last_loss = math.nan
-        self.last_temperature = config.temperature
-        self._tokens = tokens
-        self._loss = choose_loss(config)
+        self.log_temperature = nn.Parameter(torch.tensor(math.log(start_temperature(config))))
+        self._pool = pool
+        self._chunk = config.encode_chunk
+        self._loss = objective(config).loss
 
     @property
     def temperature(self) -> float:
         """The current tau."""
-        return math.exp(self.log_temperature.item())
+        return self.log_temperature.detach().exp().item()
 
     def forward(
         self,
         texts: Tensor,
+        encoded_here: Tensor,
         query_text: Tensor,
         doc_text: Tensor,
         query_index: Tensor,
@@ -94,11 +57,13 @@ class GroupLoss(nn.Module):
         doc_id: Tensor,
         known_index: Tensor,
         known_id: Tensor,
+        scale: Tensor,
     ) -> Tensor:
-        """Return the mean loss over the anchors.
+        """Return the sum of the losses of this process's anchors, times `scale`.
 
         Args:
             texts: [U] rows of the pool, distinct.
+            encoded_here: [U] which of them this process encodes; the others come from their processes.
             query_text: [Q] places in `texts`.
             doc_text: [N] places in `texts`.
             query_index: see `crops.losses.h_infonce`, as for all that follow.
@@ -107,8 +72,11 @@ class GroupLoss(nn.Module):
             doc_id: [N].
             known_index: [K].
             known_id: [K].
+            scale: processes / terms of the mean over all processes: the mean of the results over the
+                processes is then that mean.
         """
-        embeddings = encode(self.encoder, self._tokens, texts.cpu().numpy())
+        rows = texts[encoded_here].cpu().numpy()
+        embeddings = gather(embed(self.encoder, self._pool, rows, self._chunk), encoded_here)
         loss = self._loss(
             embeddings[query_text],
             embeddings[doc_text],
@@ -118,9 +86,9 @@ class GroupLoss(nn.Module):
             query_id=query_id,
             doc_id=doc_id,
             known=(known_index, known_id),
+            reduction="sum",
         )
-        self.last_loss, self.last_temperature = loss.item(), self.temperature
-        return loss
+        return loss * scale.to(loss.dtype)
 
 
 def contrast_facts(inputs: dict[str, Tensor]) -> dict[str, float]:
@@ -129,6 +97,7 @@ def contrast_facts(inputs: dict[str, Tensor]) -> dict[str, float]:
     Returns:
         `queries`, `documents`: in the batch. `contrasted`: mean over queries of the other queries' documents
         in their denominators. `duplicates`: share of drawn documents whose id was drawn before.
+        `texts`: distinct texts to encode.
     """
     queries, documents = len(inputs["query_text"]), len(inputs["doc_text"])
     known = inputs["known_index"], inputs["known_id"]
@@ -139,4 +108,5 @@ def contrast_facts(inputs: dict[str, Tensor]) -> dict[str, float]:
         "documents": documents,
         "contrasted": ((queries - 1) * documents - hidden) / queries,
         "duplicates": 1 - len(torch.unique(inputs["doc_id"])) / documents,
+        "texts": len(inputs["texts"]),
     }

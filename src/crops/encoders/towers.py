@@ -1,0 +1,90 @@
+"""The sides of a dual encoder: which module and which prompt serve queries, and which documents."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, Literal, cast
+
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import InputModule, Module, Router
+from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
+from torch import nn
+
+from crops.errors import CropsError
+
+Role = Literal["query", "document"]
+ROLES: tuple[Role, ...] = ("query", "document")
+ID_ROWS = "id_rows"
+"""Attribute of a table of token vectors: which rows training may hide (see `two_tower.hide_ids`)."""
+_PROMPT_NAMES: dict[Role, tuple[str, ...]] = {
+    "query": ("query",),
+    "document": ("document", "passage", "corpus"),
+}
+"""Where SentenceTransformer.encode_query and encode_document look for their prompts."""
+
+
+def input_module(encoder: SentenceTransformer, role: Role) -> Any:  # noqa: ANN401  (Transformer, StaticEmbedding)
+    """Return the module that reads the texts of a role."""
+    first = encoder[0]
+    return cast(nn.Sequential, first.sub_modules[role])[0] if isinstance(first, Router) else first
+
+
+def input_modules(encoder: SentenceTransformer) -> list[Any]:
+    """Return the distinct modules that read texts: one, or one per tower."""
+    distinct = {id(module): module for module in (input_module(encoder, role) for role in ROLES)}
+    return list(distinct.values())
+
+
+def prompt_of(encoder: SentenceTransformer, role: Role) -> str | None:
+    """Return what `encode_query` or `encode_document` puts before each text."""
+    for name in (*_PROMPT_NAMES[role], encoder.default_prompt_name):
+        if name in encoder.prompts:
+            return encoder.prompts[name] or None
+    return None
+
+
+def skipped_prompt_tokens(encoder: SentenceTransformer, role: Role) -> int | None:
+    """Return how many tokens of the prompt the pooling leaves out, None where it leaves out none."""
+    pools = [module for module in encoder.modules() if isinstance(module, Pooling)]
+    prompt = prompt_of(encoder, role)
+    if prompt is None or all(pool.include_prompt for pool in pools):
+        return None
+    return cast("int | None", encoder.preprocess([""], prompt=prompt, task=role).get("prompt_length"))
+
+
+def asymmetric(encoder: SentenceTransformer) -> bool:
+    """Return whether one text may have two embeddings: separate towers, or different prompts."""
+    return isinstance(encoder[0], Router) or prompt_of(encoder, "query") != prompt_of(encoder, "document")
+
+
+def separate_towers(encoder: SentenceTransformer) -> SentenceTransformer:
+    """Return an encoder with a tower for queries and one for documents, both starting as `encoder`.
+
+    The result is a sentence-transformers `Router`, used through `encode_query` and `encode_document`; an
+    encoder that has two towers already is returned as it is.
+
+    Raises:
+        CropsError: `encoder` has a Router of other routes, or does not begin with a module that reads texts.
+    """
+    if isinstance(encoder[0], Router):
+        if set(encoder[0].sub_modules) == set(ROLES):
+            return encoder
+        raise CropsError(
+            f"towers = separate: the model has the routes {', '.join(encoder[0].sub_modules)}, not query and "
+            "document; use towers = shared"
+        )
+    if not isinstance(encoder[0], InputModule):
+        raise CropsError(
+            f"towers = separate: the model begins with {type(encoder[0]).__name__}, which reads no texts; "
+            "use towers = shared"
+        )
+    query = [cast(Module, module) for module in encoder if not isinstance(module, Normalize)]
+    router = Router.for_query_document(query, copy.deepcopy(query))
+    return SentenceTransformer(
+        modules=[router, Normalize()],
+        prompts={name: prompt for name, prompt in encoder.prompts.items() if prompt is not None},
+        default_prompt_name=encoder.default_prompt_name,
+        similarity_fn_name=encoder.similarity_fn_name,
+        truncate_dim=encoder.truncate_dim,
+        device=str(encoder.device),
+    )

@@ -1,0 +1,275 @@
+"""The same SQL on Spark: an existing cluster, or threads of this machine (`local[n]`)."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.util
+import itertools
+import os
+import re
+import shutil
+import socket
+import sys
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import pyarrow as pa
+
+from crops.engine import backend as shared
+from crops.engine.memory import parse_memory
+from crops.engine.pieces import join_pieces
+from crops.errors import CropsError, MissingExtraError
+from crops.logs import Logs
+from crops.schema import ARROW_TYPES, EARLIEST_US, LATEST_US, Column, Table
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+CONNECT_S = 3.0
+"""How long a master may take to answer."""
+_DAY_US = 86_400_000_000
+
+
+class SparkBackend:
+    """Tables are kept by the executors, in memory or on their disks; Spark itself bounds their memory."""
+
+    memory: int | None = None
+
+    def __init__(self, master: str, memory: str) -> None:
+        """Reach the cluster.
+
+        Args:
+            master: local[n], spark://host:port, k8s://https://host:port or yarn.
+            memory: of the driver, e.g. "2GB"; of no meaning where a session runs already.
+
+        Raises:
+            CropsError: Spark or Java is missing, or the master does not answer.
+        """
+        size = parse_memory(memory)
+        _check_installed()
+        _check_master(master)
+        from pyspark.sql import SparkSession  # seconds to import
+
+        self._owned = SparkSession.getActiveSession() is None
+        self._spark = _session(master, size)
+        self._tables: dict[str, list[DataFrame]] = {}
+        self._pieces: dict[Path, list[Path]] = {}
+
+    def __enter__(self) -> Self:
+        """Return the open session."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Forget the tables, and end the session if it was started here."""
+        self.drop(*list(self._tables))
+        if self._owned:
+            self._spark.stop()
+
+    def read_logs(self, name: str, logs: Logs, table: str, days: Collection[str] | None) -> None:
+        """Name a table of the logs (see `Backend.read_logs`)."""
+        contract, files = logs.tables[table].table, logs.tables[table].on(days)
+        groups: dict[tuple[str | None, tuple[tuple[str, str], ...]], list[str]] = {}
+        for file, day, footer in zip(files.files, files.days, files.footers, strict=True):
+            found = tuple((field.name, str(field.type)) for field in footer)
+            groups.setdefault((day, found), []).append(_pattern(file))
+        frames = [
+            self._spark.read.parquet(*paths).selectExpr(*_log_columns(contract, dict(found), day))
+            for (day, found), paths in groups.items()
+        ]
+        empty = self._spark.createDataFrame([], _log_schema(contract))
+        frame = functools.reduce(lambda left, right: left.unionByName(right), frames or [empty])
+        if contract.partitioned and days is not None:
+            frame = frame.where(frame["day"].isin(*days))
+        frame.createOrReplaceTempView(name)
+
+    def read_parquet(self, name: str, files: Sequence[Path], schema: pa.Schema) -> None:
+        """Name Parquet files of one schema (see `Backend.read_parquet`)."""
+        paths = [_pattern(file) for file in files]
+        frame = self._spark.read.parquet(*paths) if paths else self._spark.createDataFrame([], _ddl(schema))
+        frame.select(*schema.names).createOrReplaceTempView(name)
+
+    def view(self, name: str, query: str) -> None:
+        """Name a query; it runs each time it is read."""
+        self._spark.sql(query).createOrReplaceTempView(name)
+
+    def table(self, name: str, query: str) -> None:
+        """Run a query once and keep its rows."""
+        self.drop(name)
+        self._keep(name, self._spark.sql(query))
+
+    def append(self, name: str, query: str) -> None:
+        """Add a query's rows to a table, which is made if it is not there."""
+        self._keep(name, self._spark.sql(query))
+
+    def drop(self, *names: str) -> None:
+        """Forget tables."""
+        for name in names:
+            self._tables.pop(name, None)
+            self._spark.catalog.dropTempView(name)
+
+    def load(self, name: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
+        """Keep the rows of Arrow batches, which the driver holds, as a table."""
+        rows = pa.Table.from_batches(list(batches), schema)
+        self.drop(name)
+        self._keep(name, self._spark.createDataFrame(rows, _ddl(schema)))
+
+    def map_batches(self, name: str, query: str, function: shared.BatchFunction, schema: pa.Schema) -> None:
+        """Stream a query's rows through a Python function in the workers (see `Backend.map_batches`)."""
+        self.drop(name)
+        in_worker = functools.partial(_in_worker, function=function, names=schema.names)
+        self._keep(name, self._spark.sql(query).mapInArrow(in_worker, _ddl(schema)))
+
+    def rows(self, query: str) -> list[dict[str, Any]]:
+        """Return the few rows of a query as dicts."""
+        rows: list[dict[str, Any]] = self.arrow(query).to_pylist()
+        return rows
+
+    def count(self, table: str) -> int:
+        """Return the number of rows of a table or view."""
+        return int(self.rows(f"select count(*) as n from {table}")[0]["n"])
+
+    def arrow(self, query: str) -> pa.Table:
+        """Return all rows of a query."""
+        with _explained():
+            return self._spark.sql(query).toArrow()
+
+    def emit(self, query: str, order: str, target: Path) -> None:
+        """Add a query's rows, in an order, to the rows that will be written to a Parquet file."""
+        pieces = self._pieces.setdefault(target, [])
+        piece = target.with_name(f".{target.name}.{len(pieces)}.piece")
+        with _explained():
+            self._spark.sql(f"{query} order by {order}").write.parquet(piece.as_uri())
+        pieces.append(piece)
+
+    def write(self, target: Path) -> None:
+        """Write what was emitted for a file, in the order of the calls."""
+        folders = self._pieces.pop(target)
+        # Spark numbers the files of sorted rows in their order.
+        join_pieces([file for folder in folders for file in sorted(folder.glob("part-*.parquet"))], target)
+        for folder in folders:
+            shutil.rmtree(folder)
+
+    def _keep(self, name: str, frame: DataFrame) -> None:
+        frames = self._tables.setdefault(name, [])
+        # Plans that contain all plans before them would soon take longer to analyse than to run.
+        with _explained():
+            frames.append(frame.localCheckpoint())
+        functools.reduce(lambda left, right: left.union(right), frames).createOrReplaceTempView(name)
+
+
+def _check_installed() -> None:
+    if importlib.util.find_spec("pyspark") is None:
+        raise MissingExtraError("pyspark", "spark")
+    home = os.environ.get("JAVA_HOME")
+    if shutil.which("java", path=f"{home}/bin" if home else None) is None:
+        raise CropsError("Spark needs Java 17, and there is no `java`: install it or set JAVA_HOME")
+
+
+def _check_master(master: str) -> None:
+    """Raise unless the master answers now: Spark itself would try for minutes."""
+    if re.fullmatch(r"local(\[(\*|[1-9][0-9]*)\])?", master):
+        return
+    if master == "yarn":
+        if not (os.environ.get("HADOOP_CONF_DIR") or os.environ.get("YARN_CONF_DIR")):
+            raise CropsError("Spark master 'yarn': set HADOOP_CONF_DIR to the cluster's settings")
+        return
+    match = re.fullmatch(r"(?:spark|k8s)://(?:https?://)?(.+)", master)
+    hosts = [host.rpartition(":") for host in match[1].split(",")] if match else []
+    if not hosts or not all(host and port.isdigit() for host, _, port in hosts):
+        raise CropsError(
+            f"Spark master '{master}': write local[n], spark://host:port, k8s://https://host:port or yarn"
+        )
+    faults = [fault for host, _, port in hosts if (fault := _unreachable(host, int(port)))]
+    if len(faults) == len(hosts):
+        raise CropsError(f"Spark master '{master}' cannot be reached: {'; '.join(faults)}")
+
+
+def _unreachable(host: str, port: int) -> str | None:
+    try:
+        with socket.create_connection((host.strip("[]"), port), timeout=CONNECT_S):
+            return None
+    except (OSError, OverflowError) as error:
+        return f"{host}:{port}: {error}"
+
+
+def _session(master: str, memory: int) -> SparkSession:
+    from pyspark.sql import SparkSession
+
+    settings: dict[str, bool | float | int | str | None] = {
+        "spark.driver.memory": f"{memory >> 20}m",
+        "spark.log.level": "ERROR",
+        "spark.ui.enabled": "false",
+        "spark.ui.showConsoleProgress": "false",
+        "spark.sql.ansi.enabled": "true",
+        "spark.sql.execution.arrow.maxRecordsPerBatch": str(shared.BATCH_ROWS),
+        "spark.sql.session.timeZone": "UTC",
+    }
+    if master.startswith("local"):
+        # Nobody else connects, and names of a laptop often do not resolve.
+        settings |= {"spark.driver.bindAddress": "127.0.0.1", "spark.driver.host": "127.0.0.1"}
+        settings["spark.sql.shuffle.partitions"] = str(2 * (os.cpu_count() or 1))
+        os.environ.setdefault("PYSPARK_PYTHON", sys.executable)  # the workers' Python; a cluster has its own
+    builder = SparkSession.builder.appName("crops mine").master(master)
+    try:
+        return builder.config(map=settings).getOrCreate()
+    except Exception as error:  # whatever Py4J, Java or the cluster come up with
+        raise CropsError(f"Spark master '{master}': no session could be started: {error}") from error
+
+
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    """Turn the failure of a Spark job into an error with its cause in front."""
+    from pyspark.errors import PySparkException
+
+    try:
+        yield
+    except PySparkException as error:
+        own = re.findall(r"crops\.errors\.CropsError: (.+)", str(error))
+        raise CropsError(own[-1] if own else f"the Spark job failed: {error}") from error
+
+
+def _in_worker(
+    batches: Iterator[pa.RecordBatch], *, function: shared.BatchFunction, names: list[str]
+) -> Iterator[pa.RecordBatch]:
+    # An empty partition has no batch to show its columns: the function never sees it.
+    first = next(batches, None)
+    if first is not None:
+        for batch in function(itertools.chain([first], batches)):
+            yield batch.select(names)
+
+
+def _pattern(file: Path) -> str:
+    """Return the URI of a file, safe from Hadoop's wildcards."""
+    return "file://" + re.sub(r"([\\\[\]{}*?,])", r"\\\1", str(file))
+
+
+def _log_columns(table: Table, found: dict[str, str], day: str | None) -> list[str]:
+    columns = []
+    for column in table.columns:
+        value = f"`{column.name}`" if column.name in found else "null"
+        columns.append(f"cast({value} as {_type(column)}) as {column.name}")
+    if not table.partitioned:
+        return columns
+    if day is not None:
+        return [*columns, f"'{day}' as day"]
+    time = table.time
+    date = f"cast(date_from_unix_date(cast({time} div {_DAY_US} as INTEGER)) as STRING)"
+    return [*columns, f"case when {time} between {EARLIEST_US} and {LATEST_US} then {date} end as day"]
+
+
+def _log_schema(table: Table) -> str:
+    columns = [f"{column.name} {_type(column)}" for column in table.columns]
+    return ", ".join([*columns, "day STRING"] if table.partitioned else columns)
+
+
+def _type(column: Column) -> str:
+    return shared.SQL_TYPES[ARROW_TYPES[column.type]]
+
+
+def _ddl(schema: pa.Schema) -> str:
+    return ", ".join(f"{field.name} {shared.SQL_TYPES[field.type]}" for field in schema)

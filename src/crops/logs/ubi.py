@@ -1,0 +1,191 @@
+"""UBI, User Behavior Insights: the logging standard of OpenSearch, Elasticsearch and Solr.
+
+Source: the schema 1.3.0 of github.com/o19s/ubi. The hits of a query are its impressions. Clicks and likes are
+events that name the query and the object; events that name no query happened outside search: our feed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+
+from crops.errors import CropsError, nearest
+from crops.logs.datasets import Dataset, MappedTable
+from crops.logs.mapping import Mapping, mapped_table
+from crops.logs.sources import find_files, json_text, lines_sql, parquet_schema
+from crops.logs.tables import literal, quoted, scan
+from crops.logs.values import Value, identifier, text, time
+from crops.schema import FEED_EVENTS, ITEMS, SEARCH_IMPRESSIONS
+
+_QUERY = ("query_id", "client_id", "user_query", "timestamp", "query_response_hit_ids")
+_EVENT = ("action_name", "timestamp", "query_id", "client_id", "user_id", "event_attributes")
+_REQUIRED = ("query_id", "user_query", "action_name", "timestamp")
+_TITLES = ("name", "title", "object_name")
+
+
+def ubi(folder: Path, mapping: Mapping) -> Dataset:
+    """Return the mapping of a folder with UBI queries and events, as JSON lines or Parquet.
+
+    Files or folders whose names hold `queries` and `events`. Item texts come from `[items]` of the mapping;
+    without it from `name` or `title`, and `description`, of the objects in the events.
+
+    Args:
+        folder: the folder.
+        mapping: `[items]` and `[actions]` are read.
+
+    Raises:
+        CropsError: a file or column is missing.
+    """
+    queries, events = (find_files(folder, f"*{name}*") for name in ("queries", "events"))
+    items = mapped_table(ITEMS, mapping.items, folder, mapping) if mapping.items else _items_of_events()
+    notes = () if mapping.items else ("item texts are those of the events' objects: map [items] for more",)
+    return Dataset(
+        (items, _searches(), _feed()),
+        setup=(
+            f"create table ubi_queries as {_queries_sql(queries)}",
+            f"create table ubi_events as {_events_sql(events, mapping)}",
+            f"create table ubi_actions as {_ACTIONS}",
+        ),
+        text=mapping.text,
+        notes=(*notes, "users are clients: client_id, and user_id where an event has no client"),
+    )
+
+
+def _queries_sql(files: Sequence[Path]) -> str:
+    hits = "query_response_hit_ids"
+    return f"""
+        select * exclude ({hits}), case when json_valid({hits}) and json_type({hits}) = 'ARRAY'
+            then cast({hits} as JSON[]) end as hits
+        from ({_documents(files, _QUERY)})"""
+
+
+def _events_sql(files: Sequence[Path], mapping: Mapping) -> str:
+    attributes = "case when json_valid(event_attributes) then cast(event_attributes as JSON) end"
+    title = ", ".join(json_text("attributes", f"object.{name}") for name in _TITLES)
+    return f"""
+        select * exclude (event_attributes, attributes),
+            {json_text("attributes", "object.object_id")} as object_id,
+            try_cast({json_text("attributes", "position.ordinal")} as BIGINT) as ordinal,
+            coalesce({title}) as title, {json_text("attributes", "object.description")} as description,
+            action_name in ({_words(mapping.actions.click)}) as clicked,
+            action_name in ({_words(mapping.actions.like)}) as liked
+        from (select *, {attributes} as attributes from ({_documents(files, _EVENT)}))"""
+
+
+_ACTIONS = """
+    select query_id, object_id, bool_or(clicked) as clicked, bool_or(liked) as liked,
+        min(case when ordinal > 0 then ordinal end) as ordinal, min(_file) as _file, min(_row) as _row
+    from ubi_events where query_id is not null and object_id is not null and (clicked or liked)
+    group by query_id, object_id
+"""
+
+_SHOWN = """
+    select query_id, unnest(hits) ->> '$' as object_id, generate_subscripts(hits, 1) as position, _file, _row
+    from ubi_queries where problem is null
+"""
+"""Position is the order of the hits."""
+
+
+def _searches() -> MappedTable:
+    # Hits, then what was clicked beyond them (on a further page), then queries that showed nothing.
+    rows = f"""
+        with shown as ({_SHOWN}),
+        considered as (
+            select query_id, object_id, min(position) as rank, min(_file) as _file, min(_row) as _row
+            from shown group by query_id, object_id
+            union all
+            select query_id, object_id, ordinal as rank, _file, _row
+            from ubi_actions a anti join shown using (query_id, object_id)
+        )
+        select h.query_id, q.client_id, q.user_query, q."timestamp", h.object_id, h.rank,
+            coalesce(a.clicked, false) as clicked, coalesce(a.liked, false) as liked,
+            case when q.query_id is null then 'unknown_query' end as problem, h._file, h._row
+        from considered h left join ubi_actions a using (query_id, object_id)
+            left join (select * from ubi_queries where problem is null) q on q.query_id = h.query_id
+        union all
+        select query_id, client_id, user_query, "timestamp", null, null, false, false,
+            coalesce(problem, 'no_hits'), _file, _row
+        from ubi_queries where problem is not null or hits is null or len(hits) = 0"""
+    return MappedTable(
+        SEARCH_IMPRESSIONS,
+        rows,
+        {
+            "user_id": identifier("client_id"),
+            "search_id": identifier("query_id"),
+            "query": text("user_query"),
+            "searched_at": time('"timestamp"', "any"),
+            "item_id": identifier("object_id"),
+            "stage": Value("'exposed'"),
+            "rank": Value("try_cast(rank as INTEGER)"),
+            "clicked": Value("clicked"),
+            "liked": Value("liked"),
+        },
+        {reason: f"problem = '{reason}'" for reason in ("malformed_json", "unknown_query", "no_hits")},
+    )
+
+
+def _feed() -> MappedTable:
+    rows = """
+        select coalesce(client_id, user_id) as client_id, object_id, "timestamp", clicked, liked, problem,
+            _file, _row
+        from ubi_events
+        where problem is not null or (query_id is null and object_id is not null and (clicked or liked))"""
+    return MappedTable(
+        FEED_EVENTS,
+        rows,
+        {
+            "user_id": identifier("client_id"),
+            "item_id": identifier("object_id"),
+            "watched_at": time('"timestamp"', "any"),
+            "liked": Value("liked"),
+            "clicked": Value("clicked"),
+        },
+        {"malformed_json": "problem is not null"},
+    )
+
+
+def _items_of_events() -> MappedTable:
+    rows = """
+        select object_id, max(title) as title, max(description) as description, min(_file) as _file,
+            min(_row) as _row
+        from ubi_events where object_id is not null group by object_id"""
+    columns = {
+        "item_id": identifier("object_id"),
+        "ocr_cover": text("title"),
+        "photo_caption": text("description"),
+    }
+    return MappedTable(ITEMS, rows, columns, {"no_text": "title is null and description is null"})
+
+
+def _documents(files: Sequence[Path], names: Sequence[str]) -> str:
+    """Return the SELECT of the named fields as text, `problem` (of a line that is no JSON), `_file`, `_row`.
+
+    Raises:
+        CropsError: a Parquet file is not readable or lacks a required field.
+    """
+    if files[0].suffix != ".parquet":
+        fields = ", ".join(f"{json_text('doc', name)} as {quoted(name)}" for name in names)
+        problem = "case when doc is null then 'malformed_json' end as problem"
+        return f"select {fields}, {problem}, _file, _row from ({lines_sql(files)})"
+    schemas = [parquet_schema(file) for file in files]
+    for file, schema in zip(files, schemas, strict=True):
+        for name in names:
+            if name in _REQUIRED and name not in schema.names:
+                raise CropsError(f"{file}: column {name} is missing.{nearest(name, schema.names)}")
+    present = {field.name: field.type for schema in schemas for field in schema}
+    fields = ", ".join(f"{_parquet_text(name, present.get(name))} as {quoted(name)}" for name in names)
+    select = f"select {fields}, cast(null as VARCHAR) as problem, _file, file_row_number as _row"
+    return f"{select} from {scan(files)}"
+
+
+def _parquet_text(name: str, type_: pa.DataType | None) -> str:
+    if type_ is None:
+        return "cast(null as VARCHAR)"
+    nested = pa.types.is_nested(type_)
+    return f"cast({f'to_json({quoted(name)})' if nested else quoted(name)} as VARCHAR)"
+
+
+def _words(words: Sequence[str]) -> str:
+    return ", ".join(literal(word) for word in words) or "''"

@@ -1,0 +1,242 @@
+"""The output of `crops mine` as training groups: one SQL, read into memory or streamed to disk."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from crops.errors import CropsError
+from crops.labels import ALL_SOURCES, DEFAULT_LABELS, Source
+from crops.text import PLAIN, Rendering
+from crops.training.data import TrainingData
+
+BATCH_ROWS = 65_536
+"""Rows between SQL and Python at a time."""
+
+PAIRS = """
+select g.query_id, q.query_text, q.searches, g.item_id as doc_id, d.doc_text, g.label, g.source, g.weight
+from graded g join groups q using (query_id) join docs d using (item_id)
+order by g.query_id, g.item_id
+"""
+"""The labelled documents, group after group; texts are numbered in `groups` and `doc_texts`."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """A folder of `crops mine`, labelled as if only the sources in `keep` had spoken."""
+
+    mined: Path
+    """Holds samples, queries, items and synthetic_items as Parquet."""
+    keep: Source = ALL_SOURCES
+    """The sources of this arm; pairs of no kept source are left out."""
+    memory: str = "2GB"
+    """Memory limit of DuckDB while the groups are put together."""
+
+    def files(self, table: str) -> list[Path]:
+        """Return the Parquet files of a table: one, or the parts in a folder of that name.
+
+        Raises:
+            CropsError: there is none.
+        """
+        path = self.mined / f"{table}.parquet"
+        parts = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+        if not parts or not parts[0].exists():
+            raise CropsError(f"{path} is missing; name an output folder of `crops mine`")
+        return parts
+
+
+def load_samples(
+    mined: Path,
+    keep: Source = ALL_SOURCES,
+    labels: Mapping[Source, int] = DEFAULT_LABELS,
+    rendering: Rendering = PLAIN,
+) -> TrainingData:
+    """Read the output of `crops mine` into memory.
+
+    Args:
+        mined: folder with samples, queries, items and synthetic_items as Parquet.
+        keep: the sources of this arm; pairs of no kept source are left out.
+        labels: label by source.
+        rendering: what the encoder reads of a query and of an item.
+
+    Raises:
+        CropsError: a file or column is missing, a pair's query or item has no text, or no pair is left.
+    """
+    with opened(Samples(mined, keep), 0, rendering, labels) as database:
+        groups = database.sql(
+            "select query_id, query, searches from groups order by query_id"
+        ).to_arrow_table()
+        docs = database.sql("select item_id, text from rendered order by item_id").to_arrow_table()
+        pairs = database.sql(PAIRS).to_arrow_table()
+    group_id, start = np.unique(pairs["query_id"].to_numpy(), return_index=True)
+    doc_id = docs["item_id"].to_numpy()
+    return TrainingData(
+        query_texts=[rendering.query(text) for text in groups["query"].to_pylist()],
+        query_id=group_id,
+        searches=groups["searches"].to_numpy().astype(np.float64),
+        doc_texts=docs["text"].to_pylist(),
+        doc_id=doc_id,
+        offsets=np.append(start, len(pairs)),
+        doc=np.searchsorted(doc_id, pairs["doc_id"].to_numpy()),
+        label=pairs["label"].to_numpy().astype(np.int64),
+        source=pairs["source"].to_numpy(),
+        weight=pairs["weight"].to_numpy(),
+    )
+
+
+@contextlib.contextmanager
+def opened(
+    samples: Samples,
+    lowest_anchor: int,
+    rendering: Rendering,
+    labels: Mapping[Source, int] = DEFAULT_LABELS,
+) -> Iterator[duckdb.DuckDBPyConnection]:
+    """Yield a database with the groups that have an anchor.
+
+    It spills to disk beyond its memory limit. Tables: `all_groups` (query_id, highest, lowest label),
+    `groups` (query_text, query_id, query, searches), `rendered` (item_id, text), `doc_texts` (doc_text,
+    text), `docs` (item_id, doc_text), `graded` (query_id, item_id, label, source, weight); query texts and
+    document texts are numbered from 0.
+
+    Raises:
+        CropsError: as `load_samples`.
+    """
+    with tempfile.TemporaryDirectory(prefix="crops-training-") as spill:
+        settings: dict[str, str | bool | int | float | list[str]] = {
+            "memory_limit": samples.memory,
+            "temp_directory": spill,
+        }
+        with duckdb.connect(config=settings) as database:
+            _grade(database, samples, labels)
+            _number_queries(database, samples, lowest_anchor)
+            _number_documents(database, samples, rendering)
+            yield database
+
+
+def _grade(database: duckdb.DuckDBPyConnection, samples: Samples, labels: Mapping[Source, int]) -> None:
+    files = samples.files("samples")
+    if missing := {"query_id", "item_id", "sources", "weight"} - set(_columns(files[0])):
+        raise CropsError(f"{files[0]} has no column {min(missing)}; make it with `crops mine`")
+    kept = {source: labels[source] for source in sorted(labels) if source & samples.keep}
+    label = ", ".join(f"if((sources & {int(s)}) <> 0, {label}, -1)" for s, label in kept.items())
+    # The lowest bit speaks first: a click outranks a generated text of the same label.
+    source = " ".join(
+        f"when (sources & {int(s)}) <> 0 and label = {label} then {int(s)}" for s, label in kept.items()
+    )
+    _execute(
+        database,
+        f"""
+        create table graded as
+        select query_id, item_id, label, cast(case {source} end as BIGINT) as source, weight
+        from (select *, cast(greatest({label or -1}, -1) as INTEGER) as label
+              from (select query_id, item_id, sources, weight from {_parquet(files)}) rows) labelled
+        where label >= 0
+        """,
+        files,
+    )
+    if only_row(database, "select count(*) from graded") == (0,):
+        raise CropsError(f"{files[0]}: no sample comes from the sources {samples.keep!r}; keep more sources")
+
+
+def _number_queries(database: duckdb.DuckDBPyConnection, samples: Samples, lowest_anchor: int) -> None:
+    files = samples.files("queries")
+    _execute(
+        database,
+        "create table all_groups as select query_id, max(label) as highest, min(label) as lowest "
+        "from graded group by query_id",
+    )
+    _execute(
+        database,
+        f"""
+        create table groups as
+        select row_number() over (order by query_id) - 1 as query_text, query_id, query, searches
+        from (select distinct on (query_id) query_id, query, searches from {_parquet(files)}) known
+        semi join (select query_id from all_groups where highest >= {lowest_anchor}) usable using (query_id)
+        """,
+        files,
+    )
+    orphans = f"select query_id from all_groups where highest >= {lowest_anchor}"
+    _refuse_orphans(database, orphans, "query_id", "groups", f"{samples.mined}: query")
+
+
+def _number_documents(database: duckdb.DuckDBPyConnection, samples: Samples, rendering: Rendering) -> None:
+    _execute(
+        database, "create table used as select distinct item_id from graded semi join groups using (query_id)"
+    )
+    _execute(database, "create table rendered (item_id BIGINT, text VARCHAR)")
+    for table in ("items", "synthetic_items"):
+        for file in samples.files(table):
+            columns = [name for name in rendering.columns if name in _columns(file)]
+            chosen = ", ".join(["item_id", *(f'"{name}"' for name in columns)])
+            query = f"select {chosen} from {_parquet([file])} semi join used using (item_id) order by item_id"
+            _render(database, query, rendering, file)
+    _refuse_orphans(database, "select item_id from used", "item_id", "rendered", f"{samples.mined}: item")
+    _execute(
+        database,
+        """
+        create table doc_texts as
+        select row_number() over (order by first) - 1 as doc_text, text
+        from (select text, min(item_id) as first from rendered group by text) texts
+        """,
+    )
+    _execute(
+        database, "create table docs as select item_id, doc_text from rendered join doc_texts using (text)"
+    )
+
+
+def _render(database: duckdb.DuckDBPyConnection, query: str, rendering: Rendering, file: Path) -> None:
+    """Add the texts of items to `rendered`, a batch at a time."""
+    with database.cursor() as reader, database.cursor() as writer:
+        try:
+            for batch in reader.sql(query).to_arrow_reader(BATCH_ROWS):
+                texts = [rendering.document(row) for row in batch.to_pylist()]
+                part = pa.table({"item_id": batch["item_id"], "text": pa.array(texts, pa.string())})
+                writer.register("part", part)
+                writer.execute("insert into rendered select item_id, text from part")
+        except duckdb.Error as error:
+            raise CropsError(f"{file} cannot be read: {error}; make it again with `crops mine`") from error
+
+
+def _refuse_orphans(
+    database: duckdb.DuckDBPyConnection, wanted: str, key: str, table: str, what: str
+) -> None:
+    least, count = only_row(
+        database, f"select min({key}), count(*) from ({wanted}) wanted anti join {table} using ({key})"
+    )
+    if count:
+        raise CropsError(f"{what} {least} has a label but no text ({count} such); mend the tables")
+
+
+def only_row(database: duckdb.DuckDBPyConnection, sql: str) -> tuple[int, ...]:
+    """Return the one row of a query."""
+    row: tuple[int, ...] = database.sql(sql).fetchall()[0]
+    return row
+
+
+def _execute(database: duckdb.DuckDBPyConnection, sql: str, files: Sequence[Path] = ()) -> None:
+    try:
+        database.execute(sql)
+    except duckdb.Error as error:
+        where = ", ".join(map(str, files)) or "the training groups"
+        raise CropsError(f"{where}: cannot be read: {error}; make them again with `crops mine`") from error
+
+
+def _columns(file: Path) -> list[str]:
+    try:
+        names: list[str] = pq.read_schema(file).names
+    except (OSError, pa.ArrowException) as error:
+        raise CropsError(f"{file} cannot be read: {error}; make it again with `crops mine`") from error
+    return names
+
+
+def _parquet(files: Sequence[Path]) -> str:
+    names = ", ".join("'{}'".format(str(file).replace("'", "''")) for file in files)
+    return f"read_parquet([{names}])"

@@ -1,0 +1,136 @@
+"""From a foreign log to a trained and evaluated model, through the commands that the docs name."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+import crops
+from crops.cli.app import app
+from crops.errors import CropsError
+
+TRAIN_S = 1_684_800_000
+"""2023-05-23 00:00:00 UTC."""
+DAY_S = 86_400
+SETTINGS = "[training]\nsteps = 3\nbatch_queries = 8\n[evaluation]\nresamples = 100\n"
+
+
+def run(*arguments):
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == 0, (result.output, result.exception)
+
+
+def reformulations(rng, searches):
+    """Pairs of searches: a topic's short words, then 20 s later its long ones, where an item is clicked."""
+    for i in range(searches // 2):
+        topic, user = int(rng.integers(8)), int(rng.integers(1, 20))
+        at = TRAIN_S + i * 200 + (2 * DAY_S if i >= searches // 4 else 0)
+        items = [int(item) for item in rng.permutation(range(1, 41))[:5]]
+        yield user, 2 * i, at, [topic], items, None
+        yield user, 2 * i + 1, at + 20, [topic, topic + 100], items, items[0]
+
+
+@pytest.fixture
+def settings(tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_text(SETTINGS)
+    return path
+
+
+def write_csv(path, header, rows):
+    with path.open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(header)
+        writer.writerows(rows)
+
+
+def write_kuaisar(folder):
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    searches = [
+        (user, search, "x", at * 1000, str(query), "USER_INPUT", item, int(item == clicked), "VIDEO")
+        for user, search, at, query, items, clicked in reformulations(rng, 120)
+        for item in items
+    ]
+    header = "user_id,search_session_id,search_session_time,search_session_timestamp,keyword,search_source"
+    write_csv(folder / "src_inter.csv", [*header.split(","), "item_id", "click_cnt", "item_type"], searches)
+    feed = [
+        (
+            int(rng.integers(1, 20)),
+            int(rng.integers(1, 41)),
+            20_000.0,
+            19_000.0,
+            (TRAIN_S + 60 * i) * 1000,
+            1,
+            0,
+        )
+        for i in range(200)
+    ]
+    header = "user_id,item_id,playing_time,duration_ms,timestamp,click,like"
+    write_csv(folder / "rec_inter.csv", header.split(","), feed)
+    items = [(item, str([item % 8, item % 8 + 100, item + 500]), "VIDEO") for item in range(1, 41)]
+    write_csv(folder / "item_features.csv", ["item_id", "caption", "item_type"], items)
+
+
+def test_kuaisar_goes_from_import_to_an_evaluated_model(tmp_path, settings):
+    write_kuaisar(tmp_path / "KuaiSAR")
+    run("import", "kuaisar", tmp_path / "KuaiSAR", "--out", tmp_path / "logs")
+    run("check", tmp_path / "logs", tmp_path / "checked")
+    accepted = tmp_path / "checked" / "accepted"
+    with pytest.raises(CropsError, match="anonymised tokens, which the pre-trained minilm cannot read"):
+        crops.mine(accepted, tmp_path / "mined")
+    run("mine", accepted, tmp_path / "mined", "--day", "2023-05-23", "--relevance", "none")
+    report = json.loads((tmp_path / "mined" / "report.json").read_text())
+    assert report["sources"]["p1"]["theta"] == "none"
+    assert report["sources"]["p1"]["kept"] > 0
+    assert report["sources"]["p2"]["kept"] > 0
+    assert any("theta = none" in note for note in report["notes"])
+    run("train", tmp_path / "mined", tmp_path / "model", "--config", settings)
+    arguments = ("--logs", accepted, "--day", "2023-05-25", "--relevance", "none", "--config", settings)
+    run("evaluate", tmp_path / "model", "bm25", *arguments, "--out", tmp_path / "results")
+    summary = json.loads((tmp_path / "results" / "summary.json").read_text())
+    assert any(one["n"] > 0 for one in next(iter(summary.values())).values())
+
+
+def write_ubi(folder):
+    folder.mkdir()
+    words = ("ficus", "bread", "guitar", "bonsai", "braid", "bicycle", "candle", "kite")
+    rng = np.random.default_rng(0)
+    queries, events = [], []
+    for user, search, at, query, items, clicked in reformulations(rng, 120):
+        text = f"{words[query[0]]} how to" if len(query) > 1 else words[query[0]]
+        hits = [f"sku-{item}" for item in items]
+        one = {"query_id": f"q{search}", "client_id": f"c{user}", "user_query": text, "timestamp": at * 1000}
+        queries.append({**one, "query_response_hit_ids": hits})
+        if clicked:
+            named = {"object_id": f"sku-{clicked}"}
+            event = {"action_name": "click", "query_id": f"q{search}", "client_id": f"c{user}"}
+            events.append({**event, "timestamp": at * 1000, "event_attributes": {"object": named}})
+    items = [{"sku": f"sku-{item}", "title": f"{words[item % 8]} number {item}"} for item in range(1, 41)]
+    for name, documents in (("queries", queries), ("events", events), ("catalogue", items)):
+        (folder / f"{name}.jsonl").write_text("\n".join(json.dumps(one) for one in documents))
+    mapping = folder.with_suffix(".toml")
+    mapping.write_text(
+        '[items]\nfiles = "catalogue.jsonl"\ncolumns = { item_id = "sku", ocr_cover = "title" }\n'
+    )
+    return mapping
+
+
+def test_ubi_goes_from_import_to_an_evaluated_model(tmp_path, settings):
+    mapping = write_ubi(tmp_path / "ubi")
+    run("import", "ubi", tmp_path / "ubi", "--out", tmp_path / "logs", "--mapping", mapping)
+    run("check", tmp_path / "logs", tmp_path / "checked")
+    accepted = tmp_path / "checked" / "accepted"
+    run("mine", accepted, tmp_path / "mined", "--day", "2023-05-23")
+    report = json.loads((tmp_path / "mined" / "report.json").read_text())
+    assert report["sources"]["p1"]["theta"] == 0.6
+    assert report["sources"]["p1"]["candidates"] > 0
+    run("train", tmp_path / "mined", tmp_path / "model", "--config", settings)
+    run("evaluate", tmp_path / "model", "--logs", accepted, "--config", settings)
+    samples = pq.read_table(tmp_path / "mined" / "samples.parquet")
+    assert samples.num_rows > 0

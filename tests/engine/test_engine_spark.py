@@ -1,0 +1,196 @@
+"""Spark gives what DuckDB gives, to the last digit of every table; what cannot be reached is said at once."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import socket
+import time
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from handmade import Row, clicked, shown, write_logs
+from large_logs import large_logs
+
+from crops.config import EngineConfig
+from crops.engine import mine
+from crops.engine.spark import SparkBackend, _check_master
+from crops.errors import CropsError, MissingExtraError
+
+needs_spark = pytest.mark.skipif(
+    importlib.util.find_spec("pyspark") is None or shutil.which("java") is None,
+    reason="needs pyspark (extra [spark]) and Java 17",
+)
+TABLES = ("samples", "queries", "evidence", "items", "synthetic_items")
+
+
+@pytest.fixture(scope="module")
+def session():
+    """One Spark for all tests: every job would start its own."""
+    backend = SparkBackend("local[2]", "1GB")
+    backend._spark.conf.set("spark.sql.shuffle.partitions", "3")
+    backend._spark.conf.set("spark.sql.codegen.wholeStage", "false")  # compiling takes longer than these rows
+    yield
+    backend._spark.stop()
+
+
+def scorer():
+    """Return a pseudo-random scorer that Spark can send to its workers (a test module is not importable
+    there)."""
+
+    def score(left: str, right: str) -> float:
+        import hashlib
+
+        return int.from_bytes(hashlib.sha256(f"{left}|{right}".encode()).digest()[:4], "big") % 1000 / 999
+
+    def scored(batches):
+        for batch in batches:
+            pairs = zip(batch["left"].to_pylist(), batch["right"].to_pylist(), strict=True)
+            yield batch.append_column(
+                "score", pa.array([round(score(*pair), 6) for pair in pairs], pa.float64())
+            )
+
+    return scored
+
+
+def mined(logs, out, engine: str, generated=None, **settings) -> tuple[dict[str, pa.Table], Row]:
+    config = EngineConfig(engine=engine, master="local[2]", **settings)
+    report = mine(logs, out, config, relevance=scorer(), similarity=scorer(), generated=generated, seed=3)
+    assert sorted(path.name for path in out.iterdir()) == sorted(
+        [*(f"{name}.parquet" for name in TABLES), "report.json", "manifest.json", "config.toml"]
+    )
+    return {name: pq.read_table(out / f"{name}.parquet") for name in TABLES}, report
+
+
+def assert_parity(folder, searches: int, **settings) -> Row:
+    logs = large_logs(folder / "logs", searches)
+    generated = folder / "generated.jsonl"
+    lines = [
+        {"query": f"query {n % 40}", "ocr_cover": f"text {n}", "keyword": "é\u0000'\n"} for n in range(200)
+    ]
+    generated.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    results = [mined(logs, folder / engine, engine, generated, **settings) for engine in ("duckdb", "spark")]
+    (ours, report), (theirs, their_report) = results
+    for name in TABLES:
+        assert ours[name].schema.names == theirs[name].schema.names
+        assert ours[name].schema.types == theirs[name].schema.types
+        assert ours[name].equals(theirs[name]), name
+    assert report == their_report
+    return report
+
+
+CAPS = {
+    "max_positives_per_user": 3,
+    "search": {"max_clicked": 3, "max_exposed": 2, "max_unexposed": 3, "max_filtered": 4},
+    "feed": {"max_items": 4},
+    "bots": {"max_searches_per_day": 100, "max_feed_events_per_day": 2000},
+}
+
+
+@needs_spark
+def test_parity_on_5k_searches(tmp_path, session):
+    report = assert_parity(tmp_path, 5_000)
+    assert report["input"]["searches"] == 5_000
+    assert report["sources"]["p1"]["kept"] > 200
+    assert report["sources"]["p2"]["kept"] > 200
+    assert report["sources"]["p3"]["kept"] > 100
+    assert len(report["days"]) == 3
+
+
+@needs_spark
+def test_parity_with_every_cap_at_work(tmp_path, session):
+    report = assert_parity(tmp_path, 300, group_by="event", min_users=2, **CAPS)
+    assert (
+        report["sources"]["search"]["filtered"]["kept"]
+        < report["sources"]["search"]["filtered"]["candidates"]
+    )
+
+
+@needs_spark
+@pytest.mark.verify
+@pytest.mark.parametrize("settings", [{}, CAPS], ids=["defaults", "caps"])
+def test_parity_on_100k_searches(tmp_path, session, settings):
+    assert_parity(tmp_path, 100_000, **settings)
+
+
+def test_a_master_that_refuses_is_said_at_once():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    start = time.monotonic()
+    with pytest.raises(CropsError, match=f"spark://127.0.0.1:{port}' cannot be reached: .*refused"):
+        _check_master(f"spark://127.0.0.1:{port}")
+    assert time.monotonic() - start < 2
+
+
+def test_a_master_that_does_not_answer_is_said_soon(monkeypatch):
+    def silent(address, timeout):
+        raise TimeoutError(f"timed out after {timeout} s")
+
+    monkeypatch.setattr(socket, "create_connection", silent)
+    with pytest.raises(CropsError, match=r"10.0.0.1:7077: timed out after 3.0 s; b:7077: timed out"):
+        _check_master("spark://10.0.0.1:7077,b:7077")
+
+
+def test_one_of_two_masters_is_enough():
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        _check_master(f"spark://127.0.0.1:1,127.0.0.1:{server.getsockname()[1]}")
+
+
+@pytest.mark.parametrize(
+    "master", ["", "spark:/x", "spark://", "spark://host", "local[0]", "mesos://h:1", "local 2"]
+)
+def test_what_is_no_master_is_said(master):
+    with pytest.raises(CropsError, match=r"write local\[n\], spark://host:port"):
+        _check_master(master)
+
+
+@pytest.mark.parametrize("master", ["local", "local[*]", "local[2]"])
+def test_local_masters_need_no_answer(master):
+    _check_master(master)
+
+
+def test_yarn_needs_the_settings_of_its_cluster(monkeypatch):
+    monkeypatch.delenv("HADOOP_CONF_DIR", raising=False)
+    monkeypatch.delenv("YARN_CONF_DIR", raising=False)
+    with pytest.raises(CropsError, match="HADOOP_CONF_DIR"):
+        _check_master("yarn")
+
+
+def test_a_missing_package_names_the_extra(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r"crops\[spark\]"):
+        SparkBackend("local[2]", "1GB")
+
+
+@needs_spark
+def test_missing_java_is_said(monkeypatch, tmp_path):
+    monkeypatch.setenv("JAVA_HOME", str(tmp_path))
+    with pytest.raises(CropsError, match="Java 17"):
+        SparkBackend("local[2]", "1GB")
+
+
+@needs_spark
+def test_an_unreachable_master_leaves_no_output(tmp_path):
+    logs = write_logs(tmp_path / "logs", [shown(1, 1, "a", 0, 1), clicked(2, 1, "b", 30, 2)])
+    config = EngineConfig(engine="spark", master="spark://127.0.0.1:1")
+    with pytest.raises(CropsError, match="cannot be reached"):
+        mine(logs, tmp_path / "out", config, relevance=None, similarity=None)
+    assert [path.name for path in tmp_path.iterdir()] == ["logs"]
+
+
+@needs_spark
+def test_a_scorer_that_breaks_its_contract_in_a_worker_is_named(tmp_path, session):
+    def wrong(batches):
+        for batch in batches:
+            yield batch.append_column("score", pa.array([2.0] * batch.num_rows))
+
+    logs = write_logs(tmp_path / "logs", [shown(1, 1, "a", 0, 1), clicked(2, 1, "b", 30, 2)])
+    config = EngineConfig(engine="spark", master="local[2]")
+    with pytest.raises(CropsError, match="^the scorer of theta gave 0 probabilities for 1 pairs"):
+        mine(logs, tmp_path / "out", config, relevance=wrong, similarity=None)
+    assert [path.name for path in tmp_path.iterdir()] == ["logs"]

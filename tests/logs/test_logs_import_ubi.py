@@ -1,0 +1,179 @@
+"""`crops import ubi`: queries and events as JSON lines, wrapped exports and Parquet, and their traps."""
+
+from __future__ import annotations
+
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from crops.errors import CropsError
+from crops.logs import check, import_logs
+
+NOON_MS = 1_767_614_400_000
+"""2026-01-05 12:00:00 UTC."""
+
+
+def query(query_id, hits, at="2026-01-05T12:00:00Z", client="browser-b", text="water a ficus", **more):
+    return {
+        "application": "shop",
+        "query_id": query_id,
+        "client_id": client,
+        "user_query": text,
+        "timestamp": at,
+        "query_response_hit_ids": hits,
+        **more,
+    }
+
+
+def event(action, object_id, query_id=None, at="2026-01-05T12:00:30Z", ordinal=None, **more):
+    named = {"object_id": object_id, "object_id_field": "sku", "name": f"item {object_id}"}
+    attributes = {"object": named, "position": {"ordinal": ordinal}, "user": {"gender": "f", "age": 30}}
+    return {
+        "action_name": action,
+        "query_id": query_id,
+        "client_id": "browser-b",
+        "timestamp": at,
+        "event_attributes": attributes,
+        **more,
+    }
+
+
+QUERIES = [
+    query("q-2", ["sku-9", "sku-10"]),
+    query("q-1", ["sku-10"], at=NOON_MS + 5_000, client="browser-a"),  # old samples: integer milliseconds
+    query("q-3", [], at="2026-01-05T20:00:00+08:00"),  # the same noon, nothing found
+    query("q-4", ["sku-9"], at="yesterday"),
+]
+EVENTS = [
+    event("on_search", None, "q-2"),
+    event("click", "sku-10", "q-2", ordinal=2),
+    event("click", "sku-10", "q-2", ordinal=2),
+    event("add_to_cart", "sku-10", "q-2"),
+    event("click", "sku-11", "q-2", ordinal=12),  # on the second page, not among the hits
+    event("click", "sku-9", "q-lost"),
+    event("watch", "sku-9"),  # outside search
+    event("login", None),
+]
+
+
+def write_lines(path, documents, wrap=False):
+    lines = [json.dumps({"_index": "ubi", "_source": one} if wrap else one) for one in documents]
+    path.write_text("\n".join(lines) + "\n")
+
+
+@pytest.fixture
+def source(tmp_path):
+    folder = tmp_path / "ubi"
+    folder.mkdir()
+    write_lines(folder / "ubi_queries.jsonl", QUERIES)
+    write_lines(folder / "ubi_events.jsonl", EVENTS, wrap=True)
+    return folder
+
+
+def rows(path):
+    return pq.read_table(path, partitioning=None).to_pylist()
+
+
+EXPECTED = [  # search, rank, item, clicked, liked: q-1 is 1, q-2 is 2; sku-10, sku-11, sku-9 are 1, 2, 3
+    (2, 1, 3, False, False),
+    (2, 2, 1, True, True),
+    (2, 12, 2, True, False),
+    (1, 1, 1, False, False),
+]
+
+
+def impressions(folder):
+    found = rows(folder / "search_impressions/day=2026-01-05/part-0.parquet")
+    return [
+        tuple(row[name] for name in ("search_id", "rank", "item_id", "clicked", "liked")) for row in found
+    ]
+
+
+def test_hits_become_impressions_and_events_their_clicks(source, tmp_path):
+    report = import_logs("ubi", source, tmp_path / "logs")
+    assert impressions(tmp_path / "logs") == EXPECTED
+    found = rows(tmp_path / "logs/search_impressions/day=2026-01-05/part-0.parquet")
+    assert [row["searched_at"] for row in found] == [NOON_MS * 1000] * 3 + [(NOON_MS + 5_000) * 1000]
+    assert {row["stage"] for row in found} == {"exposed"}
+    counts = report.tables["search_impressions"]
+    assert counts.reasons == {
+        "no_hits": 1,
+        "unknown_query": 1,
+        "unmapped_searched_at": 2,
+        "unmapped_query": 1,
+        "unmapped_user_id": 1,
+        "unmapped_item_id": 1,
+    }
+    (outside,) = rows(tmp_path / "logs/feed_events/day=2026-01-05/part-0.parquet")
+    assert (outside["user_id"], outside["item_id"], outside["clicked"]) == (2, 3, True)
+    assert check(tmp_path / "logs").faults == ()
+
+
+def test_ids_are_numbered_and_the_maps_kept(source, tmp_path):
+    report = import_logs("ubi", source, tmp_path / "logs")
+    assert report.ids == {"user_id": "numbered", "item_id": "numbered", "search_id": "numbered"}
+    maps = {
+        path.stem: [(row["original"], row["number"]) for row in rows(path)]
+        for path in (tmp_path / "logs/id_maps").iterdir()
+    }
+    assert maps == {
+        "users": [("browser-a", 1), ("browser-b", 2)],
+        "items": [("sku-10", 1), ("sku-11", 2), ("sku-9", 3)],
+        "searches": [("q-1", 1), ("q-2", 2)],
+    }
+
+
+def test_parquet_and_json_lines_give_the_same(source, tmp_path):
+    import_logs("ubi", source, tmp_path / "lines")
+    other = tmp_path / "parquet"
+    other.mkdir()
+    texts = [{**one, "timestamp": str(one["timestamp"])} for one in QUERIES]
+    pq.write_table(pa.Table.from_pylist(texts), other / "queries.parquet")
+    pq.write_table(pa.Table.from_pylist(EVENTS), other / "events.parquet")
+    import_logs("ubi", other, tmp_path / "logs")
+    for name in ("items.parquet", "search_impressions/day=2026-01-05/part-0.parquet"):
+        assert rows(tmp_path / "logs" / name) == rows(tmp_path / "lines" / name)
+
+
+def test_lines_that_are_no_json_or_not_utf8_are_counted(source, tmp_path):
+    with (source / "ubi_queries.jsonl").open("ab") as stream:
+        stream.write(b'{"query_id": "q-5", \nnot json\n["a list"]\n{"user_query": "caf\xe9"}\n')
+    report = import_logs("ubi", source, tmp_path / "logs")
+    assert report.tables["search_impressions"].reasons["malformed_json"] == 3
+    assert report.malformed_lines == 1
+    assert impressions(tmp_path / "logs") == EXPECTED
+    (line,) = rows(tmp_path / "logs/rejects/lines.parquet")
+    assert (line["line"], line["reason"]) == (8, "INVALID ENCODING")
+
+
+def test_nothing_about_a_person_is_kept_of_a_reject(source, tmp_path):
+    import_logs("ubi", source, tmp_path / "logs")
+    kept = "".join(str(rows(path)) for path in (tmp_path / "logs").rglob("*.parquet"))
+    assert "gender" not in kept
+    assert "'age'" not in kept
+
+
+def test_item_texts_come_from_the_mapping_when_there_is_one(source, tmp_path):
+    items = [{"sku": f"sku-{i}", "texts": {"title": f"title {i}"}} for i in (9, 10)]
+    write_lines(source / "catalogue.jsonl", items)
+    mapping = tmp_path / "ubi.toml"
+    mapping.write_text(
+        '[items]\nfiles = "catalogue.jsonl"\ncolumns = { item_id = "sku", ocr_cover = "texts.title" }\n'
+        '[actions]\nclick = ["add_to_cart"]\nlike = []\n'
+    )
+    import_logs("ubi", source, tmp_path / "logs", mapping)
+    assert [row["ocr_cover"] for row in rows(tmp_path / "logs/items.parquet")] == ["title 10", "title 9"]
+    assert [row[3:] for row in impressions(tmp_path / "logs")] == [
+        (False, False),
+        (True, False),
+        (False, False),
+    ]
+
+
+def test_logs_without_any_item_text_ask_for_a_mapping(source, tmp_path):
+    bare = [{**one, "event_attributes": {"object": {"object_id": "sku-9"}}} for one in EVENTS]
+    write_lines(source / "ubi_events.jsonl", bare)
+    with pytest.raises(CropsError, match=r"nothing of items can be imported: no_text \(1 rows\)"):
+        import_logs("ubi", source, tmp_path / "logs")

@@ -1,0 +1,227 @@
+"""The drop-in for sentence-transformers, and the code of docs/losses.md as it stands there."""
+
+import math
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+from sentence_transformers import (
+    SentenceTransformer,
+    SentenceTransformerTrainer,
+    SentenceTransformerTrainingArguments,
+)
+from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from crops.errors import CropsError
+from crops.losses import GroupCollator, HInfoNCELoss, h_infonce
+
+WORDS = "red blue green car boat plane dog cat fish fast slow big".split()
+TEXTS = [f"{colour} {thing}" for colour in WORDS[:3] for thing in WORDS[3:9]]
+SETTINGS = {
+    "num_train_epochs": 4,
+    "per_device_train_batch_size": 6,
+    "learning_rate": 0.05,
+    "logging_steps": 1,
+    "report_to": "none",
+    "save_strategy": "no",
+    "use_cpu": True,
+    "disable_tqdm": True,
+    "seed": 0,
+}
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    vocabulary = {"[UNK]": 0} | {word: i + 1 for i, word in enumerate(WORDS)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_dim=16)], device="cpu")
+
+
+def groups():
+    """Two or three documents per query: ragged."""
+    return [
+        {
+            "query": text,
+            "documents": [f"fast {text}", f"slow {text.split()[1]}", "big"][: 2 + i % 2],
+            "labels": [5, 3, 1][: 2 + i % 2],
+        }
+        for i, text in enumerate(TEXTS)
+    ]
+
+
+def doc_code(name):
+    """The code block of docs/losses.md that defines `name`."""
+    page = (Path(__file__).parents[2] / "docs" / "losses.md").read_text()
+    (block,) = [code for code in re.findall(r"```python\n(.*?)```", page, re.S) if f"def {name}(" in code]
+    space = {}
+    exec(compile(block, "docs/losses.md", "exec"), space)
+    return space[name]
+
+
+def embed(model, texts):
+    return torch.nn.functional.normalize(model.encode(texts, convert_to_tensor=True), dim=1)
+
+
+def test_the_documented_trainer_lowers_the_loss_and_saves_a_plain_model(model, tmp_path):
+    trainer = doc_code("fit")(model, groups(), str(tmp_path / "model"), **SETTINGS)
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert len(losses) == 12
+    assert sum(losses[-3:]) < 0.7 * sum(losses[:3])
+    assert trainer.loss.temperature != pytest.approx(0.05, rel=1e-3)
+    loaded = SentenceTransformer(str(tmp_path / "model"), device="cpu")
+    torch.testing.assert_close(embed(loaded, TEXTS), embed(model, TEXTS))
+
+
+def test_the_documented_loop_lowers_the_loss():
+    torch.manual_seed(0)
+    encoder = torch.nn.Linear(8, 4)
+    batch = torch.randn(4, 8), torch.randn(10, 8), torch.arange(10) % 4, torch.arange(10) % 3
+    losses = list(doc_code("train")(encoder, [batch] * 30, lr=0.05))
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_the_collator_keeps_groups_ragged_and_numbers_equal_texts(model):
+    batch = GroupCollator(model.preprocess)(
+        [
+            {"query": "red", "documents": ["car", "boat"], "labels": [5, 0]},
+            {"query": "blue", "documents": ["car"], "labels": [4]},
+            {"query": "red", "documents": ["dog"], "labels": [1]},
+        ]
+    )
+    index, grade, doc_id, query_id = batch["label"].T.tolist()
+    assert (index, grade) == ([0, 0, 1, 2], [5, 0, 4, 1])
+    assert doc_id[0] == doc_id[2] != doc_id[1]
+    assert query_id[0] == query_id[3] != query_id[2]
+    assert batch["query_input_ids"].tolist() == [1, 2, 1]
+    assert batch["documents_input_ids"].tolist() == [4, 5, 4, 7]
+
+
+def test_ragged_loss_equals_the_function_with_ids(model):
+    rows = [
+        {"query": "red car", "documents": ["car", "boat"], "labels": [5, 1]},
+        {"query": "blue", "documents": ["car", "red"], "labels": [4, 2]},
+        {"query": "red car", "documents": ["dog"], "labels": [3]},
+    ]
+    loss = HInfoNCELoss(model, temperature=0.2, label_weights={5: 2.0})
+    batch = GroupCollator(model.preprocess)(rows)
+    features, labels = SentenceTransformerTrainer.collect_features(None, batch)
+    expected = h_infonce(
+        embed(model, ["red car", "blue", "red car"]),
+        embed(model, ["car", "boat", "car", "red", "dog"]),
+        torch.tensor([0, 0, 1, 1, 2]),
+        torch.tensor([5, 1, 4, 2, 3]),
+        temperature=0.2,
+        query_id=torch.tensor([1, 2, 1]),
+        doc_id=torch.tensor([1, 2, 1, 3, 4]),
+        label_weights={5: 2.0},
+    )
+    assert loss(features, labels).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def padded(model, columns, labels):
+    features = [model.preprocess(column) for column in columns]
+    return features, torch.tensor(labels)
+
+
+def test_padded_slots_are_no_documents(model):
+    columns = [["red", "blue"], ["car", "boat"], ["dog", ""]]
+    loss = HInfoNCELoss(model, temperature=0.2)(*padded(model, columns, [[5, 0], [4, -1]]))
+    index, labels = torch.tensor([0, 0, 1]), torch.tensor([5, 0, 4])
+    expected = h_infonce(
+        embed(model, columns[0]), embed(model, ["car", "dog", "boat"]), index, labels, temperature=0.2
+    )
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_pairs_with_one_grade_each(model):
+    columns = [["red", "blue"], ["car", "boat"]]
+    loss = HInfoNCELoss(model, temperature=0.2)(*padded(model, columns, [5, 4]))
+    index, labels = torch.arange(2), torch.tensor([5, 4])
+    expected = h_infonce(*(embed(model, column) for column in columns), index, labels, temperature=0.2)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_padded_columns_train_under_the_trainers_own_collator(model, tmp_path):
+    rows = [
+        {"query": text, "first": f"fast {text}", "second": "big", "label": [5, 1 if i % 2 else -1]}
+        for i, text in enumerate(TEXTS)
+    ]
+    trainer = SentenceTransformerTrainer(
+        model=model,
+        args=SentenceTransformerTrainingArguments(output_dir=tmp_path, **SETTINGS),
+        train_dataset=Dataset.from_list(rows),
+        loss=HInfoNCELoss(model, learn_temperature=False),
+    )
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert sum(losses[-3:]) < 0.8 * sum(losses[:3])
+    assert trainer.loss.temperature == pytest.approx(0.05)
+
+
+def test_a_step_with_nan_weights_is_refused_not_applied(model, tmp_path):
+    with torch.no_grad():
+        model[0].embedding.weight[1] = math.nan
+    with pytest.raises(CropsError, match=r"query_emb row \d holds NaN"):
+        doc_code("fit")(model, groups(), str(tmp_path), **SETTINGS)
+    assert model[0].embedding.weight[2:].isfinite().all()
+
+
+def test_a_temperature_driven_to_zero_is_refused(model):
+    loss = HInfoNCELoss(model)
+    with torch.no_grad():
+        loss.log_temperature.fill_(-200)
+    with pytest.raises(CropsError, match=r"temperature is 0|temperature is 1\.\d*e-"):
+        loss(*padded(model, [["red", "blue"], ["car", "boat"]], [5, 4]))
+    with pytest.raises(CropsError, match="give a positive number"):
+        HInfoNCELoss(model, temperature=0.0)
+
+
+@pytest.mark.parametrize(
+    ("message", "columns", "labels"),
+    [
+        ("one text column", [["red"]], [5]),
+        ("no integer grades", [["red"], ["car"]], [0.5]),
+        ("labels have shape \\[1, 2\\] for 1 queries and 1", [["red"], ["car"]], [[5, 4]]),
+        ("a label is -2", [["red"], ["car"]], [-2]),
+        ("query_emb row 1 has no document", [["red", "blue"], ["car", ""]], [[5], [-1]]),
+    ],
+)
+def test_batches_that_do_not_fit_are_named(model, message, columns, labels):
+    with pytest.raises(CropsError, match=message):
+        HInfoNCELoss(model)(*padded(model, columns, labels))
+
+
+@pytest.mark.parametrize(
+    ("message", "row"),
+    [
+        ("lacks documents, labels", {"query": "red"}),
+        ("'red' has 2 documents and 1 labels", {"query": "red", "documents": ["car", "dog"], "labels": [1]}),
+        ("'red' has 0 documents", {"query": "red", "documents": [], "labels": []}),
+    ],
+)
+def test_groups_that_are_none_are_named(model, message, row):
+    with pytest.raises(CropsError, match=message):
+        GroupCollator(model.preprocess)([row])
+
+
+def test_settings_and_source_reach_the_model_card(model):
+    loss = HInfoNCELoss(model, min_anchor_label=2)
+    assert loss.get_config_dict() == {
+        "temperature": pytest.approx(0.05),
+        "min_anchor_label": 2,
+        "label_weights": None,
+        "margin": None,
+    }
+    assert "2511.15443" in loss.citation
+
+
+def test_the_functions_alone_do_not_load_sentence_transformers():
+    code = "import sys, crops.losses; sys.exit('sentence_transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,37 @@
+"""Simulated days that several tests look at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+
+from crops.config import PlatformConfig
+from crops.platform import DayLogs, Platform, build_platform, simulate_day
+from crops.retrieval import BM25Retriever
+from crops.text import DOCUMENT_FIELDS, document_text
+
+Run = tuple[Platform, list[DayLogs]]
+
+
+def document_texts(platform: Platform) -> list[str]:
+    """The document texts of a platform's catalogue."""
+    corpus = platform.world.corpus
+    rows = zip(corpus.title, corpus.caption, corpus.tags, strict=True)
+    return [document_text(dict(zip(DOCUMENT_FIELDS, row, strict=True))) for row in rows]
+
+
+def _simulate(seed: int = 0, days: int = 1, sessions: int = 300, **settings: Any) -> Run:
+    platform = build_platform(PlatformConfig(size="tiny", **settings), seed)
+    texts = document_texts(platform)
+    bm25 = BM25Retriever(np.arange(1, len(texts) + 1), texts)
+    return platform, [simulate_day(platform, day, sessions, {"bm25": bm25}) for day in range(days)]
+
+
+@pytest.fixture(scope="session")
+def run_days() -> Callable[..., Run]:
+    """`run_days(seed=0, days=1, sessions=300, **platform settings)`: a tiny platform with BM25 alone; cached."""
+    return cache(_simulate)

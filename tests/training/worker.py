@@ -1,0 +1,51 @@
+"""One process of the tests with two: `python worker.py JOB OUT`, under the environment of torchrun."""
+
+import pickle
+import sys
+from pathlib import Path
+
+import torch
+
+from crops.encoders import load_encoder
+from crops.training import train
+from crops.training.distributed import average, average_gradients, join_processes, processes
+from crops.training.memory import MemoryGroups
+from crops.training.model import GroupLoss
+from crops.training.objective import objective
+from crops.training.pool import tokenise_pool
+from crops.training.sample import GroupSampler
+from crops.training.steps import Share, Steps
+
+
+def gradients(data, config):
+    """The loss of the first step, the gradient of each parameter, and the anchors of this process."""
+    encoder = load_encoder(config).double()
+    source = MemoryGroups(data, objective(config).lowest_anchor, config.beta)
+    pool = tokenise_pool(encoder, source)
+    sampler = GroupSampler(source, config, 0)
+    inputs = Steps(sampler, pool, 1, objective(config), Share(*processes()))[0]
+    model = GroupLoss(encoder, pool, config).double()
+    loss = model(**inputs)
+    loss.backward()
+    average_gradients(model.parameters())
+    own = inputs["query_index"] >= 0
+    return {
+        "loss": average(loss.detach()),
+        "gradients": {name: p.grad for name, p in model.named_parameters() if p.grad is not None},
+        "anchors": int((own & (inputs["grades"] >= objective(config).lowest_anchor)).sum()),
+        "encoded": int(inputs["encoded_here"].sum()),
+    }
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    data, configs, run = pickle.loads(Path(sys.argv[1]).read_bytes())
+    out = Path(sys.argv[2])
+    join_processes()
+    rank, _ = processes()
+    torch.save([gradients(data, config) for config in configs], out / f"rank{rank}.pt")
+    train(data, out / "model", run, seed=0)
+
+
+if __name__ == "__main__":
+    main()
