@@ -157,12 +157,13 @@ def main() -> None:
         mixture, calibration = choose(kind, data)
         precision, recall = table(kind, data, mixture, calibration)
         if arguments.write:
+            drawn = "" if arguments.pairs is None else f"{arguments.pairs} pairs drawn of each. "
             recipes = " ".join(f"{name}: {' '.join((SETS[name].__doc__ or '').split())}" for name in mixture)
             entry = StoredCalibration(
                 a=round(calibration.a, 4),
                 b=round(calibration.b, 4),
                 model_hash=identity,
-                source=f"{' + '.join(mixture)}, sets and classes of equal weight. {recipes}",
+                source=f"{' + '.join(mixture)}, sets and classes of equal weight. {drawn}{recipes}",
                 pairs=len(half(data, mixture, held_out=False).cosine),
                 threshold=threshold,
                 precision=round(precision, 3),

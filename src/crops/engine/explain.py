@@ -1,0 +1,200 @@
+"""Why a document is a positive of a query: its evidence trail (`crops explain`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from crops.engine.backend import Backend, DuckDBBackend
+from crops.engine.candidates import MICROSECONDS
+from crops.engine.mined import Mined, name_searchers, read_mined
+from crops.errors import CropsError
+from crops.labels import POSITIVE_LABEL, Source
+from crops.logs import Logs
+from crops.logs.tables import literal
+from crops.text import content_id, document_text_sql, normalise_query
+
+_SUGGESTIONS = 3
+
+
+@dataclass(frozen=True)
+class Trail:
+    """The events of one kind that speak for a document; counts are None where fewer than k users did it."""
+
+    source: Source
+    events: int | None
+    users: int | None
+    via: tuple[str, ...] = ()
+    """P1: the later query, if at least k users searched it."""
+    rare_via: int = 0
+    """P1: how many later queries of fewer users these are."""
+
+
+@dataclass(frozen=True)
+class Positive:
+    """A positive of the query."""
+
+    item_id: int
+    text: str
+    label: int
+    sources: Source
+    weight: float
+    theta: float | None
+    trails: tuple[Trail, ...] = ()
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """All positives of a query, highest label first."""
+
+    query: str
+    searches: int
+    users: int | None
+    """None: fewer than k."""
+    k: int
+    positives: tuple[Positive, ...]
+    rows: tuple[dict[str, Any], ...] = field(default=())
+    """With `raw`: the rows of the logs behind each event."""
+
+
+def explain(query: str, out: Path, logs: Path | None = None, *, raw: bool = False) -> Explanation:
+    """Return the evidence of every positive of a query.
+
+    What is shown stands for at least k users (`engine.k` of the mining): counts of fewer are left out, and so
+    are later queries that fewer have searched.
+
+    Args:
+        query: any spelling of it.
+        out: folder of a mining, or of a daily build.
+        logs: the accepted logs, where they are not where the mining found them.
+        raw: for the owner of the logs: every count, and the rows of the logs.
+
+    Raises:
+        CropsError: `out` is no mining, its logs are gone, or nobody searched the query (the nearest ones are
+            named).
+    """
+    mined = read_mined(out)
+    k = 1 if raw else mined.config.k
+    sources = mined.open_logs(logs)
+    with DuckDBBackend(mined.config.memory) as backend:
+        mined.open(backend)
+        text = normalise_query(query)
+        backend.view("all_evidence", "select * from evidence")
+        backend.table("asked", f"select * from queries where query = {literal(text)}")
+        known = backend.rows("select sum(searches) as searches, max(users) as users from asked")[0]
+        if known["searches"] is None:
+            raise CropsError(_unknown(backend, text, k))
+        # From here on, evidence is that of this query.
+        backend.table("own", "select e.* from evidence e join asked a on a.query_id = e.query_id")
+        backend.view("evidence", "select * from own")
+        name_searchers(backend, sources)
+        trails = _trails(backend, mined, k)
+        positives = tuple(_positive(row, trails) for row in backend.rows(_POSITIVES))
+        rows = tuple(_log_rows(backend, mined, sources)) if raw else ()
+    users = known["users"] if known["users"] >= k else None
+    return Explanation(text, int(known["searches"]), users, mined.config.k, positives, rows)
+
+
+def _unknown(backend: Backend, text: str, k: int) -> str:
+    nearest = backend.rows(
+        f"""
+        select query, max(jaro_winkler_similarity(query, {literal(text)})) as alike from queries
+        where users >= {k} group by query order by alike desc, query limit {_SUGGESTIONS}
+        """
+    )
+    hint = ", ".join(f"'{row['query']}'" for row in nearest)
+    return f"nobody searched '{text}' on the days mined" + (f"; the nearest queries: {hint}" if hint else "")
+
+
+_POSITIVES = f"""
+select s.item_id, max(s.label) as label, bit_or(s.sources) as sources, max(s.weight) as weight,
+    max(e.theta) as theta, min(coalesce(i.text, g.text, '')) as text
+from samples s join asked a on a.query_id = s.query_id
+left join (select query_id, item_id, max(theta) as theta from own group by query_id, item_id) e
+    on e.query_id = s.query_id and e.item_id = s.item_id
+left join (select item_id, {document_text_sql()} as text from items) i on i.item_id = s.item_id
+left join (select item_id, {document_text_sql()} as text from synthetic_items) g on g.item_id = s.item_id
+where s.label >= {POSITIVE_LABEL}
+group by s.item_id order by label desc, s.item_id
+"""
+
+
+def _positive(row: dict[str, Any], trails: dict[int, list[Trail]]) -> Positive:
+    values = {**row, "sources": Source(row["sources"])}
+    return Positive(**values, trails=tuple(trails.get(row["item_id"], ())))
+
+
+def _trails(backend: Backend, mined: Mined, k: int) -> dict[int, list[Trail]]:
+    """Return the trails by item, highest source first; rare later queries of an item as one."""
+    _name_via(backend, mined)
+    rows = backend.rows(
+        f"""
+        select item_id, source, via, count(*) as events, count(distinct user_id) as users,
+            count(distinct via_query_id) as vias
+        from (
+            select e.item_id, e.source, e.via_query_id, s.user_id, s.search_id,
+                case when v.users >= {k} then v.query end as via
+            from own e left join searchers s on s.search_id = e.search_id
+            left join via v on v.query_id = e.via_query_id
+        ) t
+        group by item_id, source, via order by item_id, source desc, users desc, via nulls last
+        """
+    )
+    trails: dict[int, list[Trail]] = {}
+    for row in rows:
+        enough = row["users"] >= k
+        via = () if row["via"] is None else (row["via"],)
+        trail = Trail(
+            Source(row["source"]),
+            row["events"] if enough else None,
+            row["users"] if enough else None,
+            via,
+            0 if via else row["vias"],
+        )
+        trails.setdefault(row["item_id"], []).append(trail)
+    return trails
+
+
+def _name_via(backend: Backend, mined: Mined) -> None:
+    """Make `via(query_id, query, users)`: the later queries of the evidence."""
+    if not mined.by_event:
+        backend.view("via", "select query_id, query, users from queries")
+        return
+    # There a group is an event: the id of a later query is the hash of its text.
+    wanted = {row["id"] for row in backend.rows("select distinct via_query_id as id from own")}
+    schema = pa.schema([("query_id", pa.int64()), ("query", pa.string()), ("users", pa.int64())])
+    texts = backend.arrow("select query, max(users) as users from queries group by query").to_pylist()
+    rows = [{"query_id": content_id(row["query"]), **row} for row in texts]
+    found = [row for row in rows if row["query_id"] in wanted]
+    backend.load("via", schema, [pa.RecordBatch.from_pylist(found, schema=schema)])
+
+
+def _log_rows(backend: Backend, mined: Mined, sources: list[tuple[Logs, list[str]]]) -> list[dict[str, Any]]:
+    """Return the impressions and feed events that made each item a positive."""
+    window = round(mined.config.reformulation.window_s * MICROSECONDS)
+    columns = "user_id, search_id, query, at, item_id, clicked, liked, play_ms, duration_ms"
+    selects = []
+    for number, (logs, days) in enumerate(sources):
+        backend.read_logs(f"feed_{number}", logs, "feed_events", days)
+        shown = f"log_{number} l on l.user_id = s.user_id and l.item_id = e.item_id and l.stage = 'exposed'"
+        selects += [
+            f"select distinct e.source, {_seen('l.searched_at')} from own e join searchers s "
+            f"on s.search_id = e.search_id join {shown} and l.search_id = s.search_id "
+            f"where e.source = {Source.CLICKED.value}",
+            f"select distinct e.source, {_seen('l.searched_at')} from own e join searchers s "
+            f"on s.search_id = e.search_id join {shown} and l.searched_at > s.searched_at "
+            f"and l.searched_at <= s.searched_at + {window} where e.source = {Source.REFORMULATION.value}",
+            f"select distinct e.source, {_seen('l.watched_at', feed=True)} from own e join searchers s "
+            f"on s.search_id = e.search_id join feed_{number} l on l.user_id = s.user_id "
+            f"and l.item_id = e.item_id and l.watched_at = e.watched_at where e.source = {Source.FEED.value}",
+        ]
+    rows = f"select source, {columns} from ({' union all '.join(selects)}) r"
+    return backend.rows(f"{rows} order by item_id, source desc, at, user_id, search_id")
+
+
+def _seen(time: str, *, feed: bool = False) -> str:
+    query = "s.search_id, cast(null as VARCHAR) as query" if feed else "l.search_id, l.query"
+    return f"l.user_id, {query}, {time} as at, l.item_id, l.clicked, l.liked, l.play_ms, l.duration_ms"

@@ -1,0 +1,102 @@
+"""Reading a mined folder back, with the logs it came from."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from crops.config import EngineConfig
+from crops.engine.backend import Backend
+from crops.engine.window import REPORT, WINDOW
+from crops.errors import CropsError
+from crops.logs import Logs, open_logs
+from crops.outputs import RESOLVED_CONFIG, read_manifest
+from crops.schema import EVIDENCE, ITEMS, QUERIES, SAMPLES, SYNTHETIC_ITEMS
+
+TABLES = (SAMPLES, QUERIES, EVIDENCE, ITEMS, SYNTHETIC_ITEMS)
+
+
+@dataclass(frozen=True)
+class Mined:
+    """A mined folder: a single mining, a day or the window of a daily build."""
+
+    folder: Path
+    config: EngineConfig
+    report: dict[str, Any]
+    logs: dict[str, list[str]]
+    """Days by the logs folder they were mined from."""
+
+    @property
+    def by_event(self) -> bool:
+        """Whether a group is one query event, and `query_id` a search_id."""
+        return self.config.group_by == "event"
+
+    def open(self, backend: Backend) -> None:
+        """Name the tables of the folder."""
+        for table in TABLES:
+            backend.read_parquet(table.name, [self.folder / f"{table.name}.parquet"], table.arrow())
+
+    def open_logs(self, logs: Path | None) -> list[tuple[Logs, list[str]]]:
+        """Return the logs with their days.
+
+        Args:
+            logs: where they are now; where they were at the mining when None.
+
+        Raises:
+            CropsError: they are not there.
+        """
+        found = []
+        for path, days in [(str(logs), self.report["days"])] if logs else self.logs.items():
+            if not Path(path).is_dir():
+                raise CropsError(f"{path}: the logs of {self.folder} are not there any more; give --logs")
+            found.append((open_logs(Path(path)), days))
+        return found
+
+
+def read_mined(out: Path) -> Mined:
+    """Return what is in the folder of a mining; of a daily build, its window.
+
+    Raises:
+        CropsError: `out` is no mining, or one of an older version.
+    """
+    folder = mined_folder(out)
+    manifest = read_manifest(folder, "mine")
+    run = tomllib.loads((folder / RESOLVED_CONFIG).read_text())
+    report = json.loads((folder / REPORT).read_text())
+    if "pairs" not in report:
+        raise CropsError(f"{folder} was mined by an older version; mine it again")
+    logs: dict[str, list[str]] = {}
+    of_days = manifest.get("logs_of_days") or {day: manifest["logs"] for day in report["days"]}
+    for day, path in of_days.items():
+        logs.setdefault(path, []).append(day)
+    return Mined(folder, EngineConfig.model_validate(run["engine"]), report, logs)
+
+
+def mined_folder(out: Path) -> Path:
+    """Return the folder that holds the tables: `out`, or its window if it is a daily build.
+
+    Raises:
+        CropsError: `out` is neither.
+    """
+    for folder in (out, out / WINDOW):
+        if (folder / f"{SAMPLES.name}.parquet").exists():
+            return folder
+    raise CropsError(f"{out} is not an output of `crops mine` (no {SAMPLES.name}.parquet in it)")
+
+
+def name_searchers(backend: Backend, logs: Iterable[tuple[Logs, list[str]]]) -> None:
+    """Make `searchers(search_id, user_id, searched_at)` of the searches that evidence is credited to."""
+    for number, (source, days) in enumerate(logs):
+        backend.read_logs(f"log_{number}", source, "search_impressions", days)
+        backend.append(
+            "searchers",
+            f"""
+            select l.search_id, min(l.user_id) as user_id, min(l.searched_at) as searched_at
+            from log_{number} l join (select distinct search_id from evidence) e on e.search_id = l.search_id
+            group by l.search_id
+            """,
+        )

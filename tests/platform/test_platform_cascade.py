@@ -1,0 +1,212 @@
+"""Recall to ranked list: bit masks, order of the pre-ranker, personal candidates, the ranker by hand."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from platform_hand import (
+    ATTENTION,
+    ELECTRIC,
+    HUM,
+    MODEL,
+    PLAIN_BUBBLE,
+    WATERING,
+    WINDING,
+    Fixed,
+    hand_users,
+    hand_world,
+    memory_of,
+)
+
+from crops.platform.cascade import (
+    FILTERED,
+    INTEREST_WEIGHT,
+    MATCH_WEIGHT,
+    RANKED,
+    TASTE_WEIGHT,
+    ProductionRanker,
+    RelevanceModel,
+    recall,
+    recall_for_users,
+)
+from crops.platform.noise import mix, normal, uniform
+from crops.platform.routes import ROUTES, TEXT_MATCH, Routes
+
+BIT = {name: 1 << place for place, name in enumerate(ROUTES)}
+SAYS_HUM = np.array([[0, ELECTRIC, HUM]])
+WIDTH = RANKED + FILTERED
+
+
+def relevance_model(world, *, noise=0.0, belief=(0.5, 0.3, 0.2), seed=0) -> RelevanceModel:
+    return RelevanceModel(world, np.array(belief), noise, seed)
+
+
+def build(needs, found, *, noise=0.0, bubble=PLAIN_BUBBLE, uploaded=None, partial=None, **memory):
+    columns = {"uploaded_day": uploaded} if uploaded is not None else {}
+    if partial is not None:
+        columns["partial"] = partial
+    world = hand_world(needs, **columns)
+    retrievers = {name: Fixed(rows) for name, rows in found.items()}
+    routes = Routes(world.corpus, memory_of(len(needs), **memory), retrievers, bubble, 3, 0, 0)
+    return world, routes, relevance_model(world, noise=noise)
+
+
+def test_candidates_carry_the_bits_of_every_route_that_found_them():
+    _, routes, model = build(
+        [HUM] * 8, {"bm25": range(4), "dense": range(2, 6)}, clicks={"hum": {3: 1, 7: 1}}
+    )
+    found, leaf = recall(routes, model, PLAIN_BUBBLE, ["hum"], SAYS_HUM)
+    everywhere = BIT["popular"] | BIT["fresh"]
+    masks = dict(zip(found.rows[0].tolist(), found.routes[0].tolist(), strict=True))
+    assert leaf.tolist() == [ELECTRIC]
+    assert masks[0] == BIT["bm25"] | everywhere
+    assert masks[2] == BIT["bm25"] | BIT["dense"] | everywhere
+    assert masks[3] == BIT["bm25"] | BIT["dense"] | BIT["co_click"] | everywhere
+    assert masks[5] == BIT["dense"] | everywhere
+    assert masks[7] == BIT["co_click"] | everywhere
+    assert found.rows.shape == (1, WIDTH)
+
+
+def test_pre_rank_order_without_noise_is_relevance_then_match_then_id():
+    needs = [WATERING, WINDING, HUM, HUM, HUM]
+    _, routes, model = build(needs, {"bm25": [1, 3, 4], "dense": [0, 2]}, partial=[0, 0, 0, 0, 1])
+    found, _ = recall(routes, model, PLAIN_BUBBLE, ["hum"], SAYS_HUM)
+    # grades / 3: item 3 shows words of the query, item 2 not; 4 answers in part; 1 another need; 0 nothing
+    assert found.rows[0, :5].tolist() == [3, 2, 4, 1, 0]
+    expected = [1 + MATCH_WEIGHT, 1, 2 / 3 + MATCH_WEIGHT, 1 / 3 + MATCH_WEIGHT, 0]
+    assert found.pre_score[0, :5] == pytest.approx(expected, abs=1e-6)
+    assert (found.rows[0, 5:] == -1).all()
+
+
+def test_equal_scores_are_ordered_by_id():
+    _, routes, model = build([HUM] * 6, {"dense": [5, 3, 1, 4, 0]})
+    found, _ = recall(routes, model, PLAIN_BUBBLE, ["hum"], SAYS_HUM)
+    assert found.rows[0, :6].tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def test_popularity_counts_by_the_dial():
+    popular = dataclasses.replace(PLAIN_BUBBLE, popularity=0.7)
+    _, routes, model = build([HUM] * 3, {"bm25": [0, 1, 2]}, bubble=popular, plays=[0, 1, 7])
+    found, _ = recall(routes, model, popular, ["hum"], SAYS_HUM)
+    assert found.rows[0, :3].tolist() == [2, 1, 0]
+    assert found.pre_score[0, :3] == pytest.approx(1 + MATCH_WEIGHT + 0.7 * np.array([1, 1 / 3, 0]), abs=1e-6)
+
+
+def test_no_stage_lets_tomorrows_items_through():
+    uploaded = [-1.0, 0.3, -1.0, 2.0]
+    _, routes, model = build([HUM] * 4, {"bm25": range(4), "dense": [3, 1]}, uploaded=uploaded)
+    found, leaf = recall(routes, model, PLAIN_BUBBLE, ["hum"], SAYS_HUM)
+    assert found.rows[0, :3].tolist() == [0, 2, -1]
+    mine = recall_for_users(routes, model, PLAIN_BUBBLE, found, SAYS_HUM, leaf, np.array([0]))
+    assert mine.rows[0, :3].tolist() == [0, 2, -1]
+
+
+def test_a_query_that_finds_nothing_stays_empty():
+    _, routes, model = build([HUM] * 4, {"bm25": []})
+    found, leaf = recall(routes, model, PLAIN_BUBBLE, ["xyz"], SAYS_HUM)
+    assert (found.rows == -1).all()
+    mine = recall_for_users(routes, model, PLAIN_BUBBLE, found, SAYS_HUM, leaf, np.array([0]))
+    assert (mine.rows == -1).all()
+
+
+def test_blocks_of_queries_are_stacked_in_order(monkeypatch):
+    monkeypatch.setattr("crops.platform.cascade._BLOCK", 2)
+    _, routes, model = build([HUM] * 6, {"bm25": [0, 1]}, clicks={"a": {2: 1}, "c": {3: 1}, "e": {4: 1}})
+    found, leaf = recall(routes, model, PLAIN_BUBBLE, list("abcde"), np.repeat(SAYS_HUM, 5, axis=0))
+    assert found.rows.shape == (5, WIDTH)
+    assert leaf.tolist() == [ELECTRIC] * 5
+    clicked = [found.rows[row][(found.routes[row] & BIT["co_click"]) > 0].tolist() for row in range(5)]
+    # padding has all bits set; only rows of items count
+    assert [[item for item in row if item >= 0] for row in clicked] == [[2], [], [3], [], [4]]
+
+
+def test_personal_candidates_are_added_once_and_ranked_among_the_others():
+    count = 200
+    world, routes, model = build([HUM] * count, {"dense": [0, 1]}, noise=0.5)
+    found, leaf = recall(routes, model, PLAIN_BUBBLE, ["hum"], SAYS_HUM)
+    shared = type(found)(*(np.repeat(table, 40, axis=0) for table in (found.rows, found.routes, found.pre_score)))
+    users = np.arange(40)
+    meaning, leaves = np.repeat(SAYS_HUM, 40, axis=0), np.repeat(leaf, 40)
+    mine = recall_for_users(routes, model, PLAIN_BUBBLE, shared, meaning, leaves, users)
+    assert mine.rows.shape == (40, WIDTH)
+    own = routes.personal(users, leaves)
+    already = set(found.rows[0].tolist()) - {-1}
+    doubly = 0
+    for user in users:
+        rows = [row for row in mine.rows[user].tolist() if row >= 0]
+        assert len(rows) == len(set(rows))
+        masks = dict(zip(mine.rows[user].tolist(), mine.routes[user].tolist(), strict=True))
+        everything = already | set(own[user].tolist())
+        assert set(rows) == everything or len(rows) == WIDTH
+        for row in rows:
+            assert bool(masks[row] & BIT["personal"]) == (row in own[user])
+            assert bool(masks[row] & ~BIT["personal"]) == (row in already)
+        doubly += len(already & set(own[user].tolist()))
+        scores = mine.pre_score[user][: len(rows)]
+        assert (np.diff(scores) <= 0).all()
+        estimate = model(SAYS_HUM[:, None, :], np.array([rows]), 1.8)[0]
+        match = MATCH_WEIGHT * ((mine.routes[user][: len(rows)] & TEXT_MATCH) > 0)
+        assert scores == pytest.approx(estimate + match, abs=1e-5)
+    assert doubly > 0
+
+
+def test_the_relevance_model_knows_what_is_said_and_bets_on_the_rest():
+    world = hand_world([HUM, WINDING, ATTENTION, WATERING], partial=[1, 0, 0, 0])
+    model = relevance_model(world, belief=(0.2, 0.6, 0.2))
+    rows = np.arange(4)
+    # vague: 0.3 + 0.6 * (belief of the sense / strongest belief of its head), nothing for other heads
+    assert model(np.array([0, -1, -1]), rows) == pytest.approx([0.5, 0.5, 0.9, 0.0])
+    assert model(np.array([1, -1, -1]), rows) == pytest.approx([0.0, 0.0, 0.0, 0.9])
+    # the sense is said: 0.8 for it
+    assert model(np.array([0, ELECTRIC, -1]), rows) == pytest.approx([0.8, 0.8, 0.0, 0.0])
+    # the need is said: grade / 3
+    assert model(np.array([0, ELECTRIC, HUM]), rows) == pytest.approx([2 / 3, 1 / 3, 0.0, 0.0])
+
+
+def test_the_estimates_err_by_the_dial_and_always_the_same_way():
+    world = hand_world([ATTENTION] * 4_000)
+    rows = np.arange(4_000)
+    for noise, factor in ((0.35, 1.0), (0.35, 1.8), (1.2, 1.0)):
+        error = relevance_model(world, noise=noise)(np.array([0, MODEL, -1]), rows, factor) - 0.8
+        assert error.std() == pytest.approx(noise * factor, rel=0.05)
+        assert abs(error.mean()) < 4.5 * noise * factor / np.sqrt(4_000)
+    first, again, other = (
+        relevance_model(world, noise=0.35, seed=seed)(np.array([0, MODEL, -1]), rows) for seed in (3, 3, 4)
+    )
+    assert (first == again).all()
+    assert abs(np.corrcoef(first, other)[0, 1]) < 0.08
+    elsewhere = relevance_model(world, noise=0.35, seed=3)(np.array([0, MODEL, ATTENTION]), rows)
+    assert abs(np.corrcoef(first, elsewhere)[0, 1]) < 0.08
+
+
+def test_the_ranker_by_hand():
+    world = hand_world([HUM, WINDING, ATTENTION], author=[7, 8, 9])
+    users = hand_users(2)
+    users.interest[1] = [0, 0, 1]
+    bubble = dataclasses.replace(PLAIN_BUBBLE, popularity=0.5)
+    popularity = np.array([0.0, 1.0, 0.4])
+    ranker = ProductionRanker(relevance_model(world), users, popularity, bubble, SAYS_HUM)
+    candidates = np.array([[0, 1, -1], [2, 0, 1]])
+    routes = np.array([[TEXT_MATCH, 2, -1], [2, 2, 2]])
+    scores = ranker.score(np.array([0, 0]), np.array([0, 1]), candidates, routes)
+    taste = TASTE_WEIGHT * normal(np.array([[0], [1]]), np.array([[7, 8, 0], [9, 7, 8]]))
+    assert scores[0, 0] == pytest.approx(1 + INTEREST_WEIGHT / 3 + MATCH_WEIGHT + taste[0, 0], abs=1e-6)
+    assert scores[0, 1] == pytest.approx(1 / 3 + 0.5 + INTEREST_WEIGHT / 3 + taste[0, 1], abs=1e-6)
+    assert np.isneginf(scores[0, 2])
+    assert scores[1] == pytest.approx([0.2 + taste[1, 0], 1 + taste[1, 1], 1 / 3 + 0.5 + taste[1, 2]], abs=1e-6)
+    assert (scores[np.isfinite(scores)] == np.round(scores[np.isfinite(scores)], 6)).all()
+
+
+def test_fixed_numbers_are_spread_and_independent():
+    left, right = np.arange(300)[:, None], np.arange(200)[None, :]
+    numbers = normal(left, right)
+    assert abs(numbers.mean()) < 0.02
+    assert numbers.std() == pytest.approx(1.0, abs=0.02)
+    assert np.abs(np.corrcoef(numbers[:8])[~np.eye(8, dtype=bool)]).max() < 0.35
+    assert len(np.unique(mix(left, right))) == 300 * 200
+    flat = uniform(left, right)
+    assert flat.min() >= 0
+    assert flat.max() < 1
+    assert np.histogram(flat, bins=10)[0] == pytest.approx(np.full(10, 6_000), rel=0.06)
+    negative = mix(np.array([-5]), np.array([3]))
+    assert negative == mix(np.array([-5]), np.array([3]))

@@ -1,0 +1,121 @@
+"""What the platform learns from a day, and the grouping functions against brute force."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from platform_hand import memory_of
+from scipy import sparse
+
+from crops.platform.memory import NEIGHBOURS, Memory, best_per_group, pad_groups, top_per_row
+
+
+def brute_best(group, item, score, k):
+    rows = sorted(range(len(group)), key=lambda row: (group[row], -score[row], item[row]))
+    taken: dict[int, int] = {}
+    kept = []
+    for row in rows:
+        taken[group[row]] = taken.get(group[row], 0) + 1
+        if taken[group[row]] <= k:
+            kept.append(row)
+    return kept
+
+
+@pytest.mark.parametrize("k", [1, 3, 100])
+def test_best_per_group_equals_brute_force(k):
+    rng = np.random.default_rng(k)
+    group, score = rng.integers(0, 7, 200), rng.integers(0, 5, 200).astype(float)
+    item = rng.permutation(200)
+    assert best_per_group(group, item, score, k).tolist() == brute_best(group, item, score, k)
+
+
+def test_best_per_group_of_nothing():
+    nothing = np.zeros(0, dtype=np.int64)
+    assert best_per_group(nothing, nothing, nothing.astype(float), 3).tolist() == []
+
+
+def test_pad_groups_by_hand():
+    table = pad_groups(np.array([0, 0, 2]), 4, 3, np.array([5, 6, 7]))
+    assert table.tolist() == [[5, 6, -1], [-1, -1, -1], [7, -1, -1], [-1, -1, -1]]
+
+
+def test_top_per_row_equals_brute_force():
+    rng = np.random.default_rng(0)
+    dense = rng.integers(0, 4, (30, 12)).astype(float)
+    expected = []
+    for row in dense:
+        best = sorted((c for c in range(12) if row[c]), key=lambda c: (-row[c], c))[:5]
+        expected.append(best + [-1] * (5 - len(best)))
+    assert top_per_row(sparse.csr_array(dense), 5).tolist() == expected
+
+
+def test_top_per_row_without_rows():
+    assert top_per_row(sparse.csr_array((0, 4)), 3).shape == (0, 3)
+
+
+def impressions(rows):
+    columns = list(zip(*rows, strict=True))
+    return pa.table({"query": list(columns[0]), "item_id": list(columns[1]), "clicked": list(columns[2])})
+
+
+def feed(rows):
+    names = ("user_id", "item_id", "play_ms", "duration_ms")
+    return pa.table(dict(zip(names, map(list, zip(*rows, strict=True)), strict=True)))
+
+
+@pytest.fixture
+def taught() -> Memory:
+    memory = Memory(np.array([9, 0, 0, 0]), np.zeros(2, dtype=np.int64))
+    item_sense = np.array([0, 0, 1, 1])
+    memory.learn(
+        impressions([("bow", 1, True), ("bow", 1, True), ("tie", 3, True), ("seen", 2, False)]),
+        # played 3 s or less is no play; watched half or less is not remembered
+        feed([(1, 4, 3_000, 4_000), (1, 2, 3_001, 8_000), (2, 2, 5_001, 10_000), (2, 3, 5_000, 10_000)]),
+        item_sense,
+    )
+    memory.learn(impressions([("tie", 1, True), ("new", 2, True)]), feed([(7, 1, 9_000, 9_000)]), item_sense)
+    return memory
+
+
+def test_a_day_is_remembered(taught):
+    # item 1: 9 before, 2 + 1 clicks, 1 play; item 2: 1 click and 2 plays; item 3: 1 click and 1 play
+    assert taught.plays.tolist() == [9 + 3 + 1, 1 + 2, 1 + 1, 0]
+    assert taught.sense_clicks.tolist() == [4, 1]
+    assert taught.queries == {"bow": 0, "tie": 1, "new": 2}
+    assert taught.click_counts().toarray().tolist() == [[2, 0, 0, 0], [1, 0, 1, 0], [0, 1, 0, 0]]
+
+
+def test_yesterday_is_the_last_day_only(taught):
+    assert [rows.tolist() for rows in taught.yesterday()] == [[6], [0]]
+    assert [len(rows) for rows in memory_of(3).yesterday()] == [0, 0]
+    # on the first day users 1 and 2 watched more than half of items 4 and 2
+    assert [rows.tolist() for rows in taught.watched[0]] == [[0, 1], [3, 1]]
+
+
+def test_popularity_is_the_logarithm_of_plays():
+    popularity = memory_of(3, plays=[0, 1, 7]).popularity()
+    assert popularity.tolist() == pytest.approx([0, 1 / 3, 1])
+    assert memory_of(2).popularity().tolist() == [0, 0]
+
+
+def test_co_watched_by_hand():
+    # user 0: items 0, 1, 2 (0 twice); user 1: items 0, 1; user 2: item 3 alone
+    watched = [(0, 0), (0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (2, 3)]
+    near = memory_of(5, watched=watched).co_watched()
+    assert near.shape == (5, NEIGHBOURS)
+    assert near[:, :3].tolist() == [[1, 2, -1], [0, 2, -1], [0, 1, -1], [-1, -1, -1], [-1, -1, -1]]
+
+
+def test_co_watched_equals_brute_force_across_blocks(monkeypatch):
+    monkeypatch.setattr("crops.platform.memory._BLOCK", 7)
+    rng = np.random.default_rng(0)
+    watched = [(int(u), int(i)) for u, i in zip(rng.integers(0, 9, 80), rng.integers(0, 30, 80), strict=True)]
+    near = memory_of(30, watched=watched).co_watched()
+    people = [{u for u, i in watched if i == item} for item in range(30)]
+    for item in range(30):
+        common = {other: len(people[item] & people[other]) for other in range(30) if other != item}
+        best = sorted((o for o in common if common[o]), key=lambda o: (-common[o], o))[:NEIGHBOURS]
+        assert near[item].tolist() == best + [-1] * (NEIGHBOURS - len(best))
+
+
+def test_nothing_watched_means_no_neighbours():
+    assert (memory_of(3).co_watched() == -1).all()

@@ -1,0 +1,146 @@
+"""Users, what they come to search for, and who plays foul."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from platform_hand import ELECTRIC, FIG, HUM, MODEL, hand_intents, hand_users, hand_world, within
+from scipy import stats
+
+from crops.config import PlatformConfig
+from crops.platform.behaviour import start_times
+from crops.platform.simulate import behaviour
+from crops.platform.sizes import SIZES
+from crops.platform.topics_world import build_topics_world
+from crops.platform.users import (
+    ABUSE_SESSIONS,
+    ABUSERS,
+    DRIFT,
+    DRIFT_WEIGHT,
+    INTERESTS,
+    build_users,
+    draw_rows,
+    draw_sessions,
+    drift,
+)
+
+NOBODY = (np.zeros(0, np.int64), np.zeros(0, np.int64))
+
+
+@pytest.fixture(scope="module")
+def world():
+    return build_topics_world(SIZES["tiny"], 4, np.random.default_rng(0))
+
+
+def model(**rates: float):
+    return dataclasses.replace(behaviour(PlatformConfig()), **rates)
+
+
+def test_users_have_a_handful_of_interests_by_demand(world):
+    users = build_users(world.intents, world.corpus, 3_000, np.random.default_rng(0))
+    assert users.interest.sum(axis=1) == pytest.approx(np.ones(3_000), abs=1e-5)
+    assert ((users.interest > 0).sum(axis=1) <= INTERESTS).all()
+    assert users.activity.sum() == pytest.approx(1)
+    held = (users.interest > 0).mean(axis=0)
+    assert stats.spearmanr(held, world.intents.sense_demand).statistic > 0.9
+
+
+def test_one_user_in_a_thousand_pushes_an_item_that_is_online(world):
+    for count, expected in ((3_000, 3), (150, 1)):
+        users = build_users(world.intents, world.corpus, count, np.random.default_rng(0))
+        pushed = users.pushes[users.pushes >= 0]
+        assert len(pushed) == expected == max(1, round(ABUSERS * count))
+        assert (world.corpus.uploaded_day[pushed] <= 0).all()
+
+
+def test_drift_moves_the_stated_share_of_users():
+    n = 20_000
+    users = hand_users(n)
+    drift(users, hand_intents(), np.random.default_rng(0))
+    moved = ~np.isclose(users.interest, 1 / 3).all(axis=1)
+    assert within(int(moved.sum()), n, DRIFT)
+    assert users.interest.sum(axis=1) == pytest.approx(np.ones(n), abs=1e-5)
+    # a third each, of which 70 % stay, and 30 % go to one sense
+    kept = (1 - DRIFT_WEIGHT) / 3
+    assert np.sort(users.interest[moved], axis=1) == pytest.approx(
+        np.tile([kept, kept, kept + DRIFT_WEIGHT], (int(moved.sum()), 1)), abs=1e-6
+    )
+
+
+def sessions_of(users, n, watched=NOBODY, **rates: float):
+    world = hand_world([HUM] * 3)
+    return draw_sessions(
+        hand_intents(), world.corpus, users, watched, np.zeros(n, np.int64), model(**rates), np.random.default_rng(0)
+    )
+
+
+def test_sessions_come_from_interests():
+    n = 4_000
+    users = hand_users(2)
+    users.interest[:] = [[1, 0, 0], [0, 0.25, 0.75]]
+    drawn = sessions_of(users, n, trend=0.0, from_feed=0.0)
+    sense = hand_intents().need_sense[drawn.need]
+    assert within(int((drawn.user == 0).sum()), n, 0.5)
+    assert set(sense[drawn.user == 0]) == {ELECTRIC}
+    other = sense[drawn.user == 1]
+    assert within(int((other == FIG).sum()), len(other), 0.75)
+    assert (other != ELECTRIC).all()
+
+
+def test_shares_of_sessions_from_trends_and_the_feed():
+    n = 20_000
+    users = hand_users(3)
+    users.interest[:] = [[0, 0, 1]] * 3
+    watched = (np.array([2]), np.array([0]))  # user 2 watched item 0, which is about electric
+    rates = model()
+    drawn = sessions_of(users, n, watched)
+    sense = hand_intents().need_sense[drawn.need]
+    by_feed = (drawn.user == 2) & (sense == ELECTRIC)
+    # trends bring electric as well, at most with their whole share; users are drawn evenly
+    assert by_feed.mean() >= rates.from_feed - 0.01
+    assert by_feed.mean() <= rates.from_feed + rates.trend / 3 + 0.01
+    off = sessions_of(users, n, watched, trend=0.0)
+    sense = hand_intents().need_sense[off.need]
+    assert within(int((sense == ELECTRIC).sum()), n, rates.from_feed)
+    assert (off.user[sense == ELECTRIC] == 2).all()
+    trends = sessions_of(users, n, trend=1.0, from_feed=0.0)
+    counts = np.bincount(hand_intents().need_sense[trends.need], minlength=3) / n
+    # the day's trend is the demand, tilted by a log-normal of sigma 0.5
+    assert np.abs(np.log(counts / hand_intents().sense_demand)).max() < 2
+    assert counts[MODEL] > 0
+
+
+def test_feed_of_yesterday_brings_nothing_on_the_first_day():
+    users = hand_users(3)
+    users.interest[:] = [[0, 0, 1]] * 3
+    drawn = sessions_of(users, 500, trend=0.0, from_feed=1.0)
+    assert set(hand_intents().need_sense[drawn.need]) == {FIG}
+
+
+def test_abusers_search_the_need_of_what_they_push():
+    drawn = sessions_of(hand_users(4, pushes={1: 2, 3: 0}), 10)
+    foul_user, foul_need = drawn.user[10:], drawn.need[10:]
+    assert np.bincount(foul_user, minlength=4).tolist() == [0, ABUSE_SESSIONS, 0, ABUSE_SESSIONS]
+    assert set(foul_need) == {HUM}
+    assert len(drawn.start_us) == len(drawn.user) == 10 + 2 * ABUSE_SESSIONS
+
+
+def test_rows_are_drawn_by_weight():
+    weights = np.array([[0, 1, 3, 0], [1, 0, 0, 0]], dtype=np.float32)
+    rows = np.repeat([0, 1], 4_000)
+    drawn = draw_rows(weights, np.random.default_rng(3), rows, block=999)
+    counts = np.bincount(drawn[:4_000], minlength=4)
+    assert counts[[0, 3]].tolist() == [0, 0]
+    assert within(int(counts[1]), 4_000, 0.25)
+    assert (drawn[4_000:] == 0).all()
+
+
+def test_sessions_begin_all_over_the_day_with_two_peaks():
+    hours = start_times(50_000, np.random.default_rng(0)) / 3600e6
+    assert hours.min() >= 0
+    assert hours.max() < 24
+    counts = np.histogram(hours, bins=24, range=(0, 24))[0] / 50_000
+    assert counts.argmax() in (18, 19, 20)
+    assert counts[11:13].mean() > counts[15]
+    # no pile at one instant
+    assert np.unique(hours).size > 49_900
