@@ -33,7 +33,7 @@ def test_the_number_of_parts_does_not_matter(tmp_path, monkeypatch, group_by):
     searches, feed = random_logs(seed=4, searches=120)
     generated = [{"query": f"query {number % 5}", "ocr_cover": f"text {number}"} for number in range(20)]
     results = []
-    for number in (1, 3, 7, 40):  # 5 users and 8 queries: most of 40 parts are empty
+    for number in (1, 3, 11):  # 5 users and 8 queries: some of 11 parts are empty
         in_parts(monkeypatch, number)
         results.append(
             run(
@@ -156,9 +156,9 @@ def test_groups_of_one_event(tmp_path):
 
 def test_one_user_with_most_events_and_one_query_with_most_impressions(tmp_path):
     """As many P2 and P1 rows of the hot user as the caps allow, and nobody else's lost."""
-    hot = [shown(number, 1, "hot", number / 10, 1 + number % 50) for number in range(900)]
+    hot = [shown(number, 1, "hot", number / 10, 1 + number % 50) for number in range(300)]
     others = [clicked(1000 + user, user, "hot", 5, 60) for user in range(2, 40)]
-    feed = [watched(1, 100 + number % 3000, number / 200) for number in range(19_000)]
+    feed = [watched(1, 100 + number % 1000, number / 60) for number in range(6_000)]
     tables, report = run(tmp_path, hot + others, feed, search={"max_exposed": 5})
     assert report["input"]["bots"]["users"] == 0
     p2 = evidence(tables, Source.FEED)
@@ -182,7 +182,7 @@ print(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's high-water mark")
 def test_peak_memory_stays_within_the_limit(tmp_path):
-    large_logs(tmp_path / "logs", 30_000, hot_user=0.02)  # 600 thousand impressions, as many feed events
+    large_logs(tmp_path / "logs", 15_000, hot_user=0.02)  # 300 thousand impressions, as many feed events
     limit = 400_000_000
     command = [sys.executable, "-c", _MEASURE, str(tmp_path / "logs"), str(tmp_path / "out"), str(limit)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)

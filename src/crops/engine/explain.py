@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from crops.engine.backend import Backend, DuckDBBackend
 from crops.engine.candidates import MICROSECONDS
+from crops.engine.events import CONSUMED
 from crops.engine.mined import Mined, name_searchers, read_mined
 from crops.errors import CropsError
 from crops.labels import POSITIVE_LABEL, Source
@@ -82,7 +83,6 @@ def explain(query: str, out: Path, logs: Path | None = None, *, raw: bool = Fals
     with DuckDBBackend(mined.config.memory) as backend:
         mined.open(backend)
         text = normalise_query(query)
-        backend.view("all_evidence", "select * from evidence")
         backend.table("asked", f"select * from queries where query = {literal(text)}")
         known = backend.rows("select sum(searches) as searches, max(users) as users from asked")[0]
         if known["searches"] is None:
@@ -172,29 +172,39 @@ def _name_via(backend: Backend, mined: Mined) -> None:
     backend.load("via", schema, [pa.RecordBatch.from_pylist(found, schema=schema)])
 
 
-def _log_rows(backend: Backend, mined: Mined, sources: list[tuple[Logs, list[str]]]) -> list[dict[str, Any]]:
+def _log_rows(
+    backend: Backend, mined: Mined, sources: list[tuple[Logs, list[str]]]
+) -> list[dict[str, Any]]:
     """Return the impressions and feed events that made each item a positive."""
     window = round(mined.config.reformulation.window_s * MICROSECONDS)
-    columns = "user_id, search_id, query, at, item_id, clicked, liked, play_ms, duration_ms"
+    of_source = {
+        Source.CLICKED: "l.search_id = s.search_id",
+        Source.REFORMULATION: f"l.searched_at > s.searched_at and l.searched_at <= s.searched_at + {window}",
+        Source.FEED: "l.watched_at = e.watched_at",
+    }
     selects = []
     for number, (logs, days) in enumerate(sources):
         backend.read_logs(f"feed_{number}", logs, "feed_events", days)
-        shown = f"log_{number} l on l.user_id = s.user_id and l.item_id = e.item_id and l.stage = 'exposed'"
-        selects += [
-            f"select distinct e.source, {_seen('l.searched_at')} from own e join searchers s "
-            f"on s.search_id = e.search_id join {shown} and l.search_id = s.search_id "
-            f"where e.source = {Source.CLICKED.value}",
-            f"select distinct e.source, {_seen('l.searched_at')} from own e join searchers s "
-            f"on s.search_id = e.search_id join {shown} and l.searched_at > s.searched_at "
-            f"and l.searched_at <= s.searched_at + {window} where e.source = {Source.REFORMULATION.value}",
-            f"select distinct e.source, {_seen('l.watched_at', feed=True)} from own e join searchers s "
-            f"on s.search_id = e.search_id join feed_{number} l on l.user_id = s.user_id "
-            f"and l.item_id = e.item_id and l.watched_at = e.watched_at where e.source = {Source.FEED.value}",
-        ]
-    rows = f"select source, {columns} from ({' union all '.join(selects)}) r"
-    return backend.rows(f"{rows} order by item_id, source desc, at, user_id, search_id")
+        for source, when in of_source.items():
+            feed = source == Source.FEED
+            log, columns = (f"feed_{number}", _WATCHED) if feed else (f"log_{number}", _SHOWN)
+            selects.append(
+                f"select distinct e.source, e.via_query_id, l.user_id, {columns}, l.item_id, l.clicked, "
+                "l.liked, l.play_ms, l.duration_ms from own e join searchers s on s.search_id = e.search_id "
+                f"join {log} l on l.user_id = s.user_id and l.item_id = e.item_id and {when} "
+                f"where e.source = {source.value} and {CONSUMED}"
+            )
+    rows = backend.rows(
+        f"select * from ({' union all '.join(selects)}) r order by item_id, source desc, at, user_id, search_id"
+    )
+    return [row for row in rows if _is_via(row)]
 
 
-def _seen(time: str, *, feed: bool = False) -> str:
-    query = "s.search_id, cast(null as VARCHAR) as query" if feed else "l.search_id, l.query"
-    return f"l.user_id, {query}, {time} as at, l.item_id, l.clicked, l.liked, l.play_ms, l.duration_ms"
+_SHOWN = "l.search_id, l.query, l.searched_at as at"
+_WATCHED = "s.search_id, cast(null as VARCHAR) as query, l.watched_at as at"
+
+
+def _is_via(row: dict[str, Any]) -> bool:
+    """Take the later query off a row; return whether it is the one that the row's search asked."""
+    via = row.pop("via_query_id")
+    return via is None or content_id(normalise_query(row["query"])) == via

@@ -27,7 +27,6 @@ from crops.engine.daily import (
 )
 from crops.engine.mined import mined_folder
 from crops.engine.subtract import (
-    Forgotten,
     finish_forgotten,
     holds,
     read_forgotten,
