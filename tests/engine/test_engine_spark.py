@@ -85,7 +85,7 @@ CAPS = {
     "max_positives_per_user": 3,
     "search": {"max_clicked": 3, "max_exposed": 2, "max_unexposed": 3, "max_filtered": 4},
     "feed": {"max_items": 4},
-    "bots": {"max_searches_per_day": 100, "max_feed_events_per_day": 2000},
+    "bots": {"max_searches_per_day": 25, "max_feed_events_per_day": 2000},
 }
 
 
@@ -102,6 +102,7 @@ def test_parity_on_5k_searches(tmp_path, session):
 @needs_spark
 def test_parity_with_every_cap_at_work(tmp_path, session):
     report = assert_parity(tmp_path, 300, group_by="event", min_users=2, **CAPS)
+    assert report["input"]["bots"]["users"] > 0
     assert (
         report["sources"]["search"]["filtered"]["kept"]
         < report["sources"]["search"]["filtered"]["candidates"]

@@ -8,20 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from platform_hand import document_texts
 
 from crops.config import PlatformConfig
 from crops.platform import DayLogs, Platform, build_platform, simulate_day
 from crops.retrieval import BM25Retriever
-from crops.text import DOCUMENT_FIELDS, document_text
 
 Run = tuple[Platform, list[DayLogs]]
-
-
-def document_texts(platform: Platform) -> list[str]:
-    """The document texts of a platform's catalogue."""
-    corpus = platform.world.corpus
-    rows = zip(corpus.title, corpus.caption, corpus.tags, strict=True)
-    return [document_text(dict(zip(DOCUMENT_FIELDS, row, strict=True))) for row in rows]
 
 
 def _simulate(seed: int = 0, days: int = 1, sessions: int = 300, **settings: Any) -> Run:

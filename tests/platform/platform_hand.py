@@ -11,12 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from crops.platform import Platform
 from crops.platform.bubble import Bubble
 from crops.platform.memory import Memory
 from crops.platform.topics import Head, Need, Sense
 from crops.platform.topics_world import TopicsWorld, build_intents
 from crops.platform.users import Users
 from crops.platform.world import Corpus, Intents
+from crops.text import DOCUMENT_FIELDS, document_text
 
 HUM, WINDING, ATTENTION, WATERING = range(4)
 ELECTRIC, MODEL, FIG = range(3)
@@ -95,6 +97,13 @@ def memory_of(
     if watched:
         memory.watched.append((np.array([u for u, _ in watched]), np.array([i for _, i in watched])))
     return memory
+
+
+def document_texts(platform: Platform) -> list[str]:
+    """The document texts of a platform's catalogue."""
+    corpus = platform.world.corpus
+    rows = zip(corpus.title, corpus.caption, corpus.tags, strict=True)
+    return [document_text(dict(zip(DOCUMENT_FIELDS, row, strict=True))) for row in rows]
 
 
 class Fixed:

@@ -154,7 +154,9 @@ class DuckDBBackend:
             self.view(name, f"select {nulls} where 1 = 0")
             return
         names = ", ".join(path_literal(file) for file in files)
-        self.view(name, f"select {', '.join(schema.names)} from read_parquet([{names}])")
+        # A folder `day=...` above the files is no column of theirs.
+        source = f"read_parquet([{names}], hive_partitioning=false)"
+        self.view(name, f"select {', '.join(schema.names)} from {source}")
 
     def view(self, name: str, query: str) -> None:
         """Name a query; it runs each time it is read."""
@@ -211,6 +213,11 @@ class DuckDBBackend:
                 self._connection, lambda: self._connection.sql(query).to_arrow_table()
             )
         return table
+
+    def stream(self, query: str) -> pa.RecordBatchReader:
+        """Return all rows of a query, a batch in memory at a time."""
+        with self._explained():
+            return self._connection.cursor().sql(query).to_arrow_reader(BATCH_ROWS)
 
     def emit(self, query: str, order: str, target: Path) -> None:
         """Add a query's rows, in an order, to the rows that will be written to a Parquet file."""

@@ -73,7 +73,8 @@ def table_content(path: Path, memory: str) -> str:
     limit = f"{duckdb_limit(parse_memory(memory))}B"
     columns = [_Column(field) for field in pq.read_schema(path)]
     with duckdb.connect(config={"memory_limit": limit}) as connection:
-        rows = connection.sql(f"select * from read_parquet({path_literal(path)}) order by all")
+        source = f"read_parquet({path_literal(path)}, hive_partitioning=false)"
+        rows = connection.sql(f"select * from {source} order by all")
         for batch in rows.to_arrow_reader(BATCH_ROWS):
             for column, values in zip(columns, batch.columns, strict=True):
                 column.add(values)

@@ -172,9 +172,7 @@ def _name_via(backend: Backend, mined: Mined) -> None:
     backend.load("via", schema, [pa.RecordBatch.from_pylist(found, schema=schema)])
 
 
-def _log_rows(
-    backend: Backend, mined: Mined, sources: list[tuple[Logs, list[str]]]
-) -> list[dict[str, Any]]:
+def _log_rows(backend: Backend, mined: Mined, sources: list[tuple[Logs, list[str]]]) -> list[dict[str, Any]]:
     """Return the impressions and feed events that made each item a positive."""
     window = round(mined.config.reformulation.window_s * MICROSECONDS)
     of_source = {
@@ -195,13 +193,14 @@ def _log_rows(
                 f"where e.source = {source.value} and {CONSUMED}"
             )
     rows = backend.rows(
-        f"select * from ({' union all '.join(selects)}) r order by item_id, source desc, at, user_id, search_id"
+        f"select * from ({' union all '.join(selects)}) r "
+        "order by item_id, source desc, seen_at, user_id, search_id"
     )
     return [row for row in rows if _is_via(row)]
 
 
-_SHOWN = "l.search_id, l.query, l.searched_at as at"
-_WATCHED = "s.search_id, cast(null as VARCHAR) as query, l.watched_at as at"
+_SHOWN = "l.search_id, l.query, l.searched_at as seen_at"
+_WATCHED = "s.search_id, cast(null as VARCHAR) as query, l.watched_at as seen_at"
 
 
 def _is_via(row: dict[str, Any]) -> bool:

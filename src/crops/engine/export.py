@@ -10,11 +10,10 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from crops.engine.backend import BATCH_ROWS, DuckDBBackend
+from crops.engine.backend import DuckDBBackend
 from crops.engine.daily import explained
 from crops.engine.mined import Mined, read_mined
 from crops.errors import CropsError, MissingExtraError, nearest

@@ -11,7 +11,7 @@ _READERS = {"observe.py", "realism.py", "version.py"}
 
 
 def platform_version() -> str:
-    """Return the name and the first 12 hex digits of a hash over the topics and the code that shape worlds."""
+    """Return the name and 12 hex digits of a hash over the topics and the code that shape worlds."""
     root = importlib.resources.files("crops.platform")
     files = [*root.iterdir(), *(root / "topics").iterdir()]
     digest = hashlib.sha256()

@@ -14,10 +14,16 @@ from crops.report.data import (
     SourceRow,
     TrainingCurve,
 )
+from crops.report.engine import Block, Disagreement, EngineReport, FrequencyRow, Influence
 from crops.report.realism import Cell, Curve, RealismReport, RealismRow
 from crops.report.render import render_report, write_report
 
 __all__ = [
+    "Block",
+    "Disagreement",
+    "EngineReport",
+    "FrequencyRow",
+    "Influence",
     "Cell",
     "Coverage",
     "Curve",

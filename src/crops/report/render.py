@@ -11,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from crops.labels import DEFAULT_LABELS, Source
 from crops.report.data import SIGNIFICANT, DemoReport, Hit, QueryCase, ResultTable
+from crops.report.engine import EngineReport, engine_charts
 from crops.report.figures import curve_charts, metric_charts, source_chart, window
 from crops.report.realism import RealismReport, realism_charts
 from crops.report.svg import percent
@@ -26,7 +27,7 @@ _ORIGINS = {
 }
 
 
-def render_report(data: DemoReport | RealismReport) -> str:
+def render_report(data: DemoReport | RealismReport | EngineReport) -> str:
     """Return the report as one HTML page: no script, no request to anywhere, all texts escaped.
 
     Raises:
@@ -35,6 +36,15 @@ def render_report(data: DemoReport | RealismReport) -> str:
     if isinstance(data, RealismReport):
         page = _environment().get_template("realism.html")
         return page.render(report=data, charts=realism_charts(data))
+    if isinstance(data, EngineReport):
+        page = _environment().get_template("engine.html")
+        return page.render(
+            report=data,
+            charts=engine_charts(data),
+            source_chart=source_chart(data.sources),
+            label_meanings=_label_meanings(),
+            sources_named=list(dict.fromkeys(name for row in data.coverage for name in row.shares or ())),
+        )
     longest = max((len(curve.steps) for curve in data.curves), default=0)
     page = _environment().get_template("demo.html")
     return page.render(
@@ -57,7 +67,7 @@ def _coloured(data: DemoReport) -> list[str]:
     return [row.name for row in rows[first:]]
 
 
-def write_report(data: DemoReport | RealismReport, path: Path) -> None:
+def write_report(data: DemoReport | RealismReport | EngineReport, path: Path) -> None:
     """Write the report to `path`; the file appears whole or not at all.
 
     Raises:

@@ -1,0 +1,242 @@
+"""A whole day: the tables, the people in it, and what is remembered."""
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pyarrow.compute as pc
+import pytest
+from platform_hand import Fixed, document_texts
+
+from crops.config import PlatformConfig
+from crops.logs import check
+from crops.platform import DayLogs, build_platform, simulate_day, write_day, write_items, write_truth
+from crops.platform.cascade import FILTERED, PAGE, RANKED
+from crops.platform.corpus import items_table
+from crops.platform.routes import ROUTES
+from crops.platform.searchlog import click_queries, counters
+from crops.platform.users import ABUSE_SESSIONS
+from crops.retrieval import BM25Retriever
+from crops.schema import FEED_EVENTS, ITEMS, SEARCH_IMPRESSIONS
+
+
+@pytest.fixture(scope="module")
+def day(run_days):
+    platform, (logs,) = run_days()
+    return platform, logs
+
+
+@pytest.fixture(scope="module")
+def rows(day) -> pd.DataFrame:
+    return day[1].impressions.to_pandas()
+
+
+def searches_of(logs: DayLogs) -> pd.DataFrame:
+    """One row per search, by user and time, with its need."""
+    table = (
+        logs.impressions.to_pandas()
+        .groupby("search_id")
+        .agg(
+            user=("user_id", "first"),
+            query=("query", "first"),
+            at=("searched_at", "first"),
+            rows=("item_id", "size"),
+        )
+    )
+    needs = pd.Series(logs.search_needs, index=logs.search_ids)
+    return table.assign(need=needs).sort_values(["user", "at"])
+
+
+def test_tables_keep_the_contract(day):
+    _, logs = day
+    assert logs.impressions.schema.equals(SEARCH_IMPRESSIONS.arrow())
+    assert logs.feed.schema.equals(FEED_EVENTS.arrow())
+    for table, contract in ((logs.impressions, SEARCH_IMPRESSIONS), (logs.feed, FEED_EVENTS)):
+        for column in contract.columns:
+            assert column.nullable or table[column.name].null_count == 0, column.name
+
+
+def test_what_is_shown_has_a_rank_and_what_is_not_has_no_click(rows):
+    shown = rows[rows.stage == "exposed"]
+    hidden = rows[rows.stage != "exposed"]
+    assert set(rows.stage) == {"exposed", "unexposed", "filtered"}
+    assert sorted(shown["rank"].unique()) == list(range(1, PAGE + 1))
+    assert hidden["rank"].isna().all()
+    assert not hidden.clicked.any()
+    assert rows.play_ms.notna().equals(rows.clicked)
+    assert (rows.play_ms.dropna() <= rows.duration_ms[rows.clicked]).all()
+    assert not (rows.liked & ~rows.clicked).any()
+    assert (rows.routes > 0).all()
+    assert (rows.routes < 1 << len(ROUTES)).all()
+
+
+def test_each_document_is_logged_once_per_search(rows):
+    assert not rows.duplicated(["search_id", "item_id"]).any()
+    sizes = rows.groupby(["search_id", "stage"]).size().unstack(fill_value=0)
+    assert sizes["exposed"].max() == PAGE
+    assert (sizes["exposed"] + sizes["unexposed"]).max() == RANKED
+    assert sizes["filtered"].max() == FILTERED
+
+
+def test_one_search_is_one_user_one_text_one_time(rows):
+    for column in ("user_id", "query", "searched_at"):
+        assert (rows.groupby("search_id")[column].nunique() == 1).all()
+
+
+def test_truth_covers_every_search_and_only_those(day, rows):
+    platform, logs = day
+    assert sorted(logs.search_ids) == sorted(rows.search_id.unique())
+    assert len(set(logs.search_ids)) == len(logs.search_ids)
+    assert set(logs.search_needs) <= set(range(len(platform.world.intents.need_sense)))
+
+
+def test_everything_happens_on_its_day(day):
+    platform, logs = day
+    for table, column in ((logs.impressions, "searched_at"), (logs.feed, "watched_at")):
+        since = table[column].to_numpy() - platform.first_day_us
+        assert since.min() >= 0
+        assert since.max() < 86_400_000_000
+
+
+def test_only_uploaded_items_appear(day, rows):
+    platform, logs = day
+    online = platform.world.corpus.uploaded_day <= 0
+    assert online[rows.item_id - 1].all()
+    assert online[logs.feed["item_id"].to_numpy() - 1].all()
+    assert not online.all()
+
+
+def test_abusers_click_only_what_they_push(rows):
+    platform = build_platform(PlatformConfig(size="tiny"), 0)
+    (abuser,) = np.flatnonzero(platform.users.pushes >= 0)
+    platform.users.pushes[abuser] = rows.item_id[rows.stage == "exposed"].mode()[0] - 1
+    bm25 = BM25Retriever(np.arange(1, 2_001), document_texts(platform))
+    own = simulate_day(platform, 0, 60, {"bm25": bm25}).impressions.to_pandas()
+    own = own[(own.user_id == abuser + 1) & (own.stage == "exposed")]
+    pushed = own.item_id == platform.users.pushes[abuser] + 1
+    assert own.clicked.equals(pushed)
+    assert pushed.any()
+    assert own.search_id.nunique() >= ABUSE_SESSIONS
+    assert (own.play_ms[pushed] == own.duration_ms[pushed]).all()
+    assert own.liked.equals(pushed)
+
+
+@pytest.mark.parametrize("bubble", ["weak", "default", "strong"])
+def test_the_next_page_continues_the_list(run_days, bubble):
+    _, (logs,) = run_days(sessions=1_000, bubble=bubble)
+    rows = logs.impressions.to_pandas()
+    searches = searches_of(logs).reset_index()
+    before = searches.shift(1)
+    same = (searches[["user", "query", "need"]] == before[["user", "query", "need"]]).all(axis=1)
+    turned = same & (searches.rows == before.rows - PAGE)
+    assert turned.sum() > 100
+    by_search = {number: list(own.item_id) for number, own in rows.groupby("search_id")}
+    shown = {number: set(own.item_id) for number, own in rows[rows.stage == "exposed"].groupby("search_id")}
+    for first, second in zip(before.search_id[turned], searches.search_id[turned], strict=True):
+        assert by_search[second] == [item for item in by_search[first] if item not in shown[first]]
+
+
+def test_people_reword_switch_and_page(run_days):
+    _, (logs,) = run_days(sessions=1_000)
+    searches = searches_of(logs)
+    before = searches.shift(1)
+    soon = (searches.user == before.user) & ((searches["at"] - before["at"]).between(1, 90e6))
+    pair = pd.DataFrame({"same": searches["query"] == before["query"], "need": searches.need == before.need})[soon]
+    assert pair.same.sum() > 50
+    reworded = pair[~pair.same]
+    assert len(reworded) > 50
+    # most rewordings keep the need (22 % against 6 % who switch)
+    assert 0.6 < reworded.need.mean() < 0.95
+
+
+def test_without_dissatisfaction_nobody_searches_twice():
+    platform = build_platform(PlatformConfig(size="tiny", reformulate=0.0), 0)
+    quiet = dataclasses.replace(
+        platform, behaviour=dataclasses.replace(platform.behaviour, page=0.0, switch=0.0)
+    )
+    logs = simulate_day(quiet, 0, 60, {"bm25": Fixed(np.flatnonzero(quiet.world.corpus.uploaded_day < 0))})
+    assert len(logs.search_ids) == 60 + ABUSE_SESSIONS  # those of one abuser
+
+
+def test_nobody_searches_more_often_than_the_limit(day):
+    restless = dataclasses.replace(
+        day[0].behaviour, reformulate=1.0, page=0.0, switch=0.0, attraction=(0, 0, 0, 0), match_attraction=0,
+        bait_attraction=0, good_abandonment=0,
+    )  # fmt: skip
+    platform = dataclasses.replace(build_platform(PlatformConfig(size="tiny"), 0), behaviour=restless)
+    logs = simulate_day(platform, 0, 50, {"bm25": Fixed(np.flatnonzero(platform.world.corpus.uploaded_day < 0))})
+    assert len(logs.search_ids) == restless.max_searches * (50 + ABUSE_SESSIONS)
+
+
+def test_same_seed_same_bytes_other_seed_other_day(tmp_path):
+    def written(seed: int, name: str) -> dict[str, bytes]:
+        platform = build_platform(PlatformConfig(size="tiny"), seed)
+        bm25 = BM25Retriever(np.arange(1, 2_001), document_texts(platform))
+        logs = simulate_day(platform, 0, 300, {"bm25": bm25})
+        write_day(tmp_path / name, 0, logs)
+        write_items(tmp_path / name, platform)
+        write_truth(tmp_path / name / "truth", platform, [(logs.search_ids, logs.search_needs)])
+        files = sorted((tmp_path / name).rglob("*.parquet"))
+        return {str(path.relative_to(tmp_path / name)): path.read_bytes() for path in files}
+
+    first, again, other = written(0, "a"), written(0, "b"), written(1, "c")
+    assert len(first) == 8
+    assert first == again
+    equal = [name for name in first if first[name] == other[name]]
+    assert equal == ["truth/needs.parquet"]  # their names are the topics'
+
+
+def test_checks_accept_every_row(run_days, tmp_path):
+    platform, days = run_days(days=2)
+    for number, logs in enumerate(days):
+        write_day(tmp_path / "logs", number, logs)
+    write_items(tmp_path / "logs", platform)
+    report = check(tmp_path / "logs", tmp_path / "checked", "500MB")
+    assert report.faults == ()
+    for name, count in (
+        ("items", 2_000),
+        ("search_impressions", sum(len(one.impressions) for one in days)),
+        ("feed_events", sum(len(one.feed) for one in days)),
+    ):
+        assert (report.tables[name].accepted, report.tables[name].rejected) == (count, 0)
+
+
+def test_the_day_is_remembered(day, rows):
+    platform, logs = day
+    memory = platform.memory
+    assert memory.click_counts().sum() == rows.clicked.sum() == memory.sense_clicks.sum()
+    assert set(memory.queries) == set(rows["query"][rows.clicked])
+    played = pc.sum(pc.greater(logs.feed["play_ms"], 3_000)).as_py()
+    before = build_platform(PlatformConfig(size="tiny"), 0).memory.plays.sum()
+    assert memory.plays.sum() == before + rows.clicked.sum() + played
+
+
+def test_the_catalogue_is_complete(day, rows):
+    platform, _ = day
+    table = items_table(
+        platform.world,
+        platform.first_day_us,
+        counters(platform.memory, np.random.default_rng(0)),
+        click_queries(platform.memory),
+    )
+    assert table.schema.equals(ITEMS.arrow())
+    items = table.to_pandas().set_index("item_id")
+    assert (items.play_cnt == platform.memory.plays).all()
+    assert (items.like_cnt <= items.play_cnt).all()
+    best = rows[rows.clicked].groupby(["item_id", "query"]).size()
+    for item, kept in items.click_query.dropna().items():
+        queries = kept.split("|")
+        assert len(queries) <= 3
+        assert best[item].max() == best[item][queries[0]]
+    assert set(items.index[items.click_query.notna()]) == set(rows.item_id[rows.clicked])
+
+
+def test_what_the_deployed_route_finds_is_marked_as_its_own(rows):
+    platform = build_platform(PlatformConfig(size="tiny"), 0)
+    online = np.flatnonzero(platform.world.corpus.uploaded_day <= 0)
+    texts = document_texts(platform)
+    routes = {"bm25": BM25Retriever(np.arange(1, len(texts) + 1), texts), "dense": Fixed(online[:1])}
+    found = simulate_day(platform, 0, 100, routes).impressions.to_pandas()
+    bit = 1 << ROUTES.index("dense")
+    assert set(found.item_id[(found.routes & bit) > 0]) == {online[0] + 1}
+    assert not (rows.routes & bit).any()
