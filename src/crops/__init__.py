@@ -1,7 +1,7 @@
 """crops: an open CroPS. Mine graded positives from logs, train with H-InfoNCE, break the filter bubble.
 
 The commands are functions of this module: `crops.simulate`, `crops.check`, `crops.mine`, `crops.train`,
-`crops.evaluate`, `crops.search`, `crops.export_onnx` and `crops.demo`. They are loaded on first use, so that
+`crops.evaluate`, `crops.search` and the others of `__all__`. They are loaded on first use, so that
 `import crops.losses` costs no more than the losses need.
 """
 
@@ -10,7 +10,21 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-_COMMANDS = ("check", "demo", "evaluate", "export_onnx", "import_logs", "mine", "search", "simulate", "train")
+_COMMANDS = (
+    "check",
+    "demo",
+    "engine_report",
+    "evaluate",
+    "explain",
+    "export",
+    "export_onnx",
+    "forget",
+    "import_logs",
+    "mine",
+    "search",
+    "simulate",
+    "train",
+)
 __all__ = list(_COMMANDS)
 
 

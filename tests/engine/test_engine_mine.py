@@ -104,6 +104,15 @@ def test_a_day_by_hand(tmp_path):
             "all": {"positives": 7, "never_shown": 3, "share": 0.428571},
         },
         "rescued": {"pairs": 1, "3": 0, "2": 1, "1": 0},
+        "pairs": [
+            # jaguar 6 and big cat 6 by P2, jaguar's generated document; the filtered item 9.
+            {"considered": 0, "sources": 16, "pairs": 1},
+            {"considered": 0, "sources": 32, "pairs": 2},
+            {"considered": 1, "sources": 1, "pairs": 1},
+            {"considered": 2, "sources": 66, "pairs": 1},
+            {"considered": 8, "sources": 8, "pairs": 3},
+            {"considered": 12, "sources": 12, "pairs": 1},
+        ],
         "p3_coverage": {
             "queries": 3,
             "with_generation": 1,

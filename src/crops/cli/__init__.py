@@ -3,8 +3,12 @@
 from crops.cli.app import main
 from crops.cli.check import check
 from crops.cli.demo import demo
+from crops.cli.engine_report import engine_report
 from crops.cli.evaluate import evaluate
+from crops.cli.explain import explain
+from crops.cli.export import export
 from crops.cli.export_onnx import export_onnx
+from crops.cli.forget import forget
 from crops.cli.import_logs import import_logs
 from crops.cli.mine import mine
 from crops.cli.search import search
@@ -14,8 +18,12 @@ from crops.cli.train import train
 __all__ = [
     "check",
     "demo",
+    "engine_report",
     "evaluate",
+    "explain",
+    "export",
     "export_onnx",
+    "forget",
     "import_logs",
     "main",
     "mine",

@@ -8,8 +8,12 @@ import typer
 
 from crops.cli.check import check
 from crops.cli.demo import demo
+from crops.cli.engine_report import engine_report
 from crops.cli.evaluate import evaluate
+from crops.cli.explain import explain
+from crops.cli.export import export
 from crops.cli.export_onnx import export_onnx
+from crops.cli.forget import forget
 from crops.cli.import_logs import import_logs
 from crops.cli.mine import mine
 from crops.cli.platform_report import platform_report
@@ -27,7 +31,21 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for function in (demo, simulate, check, mine, train, evaluate, search, export_onnx, platform_report):
+for function in (
+    demo,
+    simulate,
+    check,
+    mine,
+    engine_report,
+    explain,
+    export,
+    forget,
+    train,
+    evaluate,
+    search,
+    export_onnx,
+    platform_report,
+):
     app.command()(function)
 app.command("import")(import_logs)
 

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from crops.cli.source_counts import source_counts
 from crops.config import EvaluationConfig, RunConfig
 from crops.evaluation import Evaluation, compare
 from crops.logs import Judged
 from crops.labels import Source
 from crops.report import (
-    Coverage,
     DemoReport,
     Difference,
     Estimate,
@@ -22,8 +22,6 @@ from crops.report import (
     QueryCase,
     ResultRow,
     ResultTable,
-    SourceCounts,
-    SourceRow,
     TrainingCurve,
 )
 
@@ -75,7 +73,7 @@ def demo_report(
             ("relevance (θ)", f"{run.relevance.model}, calibrated on public judgements"),
         ],
         tables=[table, bubble],
-        sources=_source_counts(mined),
+        sources=source_counts(mined),
         curves=[_curve(arm) for arm in arms],
         cases=cases,
         notes=[
@@ -221,51 +219,6 @@ def coverage_text(mined: dict[str, Any]) -> str:
         f"P3 covers {coverage['with_generation']:,} of {coverage['queries']:,} training queries "
         f"({100 * (coverage['share_of_queries'] or 0):.1f} %) and is "
         f"{100 * (coverage['share_of_samples'] or 0):.1f} % of the samples."
-    )
-
-
-def _source_counts(mined: dict[str, Any]) -> SourceCounts:
-    sources, novelty, coverage = mined["sources"], mined["novelty"], mined["p3_coverage"]
-    p1, p2, p3 = sources["p1"], sources["p2"], sources["p3"]
-    clicked = sources["search"]["clicked"]
-    shown = {name: row["never_shown"] for name, row in novelty.items()}
-    p1_filters = (p1["after_similarity"], p1["after_relevance"])
-    return SourceCounts(
-        rows=[
-            SourceRow(
-                "clicks",
-                "clicked or liked in the search",
-                clicked["candidates"],
-                clicked["kept"],
-                never_shown=shown["p0"],
-            ),
-            SourceRow(
-                "P1",
-                "consumed after the query was reworded",
-                p1["candidates"],
-                p1["kept"],
-                *p1_filters,
-                shown["p1"],
-            ),
-            SourceRow(
-                "P2",
-                "consumed in the feed by its searchers",
-                p2["candidates"],
-                p2["kept"],
-                None,
-                p2["after_relevance"],
-                shown["p2"],
-            ),
-            SourceRow("P3", "written by an LLM", p3["candidates"], p3["kept"]),
-        ],
-        labels={int(label): count for label, count in mined["labels"].items()},
-        p3=Coverage(
-            queries=coverage["queries"],
-            with_generation=coverage["with_generation"],
-            samples=sum(mined["labels"].values()),
-            generated=coverage["samples"],
-        ),
-        rescued={int(label): count for label, count in mined["rescued"].items() if label != "pairs"},
     )
 
 

@@ -12,7 +12,9 @@ from crops.cli.options import DEFAULTS, ConfigOption, RelevanceOption, SeedOptio
 from crops.cli.theta import theta
 from crops.config import RelevanceConfig, RunConfig, load_config
 from crops.engine import CachedScorer
-from crops.engine import mine as mine_samples
+from crops.engine.daily import Job, mine_daily
+from crops.engine.window import WINDOW
+from crops.errors import CropsError
 from crops.logs import check, open_logs, render
 from crops.outputs import MANIFEST, cache_folder, console
 from crops.protocols import PairScorer
@@ -44,6 +46,16 @@ def mine(
     memory: Annotated[
         str | None, typer.Option(help="Memory limit, e.g. 2GB.", show_default=DEFAULTS.engine.memory)
     ] = None,
+    daily: Annotated[
+        bool, typer.Option("--daily", help="Add the days to OUT/day=.../ and merge OUT/window.")
+    ] = False,
+    window: Annotated[
+        int | None,
+        typer.Option(help="Days in the window (--daily).", show_default=str(DEFAULTS.engine.daily.window)),
+    ] = None,
+    rebuild: Annotated[
+        bool, typer.Option("--rebuild", help="Mine days anew that are built already (--daily).")
+    ] = False,
     relevance: RelevanceOption = None,
     seed: SeedOption = None,
     config: ConfigOption = None,
@@ -52,7 +64,12 @@ def mine(
 
     Scores of theta are kept in the cache folder: a mining that was killed goes on from them. Raw logs are
     checked first: the accepted rows are mined, the rejected ones stay in OUT.checked/rejects.
+
+    With --daily each day is mined once into a folder of its own, and OUT/window holds the last of them
+    merged: what is older weighs less.
     """
+    if not daily and (window is not None or rebuild):
+        raise CropsError("--window and --rebuild belong to daily builds; add --daily")
     run = load_config(
         config,
         seed=seed,
@@ -61,10 +78,17 @@ def mine(
         engine__engine=engine,
         engine__master=master,
         engine__memory=memory,
+        engine__daily__window=window,
         relevance__model=relevance,
     )
-    report = mine_logs(accepted_logs(logs, out.with_name(f"{out.name}.checked"), run), out, run, generated)
-    console.print(f"samples in [bold]{out}[/bold]; next: crops train {out} MODEL")
+    accepted = accepted_logs(logs, out.with_name(f"{out.name}.checked"), run)
+    if daily:
+        days = run.engine.days or ()
+        report = mine_daily(open_logs(accepted), out, job(accepted, run, generated), days, rebuild=rebuild)
+    else:
+        report = mine_logs(accepted, out, run, generated)
+    samples = out / WINDOW if daily else out
+    console.print(f"samples in [bold]{samples}[/bold]; next: crops train {samples} MODEL")
     return report
 
 
@@ -78,15 +102,18 @@ def accepted_logs(logs: Path, checked: Path, run: RunConfig) -> Path:
 
 def mine_logs(logs: Path, out: Path, run: RunConfig, generated: Path | None) -> dict[str, Any]:
     """Mine accepted logs with theta and the query similarity of the run's relevance model."""
+    return job(logs, run, generated).mine(open_logs(logs), out, run.engine.days)
+
+
+def job(logs: Path, run: RunConfig, generated: Path | None) -> Job:
+    """Return the run's settings with the scorers of its relevance model, whose scores are kept."""
     relevance, similarity = theta(logs, run)
-    return mine_samples(
-        open_logs(logs),
-        out,
+    return Job(
         run.engine,
-        relevance=relevance and _kept("relevance", relevance, run.relevance),
-        similarity=similarity and _kept("similarity", similarity, run.relevance),
-        generated=generated,
-        seed=run.seed,
+        relevance and _kept("relevance", relevance, run.relevance),
+        similarity and _kept("similarity", similarity, run.relevance),
+        generated,
+        run.seed,
     )
 
 

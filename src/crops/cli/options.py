@@ -23,3 +23,7 @@ RelevanceOption = Annotated[
 SeedOption = Annotated[
     int | None, typer.Option(help="Seed of everything random.", show_default=str(DEFAULTS.seed))
 ]
+LogsOption = Annotated[
+    Path | None,
+    typer.Option(help="Accepted logs of a mining.", show_default="where the mining found them"),
+]

@@ -52,9 +52,9 @@ class Explanation:
     """All positives of a query, highest label first."""
 
     query: str
-    searches: int
+    searches: int | None
     users: int | None
-    """None: fewer than k."""
+    """Both None: fewer than k users; of several days, those of the day with the most."""
     k: int
     positives: tuple[Positive, ...]
     rows: tuple[dict[str, Any], ...] = field(default=())
@@ -94,8 +94,8 @@ def explain(query: str, out: Path, logs: Path | None = None, *, raw: bool = Fals
         trails = _trails(backend, mined, k)
         positives = tuple(_positive(row, trails) for row in backend.rows(_POSITIVES))
         rows = tuple(_log_rows(backend, mined, sources)) if raw else ()
-    users = known["users"] if known["users"] >= k else None
-    return Explanation(text, int(known["searches"]), users, mined.config.k, positives, rows)
+    searches, users = (int(known["searches"]), known["users"]) if known["users"] >= k else (None, None)
+    return Explanation(text, searches, users, mined.config.k, positives, rows)
 
 
 def _unknown(backend: Backend, text: str, k: int) -> str:

@@ -13,6 +13,7 @@ import os
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from crops.engine.daily import (
     FORGET_REPORT,
@@ -99,6 +100,20 @@ def forget(
     )
     (out / FORGET_REPORT).write_text(json.dumps(asdict(report), indent=2) + "\n")
     return report
+
+
+def mined_with(out: Path) -> tuple[Path, dict[str, Any]]:
+    """Return the folder with the settings of a mining (the last day's of a daily build), and its manifest.
+
+    Raises:
+        CropsError: `out` is no mining, or one of a version that did not note its scorers.
+    """
+    days = built_days(out)
+    folder = day_folder(out, days[-1]) if days else mined_folder(out)
+    manifest = read_manifest(folder, "mine")
+    if "scorers" not in manifest:
+        raise CropsError(f"{folder} was mined by an older version; mine it again")
+    return folder, manifest
 
 
 def _forget_days(

@@ -94,8 +94,7 @@ def engine_charts(report: EngineReport) -> dict[str, list[tuple[str, Markup]]]:
         "influence": [("Share of all contributions", _influence_chart(report.influence))],
     }
     return {
-        section: [(caption, chart) for caption, chart in charts if chart]
-        for section, charts in drawn.items()
+        section: [(caption, chart) for caption, chart in charts if chart] for section, charts in drawn.items()
     }
 
 

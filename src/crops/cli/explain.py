@@ -1,0 +1,84 @@
+"""`crops explain`: the evidence trail of every positive of a query."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from crops.cli.options import LogsOption
+from crops.engine.explain import Explanation, Positive, Trail
+from crops.engine.explain import explain as explain_query
+from crops.labels import Source
+from crops.outputs import console
+
+_DID = {
+    Source.CLICKED: "clicked or liked",
+    Source.REFORMULATION: "consumed after rewording",
+    Source.FEED: "consumed in the feed",
+    Source.KNOWLEDGE: "written by an LLM",
+}
+
+
+def explain(
+    query: Annotated[str, typer.Argument(help="The query, in any spelling.")],
+    samples: Annotated[Path, typer.Argument(help="Output of `crops mine`, daily or not.")],
+    logs: LogsOption = None,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="For the owner of the logs only: every count, and the rows.")
+    ] = False,
+) -> Explanation:
+    """Print why each positive of a query is one: later queries and counts of at least engine.k users."""
+    found = explain_query(query, samples, logs, raw=raw)
+    searched = (
+        f"by fewer than {found.k} users"
+        if found.searches is None
+        else f"{found.searches:,} time(s) by {found.users:,} user(s)"
+    )
+    console.print(f"[bold]{escape(found.query)}[/bold]: searched {searched}")
+    table = Table("label", "item", "text", "weight", "theta", "because")
+    for positive in found.positives:
+        table.add_row(*_cells(positive, found.k))
+    console.print(table)
+    if raw:
+        console.print(_raw_table(found))
+    return found
+
+
+def _cells(positive: Positive, k: int) -> list[str]:
+    theta = "–" if positive.theta is None else f"{positive.theta:.3f}"
+    because = "\n".join(_sentence(trail, k) for trail in positive.trails)
+    return [
+        str(positive.label),
+        str(positive.item_id),
+        escape(positive.text),
+        f"{positive.weight:.3g}",
+        theta,
+        because,
+    ]
+
+
+def _sentence(trail: Trail, k: int) -> str:
+    if trail.source == Source.KNOWLEDGE:
+        return _DID[trail.source]
+    via = "".join(f" as “{escape(query)}”" for query in trail.via)
+    if trail.rare_via:
+        via = f" as {trail.rare_via} quer{'y' if trail.rare_via == 1 else 'ies'} of fewer than {k} users"
+    counts = (
+        f"by fewer than {k} users"
+        if trail.events is None
+        else f"{trail.events:,} time(s) by {trail.users:,} user(s)"
+    )
+    return f"{_DID[trail.source]}{via}: {counts}"
+
+
+def _raw_table(found: Explanation) -> Table:
+    names = list(found.rows[0]) if found.rows else []
+    table = Table(*names, title="Rows of the logs")
+    for row in found.rows:
+        shown = {**row, "source": Source(row["source"]).name}
+        table.add_row(*("" if value is None else escape(str(value)) for value in shown.values()))
+    return table

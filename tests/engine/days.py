@@ -1,0 +1,58 @@
+"""Daily builds of small random logs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from handmade import FakeScorer, Row, write_logs
+from random_logs import random_logs
+from test_engine_equality import hashed
+
+from crops.config import EngineConfig
+from crops.engine.content import read_content
+from crops.engine.daily import Job
+from crops.engine.window import built_days, day_folder
+from crops.logs import Logs
+
+DAY_S = 86_400
+DAYS = ("2026-01-05", "2026-01-06", "2026-01-07")
+CAPPED = {"search": {"max_clicked": 3, "max_exposed": 2}, "max_positives_per_user": 2}
+
+
+def random_days(days: int = 3) -> tuple[list[Row], list[Row]]:
+    """Return searches and feed events of some days, each with its own random logs."""
+    searches, feed = [], []
+    for day in range(days):
+        shift = day * DAY_S * 1_000_000
+        found, watched = random_logs(seed=day, searches=40)
+        searches += [
+            {**row, "search_id": row["search_id"] + 1000 * day, "searched_at": row["searched_at"] + shift}
+            for row in found
+        ]
+        feed += [{**row, "watched_at": row["watched_at"] + shift} for row in watched]
+    return searches, feed
+
+
+def write_days(folder: Path, **without: int) -> Logs:
+    """Write the random days, without the rows of a `user_id` or an `item_id`."""
+    kept = [
+        [row for row in rows if all(row[name] != value for name, value in without.items())]
+        for rows in random_days()
+    ]
+    return write_logs(folder, *kept)
+
+
+def hashed_job(**config: object) -> Job:
+    """Return a job whose scores only depend on texts."""
+    return Job(EngineConfig.model_validate({**CAPPED, **config}), FakeScorer(hashed), FakeScorer(hashed))
+
+
+def plain_job(**config: object) -> Job:
+    """Return a job without scorers."""
+    return Job(EngineConfig.model_validate(config), None, None)
+
+
+def contents(out: Path) -> dict[str, str]:
+    """Return the content hash of every folder of a daily build."""
+    folders = [*(day_folder(out, day) for day in built_days(out)), out / "window"]
+    return {folder.name: read_content(folder) for folder in folders}

@@ -1,0 +1,284 @@
+"""Daily builds: the window by hand, what is refused, and builds that are killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from days import DAY_S, DAYS, contents, hashed_job, plain_job, random_days, write_days
+from handmade import P0, P2, clicked, labels, read_tables, shown, watched, write_logs
+from typer.testing import CliRunner
+
+from crops.cli.app import app
+from crops.engine.backend import DuckDBBackend
+from crops.engine.content import table_content, write_content
+from crops.engine.daily import exclusive, mine_daily
+from crops.errors import CropsError
+from crops.labels import Source
+from crops.text import query_id
+
+
+def build(folder: Path, searches, feed=None, days=(), **config):
+    """Build days of hand-written logs; return the window's tables and its report."""
+    logs = write_logs(folder / "logs", searches, feed)
+    report = mine_daily(logs, folder / "out", plain_job(**config), days)
+    return read_tables(folder / "out" / "window"), report
+
+
+def test_the_window_by_hand(tmp_path):
+    """Age in calendar days: the first day is 2 days old, the last one 0. Decay: search 0.9, P2 0.8."""
+    late = 2 * DAY_S
+    tables, report = build(
+        tmp_path,
+        [
+            clicked(1, 1, "a", 0, 10),  # clicked on the old day only: 0.9^2
+            clicked(1, 1, "a", 0, 11),  # and shown on the new day: still positive, still old
+            clicked(1, 1, "a", 0, 12),  # and clicked on the new day: fresh
+            shown(1, 1, "a", 0, 13),  # shown on both days: a fresh negative
+            shown(1, 1, "a", 0, 14, "filtered"),
+            clicked(1, 1, "a", 0, 16),  # clicked on the old day: 0.81; in the feed of that day: 0.64
+            *(shown(2, 2, "A", late, item) for item in (11, 13)),
+            clicked(2, 2, "A", late, 12),
+            clicked(3, 3, "a", late + 5000, 12),
+        ],
+        [watched(1, 15, 10), watched(1, 16, 10)],
+    )
+    rows = {row["item_id"]: row for row in tables["samples"]}
+    assert {item: row["weight"] for item, row in rows.items()} == pytest.approx(
+        {10: 0.81, 11: 0.81, 12: 1.0, 13: 1.0, 14: 0.81, 15: 0.64, 16: 0.81}
+    )
+    assert {item: label for (_, item), (label, _) in labels(tables, ["a"]).items()} == {
+        10: 4, 11: 4, 12: 4, 13: 3, 14: 1, 15: 4, 16: 4
+    }  # fmt: skip
+    assert rows[11]["sources"] == Source.CLICKED | Source.EXPOSED
+    assert rows[16]["sources"] == P0 | P2
+    # Three searches; one user on the first day, two on the last.
+    assert tables["queries"] == [{"query_id": query_id("a"), "query": "a", "searches": 3, "users": 2}]
+    assert [row["day"] for row in tables["evidence"] if row["item_id"] == 12] == [DAYS[0], DAYS[2], DAYS[2]]
+    assert report["days"] == [DAYS[0], DAYS[2]]
+    assert report["labels"] == {"4": 5, "3": 1, "1": 1}
+    # Sums over days: 10, 11, 12, 16 clicked on the first day, 12 on the last.
+    assert report["sources"]["search"]["clicked"] == {"candidates": 5, "kept": 5}
+    assert report["input"]["searches"] == 3
+    assert report["novelty"]["p2"] == {"positives": 2, "never_shown": 1, "share": 0.5}
+
+
+def test_a_missing_day_is_said_and_ages_the_others(tmp_path):
+    tables, report = build(tmp_path, [clicked(1, 1, "a", 0, 1), clicked(2, 1, "a", 2 * DAY_S, 2)])
+    manifest = json.loads((tmp_path / "out" / "window" / "manifest.json").read_text())
+    assert manifest["missing_days"] == ["2026-01-06"]
+    assert "no build of 2026-01-06: the window goes on without" in report["notes"]
+    assert [row["weight"] for row in tables["samples"]] == pytest.approx([0.81, 1.0])
+
+
+def test_the_last_catalogue_counts(tmp_path):
+    logs = write_logs(tmp_path / "logs", [clicked(1, 1, "a", 0, 1), clicked(2, 1, "a", DAY_S, 2)])
+    mine_daily(logs, tmp_path / "out", plain_job(), DAYS[:1])
+    (tmp_path / "logs" / "items.parquet").unlink()
+    items = [{"item_id": 2, "ocr_cover": "new 2"}, {"item_id": 3, "ocr_cover": "new 3"}]
+    pq.write_table(pa.Table.from_pylist(items), tmp_path / "logs" / "items.parquet")
+    later = write_logs(tmp_path / "later", [clicked(2, 1, "a", DAY_S, 2)])
+    (tmp_path / "later" / "items.parquet").write_bytes((tmp_path / "logs" / "items.parquet").read_bytes())
+    mine_daily(type(later)(later.path, later.tables, later.search_days, ()), tmp_path / "out", plain_job())
+    window = read_tables(tmp_path / "out" / "window")["items"]
+    assert {row["item_id"]: row["ocr_cover"] for row in window} == {1: "doc 1", 2: "new 2", 3: "new 3"}
+
+
+def test_one_day_is_what_mine_gives(tmp_path):
+    logs = write_days(tmp_path / "logs")
+    job = hashed_job()
+    mine_daily(logs, tmp_path / "out", job, DAYS[1:2])
+    job.mine(logs, tmp_path / "mined", DAYS[1:2])
+    mined = read_tables(tmp_path / "mined")
+    assert read_tables(tmp_path / "out" / f"day={DAYS[1]}") == mined
+    window = read_tables(tmp_path / "out" / "window")
+    assert window["samples"] == mined["samples"]
+    assert sorted(map(str, window["evidence"])) == sorted(map(str, mined["evidence"]))
+
+
+def test_the_window_rolls(tmp_path):
+    logs = write_days(tmp_path / "logs")
+    out, job = tmp_path / "out", plain_job(daily={"window": 2})
+    for day in DAYS:
+        mine_daily(logs, out, job, [day])
+    assert [path.name for path in sorted(out.glob("day=*"))] == [f"day={day}" for day in DAYS[1:]]
+    with pytest.raises(CropsError, match=r"2026-01-05 is before the window \(2026-01-06 to 2026-01-07\)"):
+        mine_daily(logs, out, job, [DAYS[0]])
+    mine_daily(logs, tmp_path / "at_once", job)
+    assert contents(tmp_path / "at_once") == contents(out)
+
+
+def test_a_built_day_is_not_mined_again(tmp_path):
+    logs = write_days(tmp_path / "logs")
+    mine_daily(logs, tmp_path / "out", hashed_job(), DAYS[:2])
+    before = contents(tmp_path / "out")
+    again = hashed_job()
+    mine_daily(logs, tmp_path / "out", again, DAYS[:2])
+    assert again.relevance.asked == []
+    assert contents(tmp_path / "out") == before
+    mine_daily(logs, tmp_path / "out", again, DAYS[1:2], rebuild=True)
+    assert again.relevance.asked
+    assert contents(tmp_path / "out") == before
+
+
+def test_other_settings_and_other_logs_are_refused(tmp_path):
+    logs = write_days(tmp_path / "logs")
+    out = tmp_path / "out"
+    mine_daily(logs, out, plain_job(), DAYS[:1])
+    with pytest.raises(
+        CropsError,
+        match=r"day=2026-01-05 was built from other settings: engine.feed.window_s was 1800.0, now 60",
+    ):
+        mine_daily(logs, out, plain_job(feed={"window_s": 60}), DAYS[1:2])
+    with pytest.raises(CropsError, match=r"scorers.relevance was none, now relevance"):
+        mine_daily(logs, out, hashed_job(search={}, max_positives_per_user=50), DAYS[1:2])
+    assert [path.name for path in out.glob("day=*")] == ["day=2026-01-05"]
+    mine_daily(logs, out, plain_job(memory="1GB", daily={"window": 3}), DAYS[:1])  # free to change
+    searches, feed = random_days(1)
+    other = write_logs(tmp_path / "late", searches[:-6], feed)
+    with pytest.raises(CropsError, match=r"other logs of that day; .* --rebuild"):
+        mine_daily(other, out, plain_job(), DAYS[:1])
+    mine_daily(other, out, plain_job(), DAYS[:1], rebuild=True)
+
+
+@pytest.mark.parametrize(
+    ("day", "message"),
+    [("2026-1-5", "'2026-1-5' is no day"), ("2026-01-09", "no search_impressions on 2026-01-09; the days")],
+)
+def test_days_that_are_none(tmp_path, day, message):
+    logs = write_logs(tmp_path / "logs", [clicked(1, 1, "a", 0, 1)])
+    with pytest.raises(CropsError, match=message):
+        mine_daily(logs, tmp_path / "out", plain_job(), [day])
+
+
+def test_folders_that_are_no_daily_build_are_left_alone(tmp_path):
+    logs = write_logs(tmp_path / "logs", [clicked(1, 1, "a", 0, 1)])
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("mine")
+    with pytest.raises(CropsError, match=r"is no daily build: it holds thesis.txt"):
+        mine_daily(logs, tmp_path / "out", plain_job())
+    with pytest.raises(CropsError, match="is a file"):
+        mine_daily(logs, tmp_path / "out" / "thesis.txt", plain_job())
+
+
+def test_two_builds_at_once_are_refused(tmp_path):
+    logs = write_logs(tmp_path / "logs", [clicked(1, 1, "a", 0, 1)])
+    with exclusive(tmp_path / "out"), pytest.raises(CropsError, match="another build is at work"):
+        mine_daily(logs, tmp_path / "out", plain_job())
+
+
+def test_a_full_disk_leaves_the_build_as_it_was(tmp_path, monkeypatch):
+    logs = write_days(tmp_path / "logs")
+    out = tmp_path / "out"
+    mine_daily(logs, out, plain_job(), DAYS[:1])
+    before = contents(out)
+
+    def full(self, query, order, target):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(DuckDBBackend, "emit", full)
+    with pytest.raises(CropsError, match="nothing was published: .*No space left"):
+        mine_daily(logs, out, plain_job(), DAYS[1:2])
+    assert contents(out) == before
+    assert sorted(path.name for path in out.iterdir()) == [".lock", "day=2026-01-05", "window"]
+
+
+def test_content_is_that_of_the_rows(tmp_path):
+    rows = [{"a": 1, "b": "x"}, {"a": None, "b": "yy"}, {"a": 3, "b": None}, {"a": 1, "b": "é"}]
+    schema = pa.schema([("a", pa.int64()), ("b", pa.string())])
+
+    def content(name: str, rows: list, schema: pa.Schema = schema, **options) -> str:
+        pq.write_table(pa.Table.from_pylist(rows, schema), tmp_path / name, **options)
+        return table_content(tmp_path / name, "500MB")
+
+    whole = content("whole.parquet", rows)
+    assert content("other.parquet", rows[::-1], row_group_size=1, compression="zstd") == whole
+    changed = [
+        content("null.parquet", [*rows[:1], {"a": 0, "b": "yy"}, *rows[2:]]),
+        content("text.parquet", [{"a": 1, "b": "xy"}, {"a": None, "b": "y"}, *rows[2:]]),
+        content("fewer.parquet", rows[:3]),
+        content("types.parquet", rows, pa.schema([("a", pa.int32()), ("b", pa.string())])),
+    ]
+    assert len({whole, *changed}) == 5
+
+
+def test_the_content_manifest(tmp_path):
+    pq.write_table(pa.table({"a": [1, 2]}), tmp_path / "t.parquet")
+    (tmp_path / "report.json").write_text("{}")
+    content = write_content(tmp_path, "500MB")
+    manifest = json.loads((tmp_path / "content.json").read_text())
+    assert manifest["content"] == content
+    assert manifest["files"]["t.parquet"]["rows"] == 2
+    assert manifest["files"]["t.parquet"]["bytes"] == (tmp_path / "t.parquet").stat().st_size
+    # sha256 of "{}"
+    assert manifest["files"]["report.json"] == {
+        "bytes": 2,
+        "sha256": "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a",
+    }
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import crops.engine.daily, crops.engine.window, crops.outputs
+from crops.logs import open_logs
+from days import DAYS, hashed_job
+
+def kill(*args, **kwargs):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def rename_once(staging, target):
+    target.rename(target.with_name(f".{target.name}.{os.getpid()}.old"))
+    kill()
+
+job, rebuild = hashed_job(), False
+match sys.argv[3]:
+    case "scoring": object.__setattr__(job, "relevance", kill)
+    case "day": crops.engine.daily.complete = kill
+    case "before window": crops.engine.daily.merge_window = kill
+    case "window": crops.engine.window.write_content = kill
+    case "between renames":
+        crops.outputs._swap, rebuild = rename_once, True
+folder = Path(sys.argv[2])
+crops.engine.daily.mine_daily(open_logs(folder / "logs"), folder / "out", job, DAYS[:2], rebuild=rebuild)
+"""
+
+
+@pytest.mark.parametrize("point", ["scoring", "day", "before window", "window", "between renames"])
+def test_killed_and_started_again(tmp_path, point):
+    logs = write_days(tmp_path / "logs")
+    out = tmp_path / "out"
+    mine_daily(logs, tmp_path / "whole", hashed_job(), DAYS[:2])
+    mine_daily(logs, out, hashed_job(), DAYS[: 2 if point == "between renames" else 1])
+    before = contents(out)
+    command = [sys.executable, "-c", KILLED, str(Path(__file__).parent), str(tmp_path), point]
+    done = subprocess.run(command, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    if point in ("scoring", "day"):
+        assert contents(out) == before  # the day before is still there, and whole
+    mine_daily(logs, out, hashed_job(), DAYS[:2])
+    assert contents(out) == contents(tmp_path / "whole")
+    names = [".lock", *(f"day={day}" for day in DAYS[:2]), "window"]
+    assert sorted(path.name for path in out.iterdir()) == names
+
+
+def test_the_command(tmp_path):
+    write_days(tmp_path / "logs")
+    options = ["--relevance", "none", "--day", DAYS[0], "--day", DAYS[1]]
+    arguments = ["mine", str(tmp_path / "logs"), str(tmp_path / "out"), *options]
+    done = CliRunner().invoke(app, [*arguments, "--daily", "--window", "1"])
+    assert done.exit_code == 1  # two days do not fit into a window of one
+    assert "before the window" in str(done.exception)
+    done = CliRunner().invoke(app, [*arguments, "--daily", "--window", "2"])
+    assert done.exit_code == 0, done.output
+    assert len(contents(tmp_path / "out")) == 3
+    done = CliRunner().invoke(app, [*arguments, "--window", "2"])
+    assert "add --daily" in str(done.exception)

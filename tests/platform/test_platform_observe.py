@@ -1,0 +1,215 @@
+"""The figures of the realism report, on logs small enough to count by hand."""
+
+import math
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from crops.platform import ANCHORS, BUBBLE, Anchor, Days, distributions, observe
+
+NOON = 1_767_614_400_000_000
+DAY = 86_400_000_000
+DAYS = Days("2026-01-05", "2026-01-06")
+ROUTES = ("bm25", "dense")
+BM25, DENSE = 1, 2
+
+
+def shown(search, user, query, item, at, **more):
+    row = {"search_id": search, "user_id": user, "query": query, "item_id": item, "searched_at": at}
+    return row | {"rank": 1, "routes": BM25} | more
+
+
+TRAIN_ROWS = [
+    shown(1, 1, "bow", 1, NOON),
+    shown(1, 1, "bow", 2, NOON, rank=2, clicked=True, play_ms=5_000),
+]
+TEST_ROWS = [
+    # user 1 searches bow, pages 10 s later, rewords 30 s after that, and comes back an hour later
+    shown(11, 1, "Bow", 1, NOON + DAY, clicked=True, play_ms=18_000),
+    shown(11, 1, "Bow", 3, NOON + DAY, rank=2, routes=BM25 | DENSE, clicked=True, play_ms=4_000),
+    shown(11, 1, "Bow", 4, NOON + DAY, stage="unexposed", rank=None, routes=DENSE),
+    shown(11, 1, "Bow", 5, NOON + DAY, stage="filtered", rank=None, routes=DENSE),
+    shown(12, 1, "bow", 5, NOON + DAY + 10_000_000),
+    shown(13, 1, "tie a bow", 3, NOON + DAY + 40_000_000),
+    shown(14, 1, "knot", 2, NOON + DAY + 3_600_000_000, clicked=True, play_ms=9_000),
+    # user 2 searches the new query once
+    shown(15, 2, "knot", 2, NOON + DAY),
+]
+FEED = [
+    {"user_id": 1, "item_id": 1, "watched_at": NOON + DAY, "play_ms": 10_000, "duration_ms": 40_000},
+    {"user_id": 1, "item_id": 2, "watched_at": NOON + DAY, "play_ms": 18_000, "duration_ms": 30_000},
+    {"user_id": 2, "item_id": 3, "watched_at": NOON + DAY, "play_ms": 9_000, "duration_ms": 9_000},
+    {"user_id": 2, "item_id": 3, "watched_at": NOON, "play_ms": 1, "duration_ms": 9_000},
+]
+ITEMS = [{"item_id": item, "duration_ms": 20_000} for item in range(1, 201)]
+
+
+def write_truth(folder):
+    folder.mkdir()
+    tables = {
+        # bow the weapon and bow the ribbon, and a need of another head
+        "needs": {"need_id": [0, 1, 2], "head": ["bow", "bow", "knot"], "sense": ["archery", "ribbon", "rope"]},
+        "searches": {"search_id": [1, 11, 12, 13, 14, 15], "need_id": [0, 0, 0, 1, 2, 2]},
+        "items": {"item_id": [1, 2, 3, 4, 5], "need_id": [0, 2, 1, 0, 0]},
+        "grades": {"need_id": [0, 0, 0, 1, 2], "item_id": [1, 4, 3, 3, 2], "grade": [3, 2, 1, 2, 3]},
+    }
+    for name, columns in tables.items():
+        pq.write_table(pa.table(columns), folder / f"{name}.parquet")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory, write_logs):
+    folder = tmp_path_factory.mktemp("it's a world")  # a quote must not break the queries
+    logs = write_logs(folder / "logs", items=ITEMS, impressions=TRAIN_ROWS + TEST_ROWS, feed=FEED)
+    return logs, write_truth(folder / "truth")
+
+
+@pytest.fixture(scope="module")
+def figures(world):
+    return observe(world[0], DAYS, ROUTES, world[1])
+
+
+def test_searches_and_clicks_by_hand(figures):
+    assert figures["searches"] == 5
+    assert figures["queries"] == 3  # bow, tie a bow, knot: case does not count
+    assert figures["searches with a click"] == pytest.approx(2 / 5)
+    assert figures["clicks per search"] == pytest.approx(3 / 5)
+    assert figures["CTR at rank 1"] == pytest.approx(2 / 5)
+    assert figures["CTR at rank 2"] == 1
+    assert math.isnan(figures["CTR at rank 3"])
+
+
+def test_pairs_by_hand(figures):
+    # (11, 12) is the same text again, (12, 13) a reformulation 30 s later; (13, 14) is an hour apart
+    assert figures["same query again, of pairs within 90 s"] == pytest.approx(1 / 2)
+    assert figures["reformulated within 90 s, of searches"] == pytest.approx(1 / 5)
+    assert figures["median gap of reformulations, s"] == pytest.approx(30)
+
+
+def test_repetition_by_hand(figures):
+    assert figures["test searches whose query is new"] == pytest.approx(3 / 5)
+    assert figures["test queries that are new"] == pytest.approx(2 / 3)
+    # of two clicks for a query that training knows (bow), one is on an item that it was not shown then
+    assert figures["test clicks on items not shown for the query in training"] == pytest.approx(1 / 2)
+
+
+def test_exposure_by_hand(figures):
+    # six exposures on the test day; 1 % of 200 items are two: items 2 and 3 with two each
+    assert figures["exposure that the top 1 % of items get"] == pytest.approx(4 / 6)
+    assert figures["catalogue shown in search so far"] == pytest.approx(4 / 200)  # 1, 2, 3, 5
+    assert math.isnan(figures["exposure that the query's top 10 items get"])  # no query has 20 searches
+
+
+def test_funnel_by_hand(figures):
+    # ranked on the test day: 6 shown and item 4; the filtered one does not count
+    assert figures["ranked set found by dense"] == pytest.approx(2 / 7)
+    assert figures["ranked set found by bm25"] == pytest.approx(6 / 7)
+    assert figures["shown set found by dense"] == pytest.approx(1 / 6)
+
+
+def test_feed_and_plays_by_hand(figures):
+    assert figures["feed: mean share of a video watched"] == pytest.approx((0.25 + 0.6 + 1) / 3)
+    # 18 s of 30 s and all of 9 s are long, 10 s of 40 s is not
+    assert figures["feed: long views"] == pytest.approx(2 / 3)
+    assert figures["search: long plays, of plays"] == pytest.approx(1 / 3)
+
+
+def test_what_only_the_truth_tells_by_hand(figures):
+    # shown on the test day: grade 3 (11:1 clicked), 1 (11:3 clicked), 0 (12:5), 2 (13:3), 3 (14:2 clicked), 3 (15:2)
+    assert figures["P(click | shown, grade 0)"] == 0
+    assert figures["P(click | shown, grade 1)"] == 1
+    assert figures["P(click | shown, grade 2 or 3)"] == pytest.approx(2 / 4)
+    # bow shows archery (1, 5) and ribbon (3); knot, the other head, shows rope
+    assert figures["senses shown per ambiguous query"] == pytest.approx((2 + 1) / 2)
+    # bow wants 1 and 4, shown: 1; tie a bow wants 3, shown; knot wants 2, shown
+    assert figures["relevant items that the query was ever shown"] == pytest.approx(3 / 4)
+
+
+def test_without_the_truth_only_the_logs_are_read(world, figures):
+    told = observe(world[0], DAYS, ROUTES)
+    assert set(figures) - set(told) == {
+        "P(click | shown, grade 0)",
+        "P(click | shown, grade 1)",
+        "P(click | shown, grade 2 or 3)",
+        "senses shown per ambiguous query",
+        "relevant items that the query was ever shown",
+    }
+    known = {name: value for name, value in figures.items() if name in told and not math.isnan(value)}
+    assert known == {name: told[name] for name in known}
+
+
+def test_the_law_of_frequencies(tmp_path, write_logs):
+    # frequencies 16, 8, 4, 2 at places 1 to 4: the slope of the logarithms is known
+    rows = [
+        shown(100 * place + one, one + 1, f"query {place}", 1, NOON + DAY)
+        for place, count in enumerate((16, 8, 4, 2))
+        for one in range(count)
+    ]
+    logs = write_logs(tmp_path / "logs", items=ITEMS, impressions=[*TRAIN_ROWS, *rows], feed=FEED)
+    x = [math.log(place) for place in (1, 2, 3, 4)]
+    y = [math.log(count) for count in (16, 8, 4, 2)]
+    mean_x, mean_y = sum(x) / 4, sum(y) / 4
+    slope = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True)) / sum((a - mean_x) ** 2 for a in x)
+    assert observe(logs, DAYS, ROUTES)["exponent of the query frequency law"] == pytest.approx(-slope)
+
+
+def test_exposure_of_heavy_queries(tmp_path, write_logs):
+    # 20 searches of one query show 11 items: ten of them twice, one once; a lighter query does not count
+    rows = [
+        shown(search, search, "heavy", item, NOON + DAY, rank=1)
+        for search, item in enumerate([*range(1, 11), *range(1, 10), 11], start=1)
+    ]
+    rows += [shown(100, 50, "light", 99, NOON + DAY)]
+    logs = write_logs(tmp_path / "logs", items=ITEMS, impressions=[*TRAIN_ROWS, *rows], feed=FEED)
+    # nine items twice and two once: the best ten hold 19 of 20
+    found = observe(logs, DAYS, ROUTES)["exposure that the query's top 10 items get"]
+    assert found == pytest.approx(19 / 20)
+
+
+def test_curves_by_hand(world):
+    curves = distributions(world[0], DAYS)
+    assert curves["CTR by rank"] == ([1.0, 2.0], [pytest.approx(2 / 5), 1.0])
+    assert curves["Gaps between a search and its reformulation (share of pairs)"] == ([30.0], [1.0])
+    x, y = curves["Share of a feed video watched (share of views)"]
+    assert x == pytest.approx([0.2, 0.6, 0.9])
+    assert y == pytest.approx([1 / 3, 1 / 3, 1 / 3])
+    x, y = curves["Query frequency (log10 of searches by log10 of place)"]
+    assert (x[0], y[0]) == (0.0, pytest.approx(math.log10(2)))
+
+
+def test_anchors_are_sane():
+    names = [anchor.name for anchor in ANCHORS]
+    assert len(set(names)) == len(names)
+    for anchor in ANCHORS:
+        assert (anchor.low is None) == (anchor.high is None) == (anchor.figure == "-"), anchor.name
+        if anchor.low is not None and anchor.high is not None:
+            assert 0 <= anchor.low < anchor.high <= 1
+            assert anchor.low <= float(anchor.figure) <= anchor.high
+            assert anchor.source
+
+
+def test_the_papers_bands_are_those_of_the_issue():
+    bands = {anchor.name: (anchor.low, anchor.high) for anchor in ANCHORS}
+    assert bands["bm25 recall@100/ct"] == (0.35, 0.50)
+    assert bands["bm25 recall@100/qr"] == (0.17, 0.30)
+    assert bands["baseline recall@100/ct"] == (0.50, 0.70)
+    assert bands["baseline recall@100/qr"] == (0.25, 0.40)
+    assert bands["ranked set found by dense"] == (0.20, 0.40)
+    assert bands["ranked set found by sparse"] == (0.14, 0.28)
+
+
+def test_a_row_holds_inside_its_range_only():
+    anchor = Anchor("row", "0.5", "source", 0.4, 0.6)
+    assert [anchor.holds(value) for value in (0.39, 0.4, 0.6, 0.61, math.nan, math.inf)] == [
+        False, True, True, False, False, False,
+    ]  # fmt: skip
+    assert Anchor("row", "-", "none").holds(0.5) is None
+
+
+def test_every_name_is_measured(figures):
+    by_logs = [anchor.name for anchor in ANCHORS if not anchor.name.startswith(("bm25 ", "baseline "))]
+    known = {*figures, "ranked set found by sparse"}
+    assert set(by_logs) <= known
+    assert set(BUBBLE) <= known

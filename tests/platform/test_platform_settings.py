@@ -1,0 +1,112 @@
+"""Settings that cannot be are refused by name; the platform says which it is."""
+
+import dataclasses
+import importlib.resources
+import shutil
+import typing
+
+import pytest
+
+from crops.config import PlatformConfig, load_config
+from crops.errors import CropsError
+from crops.platform import SIZES, build_platform, day_name, platform_version
+from crops.platform.behaviour import CLICK_MODELS
+from crops.platform.bubble import BUBBLES
+from crops.platform.simulate import behaviour
+from crops.platform.speech import FIRST_LEVEL, MODIFIED
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("days", 3, "greater than or equal to 4"),
+        ("days", 31, "less than or equal to 30"),
+        ("ranker_noise", -0.1, "greater than or equal to 0"),
+        ("reformulate", -0.1, "greater than or equal to 0"),
+        ("reformulate", 0.7, "less than or equal to 0.6"),
+        ("feed_alignment", 1.1, "less than or equal to 1"),
+        ("good_abandonment", -1, "greater than or equal to 0"),
+        ("sessions", 0, "greater than or equal to 50"),
+        ("users", 1, "greater than or equal to 2"),
+        ("size", "huge", "'tiny', 'demo', 'small', 'base' or 'large'"),
+        ("bubble", "none", "'weak', 'default' or 'strong'"),
+        ("click_model", "cascade", "'dbn', 'dcm' or 'pbm'"),
+    ],
+)
+def test_impossible_settings_are_refused_by_name_with_the_range(name, value, said):
+    with pytest.raises(CropsError) as refused:
+        load_config(**{f"platform__{name}": value})
+    assert f"'platform.{name}' = {value!r}" in str(refused.value)
+    assert said in str(refused.value)
+
+
+def test_the_longest_run_still_has_items_on_its_first_day():
+    platform = build_platform(PlatformConfig(size="tiny", days=30), 0)
+    assert (platform.world.corpus.uploaded_day <= 0).sum() > 500
+
+
+def test_names_in_the_settings_are_those_of_the_platform():
+    fields = PlatformConfig.model_fields
+    assert set(typing.get_args(fields["size"].annotation)) == set(SIZES)
+    assert set(typing.get_args(fields["bubble"].annotation)) == set(BUBBLES)
+    assert set(typing.get_args(fields["click_model"].annotation)) == set(CLICK_MODELS)
+
+
+def test_settings_reach_the_platform():
+    rates = {"reformulate": 0.4, "feed_alignment": 0.9, "good_abandonment": 0.3, "informative": False}
+    config = PlatformConfig(size="tiny", users=20, bubble="weak", ranker_noise=1.5, click_model="pbm", **rates)
+    platform = build_platform(config, 0)
+    assert {name: getattr(platform.behaviour, name) for name in rates} == rates
+    assert platform.behaviour.click_model == "pbm"
+    assert (platform.ranker_noise, platform.bubble) == (1.5, BUBBLES["weak"])
+    assert len(platform.users.activity) == 20
+
+
+def test_shares_leave_room_for_those_who_leave():
+    most = PlatformConfig.model_fields["reformulate"].metadata
+    rates = behaviour(PlatformConfig())
+    assert rates.page + max(getattr(limit, "le", 0) for limit in most) + rates.switch <= 1
+    assert sum(FIRST_LEVEL) == pytest.approx(1)
+    assert max(MODIFIED) <= 1
+    assert rates.specify + rates.rephrase <= 1
+    assert rates.trend + rates.from_feed <= 1
+
+
+def test_larger_sizes_are_larger_in_everything_but_stated_otherwise():
+    sizes = [SIZES[name] for name in ("tiny", "demo", "small", "base", "large")]
+    for field in ("heads", "items", "authors"):
+        values = [getattr(size, field) for size in sizes]
+        assert values == sorted(values)
+    assert all(size.items >= 8_000 / 16 * size.heads for size in sizes)  # several hundred items per head
+
+
+def test_days_are_dates_in_a_row():
+    assert [day_name(day) for day in (0, 1, 27)] == ["2026-01-05", "2026-01-06", "2026-02-01"]
+
+
+def test_the_version_changes_with_code_and_topics_only(tmp_path, monkeypatch):
+    real = platform_version()
+    assert real == platform_version()
+    assert real.startswith("cpsqa-open-v1+")
+    copy = tmp_path / "platform"
+    shutil.copytree(str(importlib.resources.files("crops.platform")), copy)
+    monkeypatch.setattr(importlib.resources, "files", lambda _: copy)
+    assert platform_version() == real
+    (copy / "notes.md").write_text("no code")
+    assert platform_version() == real
+    topic = copy / "topics" / "bat.toml"
+    before = topic.read_bytes()
+    topic.write_bytes(before + b"\n")
+    assert platform_version() != real
+    topic.write_bytes(before)
+    assert platform_version() == real
+    (copy / "day.py").write_text((copy / "day.py").read_text() + "\n")
+    assert platform_version() != real
+
+
+def test_a_setting_of_the_run_has_one_default():
+    """What is a setting has no second default in the behaviour model, that could say something else."""
+    rates = {field.name: field for field in dataclasses.fields(behaviour(PlatformConfig()))}
+    for name in set(rates) & set(PlatformConfig.model_fields):
+        default = rates[name].default
+        assert default is dataclasses.MISSING or default == PlatformConfig.model_fields[name].default, name
