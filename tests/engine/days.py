@@ -33,13 +33,9 @@ def random_days(days: int = 3) -> tuple[list[Row], list[Row]]:
     return searches, feed
 
 
-def write_days(folder: Path, **without: int) -> Logs:
-    """Write the random days, without the rows of a `user_id` or an `item_id`."""
-    kept = [
-        [row for row in rows if all(row[name] != value for name, value in without.items())]
-        for rows in random_days()
-    ]
-    return write_logs(folder, *kept)
+def write_days(folder: Path) -> Logs:
+    """Write the random days."""
+    return write_logs(folder, *random_days())
 
 
 def hashed_job(**config: object) -> Job:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from crops.engine.content import table_content, write_content
 from crops.engine.daily import exclusive, mine_daily
 from crops.errors import CropsError
 from crops.labels import Source
+from crops.logs import open_logs
 from crops.text import query_id
 
 
@@ -111,8 +113,9 @@ def test_the_window_rolls(tmp_path):
     assert [path.name for path in sorted(out.glob("day=*"))] == [f"day={day}" for day in DAYS[1:]]
     with pytest.raises(CropsError, match=r"2026-01-05 is before the window \(2026-01-06 to 2026-01-07\)"):
         mine_daily(logs, out, job, [DAYS[0]])
-    mine_daily(logs, tmp_path / "at_once", job)
-    assert contents(tmp_path / "at_once") == contents(out)
+    at_once = tmp_path / "at_once"
+    mine_daily(logs, at_once, job)
+    assert contents(at_once) == contents(out)
 
 
 def test_a_built_day_is_not_mined_again(tmp_path):
@@ -196,7 +199,8 @@ def test_content_is_that_of_the_rows(tmp_path):
 
     def content(name: str, rows: list, schema: pa.Schema = schema, **options) -> str:
         pq.write_table(pa.Table.from_pylist(rows, schema), tmp_path / name, **options)
-        return table_content(tmp_path / name, "500MB")
+        with DuckDBBackend("500MB") as backend:
+            return table_content(backend, tmp_path / name)
 
     whole = content("whole.parquet", rows)
     assert content("other.parquet", rows[::-1], row_group_size=1, compression="zstd") == whole
@@ -235,7 +239,11 @@ from days import DAYS, hashed_job
 def kill(*args, **kwargs):
     os.kill(os.getpid(), signal.SIGKILL)
 
+swap = crops.outputs._swap
+
 def rename_once(staging, target):
+    if not target.exists():
+        return swap(staging, target)
     target.rename(target.with_name(f".{target.name}.{os.getpid()}.old"))
     kill()
 
@@ -252,22 +260,64 @@ crops.engine.daily.mine_daily(open_logs(folder / "logs"), folder / "out", job, D
 """
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """Logs and a build of two of their days that nothing disturbed; the first of them also alone."""
+    folder = tmp_path_factory.mktemp("whole")
+    logs = write_days(folder / "logs")
+    mine_daily(logs, folder / "first", hashed_job(), DAYS[:1])
+    shutil.copytree(folder / "first", folder / "both")
+    mine_daily(logs, folder / "both", hashed_job(), DAYS[:2])
+    return folder
+
+
 @pytest.mark.parametrize("point", ["scoring", "day", "before window", "window", "between renames"])
-def test_killed_and_started_again(tmp_path, point):
-    logs = write_days(tmp_path / "logs")
+def test_killed_and_started_again(tmp_path, whole, point):
     out = tmp_path / "out"
-    mine_daily(logs, tmp_path / "whole", hashed_job(), DAYS[:2])
-    mine_daily(logs, out, hashed_job(), DAYS[: 2 if point == "between renames" else 1])
+    shutil.copytree(whole / "logs", tmp_path / "logs")
+    shutil.copytree(whole / ("both" if point == "between renames" else "first"), out)
     before = contents(out)
     command = [sys.executable, "-c", KILLED, str(Path(__file__).parent), str(tmp_path), point]
     done = subprocess.run(command, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
     if point in ("scoring", "day"):
         assert contents(out) == before  # the day before is still there, and whole
-    mine_daily(logs, out, hashed_job(), DAYS[:2])
-    assert contents(out) == contents(tmp_path / "whole")
+    mine_daily(open_logs(tmp_path / "logs"), out, hashed_job(), DAYS[:2])
+    assert contents(out) == contents(whole / "both")
     names = [".lock", *(f"day={day}" for day in DAYS[:2]), "window"]
     assert sorted(path.name for path in out.iterdir()) == names
+
+
+PRUNED = """
+import os, shutil, signal, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import crops.engine.window
+from crops.logs import open_logs
+from days import DAYS, hashed_job
+
+whole = shutil.rmtree
+
+def half(path, **options):
+    if "day=" in Path(path).name:
+        (Path(path) / "config.toml").unlink()
+        os.kill(os.getpid(), signal.SIGKILL)
+    whole(path, **options)
+
+folder = Path(sys.argv[2])
+job = hashed_job(daily={"window": 1})
+crops.engine.window.shutil.rmtree = half
+crops.engine.window.merge_window(folder / "out", job.config)
+"""
+
+
+def test_killed_while_an_old_day_goes(tmp_path, whole):
+    out = shutil.copytree(whole / "both", tmp_path / "out")
+    command = [sys.executable, "-c", PRUNED, str(Path(__file__).parent), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    mine_daily(open_logs(whole / "logs"), out, hashed_job(daily={"window": 1}), DAYS[1:2])
+    assert sorted(path.name for path in out.iterdir()) == [".lock", f"day={DAYS[1]}", "window"]
 
 
 def test_the_command(tmp_path):

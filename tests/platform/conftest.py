@@ -26,5 +26,5 @@ def _simulate(seed: int = 0, days: int = 1, sessions: int = 300, **settings: Any
 
 @pytest.fixture(scope="session")
 def run_days() -> Callable[..., Run]:
-    """`run_days(seed=0, days=1, sessions=300, **platform settings)`: a tiny platform with BM25 alone; cached."""
+    """`run_days(seed=0, days=1, sessions=300, **settings)`: a tiny platform with BM25 alone; cached."""
     return cache(_simulate)

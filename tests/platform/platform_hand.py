@@ -1,6 +1,6 @@
 """A world small enough to know by heart, and parts of a platform around it.
 
-Needs: 0 hum, 1 winding (both sense 0, electric), 2 attention (sense 1, model), 3 watering (sense 2, fig tree).
+Needs: 0 hum and 1 winding (sense 0, electric), 2 attention (sense 1, model), 3 watering (sense 2, fig tree).
 Heads: 0 transformer (senses 0 and 1), 1 ficus (sense 2).
 """
 
@@ -89,8 +89,12 @@ def memory_of(
     """A memory of clicks {query: {item row: count}} and of (user, item) watches."""
     clicks = clicks or {}
     queries = {text: row for row, text in enumerate(clicks)}
-    pairs = [(queries[text], item) for text, own in clicks.items() for item, n in own.items() for _ in range(n)]
-    memory = Memory(np.zeros(items, dtype=np.int64) if plays is None else np.array(plays), np.zeros(3, np.int64))
+    pairs = [
+        (queries[text], item) for text, own in clicks.items() for item, n in own.items() for _ in range(n)
+    ]
+    memory = Memory(
+        np.zeros(items, dtype=np.int64) if plays is None else np.array(plays), np.zeros(3, np.int64)
+    )
     memory.queries = queries
     if pairs:
         memory.clicks.append((np.array([q for q, _ in pairs]), np.array([i for _, i in pairs])))

@@ -39,7 +39,9 @@ def test_dbn_closed_form():
 
 
 def test_dcm_closed_form():
-    rates = model("dcm", attraction=(0, 0, 0.5, 0), satisfaction=(0, 0, 0.4, 0), continue_after_click=(0.9, 0.8))
+    rates = model(
+        "dcm", attraction=(0, 0, 0.5, 0), satisfaction=(0, 0, 0.4, 0), continue_after_click=(0.9, 0.8)
+    )
     found = clicks(rates, np.full((N, M), 2))
     # E(r+1) = E(r) (1 - a + a (1 - s) lambda_r), lambda_r = 0.9 * 0.8^(r-1)
     go_on = 0.5 + 0.5 * 0.6 * 0.9 * 0.8 ** np.arange(M)

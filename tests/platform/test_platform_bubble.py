@@ -1,9 +1,9 @@
 """The bubble dial: its parts, and what the logs alone show of it."""
 
+import numpy as np
 import pytest
 from platform_hand import document_texts
 
-import numpy as np
 from crops.cli.simulate import IdRetriever
 from crops.config import PlatformConfig
 from crops.platform import (

@@ -124,7 +124,9 @@ def test_personal_candidates_are_added_once_and_ranked_among_the_others():
     count = 200
     world, routes, model = build([HUM] * count, {"dense": [0, 1]}, noise=0.5)
     found, leaf = recall(routes, model, PLAIN_BUBBLE, ["hum"], SAYS_HUM)
-    shared = type(found)(*(np.repeat(table, 40, axis=0) for table in (found.rows, found.routes, found.pre_score)))
+    shared = type(found)(
+        *(np.repeat(table, 40, axis=0) for table in (found.rows, found.routes, found.pre_score))
+    )
     users = np.arange(40)
     meaning, leaves = np.repeat(SAYS_HUM, 40, axis=0), np.repeat(leaf, 40)
     mine = recall_for_users(routes, model, PLAIN_BUBBLE, shared, meaning, leaves, users)
@@ -193,7 +195,9 @@ def test_the_ranker_by_hand():
     assert scores[0, 0] == pytest.approx(1 + INTEREST_WEIGHT / 3 + MATCH_WEIGHT + taste[0, 0], abs=1e-6)
     assert scores[0, 1] == pytest.approx(1 / 3 + 0.5 + INTEREST_WEIGHT / 3 + taste[0, 1], abs=1e-6)
     assert np.isneginf(scores[0, 2])
-    assert scores[1] == pytest.approx([0.2 + taste[1, 0], 1 + taste[1, 1], 1 / 3 + 0.5 + taste[1, 2]], abs=1e-6)
+    assert scores[1] == pytest.approx(
+        [0.2 + taste[1, 0], 1 + taste[1, 1], 1 / 3 + 0.5 + taste[1, 2]], abs=1e-6
+    )
     assert (scores[np.isfinite(scores)] == np.round(scores[np.isfinite(scores)], 6)).all()
 
 

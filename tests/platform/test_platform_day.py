@@ -141,7 +141,9 @@ def test_people_reword_switch_and_page(run_days):
     searches = searches_of(logs)
     before = searches.shift(1)
     soon = (searches.user == before.user) & ((searches["at"] - before["at"]).between(1, 90e6))
-    pair = pd.DataFrame({"same": searches["query"] == before["query"], "need": searches.need == before.need})[soon]
+    pair = pd.DataFrame({"same": searches["query"] == before["query"], "need": searches.need == before.need})[
+        soon
+    ]
     assert pair.same.sum() > 50
     reworded = pair[~pair.same]
     assert len(reworded) > 50
@@ -164,8 +166,23 @@ def test_nobody_searches_more_often_than_the_limit(day):
         bait_attraction=0, good_abandonment=0,
     )  # fmt: skip
     platform = dataclasses.replace(build_platform(PlatformConfig(size="tiny"), 0), behaviour=restless)
-    logs = simulate_day(platform, 0, 50, {"bm25": Fixed(np.flatnonzero(platform.world.corpus.uploaded_day < 0))})
+    logs = simulate_day(
+        platform, 0, 50, {"bm25": Fixed(np.flatnonzero(platform.world.corpus.uploaded_day < 0))}
+    )
     assert len(logs.search_ids) == restless.max_searches * (50 + ABUSE_SESSIONS)
+
+
+def test_nobody_turns_more_pages_than_were_ranked(day):
+    curious = dataclasses.replace(
+        day[0].behaviour, page=1.0, reformulate=0.0, switch=0.0, attraction=(0, 0, 0, 0), match_attraction=0,
+        bait_attraction=0, good_abandonment=0,
+    )  # fmt: skip
+    platform = dataclasses.replace(build_platform(PlatformConfig(size="tiny"), 0), behaviour=curious)
+    online = np.flatnonzero(platform.world.corpus.uploaded_day < 0)
+    logs = simulate_day(platform, 0, 50, {"bm25": Fixed(online)})
+    assert len(logs.search_ids) == RANKED // PAGE * (50 + ABUSE_SESSIONS)
+    shown = logs.impressions.filter(pc.equal(logs.impressions["stage"], "exposed"))
+    assert len(shown) == RANKED * (50 + ABUSE_SESSIONS)
 
 
 def test_same_seed_same_bytes_other_seed_other_day(tmp_path):

@@ -5,7 +5,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from platform_hand import ATTENTION, ELECTRIC, FIG, HUM, MODEL, WATERING, WINDING, hand_users, hand_world, within
+from platform_hand import (
+    ATTENTION,
+    ELECTRIC,
+    FIG,
+    HUM,
+    MODEL,
+    WATERING,
+    WINDING,
+    hand_users,
+    hand_world,
+    within,
+)
 
 from crops.config import PlatformConfig
 from crops.platform.behaviour import Behaviour
@@ -124,7 +135,9 @@ def test_a_visit_is_a_burst_of_videos_one_after_the_other():
     assert set(events["user_id"]) == {1}
     assert (np.diff(events["watched_at"]) >= 0).all()
     visit = events["watched_at"][:BURST] - events["watched_at"][0]
-    assert visit.tolist() == (np.concatenate([[0], np.cumsum(events["play_ms"][: BURST - 1])]) * 1000).tolist()
+    assert (
+        visit.tolist() == (np.concatenate([[0], np.cumsum(events["play_ms"][: BURST - 1])]) * 1000).tolist()
+    )
 
 
 def test_the_table_keeps_the_contract():

@@ -40,7 +40,9 @@ def write_collection(folder, docs=DOCS, queries=QUERIES, qrels=QRELS):
         ("qrels", ("query_id", "doc_id", "grade"), qrels),
     ):
         values = zip(*rows, strict=True)
-        pq.write_table(pa.table(dict(zip(columns, map(list, values), strict=True))), folder / f"{name}.parquet")
+        pq.write_table(
+            pa.table(dict(zip(columns, map(list, values), strict=True))), folder / f"{name}.parquet"
+        )
     return folder
 
 
@@ -54,7 +56,7 @@ def world(tmp_path) -> JudgedWorld:
 
 
 def test_needs_are_answered_queries_with_heads_from_shared_words(world):
-    # q4 has no document of grade 2 or more. "boots" is in two of the three answered queries, so it is their head;
+    # q4 has no document of grade 2 or more. "boots" is in two of the three answered queries: their head;
     # the words of "oak table" and "winter ... women" are in one query each: the alphabet decides.
     assert world.intents.names == (
         ("boots", "red boots", "red boots"),
@@ -159,7 +161,9 @@ def test_unusable_judgements_are_refused(tmp_path, qrels, message):
 
 
 def test_an_unknown_world_is_refused(tmp_path):
-    with pytest.raises(CropsError, match=r"setting 'platform\.world' = '.*nowhere': neither 'topics' nor a folder"):
+    with pytest.raises(
+        CropsError, match=r"setting 'platform\.world' = '.*nowhere': neither 'topics' nor a folder"
+    ):
         build_platform(PlatformConfig(size="tiny", world=str(tmp_path / "nowhere")), 0)
 
 
@@ -173,6 +177,8 @@ def test_days_run_on_real_documents_as_on_topics(tmp_path):
     assert pa.compute.max(logs.impressions["item_id"]).as_py() <= 6
     write_truth(tmp_path / "truth", platform, [(logs.search_ids, logs.search_needs)])
     grades = pq.read_table(tmp_path / "truth" / "grades.parquet").to_pylist()
-    found = {(platform.world.intents.names[row["need_id"]][2], row["item_id"], row["grade"]) for row in grades}
+    found = {
+        (platform.world.intents.names[row["need_id"]][2], row["item_id"], row["grade"]) for row in grades
+    }
     texts_of = {number: " ".join(text.lower().split()) for number, text in QUERIES}
     assert found == {(texts_of[q], int(d[1]), grade) for q, d, grade in QRELS if grade and q != "q4"}

@@ -40,7 +40,11 @@ def test_the_next_search_is_independent_of_the_first(worlds):
     pairs = follow_ups(platform, logs)
     intents = platform.world.intents
     assert len(pairs) > 500
-    for groups in (np.arange(len(intents.need_sense)), intents.need_sense, intents.sense_head[intents.need_sense]):
+    for groups in (
+        np.arange(len(intents.need_sense)),
+        intents.need_sense,
+        intents.sense_head[intents.need_sense],
+    ):
         together, expected = chance(pairs, groups)
         bound = 4.5 * np.sqrt(expected * (1 - expected) / len(pairs))
         assert abs(together - expected) < bound
@@ -57,7 +61,9 @@ def aligned(platform, logs) -> tuple[float, float]:
     """Share of feed videos around a search with its sense, and what supply alone would bring."""
     intents = platform.world.intents
     need = pd.Series(logs.search_needs, index=logs.search_ids)
-    searches = logs.impressions.to_pandas().drop_duplicates("search_id")[["search_id", "user_id", "searched_at"]]
+    searches = logs.impressions.to_pandas().drop_duplicates("search_id")[
+        ["search_id", "user_id", "searched_at"]
+    ]
     searches["sense"] = intents.need_sense[need[searches.search_id]]
     searches = searches[platform.users.pushes[searches.user_id - 1] < 0]
     feed = logs.feed.to_pandas()

@@ -49,7 +49,11 @@ def write_truth(folder):
     folder.mkdir()
     tables = {
         # bow the weapon and bow the ribbon, and a need of another head
-        "needs": {"need_id": [0, 1, 2], "head": ["bow", "bow", "knot"], "sense": ["archery", "ribbon", "rope"]},
+        "needs": {
+            "need_id": [0, 1, 2],
+            "head": ["bow", "bow", "knot"],
+            "sense": ["archery", "ribbon", "rope"],
+        },
         "searches": {"search_id": [1, 11, 12, 13, 14, 15], "need_id": [0, 0, 0, 1, 2, 2]},
         "items": {"item_id": [1, 2, 3, 4, 5], "need_id": [0, 2, 1, 0, 0]},
         "grades": {"need_id": [0, 0, 0, 1, 2], "item_id": [1, 4, 3, 3, 2], "grade": [3, 2, 1, 2, 3]},
@@ -117,7 +121,7 @@ def test_feed_and_plays_by_hand(figures):
 
 
 def test_what_only_the_truth_tells_by_hand(figures):
-    # shown on the test day: grade 3 (11:1 clicked), 1 (11:3 clicked), 0 (12:5), 2 (13:3), 3 (14:2 clicked), 3 (15:2)
+    # shown on the test day (search:item): grade 3 (11:1, 14:2 clicked, 15:2 not), 2 (13:3), 1 (11:3, clicked)
     assert figures["P(click | shown, grade 0)"] == 0
     assert figures["P(click | shown, grade 1)"] == 1
     assert figures["P(click | shown, grade 2 or 3)"] == pytest.approx(2 / 4)
@@ -151,7 +155,9 @@ def test_the_law_of_frequencies(tmp_path, write_logs):
     x = [math.log(place) for place in (1, 2, 3, 4)]
     y = [math.log(count) for count in (16, 8, 4, 2)]
     mean_x, mean_y = sum(x) / 4, sum(y) / 4
-    slope = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True)) / sum((a - mean_x) ** 2 for a in x)
+    slope = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True)) / sum(
+        (a - mean_x) ** 2 for a in x
+    )
     assert observe(logs, DAYS, ROUTES)["exponent of the query frequency law"] == pytest.approx(-slope)
 
 

@@ -35,7 +35,8 @@ def found_by(found: dict[str, np.ndarray], name: str, row: int = 0) -> list[int]
 
 def test_names_are_the_bits_of_the_log():
     assert ROUTES == (
-        "bm25", "dense", "sparse", "co_click", "similar", "co_watch", "popular", "fresh", "explore", "personal",
+        "bm25", "dense", "sparse", "co_click", "similar",
+        "co_watch", "popular", "fresh", "explore", "personal",
     )  # fmt: skip
 
 

@@ -54,7 +54,9 @@ def test_names_in_the_settings_are_those_of_the_platform():
 
 def test_settings_reach_the_platform():
     rates = {"reformulate": 0.4, "feed_alignment": 0.9, "good_abandonment": 0.3, "informative": False}
-    config = PlatformConfig(size="tiny", users=20, bubble="weak", ranker_noise=1.5, click_model="pbm", **rates)
+    config = PlatformConfig(
+        size="tiny", users=20, bubble="weak", ranker_noise=1.5, click_model="pbm", **rates
+    )
     platform = build_platform(config, 0)
     assert {name: getattr(platform.behaviour, name) for name in rates} == rates
     assert platform.behaviour.click_model == "pbm"
@@ -99,6 +101,8 @@ def test_the_version_changes_with_code_and_topics_only(tmp_path, monkeypatch):
     topic.write_bytes(before + b"\n")
     assert platform_version() != real
     topic.write_bytes(before)
+    assert platform_version() == real
+    (copy / "observe.py").write_text("# reads worlds, does not shape them")
     assert platform_version() == real
     (copy / "day.py").write_text((copy / "day.py").read_text() + "\n")
     assert platform_version() != real

@@ -107,13 +107,26 @@ def test_lost_words_and_slips_by_hand():
 
 
 def test_meanings_are_what_the_words_say_whoever_types_them(speech, phrases):
-    head, sense, need = (phrases.text.index(text) for text in ("transformer", "power transformer", "loud hum"))
+    head, sense, need = (
+        phrases.text.index(text) for text in ("transformer", "power transformer", "loud hum")
+    )
     texts = ["transformer tips", "powr transformer", "loud hum", "transformer"]
     rows = np.array([head, sense, need, need])
     # the last one meant the need, but typed the head alone
     assert speech.meanings(texts, rows).tolist() == [
         [0, -1, -1], [0, ELECTRIC, -1], [0, ELECTRIC, HUM], [0, -1, -1],
     ]  # fmt: skip
+
+
+def test_a_text_at_several_levels_means_the_vaguest():
+    intents = hand_intents()
+    rows = intents.phrases
+    text = [
+        "transformer" if row in (rows.text.index("loud hum"), 1) else own for row, own in enumerate(rows.text)
+    ]
+    assert text.count("transformer") == 3
+    speech = Speech(dataclasses.replace(intents, phrases=dataclasses.replace(rows, text=tuple(text))))
+    assert speech.meanings(["transformer"], np.array([rows.text.index("loud hum")])).tolist() == [[0, -1, -1]]
 
 
 def test_typing_is_the_same_for_the_same_seed(speech):

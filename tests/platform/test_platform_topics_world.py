@@ -2,7 +2,18 @@
 
 import numpy as np
 import pytest
-from platform_hand import ATTENTION, ELECTRIC, FIG, HUM, MODEL, WATERING, WINDING, hand_intents, hand_world, within
+from platform_hand import (
+    ATTENTION,
+    ELECTRIC,
+    FIG,
+    HUM,
+    MODEL,
+    WATERING,
+    WINDING,
+    hand_intents,
+    hand_world,
+    within,
+)
 from scipy import stats
 
 from crops.errors import CropsError
@@ -16,7 +27,7 @@ def test_grades_by_definition():
     second = [-1, -1, -1, HUM, -1, HUM, -1]
     partial = [False, True, False, False, False, False, False]
     world = hand_world(needs, second, partial=partial)
-    # the need; in part; another need of the sense; in passing; another sense; in passing from there; another head
+    # the need; in part; another need; in passing; another sense; in passing from there; another head
     assert world.relevance(np.array(HUM), np.arange(7)).tolist() == [3, 2, 1, 2, 0, 2, 0]
     assert world.relevance(np.array(WATERING), np.arange(7)).tolist() == [0, 0, 0, 0, 0, 0, 3]
 
@@ -35,7 +46,12 @@ def test_grades_broadcast_needs_against_lists():
 def test_phrases_know_what_they_give_away():
     phrases = hand_intents().phrases
     by_text = {
-        text: (int(phrases.level[row]), int(phrases.head[row]), int(phrases.sense[row]), int(phrases.need[row]))
+        text: (
+            int(phrases.level[row]),
+            int(phrases.head[row]),
+            int(phrases.sense[row]),
+            int(phrases.need[row]),
+        )
         for row, text in enumerate(phrases.text)
     }
     assert by_text["transformer"] == (HEAD_LEVEL, 0, -1, -1)
@@ -79,7 +95,8 @@ def test_demand_and_supply_rank_the_heads_differently():
     world = build_topics_world(SIZES["small"], 4, np.random.default_rng(0))
     intents = world.intents
     demand, supply = (
-        np.bincount(intents.sense_head, weights=share) for share in (intents.sense_demand, intents.sense_supply)
+        np.bincount(intents.sense_head, weights=share)
+        for share in (intents.sense_demand, intents.sense_supply)
     )
     assert np.sort(demand) == pytest.approx(np.sort(supply))
     assert abs(stats.spearmanr(demand, supply).statistic) < 0.6
@@ -93,7 +110,10 @@ def test_needs_are_drawn_by_their_share_within_their_sense():
     assert counts[[ATTENTION, WATERING]].tolist() == [0, 0]
     # two needs of a sense: Zipf 0.7, so 1 : 2^-0.7 in some order
     assert within(counts[:2].max(), n, 1 / (1 + 2**-0.7))
-    assert intents.draw_needs(np.array([FIG, MODEL]), np.random.default_rng(2)).tolist() == [WATERING, ATTENTION]
+    assert intents.draw_needs(np.array([FIG, MODEL]), np.random.default_rng(2)).tolist() == [
+        WATERING,
+        ATTENTION,
+    ]
 
 
 def test_the_catalogue_follows_supply_and_every_need_has_an_item():
@@ -102,7 +122,6 @@ def test_the_catalogue_follows_supply_and_every_need_has_an_item():
     corpus, intents = world.corpus, world.intents
     n = SIZES["tiny"].items
     assert len(corpus) == n
-    assert set(corpus.need) == set(range(len(intents.need_sense)))
     assert (intents.need_sense[corpus.need] == corpus.sense).all()
     biggest = intents.sense_supply.argmax()
     forced = len(intents.need_sense)
@@ -114,6 +133,13 @@ def test_the_catalogue_follows_supply_and_every_need_has_an_item():
     own = np.bincount(corpus.sense, minlength=len(intents.sense_head)) / n
     miss = float((own * (1 - np.bincount(intents.need_sense, weights=intents.need_share**2))).sum())
     assert within(touched.sum(), n, SECOND_NEED * miss)
+
+
+def test_somebody_posts_about_every_need():
+    needs = len(build_topics_world(SIZES["tiny"], 4, np.random.default_rng(0)).intents.need_sense)
+    just_enough = Size(heads=4, items=needs, authors=9, users=2, sessions=1)
+    world = build_topics_world(just_enough, 4, np.random.default_rng(0))
+    assert sorted(world.corpus.need) == list(range(needs))
 
 
 def test_more_needs_than_items_are_refused():

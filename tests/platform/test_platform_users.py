@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from platform_hand import ELECTRIC, FIG, HUM, MODEL, hand_intents, hand_users, hand_world, within
+from platform_hand import ATTENTION, ELECTRIC, FIG, HUM, MODEL, hand_intents, hand_users, hand_world, within
 from scipy import stats
 
 from crops.config import PlatformConfig
@@ -67,11 +67,11 @@ def test_drift_moves_the_stated_share_of_users():
     )
 
 
-def sessions_of(users, n, watched=NOBODY, **rates: float):
-    world = hand_world([HUM] * 3)
-    return draw_sessions(
-        hand_intents(), world.corpus, users, watched, np.zeros(n, np.int64), model(**rates), np.random.default_rng(0)
-    )
+def sessions_of(users, n, watched=NOBODY, intents=None, **rates: float):
+    """Sessions in a catalogue of two items, about humming (electric) and about attention (model)."""
+    corpus = hand_world([HUM, ATTENTION]).corpus
+    start, rng = np.zeros(n, np.int64), np.random.default_rng(0)
+    return draw_sessions(intents or hand_intents(), corpus, users, watched, start, model(**rates), rng)
 
 
 def test_sessions_come_from_interests():
@@ -87,27 +87,27 @@ def test_sessions_come_from_interests():
     assert (other != ELECTRIC).all()
 
 
-def test_shares_of_sessions_from_trends_and_the_feed():
+def test_sessions_from_the_feed_are_of_who_watched_and_what():
     n = 20_000
     users = hand_users(3)
     users.interest[:] = [[0, 0, 1]] * 3
-    watched = (np.array([2]), np.array([0]))  # user 2 watched item 0, which is about electric
-    rates = model()
-    drawn = sessions_of(users, n, watched)
+    drawn = sessions_of(users, n, (np.array([2]), np.array([1])), trend=0.0)  # user 2 watched item 1
     sense = hand_intents().need_sense[drawn.need]
-    by_feed = (drawn.user == 2) & (sense == ELECTRIC)
-    # trends bring electric as well, at most with their whole share; users are drawn evenly
-    assert by_feed.mean() >= rates.from_feed - 0.01
-    assert by_feed.mean() <= rates.from_feed + rates.trend / 3 + 0.01
-    off = sessions_of(users, n, watched, trend=0.0)
-    sense = hand_intents().need_sense[off.need]
-    assert within(int((sense == ELECTRIC).sum()), n, rates.from_feed)
-    assert (off.user[sense == ELECTRIC] == 2).all()
-    trends = sessions_of(users, n, trend=1.0, from_feed=0.0)
-    counts = np.bincount(hand_intents().need_sense[trends.need], minlength=3) / n
-    # the day's trend is the demand, tilted by a log-normal of sigma 0.5
-    assert np.abs(np.log(counts / hand_intents().sense_demand)).max() < 2
-    assert counts[MODEL] > 0
+    assert within(int((sense == MODEL).sum()), n, model().from_feed)
+    assert (drawn.user[sense == MODEL] == 2).all()
+    assert set(sense) == {MODEL, FIG}
+
+
+def test_sessions_from_trends_follow_demand_whoever_comes():
+    n = 20_000
+    users = hand_users(3)
+    users.interest[:] = [[0, 0, 1]] * 3
+    # figs interest everybody and are in no demand: the trends show
+    intents = dataclasses.replace(hand_intents(), sense_demand=np.array([0.25, 0.75, 0.0]))
+    sense = intents.need_sense[sessions_of(users, n, intents=intents, from_feed=0.0).need]
+    assert within(int((sense != FIG).sum()), n, model().trend)
+    ratio = (sense == MODEL).sum() / (sense == ELECTRIC).sum()
+    assert 0.1 < abs(np.log(ratio / 3)) < 2.5  # the day's tilt: log-normal, sigma 0.5 for each
 
 
 def test_feed_of_yesterday_brings_nothing_on_the_first_day():
@@ -118,11 +118,10 @@ def test_feed_of_yesterday_brings_nothing_on_the_first_day():
 
 
 def test_abusers_search_the_need_of_what_they_push():
-    drawn = sessions_of(hand_users(4, pushes={1: 2, 3: 0}), 10)
-    foul_user, foul_need = drawn.user[10:], drawn.need[10:]
-    assert np.bincount(foul_user, minlength=4).tolist() == [0, ABUSE_SESSIONS, 0, ABUSE_SESSIONS]
-    assert set(foul_need) == {HUM}
-    assert len(drawn.start_us) == len(drawn.user) == 10 + 2 * ABUSE_SESSIONS
+    drawn = sessions_of(hand_users(4, pushes={1: 1, 3: 0}), 10)
+    assert drawn.user[10:].tolist() == [1] * ABUSE_SESSIONS + [3] * ABUSE_SESSIONS
+    assert drawn.need[10:].tolist() == [ATTENTION] * ABUSE_SESSIONS + [HUM] * ABUSE_SESSIONS
+    assert len(drawn.start_us) == 10 + 2 * ABUSE_SESSIONS
 
 
 def test_rows_are_drawn_by_weight():

@@ -77,7 +77,8 @@ def test_rule_2_senses(files):
     assert [name for name, head in files.items() if len(head["senses"]) not in range(2, 5)] == []
     for where, sense in senses(files):
         assert (
-            counts_outside(sense, {"search": range(2, 4), "creator": range(4, 7), "details": range(8, 9)}) == []
+            counts_outside(sense, {"search": range(2, 4), "creator": range(4, 7), "details": range(8, 9)})
+            == []
         ), where
         assert sense["demand"] in range(1, 6), where
         assert sense["supply"] in range(1, 6), where
@@ -87,7 +88,9 @@ def test_rule_2_senses(files):
 def test_rule_3_needs(files):
     assert [where for where, sense in senses(files) if len(sense["needs"]) not in range(4, 9)] == []
     sizes = {"search": range(4, 7), "titles": range(5, 6), "captions": range(5, 6), "tags": range(4, 6)}
-    assert [(where, faults) for where, _, need in needs(files) if (faults := counts_outside(need, sizes))] == []
+    assert [
+        (where, faults) for where, _, need in needs(files) if (faults := counts_outside(need, sizes))
+    ] == []
     assert all(need["name"].strip() for _, _, need in needs(files))
 
 

@@ -91,15 +91,15 @@ def _report(found: dict[str, Any]) -> EngineReport:
 
 
 def _disagreement(row: dict[str, Any]) -> Disagreement:
-    also = {name.upper(): row["also"].get(name) for name in ("p0", "p1", "p2", "p3")}
+    also = {_named(name): row["also"].get(name) for name in ("p0", "p1", "p2", "p3")}
     search = {_SEARCH_SAID[stage]: count for stage, count in row["search"].items()}
     negatives = sum(row["search"][stage] for stage in _NEGATIVES)
-    return Disagreement(row["source"].upper(), row["positives"], also, search, negatives)
+    return Disagreement(_named(row["source"]), row["positives"], also, search, negatives)
 
 
 def _frequency(row: dict[str, Any]) -> FrequencyRow:
     shares = row["shares"]
-    named = None if shares is None else {name.upper(): share or 0.0 for name, share in shares.items()}
+    named = None if shares is None else {_named(name): share or 0.0 for name, share in shares.items()}
     return FrequencyRow(row["part"], row["queries"], row["searches"], row["least"], row["most"], named)
 
 
@@ -139,6 +139,10 @@ def _tables(report: EngineReport) -> list[Table]:
     for block in report.influence.blocks:
         influence.add_row(block.name, _told(block.contributions), f"{100 * block.share:.1f}")
     return [sources, conflicts, coverage, influence]
+
+
+def _named(source: str) -> str:
+    return source if source == "any" else source.upper()
 
 
 def _told(count: int | None) -> str:

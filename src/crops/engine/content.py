@@ -7,14 +7,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from crops.engine.backend import BATCH_ROWS
-from crops.engine.memory import duckdb_limit, parse_memory
+from crops.engine.backend import DuckDBBackend
 from crops.errors import CropsError
 from crops.logs.tables import path_literal
 from crops.outputs import MANIFEST
@@ -37,13 +35,14 @@ def write_content(folder: Path, memory: str) -> str:
         the content of the folder, hexadecimal.
     """
     files: dict[str, dict[str, Any]] = {}
-    for path in sorted(folder.iterdir()):
-        if path.name in (MANIFEST, CONTENT):
-            continue
-        files[path.name] = {"bytes": path.stat().st_size, "sha256": _file_hash(path)}
-        if path.suffix == ".parquet":
-            files[path.name]["rows"] = pq.read_metadata(path).num_rows
-            files[path.name]["content"] = table_content(path, memory)
+    with DuckDBBackend(memory) as backend:
+        for path in sorted(folder.iterdir()):
+            if path.name in (MANIFEST, CONTENT):
+                continue
+            files[path.name] = {"bytes": path.stat().st_size, "sha256": _file_hash(path)}
+            if path.suffix == ".parquet":
+                files[path.name]["rows"] = pq.read_metadata(path).num_rows
+                files[path.name]["content"] = table_content(backend, path)
     tables = {name: facts["content"] for name, facts in files.items() if "content" in facts}
     content = hashlib.sha256(json.dumps(tables, sort_keys=True).encode()).hexdigest()
     (folder / CONTENT).write_text(json.dumps({"content": content, "files": files}, indent=2) + "\n")
@@ -64,20 +63,17 @@ def read_content(folder: Path) -> str:
     return str(json.loads(path.read_text())["content"])
 
 
-def table_content(path: Path, memory: str) -> str:
+def table_content(backend: DuckDBBackend, path: Path) -> str:
     """Return the SHA-256 of a Parquet file's columns, rows sorted by all of them.
 
     It depends on names, types and values only: not on the order of rows, row groups or compression. One
     batch of rows is in memory at a time, beside the sort.
     """
-    limit = f"{duckdb_limit(parse_memory(memory))}B"
     columns = [_Column(field) for field in pq.read_schema(path)]
-    with duckdb.connect(config={"memory_limit": limit}) as connection:
-        source = f"read_parquet({path_literal(path)}, hive_partitioning=false)"
-        rows = connection.sql(f"select * from {source} order by all")
-        for batch in rows.to_arrow_reader(BATCH_ROWS):
-            for column, values in zip(columns, batch.columns, strict=True):
-                column.add(values)
+    source = f"read_parquet({path_literal(path)}, hive_partitioning=false)"
+    for batch in backend.stream(f"select * from {source} order by all"):
+        for column, values in zip(columns, batch.columns, strict=True):
+            column.add(values)
     digest = hashlib.sha256()
     for column in columns:
         column.into(digest)

@@ -23,7 +23,7 @@ from crops.engine.content import write_content
 from crops.engine.job import mine
 from crops.engine.scoring import CachedScorer, scorer_names
 from crops.engine.subtract import FORGOTTEN, SCRATCH, Forgotten, read_forgotten, without
-from crops.engine.window import WINDOW, built_days, day_folder, merge_window
+from crops.engine.window import WINDOW, built_days, day_folder, discard, merge_window
 from crops.errors import CropsError
 from crops.logs import Logs
 from crops.outputs import MANIFEST, RESOLVED_CONFIG, console, publish, read_manifest
@@ -104,7 +104,7 @@ def build_day(logs: Logs, out: Path, day: str, job: Job, forgotten: Forgotten) -
     target = day_folder(out, day)
     with explained(out), without(logs, [day], forgotten, out, job.config.memory) as remaining:
         if remaining is None:
-            shutil.rmtree(target, ignore_errors=True)
+            discard(target)
             return False
         with publish(target, "mine") as folder:
             mine_into(folder, remaining, [day], job)

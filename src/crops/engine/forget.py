@@ -28,6 +28,7 @@ from crops.engine.daily import (
 )
 from crops.engine.mined import mined_folder
 from crops.engine.subtract import (
+    Forgotten,
     finish_forgotten,
     holds,
     read_forgotten,
@@ -119,7 +120,10 @@ def mined_with(out: Path) -> tuple[Path, dict[str, Any]]:
 def _forget_days(
     out: Path, job: Job, users: Collection[int], items: Collection[int], logs: Path | None
 ) -> list[str]:
-    forgotten = read_forgotten(out).plus(users, items)
+    before = read_forgotten(out)
+    forgotten = before.plus(users, items)
+    # What was forgotten before is in no day any more, unless that forget did not finish.
+    searched = forgotten if before.pending else Forgotten(tuple(users), tuple(items))
     due = {}
     for day in built_days(out):
         folder = day_folder(out, day)
@@ -127,7 +131,7 @@ def _forget_days(
         if day not in source.search_days:
             raise CropsError(f"{source.path} has no {day}, which {folder} was built from; give --logs")
         done = read_manifest(folder, "mine")["forgotten"] == forgotten.digest()
-        if not done and holds(source, day, forgotten):
+        if not done and holds(source, day, searched):
             due[day] = (source, _job_of(folder, job))
     write_forgotten(out, forgotten)
     for day, (source, of_day) in due.items():
@@ -145,7 +149,7 @@ def _forget_folder(
     forgotten = read_forgotten(out).plus(users, items)
     source, job = _logs_of(out, logs), _job_of(out, job)
     days = job.config.days or tuple(sorted({*source.search_days, *source.feed_days}))
-    if not any(holds(source, day, forgotten) for day in days):
+    if not any(holds(source, day, Forgotten(tuple(users), tuple(items))) for day in days):
         return []
     with explained(out), without(source, days, forgotten, out.parent, job.config.memory) as remaining:
         if remaining is None:

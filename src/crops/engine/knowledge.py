@@ -26,7 +26,8 @@ def load_generated(backend: Backend, generated: Path | None, config: KnowledgeCo
     """Make `generated`, `p3(query_id, item_id)`, `generated_groups` and `synthetic_items`.
 
     Generations join the mined queries by normalised text; those of other queries are left out. Of more than
-    `config.max_per_query` a seeded random choice is kept. As in the paper, theta does not filter them.
+    `config.max_per_query` a seeded random choice is kept, and of more than `config.max_pairs` in all another,
+    the first documents of all queries before any second. As in the paper, theta does not filter them.
 
     Args:
         backend: holds the queries.
@@ -39,19 +40,26 @@ def load_generated(backend: Backend, generated: Path | None, config: KnowledgeCo
     """
     batches = iter(()) if generated is None else _batches(generated)
     backend.load("generated", _SCHEMA, batches)
+    chance = random_order("query_id", "item_id", seed)
     backend.table(
         "p3",
         f"""
         select query_id, item_id from (
             select query_id, item_id, row_number() over (
-                partition by query_id order by {random_order("query_id", "item_id", seed)}, item_id
-            ) as place
+                order by place, {chance}, query_id, item_id
+            ) as total
             from (
-                select distinct g.query_id, g.item_id
-                from generated g join queries q on q.query_id = g.query_id
-            ) pairs
-        ) placed
-        where place <= {config.max_per_query}
+                select query_id, item_id, row_number() over (
+                    partition by query_id order by {chance}, item_id
+                ) as place
+                from (
+                    select distinct g.query_id, g.item_id
+                    from generated g join queries q on q.query_id = g.query_id
+                ) pairs
+            ) placed
+            where place <= {config.max_per_query}
+        ) counted
+        where total <= {config.max_pairs}
         """,
     )
     backend.view(

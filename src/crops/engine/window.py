@@ -58,7 +58,7 @@ def merge_window(out: Path, config: EngineConfig) -> dict[str, Any]:
     """
     built = built_days(out)
     if not built:
-        shutil.rmtree(out / WINDOW, ignore_errors=True)
+        discard(out / WINDOW)
         return {}
     first = (date.fromisoformat(built[-1]) - timedelta(days=config.daily.window - 1)).isoformat()
     days = [day for day in built if day >= first]
@@ -69,9 +69,16 @@ def merge_window(out: Path, config: EngineConfig) -> dict[str, Any]:
     if not _is_current(out / WINDOW, state):
         _publish_window(out, days, config, state)
     for day in set(built) - set(days):
-        shutil.rmtree(day_folder(out, day))
+        discard(day_folder(out, day))
     report: dict[str, Any] = json.loads((out / WINDOW / REPORT).read_text())
     return report
+
+
+def discard(folder: Path) -> None:
+    """Remove a folder of a build, if it is there: for a reader it goes as a whole."""
+    if folder.exists():
+        gone = folder.rename(folder.with_name(f".{folder.name}.tmp"))
+        shutil.rmtree(gone)
 
 
 def _is_current(window: Path, state: dict[str, Any]) -> bool:

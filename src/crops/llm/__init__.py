@@ -1,19 +1,26 @@
-"""World knowledge (P3): an LLM as pseudo-retriever, from the prompt to checked documents."""
+"""World knowledge (P3): an LLM as pseudo-retriever, from the prompt to checked documents; an LLM as judge."""
 
 from crops.llm.client import generate
+from crops.llm.dispatch import Budget
 from crops.llm.documents import generate_documents, training_requests
-from crops.llm.embedded import embedded_server
+from crops.llm.embedded import embedded_server, smoke_model
 from crops.llm.endpoint import Endpoint
+from crops.llm.judge import Judged, judge_pairs, load_rubric
 from crops.llm.prompt import Exemplar, Prompt, Request, load_prompt
 
 __all__ = [
+    "Budget",
     "Endpoint",
     "Exemplar",
+    "Judged",
     "Prompt",
     "Request",
     "embedded_server",
     "generate",
     "generate_documents",
+    "judge_pairs",
     "load_prompt",
+    "load_rubric",
+    "smoke_model",
     "training_requests",
 ]

@@ -5,74 +5,89 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
+from typing import Literal
 
 import duckdb
 
 from crops.errors import CropsError
-from crops.labels import Source
+from crops.labels import POSITIVE_LABEL, Source
 from crops.llm.client import generate
+from crops.llm.dispatch import Budget
 from crops.llm.endpoint import Endpoint
 from crops.llm.guards import MIN_USERS, check_exemplar
 from crops.llm.prompt import FIELDS, Exemplar, Request, load_prompt
 
 CANDIDATES = 3
-"""Logged positives per query that are tried as exemplar, most clicked first, until one passes the guards."""
+"""Logged positives per query that are tried as exemplar, most reliable first, until one passes the guards."""
+
+Priority = Literal["need", "searches"]
+_ORDER: dict[Priority, str] = {
+    "need": """(percent_rank() over (order by click_entropy)
+        + percent_rank() over (order by users desc)
+        + percent_rank() over (order by clicked_searches / searches desc)) / 3""",
+    "searches": "searches",
+}
 
 _SQL = f"""
-with clicks as (
-    select query_id, item_id, count(*) as clicks from read_parquet(?) where source = {int(Source.CLICKED)}
-    group by query_id, item_id
+with events as (
+    select query_id, item_id, count(distinct search_id) filter (source = {int(Source.CLICKED)}) as clicks,
+        count(distinct search_id) filter (source = {int(Source.REFORMULATION)}) as reworded,
+        count(distinct search_id) filter (source = {int(Source.FEED)}) as watched, max(theta) as theta
+    from read_parquet($evidence) group by query_id, item_id
 ), positives as (
     select s.query_id, s.item_id, row_number() over (
-        partition by s.query_id order by coalesce(c.clicks, 0) desc, s.item_id
+        partition by s.query_id order by e.clicks desc, e.reworded desc, e.watched desc,
+        coalesce(e.theta, 0) desc, s.item_id
     ) as place
-    from read_parquet(?) s left join clicks c using (query_id, item_id)
-    where s.sources & {int(Source.CLICKED)} <> 0 and s.item_id > 0
+    from read_parquet($samples) s join events e using (query_id, item_id)
+    where s.label >= {POSITIVE_LABEL} and s.item_id > 0
+), satisfied as (
+    select query_id, count(distinct search_id) as clicked_searches
+    from read_parquet($evidence) where source = {int(Source.CLICKED)} group by query_id
+), shares as (
+    select query_id, clicks / sum(clicks) over (partition by query_id) as p from events where clicks > 0
+), spread as (
+    select query_id, round(-sum(p * log2(p)), 9) as click_entropy from shares group by query_id
+), asked as (
+    select q.query_id, q.query, q.users, q.searches, coalesce(clicked_searches, 0) as clicked_searches,
+        coalesce(click_entropy, 0) as click_entropy
+    from read_parquet($queries) q left join satisfied using (query_id) left join spread using (query_id)
+    where q.users >= $min_users and q.query_id in (select query_id from positives)
 )
-select q.query, q.users, i.item_id, {", ".join(f"i.{field}" for field in FIELDS)}
-from read_parquet(?) q join positives p using (query_id) join read_parquet(?) i using (item_id)
-where p.place <= {CANDIDATES} and q.users >= ?
-order by q.searches desc, q.query_id, p.place
+select a.query, a.users, i.item_id, {", ".join(f"i.{field}" for field in FIELDS)}
+from (select *, {{order}} as priority from asked) a
+join positives p using (query_id) join read_parquet($items) i using (item_id)
+where p.place <= {CANDIDATES}
+order by a.priority desc, a.searches desc, a.query_id, p.place
 """
 
 
 def generate_documents(
     mine_output: Path,
     out_jsonl: Path,
+    endpoint: Endpoint,
     *,
-    base_url: str,
-    model: str,
-    model_sha256: str | None = None,
     limit: int | None = None,
     min_users: int = MIN_USERS,
     samples_per_query: int = 1,
     seed: int = 0,
     prompt: str = "en",
-    concurrency: int = 4,
-    token_budget: int | None = None,
-    api_key: str = "none",
-    allow_remote: bool = False,
+    priority: Priority = "need",
+    budget: Budget | None = None,
 ) -> dict[str, int]:
     """Write documents for the training queries of `crops mine`; run it again to go on where it stopped.
-
-    Priority: most searched first, among the queries with a logged clicked positive and at least `min_users`
-    distinct users. The exemplar is the most clicked positive that passes the guards.
 
     Args:
         mine_output: a folder that `crops mine` wrote.
         out_jsonl: documents, one JSON object per line; also the cache of the run.
-        base_url: any OpenAI-compatible endpoint, e.g. of `embedded_server` or vLLM.
-        model: the model's name at the endpoint.
-        model_sha256: identity of the weights, kept with every document.
+        endpoint: e.g. of `embedded_server` or vLLM.
         limit: most queries asked for; all when None.
         min_users: k-anonymity.
         samples_per_query: documents per query, each with its own seed and angle.
         seed: seed of the first sample.
-        prompt: name of the prompt template.
-        concurrency: requests under way at once; the server needs as many slots.
-        token_budget: stop after this many generated tokens.
-        api_key: key of the endpoint.
-        allow_remote: let queries go to another machine.
+        prompt: name of a packaged template, or path of an own one.
+        priority: see `training_requests`.
+        budget: stop once it is used up.
 
     Returns:
         The counts of `crops.llm.client.generate`, and `queries` asked for.
@@ -80,37 +95,41 @@ def generate_documents(
     Raises:
         CropsError: the folder holds no query that may be asked for, or as `generate`.
     """
-    requests = list(training_requests(mine_output, limit, min_users, samples_per_query, seed))
+    template = load_prompt(prompt)
+    requests = list(training_requests(mine_output, limit, min_users, samples_per_query, seed, priority))
     if not requests:
         raise CropsError(
-            f"{mine_output}: no query has a clicked positive and at least {min_users} users; "
-            "lower min_users or mine more days"
+            f"{mine_output}: no query has a logged positive and at least {min_users} users; "
+            "lower engine.knowledge.min_users or mine more days"
         )
-    endpoint = Endpoint(
-        base_url, model, model_sha256, api_key=api_key, concurrency=concurrency, allow_remote=allow_remote
-    )
-    counts = generate(
-        requests, load_prompt(prompt), endpoint, out_jsonl, min_users=min_users, token_budget=token_budget
-    )
+    counts = generate(requests, template, endpoint, out_jsonl, min_users=min_users, budget=budget)
     return {"queries": len(requests) // samples_per_query, **counts}
 
 
 def training_requests(
-    mine_output: Path, limit: int | None, min_users: int, samples_per_query: int = 1, seed: int = 0
+    mine_output: Path,
+    limit: int | None,
+    min_users: int,
+    samples_per_query: int = 1,
+    seed: int = 0,
+    priority: Priority = "need",
 ) -> Iterator[Request]:
     """Yield the requests of `generate_documents`, all first samples before any second one.
+
+    Queries with at least `min_users` distinct users and a logged positive. Priority `need` is the mean of
+    three ranks among them: ambiguous (entropy of the clicks over items: Dou et al. 2007), rare (few users),
+    badly served (small share of searches with a click). `searches`: most searched first.
+
+    The exemplar is the query's most reliable logged positive that passes the guards: the one that most
+    searches with a click speak for, then most reworded searches (P1), then most feed events (P2), then theta.
 
     Raises:
         CropsError: a table of the mining output is missing or unreadable.
     """
-    tables = [str(mine_output / f"{name}.parquet") for name in ("evidence", "samples", "queries", "items")]
-    try:
-        with duckdb.connect() as connection:
-            rows = connection.execute(_SQL, [*tables, min_users]).fetchall()
-    except duckdb.Error as error:
-        raise CropsError(f"{mine_output} is not an output of `crops mine`: {error}") from error
     chosen: list[tuple[str, int, Exemplar]] = []
-    for (query, users), group in groupby(rows, key=lambda row: (row[0], row[1])):
+    for (query, users), group in groupby(
+        _candidates(mine_output, min_users, priority), key=lambda row: (row[0], row[1])
+    ):
         if limit is not None and len(chosen) == limit:
             break
         candidates = [
@@ -124,3 +143,16 @@ def training_requests(
     for sample in range(samples_per_query):
         for query, users, exemplar in chosen:
             yield Request(query, users, exemplar, seed + sample)
+
+
+def _candidates(mine_output: Path, min_users: int, priority: Priority) -> list[tuple[str | int, ...]]:
+    """Return (query, users, item_id, texts...) of the exemplars to try, in the order of the queries."""
+    tables = {
+        name: str(mine_output / f"{name}.parquet") for name in ("evidence", "samples", "queries", "items")
+    }
+    try:
+        with duckdb.connect() as connection:
+            sql = _SQL.format(order=_ORDER[priority])
+            return connection.execute(sql, {**tables, "min_users": min_users}).fetchall()
+    except duckdb.Error as error:
+        raise CropsError(f"{mine_output} is not an output of `crops mine`: {error}") from error

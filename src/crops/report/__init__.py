@@ -1,5 +1,6 @@
 """Reports: self-contained pages with tables and inline SVG charts."""
 
+from crops.report.calibration import AlphaRow, CalibrationReport, ReliabilityBin
 from crops.report.data import (
     Coverage,
     DemoReport,
@@ -15,11 +16,18 @@ from crops.report.data import (
     TrainingCurve,
 )
 from crops.report.engine import Block, Disagreement, EngineReport, FrequencyRow, Influence
+from crops.report.judge import JudgedSource, JudgeReport, RaterPair
 from crops.report.realism import Cell, Curve, RealismReport, RealismRow
 from crops.report.render import render_report, write_report
 
 __all__ = [
+    "AlphaRow",
     "Block",
+    "CalibrationReport",
+    "JudgeReport",
+    "JudgedSource",
+    "RaterPair",
+    "ReliabilityBin",
     "Disagreement",
     "EngineReport",
     "FrequencyRow",

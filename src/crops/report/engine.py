@@ -86,8 +86,8 @@ def engine_charts(report: EngineReport) -> dict[str, list[tuple[str, Markup]]]:
         "labels": [("Samples by label", split_bar_chart(labels[::-1], title="Samples by label", marked=""))],
         "disagreements": [
             (
-                "Positives that search called negatives",
-                split_bar_chart(disagreements, title="Positives", marked="called negative by search"),
+                "Positives, of them rescued from the negatives of search",
+                split_bar_chart(disagreements, title="Positives", marked="rescued"),
             )
         ],
         "coverage": [(row.name, _coverage_chart(row)) for row in report.coverage],

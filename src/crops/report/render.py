@@ -10,9 +10,11 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from crops.labels import DEFAULT_LABELS, Source
+from crops.report.calibration import CalibrationReport, calibration_charts
 from crops.report.data import SIGNIFICANT, DemoReport, Hit, QueryCase, ResultTable
 from crops.report.engine import EngineReport, engine_charts
 from crops.report.figures import curve_charts, metric_charts, source_chart, window
+from crops.report.judge import JudgeReport, judge_charts
 from crops.report.realism import RealismReport, realism_charts
 from crops.report.svg import percent
 
@@ -27,7 +29,11 @@ _ORIGINS = {
 }
 
 
-def render_report(data: DemoReport | RealismReport | EngineReport) -> str:
+Report = DemoReport | RealismReport | EngineReport | JudgeReport | CalibrationReport
+"""Everything that becomes a page."""
+
+
+def render_report(data: Report) -> str:
     """Return the report as one HTML page: no script, no request to anywhere, all texts escaped.
 
     Raises:
@@ -36,6 +42,11 @@ def render_report(data: DemoReport | RealismReport | EngineReport) -> str:
     if isinstance(data, RealismReport):
         page = _environment().get_template("realism.html")
         return page.render(report=data, charts=realism_charts(data))
+    if isinstance(data, JudgeReport):
+        return _environment().get_template("judge.html").render(report=data, charts=judge_charts(data))
+    if isinstance(data, CalibrationReport):
+        page = _environment().get_template("calibration.html")
+        return page.render(report=data, charts=calibration_charts(data))
     if isinstance(data, EngineReport):
         page = _environment().get_template("engine.html")
         return page.render(
@@ -67,7 +78,7 @@ def _coloured(data: DemoReport) -> list[str]:
     return [row.name for row in rows[first:]]
 
 
-def write_report(data: DemoReport | RealismReport | EngineReport, path: Path) -> None:
+def write_report(data: Report, path: Path) -> None:
     """Write the report to `path`; the file appears whole or not at all.
 
     Raises:

@@ -1,0 +1,152 @@
+"""Many requests to one endpoint: bounded concurrency, budgets of tokens and money, progress, a clean stop."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Generic, TypeVar
+
+from rich.progress import Progress, TaskID
+
+from crops.errors import CropsError
+from crops.llm.endpoint import Answer
+from crops.outputs import console, progress
+
+MAX_OUTAGE = 8
+"""After this many calls in a row without any answer the endpoint counts as down."""
+REPORT_S = 60.0
+"""Seconds between progress lines where no terminal shows a bar."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a run may use; prices are per million tokens read and written.
+
+    Answers under way when a budget runs out are still filed: it may be exceeded by as many as run at once.
+    """
+
+    tokens: int | None = None
+    cost: float | None = None
+    price_in: float = 0.0
+    price_out: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.cost is not None and not (self.price_in or self.price_out):
+            raise CropsError("a cost budget needs prices; set llm.price_in and llm.price_out per million tokens")
+
+    def cost_of(self, counts: Counter[str]) -> float:
+        """Return the price of the `prompt_tokens` and `tokens` counted."""
+        return (counts["prompt_tokens"] * self.price_in + counts["tokens"] * self.price_out) / 1e6
+
+    def used_up(self, counts: Counter[str]) -> str | None:
+        """Return the name of the budget that is used up, or None."""
+        if self.tokens is not None and counts["prompt_tokens"] + counts["tokens"] >= self.tokens:
+            return "token"
+        return "cost" if self.cost is not None and self.cost_of(counts) >= self.cost else None
+
+
+@dataclass
+class Dispatcher(Generic[T]):
+    """Sends requests by key and files the answers as they come; counts what happened.
+
+    `counts` gets `written`, `refused:<reason>`, `prompt_tokens`, `tokens` (written by the model) and
+    `not_sent` (budget or outage).
+    """
+
+    send: Callable[[T], Answer]
+    file: Callable[[str, T, Answer], None]
+    concurrency: int
+    budget: Budget
+    counts: Counter[str]
+    name: str
+    """What is under way, for the progress display."""
+    outage: int = field(default=0, init=False)
+    """Calls in a row that brought no answer."""
+
+    def run(self, todo: Mapping[str, T]) -> None:
+        """Send all requests, at most `concurrency` at once, until a budget is used up or nobody answers."""
+        left = iter(todo.items())
+        pool = ThreadPoolExecutor(self.concurrency)
+        flying: dict[Future[Answer], tuple[str, T]] = {}
+        watch = _Watch(self.name, len(todo))
+        try:
+            with watch:
+                while True:
+                    if not self._stopped_by():
+                        for key, request in islice(left, self.concurrency - len(flying)):
+                            flying[pool.submit(self.send, request)] = (key, request)
+                    if not flying:
+                        break
+                    for future in wait(flying, return_when=FIRST_COMPLETED).done:
+                        self._note(*flying.pop(future), future.result())
+                        watch.step(self.counts)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+        self.counts["not_sent"] = sum(1 for _ in left)
+        if self.counts["not_sent"]:
+            self._say_what_is_left(watch.done)
+
+    def _note(self, key: str, request: T, answer: Answer) -> None:
+        self.outage = 0 if answer.final else self.outage + 1
+        self.counts["prompt_tokens"] += answer.prompt_tokens
+        self.counts["tokens"] += answer.tokens
+        self.counts["written" if answer.content is not None else f"refused:{answer.reason}"] += 1
+        self.file(key, request, answer)
+
+    def _stopped_by(self) -> str | None:
+        if self.outage >= MAX_OUTAGE:
+            return "the endpoint does not answer"
+        budget = self.budget.used_up(self.counts)
+        return f"the {budget} budget is used up" if budget else None
+
+    def _say_what_is_left(self, done: int) -> None:
+        unsent, used = self.counts["not_sent"], self.counts["prompt_tokens"] + self.counts["tokens"]
+        said = f"{unsent} requests not sent: {self._stopped_by()}; run again to go on"
+        if used:
+            said += f" (used: {self._told(1.0)}; the rest needs about {self._told(unsent / done)})"
+        console.print(f"[yellow]{said}[/yellow]")
+
+    def _told(self, share: float) -> str:
+        used = self.counts["prompt_tokens"] + self.counts["tokens"]
+        cost = self.budget.cost_of(self.counts) * share
+        return f"{used * share:,.0f} tokens" + (f", cost {cost:,.4g}" if cost else "")
+
+
+class _Watch:
+    """Rate, tokens/s and time left: a bar on a terminal, a line a minute elsewhere."""
+
+    def __init__(self, name: str, total: int) -> None:
+        self.name = name
+        self.total = total
+        self.done = 0
+        self.start = self.said = time.perf_counter()
+        self.bar: Progress = progress()
+        self.task: TaskID | None = None
+
+    def __enter__(self) -> None:
+        if console.is_terminal:
+            self.bar.start()
+            self.task = self.bar.add_task(self.name, total=self.total)
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def step(self, counts: Counter[str]) -> None:
+        """Note one answer."""
+        self.done += 1
+        now = time.perf_counter()
+        seconds = max(now - self.start, 1e-9)
+        speed = f"{60 * self.done / seconds:.1f}/min, {counts['tokens'] / seconds:.1f} tokens/s"
+        if self.task is not None:
+            self.bar.update(self.task, advance=1, description=f"{self.name} ({speed})")
+        elif now - self.said >= REPORT_S:
+            self.said = now
+            left = seconds / self.done * (self.total - self.done) / 60
+            valid = f"{self.done}/{self.total}, {counts['written']} valid"
+            console.print(f"{self.name}: {valid}, {speed}, {left:.0f} min left")

@@ -1,0 +1,137 @@
+"""The evidence trail by hand, and what k keeps out of it."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+from days import DAY_S, plain_job
+from handmade import NOON, P0, P1, P2, P3, clicked, run, shown, watched, write_logs
+from typer.testing import CliRunner
+
+from crops.cli.app import app
+from crops.engine.daily import mine_daily
+from crops.engine.explain import Trail, explain
+from crops.errors import CropsError
+
+SEARCHES = [
+    shown(1, 1, "Jaguar", 0, 1),
+    clicked(2, 1, "big cat", 40, 5),
+    shown(3, 2, "jaguar", 0, 1),
+    clicked(4, 2, "big  cat", 40, 5),
+    shown(5, 3, "jaguar", 0, 1),
+    clicked(6, 3, "panthera onca", 40, 5),
+    clicked(7, 4, "jaguar", 0, 1),
+    clicked(8, 5, "jaguar", 900, 1),
+    clicked(9, 5, "jaguar", 950, 1),
+]
+FEED = [watched(4, 6, 10)]
+GENERATED = [{"query": "jaguar", "ocr_cover": "Spotted hunters"}]
+
+
+def trails(found):
+    return {
+        (positive.item_id, trail.source): trail for positive in found.positives for trail in positive.trails
+    }
+
+
+def test_the_trail_by_hand(tmp_path):
+    """k = 2: users 4 and 5 clicked item 1; 1 and 2 found item 5 as big cat, 3 as panthera onca."""
+    run(tmp_path, SEARCHES, FEED, generated=GENERATED, k=2)
+    found = explain(" JAGUAR ", tmp_path / "mined")
+    assert (found.query, found.searches, found.users, found.rows) == ("jaguar", 6, 5, ())
+    by_item = {positive.item_id: positive for positive in found.positives}
+    written = min(by_item)
+    assert [(positive.item_id, positive.label) for positive in found.positives] == [
+        (5, 5), (written, 4), (1, 4), (6, 4)
+    ]  # fmt: skip
+    assert by_item[5].trails == (
+        Trail(P1, 2, 2, ("big cat",)),
+        Trail(P1, None, None, (), 1),  # one later query, of fewer than two users
+    )
+    assert by_item[1].trails == (Trail(P0, 3, 2),)
+    assert by_item[6].trails == (Trail(P2, None, None),)
+    assert by_item[written].trails == (Trail(P3, None, None),)
+    assert (by_item[5].text, by_item[written].text) == ("doc 5", "Spotted hunters")
+
+
+def test_raw_shows_every_count_and_the_rows(tmp_path):
+    run(tmp_path, SEARCHES, FEED, generated=GENERATED)
+    found = explain("jaguar", tmp_path / "mined", raw=True)
+    assert trails(found)[6, P2] == Trail(P2, 1, 1)
+    assert [trail.via for trail in found.positives[0].trails] == [("big cat",), ("panthera onca",)]
+    rows = [
+        (row["source"], row["user_id"], row["search_id"], row["query"], row["item_id"], row["seen_at"] - NOON)
+        for row in found.rows
+    ]
+    assert rows == [
+        (P0, 4, 7, "jaguar", 1, 0),
+        (P0, 5, 8, "jaguar", 1, 900_000_000),
+        (P0, 5, 9, "jaguar", 1, 950_000_000),
+        (P1, 1, 2, "big cat", 5, 40_000_000),
+        (P1, 2, 4, "big  cat", 5, 40_000_000),
+        (P1, 3, 6, "panthera onca", 5, 40_000_000),
+        (P2, 4, 7, None, 6, 10_000_000),
+    ]
+
+
+def test_a_rare_query_shows_no_counts(tmp_path):
+    run(tmp_path, SEARCHES, FEED, k=6)
+    found = explain("jaguar", tmp_path / "mined")
+    assert (found.searches, found.users) == (None, None)
+    assert {trail.events for trail in trails(found).values()} == {None}
+    assert trails(found)[5, P1].rare_via == 2
+
+
+def test_an_unknown_query_names_the_nearest_that_k_users_asked(tmp_path):
+    run(tmp_path, SEARCHES, FEED, k=2)
+    with pytest.raises(CropsError, match="nobody searched 'jagaur' .*nearest queries: 'jaguar', 'big cat'$"):
+        explain("jagaur", tmp_path / "mined")
+    with pytest.raises(CropsError, match="nobody searched 'it''s' on the days mined"):
+        explain("it''s", tmp_path / "mined")
+
+
+def test_groups_of_one_event(tmp_path):
+    run(tmp_path, SEARCHES, FEED, group_by="event", k=2)
+    found = explain("jaguar", tmp_path / "mined")
+    assert (found.searches, found.users) == (6, 5)
+    positives = {positive.item_id: positive for positive in found.positives}
+    assert positives[5].trails == (Trail(P1, 2, 2, ("big cat",)), Trail(P1, None, None, (), 1))
+    assert positives[1].trails == (Trail(P0, 3, 2),)
+
+
+def test_over_days_whose_logs_lie_apart(tmp_path):
+    for day in (0, 1):
+        logs = write_logs(tmp_path / f"logs{day}", [clicked(day, day, "a", day * DAY_S, 1)])
+        mine_daily(logs, tmp_path / "out", plain_job(k=2))
+    found = explain("a", tmp_path / "out")
+    assert found.positives[0].trails == (Trail(P0, 2, 2),)
+    assert (found.searches, found.users) == (None, None)  # at least one user, as far as one day knows
+
+
+def test_missing_parts_are_named(tmp_path):
+    run(tmp_path, SEARCHES)
+    with pytest.raises(CropsError, match="is not an output of `crops mine`"):
+        explain("jaguar", tmp_path / "logs")
+    shutil.move(tmp_path / "logs", tmp_path / "moved")
+    with pytest.raises(CropsError, match="are not there any more; give --logs"):
+        explain("jaguar", tmp_path / "mined")
+    assert explain("jaguar", tmp_path / "mined", tmp_path / "moved").positives
+
+
+def test_the_command(tmp_path):
+    run(tmp_path, SEARCHES, FEED, generated=GENERATED, k=2)
+    shown = CliRunner().invoke(app, ["explain", "jaguar", str(tmp_path / "mined")], env={"COLUMNS": "200"})
+    assert shown.exit_code == 0, shown.output
+    for words in (
+        "searched 6 time(s) by 5 user(s)",
+        "consumed after rewording as “big cat”: 2 time(s) by 2 user(s)",
+        "as 1 query of fewer than 2 users: by fewer than 2 users",
+        "written by an LLM",
+    ):
+        assert words in shown.output
+    assert "panthera" not in shown.output
+    raw = CliRunner().invoke(
+        app, ["explain", "jaguar", str(tmp_path / "mined"), "--raw"], env={"COLUMNS": "200"}
+    )
+    assert "panthera onca" in raw.output

@@ -1,0 +1,122 @@
+"""Samples in other forms, record by record."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+
+import pyarrow.parquet as pq
+import pytest
+from days import DAY_S, plain_job
+from handmade import clicked, read_tables, run, shown, write_logs
+from typer.testing import CliRunner
+
+from crops.cli.app import app
+from crops.engine.backend import DuckDBBackend
+from crops.engine.daily import mine_daily
+from crops.engine.export import export
+from crops.errors import CropsError
+from crops.text import query_id
+
+SEARCHES = [
+    shown(101, 77, "A  b", 0, 2),
+    clicked(101, 77, "A  b", 0, 1),
+    shown(102, 55, "a b", 9, 2),
+    clicked(103, 77, "c", 30, 3),
+]
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_the_papers_record_is_one_event(tmp_path):
+    """User 55 becomes 1, user 77 becomes 2; the reformulation c gives item 3 to user 77's a b."""
+    run(tmp_path, SEARCHES, generated=[{"query": "c", "ocr_cover": "written"}], group_by="event")
+    assert export(tmp_path / "mined", tmp_path / "x", "cpsqa") == 3
+
+    def photo(item, text, label):
+        return {"photo_id": item, "photo_content": text, "hierarchical_label": label}
+
+    written = read_tables(tmp_path / "mined")["synthetic_items"][0]["item_id"]
+    assert lines(tmp_path / "x" / "cpsqa.jsonl") == [
+        {
+            "user_id": 2,
+            "query": "a b",
+            "photo_list": [photo(3, "doc 3", 5), photo(1, "doc 1", 4), photo(2, "doc 2", 3)],
+        },
+        {"user_id": 1, "query": "a b", "photo_list": [photo(2, "doc 2", 3)]},
+        {"user_id": 2, "query": "c", "photo_list": [photo(written, "written", 4), photo(3, "doc 3", 4)]},
+    ]
+
+
+def test_json_lines_and_parquet(tmp_path):
+    run(tmp_path, SEARCHES)
+    assert export(tmp_path / "mined", tmp_path / "lines", "jsonl") == 2
+    records = {record["query"]: record for record in lines(tmp_path / "lines" / "samples.jsonl")}
+    assert records["a b"]["query_id"] == query_id("a b")
+    assert records["a b"]["documents"] == [
+        {"item_id": 3, "label": 5, "weight": 1.0, "text": "doc 3", "sources": ["reformulation"]},
+        {"item_id": 1, "label": 4, "weight": 1.0, "text": "doc 1", "sources": ["clicked"]},
+        {"item_id": 2, "label": 3, "weight": 1.0, "text": "doc 2", "sources": ["exposed"]},
+    ]
+    assert export(tmp_path / "mined", tmp_path / "flat", "parquet") == 4
+    flat = pq.read_table(tmp_path / "flat" / "samples.parquet")
+    assert flat.column_names == ["query_id", "query", "item_id", "label", "sources", "weight", "text"]
+    assert flat.drop_columns(["query", "text"]).to_pylist() == read_tables(tmp_path / "mined")["samples"]
+    manifest = json.loads((tmp_path / "flat" / "manifest.json").read_text())
+    assert (manifest["command"], manifest["format"], manifest["records"]) == ("export", "parquet", 4)
+
+
+def test_delta_replaces_its_day_and_keeps_the_others(tmp_path):
+    deltalake = pytest.importorskip("deltalake")
+    logs = write_logs(tmp_path / "logs", [clicked(1, 1, "a", 0, 1), clicked(2, 1, "a", DAY_S, 2)])
+    table, job = tmp_path / "table", plain_job(daily={"window": 1})
+    for day in ("2026-01-05", "2026-01-06", "2026-01-06"):
+        mine_daily(logs, tmp_path / "out", job, [day])
+        assert export(tmp_path / "out", table, "delta") == 1
+    rows = deltalake.DeltaTable(str(table)).to_pyarrow_table().sort_by("day").to_pylist()
+    assert [(row["day"], row["item_id"], row["text"]) for row in rows] == [
+        ("2026-01-05", 1, "doc 1"),
+        ("2026-01-06", 2, "doc 2"),
+    ]
+
+
+def test_delta_needs_its_extra(tmp_path, monkeypatch):
+    run(tmp_path, SEARCHES)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(CropsError, match=r"pip install 'crops\[delta\]'"):
+        export(tmp_path / "mined", tmp_path / "x", "delta")
+
+
+def test_what_cannot_be_exported(tmp_path):
+    run(tmp_path, SEARCHES)
+    with pytest.raises(CropsError, match=r"unknown format 'cpqsa'; known: .* Did you mean 'cpsqa'\?"):
+        export(tmp_path / "mined", tmp_path / "x", "cpqsa")
+    with pytest.raises(CropsError, match=r"one query event; mine with engine.group_by = 'event'"):
+        export(tmp_path / "mined", tmp_path / "x", "cpsqa")
+    with pytest.raises(CropsError, match="is not an output of `crops mine`"):
+        export(tmp_path / "logs", tmp_path / "x", "jsonl")
+    with pytest.raises(CropsError, match="is an output of `crops mine`, not of `export`"):
+        export(tmp_path / "mined", tmp_path / "mined", "jsonl")
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
+    run(tmp_path, SEARCHES)
+
+    def full(self, target):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(DuckDBBackend, "write", full)
+    with pytest.raises(CropsError, match="nothing was published"):
+        export(tmp_path / "mined", tmp_path / "x", "parquet")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["logs", "mined"]
+
+
+def test_the_command(tmp_path):
+    run(tmp_path, SEARCHES)
+    arguments = ["export", str(tmp_path / "mined"), str(tmp_path / "x"), "--format", "jsonl"]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    assert len(lines(tmp_path / "x" / "samples.jsonl")) == 2

@@ -1,0 +1,172 @@
+"""What the engine's report says, counted by hand."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+from handmade import FakeScorer, clicked, run, scores, shown, watched
+from random_logs import random_logs
+from typer.testing import CliRunner
+
+from crops.cli.app import app
+from crops.engine.insight import insights
+from crops.errors import CropsError
+
+SEARCHES = [
+    shown(1, 1, "jaguar", 0, 1),
+    shown(1, 1, "jaguar", 0, 2, "unexposed"),
+    shown(1, 1, "jaguar", 0, 3, "filtered"),
+    *(clicked(2, 1, "big cat", 40, item) for item in (1, 2, 3, 4)),
+    clicked(3, 2, "jaguar", 500, 5),
+    clicked(4, 3, "jaguar", 500, 5),
+]
+FEED = [watched(3, 5, 510), watched(3, 1, 510), watched(2, 9, 510)]
+
+
+def mined(folder, **config):
+    run(folder, SEARCHES, FEED, generated=[{"query": "jaguar", "ocr_cover": "text"}], **config)
+    return folder / "mined"
+
+
+def test_disagreements_by_hand(tmp_path):
+    """P1 gives jaguar 1 (shown), 2 (ranked), 3 (filtered), 4 (unknown); P2 gives it 1, 5, 9."""
+    rows = {row["source"]: row for row in insights(mined(tmp_path), owner=True)["disagreements"]}
+    nothing = dict.fromkeys(("clicked", "exposed", "unexposed", "filtered", "nothing"), 0)
+    assert rows == {
+        "p0": {
+            "source": "p0",
+            "positives": 5,
+            "also": {"p1": 0, "p2": 1, "p3": 0},
+            "search": {**nothing, "clicked": 5},
+        },
+        "p1": {
+            "source": "p1",
+            "positives": 4,
+            "also": {"p0": 0, "p2": 1, "p3": 0},
+            "search": {"clicked": 0, "exposed": 1, "unexposed": 1, "filtered": 1, "nothing": 1},
+        },
+        "p2": {
+            "source": "p2",
+            "positives": 3,
+            "also": {"p0": 1, "p1": 1, "p3": 0},
+            "search": {**nothing, "clicked": 1, "exposed": 1, "nothing": 1},
+        },
+        "p3": {
+            "source": "p3",
+            "positives": 1,
+            "also": {"p0": 0, "p1": 0, "p2": 0},
+            "search": {**nothing, "nothing": 1},
+        },
+    }
+
+
+def frequencies(folder, counts: dict[str, int], clicks: set[str], group_by="query"):
+    """Mine queries of given frequencies, by another user each; those in `clicks` have a click."""
+    rows, search = [], 0
+    for query, searches in counts.items():
+        for _ in range(searches):
+            search += 1
+            done = clicked if query in clicks else shown
+            rows.append(done(search, search, query, 1000 * search, 1))
+    run(folder, rows, group_by=group_by)
+    return {
+        row["part"]: (row["queries"], row["searches"], row["least"], row["most"], row["shares"])
+        for row in insights(folder / "mined", owner=True)["coverage"]
+    }
+
+
+@pytest.mark.parametrize("group_by", ["query", "event"])
+def test_head_torso_and_tail_by_hand(tmp_path, group_by):
+    """18 searches: before a come 0 of them, before b and c 6, before d 12 and before e and f 16."""
+    counts = {"a": 6, "b": 3, "c": 3, "d": 4, "e": 1, "f": 1}
+    found = frequencies(tmp_path, counts, {"a", "b", "f"}, group_by)
+    none = {"p1": 0.0, "p2": 0.0, "p3": 0.0}
+    # a (0 < 6), d (6 is not < 6, < 12), b and c (10 < 12), e and f (16).
+    assert found == {
+        "head": (1, 6, 6, 6, {"p0": 1.0, **none, "any": 1.0}),
+        "torso": (3, 10, 3, 4, {"p0": 0.333333, **none, "any": 0.333333}),
+        "tail": (2, 2, 1, 1, {"p0": 0.5, **none, "any": 0.5}),
+    }
+
+
+def test_influence_by_hand(tmp_path):
+    """User 1: jaguar 1 to 4 and big cat 1 to 4; user 3: jaguar 5 and 1; user 2: jaguar 5 and 9."""
+    found = insights(mined(tmp_path, k=2), owner=True)["influence"]
+    assert found == {
+        "users": 3,
+        "pairs": 10,
+        "of_one_user": 8,  # all but jaguar 1 and 5
+        "contributions": 12,
+        "blocks": [{"first": 1, "last": 2, "contributions": 10, "share": 0.833333}],
+        "top": [
+            {"user_id": 1, "pairs": 8, "alone": 7, "place": 1},
+            {"user_id": 2, "pairs": 2, "alone": 1, "place": 2},
+            {"user_id": 3, "pairs": 2, "alone": 0, "place": 3},
+        ],
+    }
+
+
+def test_k_in_a_shared_report(tmp_path):
+    out = mined(tmp_path, k=3)
+    found = insights(out)
+    assert "top" not in found["influence"]
+    assert found["influence"]["blocks"] == [
+        {"first": 1, "last": 3, "contributions": 12, "share": 1.0}
+    ]  # a block of fewer than k is not shown
+    # jaguar (head) rests on three users, big cat on one.
+    assert [row["shares"] is None for row in found["coverage"]] == [False, True]
+    with pytest.raises(CropsError, match="stands for 3 users, fewer than k = 20: .*--owner"):
+        insights(mined(tmp_path / "more"))
+
+
+def test_the_page_and_the_files(tmp_path):
+    out = mined(
+        tmp_path, k=2, **{"relevance": scores({}, 0.9), "similarity": scores({("jaguar", "big cat"): 0.9})}
+    )
+    done = CliRunner().invoke(app, ["engine-report", str(out)], env={"COLUMNS": "200"})
+    assert done.exit_code == 0, done.output
+    for words in ("Agreement and disagreement", "users 1–2", "head", "P1"):
+        assert words in done.output
+    page = (tmp_path / "mined.report" / "report.html").read_text()
+    for words in ("Where the sources disagree", "Which queries have positives", "Whom the positives rest on"):
+        assert words in page
+    assert page.count("<svg") >= 5
+    assert not re.search(r'(src|href)="https?:|<script', page)
+    assert "user 1 (" not in page
+    written = json.loads((tmp_path / "mined.report" / "report.json").read_text())
+    assert written["sources"]["p1"]["candidates"] == 4
+    for_owner = CliRunner().invoke(app, ["engine-report", str(out), "--owner"], env={"COLUMNS": "200"})
+    assert "user 1 (alone for 7)" in for_owner.output
+
+
+def test_an_empty_corner_has_a_report_too(tmp_path):
+    run(tmp_path, [shown(1, 1, "a", 0, 1)], k=1)
+    done = CliRunner().invoke(app, ["engine-report", str(tmp_path / "mined"), "--out", str(tmp_path / "r")])
+    assert done.exit_code == 0, done.output
+    assert "rest on the behaviour of 0 users" in (tmp_path / "r" / "report.html").read_text()
+
+
+def test_sums_of_the_parts(tmp_path):
+    """On random logs: every positive of a source has one stage, and users' contributions add up."""
+    searches, feed = random_logs(seed=8)
+    run(tmp_path, searches, feed, relevance=FakeScorer(lambda left, right: 0.9))
+    found = insights(tmp_path / "mined", owner=True)
+    kept = {"p0": found["sources"]["search"]["clicked"]["kept"]}
+    kept |= {name: found["sources"][name]["kept"] for name in ("p1", "p2", "p3")}
+    for row in found["disagreements"]:
+        assert row["positives"] == kept[row["source"]] == sum(row["search"].values())
+    rescued = sum(found["rescued"][label] for label in ("1", "2", "3"))
+    assert rescued == found["rescued"]["pairs"] > 0
+    assert sum(user["pairs"] for user in found["influence"]["top"]) == found["influence"]["contributions"]
+    assert sum(row["searches"] for row in found["coverage"]) == found["input"]["searches"]
+
+
+def test_an_older_mining_is_refused(tmp_path):
+    out = mined(tmp_path)
+    report = json.loads((out / "report.json").read_text())
+    del report["pairs"]
+    (out / "report.json").write_text(json.dumps(report))
+    with pytest.raises(CropsError, match="older version; mine it again"):
+        insights(out, owner=True)
