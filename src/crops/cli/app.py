@@ -6,6 +6,8 @@ import sys
 
 import typer
 
+from crops.cli import judge
+from crops.cli.calibrate import calibrate
 from crops.cli.check import check
 from crops.cli.demo import demo
 from crops.cli.engine_report import engine_report
@@ -14,6 +16,7 @@ from crops.cli.explain import explain
 from crops.cli.export import export
 from crops.cli.export_onnx import export_onnx
 from crops.cli.forget import forget
+from crops.cli.generate import generate
 from crops.cli.import_logs import import_logs
 from crops.cli.mine import mine
 from crops.cli.platform_report import platform_report
@@ -45,9 +48,12 @@ for function in (
     search,
     export_onnx,
     platform_report,
+    generate,
+    calibrate,
 ):
     app.command()(function)
 app.command("import")(import_logs)
+app.add_typer(judge.app, name=judge.COMMAND)
 
 
 def main() -> None:

@@ -18,8 +18,7 @@ from crops.errors import CropsError
 from crops.logs import check, open_logs, render
 from crops.outputs import MANIFEST, cache_folder, console
 from crops.protocols import PairScorer
-from crops.relevance import Kind, load_calibration, model_hash
-from crops.relevance.models import local_folder
+from crops.relevance import Kind, scorer_identity
 
 
 def mine(
@@ -119,8 +118,5 @@ def job(logs: Path, run: RunConfig, generated: Path | None) -> Job:
 
 def _kept(kind: Kind, scorer: PairScorer, config: RelevanceConfig) -> CachedScorer:
     """Return the scorer with the cache of its model and calibration."""
-    identity = model_hash(local_folder(config.model))
-    path = Path(config.calibrations) if config.calibrations else None
-    calibration = load_calibration(kind, config.model, identity, path)
-    key = hashlib.sha256(f"{identity} {calibration}".encode()).hexdigest()[:16]
+    key = hashlib.sha256(scorer_identity(kind, config).encode()).hexdigest()[:16]
     return CachedScorer(scorer, cache_folder() / "scores" / f"{kind}-{key}")

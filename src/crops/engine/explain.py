@@ -137,7 +137,7 @@ def _trails(backend: Backend, mined: Mined, k: int) -> dict[int, list[Trail]]:
         from (
             select e.item_id, e.source, e.via_query_id, s.user_id, s.search_id,
                 case when v.users >= {k} then v.query end as via
-            from own e left join searchers s on s.search_id = e.search_id
+            from own e left join searchers s on s.search_id = e.search_id and s.day = e.day
             left join via v on v.query_id = e.via_query_id
         ) t
         group by item_id, source, via order by item_id, source desc, users desc, via nulls last
@@ -188,7 +188,8 @@ def _log_rows(backend: Backend, mined: Mined, sources: list[tuple[Logs, list[str
             log, columns = (f"feed_{number}", _WATCHED) if feed else (f"log_{number}", _SHOWN)
             selects.append(
                 f"select distinct e.source, e.via_query_id, l.user_id, {columns}, l.item_id, l.clicked, "
-                "l.liked, l.play_ms, l.duration_ms from own e join searchers s on s.search_id = e.search_id "
+                "l.liked, l.play_ms, l.duration_ms from own e "
+                "join searchers s on s.search_id = e.search_id and s.day = e.day "
                 f"join {log} l on l.user_id = s.user_id and l.item_id = e.item_id and {when} "
                 f"where e.source = {source.value} and {CONSUMED}"
             )

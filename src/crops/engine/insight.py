@@ -71,7 +71,7 @@ def insights(out: Path, logs: Path | None = None, *, owner: bool = False) -> dic
 
 _SPOKEN = """
 select distinct e.query_id, e.item_id, s.user_id
-from evidence e join searchers s on s.search_id = e.search_id
+from evidence e join searchers s on s.search_id = e.search_id and s.day = e.day
 """
 
 

@@ -89,14 +89,15 @@ def mined_folder(out: Path) -> Path:
 
 
 def name_searchers(backend: Backend, logs: Iterable[tuple[Logs, list[str]]]) -> None:
-    """Make `searchers(search_id, user_id, searched_at)` of the searches that evidence is credited to."""
+    """Make `searchers(search_id, day, user_id, searched_at)` of the searches that evidence is credited to."""
     for number, (source, days) in enumerate(logs):
         backend.read_logs(f"log_{number}", source, "search_impressions", days)
         backend.append(
             "searchers",
             f"""
-            select l.search_id, min(l.user_id) as user_id, min(l.searched_at) as searched_at
-            from log_{number} l join (select distinct search_id from evidence) e on e.search_id = l.search_id
-            group by l.search_id
+            select l.search_id, l.day, min(l.user_id) as user_id, min(l.searched_at) as searched_at
+            from log_{number} l join (select distinct search_id, day from evidence) e
+                on e.search_id = l.search_id and e.day = l.day
+            group by l.search_id, l.day
             """,
         )

@@ -10,21 +10,30 @@ from crops.relevance.calibrate import (
     store_calibration,
 )
 from crops.relevance.encode import TextEncoder, text_encoder
+from crops.relevance.cross import CrossScorer
+from crops.relevance.finetune import fine_tune
 from crops.relevance.models import model_hash, resolve_model
-from crops.relevance.score import CosineScorer, pair_scorer, scorers
+from crops.relevance.pairs import Pairs, log_pairs, read_pairs
+from crops.relevance.score import CosineScorer, pair_scorer, scorer_identity, scorers
 
 __all__ = [
     "Calibration",
     "CosineScorer",
+    "CrossScorer",
     "Kind",
+    "Pairs",
     "StoredCalibration",
     "TextEncoder",
     "balanced_weights",
+    "fine_tune",
     "fit",
     "load_calibration",
+    "log_pairs",
     "model_hash",
     "pair_scorer",
+    "read_pairs",
     "resolve_model",
+    "scorer_identity",
     "scorers",
     "store_calibration",
     "text_encoder",

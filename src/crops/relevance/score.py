@@ -88,20 +88,21 @@ def pair_scorer(kind: Kind, config: RelevanceConfig, cache: Path | None = None) 
     """
     if kind == "relevance" and config.cross_encoder:
         return _cross(config)
-    encoder, _ = text_encoder(config.model, config.batch_size, cache)
-    return _cosine(kind, config, encoder)
+    encoder, identity = text_encoder(config.model, config.batch_size, cache)
+    return _cosine(kind, config, encoder, identity)
 
 
 def scorers(config: RelevanceConfig, cache: Path | None = None) -> tuple[PairScorer, PairScorer]:
-    """Return the relevance and the similarity scorer, over one encoder where relevance has no model of its own:
-    a text is encoded once for both.
+    """Return the relevance and the similarity scorer; over one encoder a text is encoded once for both.
 
     Raises:
         CropsError: the model or one of its calibrations is missing, or they do not belong together.
     """
-    encoder, _ = text_encoder(config.model, config.batch_size, cache)
-    relevance = _cross(config) if config.cross_encoder else _cosine("relevance", config, encoder)
-    return relevance, _cosine("similarity", config, encoder)
+    encoder, identity = text_encoder(config.model, config.batch_size, cache)
+    similarity = _cosine("similarity", config, encoder, identity)
+    if config.cross_encoder:
+        return _cross(config), similarity
+    return _cosine("relevance", config, encoder, identity), similarity
 
 
 def scorer_identity(kind: Kind, config: RelevanceConfig) -> str:
@@ -110,22 +111,22 @@ def scorer_identity(kind: Kind, config: RelevanceConfig) -> str:
     Raises:
         CropsError: as `pair_scorer`.
     """
-    return " ".join(map(str, _calibrated(kind, config)))
-
-
-def _calibrated(kind: Kind, config: RelevanceConfig) -> tuple[str, Calibration]:
-    """Return the hash of the model that scores a kind, and its calibration."""
     model = config.cross_encoder if kind == "relevance" and config.cross_encoder else config.model
     identity = model_hash(local_folder(model))
-    path = Path(config.calibrations) if config.calibrations else None
-    return identity, load_calibration(kind, model, identity, path)
+    return f"{identity} {load_calibration(kind, model, identity, _file(config))}"
+
+
+def _file(config: RelevanceConfig) -> Path | None:
+    return Path(config.calibrations) if config.calibrations else None
 
 
 def _cross(config: RelevanceConfig) -> PairScorer:
-    _, calibration = _calibrated("relevance", config)
-    return CrossScorer(cross_logits(local_folder(str(config.cross_encoder)), config.batch_size), calibration)
+    model = str(config.cross_encoder)
+    folder = local_folder(model)
+    calibration = load_calibration("relevance", model, model_hash(folder), _file(config))
+    return CrossScorer(cross_logits(folder, config.batch_size), calibration)
 
 
-def _cosine(kind: Kind, config: RelevanceConfig, encoder: TextEncoder) -> PairScorer:
-    _, calibration = _calibrated(kind, config.model_copy(update={"cross_encoder": None}))
+def _cosine(kind: Kind, config: RelevanceConfig, encoder: TextEncoder, identity: str) -> PairScorer:
+    calibration = load_calibration(kind, config.model, identity, _file(config))
     return CosineScorer(encoder, calibration, prefixes(config.model, kind))
