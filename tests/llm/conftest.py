@@ -16,11 +16,15 @@ GOOD = {
 }
 
 
+class Text(str):
+    """What the model writes, word for word."""
+
+
 class FakeEndpoint:
     """Answers each query with the behaviours of its script, the last one again and again.
 
     A behaviour is "ok", "html", "empty", "truncated", "not_json", "deep", "wrong_fields", "refusal",
-    "slow", a status code, or a dict of answer fields laid over GOOD.
+    "slow", "no_usage", a status code, a dict of answer fields laid over GOOD, or a Text to answer with.
     """
 
     def __init__(self):
@@ -86,12 +90,14 @@ class FakeEndpoint:
             text = "[" * 100_000
         elif behaviour == "wrong_fields":
             text = json.dumps({"title": "x"})
+        elif isinstance(behaviour, Text):
+            text = str(behaviour)
         elif behaviour == "refusal":
             refusal = "I cannot help with that"
         message = {"role": "assistant", "content": text, "refusal": refusal}
         completion = {
             "choices": [{"index": 0, "message": message, "finish_reason": finish}],
-            "usage": {"completion_tokens": 50},
+            "usage": {} if behaviour == "no_usage" else {"prompt_tokens": 10, "completion_tokens": 50},
         }
         return self.send(handler, 200, json.dumps(completion).encode())
 
@@ -102,6 +108,11 @@ class FakeEndpoint:
         handler.send_header("retry-after-ms", "1")
         handler.end_headers()
         handler.wfile.write(payload)
+
+
+@pytest.fixture
+def text():
+    return Text
 
 
 @pytest.fixture

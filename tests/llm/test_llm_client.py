@@ -10,9 +10,9 @@ from dataclasses import replace
 import pytest
 
 from crops.errors import CropsError, MissingExtraError
-from crops.llm import Endpoint, Exemplar, Request, generate, load_prompt
-from crops.llm.client import MAX_OUTAGE
-from crops.llm.store import quarantine_path, read_rows, request_key
+from crops.llm import Budget, Endpoint, Exemplar, Request, generate, load_prompt
+from crops.llm.dispatch import MAX_OUTAGE
+from crops.llm.store import open_append, quarantine_path, read_rows, request_key
 
 PROMPT = load_prompt()
 EXEMPLAR = Exemplar(
@@ -30,7 +30,7 @@ def requests(*queries, users=30, seed=0):
     return [Request(query, users, EXEMPLAR, seed) for query in queries]
 
 
-def run(fake, cache, todo, *, prompt=PROMPT, min_users=20, token_budget=None, **endpoint):
+def run(fake, cache, todo, *, prompt=PROMPT, min_users=20, budget=None, **endpoint):
     settings = {"retries": 1, "timeout_s": 10.0} | endpoint
     return generate(
         todo,
@@ -38,7 +38,7 @@ def run(fake, cache, todo, *, prompt=PROMPT, min_users=20, token_budget=None, **
         Endpoint(fake.base_url, "m", "abc", **settings),
         cache,
         min_users=min_users,
-        token_budget=token_budget,
+        budget=budget,
     )
 
 
@@ -50,7 +50,14 @@ def test_a_document_carries_its_whole_provenance(fake, tmp_path):
     cache = tmp_path / "out.jsonl"
     counts = run(fake, cache, requests("ficus", seed=3))
 
-    assert counts == {"written": 1, "cached": 0, "quarantined_before": 0, "tokens": 50, "not_sent": 0}
+    assert counts == {
+        "written": 1,
+        "cached": 0,
+        "quarantined_before": 0,
+        "prompt_tokens": 10,
+        "tokens": 50,
+        "not_sent": 0,
+    }
     (row,) = rows(cache)
     assert row.pop("seconds") >= 0
     request = requests("ficus", seed=3)[0]
@@ -250,10 +257,44 @@ def test_concurrency_is_bounded(fake, tmp_path):
 
 def test_token_budget_stops_sending(fake, tmp_path, capsys):
     todo = requests(*(f"query {letter}" for letter in "abcdefghij"))
-    counts = run(fake, tmp_path / "out.jsonl", todo, token_budget=120, concurrency=1)
-    # 50 tokens an answer: 50, 100, 150 >= 120.
+    counts = run(fake, tmp_path / "out.jsonl", todo, budget=Budget(tokens=130), concurrency=1)
+    # 10 read and 50 written each: 60, 120, 180 >= 130. Left: 7 answers of 60 = 420.
     assert (counts["written"], counts["tokens"], counts["not_sent"]) == (3, 150, 7)
-    assert "budget" in capsys.readouterr().err
+    said = " ".join(capsys.readouterr().err.split())
+    assert "7 requests not sent: the token budget is used up; run again to go on" in said
+    assert "used: 180 tokens; the rest needs about 420 tokens" in said
+
+
+def test_cost_budget_stops_sending_and_the_next_run_goes_on(fake, tmp_path, capsys):
+    todo = requests(*(f"query {letter}" for letter in "abcdefghij"))
+    # 10 tokens at 100 and 50 at 400 per million: 0.001 + 0.02 = 0.021 each; 0.021, 0.042, 0.063 >= 0.05.
+    budget = Budget(cost=0.05, price_in=100.0, price_out=400.0)
+    counts = run(fake, tmp_path / "out.jsonl", todo, budget=budget, concurrency=1)
+    assert (counts["written"], counts["not_sent"]) == (3, 7)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "the cost budget is used up" in said
+    assert "cost 0.063" in said
+    assert "cost 0.147" in said
+    assert run(fake, tmp_path / "out.jsonl", todo)["written"] == 7
+
+
+def test_a_cost_budget_without_prices_is_refused():
+    with pytest.raises(CropsError, match=r"llm\.price_in"):
+        Budget(cost=1.0)
+
+
+def test_a_silent_endpoint_is_charged_at_the_upper_bound(fake, tmp_path):
+    fake.scripts["ficus"] = ["no_usage"]
+    counts = run(fake, tmp_path / "out.jsonl", requests("ficus"))
+    sent = sum(len(turn["content"].encode()) for turn in fake.bodies[0]["messages"])
+    assert (counts["prompt_tokens"], counts["tokens"]) == (sent, PROMPT.max_tokens)
+
+
+def test_two_runs_do_not_write_one_file(fake, tmp_path):
+    cache = tmp_path / "out.jsonl"
+    with open_append(cache), pytest.raises(CropsError, match="another run is writing"):
+        run(fake, cache, requests("ficus"))
+    assert run(fake, cache, requests("ficus"))["written"] == 1
 
 
 def test_queries_do_not_leave_the_machine_unasked(tmp_path):

@@ -4,7 +4,7 @@ import pytest
 
 from crops.errors import CropsError
 from crops.labels import Source
-from crops.llm import generate_documents, training_requests
+from crops.llm import Endpoint, generate_documents, training_requests
 from crops.llm.store import read_rows
 from crops.schema import EVIDENCE, ITEMS, QUERIES, SAMPLES
 from crops.text import query_id
@@ -67,44 +67,55 @@ def mined(tmp_path):
     return folder
 
 
-def test_most_searched_clicked_queries_first_with_their_most_clicked_exemplar(mined):
-    found = list(training_requests(mined, limit=None, min_users=20))
+def test_exemplar_is_the_most_reliable_logged_positive_that_passes_the_guards(mined):
+    found = list(training_requests(mined, limit=None, min_users=20, priority="searches"))
+    # Most searched first. Bat was never clicked: what its searchers watched stands in. Item 4 is an advert.
     assert [(request.query, request.users, request.exemplar.item_id) for request in found] == [
+        ("bat", 60, 1),
         ("jaguar", 40, 2),
         ("ficus", 30, 3),
     ]
-    assert found[1].exemplar.texts["ocr_cover"] == "Fig pot day"
+    assert found[2].exemplar.texts["ocr_cover"] == "Fig pot day"
+
+
+def test_priority_is_the_mean_rank_of_ambiguous_rare_and_badly_served(mined):
+    # Of bat, jaguar, ficus: click entropy 0, 0, > 0 -> ranks 0, 0, 1; users 60, 40, 30 -> 0, .5, 1;
+    # searches with a click 0/90, 1/80, 6/50 -> 1, .5, 0. Means: bat 1/3, jaguar 1/3, ficus 2/3;
+    # bat before jaguar, as it is searched more.
+    found = [request.query for request in training_requests(mined, limit=None, min_users=20)]
+    assert found == ["ficus", "bat", "jaguar"]
 
 
 def test_samples_differ_by_seed_and_come_after_every_first_one(mined):
-    found = list(training_requests(mined, limit=None, min_users=20, samples_per_query=2, seed=10))
+    found = list(training_requests(mined, limit=2, min_users=20, samples_per_query=2, seed=10))
     assert [(request.query, request.seed) for request in found] == [
-        ("jaguar", 10),
         ("ficus", 10),
-        ("jaguar", 11),
+        ("bat", 10),
         ("ficus", 11),
+        ("bat", 11),
     ]
 
 
 def test_limit_counts_queries(mined):
-    assert [request.query for request in training_requests(mined, limit=1, min_users=5)] == ["owl"]
+    found = training_requests(mined, limit=1, min_users=5, priority="searches")
+    assert [request.query for request in found] == ["owl"]
 
 
 def test_documents_are_written_and_the_run_resumes(mined, fake, tmp_path):
     out = tmp_path / "out.jsonl"
-    settings = {"base_url": fake.base_url, "model": "m", "model_sha256": "abc"}
-    counts = generate_documents(mined, out, **settings, limit=1)
+    endpoint = Endpoint(fake.base_url, "m", "abc", concurrency=1)
+    counts = generate_documents(mined, out, endpoint, limit=1)
     assert (counts["queries"], counts["written"]) == (1, 1)
-    counts = generate_documents(mined, out, **settings)
-    assert (counts["queries"], counts["cached"], counts["written"]) == (2, 1, 1)
-    assert [row["query"] for row in read_rows(out)] == ["jaguar", "ficus"]
+    counts = generate_documents(mined, out, endpoint)
+    assert (counts["queries"], counts["cached"], counts["written"]) == (3, 1, 2)
+    assert [row["query"] for row in read_rows(out)] == ["ficus", "bat", "jaguar"]
     assert "evil" not in str(fake.bodies)
 
 
 def test_no_query_with_enough_users_is_an_error(mined, tmp_path):
-    with pytest.raises(CropsError, match="lower min_users"):
+    with pytest.raises(CropsError, match=r"lower engine\.knowledge\.min_users"):
         generate_documents(
-            mined, tmp_path / "out.jsonl", base_url="http://127.0.0.1:9/v1", model="m", min_users=1000
+            mined, tmp_path / "out.jsonl", Endpoint("http://127.0.0.1:9/v1", "m"), min_users=1000
         )
 
 

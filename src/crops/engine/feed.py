@@ -13,7 +13,9 @@ def feed_sql(config: FeedConfig, users: str = "1 = 1") -> str:
     For each user and query (or event, where groups are events): the items that the user consumed in the feed
     while |watched_at - searched_at| <= window_s, up to `max_items` distinct ones, nearest in time first,
     ties by watched_at (earlier first), then item_id. An item counts once, at its nearest time, credited to
-    the search it was nearest to (the lower search_id of two equally near).
+    the search it was nearest to (the lower search_id of two equally near). Where a user and query have no more
+    than `max_items` rows, nothing can be over the limit, and an item may still be there at several times:
+    `keep_relevant` leaves the nearest, when theta has made the rows few.
 
     Args:
         config: settings of P2.
@@ -34,23 +36,23 @@ def feed_sql(config: FeedConfig, users: str = "1 = 1") -> str:
         from ({shifted}) s join ({_of("feed", users)}) f
             on f.user_id = s.user_id and f.watched_at - f.watched_at % {window} = s.stretch
         where f.watched_at >= s.searched_at - {window} and f.watched_at <= s.searched_at + {window}
+    ), busy as (
+        select group_id, user_id from near group by group_id, user_id having count(*) > {config.max_items}
     ), nearest as (
         select * from (
-            select near.*, row_number() over (
-                partition by group_id, user_id, item_id order by distance, watched_at, search_id
+            select n.*, row_number() over (
+                partition by n.group_id, n.user_id, n.item_id order by n.distance, n.watched_at, n.search_id
             ) as visit
-            from near
+            from near n join busy b on b.group_id = n.group_id and b.user_id = n.user_id
         ) v where visit = 1
-    ), crowded as (
-        select group_id, user_id from nearest group by group_id, user_id having count(*) > {config.max_items}
     ), ranked as (
-        select n.*, row_number() over (
-            partition by n.group_id, n.user_id order by n.distance, n.watched_at, n.item_id
+        select nearest.*, row_number() over (
+            partition by group_id, user_id order by distance, watched_at, item_id
         ) as place
-        from nearest n join crowded c on c.group_id = n.group_id and c.user_id = n.user_id
+        from nearest
     ), kept as (
-        select {_KEPT} from nearest n left join crowded c on c.group_id = n.group_id and c.user_id = n.user_id
-        where c.user_id is null
+        select {_KEPT} from near n left join busy b on b.group_id = n.group_id and b.user_id = n.user_id
+        where b.user_id is null
         union all
         select {_KEPT} from ranked n where n.place <= {config.max_items}
     )

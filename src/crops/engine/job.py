@@ -18,7 +18,7 @@ from crops.engine.merge import merge_sources
 from crops.engine.parts import Part, query_parts, user_conditions
 from crops.engine.reformulation import keep_similar, reformulations_sql
 from crops.engine.report import build_report
-from crops.engine.scoring import CachedScorer, cached, scorer_names
+from crops.engine.scoring import CachedScorer, cached, key_documents, scorer_names
 from crops.engine.search import sample_searches
 from crops.engine.spark import SparkBackend
 from crops.engine.tables import emit_part, write_tables
@@ -78,6 +78,9 @@ def mine(
             _find_candidates(backend, config, wanted)
         with timed(seconds, "similarity"):
             keep_similar(backend, config.reformulation, intent)
+        with timed(seconds, "relevance"):
+            if theta:
+                key_documents(backend, "select item_id from p1_similar union select item_id from p2_found")
         for part in query_parts(backend, config):
             _mine_part(backend, part, config, wanted, theta, seed, seconds)
             census.add(backend)

@@ -13,6 +13,8 @@ _UNITS |= {f"{prefix}IB": 1024**power for power, prefix in enumerate("KMGT", 1)}
 _PROCESS = 260_000_000
 """Python, Arrow and the code of the database, beside the rows."""
 _LEAST = 64_000_000
+_CACHED_ROWS = 1_500_000
+_MOST_PARTS = 16
 MERGE_ROW = 200
 """Bytes that an impression or a candidate takes in the hash tables and sorts of merging, with room to
 spare."""
@@ -35,6 +37,14 @@ def parse_memory(text: str) -> int:
 def duckdb_limit(memory: int) -> int:
     """Return what DuckDB may use of the memory of the whole process, in bytes."""
     return max(memory - _PROCESS, memory // 3, _LEAST)
+
+
+def cache_parts(rows: int, memory: int | None) -> int:
+    """Return into how many parts merging is cut so that its hash tables stay near the processor's caches.
+
+    Every part reads the ids of all impressions once, so there is a limit to what more parts gain.
+    """
+    return 1 if memory is None else max(1, min(_MOST_PARTS, rows // _CACHED_ROWS))
 
 
 def shards(rows: int, row_bytes: int, memory: int | None) -> int:

@@ -8,9 +8,17 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-_ROW_GROUP = 122_880
+ROW_GROUP = 122_880
 _DISTINCT = ("item_id", "search_id", "watched_at", "theta")
 """Columns of too many values for a dictionary."""
+
+
+def open_parquet(target: Path, schema: pa.Schema) -> pq.ParquetWriter:
+    """Return a writer of a table of the engine; give it batches of `ROW_GROUP` rows."""
+    # Engines differ in what they call nullable, and leave notes of their own.
+    fields = [field.with_nullable(True).remove_metadata() for field in schema]
+    repeated = [field.name for field in fields if field.name not in _DISTINCT]
+    return pq.ParquetWriter(target, pa.schema(fields), compression="snappy", use_dictionary=repeated)
 
 
 def join_pieces(pieces: Sequence[Path], target: Path) -> None:
@@ -18,16 +26,9 @@ def join_pieces(pieces: Sequence[Path], target: Path) -> None:
 
     One row group is in memory at a time.
     """
-    found = pq.read_schema(pieces[0])
-    # Engines differ in what they call nullable, and leave notes of their own.
-    schema = pa.schema([field.with_nullable(True) for field in found])
-    if len(pieces) == 1 and found.equals(schema):
-        pieces[0].rename(target)
-        return
-    repeated = [field.name for field in schema if field.name not in _DISTINCT]
-    with pq.ParquetWriter(target, schema, compression="snappy", use_dictionary=repeated) as writer:
+    with open_parquet(target, pq.read_schema(pieces[0])) as writer:
         for piece in pieces:
             with pq.ParquetFile(piece) as parquet:
-                for batch in parquet.iter_batches(_ROW_GROUP):
-                    writer.write_batch(batch.cast(schema))
+                for batch in parquet.iter_batches(ROW_GROUP):
+                    writer.write_batch(batch.cast(writer.schema))
             piece.unlink()

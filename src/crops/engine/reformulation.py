@@ -12,7 +12,7 @@ from crops.config import ReformulationConfig
 from crops.engine.backend import Backend, DuckDBBackend
 from crops.engine.candidates import COLUMNS, MICROSECONDS, columns_of, keep_relevant
 from crops.engine.events import load_events
-from crops.engine.scoring import CachedScorer, cached, score_pairs
+from crops.engine.scoring import CachedScorer, cached, key_documents, score_pairs
 from crops.labels import Source
 from crops.logs import Logs
 from crops.protocols import PairScorer
@@ -104,13 +104,11 @@ def reformulation_positives(
         load_events(backend, logs, days)
         backend.table("p1_found", reformulations_sql(config))
         keep_similar(backend, config, cached(similarity, Path(scratch) / "similarity"))
+        theta = cached(relevance, Path(scratch) / "relevance")
+        if theta:
+            key_documents(backend, "select distinct item_id from p1_similar")
         alpha = {Source.REFORMULATION: config.relevance}
-        keep_relevant(
-            backend,
-            f"select {COLUMNS} from p1_similar",
-            alpha,
-            cached(relevance, Path(scratch) / "relevance"),
-        )
+        keep_relevant(backend, f"select {COLUMNS} from p1_similar", alpha, theta)
         return backend.arrow(
             """
             select r.query_id, q.query, r.item_id, r.search_id, r.via_query_id, r.user_id, r.theta

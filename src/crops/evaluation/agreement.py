@@ -8,6 +8,7 @@ from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.metrics import cohen_kappa_score
 
 Ratings = Mapping[str, int]
 """Grades by the name of the pair."""
@@ -45,8 +46,6 @@ def agreements(raters: Mapping[str, Ratings]) -> list[Agreement]:
 def _kappa(a: Sequence[int], b: Sequence[int], weights: str | None) -> float | None:
     if len({*a, *b}) == 1:
         return None
-    from sklearn.metrics import cohen_kappa_score  # slow to import; no other command needs it
-
     return float(cohen_kappa_score(a, b, weights=weights))
 
 

@@ -153,8 +153,10 @@ def read_sheet(path: Path) -> list[SheetRow]:
         if not row["users"].isdecimal():
             raise CropsError(f"{path}, line {line}: users is '{row['users']}', not a number")
         grade = _grade(row["grade"], f"{path}, line {line}")
-        texts = [_shown(row[name]) for name in ("query", "title", "description", "keywords")]
-        rows.append(SheetRow(row["pair"], texts[0], int(row["users"]), *texts[1:], grade))
+        query, title, about, keywords = (
+            _shown(row[name]) for name in ("query", "title", "description", "keywords")
+        )
+        rows.append(SheetRow(row["pair"], query, int(row["users"]), title, about, keywords, grade))
     return rows
 
 

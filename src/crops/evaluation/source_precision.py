@@ -140,7 +140,8 @@ def _written(
     theta: PairScorer | None,
 ) -> list[Precision]:
     values = {name: files[name] for name in ("samples", "synthetic", "queries")}
-    rows = connection.execute(_WRITTEN, values).to_arrow_table().to_pylist()
+    table: pa.Table = connection.execute(_WRITTEN, values).to_arrow_table()
+    rows = table.to_pylist()
     if not rows:
         return []
     texts = [document_text(row) for row in rows]

@@ -38,7 +38,7 @@ class Budget:
 
     def __post_init__(self) -> None:
         if self.cost is not None and not (self.price_in or self.price_out):
-            raise CropsError("a cost budget needs prices; set llm.price_in and llm.price_out per million tokens")
+            raise CropsError("a cost budget needs prices: set llm.price_in and llm.price_out")
 
     def cost_of(self, counts: Counter[str]) -> float:
         """Return the price of the `prompt_tokens` and `tokens` counted."""

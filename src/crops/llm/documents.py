@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import duckdb
 
@@ -145,7 +145,7 @@ def training_requests(
             yield Request(query, users, exemplar, seed + sample)
 
 
-def _candidates(mine_output: Path, min_users: int, priority: Priority) -> list[tuple[str | int, ...]]:
+def _candidates(mine_output: Path, min_users: int, priority: Priority) -> list[tuple[Any, ...]]:
     """Return (query, users, item_id, texts...) of the exemplars to try, in the order of the queries."""
     tables = {
         name: str(mine_output / f"{name}.parquet") for name in ("evidence", "samples", "queries", "items")

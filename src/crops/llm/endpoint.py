@@ -44,7 +44,7 @@ class Endpoint:
 
 @dataclass(frozen=True)
 class Answer:
-    """A valid `content`, or `reason` (with `detail`) why there is none; tokens read and written, wall seconds.
+    """A valid `content`, or `reason` (with `detail`) why not; tokens read and written, wall seconds.
 
     `final` says that the model has answered: the same request would bring the same answer.
     """

@@ -8,7 +8,6 @@ import tomllib
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from crops.llm.guards import (
     check_users,
     clean,
 )
-from crops.llm.prompt import FIELDS, Exemplar
+from crops.llm.prompt import FIELDS, Exemplar, template_file
 from crops.llm.store import append_row, open_append, quarantine_path, read_rows
 
 GRADES = ("irrelevant", "relevant", "very relevant")
@@ -56,7 +55,7 @@ def load_rubric(name: str = "judge-en") -> Rubric:
     Raises:
         CropsError: there is none, or a part of it is missing or malformed.
     """
-    source = Path(name) if name.endswith(".toml") else resources.files("crops.llm") / "prompts" / f"{name}.toml"
+    source = template_file(name)
     if not source.is_file():
         raise CropsError(f"no rubric at {source}; the packaged one is judge-en")
     raw = source.read_bytes()

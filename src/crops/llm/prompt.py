@@ -12,6 +12,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,13 @@ def _assistant(texts: Mapping[str, str]) -> Message:
     return {"role": "assistant", "content": json.dumps(answer, ensure_ascii=False)}
 
 
+def template_file(name: str) -> Path | Traversable:
+    """Return the file of a packaged template, or of an own one that is named by its path (`.toml`)."""
+    if name.endswith(".toml"):
+        return Path(name)
+    return resources.files("crops.llm") / "prompts" / f"{name}.toml"
+
+
 def load_prompt(name: str = "en") -> Prompt:
     """Read a prompt template.
 
@@ -141,7 +149,7 @@ def load_prompt(name: str = "en") -> Prompt:
     Raises:
         CropsError: there is no such template, or a part of it is missing or malformed.
     """
-    source = Path(name) if name.endswith(".toml") else resources.files("crops.llm") / "prompts" / f"{name}.toml"
+    source = template_file(name)
     if not source.is_file():
         raise CropsError(f"no prompt template at {source}; packaged ones are en, en2 and zh")
     raw = source.read_bytes()

@@ -9,8 +9,8 @@ from crops.relevance.calibrate import (
     load_calibration,
     store_calibration,
 )
-from crops.relevance.encode import TextEncoder, text_encoder
 from crops.relevance.cross import CrossScorer
+from crops.relevance.encode import TextEncoder, text_encoder
 from crops.relevance.finetune import fine_tune
 from crops.relevance.models import model_hash, resolve_model
 from crops.relevance.pairs import Pairs, log_pairs, read_pairs

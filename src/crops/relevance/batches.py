@@ -20,9 +20,7 @@ def text_column(batch: pa.RecordBatch, name: str) -> pa.Array:
     if "score" in batch.schema.names:
         raise CropsError("pairs to score have a column 'score' already; drop or rename it")
     if name not in batch.schema.names:
-        raise CropsError(
-            f"pairs to score need the text columns 'left' and 'right'; got {batch.schema.names}"
-        )
+        raise CropsError(f"pairs to score need the text columns 'left' and 'right'; got {batch.schema.names}")
     column = batch.column(name)
     if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
         raise CropsError(f"pairs to score: column '{name}' is {column.type}, not text; cast it to VARCHAR")

@@ -1,5 +1,6 @@
-"""Fine-tune theta on judged pairs: a bi-encoder or a cross-encoder over any checkpoint, as the paper trains its
-6-layer discriminator.
+"""Fine-tune theta on judged pairs: a bi-encoder or a cross-encoder over any checkpoint.
+
+The paper's discriminator is such a model with 6 layers.
 """
 
 from __future__ import annotations
@@ -113,7 +114,8 @@ def _model(
 
         def logits(left: list[str], right: list[str]) -> torch.Tensor:
             features = cross.preprocess(list(zip(left, right, strict=True)))
-            return cross(features)["scores"].reshape(-1)
+            scores: torch.Tensor = cross(features)["scores"]
+            return scores.reshape(-1)
 
         return cross, logits, []
     bi = SentenceTransformer(str(folder), device="cpu")

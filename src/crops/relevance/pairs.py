@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from crops.errors import CropsError
 from crops.labels import Source
-from crops.text import document_text
+from crops.text import document_text_sql
 
 _READERS = {
     ".csv": "read_csv($path, all_varchar = true, header = true)",
@@ -23,7 +23,7 @@ _READERS = {
 }
 _JUDGED = {"1": True, "true": True, "0": False, "false": False}
 
-_LOG_SQL = """
+_LOG_SQL = f"""
 with clicks as (
     select query_id, item_id, count(distinct search_id) as searches from read_parquet($evidence)
     where source = $clicked group by query_id, item_id
@@ -47,7 +47,7 @@ with clicks as (
     union all select query_id, item_id, false from dropped where turn = 1
     union all select distinct query_id, item_id, false from foreign_items
 )
-select q.query, i.ocr_cover, i.photo_caption, i.keyword, j.relevant
+select q.query, {document_text_sql("i")}, j.relevant
 from judged j join read_parquet($queries) q using (query_id) join read_parquet($items) i using (item_id)
 order by q.query, j.item_id
 """
@@ -65,10 +65,8 @@ class Pairs:
 
     def part(self, chosen: NDArray[np.bool_]) -> Pairs:
         """Return the chosen pairs."""
-        rows = np.flatnonzero(chosen)
-        return Pairs(
-            [self.left[row] for row in rows], [self.right[row] for row in rows], self.relevant[chosen]
-        )
+        rows = np.flatnonzero(chosen).tolist()
+        return Pairs([self.left[row] for row in rows], [self.right[row] for row in rows], self.relevant[rows])
 
 
 def read_pairs(path: Path) -> Pairs:
@@ -134,13 +132,13 @@ def log_pairs(samples: Path, *, min_searches: int = 2, seed: int = 0) -> Pairs:
     }
     try:
         with duckdb.connect() as connection:
-            rows = connection.execute(_LOG_SQL, values).to_arrow_table().to_pylist()
+            rows = connection.execute(_LOG_SQL, values).fetchall()
     except duckdb.Error as error:
         raise CropsError(f"{samples} is not an output of `crops mine`: {error}") from error
-    relevant = np.array([row["relevant"] for row in rows], np.bool_)
+    relevant = np.array([row[-1] for row in rows], np.bool_)
     if not relevant.any() or relevant.all():
         raise CropsError(f"{samples}: no pair clicked in {min_searches} searches; lower min_searches")
-    return Pairs([row["query"] for row in rows], [document_text(row) for row in rows], relevant)
+    return Pairs([row[0] for row in rows], [row[1] for row in rows], relevant)
 
 
 def held_out(pairs: Pairs, seed: int = 0) -> NDArray[np.bool_]:

@@ -63,9 +63,7 @@ def by_alpha(
     return points
 
 
-def reliability(
-    probability: NDArray[np.float64], relevant: NDArray[np.bool_], bins: int = 10
-) -> list[Bin]:
+def reliability(probability: NDArray[np.float64], relevant: NDArray[np.bool_], bins: int = 10) -> list[Bin]:
     """Return bins of equal width over [0, 1] that hold a pair, lowest first.
 
     Raises:
