@@ -40,7 +40,7 @@ def click(query, item, search):
 
 @pytest.fixture
 def mined(tmp_path):
-    """Ficus: item 4 (an advert) has 3 clicks, 3 has 2, 1 has 1; jaguar: item 2; bat: none; owl: few users."""
+    """Ficus: item 4 (an advert) has 3 clicks, 3 has 2, 1 has 1; jaguar: item 2; bat: feed; owl: few users."""
     folder = tmp_path / "mined"
     folder.mkdir()
     users = {"ficus": (50, 30), "jaguar": (80, 40), "bat": (90, 60), "owl": (99, 5)}
@@ -63,6 +63,7 @@ def mined(tmp_path):
     evidence = [click("ficus", 3, 1), click("ficus", 3, 2), click("ficus", 1, 3), click("jaguar", 2, 7)]
     evidence += [click("ficus", 4, search) for search in (4, 5, 6)]
     evidence += [{**click("ficus", 1, search), "source": FEED} for search in range(10, 19)]
+    evidence += [{**click("bat", 1, 20), "source": FEED}, click("owl", 1, 21)]
     write(folder, EVIDENCE, evidence)
     return folder
 

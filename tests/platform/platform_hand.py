@@ -22,7 +22,7 @@ from crops.text import DOCUMENT_FIELDS, document_text
 
 HUM, WINDING, ATTENTION, WATERING = range(4)
 ELECTRIC, MODEL, FIG = range(3)
-PLAIN_BUBBLE = Bubble(popularity=0.0, own_past=5, explore=0, boost=0.0)
+PLAIN_BUBBLE = Bubble(popularity=0.0, own_past=5, beyond=1.0, explore=0, boost=0.0)
 
 
 def need(name: str, *search: str) -> Need:

@@ -108,7 +108,7 @@ def test_popular_and_fresh_are_of_the_leaf_category():
 
 
 def test_exploration_is_fixed_by_text_and_day_and_stays_in_the_leaf():
-    bubble = Bubble(popularity=0, own_past=5, explore=4, boost=0)
+    bubble = Bubble(popularity=0, own_past=5, beyond=1.0, explore=4, boost=0)
     texts = [f"text {row}" for row in range(40)]
     first, again, tomorrow, elsewhere = (
         routes({"bm25": [0, 1]}, bubble=bubble, day=day, seed=seed)(texts)[0]["explore"]
@@ -150,7 +150,7 @@ def test_uploads_between_the_days_do_not_reshuffle_personal_candidates():
 @pytest.mark.parametrize("name", ["popular", "fresh", "explore", "personal"])
 def test_the_platforms_own_routes_find_nothing_before_its_upload(name):
     uploaded = [1.5 if row in (0, 4, 8) else -1.0 for row in range(ITEMS)]
-    bubble = Bubble(popularity=0, own_past=5, explore=30, boost=0)
+    bubble = Bubble(popularity=0, own_past=5, beyond=1.0, explore=30, boost=0)
     for day, expected in ((1, {1, 5, 9}), (2, set(LEAF_0))):
         built = routes({"bm25": [1, 5]}, day=day, bubble=bubble, uploaded=uploaded, plays=[9] * ITEMS)
         rows = (

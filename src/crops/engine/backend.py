@@ -21,7 +21,7 @@ from crops.engine.memory import duckdb_limit, parse_memory
 from crops.engine.pieces import ROW_GROUP, open_parquet
 from crops.errors import CropsError
 from crops.logs import Logs, interruptible
-from crops.logs.tables import literal, path_literal
+from crops.logs.tables import path_literal
 from crops.schema import ARROW_TYPES
 
 BATCH_ROWS = 8192

@@ -186,6 +186,10 @@ def _content_fault(answer: Mapping[str, str], request: Request, prompt: Prompt) 
         return "echo"
     if sum(word in seen for word in set(own)) > MAX_OVERLAP * len(set(own)):
         return "copy"
+    if any(
+        words(answer[field]) == words(exemplar.get(field, "")) for field in ("ocr_cover", "photo_caption")
+    ):
+        return "copy"
     return "repetition" if _repeats(told) else None
 
 

@@ -17,6 +17,8 @@ class Bubble:
     """Weight of popularity in [0, 1] beside relevance in [0, 1], in both rankers."""
     own_past: int
     """Candidates of each route that learned from the own clicks: dense, sparse, co-click, similar."""
+    beyond: float
+    """Factor on the routes that need no words and no clicks on this text: co-watch, fresh, personal."""
     explore: int
     """Candidates per query that are drawn at random from the query's leaf category, anew each day."""
     boost: float
@@ -24,7 +26,7 @@ class Bubble:
 
 
 BUBBLES = {
-    "weak": Bubble(popularity=0.10, own_past=10, explore=30, boost=0.02),
-    "default": Bubble(popularity=0.35, own_past=20, explore=15, boost=0.005),
-    "strong": Bubble(popularity=0.70, own_past=35, explore=0, boost=0.0),
+    "weak": Bubble(popularity=0.10, own_past=10, beyond=2.0, explore=30, boost=0.02),
+    "default": Bubble(popularity=0.35, own_past=20, beyond=1.0, explore=15, boost=0.005),
+    "strong": Bubble(popularity=1.00, own_past=60, beyond=0.1, explore=0, boost=0.0),
 }

@@ -39,6 +39,8 @@ OWN_PAST = ("dense", "sparse", "co_click", "similar")
 """Routes that learned from the platform's own clicks; the bubble dial sets their depth."""
 DEPTH = {"bm25": 60, "co_watch": 30, "popular": 20, "fresh": 20, "personal": 25}
 """Candidates of the other routes."""
+BEYOND = ("co_watch", "fresh", "personal")
+"""Routes that bring what neither words nor clicks point to; the bubble dial multiplies their depth."""
 SEEDS = 5
 """Best candidates of each text route whose feed neighbours the co-watch route brings."""
 LEAF_EVIDENCE = 20
@@ -75,7 +77,9 @@ class Routes:
         self.popularity = memory.popularity()
         self._corpus, self._memory, self._retrievers = corpus, memory, retrievers
         self._senses, self._day, self._seed = senses, day, seed
-        self._depth = {**DEPTH, **dict.fromkeys(OWN_PAST, bubble.own_past), "explore": bubble.explore}
+        beyond = {name: round(bubble.beyond * DEPTH[name]) for name in BEYOND}
+        own_past = dict.fromkeys(OWN_PAST, bubble.own_past)
+        self._depth = {**DEPTH, **beyond, **own_past, "explore": bubble.explore}
 
     def __call__(self, texts: Sequence[str]) -> tuple[dict[str, Ints], Ints]:
         """Look up distinct texts.
@@ -106,7 +110,7 @@ class Routes:
 
         It stands for the routes that start from a person and not from the words of the query.
         """
-        return self._draw_from_leaf(user * 7_919 + leaf, leaf, DEPTH["personal"])
+        return self._draw_from_leaf(user * 7_919 + leaf, leaf, self._depth["personal"])
 
     def _leaf(self, votes: list[Ints]) -> Ints:
         """Return the leaf category most common among the best candidates (ties: the smaller), -1 without."""
@@ -158,7 +162,7 @@ class Routes:
         text, near = text[near >= 0], near[near >= 0]
         shape = (len(seeds), len(self._corpus))
         return top_per_row(
-            sparse.csr_array((np.ones(len(near)), (text, near)), shape=shape), DEPTH["co_watch"]
+            sparse.csr_array((np.ones(len(near)), (text, near)), shape=shape), self._depth["co_watch"]
         )
 
     @cached_property
@@ -167,11 +171,11 @@ class Routes:
 
     @cached_property
     def _popular(self) -> Ints:
-        return self._best_of_leaf(self.popularity, DEPTH["popular"])
+        return self._best_of_leaf(self.popularity, self._depth["popular"])
 
     @cached_property
     def _fresh(self) -> Ints:
-        return self._best_of_leaf(self._corpus.uploaded_day, DEPTH["fresh"])
+        return self._best_of_leaf(self._corpus.uploaded_day, self._depth["fresh"])
 
     def _best_of_leaf(self, score: Floats, depth: int) -> Ints:
         live = np.flatnonzero(self.live)
