@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -23,7 +18,6 @@ from crops.engine.content import table_content, write_content
 from crops.engine.daily import exclusive, mine_daily
 from crops.errors import CropsError
 from crops.labels import Source
-from crops.logs import open_logs
 from crops.text import query_id
 
 
@@ -46,18 +40,19 @@ def test_the_window_by_hand(tmp_path):
             shown(1, 1, "a", 0, 13),  # shown on both days: a fresh negative
             shown(1, 1, "a", 0, 14, "filtered"),
             clicked(1, 1, "a", 0, 16),  # clicked on the old day: 0.81; in the feed of that day: 0.64
+            shown(1, 1, "a", 0, 17),  # only the feed made it positive: 0.64, though it was shown too
             *(shown(2, 2, "A", late, item) for item in (11, 13)),
             clicked(2, 2, "A", late, 12),
             clicked(3, 3, "a", late + 5000, 12),
         ],
-        [watched(1, 15, 10), watched(1, 16, 10)],
+        [watched(1, item, 10) for item in (15, 16, 17)],
     )
     rows = {row["item_id"]: row for row in tables["samples"]}
     assert {item: row["weight"] for item, row in rows.items()} == pytest.approx(
-        {10: 0.81, 11: 0.81, 12: 1.0, 13: 1.0, 14: 0.81, 15: 0.64, 16: 0.81}
+        {10: 0.81, 11: 0.81, 12: 1.0, 13: 1.0, 14: 0.81, 15: 0.64, 16: 0.81, 17: 0.64}
     )
     assert {item: label for (_, item), (label, _) in labels(tables, ["a"]).items()} == {
-        10: 4, 11: 4, 12: 4, 13: 3, 14: 1, 15: 4, 16: 4
+        10: 4, 11: 4, 12: 4, 13: 3, 14: 1, 15: 4, 16: 4, 17: 4
     }  # fmt: skip
     assert rows[11]["sources"] == Source.CLICKED | Source.EXPOSED
     assert rows[16]["sources"] == P0 | P2
@@ -65,11 +60,11 @@ def test_the_window_by_hand(tmp_path):
     assert tables["queries"] == [{"query_id": query_id("a"), "query": "a", "searches": 3, "users": 2}]
     assert [row["day"] for row in tables["evidence"] if row["item_id"] == 12] == [DAYS[0], DAYS[2], DAYS[2]]
     assert report["days"] == [DAYS[0], DAYS[2]]
-    assert report["labels"] == {"4": 5, "3": 1, "1": 1}
+    assert report["labels"] == {"4": 6, "3": 1, "1": 1}
     # Sums over days: 10, 11, 12, 16 clicked on the first day, 12 on the last.
     assert report["sources"]["search"]["clicked"] == {"candidates": 5, "kept": 5}
     assert report["input"]["searches"] == 3
-    assert report["novelty"]["p2"] == {"positives": 2, "never_shown": 1, "share": 0.5}
+    assert report["novelty"]["p2"] == {"positives": 3, "never_shown": 1, "share": 0.333333}
 
 
 def test_a_missing_day_is_said_and_ages_the_others(tmp_path):
@@ -226,98 +221,6 @@ def test_the_content_manifest(tmp_path):
         "bytes": 2,
         "sha256": "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a",
     }
-
-
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-import crops.engine.daily, crops.engine.window, crops.outputs
-from crops.logs import open_logs
-from days import DAYS, hashed_job
-
-def kill(*args, **kwargs):
-    os.kill(os.getpid(), signal.SIGKILL)
-
-swap = crops.outputs._swap
-
-def rename_once(staging, target):
-    if not target.exists():
-        return swap(staging, target)
-    target.rename(target.with_name(f".{target.name}.{os.getpid()}.old"))
-    kill()
-
-job, rebuild = hashed_job(), False
-match sys.argv[3]:
-    case "scoring": object.__setattr__(job, "relevance", kill)
-    case "day": crops.engine.daily.complete = kill
-    case "before window": crops.engine.daily.merge_window = kill
-    case "window": crops.engine.window.write_content = kill
-    case "between renames":
-        crops.outputs._swap, rebuild = rename_once, True
-folder = Path(sys.argv[2])
-crops.engine.daily.mine_daily(open_logs(folder / "logs"), folder / "out", job, DAYS[:2], rebuild=rebuild)
-"""
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory) -> Path:
-    """Logs and a build of two of their days that nothing disturbed; the first of them also alone."""
-    folder = tmp_path_factory.mktemp("whole")
-    logs = write_days(folder / "logs")
-    mine_daily(logs, folder / "first", hashed_job(), DAYS[:1])
-    shutil.copytree(folder / "first", folder / "both")
-    mine_daily(logs, folder / "both", hashed_job(), DAYS[:2])
-    return folder
-
-
-@pytest.mark.parametrize("point", ["scoring", "day", "before window", "window", "between renames"])
-def test_killed_and_started_again(tmp_path, whole, point):
-    out = tmp_path / "out"
-    shutil.copytree(whole / "logs", tmp_path / "logs")
-    shutil.copytree(whole / ("both" if point == "between renames" else "first"), out)
-    before = contents(out)
-    command = [sys.executable, "-c", KILLED, str(Path(__file__).parent), str(tmp_path), point]
-    done = subprocess.run(command, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
-    if point in ("scoring", "day"):
-        assert contents(out) == before  # the day before is still there, and whole
-    mine_daily(open_logs(tmp_path / "logs"), out, hashed_job(), DAYS[:2])
-    assert contents(out) == contents(whole / "both")
-    names = [".lock", *(f"day={day}" for day in DAYS[:2]), "window"]
-    assert sorted(path.name for path in out.iterdir()) == names
-
-
-PRUNED = """
-import os, shutil, signal, sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-import crops.engine.window
-from crops.logs import open_logs
-from days import DAYS, hashed_job
-
-whole = shutil.rmtree
-
-def half(path, **options):
-    if "day=" in Path(path).name:
-        (Path(path) / "config.toml").unlink()
-        os.kill(os.getpid(), signal.SIGKILL)
-    whole(path, **options)
-
-folder = Path(sys.argv[2])
-job = hashed_job(daily={"window": 1})
-crops.engine.window.shutil.rmtree = half
-crops.engine.window.merge_window(folder / "out", job.config)
-"""
-
-
-def test_killed_while_an_old_day_goes(tmp_path, whole):
-    out = shutil.copytree(whole / "both", tmp_path / "out")
-    command = [sys.executable, "-c", PRUNED, str(Path(__file__).parent), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
-    mine_daily(open_logs(whole / "logs"), out, hashed_job(daily={"window": 1}), DAYS[1:2])
-    assert sorted(path.name for path in out.iterdir()) == [".lock", f"day={DAYS[1]}", "window"]
 
 
 def test_the_command(tmp_path):

@@ -75,6 +75,19 @@ def test_raw_shows_every_count_and_the_rows(tmp_path):
     ]
 
 
+def test_raw_rows_of_p1_are_those_of_the_later_query(tmp_path):
+    """The second jaguar is paging, and the click after 91 s is too late: neither is a reason for P1."""
+    searches = [
+        shown(1, 1, "jaguar", 0, 1),
+        clicked(2, 1, "jaguar", 20, 5),
+        clicked(3, 1, "big cat", 40, 5),
+        clicked(4, 1, "big cat", 131, 5),
+    ]
+    run(tmp_path, searches)
+    found = explain("jaguar", tmp_path / "mined", raw=True)
+    assert [(row["source"], row["search_id"]) for row in found.rows] == [(P1, 3), (P0, 2)]
+
+
 def test_a_rare_query_shows_no_counts(tmp_path):
     run(tmp_path, SEARCHES, FEED, k=6)
     found = explain("jaguar", tmp_path / "mined")

@@ -6,7 +6,13 @@ import time
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+
+from crops.labels import Source
+from crops.schema import EVIDENCE, ITEMS, QUERIES, SAMPLES, SYNTHETIC_ITEMS
+from crops.text import query_id
 
 GOOD = {
     "ocr_cover": "Grow it on a bright sill",
@@ -78,22 +84,18 @@ class FakeEndpoint:
             return self.send(handler, 200, b"<html>Bad gateway</html>", "text/html")
         if behaviour == "slow":
             time.sleep(0.5)
-        answer = GOOD | (behaviour if isinstance(behaviour, dict) else {})
-        text, finish, refusal = json.dumps(answer), "stop", None
-        if behaviour == "empty":
-            text = ""
-        elif behaviour == "truncated":
-            text, finish = text[:60], "length"
-        elif behaviour == "not_json":
-            text = "Sure! Here is your video."
-        elif behaviour == "deep":
-            text = "[" * 100_000
-        elif behaviour == "wrong_fields":
-            text = json.dumps({"title": "x"})
-        elif isinstance(behaviour, Text):
-            text = str(behaviour)
-        elif behaviour == "refusal":
-            refusal = "I cannot help with that"
+        answer = json.dumps(GOOD | (behaviour if isinstance(behaviour, dict) else {}))
+        texts = {
+            "empty": "",
+            "truncated": answer[:60],
+            "not_json": "Sure! Here is your video.",
+            "deep": "[" * 100_000,
+            "wrong_fields": json.dumps({"title": "x"}),
+        }
+        named = behaviour if isinstance(behaviour, str) else ""
+        text = str(behaviour) if isinstance(behaviour, Text) else texts.get(named, answer)
+        finish = "length" if behaviour == "truncated" else "stop"
+        refusal = "I cannot help with that" if behaviour == "refusal" else None
         message = {"role": "assistant", "content": text, "refusal": refusal}
         completion = {
             "choices": [{"index": 0, "message": message, "finish_reason": finish}],
@@ -121,3 +123,64 @@ def fake():
     yield endpoint
     endpoint.server.shutdown()
     endpoint.server.server_close()
+
+
+CLICKED, EXPOSED, FEED = int(Source.CLICKED), int(Source.EXPOSED), int(Source.FEED)
+TITLES = {
+    1: "A fig in my kitchen",
+    2: "Big cat at the river",
+    3: "Fig pot day",
+    4: "Order at www.evil.example",
+}
+
+
+def write(folder, table, rows):
+    full = [dict.fromkeys(table.names()) | row for row in rows]
+    pq.write_table(pa.Table.from_pylist(full, schema=table.arrow()), folder / f"{table.name}.parquet")
+
+
+def sample(query, item, sources):
+    return {"query_id": query_id(query), "item_id": item, "label": 4, "sources": sources, "weight": 1.0}
+
+
+def click(query, item, search):
+    return {
+        "query_id": query_id(query),
+        "item_id": item,
+        "source": CLICKED,
+        "search_id": search,
+        "day": "2024-05-01",
+    }
+
+
+@pytest.fixture
+def mined(tmp_path):
+    """Ficus: item 4 (an advert) has 3 clicks, 3 has 2, 1 has 1; jaguar: item 2; bat: feed; owl: few users."""
+    folder = tmp_path / "mined"
+    folder.mkdir()
+    users = {"ficus": (50, 30), "jaguar": (80, 40), "bat": (90, 60), "owl": (99, 5)}
+    queries = [
+        {"query_id": query_id(query), "query": query, "searches": searches, "users": count}
+        for query, (searches, count) in users.items()
+    ]
+    write(folder, QUERIES, queries)
+    write(
+        folder, ITEMS, [{"item_id": item, "ocr_cover": title} for item, title in TITLES.items() if item > 0]
+    )
+    samples = [
+        sample("ficus", 1, CLICKED | EXPOSED),
+        sample("ficus", 3, CLICKED | FEED),
+        sample("ficus", 4, CLICKED),
+        sample("jaguar", 2, CLICKED),
+        sample("jaguar", -5, CLICKED),
+        sample("bat", 1, FEED | EXPOSED),
+        sample("owl", 1, CLICKED),
+    ]
+    write(folder, SAMPLES, samples)
+    evidence = [click("ficus", 3, 1), click("ficus", 3, 2), click("ficus", 1, 3), click("jaguar", 2, 7)]
+    evidence += [click("ficus", 4, search) for search in (4, 5, 6)]
+    evidence += [{**click("ficus", 1, search), "source": FEED} for search in range(10, 19)]
+    evidence += [{**click("bat", 1, 20), "source": FEED}, click("owl", 1, 21)]
+    write(folder, EVIDENCE, evidence)
+    write(folder, SYNTHETIC_ITEMS, [{"item_id": -5, "ocr_cover": "Made up"}])
+    return folder

@@ -1,71 +1,8 @@
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from crops.errors import CropsError
-from crops.labels import Source
 from crops.llm import Endpoint, generate_documents, training_requests
 from crops.llm.store import read_rows
-from crops.schema import EVIDENCE, ITEMS, QUERIES, SAMPLES
-from crops.text import query_id
-
-CLICKED, EXPOSED, FEED = int(Source.CLICKED), int(Source.EXPOSED), int(Source.FEED)
-TITLES = {
-    1: "A fig in my kitchen",
-    2: "Big cat at the river",
-    3: "Fig pot day",
-    4: "Order at www.evil.example",
-    -5: "Made up",
-}
-
-
-def write(folder, table, rows):
-    full = [dict.fromkeys(table.names()) | row for row in rows]
-    pq.write_table(pa.Table.from_pylist(full, schema=table.arrow()), folder / f"{table.name}.parquet")
-
-
-def sample(query, item, sources):
-    return {"query_id": query_id(query), "item_id": item, "label": 4, "sources": sources, "weight": 1.0}
-
-
-def click(query, item, search):
-    return {
-        "query_id": query_id(query),
-        "item_id": item,
-        "source": CLICKED,
-        "search_id": search,
-        "day": "2024-05-01",
-    }
-
-
-@pytest.fixture
-def mined(tmp_path):
-    """Ficus: item 4 (an advert) has 3 clicks, 3 has 2, 1 has 1; jaguar: item 2; bat: feed; owl: few users."""
-    folder = tmp_path / "mined"
-    folder.mkdir()
-    users = {"ficus": (50, 30), "jaguar": (80, 40), "bat": (90, 60), "owl": (99, 5)}
-    queries = [
-        {"query_id": query_id(query), "query": query, "searches": searches, "users": count}
-        for query, (searches, count) in users.items()
-    ]
-    write(folder, QUERIES, queries)
-    write(folder, ITEMS, [{"item_id": item, "ocr_cover": title} for item, title in TITLES.items()])
-    samples = [
-        sample("ficus", 1, CLICKED | EXPOSED),
-        sample("ficus", 3, CLICKED | FEED),
-        sample("ficus", 4, CLICKED),
-        sample("jaguar", 2, CLICKED),
-        sample("jaguar", -5, CLICKED),
-        sample("bat", 1, FEED | EXPOSED),
-        sample("owl", 1, CLICKED),
-    ]
-    write(folder, SAMPLES, samples)
-    evidence = [click("ficus", 3, 1), click("ficus", 3, 2), click("ficus", 1, 3), click("jaguar", 2, 7)]
-    evidence += [click("ficus", 4, search) for search in (4, 5, 6)]
-    evidence += [{**click("ficus", 1, search), "source": FEED} for search in range(10, 19)]
-    evidence += [{**click("bat", 1, 20), "source": FEED}, click("owl", 1, 21)]
-    write(folder, EVIDENCE, evidence)
-    return folder
 
 
 def test_exemplar_is_the_most_reliable_logged_positive_that_passes_the_guards(mined):

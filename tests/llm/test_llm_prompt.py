@@ -87,7 +87,7 @@ def test_chinese_answers_pass_and_latin_words_in_them_do_too():
     texts = {"ocr_cover": "榕树叶子发黄怎么办", "photo_caption": "先看看盆底有没有积水，再剪掉烂根"}
     answer = {
         "ocr_cover": "三步救回家里的盆栽",
-        "photo_caption": "把植物从花盆取出，剪去发黑部分，用新土重新种好，放在明亮散光处，再用手机 app 记录浇水。",
+        "photo_caption": "把植物从花盆取出，剪去发黑部分，用新土种好，放在散光处，再用手机 app 记录。",
         "click_query": "换盆方法|多久浇一次水",
         "keyword": "绿植 养护 换盆 浇水",
     }

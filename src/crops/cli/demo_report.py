@@ -12,8 +12,8 @@ from typing import Any
 from crops.cli.source_counts import source_counts
 from crops.config import EvaluationConfig, RunConfig
 from crops.evaluation import Evaluation, compare
-from crops.logs import Judged
 from crops.labels import Source
+from crops.logs import Judged
 from crops.report import (
     DemoReport,
     Difference,

@@ -36,7 +36,10 @@ _CHAT_TOKENS = re.compile(
 _STRUCTURE = re.compile(r"[{}\[\]<>\\`\"“”«»]")
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W_]+")
 
-_EMAIL = r"[\w.+-]+\s?(?:@|\(at\)|\[at\])\s?[\w-]+\s?(?:\.|\(dot\)|\[dot\])\s?[a-z]{2,}"
+_EMAIL = (
+    r"[\w.+-]+\s?(?:@|\(at\)|\[at\])\s?[\w-]+\s?(?:\.|\(dot\)|\[dot\])\s?[a-z]{2,}"
+    r"|\b[\w.+-]+\s+at\s+[\w-]+\s+dot\s+[a-z]{2,}\b"
+)
 _URL = r"https?:|www\.|\b[\w-]+\.(?:com|net|org|info|biz|shop|ru|cn|io|me|co|app|xyz|site|online|example)\b"
 _HANDLE = r"(?<!\w)@\w{2,}"
 _PHONE = r"(?<!\d)\+?(?=[\d\s().-]*\d{3})\d(?:[\s().-]{0,2}\d){6,}(?!\d)"

@@ -38,9 +38,8 @@ with clicks as (
     from read_parquet($samples)
     where sources = $filtered and query_id in (select query_id from confident)
 ), foreign_items as (
-    select c.query_id, d.item_id from confident c
-    join confident d on d.place = (c.place + (select count(*) from confident) // 2) % (select count(*) from
-        confident) + 1
+    select c.query_id, d.item_id from confident c, (select count(*) as n from confident) total
+    join confident d on d.place = (c.place - 1 + n // 2) % n + 1
     where (c.query_id, d.item_id) not in (select (query_id, item_id) from read_parquet($samples))
 ), judged as (
     select query_id, item_id, true as relevant from confident

