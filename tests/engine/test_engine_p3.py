@@ -109,6 +109,18 @@ def test_cap_per_query_is_a_seeded_choice(tmp_path):
     assert first != other
 
 
+def test_cap_in_all_keeps_first_documents_before_second_ones(tmp_path):
+    searches = [*SEARCHES, clicked(3, 3, "cake", 0, 3)]
+    generated = [document(query, f"{query} {n}") for query in ("boots", "cake") for n in range(5)]
+    limits = {"max_per_query": 3, "max_pairs": 2}
+    tables, report = run(tmp_path / "two", searches, generated=generated, knowledge=limits)
+    titles = [row["ocr_cover"] for row in tables["synthetic_items"]]
+    assert sorted(title.split()[0] for title in titles) == ["boots", "cake"]
+    assert report["sources"]["p3"]["kept"] == 2
+    off, _ = run(tmp_path / "none", searches, generated=generated, knowledge={"max_pairs": 0})
+    assert off["synthetic_items"] == []
+
+
 def test_novelty_leaves_generated_documents_out(tmp_path):
     _, report = run(tmp_path, SEARCHES, generated=[document("boots", "Boots")])
     assert report["novelty"]["all"] == {"positives": 1, "never_shown": 0, "share": 0.0}

@@ -30,7 +30,7 @@ TABLES = ("samples", "queries", "evidence", "items", "synthetic_items")
 def session():
     """One Spark for all tests: every job would start its own."""
     backend = SparkBackend("local[2]", "1GB")
-    backend._spark.conf.set("spark.sql.shuffle.partitions", "3")
+    backend._spark.conf.set("spark.sql.shuffle.partitions", "2")
     backend._spark.conf.set("spark.sql.codegen.wholeStage", "false")  # compiling takes longer than these rows
     yield
     backend._spark.stop()

@@ -62,24 +62,23 @@ def keep_relevant(
     score_pairs(
         backend,
         "theta",
-        "select p.query_id as left_id, p.item_id as right_id, k.key as right_key from candidate_pairs p "
-        "join document_keys k on k.item_id = p.item_id",
+        "select p.query_id as left_id, p.item_id as right_id, k.key as right_key, p.sources "
+        "from candidate_pairs p join document_keys k on k.item_id = p.item_id",
         "documents",
         relevance,
+        also="sources",
     )
     _apply_thresholds(backend, candidates, alpha)
 
 
 def _apply_thresholds(backend: Backend, candidates: str, alpha: Mapping[Source, float]) -> None:
-    passes = {source: f"theta > cast({value} as DOUBLE)" for source, value in alpha.items()}
+    passes = {source: f"score > cast({value} as DOUBLE)" for source, value in alpha.items()}
     bits = " + ".join(f"case when {test} then {source.value} else 0 end" for source, test in passes.items())
     backend.table(
         "scored_pairs",
         f"""
-        select query_id, item_id, sources & ({bits}) as sources, theta from (
-            select p.query_id, p.item_id, p.sources, t.score as theta
-            from candidate_pairs p join theta t on t.left_id = p.query_id and t.right_id = p.item_id
-        ) s where (sources & ({bits})) <> 0
+        select left_id as query_id, right_id as item_id, sources & ({bits}) as sources, score as theta
+        from theta where (sources & ({bits})) <> 0
         """,
     )
     above = f"""

@@ -53,6 +53,8 @@ def load_events(
     days: Sequence[str] | None,
     bots: BotConfig | None = None,
     group_by: GroupBy = "query",
+    *,
+    keep: bool = True,
 ) -> None:
     """Make the tables named above from the logs of `days` (all days when None).
 
@@ -62,6 +64,7 @@ def load_events(
         days: days to read, YYYY-MM-DD.
         bots: who counts as bot-like; None keeps everybody.
         group_by: what a training group is.
+        keep: whether `impressions` is kept; a job that reads few of them once is faster without.
 
     Raises:
         CropsError: the days hold no search, or a search_id stands for two users or two queries.
@@ -78,7 +81,7 @@ def load_events(
     backend.table("queries", _QUERIES)
     groups = "select query_id as group_id, query_id from queries"
     backend.view("groups", groups if group_by == "query" else "select group_id, query_id from searches")
-    backend.table("impressions", _IMPRESSIONS)
+    (backend.table if keep else backend.view)("impressions", _IMPRESSIONS)
     backend.view("feed", f"select user_id, item_id, watched_at from log_feed where {CONSUMED}")
     backend.view("documents", f"select item_id, {document_text_sql()} as text from log_items")
 

@@ -13,9 +13,10 @@ def feed_sql(config: FeedConfig, users: str = "1 = 1") -> str:
     For each user and query (or event, where groups are events): the items that the user consumed in the feed
     while |watched_at - searched_at| <= window_s, up to `max_items` distinct ones, nearest in time first,
     ties by watched_at (earlier first), then item_id. An item counts once, at its nearest time, credited to
-    the search it was nearest to (the lower search_id of two equally near). Where a user and query have no more
-    than `max_items` rows, nothing can be over the limit, and an item may still be there at several times:
-    `keep_relevant` leaves the nearest, when theta has made the rows few.
+    the search it was nearest to (the lower search_id of two equally near).
+
+    Where a user and query have no more than `max_items` rows, nothing can be over the limit, and an item may
+    still be there at several times: `keep_relevant` leaves the nearest, when theta has made the rows few.
 
     Args:
         config: settings of P2.

@@ -13,7 +13,7 @@ _UNITS |= {f"{prefix}IB": 1024**power for power, prefix in enumerate("KMGT", 1)}
 _PROCESS = 260_000_000
 """Python, Arrow and the code of the database, beside the rows."""
 _LEAST = 64_000_000
-_CACHED_ROWS = 1_500_000
+_CACHED_ROWS = 3_000_000
 _MOST_PARTS = 16
 MERGE_ROW = 200
 """Bytes that an impression or a candidate takes in the hash tables and sorts of merging, with room to

@@ -101,7 +101,7 @@ def reformulation_positives(
         CropsError: the days hold no search, or a scorer broke its contract.
     """
     with DuckDBBackend(memory) as backend, tempfile.TemporaryDirectory() as scratch:
-        load_events(backend, logs, days)
+        load_events(backend, logs, days, keep=False)
         backend.table("p1_found", reformulations_sql(config))
         keep_similar(backend, config, cached(similarity, Path(scratch) / "similarity"))
         theta = cached(relevance, Path(scratch) / "relevance")

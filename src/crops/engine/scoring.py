@@ -74,8 +74,10 @@ def key_documents(backend: Backend, items: str) -> None:
     backend.map_batches("document_keys", texts, _keys, _KEY_SCHEMA)
 
 
-def score_pairs(backend: Backend, name: str, pairs: str, right: str, scorer: CachedScorer) -> None:
-    """Make the table `name(left_id, right_id, score)`: every distinct pair, scored once ever.
+def score_pairs(
+    backend: Backend, name: str, pairs: str, right: str, scorer: CachedScorer, also: str = ""
+) -> None:
+    """Make `name(left_id, right_id, score)`: every distinct pair, scored once ever.
 
     Args:
         backend: holds the tables that `pairs` reads.
@@ -83,36 +85,35 @@ def score_pairs(backend: Backend, name: str, pairs: str, right: str, scorer: Cac
         pairs: SELECT of distinct left_id (a query), right_id and right_key (hash of the right text).
         right: `documents` or `queries`: where the texts of the right side are, by right_id.
         scorer: scores (left text, right text).
+        also: a column of `pairs` that `name` has too.
 
     Raises:
         CropsError: the scorer lost rows or gave a score outside [0, 1], or the cache cannot be read.
     """
     known, found, missing = f"{name}_known", f"{name}_found", f"{name}_missing"
     backend.read_parquet(known, _parts(scorer.folder), _SCORE_SCHEMA)
+    columns = "left_id, right_id, right_key" + (f", {also}" if also else "")
     backend.table(
         found,
-        f"select p.left_id, p.right_id, p.right_key, k.score from ({pairs}) p "
+        f"select {', '.join(f'p.{column}' for column in columns.split(', '))}, k.score from ({pairs}) p "
         f"left join {known} k on k.left_key = p.left_id and k.right_key = p.right_key",
     )
     if backend.count(found) > backend.count(f"({pairs}) p"):  # two processes scored one pair at a time
-        backend.table(
-            found,
-            f"select left_id, right_id, right_key, min(score) as score from {found} "
-            "group by left_id, right_id, right_key",
-        )
+        backend.table(found, f"select {columns}, min(score) as score from {found} group by {columns}")
     backend.table(
         missing,
         f"select left_id, min(right_id) as right_id, right_key from {found} "
         "where score is null group by left_id, right_key",
     )
-    scored = f"select left_id, right_id, score from {found} where score is not null"
+    scored = f"select {columns}, score from {found} where score is not null"
     total = backend.count(missing)
     if total:
         score = functools.partial(_score, scorer=scorer, name=name, total=total)
         backend.map_batches(f"{name}_new", _texts(missing, right), score, _SCORE_SCHEMA)
         _complain(name, backend.count(f"{name}_new"), total)
         scored += (
-            f" union all select f.left_id, f.right_id, n.score from {found} f join {name}_new n "
+            f" union all select {', '.join(f'f.{column}' for column in columns.split(', '))}, n.score "
+            f"from {found} f join {name}_new n "
             "on n.left_key = f.left_id and n.right_key = f.right_key where f.score is null"
         )
     backend.table(name, scored)

@@ -206,6 +206,10 @@ def _session(master: str, memory: int) -> SparkSession:
         "spark.ui.enabled": "false",
         "spark.ui.showConsoleProgress": "false",
         "spark.sql.ansi.enabled": "true",
+        # Broadcasts are chosen by sizes that were measured, not by those of compressed files: a table of many
+        # times 10 MB in memory would be sent to every worker, or kill the driver.
+        "spark.sql.autoBroadcastJoinThreshold": "-1",
+        "spark.sql.adaptive.autoBroadcastJoinThreshold": "10MB",
         "spark.sql.execution.arrow.maxRecordsPerBatch": str(shared.BATCH_ROWS),
         "spark.sql.session.timeZone": "UTC",
     }

@@ -140,7 +140,7 @@ def _written(
     theta: PairScorer | None,
 ) -> list[Precision]:
     values = {name: files[name] for name in ("samples", "synthetic", "queries")}
-    table: pa.Table = connection.execute(_WRITTEN, values).to_arrow_table()
+    table: pa.Table = connection.sql(_WRITTEN, params=values).to_arrow_table()
     rows = table.to_pylist()
     if not rows:
         return []

