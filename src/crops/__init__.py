@@ -11,6 +11,7 @@ import importlib
 from typing import Any
 
 _COMMANDS = (
+    "calibrate",
     "check",
     "demo",
     "engine_report",
@@ -19,7 +20,12 @@ _COMMANDS = (
     "export",
     "export_onnx",
     "forget",
+    "generate",
     "import_logs",
+    "judge_llm",
+    "judge_report",
+    "judge_sheet",
+    "judge_truth",
     "mine",
     "search",
     "simulate",
