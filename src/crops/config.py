@@ -196,7 +196,7 @@ class RelevanceConfig(_Section):
     which still compares queries; its calibration is in `calibrations`."""
 
 
-TRANSFORMER_TRAINING = {"learning_rate": 2e-5}
+TRANSFORMER_TRAINING: dict[str, object] = {"learning_rate": 2e-5}
 """What every pretrained transformer starts from."""
 PRESET_TRAINING: dict[str, dict[str, object]] = {
     "static": {"learning_rate": 2e-3},
