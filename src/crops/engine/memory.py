@@ -13,7 +13,7 @@ _UNITS |= {f"{prefix}IB": 1024**power for power, prefix in enumerate("KMGT", 1)}
 _PROCESS = 260_000_000
 """Python, Arrow and the code of the database, beside the rows."""
 _LEAST = 64_000_000
-_CACHED_ROWS = 3_000_000
+_SMALL_PART = 3_000_000
 _MOST_PARTS = 16
 MERGE_ROW = 200
 """Bytes that an impression or a candidate takes in the hash tables and sorts of merging, with room to
@@ -39,12 +39,12 @@ def duckdb_limit(memory: int) -> int:
     return max(memory - _PROCESS, memory // 3, _LEAST)
 
 
-def cache_parts(rows: int, memory: int | None) -> int:
-    """Return into how many parts merging is cut so that its hash tables stay near the processor's caches.
+def small_parts(rows: int, memory: int | None) -> int:
+    """Return into how many parts merging is cut so that its hash tables stay small.
 
-    Every part reads the ids of all impressions once, so there is a limit to what more parts gain.
+    Every part reads the ids of all impressions once, so there is a limit to their number.
     """
-    return 1 if memory is None else max(1, min(_MOST_PARTS, rows // _CACHED_ROWS))
+    return 1 if memory is None else max(1, min(_MOST_PARTS, rows // _SMALL_PART))
 
 
 def shards(rows: int, row_bytes: int, memory: int | None) -> int:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from crops.config import EngineConfig
 from crops.engine.backend import Backend
-from crops.engine.memory import FEED_ROW, MERGE_ROW, cache_parts, shards
+from crops.engine.memory import FEED_ROW, MERGE_ROW, shards, small_parts
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def query_parts(backend: Backend, config: EngineConfig) -> Iterator[Part]:
     """Yield the parts by query, lowest ids first; query ids are hashes, so this is a cut by hash(query)."""
     by_event = config.group_by == "event"
     rows = sum(backend.count(table) for table in ("impressions", "p1_similar", "p2_found"))
-    number = max(shards(rows, MERGE_ROW, backend.memory), cache_parts(rows, backend.memory))
+    number = max(shards(rows, MERGE_ROW, backend.memory), small_parts(rows, backend.memory))
     if number == 1:
         yield Part(by_event, config.min_users)
         return
