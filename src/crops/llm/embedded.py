@@ -54,11 +54,11 @@ def embedded_server(
         MissingExtraError: `xllamacpp` is not installed.
         CropsError: the file is missing, is another one than expected, or does not load.
     """
+    check_model(gguf, sha256)
     try:
         import xllamacpp
     except ImportError as error:
         raise MissingExtraError("xllamacpp", "llm") from error
-    check_model(gguf, sha256)
     params = xllamacpp.CommonParams()
     params.model.path = str(gguf)
     params.model_alias = {name}
