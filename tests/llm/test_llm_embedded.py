@@ -22,7 +22,10 @@ def test_missing_model_is_named(tmp_path):
 
 def test_missing_extra_is_named(monkeypatch, tmp_path):
     monkeypatch.setitem(__import__("sys").modules, "xllamacpp", None)
-    with pytest.raises(MissingExtraError, match=r"crops\[llm\]"), embedded_server(tmp_path / "m.gguf", "00"):
+    gguf = tmp_path / "m.gguf"
+    gguf.write_bytes(b"a model")
+    digest = hashlib.sha256(b"a model").hexdigest()
+    with pytest.raises(MissingExtraError, match=r"crops\[llm\]"), embedded_server(gguf, digest):
         pass
 
 
