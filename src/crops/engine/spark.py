@@ -9,8 +9,10 @@ import itertools
 import os
 import re
 import shutil
+import signal
 import socket
 import sys
+import threading
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -219,10 +221,16 @@ def _session(master: str, memory: int) -> SparkSession:
         settings["spark.sql.shuffle.partitions"] = str(2 * (os.cpu_count() or 1))
         os.environ.setdefault("PYSPARK_PYTHON", sys.executable)  # the workers' Python; a cluster has its own
     builder = SparkSession.builder.appName("crops mine").master(master)
+    interrupt = signal.getsignal(signal.SIGINT)
     try:
         return builder.config(map=settings).getOrCreate()
     except Exception as error:  # whatever Py4J, Java or the cluster come up with
         raise CropsError(f"Spark master '{master}': no session could be started: {error}") from error
+    finally:
+        # PySpark puts its own handler in place, and leaves it there after the session: Ctrl-C would no longer
+        # reach a query of DuckDB in the same process.
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, interrupt)
 
 
 @contextlib.contextmanager
