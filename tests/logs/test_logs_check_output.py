@@ -110,8 +110,13 @@ def test_ctrl_c_stops_a_query_at_once(write_logs, tmp_path, monkeypatch):
         connection.execute("select sum(sqrt(range)) from range(1000000000000)")
 
     monkeypatch.setattr(CHECK, "split", endless)
-    with pytest.raises(KeyboardInterrupt):
-        check(logs, tmp_path / "out")
+    # A test run in the background of a shell inherits that SIGINT is ignored.
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            check(logs, tmp_path / "out")
+    finally:
+        signal.signal(signal.SIGINT, inherited)
     assert [path.name for path in tmp_path.iterdir()] == ["logs"]
 
 
