@@ -93,12 +93,13 @@ def _evaluate_old_system(
     logs: Path, truth: Path, days: Days, out: Path, run: RunConfig, config: Path | None
 ) -> None:
     from crops import training  # torch takes seconds to import: not for --help
+    from crops.encoders import rendering_for
 
     check(logs, out / "checked", run.engine.memory)
     accepted = out / "checked" / "accepted"
     engine = run.engine.model_copy(update={"days": (days.train,), "sources": ("search",)})
     mine_logs(accepted, out / "samples", run.model_copy(update={"engine": engine}), None)
-    data = training.load_samples(out / "samples")
+    data = training.load_samples(out / "samples", rendering=rendering_for(run.training))
     training.train(data, out / BASELINE, run.training, seed=run.seed, cache=cache_folder())
     models = [BM25, str(out / BASELINE)]
     evaluate(
