@@ -23,7 +23,7 @@ $(VENV)/.base: constraints.txt
 	@touch $@
 
 $(VENV)/.demo: $(VENV)/.base pyproject.toml
-	$(PIP) install -c constraints.txt -e '.[demo]'
+	$(PIP) install -c constraints.txt -e '.[demo,serve]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.base pyproject.toml
@@ -50,8 +50,10 @@ types: $(VENV)/.dev  ## mypy, strict on src/
 bench: $(VENV)/.dev  ## the benchmarks; each prints what it measured
 	@for script in benchmarks/*/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
-docs: $(VENV)/.dev  ## write docs/tables.md from the contracts
+docs: $(VENV)/.dev  ## the documentation site in site/; stops at a broken link
 	$(BIN)/python docs/build.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "open site/index.html"
 
 clean:  ## remove the virtual environment and all outputs
-	rm -rf $(VENV) out build
+	rm -rf $(VENV) out build site

@@ -9,6 +9,15 @@ from collections.abc import Iterable
 class CropsError(Exception):
     """Bad input or a missing part; the message says what, where and how to mend it."""
 
+    exit_code = 2
+    """What the command line ends with."""
+
+
+class RegressionError(CropsError):
+    """A model is significantly worse than the one that it should replace."""
+
+    exit_code = 1
+
 
 class MissingExtraError(CropsError):
     """An optional dependency is not installed."""

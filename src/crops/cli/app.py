@@ -7,20 +7,28 @@ import sys
 import typer
 
 from crops.cli import judge
+from crops.cli.analyse import analyse
+from crops.cli.bubble_loop import bubble_loop
 from crops.cli.calibrate import calibrate
 from crops.cli.check import check
 from crops.cli.demo import demo
+from crops.cli.encode import encode
 from crops.cli.engine_report import engine_report
 from crops.cli.evaluate import evaluate
+from crops.cli.experiment import experiment
 from crops.cli.explain import explain
 from crops.cli.export import export
 from crops.cli.export_onnx import export_onnx
 from crops.cli.forget import forget
 from crops.cli.generate import generate
 from crops.cli.import_logs import import_logs
+from crops.cli.index import index
 from crops.cli.mine import mine
 from crops.cli.platform_report import platform_report
+from crops.cli.power import power
+from crops.cli.reproduce import reproduce
 from crops.cli.search import search
+from crops.cli.serve import serve
 from crops.cli.simulate import simulate
 from crops.cli.train import train
 from crops.errors import CropsError
@@ -46,10 +54,18 @@ for function in (
     train,
     evaluate,
     search,
+    serve,
+    index,
+    encode,
     export_onnx,
     platform_report,
     generate,
     calibrate,
+    reproduce,
+    experiment,
+    bubble_loop,
+    analyse,
+    power,
 ):
     app.command()(function)
 app.command("import")(import_logs)
@@ -57,10 +73,10 @@ app.add_typer(judge.app, name=judge.COMMAND)
 
 
 def main() -> None:
-    """Run the command line; exit code 2 for what the user can mend, 130 (by typer) for Ctrl-C."""
+    """Run the command line; exit code 2 for what the user can mend, 1 for a worse model, 130 for Ctrl-C."""
     try:
         app()
     except CropsError as error:
         console.print("[bold red]error:[/bold red]", end=" ")
         console.print(str(error), markup=False, highlight=False)
-        sys.exit(2)
+        sys.exit(error.exit_code)

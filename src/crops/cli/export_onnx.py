@@ -19,16 +19,25 @@ def export_onnx(
     ] = None,
 ) -> float:
     """Write an encoder as ONNX, pooling and unit length included, and compare it with the model."""
-    from crops.encoders import load_encoder  # torch takes seconds to import: not for --help
+    from crops.encoders import encoder_folder, load_encoder, rendering_of  # torch: seconds to import
     from crops.encoders.onnx_export import export_onnx as export
+    from crops.relevance.models import model_hash
+    from crops.text import PLAIN
 
     config = TrainingConfig(encoder=model, **({} if max_tokens is None else {"max_tokens": max_tokens}))
     seconds: dict[str, float] = {}
     with publish(out, "export-onnx") as folder:
         with timed(seconds, f"export {model}"):
-            cosine = export(load_encoder(config, cache_folder()), folder)
+            encoder = load_encoder(config, cache_folder())
+            cosine = export(encoder, folder)
         write_manifest(
-            folder, "export-onnx", config=config.model_dump(exclude_none=True), seconds=seconds, cosine=cosine
+            folder,
+            "export-onnx",
+            config=config.model_dump(exclude_none=True),
+            seconds=seconds,
+            cosine=cosine,
+            model_hash=model_hash(encoder_folder(config, cache_folder())),
+            reads_features=rendering_of(encoder) is not PLAIN,
         )
     console.print(f"ONNX in [bold]{out}[/bold]; lowest cosine to the model {cosine:.7f}")
     return cosine

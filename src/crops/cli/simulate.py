@@ -92,23 +92,7 @@ def simulate(
     with publish(out, "simulate") as folder:
         with timed(seconds, "platform"):
             platform = build_platform(run.platform, run.seed)
-            texts = _document_texts(platform)
-            ids = np.arange(1, len(texts) + 1)
-            routes: dict[str, Retriever] = {"bm25": load_retriever(BM25, ids, texts)}
-        searches: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
-        sessions = run.platform.sessions or SIZES[run.platform.size].sessions
-        for day in range(run.platform.days):
-            with timed(seconds, f"day {day_name(day)}"):
-                logs = simulate_day(platform, day, sessions, routes)
-                write_day(folder / "logs", day, logs)
-                searches.append((logs.search_ids, logs.search_needs))
-            if day == WARM_UP:
-                with timed(seconds, "train the deployed models"):
-                    deployed = _train_deployed(folder, platform, run)
-                    routes["dense"] = load_retriever(deployed, ids, texts, folder / "logs")
-                    routes["sparse"] = IdRetriever(fit_id_model(platform.memory, run.seed))
-            if day == TRAIN:
-                write_items(folder / "logs", platform)
+        searches = simulate_days(folder, platform, run, run.platform.days, seconds)
         write_truth(folder / "truth", platform, searches)
         _write_rejects(folder, platform)
         named = {"warm_up": day_name(WARM_UP), "train": day_name(TRAIN), "test": day_name(last)}
@@ -125,6 +109,45 @@ def simulate(
     return out
 
 
+def simulate_days(
+    folder: Path, platform: Platform, run: RunConfig, days: int, seconds: dict[str, float]
+) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Simulate the first days: words alone on the warm-up day, then with models trained on its clicks.
+
+    Args:
+        folder: gets logs/ and deployed_model/.
+        platform: a platform before its first day; at the end of `days` afterwards.
+        run: the settings.
+        days: how many, at least the warm-up day and the training day.
+        seconds: gets the wall time by part.
+
+    Returns:
+        The ids of the searches and the needs behind them, per day.
+    """
+    texts = document_texts(platform)
+    ids = np.arange(1, len(texts) + 1)
+    routes: dict[str, Retriever] = {"bm25": load_retriever(BM25, ids, texts)}
+    searches: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
+    for day in range(days):
+        with timed(seconds, f"day {day_name(day)}"):
+            logs = simulate_day(platform, day, sessions_per_day(run), routes)
+            write_day(folder / "logs", day, logs)
+            searches.append((logs.search_ids, logs.search_needs))
+        if day == WARM_UP:
+            with timed(seconds, "train the deployed models"):
+                deployed = _train_deployed(folder, platform, run)
+                routes["dense"] = load_retriever(deployed, ids, texts, folder / "logs")
+                routes["sparse"] = IdRetriever(fit_id_model(platform.memory, run.seed))
+        if day == TRAIN:
+            write_items(folder / "logs", platform)
+    return searches
+
+
+def sessions_per_day(run: RunConfig) -> int:
+    """Return the search sessions of a day: the setting, or what the size has."""
+    return run.platform.sessions or SIZES[run.platform.size].sessions
+
+
 def _write_rejects(folder: Path, platform: Platform) -> None:
     """Keep the rows of a judged collection that could not be used, with the reason."""
     if isinstance(platform.world, JudgedWorld) and (count := len(platform.world.rejected)):
@@ -133,7 +156,8 @@ def _write_rejects(folder: Path, platform: Platform) -> None:
         console.print(f"{count:,} rows of the collection were left out: rejects/judged.parquet says why")
 
 
-def _document_texts(platform: Platform) -> list[str]:
+def document_texts(platform: Platform) -> list[str]:
+    """Return the document text of every item of the catalogue."""
     corpus = platform.world.corpus
     rows = zip(corpus.title, corpus.caption, corpus.tags, strict=True)
     return [document_text(dict(zip(DOCUMENT_FIELDS, row, strict=True))) for row in rows]

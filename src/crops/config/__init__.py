@@ -14,9 +14,11 @@ from crops.config.engine import (
     ReformulationConfig,
 )
 from crops.config.evaluation import EvaluationConfig
+from crops.config.index import IndexConfig
 from crops.config.models import LLMConfig, RelevanceConfig
 from crops.config.platform import TOPICS, PlatformConfig, Size
 from crops.config.run import RunConfig, load_config
+from crops.config.serving import ServingConfig
 from crops.config.training import PRESET_TRAINING, TRANSFORMER_TRAINING, TrainingConfig
 
 __all__ = [
@@ -29,6 +31,7 @@ __all__ = [
     "EngineConfig",
     "EvaluationConfig",
     "FeedConfig",
+    "IndexConfig",
     "KnowledgeConfig",
     "LLMConfig",
     "OnlineSearchConfig",
@@ -36,6 +39,7 @@ __all__ = [
     "RelevanceConfig",
     "ReformulationConfig",
     "RunConfig",
+    "ServingConfig",
     "Size",
     "TrainingConfig",
     "load_config",

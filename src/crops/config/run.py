@@ -10,9 +10,11 @@ from pydantic import BaseModel, Field, ValidationError
 
 from crops.config.engine import EngineConfig
 from crops.config.evaluation import EvaluationConfig
+from crops.config.index import IndexConfig
 from crops.config.models import LLMConfig, RelevanceConfig
 from crops.config.platform import PlatformConfig
 from crops.config.section import Section
+from crops.config.serving import ServingConfig
 from crops.config.training import TrainingConfig
 from crops.errors import CropsError, nearest
 
@@ -26,7 +28,9 @@ class RunConfig(Section):
     relevance: RelevanceConfig = RelevanceConfig()
     llm: LLMConfig = LLMConfig()
     training: TrainingConfig = TrainingConfig()
+    index: IndexConfig = IndexConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    serving: ServingConfig = ServingConfig()
 
     def dump(self) -> dict[str, Any]:
         """Return the resolved settings as TOML-ready values (None is left out)."""

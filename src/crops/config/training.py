@@ -28,6 +28,8 @@ class TrainingConfig(Section):
     """A model folder to continue from, in place of the preset's own weights."""
     towers: Literal["shared", "separate"] = "shared"
     """One encoder for queries and documents, or two that start from the same weights."""
+    train_documents: bool = True
+    """Whether the documents' tower learns; if not (towers = separate), their vectors stay as they are."""
     query_prompt: str | None = None
     """Put before each query, in training and ever after; the model's own when absent, "" for none."""
     doc_prompt: str | None = None
@@ -46,6 +48,8 @@ class TrainingConfig(Section):
     """adam is the paper's: its weight decay is part of the gradient."""
     loss: Literal["h_infonce", "infonce_graded", "infonce_binary", "softmax_ce", "nce"] = "h_infonce"
     """See crops.losses; infonce_graded takes one positive of each query per pass, as the paper's InfoNCE."""
+    in_batch: bool = True
+    """Whether a query's negatives are the documents of other queries too, or its own documents only."""
     batch_queries: int = Field(128, ge=2)
     """Queries per batch: each contrasts with all documents of the others."""
     docs_per_query: int = Field(24, ge=2)

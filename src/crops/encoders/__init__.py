@@ -1,6 +1,6 @@
 """Dual encoders: presets, towers, prompts, adapters, the two-tower on ids; texts tokenised once."""
 
-from crops.encoders.load import load_encoder, rendering_for, save_encoder
+from crops.encoders.load import encoder_folder, load_encoder, rendering_for, save_encoder
 from crops.encoders.matryoshka import over_dims
 from crops.encoders.static import distill
 from crops.encoders.texts import TokenisedTexts, encode, only_used_tokens, tokenise
@@ -13,6 +13,7 @@ __all__ = [
     "asymmetric",
     "distill",
     "encode",
+    "encoder_folder",
     "load_encoder",
     "only_used_tokens",
     "over_dims",

@@ -12,7 +12,7 @@ from transformers.utils import logging as transformers_logging
 from crops.config import PRESET_TRAINING, TrainingConfig
 from crops.encoders.lora import attach_lora, merge_lora
 from crops.encoders.static import distill
-from crops.encoders.towers import input_modules, separate_towers
+from crops.encoders.towers import freeze_documents, input_modules, separate_towers
 from crops.encoders.two_tower import FEATURES, hide_ids, rendering_of, two_tower
 from crops.errors import CropsError, nearest
 from crops.outputs import cache_folder, publish, timed, write_manifest
@@ -31,15 +31,22 @@ def load_encoder(config: TrainingConfig, cache: Path | None = None) -> SentenceT
 
     Args:
         config: `encoder` = a preset or any SentenceTransformer path or name; `init` = a model folder to
-            continue from instead; `towers`, the prompts, `lora_rank`, `dim`, `max_tokens` and the settings of
-            the two-tower encoder.
+            continue from instead; `towers`, `train_documents`, the prompts, `lora_rank`, `dim`, `max_tokens`
+            and the settings of the two-tower encoder.
         cache: folder that keeps the distilled static encoder; `crops.outputs.cache_folder()` when None.
 
     Raises:
         CropsError: the model cannot be loaded or does not embed texts, or cannot have the towers, prompts or
             adapters asked for; a MissingExtraError names the extra.
     """
-    encoder = _base(config, cache).float()
+    encoder = _as_asked(_base(config, cache).float(), config)
+    if not config.train_documents:
+        freeze_documents(encoder)
+    return encoder
+
+
+def _as_asked(encoder: SentenceTransformer, config: TrainingConfig) -> SentenceTransformer:
+    """Return the encoder with the towers, prompts, adapters and lengths that the settings name."""
     if rendering_of(encoder) is FEATURES:
         return _for_features(encoder, config)
     for module in input_modules(encoder):
@@ -69,6 +76,23 @@ def rendering_for(config: TrainingConfig) -> Rendering:
     return rendering_of(_load(folder)) if (folder / Router.config_file_name).exists() else PLAIN
 
 
+def encoder_folder(config: TrainingConfig, cache: Path | None = None) -> Path:
+    """Return the folder of the weights that `load_encoder` loads for `config`.
+
+    Args:
+        config: `encoder` or `init`.
+        cache: as in `load_encoder`.
+
+    Raises:
+        CropsError: there is no such model, or it is the untrained two-tower encoder, which has no weights.
+    """
+    if config.init is None and config.encoder == TWO_TOWER:
+        raise CropsError("two_tower is an untrained encoder; train one and name its folder")
+    if config.init is None and config.encoder == "static":
+        return _static_folder(config, cache)
+    return _folder(config.init or DECODERS.get(config.encoder, config.encoder))
+
+
 def save_encoder(encoder: SentenceTransformer, folder: Path) -> None:
     """Write a plain SentenceTransformer folder; LoRA adapters are merged into the weights first, in place."""
     merge_lora(encoder)
@@ -76,15 +100,10 @@ def save_encoder(encoder: SentenceTransformer, folder: Path) -> None:
 
 
 def _base(config: TrainingConfig, cache: Path | None) -> SentenceTransformer:
-    if config.init is not None:
-        return _load(_folder(config.init))
-    if config.encoder == "static":
-        return _static(config, cache)
-    if config.encoder == TWO_TOWER:
+    if config.init is None and config.encoder == TWO_TOWER:
         return two_tower(config.dim, config.id_table)
-    if config.encoder in DECODERS:
-        return _decoder(_folder(DECODERS[config.encoder]))
-    return _load(_folder(config.encoder))
+    folder = encoder_folder(config, cache)
+    return _decoder(folder) if config.init is None and config.encoder in DECODERS else _load(folder)
 
 
 def _for_features(encoder: SentenceTransformer, config: TrainingConfig) -> SentenceTransformer:
@@ -104,8 +123,8 @@ def _for_features(encoder: SentenceTransformer, config: TrainingConfig) -> Sente
     return encoder
 
 
-def _static(config: TrainingConfig, cache: Path | None) -> SentenceTransformer:
-    """Return the distilled encoder, distilled once per base model, width and length."""
+def _static_folder(config: TrainingConfig, cache: Path | None) -> Path:
+    """Return the folder of the distilled encoder, distilled once per base model, width and length."""
     base = local_folder(BASE)
     key = f"static-{model_hash(base)[:12]}-{config.dim}-{config.max_tokens}"
     kept = (cache or cache_folder()) / key
@@ -116,7 +135,7 @@ def _static(config: TrainingConfig, cache: Path | None) -> SentenceTransformer:
                 encoder = distill(_load(base), config.dim, config.max_tokens)
             encoder.save(str(staging), create_model_card=False)
             write_manifest(staging, "distill", config=config.model_dump(exclude_none=True), seconds=seconds)
-    return _load(kept)
+    return kept
 
 
 def _decoder(folder: Path) -> SentenceTransformer:

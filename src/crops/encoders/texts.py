@@ -91,7 +91,8 @@ def only_used_tokens(
     whole, id_rows = module.embedding, getattr(module, ID_ROWS, None)
     used, ids = np.unique(texts.ids, return_inverse=True)
     rows = torch.from_numpy(used).to(whole.weight.device)
-    module.embedding = torch.nn.EmbeddingBag.from_pretrained(whole.weight.detach()[rows], freeze=False)
+    frozen = not whole.weight.requires_grad
+    module.embedding = torch.nn.EmbeddingBag.from_pretrained(whole.weight.detach()[rows], freeze=frozen)
     if id_rows is not None:
         setattr(module, ID_ROWS, id_rows[rows])
     try:

@@ -88,3 +88,14 @@ def separate_towers(encoder: SentenceTransformer) -> SentenceTransformer:
         truncate_dim=encoder.truncate_dim,
         device=str(encoder.device),
     )
+
+
+def freeze_documents(encoder: SentenceTransformer) -> None:
+    """Let the documents' tower learn nothing more.
+
+    Raises:
+        CropsError: queries and documents share one tower.
+    """
+    if not isinstance(encoder[0], Router):
+        raise CropsError("train_documents = false: queries share the documents' tower; set towers = separate")
+    encoder[0].sub_modules["document"].requires_grad_(False)

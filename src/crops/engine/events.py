@@ -32,10 +32,13 @@ GroupBy = Literal["query", "event"]
 LONG_PLAY_MS = 18_000
 """A play of this length, or of the whole item if that is shorter, is consumption."""
 
-CONSUMED = f"""(coalesce(clicked, false) or coalesce(liked, false) or coalesce(play_ms >= case
+LONG_PLAY = f"""coalesce(play_ms >= case
     when duration_ms > 0 and duration_ms <= {LONG_PLAY_MS} then duration_ms
-    else {LONG_PLAY_MS} end, false))"""
-"""Clicked, liked or a long play. A missing signal is no signal; an unknown (or zero) length asks for 18 s."""
+    else {LONG_PLAY_MS} end, false)"""
+"""A long play; an unknown (or zero) length asks for 18 s."""
+
+CONSUMED = f"(coalesce(clicked, false) or coalesce(liked, false) or {LONG_PLAY})"
+"""Clicked, liked or a long play. A missing signal is no signal."""
 
 _SOURCE = f"""case
     when stage = 'filtered' then {Source.FILTERED.value}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -129,36 +130,47 @@ def _positive(row: dict[str, Any], trails: dict[int, list[Trail]]) -> Positive:
 
 def _trails(backend: Backend, mined: Mined, k: int) -> dict[int, list[Trail]]:
     """Return the trails by item, highest source first; rare later queries of an item as one."""
-    _name_via(backend, mined)
-    rows = backend.rows(
-        f"""
-        select item_id, source, via, count(*) as events, count(distinct user_id) as users,
+    name_via(backend, mined)
+    trails: dict[int, list[Trail]] = {}
+    for row in backend.rows(trails_sql(k, "item_id")):
+        trails.setdefault(row["item_id"], []).append(trail_of(row, k))
+    return trails
+
+
+def trails_sql(k: int, key: str) -> str:
+    """Return the SQL of the trails of the evidence in `own`, with the tables `searchers` and `via`.
+
+    Args:
+        k: users behind whatever is named.
+        key: the columns of `own` that a trail is of: `item_id`, or `query_id, item_id` for several queries.
+    """
+    return f"""
+        select {key}, source, via, count(*) as events, count(distinct user_id) as users,
             count(distinct via_query_id) as vias
         from (
-            select e.item_id, e.source, e.via_query_id, s.user_id, s.search_id,
+            select e.query_id, e.item_id, e.source, e.via_query_id, s.user_id, s.search_id,
                 case when v.users >= {k} then v.query end as via
             from own e left join searchers s on s.search_id = e.search_id and s.day = e.day
             left join via v on v.query_id = e.via_query_id
         ) t
-        group by item_id, source, via order by item_id, source desc, users desc, via nulls last
+        group by {key}, source, via order by {key}, source desc, users desc, via nulls last
         """
+
+
+def trail_of(row: Mapping[str, Any], k: int) -> Trail:
+    """Return a row of `trails_sql` as a trail, without the counts that stand for fewer than k users."""
+    enough = row["users"] >= k
+    via = () if row["via"] is None else (row["via"],)
+    return Trail(
+        Source(row["source"]),
+        row["events"] if enough else None,
+        row["users"] if enough else None,
+        via,
+        0 if via else row["vias"],
     )
-    trails: dict[int, list[Trail]] = {}
-    for row in rows:
-        enough = row["users"] >= k
-        via = () if row["via"] is None else (row["via"],)
-        trail = Trail(
-            Source(row["source"]),
-            row["events"] if enough else None,
-            row["users"] if enough else None,
-            via,
-            0 if via else row["vias"],
-        )
-        trails.setdefault(row["item_id"], []).append(trail)
-    return trails
 
 
-def _name_via(backend: Backend, mined: Mined) -> None:
+def name_via(backend: Backend, mined: Mined) -> None:
     """Make `via(query_id, query, users)`: the later queries of the evidence."""
     if not mined.by_event:
         backend.view("via", "select query_id, query, users from queries")

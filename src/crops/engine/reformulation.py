@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from crops.config import ReformulationConfig
 from crops.engine.backend import Backend, DuckDBBackend
-from crops.engine.candidates import COLUMNS, MICROSECONDS, columns_of, keep_relevant
+from crops.engine.candidates import COLUMNS, MICROSECONDS, keep_relevant
 from crops.engine.events import load_events
 from crops.engine.scoring import CachedScorer, cached, key_documents, score_pairs
 from crops.labels import Source
@@ -28,22 +28,52 @@ def keep_similar(backend: Backend, config: ReformulationConfig, similarity: Cach
         config: settings of P1.
         similarity: scored once per distinct (query, later query); None lets every pair pass.
     """
+    keep_same_intent(backend, "p1_found", "p1_similar", config, similarity)
+
+
+def keep_same_intent(
+    backend: Backend, found: str, kept: str, config: ReformulationConfig, similarity: CachedScorer | None
+) -> None:
+    """Make the table `kept`: the rows of `found` whose `query_id` and `via_query_id` mean the same.
+
+    As `keep_similar`, which says what the other arguments are.
+    """
     if similarity is None:
-        backend.view("p1_similar", "select * from p1_found")
+        backend.view(kept, f"select * from {found}")
         return
     pairs = (
         "select distinct query_id as left_id, via_query_id as right_id, via_query_id as right_key "
-        "from p1_found"
+        f"from {found}"
     )
     score_pairs(backend, "similarity", pairs, "queries", similarity)
     backend.table(
-        "p1_similar",
+        kept,
         f"""
-        select {columns_of("c")}
-        from p1_found c join similarity s on s.left_id = c.query_id and s.right_id = c.via_query_id
+        select c.*
+        from {found} c join similarity s on s.left_id = c.query_id and s.right_id = c.via_query_id
         where s.score >= cast({config.similarity} as DOUBLE)
         """,
     )
+
+
+def later_searches_sql(config: ReformulationConfig, users: str = "1 = 1") -> str:
+    """Return the SELECT of every search with each later one that may be its reformulation.
+
+    Columns: group_id, query_id, search_id and user_id of the search; via_query_id and via_search_id of the
+    later one: the same user's, 0 < t_i - t_q <= window_s, and another normalised text.
+
+    Args:
+        config: settings of P1.
+        users: SQL condition on `user_id`, for work in parts.
+    """
+    return f"""
+    select q.group_id, q.query_id, q.search_id, q.user_id,
+        r.query_id as via_query_id, r.search_id as via_search_id
+    from (select * from searches where {users}) q
+    join (select * from searches where {users}) r on r.user_id = q.user_id and r.query_id <> q.query_id
+        and r.searched_at > q.searched_at
+        and r.searched_at <= q.searched_at + {round(config.window_s * MICROSECONDS)}
+    """
 
 
 def reformulations_sql(config: ReformulationConfig, users: str = "1 = 1") -> str:
@@ -57,7 +87,6 @@ def reformulations_sql(config: ReformulationConfig, users: str = "1 = 1") -> str
         config: settings of P1.
         users: SQL condition on `user_id`, for work in parts.
     """
-    window = round(config.window_s * MICROSECONDS)
     unclicked = (
         "and not exists (select 1 from impressions k "
         f"where k.search_id = q.search_id and k.source = {Source.CLICKED.value})"
@@ -65,11 +94,9 @@ def reformulations_sql(config: ReformulationConfig, users: str = "1 = 1") -> str
     return f"""
     select distinct q.group_id, q.query_id, i.item_id, cast({Source.REFORMULATION.value} as INTEGER) as
     source,
-        q.search_id, r.query_id as via_query_id, q.user_id, cast(null as BIGINT) as watched_at
-    from (select * from searches where {users}) q
-    join (select * from searches where {users}) r on r.user_id = q.user_id and r.query_id <> q.query_id
-        and r.searched_at > q.searched_at and r.searched_at <= q.searched_at + {window}
-    join impressions i on i.search_id = r.search_id
+        q.search_id, q.via_query_id, q.user_id, cast(null as BIGINT) as watched_at
+    from ({later_searches_sql(config, users)}) q
+    join impressions i on i.search_id = q.via_search_id
     where i.consumed {unclicked if config.require_no_click else ""}
     """
 

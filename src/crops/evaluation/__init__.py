@@ -1,6 +1,7 @@
 """Evaluation: metrics, test sets of a day of logs, judged collections, significance."""
 
 from crops.evaluation.evaluate import evaluate
+from crops.evaluation.facts import AGES, FREQUENCIES, Facts, build_facts, load_facts, save_facts
 from crops.evaluation.judged import Fold, evaluate_judged, folds
 from crops.evaluation.metrics import grades_of, ndcg_at_k, recall_at_k, reciprocal_rank
 from crops.evaluation.ranking import ScoringRetriever
@@ -10,8 +11,11 @@ from crops.evaluation.testsets import TestSets, build_testsets, load_testsets, s
 from crops.evaluation.truth import TruthSets
 
 __all__ = [
+    "AGES",
+    "FREQUENCIES",
     "Difference",
     "Evaluation",
+    "Facts",
     "Fold",
     "Interval",
     "ScoringRetriever",
@@ -19,17 +23,20 @@ __all__ = [
     "TestSets",
     "TruthSets",
     "bootstrap_interval",
+    "build_facts",
     "build_testsets",
     "compare",
     "evaluate",
     "evaluate_judged",
     "folds",
     "grades_of",
+    "load_facts",
     "load_testsets",
     "ndcg_at_k",
     "paired_bootstrap",
     "pool_evaluations",
     "recall_at_k",
     "reciprocal_rank",
+    "save_facts",
     "save_testsets",
 ]

@@ -7,6 +7,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from crops.config import EvaluationConfig
+from crops.evaluation.detail import detail
+from crops.evaluation.facts import Facts
 from crops.evaluation.metrics import Ids, Values, grades_of, ndcg_at_k, pad, recall_at_k
 from crops.evaluation.ranking import Rankings, ScoringRetriever, check_catalogue, grades_by_score
 from crops.evaluation.results import Evaluation, metric_values, summarise
@@ -21,7 +23,11 @@ _BLOCK = 10_000
 
 
 def evaluate(
-    retriever: ScoringRetriever, testsets: TestSets, config: EvaluationConfig, seed: int
+    retriever: ScoringRetriever,
+    testsets: TestSets,
+    config: EvaluationConfig,
+    seed: int,
+    facts: Facts | None = None,
 ) -> Evaluation:
     """Evaluate a retriever on the test sets of a day.
 
@@ -39,11 +45,14 @@ def evaluate(
     - `ndcg_exp2@m/pool`: the annotated list of the old system in the order of the retriever's scores;
     - `ndcg_exp2@m/catalogue`: the retriever's own ranking of the whole catalogue.
 
+    With `facts`, also the metrics of `crops.evaluation.detail`.
+
     Args:
         retriever: indexes exactly `testsets.candidate_ids()`.
         testsets: the test sets.
         config: cut-offs and the number of resamples.
         seed: seed of the bootstrap.
+        facts: what is known of the queries and items beside their answers.
 
     Raises:
         CropsError: the retriever searches another catalogue.
@@ -61,6 +70,9 @@ def evaluate(
         measured[f"true_recall@{k}"] = _true_recall(truth, rankings, k)
         measured[f"ndcg_exp2@{m}/pool"] = _pool_ndcg(truth, retriever, texts, m)
         measured[f"ndcg_exp2@{m}/catalogue"] = _catalogue_ndcg(truth, rankings, m)
+    if facts is not None:
+        parts = detail(rankings, testsets, facts, k)
+        measured |= {metric: (ids, values, None) for metric, (ids, values) in parts.items()}
     seen = dict(zip(query_ids.tolist(), testsets.queries["seen"].to_pylist(), strict=True))
     tables = {
         metric: metric_values(

@@ -1,6 +1,7 @@
 """Reports: self-contained pages with tables and inline SVG charts."""
 
 from crops.report.calibration import AlphaRow, CalibrationReport, ReliabilityBin
+from crops.report.charts import Bar, Line
 from crops.report.data import (
     Coverage,
     DemoReport,
@@ -19,13 +20,18 @@ from crops.report.engine import Block, Disagreement, EngineReport, FrequencyRow,
 from crops.report.judge import JudgedSource, JudgeReport, RaterPair
 from crops.report.realism import Cell, Curve, RealismReport, RealismRow
 from crops.report.render import render_report, write_report
+from crops.report.tables import BarFigure, LineFigure, Section, TablesReport, TextTable
 
 __all__ = [
     "AlphaRow",
+    "Bar",
+    "BarFigure",
     "Block",
     "CalibrationReport",
     "JudgeReport",
     "JudgedSource",
+    "Line",
+    "LineFigure",
     "RaterPair",
     "ReliabilityBin",
     "Disagreement",
@@ -45,8 +51,11 @@ __all__ = [
     "RealismRow",
     "ResultRow",
     "ResultTable",
+    "Section",
     "SourceCounts",
     "SourceRow",
+    "TablesReport",
+    "TextTable",
     "TrainingCurve",
     "render_report",
     "write_report",

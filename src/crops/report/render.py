@@ -17,6 +17,7 @@ from crops.report.figures import curve_charts, metric_charts, source_chart, wind
 from crops.report.judge import JudgeReport, judge_charts
 from crops.report.realism import RealismReport, realism_charts
 from crops.report.svg import percent
+from crops.report.tables import TablesReport, section_charts
 
 _ORIGINS = {
     Source.REFORMULATION: "consumed after the search was reworded (P1)",
@@ -29,7 +30,7 @@ _ORIGINS = {
 }
 
 
-Report = DemoReport | RealismReport | EngineReport | JudgeReport | CalibrationReport
+Report = DemoReport | RealismReport | EngineReport | JudgeReport | CalibrationReport | TablesReport
 """Everything that becomes a page."""
 
 
@@ -42,6 +43,9 @@ def render_report(data: Report) -> str:
     if isinstance(data, RealismReport):
         page = _environment().get_template("realism.html")
         return page.render(report=data, charts=realism_charts(data))
+    if isinstance(data, TablesReport):
+        charts = [section_charts(section) for section in data.sections]
+        return _environment().get_template("tables.html").render(report=data, charts=charts)
     if isinstance(data, JudgeReport):
         return _environment().get_template("judge.html").render(report=data, charts=judge_charts(data))
     if isinstance(data, CalibrationReport):
@@ -53,7 +57,7 @@ def render_report(data: Report) -> str:
             report=data,
             charts=engine_charts(data),
             source_chart=source_chart(data.sources),
-            label_meanings=_label_meanings(),
+            label_meanings=label_meanings(),
             sources_named=list(dict.fromkeys(name for row in data.coverage for name in row.shares or ())),
         )
     longest = max((len(curve.steps) for curve in data.curves), default=0)
@@ -64,7 +68,7 @@ def render_report(data: Report) -> str:
         source_chart=source_chart(data.sources) if data.sources else "",
         curve_charts=curve_charts(data.curves),
         window=window(longest),
-        label_meanings=_label_meanings(),
+        label_meanings=label_meanings(),
         significant=SIGNIFICANT,
     )
 
@@ -160,7 +164,8 @@ def _tally(hits: Sequence[Hit], case: QueryCase) -> list[tuple[str, str]]:
     return tally
 
 
-def _label_meanings() -> dict[int, str]:
+def label_meanings() -> dict[int, str]:
+    """Return what earns each label by default."""
     return {
         label: ", or ".join(text for source, text in _ORIGINS.items() if DEFAULT_LABELS[source] == label)
         for label in DEFAULT_LABELS.values()

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import bm25s
 import numpy as np
-import Stemmer
 from numpy.typing import NDArray
 
 from crops.errors import CropsError
@@ -15,17 +14,15 @@ from crops.retrieval.catalogue import (
     SCORE_DECIMALS,
     best_positions,
     check_k,
+    no_results,
     positions_of,
     sorted_catalogue,
 )
+from crops.retrieval.words import Tokeniser, splitter
 
 
 class BM25Retriever:
-    """Lexical retrieval: implements `crops.protocols.Retriever`.
-
-    Words are runs of at least two letters or digits, in lower case, without English stop words, cut by the
-    English Snowball stemmer. Languages written without spaces would need another splitter.
-    """
+    """Lexical retrieval: implements `crops.protocols.Retriever`."""
 
     def __init__(
         self,
@@ -34,6 +31,7 @@ class BM25Retriever:
         *,
         k1: float = 1.5,
         b: float = 0.75,
+        tokeniser: Tokeniser = "english",
     ) -> None:
         """Index a catalogue.
 
@@ -42,15 +40,16 @@ class BM25Retriever:
             texts: their document texts (`crops.text.document_text`).
             k1: saturation of the term frequency, at least 0.
             b: strength of the length normalisation, in [0, 1].
+            tokeniser: what a word is (`crops.retrieval.words`).
 
         Raises:
             CropsError: the catalogue is empty, holds repeated or negative ids, or has no word at all;
-                k1 or b is out of range.
+                k1 or b is out of range, or the tokeniser is unknown.
         """
         if k1 < 0 or not 0 <= b <= 1:
             raise CropsError(f"BM25 needs k1 >= 0 and 0 <= b <= 1, not k1 = {k1}, b = {b}")
         self.item_ids, ordered = sorted_catalogue(item_ids, texts)
-        self._stemmer = Stemmer.Stemmer("english")
+        self._words = splitter(tokeniser)
         words = self._words(ordered)
         if not any(words):
             raise CropsError("no document of the catalogue holds a word that BM25 can index")
@@ -66,8 +65,7 @@ class BM25Retriever:
             CropsError: k < 1.
         """
         check_k(k)
-        ids = np.full((len(queries), k), NO_ITEM, dtype=np.int64)
-        scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
+        ids, scores = no_results(len(queries), k)
         for row, words in enumerate(self._words(queries)):
             all_scores = self._all_scores(words)
             matching = np.flatnonzero(all_scores > 0)
@@ -93,9 +91,3 @@ class BM25Retriever:
         known = self._index.get_tokens_ids(words)
         scores: NDArray[np.float32] = self._index.get_scores_from_ids(known)
         return np.round(scores, SCORE_DECIMALS)
-
-    def _words(self, texts: Sequence[str]) -> list[list[str]]:
-        words: list[list[str]] = bm25s.tokenize(
-            list(texts), stopwords="en", stemmer=self._stemmer, return_ids=False, show_progress=False
-        )
-        return words

@@ -50,7 +50,7 @@ def load_items(
 def _read_items(path: Path, rendering: Rendering) -> tuple[NDArray[np.int64], list[str]]:
     ids: list[NDArray[np.int64]] = []
     texts: list[str] = []
-    for file in _item_files(path):
+    for file in item_files(path):
         present = pq.read_schema(file).names
         fields = [field for field in rendering.columns if field in present]
         if "item_id" not in present or not fields:
@@ -64,7 +64,12 @@ def _read_items(path: Path, rendering: Rendering) -> tuple[NDArray[np.int64], li
     return np.concatenate(ids), texts
 
 
-def _item_files(path: Path) -> list[Path]:
+def item_files(path: Path) -> list[Path]:
+    """Return the Parquet files of `items`; see `load_items`.
+
+    Raises:
+        CropsError: there is none.
+    """
     if path.is_file():
         return [path]
     if (path / "items.parquet").is_file():
@@ -122,6 +127,29 @@ def best_positions(scores: NDArray[np.float32], k: int) -> NDArray[np.int64]:
         threshold = np.partition(scores, len(scores) - k)[len(scores) - k]
         kept = np.flatnonzero(scores >= threshold)
     return kept[np.argsort(-scores[kept], kind="stable")[:k]]
+
+
+def no_results(queries: int, k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Return the ids and scores [queries, k] of searches that found nothing: all -1 and -inf."""
+    return np.full((queries, k), NO_ITEM, dtype=np.int64), np.full((queries, k), -np.inf, dtype=np.float32)
+
+
+def best_results(
+    ids: NDArray[np.int64], scores: NDArray[np.float32], k: int
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Return the k best of candidates [q, c] as ids and rounded scores [q, k], best first, ties by id.
+
+    Args:
+        ids: candidates, each id at most once in a row; -1 for none, whatever its score.
+        scores: their scores.
+        k: length of the result lists, which are padded with -1 and -inf.
+    """
+    scores = np.round(np.where(ids == NO_ITEM, -np.inf, scores), SCORE_DECIMALS).astype(np.float32)
+    order = np.lexsort((ids, -scores))[:, :k]
+    best_ids, best_scores = no_results(len(ids), k)
+    best_ids[:, : order.shape[1]] = np.take_along_axis(ids, order, axis=1)
+    best_scores[:, : order.shape[1]] = np.take_along_axis(scores, order, axis=1)
+    return best_ids, best_scores
 
 
 def check_k(k: int) -> None:

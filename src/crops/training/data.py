@@ -25,6 +25,15 @@ class _Pairs(NamedTuple):
     weight: NDArray[np.float64]
 
 
+class Catalogue(NamedTuple):
+    """Documents that negatives are drawn from."""
+
+    ids: NDArray[np.int64]
+    """[D] ascending."""
+    texts: list[str]
+    """D texts."""
+
+
 @dataclass(frozen=True)
 class TrainingData:
     """G groups with P graded pairs over D documents."""

@@ -26,6 +26,7 @@ from crops.training.embed import compile_transformers
 from crops.training.groups import GroupSource
 from crops.training.journal import EVALUATIONS, LOG, read_log
 from crops.training.memory import MemoryGroups
+from crops.training.mining import Joined, Mining
 from crops.training.model import GroupLoss, contrast_facts
 from crops.training.objective import objective
 from crops.training.pool import TextPool, UsedTokens, tokenise_pool
@@ -47,6 +48,7 @@ def train(
     seed: int,
     cache: Path | None = None,
     evaluation: Evaluation | None = None,
+    mining: Mining | None = None,
     fresh: bool = False,
 ) -> dict[str, Any]:
     """Train an encoder on groups and write it as a SentenceTransformer folder.
@@ -65,11 +67,14 @@ def train(
         seed: of batches and dropout; the same seed gives the same weights on a CPU.
         cache: see `crops.encoders.load_encoder`.
         evaluation: evaluated every `eval_steps`; the weights of its best value are the result.
+        mining: negatives from a catalogue that join each batch (`data` in memory, one process). They depend
+            on more than a checkpoint holds: give `fresh` as well.
         fresh: drop the checkpoints of an earlier run.
 
     Returns:
         `seconds` (by part), `loss` (mean of the last tenth of the steps), `temperature`, `groups`,
-        `dropped_groups`, and `contrast` (see `contrast_facts`; of the first batch).
+        `dropped_groups`, `contrast` (see `contrast_facts`; of the first batch, as drawn), and with `mining`
+        what it saw (`crops.training.mining.Joined.facts`).
 
     Raises:
         CropsError: fewer than two groups have an anchor, a text has no token, the checkpoints are of other
@@ -80,7 +85,7 @@ def train(
     seconds: dict[str, float] = {}
     settings: dict[str, Any] = config.model_dump(mode="json", exclude_none=True)
     with _published(out) as folder, _working(work, fresh):
-        run = _prepare(data, config, seed, cache, work, seconds)
+        run = _prepare(data, config, seed, cache, work, seconds, mining)
         facts = _learn(run, config, seed, evaluation, seconds, out.name)
         if folder is not None:
             save_encoder(run.encoder, folder)
@@ -105,6 +110,7 @@ class _Run(NamedTuple):
     source: GroupSource
     pool: TextPool
     work: Path
+    mining: Mining | None
 
 
 def _prepare(
@@ -114,6 +120,7 @@ def _prepare(
     cache: Path | None,
     work: Path,
     seconds: dict[str, float],
+    mining: Mining | None,
 ) -> _Run:
     lowest = objective(config).lowest_anchor
     with first_process_first():
@@ -123,7 +130,7 @@ def _prepare(
                 compile_transformers(encoder)
         with timed(seconds, "put the groups together"):
             source: GroupSource = (
-                MemoryGroups(data, lowest, config.beta)
+                MemoryGroups(data, lowest, config.beta, None if mining is None else mining.catalogue)
                 if isinstance(data, TrainingData)
                 else store_samples(data, work / "groups", rendering_of(encoder), lowest, config.beta)
             )
@@ -134,7 +141,7 @@ def _prepare(
             # Data in memory is small enough to be tokenised again.
             kept = None if isinstance(data, TrainingData) else work / f"tokens-{name}"
             pool = tokenise_pool(encoder, source, kept)
-    return _Run(encoder, source, pool, work)
+    return _Run(encoder, source, pool, work, mining)
 
 
 def _learn(
@@ -153,6 +160,9 @@ def _learn(
             console.print(_start_line(contrast, run.source))
         steps = Steps(sampler, pool, config.steps, wanted, Share(*processes()))
         model = GroupLoss(run.encoder, pool, config)
+        join = None
+        if run.mining is not None:
+            join = Joined(run.mining, run.encoder, pool, run.source, config, seed)
         with timed(seconds, "train"):
             fit(
                 model,
@@ -162,6 +172,7 @@ def _learn(
                 run.work,
                 resume_from=last_checkpoint(run.work),
                 evaluation=evaluation and _lifted(evaluation, used),
+                join=join,
                 name=name,
             )
     log = read_log(run.work)
@@ -171,6 +182,7 @@ def _learn(
         "groups": run.source.groups,
         "dropped_groups": run.source.dropped,
         "contrast": contrast,
+        **({} if join is None else join.facts()),
     }
 
 

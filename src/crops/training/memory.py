@@ -6,8 +6,9 @@ import hashlib
 from collections.abc import Iterator
 
 import numpy as np
+from numpy.typing import NDArray
 
-from crops.training.data import TrainingData
+from crops.training.data import Catalogue, TrainingData
 from crops.training.groups import Groups
 
 BATCH = 4096
@@ -17,8 +18,17 @@ BATCH = 4096
 class MemoryGroups:
     """The groups of a TrainingData with an anchor; implements `crops.training.groups.GroupSource`."""
 
-    def __init__(self, data: TrainingData, lowest_anchor: int, beta: float) -> None:
-        """Leave out groups without a document of at least the label `lowest_anchor`; number the texts."""
+    def __init__(
+        self, data: TrainingData, lowest_anchor: int, beta: float, catalogue: Catalogue | None = None
+    ) -> None:
+        """Leave out groups without a document of at least the label `lowest_anchor`; number the texts.
+
+        Args:
+            data: the groups.
+            lowest_anchor: see above.
+            beta: groups are drawn with weight searches^beta.
+            catalogue: documents whose texts join the pool, in no group; none when None.
+        """
         usable = data.with_anchors(lowest_anchor)
         self.undocumented = int((np.diff(data.offsets) == 0).sum())
         self.groups, self.dropped = usable.groups, data.groups - usable.groups - self.undocumented
@@ -36,6 +46,10 @@ class MemoryGroups:
         doc_text[used] = [
             self._doc_rows.setdefault(usable.doc_texts[doc], len(self._doc_rows)) for doc in used
         ]
+        added = [] if catalogue is None else catalogue.texts
+        rows = [self._doc_rows.setdefault(text, len(self._doc_rows)) for text in added]
+        self.catalogue_text: NDArray[np.int64] = np.array(rows, dtype=np.int64) + self.queries
+        """[D] row of the pool of each document of the catalogue."""
         self._all = Groups(
             query_id=usable.query_id,
             query_text=np.array(query_text, dtype=np.int64),
@@ -59,7 +73,7 @@ class MemoryGroups:
         return _batches(list(self._query_rows))
 
     def doc_texts(self) -> Iterator[list[str]]:
-        """Yield the distinct texts of the documents in use."""
+        """Yield the distinct texts of the documents in use and of the catalogue."""
         return _batches(list(self._doc_rows))
 
     def fingerprint(self) -> str:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -49,6 +51,16 @@ def objective(config: TrainingConfig) -> Objective:
             functools.partial(softmax_ce, min_anchor_label=graded), max(1, graded), by_query=True
         )
     else:
-        loss = {"h_infonce": h_infonce, "infonce_graded": infonce_graded}[config.loss]
-        found = Objective(functools.partial(loss, min_anchor_label=graded), graded)
-    return Objective(over_dims(found.loss, config.matryoshka_dims), found.lowest_anchor, found.by_query)
+        form = {"h_infonce": h_infonce, "infonce_graded": infonce_graded}[config.loss]
+        found = Objective(functools.partial(form, min_anchor_label=graded), graded)
+    loss = found.loss if config.in_batch else _among_own(found.loss)
+    return Objective(over_dims(loss, config.matryoshka_dims), found.lowest_anchor, found.by_query)
+
+
+def _among_own(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Return the loss without the documents of other queries: rows of one query id are not contrasted."""
+
+    def own(*args: Tensor, query_id: Tensor, **options: Any) -> Tensor:  # noqa: ANN401
+        return loss(*args, query_id=torch.zeros_like(query_id), **options)
+
+    return own

@@ -23,6 +23,8 @@ from crops.training.steps import Steps
 
 Evaluator = Callable[[SentenceTransformer], dict[str, float]]
 """Metrics of an encoder, by name; larger is better."""
+Join = Callable[[int, dict[str, Tensor]], dict[str, Tensor]]
+"""From a step, counted from 0, and its inputs to the inputs with negatives of the encoder as it is then."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ def fit(
     *,
     resume_from: Path | None = None,
     evaluation: Evaluation | None = None,
+    join: Join | None = None,
     name: str = "crops",
 ) -> Journal:
     """Train `model` in place; with an evaluation, the weights of its best value are kept.
@@ -55,6 +58,7 @@ def fit(
         work: folder of the checkpoints and the log.
         resume_from: the checkpoint to go on from.
         evaluation: what to evaluate every `eval_steps`.
+        join: what each step sees besides.
         name: of the run, for trackers.
 
     Returns:
@@ -78,6 +82,7 @@ def fit(
         raise CropsError(f"report_to = {', '.join(config.report_to)}: {error}") from error
     trainer.remove_callback(PrinterCallback)
     trainer.start, trainer.evaluation, trainer.journal = _step_of(resume_from), evaluation, journal
+    trainer.join = join
     if evaluation is not None:
         trainer.add_callback(EarlyStoppingCallback(config.patience))
     with journal:
@@ -148,6 +153,7 @@ class _GroupTrainer(Trainer):
 
     start = 0
     evaluation: Evaluation | None = None
+    join: Join | None = None
     journal: Journal
 
     def get_train_dataloader(self) -> DataLoader[Any]:
@@ -200,6 +206,9 @@ class _GroupTrainer(Trainer):
         """
         assert isinstance(self.model, GroupLoss)
         temperature = self.model.temperature
+        if self.join is not None:
+            # Here and not in the data loader, which is a step ahead of the weights.
+            inputs = self.join(self.state.global_step, inputs)
         try:
             loss = super().training_step(model, inputs, num_items_in_batch)
         except (RuntimeError, MemoryError) as error:

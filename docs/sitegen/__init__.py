@@ -1,0 +1,1 @@
+"""What the site is made of besides docs/*.md: pages from the code, pages from the repository."""

@@ -1,0 +1,197 @@
+"""`crops bubble-loop`: does the filter bubble grow when a model learns every day from what it showed?"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+
+from crops.cli.experiment import MODELS, GeneratedOption, arm_names
+from crops.cli.mine import mine_logs
+from crops.cli.models import load_retriever
+from crops.cli.options import DEFAULTS, ConfigOption, RelevanceOption, SeedOption
+from crops.cli.simulate import document_texts
+from crops.cli.warm import mined_samples, packaged_documents, warm_start, with_days
+from crops.config import RunConfig, TrainingConfig, load_config
+from crops.errors import CropsError, nearest
+from crops.online.arms import recipe, train_arm
+from crops.online.bubble import Measured
+from crops.online.experiment import Start, write_plan
+from crops.online.loop import Loop, Workshop, read_days, run_loop
+from crops.outputs import cache_folder, console
+from crops.platform import SIZES, day_name, platform_version
+from crops.protocols import Retriever
+from crops.report import Line, LineFigure, Section, TablesReport, TextTable, write_report
+
+Days = Mapping[str, Mapping[str, Measured]]
+
+OBSERVABLES = {
+    "top": ("Exposure on 1 % of the items", "share of all shown results that goes to the most shown 1 %"),
+    "senses": (
+        "Senses per ambiguous query",
+        "exp of the entropy of what is shown over the senses of the word",
+    ),
+    "catalogue": ("Catalogue ever shown", "share of all items that any search has shown so far"),
+    "unseen": (
+        "Relevant, never shown",
+        "share of what meets the needs behind a query that it was never shown",
+    ),
+    "again": ("Shown again", "share of shown results that the query was shown on an earlier day"),
+    "own": ("Found by the own model", "share of shown results that the arm's model found"),
+    "satisfied": ("Satisfied searches", "by truth"),
+    "reformulated": (
+        "Reformulated searches",
+        "followed within 90 s by other words for the same need, by truth",
+    ),
+    "recall": ("True recall@100 of the model", "of what meets the needs of the day's first searches"),
+}
+"""What is drawn and tabled, with headings and explanations."""
+_COUNTS = {"senses"}
+"""Observables that are no shares."""
+_TOLD = ("top", "unseen", "satisfied", "recall")
+"""Observables whose course stands in the headline."""
+
+
+def bubble_loop(
+    out: Annotated[Path, typer.Option(help="Folder for worlds, models, logs and the report.")],
+    size: Annotated[
+        str | None, typer.Option(help=f"One of {', '.join(SIZES)}.", show_default=DEFAULTS.platform.size)
+    ] = None,
+    days: Annotated[int, typer.Option(help="Days that the loop runs.")] = 10,
+    arms: Annotated[
+        str, typer.Option(help="Comma-separated arms; each is a world of its own.")
+    ] = "clicks,baseline,crops,-p1,-p2",
+    bubble: Annotated[
+        str | None,
+        typer.Option(help="Filter bubble: weak, default or strong.", show_default=DEFAULTS.platform.bubble),
+    ] = None,
+    model: Annotated[str, typer.Option(help="dense or sparse: what is trained anew every day.")] = "dense",
+    generated: GeneratedOption = None,
+    relevance: RelevanceOption = None,
+    seed: SeedOption = None,
+    config: ConfigOption = None,
+) -> Path:
+    """Let users search, mine the day's logs, train on them, deploy, and so on, in one world per arm.
+
+    The report is written anew after each day. An interrupted run goes on at the day and arm that it was at.
+    """
+    settings = load_config(
+        config, seed=seed, platform__size=size, platform__bubble=bubble, relevance__model=relevance
+    )
+    run = with_days(settings, days)
+    names = arm_names(arms)
+    if model not in MODELS:
+        raise CropsError(f"unknown model '{model}'; models: {', '.join(MODELS)}.{nearest(model, MODELS)}")
+    start = warm_start(out / "world", run)
+    samples = mined_samples(out, out / "world", run, generated)
+    training = load_config(config, training__encoder=MODELS[model]).training
+    workshop = _workshop(start, run, training, generated or packaged_documents())
+    loop = Loop(out / "arms", out / "world", samples, model, workshop)
+    facts = {
+        "bubble": run.platform.bubble,
+        "seed": run.seed,
+        "size": run.platform.size,
+        "platform": platform_version(),
+        "model": model,
+    }
+    write_plan(out, [], {**facts, "last_day": run.platform.days})
+    run_loop(loop, start, names, days, partial(_report, out, loop, start, names, run))
+    console.print(f"open [bold]{out / 'report.html'}[/bold]")
+    return out / "report.html"
+
+
+def _workshop(start: Start, run: RunConfig, training: TrainingConfig, generated: Path) -> Workshop:
+    texts = document_texts(start.platform)
+    ids = np.arange(1, len(texts) + 1)
+
+    def mine(logs: Path, day: int, samples: Path) -> None:
+        engine = run.engine.model_copy(update={"days": (day_name(day),)})
+        mine_logs(logs, samples, run.model_copy(update={"engine": engine}), generated)
+
+    def train(arm: str, samples: Path, out: Path) -> None:
+        train_arm(samples, out, recipe(arm, training), run.seed, cache_folder())
+
+    def load(model: Path, logs: Path) -> Retriever:
+        return load_retriever(model, ids, texts, logs)
+
+    return Workshop(mine, train, load)
+
+
+def _report(out: Path, loop: Loop, start: Start, names: Sequence[str], run: RunConfig) -> None:
+    """Write loop.json and report.html from the days that all arms have."""
+    measured: dict[str, Days] = {name: read_days(loop, start, name) for name in names}
+    written = {
+        arm: {day: {key: asdict(one) for key, one in row.items()} for day, row in days.items()}
+        for arm, days in measured.items()
+    }
+    (out / "loop.json").write_text(json.dumps(written, indent=2) + "\n")
+    write_report(loop_page(measured, run), out / "report.html")
+
+
+def loop_page(measured: Mapping[str, Days], run: RunConfig) -> TablesReport:
+    """Return the page of a loop: a chart and a table per observable.
+
+    Args:
+        measured: observables by arm and day; all arms have the same days.
+        run: its settings.
+    """
+    days = sorted(next(iter(measured.values())))
+    figures = [_figure(key, measured, days) for key in OBSERVABLES]
+    tables = [_table(key, measured, days) for key in OBSERVABLES]
+    return TablesReport(
+        title="The filter bubble over days",
+        headline=[
+            f"{len(measured)} worlds with the same people and needs; in each a model is trained every day "
+            f"on the logs of the day before and deployed. {len(days)} days.",
+            "Models of day 1 learned from the same logs; from day 2 on each world learns from itself.",
+            *(_course(key, measured, days) for key in _TOLD),
+        ],
+        sections=[
+            Section("At a glance", figures=figures),
+            Section("Day by day", "Shares in %; senses as numbers.", tables=tables),
+        ],
+        facts=[
+            ("seed", str(run.seed)),
+            ("platform", f"{run.platform.size}, bubble {run.platform.bubble}, {platform_version()}"),
+            ("relevance (θ)", run.relevance.model),
+        ],
+        notes=[
+            "One world and one seed: no interval; worlds of other seeds differ by more than their days do."
+        ],
+    )
+
+
+def _course(key: str, measured: Mapping[str, Days], days: Sequence[str]) -> str:
+    """Return what became of an observable from the first day to the last."""
+    ends = (
+        f"{arm} " + " to ".join(f"{_scaled(key, found[day][key].value):.1f}" for day in (days[0], days[-1]))
+        for arm, found in measured.items()
+    )
+    return f"{OBSERVABLES[key][0]}, first to last day, in %: {', '.join(ends)}."
+
+
+def _figure(key: str, measured: Mapping[str, Days], days: Sequence[str]) -> LineFigure:
+    lines = [
+        Line(arm, list(range(1, len(days) + 1)), [_scaled(key, found[day][key].value) for day in days], tone)
+        for tone, (arm, found) in enumerate(measured.items(), start=1)
+    ]
+    return LineFigure(f"{OBSERVABLES[key][0]}{'' if key in _COUNTS else ', %'}", "day", lines)
+
+
+def _table(key: str, measured: Mapping[str, Days], days: Sequence[str]) -> TextTable:
+    title, note = OBSERVABLES[key]
+    rows = [
+        [arm, *(f"{_scaled(key, found[day][key].value):.{2 if key in _COUNTS else 1}f}" for day in days)]
+        for arm, found in measured.items()
+    ]
+    return TextTable(title, ["arm", *(f"day {i}" for i in range(1, len(days) + 1))], rows, note)
+
+
+def _scaled(key: str, value: float) -> float:
+    return value if key in _COUNTS else 100 * value

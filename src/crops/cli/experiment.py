@@ -1,0 +1,133 @@
+"""`crops experiment`: A/B tests of trained retrievers on the simulated platform."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+
+from crops.cli.analyse import analyse_experiment
+from crops.cli.models import load_retriever
+from crops.cli.options import DEFAULTS, ConfigOption, RelevanceOption, SeedOption
+from crops.cli.simulate import document_texts
+from crops.cli.warm import FIRST_DAY, mined_samples, warm_start, with_days
+from crops.config import RunConfig, load_config
+from crops.engine.job import REPORT
+from crops.errors import CropsError, nearest
+from crops.online.arms import recipe, train_arm
+from crops.online.assign import split
+from crops.online.experiment import A_A, LIVE, PAIRED, Start, in_own_layer, run_live, run_paired, write_plan
+from crops.online.routing import Routes, Trial
+from crops.online.statistics import require_tea_tasting
+from crops.outputs import cache_folder, console, timed
+from crops.platform import SIZES, day_name, platform_version
+
+MODELS = {"dense": "static", "sparse": "two_tower"}
+"""Kinds of model: the route that the arms swap, and the encoder that is trained for it."""
+GeneratedOption = Annotated[
+    Path | None,
+    typer.Option(help="JSON lines of documents that an LLM wrote (P3).", show_default="those of the demo"),
+]
+
+
+def experiment(
+    out: Annotated[Path, typer.Option(help="Folder for worlds, models, logs and tables.")],
+    size: Annotated[
+        str | None, typer.Option(help=f"One of {', '.join(SIZES)}.", show_default=DEFAULTS.platform.size)
+    ] = None,
+    days: Annotated[int, typer.Option(help="Days of the experiment.")] = 7,
+    arms: Annotated[
+        str, typer.Option(help="Comma-separated arms, the control first.")
+    ] = "baseline,+p1,+p2,crops",
+    models: Annotated[str, typer.Option(help="dense, sparse, or both.")] = "dense,sparse",
+    share: Annotated[float, typer.Option(help="Share of the users in each arm.")] = 0.10,
+    paired: Annotated[
+        bool, typer.Option(help="Live the same days once per arm too, everybody in it.")
+    ] = True,
+    generated: GeneratedOption = None,
+    relevance: RelevanceOption = None,
+    seed: SeedOption = None,
+    config: ConfigOption = None,
+) -> Path:
+    """Test retrievers trained with more and more sources on the users of the simulated platform.
+
+    The kinds of model are tested at the same time, in layers of their own, with an A/A test beside them. An
+    interrupted run goes on at the day or the model that it was at.
+    """
+    require_tea_tasting()
+    run = with_days(load_config(config, seed=seed, platform__size=size, relevance__model=relevance), days)
+    names, kinds = arm_names(arms), _kinds(models)
+    split(dict.fromkeys(names, share))  # an impossible share should not cost the days before
+    seconds: dict[str, float] = {}
+    with timed(seconds, "days before"):
+        start = warm_start(out / "world", run)
+    experiments = [in_own_layer(kind, names, share, start) for kind in kinds]
+    experiments.append(in_own_layer(A_A, ("a", "b"), share, start))
+    samples = mined_samples(out, out / "world", run, generated)
+    arms_of = {kind: _train(kind, names, samples, out, start, run, config) for kind in kinds}
+    trials = [Trial(one, arms_of.get(one.name, {})) for one in experiments]
+    write_plan(out, trials, _facts(run, days, samples, kinds))
+    with timed(seconds, "A/B days"):
+        run_live(out / LIVE, start, trials, days)
+    if paired:
+        with timed(seconds, "one world per arm"):
+            for kind, routes in arms_of.items():
+                run_paired(out / PAIRED / kind, start, routes, days)
+    console.print(
+        f"logs in [bold]{out / LIVE}[/bold]; " + ", ".join(f"{k} {v:.0f} s" for k, v in seconds.items())
+    )
+    analyse_experiment(out, relevance=relevance, config=config)
+    return out
+
+
+def arm_names(arms: str) -> list[str]:
+    """Return the names in a comma-separated list of arms.
+
+    Raises:
+        CropsError: an arm is unknown or named twice, or there is only one.
+    """
+    names = [name.strip() for name in arms.split(",")]
+    if len(names) < 2 or len(set(names)) < len(names):
+        raise CropsError(f"--arms {arms}: name at least two arms, each once")
+    for name in names:
+        recipe(name, DEFAULTS.training)
+    return names
+
+
+def _kinds(models: str) -> list[str]:
+    kinds = [kind.strip() for kind in models.split(",")]
+    for kind in kinds:
+        if kind not in MODELS:
+            raise CropsError(f"unknown model '{kind}'; models: {', '.join(MODELS)}.{nearest(kind, MODELS)}")
+    return list(dict.fromkeys(kinds))
+
+
+def _train(
+    kind: str, names: list[str], samples: Path, out: Path, start: Start, run: RunConfig, config: Path | None
+) -> dict[str, Routes]:
+    """Train the arms' models of one kind; return the routes that each arm swaps."""
+    encoder = MODELS[kind] if kind == "sparse" else None
+    training = load_config(config, training__encoder=encoder).training
+    texts = document_texts(start.platform)
+    ids = np.arange(1, len(texts) + 1)
+    routes: dict[str, Routes] = {}
+    for name in names:
+        folder = out / "models" / kind / name
+        train_arm(samples, folder, recipe(name, training), run.seed, cache_folder())
+        routes[name] = {kind: load_retriever(folder, ids, texts, out / "world" / "logs")}
+    return routes
+
+
+def _facts(run: RunConfig, days: int, samples: Path, kinds: list[str]) -> dict[str, object]:
+    coverage = json.loads((samples / REPORT).read_text())["p3_coverage"]["share_of_queries"] or 0.0
+    return {
+        "days": [day_name(day) for day in range(FIRST_DAY, FIRST_DAY + days)],
+        "seed": run.seed,
+        "size": run.platform.size,
+        "platform": platform_version(),
+        "routes": kinds,
+        "p3_share_of_queries": coverage,
+    }

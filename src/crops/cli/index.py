@@ -1,0 +1,92 @@
+"""`crops index`: a catalogue ready to be searched."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import pyarrow.parquet as pq
+import typer
+from numpy.typing import NDArray
+
+from crops.cli.options import DEFAULTS, ConfigOption
+from crops.config import load_config
+from crops.errors import CropsError
+from crops.outputs import console, timed
+from crops.retrieval import IndexManifest, build_index, load_model, update_index
+
+
+def index(
+    model: Annotated[str, typer.Argument(help="Model folder, preset, SentenceTransformer or ONNX folder.")],
+    items: Annotated[
+        Path | None,
+        typer.Argument(help="Items: a logs folder, mined samples or items.parquet.", show_default=False),
+    ] = None,
+    out: Annotated[
+        str, typer.Option(help="Folder of the index, or milvus:FILE.db or milvus:http://HOST:PORT.")
+    ] = "out/index",
+    kind: Annotated[
+        str | None, typer.Option(help="exact, hnsw, ivf or ivfpq.", show_default=DEFAULTS.index.kind)
+    ] = None,
+    int8: Annotated[
+        bool | None, typer.Option("--int8", help="Search 8-bit codes: a quarter of the memory.")
+    ] = None,
+    dims: Annotated[
+        int | None, typer.Option(help="Keep the first numbers of a vector.", show_default="all")
+    ] = None,
+    queries: Annotated[
+        Path | None, typer.Option(help="Queries to measure recall with.", show_default="documents")
+    ] = None,
+    update: Annotated[
+        Path | None, typer.Option(help="Items to put into the index, or to replace there.")
+    ] = None,
+    delete: Annotated[
+        str | None, typer.Option(help="Ids to take out: 3,17,29 or a Parquet file with item_id.")
+    ] = None,
+    config: ConfigOption = None,
+) -> IndexManifest:
+    """Encode a catalogue into a new version of an index, or change the one that is there."""
+    changes = update is not None or delete is not None
+    if (items is None) != changes:
+        raise CropsError("name the items of a new index, or what to --update or --delete in an old one")
+    settings = load_config(config, index__kind=kind, index__int8=int8, index__dims=dims).index
+    seconds: dict[str, float] = {}
+    with timed(seconds, f"load {model}"):
+        loaded = load_model(model)
+    with timed(seconds, f"index in {out}"):
+        if items is not None:
+            manifest = build_index(out, loaded, items, settings, queries)
+        else:
+            gone = _ids(delete) if delete else np.empty(0, dtype=np.int64)
+            manifest = update_index(out, loaded, update, gone)
+    console.print(summary(manifest))
+    return manifest
+
+
+def _ids(text: str) -> NDArray[np.int64]:
+    """Return the ids that `--delete` names."""
+    if text.endswith(".parquet"):
+        if not Path(text).exists() or "item_id" not in pq.read_schema(text).names:
+            raise CropsError(f"--delete {text}: no Parquet file with a column item_id")
+        ids: NDArray[np.int64] = pq.read_table(text, columns=["item_id"])["item_id"].to_numpy()
+        return ids
+    try:
+        return np.array([int(part) for part in text.split(",")], dtype=np.int64)
+    except (ValueError, OverflowError) as error:
+        raise CropsError(f"--delete {text}: give ids separated by commas, or a Parquet file") from error
+
+
+def summary(manifest: IndexManifest) -> str:
+    """Return what the command says of the version that it made."""
+    found = manifest.recall
+    kind = manifest.kind + (" int8" if manifest.int8 else "")
+    lines = [
+        f"version {manifest.version}: {manifest.count:,} items, {manifest.dim} numbers each, {kind}",
+        f"recall@100 against exact search: {found.at_100:.4f} ({found.queries} {found.source})",
+    ]
+    if manifest.dim < manifest.model_dim and found.full_width is not None:
+        lines.append(f"against exact search in all {manifest.model_dim} numbers: {found.full_width:.4f}")
+    if found.at_100 < found.target:
+        lines.append(f"[yellow]below the target {found.target}[/yellow]: choose another kind or no int8")
+    return "\n".join(lines)

@@ -1,0 +1,39 @@
+"""How the tables of an experiment write numbers."""
+
+from __future__ import annotations
+
+from crops.online.metrics import Metric
+from crops.online.statistics import Effect
+
+
+def value(metric: Metric, number: float) -> str:
+    """Write a value: shares in %."""
+    return f"{100 * number:.2f}" if metric.share else f"{number:.3f}"
+
+
+def change(metric: Metric, number: float) -> str:
+    """Write a difference: of shares in points."""
+    return signed(100 * number, 2) if metric.share else signed(number, 3)
+
+
+def interval(metric: Metric, found: Effect) -> str:
+    """Write the interval of an absolute effect."""
+    return f"[{change(metric, found.low)}, {change(metric, found.high)}]"
+
+
+def relative(found: Effect) -> str:
+    """Write a relative effect with its interval, in %."""
+    ends = f"[{signed(100 * found.relative_low, 1)}, {signed(100 * found.relative_high, 1)}]"
+    return f"{signed(100 * found.relative, 2)} % {ends}"
+
+
+def signed(number: float, decimals: int) -> str:
+    """Write a number with its sign, a true minus."""
+    return f"{number:+.{decimals}f}".replace("-", "\N{MINUS SIGN}")
+
+
+def p_text(p: float | None) -> str:
+    """Write a p-value."""
+    if p is None:
+        return "–"
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"

@@ -1,0 +1,101 @@
+"""`crops power`: what an experiment could see, before it runs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from crops.cli.options import ConfigOption, RelevanceOption
+from crops.config import load_config
+from crops.errors import CropsError
+from crops.outputs import console
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from crops.online.metrics import Metric
+    from crops.online.panel import Panel
+    from crops.online.planning import Plan
+
+
+def power(
+    logs: Annotated[Path, typer.Argument(help="Logs of as many days as the experiment will take.")],
+    share: Annotated[float, typer.Option(help="Share of the users in each of two arms.", min=0)] = 0.1,
+    effect: Annotated[float | None, typer.Option(help="Relative effect to be found, e.g. 0.01.")] = None,
+    chance: Annotated[float, typer.Option(help="Chance to find it.", min=0.5, max=0.999)] = 0.8,
+    pre_day: Annotated[
+        list[str] | None, typer.Option(help="Day of LOGS for CUPED, not for the sums; repeat for more.")
+    ] = None,
+    route: Annotated[
+        list[str] | None, typer.Option(help="Recall route to report: its name, or NAME=BIT.")
+    ] = None,
+    relevance: RelevanceOption = None,
+    config: ConfigOption = None,
+) -> list[dict[str, Any]]:
+    """Print the minimal detectable effect of each metric, and the users that the asked effect needs."""
+    from crops.cli.mine import accepted_logs
+    from crops.cli.online_logs import reading, route_bits
+    from crops.logs import open_logs
+    from crops.online.panel import everybody
+    from crops.online.userdays import user_days
+
+    if not 0 < share <= 0.5:
+        raise CropsError(f"--share {share:g}: two arms have at most half of the users each, and some")
+    run = load_config(config, relevance__model=relevance)
+    bits = route_bits(logs, route)
+    opened = open_logs(accepted_logs(logs, logs.with_name(f"{logs.name}.checked"), run))
+    panel = everybody(user_days(opened, reading(opened.path, run, bits)))
+    if unknown := sorted(set(pre_day or ()) - set(panel.days)):
+        raise CropsError(f"--pre-day {unknown[0]}: no search; the days there are: {', '.join(panel.days)}")
+    users = int(share * len(panel.users))
+    plans = _plans(panel, tuple(bits), users, pre_day or (), effect, chance)
+    console.print(_printed(plans, users, effect))
+    return [{"metric": metric.key, **dataclasses.asdict(one)} for metric, one in plans]
+
+
+def _plans(
+    panel: Panel,
+    routes: Sequence[str],
+    users: int,
+    pre_days: Sequence[str],
+    effect: float | None,
+    chance: float,
+) -> list[tuple[Metric, Plan]]:
+    """Return what can be planned; what cannot is said."""
+    from crops.online.metrics import metrics_of
+    from crops.online.planning import plan
+
+    days = [day for day in panel.days if day not in pre_days]
+    sums, before = panel.sums(days), panel.sums(pre_days) if pre_days else None
+    plans = []
+    for metric in metrics_of(routes, tuple(panel.statistics)):
+        try:
+            one = plan(metric, sums, users, wanted=effect, before=before, power=chance)
+        except CropsError as error:
+            console.print(f"left out: {error}", markup=False, highlight=False)
+            continue
+        plans.append((metric, one))
+    return plans
+
+
+def _printed(plans: Sequence[tuple[Metric, Plan]], users: int, effect: float | None) -> Table:
+    from rich.table import Table
+
+    from crops.cli.online_text import value
+
+    table = Table("metric", "mean", "MDE", "MDE, relative", title=f"{users:,} users per arm")
+    if effect:
+        table.add_column(f"users per arm for {100 * effect:g} %")
+        table.add_column("enough?")
+    for metric, one in plans:
+        cells = [metric.label, value(metric, one.mean), value(metric, one.mde)]
+        cells.append(f"{100 * one.mde / one.mean:.2f} %" if one.mean else "–")
+        if one.suffices is not None:
+            more = one.suffices - users
+            cells += [f"{one.suffices:,}", "yes" if more <= 0 else f"no: {more:,} more per arm"]
+        table.add_row(*cells)
+    return table

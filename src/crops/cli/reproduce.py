@@ -1,0 +1,86 @@
+"""`crops reproduce`: the paper's tables and figures, and a verdict on each of its claims."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from crops.cli.options import DEFAULTS, ConfigOption
+from crops.cli.stages import STAGES
+from crops.cli.warm import packaged_documents
+from crops.config import load_config
+from crops.errors import CropsError
+from crops.outputs import console
+from crops.reproduce.folder import opened, write_atomically
+from crops.reproduce.plan import MAP_NAME, TARGETS, Plan, generated_files, parse_target, stored_points
+from crops.reproduce.produce import produce, produce_map, tuned
+from crops.reproduce.worlds import DEFAULT, build_world, parse_seeds, parse_worlds
+from crops.reproduce.write import PAGE, markdown, show, write_all
+
+
+def reproduce(
+    what: Annotated[str, typer.Argument(help=f"One of {', '.join(TARGETS)}.")],
+    out: Annotated[
+        Path, typer.Option(help="Folder of the cells and tables; what is there is not made again.")
+    ] = Path("out/reproduce"),
+    size: Annotated[str, typer.Option(help="Size of the worlds.")] = "small",
+    seeds: Annotated[str, typer.Option(help="How many seeds, or a list, e.g. 0,1,2.")] = "3",
+    worlds: Annotated[
+        str, typer.Option(help="default, dcm, pbm, null, weak, strong, judged: a list of these, or all.")
+    ] = "default",
+    encoder: Annotated[
+        str | None,
+        typer.Option(help="static, minilm, or a model.", show_default=DEFAULTS.training.encoder),
+    ] = None,
+    tune: Annotated[
+        bool, typer.Option("--tune", help="Tune each method anew, on held-out queries of the training day.")
+    ] = False,
+    generated: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of LLM documents, one <size>-<world>-<seed>.jsonl for each world.",
+            show_default="those that come with crops",
+        ),
+    ] = None,
+    judged: Annotated[
+        Path | None, typer.Option(help="Docs, queries and qrels of the world `judged`, as Parquet.")
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
+    docs: Annotated[
+        Path | None, typer.Option(help="Also write the tables as Markdown here, e.g. docs/results.md.")
+    ] = None,
+    config: ConfigOption = None,
+) -> Path:
+    """Measure the paper's methods under one trainer, one budget and one evaluation, and judge its claims.
+
+    Every cell of a table is measured once and kept; an interrupted run goes on where it was. The tables are
+    printed, and written to OUT/WHAT (OUT/WHAT-WORLDS unless WORLDS is `default`) as report.html, results.md,
+    tables.json and verdicts.json.
+    """
+    target, numbers = parse_target(what), parse_seeds(seeds)
+    wanted = [[build_world(name, size, seed, judged) for seed in numbers] for name in parse_worlds(worlds)]
+    run = load_config(config, training__encoder=encoder)
+    documents = generated_files(generated, packaged_documents())
+    tables = out / (target if worlds == DEFAULT else f"{target}-{worlds.replace(',', '-')}")
+    with opened(out):
+        plan = Plan(run, stored_points(run.training.encoder), documents)
+        if tune:
+            plan = tuned(plan, target, wanted[0][0], out, STAGES)
+        if target == MAP_NAME:
+            made = produce_map(plan, size, numbers, out, STAGES, jobs)
+        else:
+            made = produce(target, wanted, plan, out, STAGES, jobs)
+        write_all(made.report, made.verdicts, tables)
+        if docs is not None:
+            write_atomically(docs, markdown(made.report))
+    for section in made.report.sections:
+        show(section, console)
+    console.print(f"open [bold]{tables / PAGE}[/bold]")
+    if made.failed:
+        label, why = next(iter(made.failed.items()))
+        raise CropsError(
+            f"{len(made.failed)} of the cells failed, e.g. {label}: {why}; run again to try them anew"
+        )
+    return tables / PAGE

@@ -1,0 +1,30 @@
+"""ADORE: the query tower alone, against what it finds at this moment.
+
+Zhan et al., "Optimizing Dense Retrieval Model Training with Hard Negatives", SIGIR 2021, section 5:
+documents are encoded and indexed once, by STAR; then only the query encoder learns, and its negatives are the
+top results of each training query, retrieved anew in every step with the encoder as it is.
+
+Kept: fixed document vectors, live retrieval in each step, all top results as negatives. Differs: the softmax
+over them that all methods here share, in place of LambdaLoss weights; exact search; the number of results is
+what the budget of documents per step leaves, where the authors take 200.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from crops.negatives.lists import Ids, Vectors, nearest_others, take_first
+from crops.retrieval import FlatIndex
+
+
+def adore_negatives(index: FlatIndex, vectors: Vectors, positives: Sequence[Ids], n: int) -> Ids:
+    """Return the n documents nearest to each query that are no known positives, [Q, n]; blanks pad.
+
+    Args:
+        index: the fixed documents.
+        vectors: the queries as the encoder sees them now, [Q, d].
+        positives: for each of Q queries the ids of its known positives.
+        n: how many.
+    """
+    depth = n + max(map(len, positives), default=0)
+    return take_first(nearest_others(index, vectors, positives, depth), n)

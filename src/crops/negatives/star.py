@@ -1,0 +1,48 @@
+"""STAR: hard negatives that never change, held steady by random ones.
+
+Zhan et al., "Optimizing Dense Retrieval Model Training with Hard Negatives", SIGIR 2021, section 4: static
+hard negatives are the top results of a warmed-up model, retrieved once; random negatives of the same batch
+are added with a weight, at no cost, since the static ones alone let the model forget the rest.
+
+Kept: one retrieval with the warmed-up model, a uniform draw from its top 200 for each step, random negatives
+from the batch and from the hard negatives of other queries. Differs: one softmax over both kinds, as for all
+methods here, in place of a weighted sum of pairwise losses (RankNet); the warm-up is part of the step budget.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from crops.negatives.lists import Ids, Vectors, nearest_others, take_random
+from crops.retrieval import FlatIndex
+
+DEPTH = 200
+"""Length of the result lists that negatives are drawn from (the authors' code)."""
+
+
+def star_due(step: int, warm_up: int) -> bool:
+    """Return whether the index is built before a step (from 0): once, at the end of the warm-up."""
+    return step == warm_up
+
+
+def star_negatives(
+    random: np.random.Generator,
+    index: FlatIndex,
+    vectors: Vectors,
+    positives: Sequence[Ids],
+    n: int,
+    depth: int = DEPTH,
+) -> Ids:
+    """Return n random documents of each query's static list that are no known positives, [Q, n]; blanks pad.
+
+    Args:
+        random: the source of chance.
+        index: the catalogue as the warmed-up model encoded it.
+        vectors: the queries as that model encoded them, [Q, d].
+        positives: for each of Q queries the ids of its known positives.
+        n: how many.
+        depth: length of the static list.
+    """
+    return take_random(random, nearest_others(index, vectors, positives, depth), n)

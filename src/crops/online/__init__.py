@@ -1,0 +1,1 @@
+"""Experiments with users: assignment, simulated days, metrics, tests, and the closed loop."""

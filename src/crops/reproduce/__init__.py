@@ -1,0 +1,1 @@
+"""Every table and figure of the paper as cells that are made once, and what they say of its claims."""

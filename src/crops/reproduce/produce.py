@@ -1,0 +1,241 @@
+"""From a target to its report: the cells are made, then read; nothing in the report is typed by hand."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from crops.platform import platform_version
+from crops.report import Section, TablesReport
+from crops.reproduce import figures, tables
+from crops.reproduce.cells import Cell
+from crops.reproduce.dials import map_cells, map_sections
+from crops.reproduce.folder import CELLS
+from crops.reproduce.paper import CT, LAYOUTS, QR, TRUE
+from crops.reproduce.plan import ALL, FIG6_NAME, FIG7_METHODS, FIG7_NAME, SPEED_METHODS, Plan
+from crops.reproduce.results import Group, Measured, group
+from crops.reproduce.run import Outcome, make_cells, make_precisions
+from crops.reproduce.speed import Convergence, convergence
+from crops.reproduce.stages import Stages
+from crops.reproduce.tuning import tunable, tune
+from crops.reproduce.verdicts import FEWEST_P3, ONLINE, Rules, Verdict, judge, read_rules
+from crops.reproduce.worlds import DEFAULT, World, build_world
+from crops.reproduce.write import verdict_table
+
+_TITLES = {row.method: row.title for layout in reversed(LAYOUTS.values()) for row in layout.rows}
+"""Names of methods, a table's own where an earlier table has none."""
+
+
+@dataclass(frozen=True)
+class Produced:
+    """What a run has to show."""
+
+    report: TablesReport
+    verdicts: dict[str, list[Verdict]]
+    """By world."""
+    failed: dict[str, str]
+    """Why cells could not be made, by their label."""
+
+
+def produce(
+    target: str, worlds: Sequence[Sequence[World]], plan: Plan, out: Path, stages: Stages, jobs: int
+) -> Produced:
+    """Make and read the cells of a table, of a figure, or of all of them.
+
+    Args:
+        target: a table, `fig6`, `fig7` or `all`.
+        worlds: worlds of one name after the other, each with its seeds.
+        plan: what all cells have in common.
+        out: an opened folder of a reproduction.
+        stages: what cells are made with.
+        jobs: processes.
+
+    Raises:
+        CropsError: as `make_cells`.
+    """
+    everything = [world for seeds in worlds for world in seeds]
+    cells = [cell for world in everything for cell in plan.cells(target, world)]
+    files = {cell.generated: file for cell in cells if (file := plan.documents(cell.world))}
+    outcome = make_cells(cells, out, stages, files, jobs)
+    precisions = _precisions(everything, plan, out, stages, jobs) if target in (FIG6_NAME, ALL) else {}
+    rules = read_rules(_TITLES)
+    sections: list[Section] = []
+    verdicts: dict[str, list[Verdict]] = {}
+    for seeds in worlds:
+        own, name = _of_worlds(outcome, seeds, plan, target), seeds[0].name
+        found, verdicts[name] = _world_sections(target, name, seeds, own, outcome.failed, rules)
+        if verdicts[name]:
+            table = verdict_table("The paper's claims", verdicts[name])
+            sections.append(Section(f"Verdicts, world “{name}”", _VERDICT_LEAD, [table]))
+        sections += found
+        if seeds[0] in precisions:
+            section = figures.precision_section([precisions[world] for world in seeds])
+            sections.append(_in_world(section, name))
+    title, facts = f"CroPS, reproduced: {target}", _facts(worlds, plan, outcome)
+    report = TablesReport(title, _headline(verdicts), sections, facts, _notes(outcome))
+    return Produced(report, verdicts, outcome.failed)
+
+
+def _precisions(
+    worlds: Sequence[World], plan: Plan, out: Path, stages: Stages, jobs: int
+) -> dict[World, Path]:
+    """Measure how often the sources of each world are right."""
+    cells = {world: plan.cell(world, "crops") for world in worlds}
+    files = {cell.generated: file for cell in cells.values() if (file := plan.documents(cell.world))}
+    return make_precisions(cells, out, stages, files, jobs)
+
+
+_VERDICT_LEAD = (
+    "The rules were written before the runs (claims.toml): reproduced, if above 0 with p < 0.05 after Holm's "
+    "correction over the claims of a table; not reproduced, if the 95 % interval ends below half a point "
+    "(NDCG: one); inconclusive otherwise."
+)
+
+
+def tuned(plan: Plan, target: str, world: World, out: Path, stages: Stages) -> Plan:
+    """Return the plan with the settings of every method of the target tuned in a world.
+
+    Raises:
+        CropsError: as `tune`.
+    """
+    methods = tunable([target] if target in LAYOUTS else list(LAYOUTS))
+    plain = replace(plan, points={})
+    cells = {method: plain.cell(world, method) for method in methods}
+    files = {cell.generated: file for cell in cells.values() if (file := plan.documents(world))}
+    return replace(plan, points=tune(cells, out, stages, files))
+
+
+def produce_map(
+    plan: Plan, size: str, seeds: Sequence[int], out: Path, stages: Stages, jobs: int
+) -> Produced:
+    """Make and read the cells of the map: the lift of each source over each dial.
+
+    Args:
+        plan: what all cells have in common.
+        size: of the worlds.
+        seeds: of the worlds.
+        out: an opened folder of a reproduction.
+        stages: what cells are made with.
+        jobs: processes.
+
+    Raises:
+        CropsError: as `make_cells`.
+    """
+    cells = map_cells(plan, size, seeds, out)
+    wanted = [cell for own in cells.by_value.values() for cell in own]
+    outcome = make_cells(wanted, out, stages, cells.files, jobs)
+    sections = map_sections(cells, outcome.measured, seeds)
+    worlds = [[build_world(DEFAULT, size, seed) for seed in seeds]]
+    headline = ["One dial is turned at a time; all else stays at its default."]
+    facts, notes = _facts(worlds, plan, outcome), _notes(outcome)
+    return Produced(TablesReport("When does it help?", headline, sections, facts, notes), {}, outcome.failed)
+
+
+def _of_worlds(
+    outcome: Outcome, seeds: Sequence[World], plan: Plan, target: str
+) -> list[tuple[Cell, Measured]]:
+    """Return the finished cells of worlds of one name with what was asked for."""
+    wanted = {cell.name(): cell for world in seeds for cell in plan.cells(target, world)}
+    return [(wanted[one.folder.name], one) for one in outcome.measured if one.folder.name in wanted]
+
+
+def _world_sections(
+    target: str,
+    name: str,
+    seeds: Sequence[World],
+    own: Sequence[tuple[Cell, Measured]],
+    failed: dict[str, str],
+    rules: Rules,
+) -> tuple[list[Section], list[Verdict]]:
+    """Return the sections of a world, and the verdicts on the claims of its tables."""
+    numbers = [world.seed for world in seeds]
+    plain = [measured for cell, measured in own if not cell.validated]
+    watched = [measured for cell, measured in own if cell.validated]
+    sections, verdicts = [], []
+    reasons = {label.split(" ")[0]: why for label, why in failed.items() if f"-{name}-" in label}
+    for layout in [LAYOUTS[target]] if target in LAYOUTS else list(LAYOUTS.values()) if target == ALL else []:
+        cells = group(plain, [row.method for row in layout.rows], numbers)
+        speeds = _speeds(cells, watched) if layout.name == "table4" else {}
+        shown = [tables.result_table(layout, cells, reasons), tables.cost_table(layout, cells)]
+        shown += [tables.speed_table(layout, speeds)] if speeds else []
+        shown.append(tables.breakdown_table(layout, cells))
+        drawn = [tables.bars(layout, cells, metric, tables.RESULTS[metric]) for metric in (CT, QR, TRUE)]
+        section = Section(layout.title, tables.coverage(cells), shown, [one for one in drawn if one])
+        sections.append(_in_world(section, name))
+        verdicts += judge(rules, layout.name, cells, speeds)
+    if target == ALL:
+        verdicts += judge(rules, ONLINE, group(plain, [], numbers), {})
+    if target in (FIG7_NAME, ALL):
+        logs = {
+            _TITLES[method]: [one for one in plain if one.method == method]
+            for method in FIG7_METHODS
+            if any(one.method == method for one in plain)
+        }
+        sections.append(_in_world(figures.temperature_section(logs), name))
+    return sections, verdicts
+
+
+def _speeds(cells: Group, watched: Sequence[Measured]) -> dict[str, list[Convergence]]:
+    """Return the convergence of each method that has a watched cell for every seed."""
+    found = {(one.method, one.seed): one for one in watched}
+    return {
+        method: [convergence(cells.cells[method, seed], found[method, seed]) for seed in cells.seeds]
+        for method in SPEED_METHODS
+        if method in cells.methods and all((method, seed) in found for seed in cells.seeds)
+    }
+
+
+def _in_world(section: Section, name: str) -> Section:
+    """Return the section with its world in the title, unless it is the default one."""
+    if name == DEFAULT:
+        return section
+    return Section(f"{section.title} (world “{name}”)", section.lead, section.tables, section.figures)
+
+
+def _headline(verdicts: dict[str, list[Verdict]]) -> list[str]:
+    sentences = []
+    for world, own in verdicts.items():
+        if not own:
+            continue
+        counts = {
+            ruling: sum(one.ruling == ruling for one in own)
+            for ruling in ("reproduced", "not reproduced", "inconclusive", "not tested")
+        }
+        told = ", ".join(f"{count} {ruling}" for ruling, count in counts.items() if count)
+        sentences.append(f"World “{world}”: of {len(own)} claims, each on one metric, {told}.")
+    return sentences
+
+
+def _facts(worlds: Sequence[Sequence[World]], plan: Plan, outcome: Outcome) -> list[tuple[str, str]]:
+    training = [one.facts["training"] for one in outcome.measured if one.facts["training"]]
+    return [
+        ("worlds", ", ".join(seeds[0].name for seeds in worlds)),
+        ("size", worlds[0][0].platform.size),
+        ("seeds", ", ".join(str(world.seed) for world in worlds[0])),
+        ("encoder", plan.config.training.encoder),
+        ("steps", f"{plan.config.training.steps} of {plan.config.training.batch_queries} queries"),
+        ("methods with tuned settings", ", ".join(sorted(plan.points)) or "none: their defaults"),
+        ("cells", f"{len(outcome.measured)} in {CELLS}/"),
+        ("training in all", f"{sum(one['cpu_seconds'] for one in training) / 60:.1f} CPU-minutes"),
+        ("platform", platform_version()),
+        ("crops", importlib.metadata.version("crops")),
+    ]
+
+
+def _notes(outcome: Outcome) -> list[str]:
+    notes = [f"{label} failed: {why}" for label, why in outcome.failed.items()]
+    codes = sorted({one.facts["code"] for one in outcome.measured})
+    if len(codes) > 1:
+        notes.append(
+            f"the cells were made by {len(codes)} states of the code ({', '.join(codes)}): what changed "
+            "between them was held not to change results (RESULTS_VERSION)"
+        )
+    coverage = [one.facts["p3_coverage"]["share_of_queries"] or 0.0 for one in outcome.measured]
+    if coverage and min(coverage) < FEWEST_P3:
+        notes.append(
+            f"P3 has generated documents for {100 * min(coverage):.1f} to {100 * max(coverage):.1f} % of the "
+            "training queries, by world: below 5 %, “+ P3” is in truth P1 and P2 with a trace of P3"
+        )
+    return notes

@@ -1,0 +1,198 @@
+"""What the cells say of the paper's claims, by the rules of claims.toml."""
+
+from __future__ import annotations
+
+import importlib.resources
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from crops.errors import CropsError
+from crops.evaluation import Difference
+from crops.evaluation.nested import Resampled, holm
+from crops.reproduce.paper import CT, NDCG, QR, QR_TRUTH
+from crops.reproduce.results import Group
+from crops.reproduce.speed import Convergence
+
+Ruling = Literal["reproduced", "not reproduced", "inconclusive", "not tested"]
+FEWEST_P3 = 0.05
+"""Below this share of training queries with a generated document, P3 is not tested."""
+ONLINE = "online"
+"""The "table" of claims that take an experiment with users."""
+NAMES = {CT: "CT recall@100", QR: "QR recall@100", QR_TRUTH: "QR recall@100 by truth", NDCG: "NDCG@4"}
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim on one metric."""
+
+    text: str
+    table: str
+    kind: Literal["greater", "not_less", "faster", "elsewhere"]
+    metric: str = ""
+    sums: tuple[Mapping[str, float], ...] = ()
+    """Weighted sums of methods that should be above 0."""
+    needs_p3: bool = False
+    slow: str = ""
+    fast: str = ""
+    ratio: float = 0.0
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Return the methods that it is about."""
+        return tuple(dict.fromkeys(name for one in self.sums for name in one)) or (self.slow, self.fast)
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What claims.toml says."""
+
+    alpha: float
+    margins: Mapping[str, float]
+    claims: tuple[Claim, ...]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a run says of a claim."""
+
+    claim: str
+    metric: str
+    ruling: Ruling
+    why: str
+    cells: Sequence[str] = field(default_factory=tuple)
+    """The cell folders that it rests on."""
+
+
+def read_rules(titles: Mapping[str, str]) -> Rules:
+    """Return the packaged rules.
+
+    Args:
+        titles: names of methods, as they are printed.
+    """
+    text = importlib.resources.files("crops.reproduce").joinpath("claims.toml").read_text()
+    found = tomllib.loads(text)
+    claims = [claim for entry in found["claim"] for claim in _claims(entry, titles)]
+    return Rules(found["alpha"], found["margins"], tuple(claims))
+
+
+def _claims(entry: dict[str, Any], titles: Mapping[str, str]) -> Iterator[Claim]:
+    """Yield an entry's claims: one for each metric and each method it is compared with."""
+    text, table, kind = entry["text"], entry["table"], entry["kind"]
+    if kind == "elsewhere":
+        yield Claim(text, table, kind)
+    elif kind == "faster":
+        yield Claim(text, table, kind, slow=entry["slow"], fast=entry["fast"], ratio=entry["ratio"])
+    elif kind in ("greater", "not_less"):
+        needs = entry.get("needs_p3", False)
+        if "sums" in entry:
+            sets = [(text, tuple(entry["sums"]))]
+        else:
+            sets = [
+                (text.format(than=titles.get(name, name)), ({entry["more"]: 1.0, name: -1.0},))
+                for name in entry["than"]
+            ]
+        for metric in entry["metrics"]:
+            for told, sums in sets:
+                yield Claim(told, table, kind, metric, sums, needs)
+    else:
+        raise CropsError(f"claims.toml: '{text}' has the unknown kind '{kind}'")
+
+
+def judge(
+    rules: Rules, table: str, group: Group, speeds: Mapping[str, Sequence[Convergence]]
+) -> list[Verdict]:
+    """Return the verdicts on the claims of a table, their p-values corrected together.
+
+    Args:
+        rules: the rules.
+        table: its name.
+        group: the cells of the table in one world.
+        speeds: convergence by method, seed by seed.
+    """
+    claims = [claim for claim in rules.claims if claim.table == table]
+    resampled = {
+        metric: group.resampled(metric) for metric in {claim.metric for claim in claims if claim.metric}
+    }
+    found = [_sums(claim, group, resampled.get(claim.metric)) for claim in claims]
+    corrected = iter(holm([one.p for sums in found for one in sums or ()]))
+    verdicts = []
+    for claim, sums in zip(claims, found, strict=True):
+        p_values = [next(corrected) for _ in sums or ()]
+        verdicts.append(_verdict(claim, sums, p_values, rules, group, speeds))
+    return verdicts
+
+
+def _sums(claim: Claim, group: Group, resampled: Resampled | None) -> list[Difference] | None:
+    """Return the weighted sums of a claim; None where it cannot be tested."""
+    if not claim.sums or resampled is None or _untested(claim, group):
+        return None
+    return [resampled.contrast(group.weights(one)) for one in claim.sums]
+
+
+def _untested(claim: Claim, group: Group) -> str:
+    """Return why a claim cannot be tested in a group, or an empty string."""
+    if claim.kind == "elsewhere":
+        return "needs an experiment with users: crops experiment"
+    if missing := [name for name in claim.methods if name not in group.methods]:
+        return f"no cell of {', '.join(missing)} for every seed"
+    if claim.needs_p3:
+        least = min(facts["p3_coverage"]["share_of_queries"] or 0.0 for facts in group.facts("crops"))
+        if least < FEWEST_P3:
+            return f"P3 has documents for {100 * least:.1f} % of the training queries; it takes 5 %"
+    return ""
+
+
+def _verdict(
+    claim: Claim,
+    sums: list[Difference] | None,
+    p_values: Sequence[float],
+    rules: Rules,
+    group: Group,
+    speeds: Mapping[str, Sequence[Convergence]],
+) -> Verdict:
+    metric = NAMES.get(claim.metric, claim.metric)
+    if claim.kind == "faster":
+        return _speed_verdict(claim, group, speeds)
+    if sums is None:
+        why = _untested(claim, group) or "no query has this metric in every world"
+        return Verdict(claim.text, metric, "not tested", why)
+    margin = rules.margins[claim.metric]
+    ruling = rule(claim.kind, sums, p_values, rules.alpha, margin)
+    why = "; ".join(_told(one, p) for one, p in zip(sums, p_values, strict=True))
+    return Verdict(claim.text, metric, ruling, why, group.folders(*claim.methods))
+
+
+def rule(
+    kind: str, sums: Sequence[Difference], p_values: Sequence[float], alpha: float, margin: float
+) -> Ruling:
+    """Return the ruling on sums that should be above 0 (`greater`) or not below it (`not_less`)."""
+    both = list(zip(sums, p_values, strict=True))
+    if kind == "greater":
+        if all(one.mean > 0 and p < alpha for one, p in both):
+            return "reproduced"
+        return "not reproduced" if any(one.ci_high < margin for one in sums) else "inconclusive"
+    if all(one.ci_low > -margin for one in sums):
+        return "reproduced"
+    return "not reproduced" if any(one.mean < 0 and p < alpha for one, p in both) else "inconclusive"
+
+
+def _speed_verdict(claim: Claim, group: Group, speeds: Mapping[str, Sequence[Convergence]]) -> Verdict:
+    if claim.slow not in speeds or claim.fast not in speeds:
+        return Verdict(
+            claim.text, "CPU time to convergence", "not tested", "no watched cells of both methods"
+        )
+    pairs = zip(speeds[claim.slow], speeds[claim.fast], strict=True)
+    ratios = [slow.cpu_seconds / fast.cpu_seconds for slow, fast in pairs]
+    holds = [ratio >= claim.ratio for ratio in ratios]
+    ruling: Ruling = "inconclusive"
+    if all(holds) or not any(holds):
+        ruling = "reproduced" if holds[0] else "not reproduced"
+    told = ", ".join(f"{ratio:.2f}" for ratio in ratios)
+    why = f"ratio by seed {told}, wanted at least {claim.ratio:g}"
+    return Verdict(claim.text, "CPU time to convergence", ruling, why, group.folders(claim.slow, claim.fast))
+
+
+def _told(one: Difference, p: float) -> str:
+    return f"{100 * one.mean:+.1f} points [{100 * one.ci_low:+.1f}, {100 * one.ci_high:+.1f}], p = {p:.3f}"

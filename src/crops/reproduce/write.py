@@ -1,0 +1,72 @@
+"""Tables on the terminal, as Markdown, as JSON and as a page: one content, four forms."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from crops.report import LineFigure, Section, TablesReport, TextTable, write_report
+from crops.reproduce.folder import write_atomically
+from crops.reproduce.verdicts import Verdict
+
+PAGE, DATA, TEXT, VERDICTS = "report.html", "tables.json", "results.md", "verdicts.json"
+
+
+def write_all(report: TablesReport, verdicts: dict[str, list[Verdict]], out: Path) -> None:
+    """Write report.html, results.md, tables.json and verdicts.json into a folder."""
+    write_report(report, out / PAGE)
+    write_atomically(out / TEXT, markdown(report))
+    tables = {section.title: [asdict(table) for table in section.tables] for section in report.sections}
+    write_atomically(
+        out / DATA, json.dumps({"facts": dict(report.facts), "sections": tables}, indent=2) + "\n"
+    )
+    told = {world: [asdict(verdict) for verdict in own] for world, own in verdicts.items()}
+    write_atomically(out / VERDICTS, json.dumps(told, indent=2) + "\n")
+
+
+def verdict_table(title: str, verdicts: Sequence[Verdict]) -> TextTable:
+    """Return a line for each claim, with the cells that it rests on."""
+    rows = [
+        [one.claim, one.metric or "–", one.ruling, one.why, "\n".join(one.cells) or "–"] for one in verdicts
+    ]
+    head = ["claim", "on", "verdict", "why", "cells"]
+    return TextTable(title, head, rows, words=True)
+
+
+def markdown(report: TablesReport) -> str:
+    """Return the report as Markdown; curves are in the page only."""
+    parts = [f"# {report.title}", *report.headline]
+    for section in report.sections:
+        parts += [f"## {section.title}", *([section.lead] if section.lead else [])]
+        for table in section.tables:
+            parts += [f"### {table.title}", *([table.note] if table.note else []), _grid(table)]
+        drawn = [figure.title for figure in section.figures if isinstance(figure, LineFigure)]
+        parts += [f"Drawn in the page: {title}." for title in drawn]
+    if report.notes:
+        parts += ["## Notes", "\n".join(f"- {note}" for note in report.notes)]
+    parts += ["## How this was made", "\n".join(f"- {name}: {value}" for name, value in report.facts)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _grid(table: TextTable) -> str:
+    rows = [table.head, ["---"] * len(table.head), *table.rows]
+    return "\n".join("| " + " | ".join(_cell(cell) for cell in row) + " |" for row in rows)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", "<br>")
+
+
+def show(section: Section, console: Console) -> None:
+    """Print the first table of a section; the others, and the cells of a verdict, are in the files."""
+    for table in section.tables[:1]:
+        width = len(table.head) - 1 if table.words else len(table.head)
+        printed = Table(*table.head[:width], title=table.title, show_lines=True)
+        for row in table.rows:
+            printed.add_row(*row[:width])
+        console.print(printed)

@@ -1,0 +1,129 @@
+"""From texts to unit vectors: which model, which one exactly, and what it reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crops.config import TrainingConfig
+from crops.errors import CropsError
+from crops.outputs import cache_folder, progress, read_manifest
+from crops.text import PLAIN, Rendering
+
+_CHUNK = 4096
+"""Texts encoded between two steps of the progress display; the encoder batches by length inside a chunk."""
+
+
+class Encoder(Protocol):
+    """What turns texts into vectors; every SentenceTransformer does."""
+
+    def encode(
+        self, texts: list[str], /, *, batch_size: int, normalize_embeddings: bool, show_progress_bar: bool
+    ) -> Any:  # noqa: ANN401  (an array or a tensor, [len(texts), d])
+        """Return one vector for each text."""
+        ...
+
+
+class Model(NamedTuple):
+    """An encoder and what an index must know of it."""
+
+    name: str
+    encoder: Encoder
+    rendering: Rendering
+    """What the encoder reads in place of queries and documents."""
+    hash: str
+    """`crops.relevance.models.model_hash` of its folder."""
+
+
+def load_model(name: str) -> Model:
+    """Load the encoder that an index is built or searched with.
+
+    Args:
+        name: an encoder preset, a model folder, a SentenceTransformer name, or a folder of
+            `crops export-onnx`, which carries the hash of the model that it was made from.
+
+    Raises:
+        CropsError: there is no such model, or it cannot be told which model an ONNX folder was made from.
+    """
+    from crops.encoders import encoder_folder, load_encoder, rendering_of  # torch takes seconds to import
+    from crops.encoders.onnx_encoder import SETTINGS
+    from crops.relevance.models import model_hash
+
+    if (Path(name) / SETTINGS).exists():
+        return _exported(Path(name))
+    config = TrainingConfig(encoder=name)
+    identity = model_hash(encoder_folder(config, cache_folder()))
+    encoder = load_encoder(config, cache_folder())
+    return Model(name, encoder, rendering_of(encoder), identity)
+
+
+def _exported(folder: Path) -> Model:
+    from crops.encoders.onnx_encoder import OnnxEncoder
+    from crops.encoders.two_tower import FEATURES
+
+    manifest = read_manifest(folder, "export-onnx")
+    if "model_hash" not in manifest:
+        raise CropsError(f"{folder} does not say which model it was made from; run `crops export-onnx` again")
+    rendering = FEATURES if manifest["reads_features"] else PLAIN
+    return Model(str(folder), OnnxEncoder(folder), rendering, manifest["model_hash"])
+
+
+def encode_texts(
+    encoder: Encoder, texts: Sequence[str], *, role: str = "document", batch_size: int = 64
+) -> NDArray[np.float32]:
+    """Encode texts to unit vectors, with a progress display if there are many.
+
+    Args:
+        encoder: its `encode_query` or `encode_document` is used if it has one (SentenceTransformer: prompts).
+        texts: n texts.
+        role: `query` or `document`.
+        batch_size: texts per forward pass.
+
+    Returns:
+        Unit vectors [n, d]; a text the encoder knows no part of may have the zero vector.
+
+    Raises:
+        CropsError: a vector holds NaN or infinity.
+    """
+    encode = getattr(encoder, f"encode_{role}", encoder.encode)
+    parts: list[NDArray[np.float32]] = []
+    with progress() as display:
+        task = display.add_task(f"encode {role} texts", total=len(texts), visible=len(texts) > _CHUNK)
+        for start in range(0, len(texts), _CHUNK):
+            chunk = list(texts[start : start + _CHUNK])
+            part = encode(chunk, batch_size=batch_size, normalize_embeddings=True, show_progress_bar=False)
+            parts.append(np.asarray(part, dtype=np.float32))
+            display.advance(task, len(chunk))
+    vectors = np.concatenate(parts)
+    _refuse_not_finite(vectors, texts)
+    return vectors
+
+
+def _refuse_not_finite(vectors: NDArray[np.float32], texts: Sequence[str]) -> None:
+    broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+    if broken.size:
+        raise CropsError(
+            f"the encoder gave NaN or infinity for {broken.size} of {len(texts)} texts, the first is "
+            f"{texts[broken[0]][:80]!r}; the model did not train well or its files are damaged"
+        )
+
+
+def narrowed(vectors: NDArray[np.float32], dim: int) -> NDArray[np.float32]:
+    """Return the first `dim` numbers of unit vectors [n, d >= dim], made unit length (Matryoshka).
+
+    Raises:
+        CropsError: the vectors are narrower than `dim`.
+    """
+    width = vectors.shape[1]
+    if width < dim:
+        raise CropsError(f"vectors of {width} numbers cannot be searched in an index of {dim}")
+    if width == dim:
+        return np.ascontiguousarray(vectors, dtype=np.float32)
+    cut = vectors[:, :dim].astype(np.float32)
+    norms = np.linalg.norm(cut, axis=1, keepdims=True)
+    np.divide(cut, norms, out=cut, where=norms > 0)
+    return cut

@@ -1,0 +1,211 @@
+"""Versions of an index on disk: each appears whole, is never changed, and is checked when it is opened.
+
+`current` names the version that is served. It is replaced atomically, after the version it names is on disk:
+a writer that is killed at any moment leaves the former version in service.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from crops.config.index import Kind
+from crops.errors import CropsError
+from crops.outputs import MANIFEST
+
+CURRENT = "current"
+VERSIONS = "versions"
+_LOCK = "lock"
+
+
+class FileFact(BaseModel):
+    """What a file of a version must be."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    bytes: int
+    sha256: str
+
+
+class Recall(BaseModel):
+    """How much of exact search an index finds, by the first 100 results of a sample of queries."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    at_100: float
+    """Against exact search in the same vectors: what the structure and the codes cost."""
+    full_width: float | None
+    """Against exact search in vectors of the model's full width: what `dims` costs, too. None after updates
+    have made a new base, as only the kept numbers were there to build it from."""
+    target: float
+    queries: int
+    source: str
+    """Where the queries come from."""
+
+
+class IndexManifest(BaseModel):
+    """What an index is: written with each version."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    version: str = ""
+    kind: Kind
+    int8: bool
+    count: int
+    dim: int
+    """Numbers of a vector that are kept."""
+    model: str
+    model_hash: str
+    model_dim: int
+    """Numbers of a vector that the model gives."""
+    effort: int
+    """efSearch of a graph, nprobe of clusters; 0 where all is searched."""
+    recall: Recall
+    created_at: str
+    files: dict[str, FileFact] = {}
+
+
+class Snapshot(NamedTuple):
+    """A version that is complete on disk."""
+
+    folder: Path
+    manifest: IndexManifest
+
+
+def current_name(root: Path) -> str:
+    """Return the name of the version in service.
+
+    Raises:
+        CropsError: the folder is no index.
+    """
+    try:
+        return (root / CURRENT).read_text().strip()
+    except OSError as error:
+        raise CropsError(f"{root} is no index (no file {CURRENT}); make one with `crops index`") from error
+
+
+def open_snapshot(root: Path) -> Snapshot:
+    """Return the version in service after checking each of its files.
+
+    Raises:
+        CropsError: the folder is no index, or a file is missing, truncated or changed.
+    """
+    while True:
+        name = current_name(root)
+        try:
+            return _checked(root / VERSIONS / name)
+        except FileNotFoundError as error:
+            if current_name(root) == name:  # otherwise it was replaced meanwhile: open its successor
+                raise CropsError(
+                    f"{error.filename} is missing: version {name} cannot be served; {_mend(root)}"
+                ) from error
+
+
+def _checked(folder: Path) -> Snapshot:
+    root = folder.parent.parent
+    text = (folder / MANIFEST).read_text()
+    try:
+        manifest = IndexManifest.model_validate_json(text)
+    except ValidationError as error:
+        raise CropsError(f"{folder / MANIFEST} is damaged or of another release; {_mend(root)}") from error
+    for name, fact in manifest.files.items():
+        size = (folder / name).stat().st_size
+        if size != fact.bytes:
+            raise CropsError(f"{folder / name} has {size} bytes instead of {fact.bytes}; {_mend(root)}")
+        if _sha256(folder / name) != fact.sha256:
+            raise CropsError(f"{folder / name} was changed or damaged (its checksum differs); {_mend(root)}")
+    return Snapshot(folder, manifest)
+
+
+def _mend(root: Path) -> str:
+    name = current_name(root)
+    others = sorted(path.name for path in (root / VERSIONS).glob("[0-9]*") if path.name != name)
+    back = f", or serve version {others[-1]} by writing that name into {root / CURRENT}" if others else ""
+    return f"run `crops index` again{back}"
+
+
+@contextlib.contextmanager
+def writing(root: Path) -> Iterator[None]:
+    """Be the only writer of an index while the block runs; the lock dies with its process.
+
+    Raises:
+        CropsError: another process writes to it, or the folder holds something else.
+    """
+    if root.exists() and not root.is_dir():
+        raise CropsError(f"{root} is a file; name a folder for the index")
+    if root.is_dir() and any(root.iterdir()) and not (root / _LOCK).exists():
+        raise CropsError(f"{root} holds files that are no index; name another folder")
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / _LOCK).open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise CropsError(f"another process writes to {root}; wait until it has ended") from error
+        yield
+
+
+def publish_version(
+    root: Path, fill: Callable[[Path], IndexManifest], former: Snapshot | None = None
+) -> Snapshot:
+    """Make a new version and put it in service; call it inside `writing`.
+
+    Args:
+        root: the index.
+        fill: writes the files into an empty folder and returns the manifest, without `version` and `files`.
+        former: the version of which `fill` may have linked files; their checksums are known.
+    """
+    versions = root / VERSIONS
+    versions.mkdir(exist_ok=True)
+    names = [path.name for path in versions.iterdir() if path.name.isdigit()]
+    name = f"{max(map(int, names), default=0) + 1:06d}"
+    for stale in versions.glob(".*.tmp"):
+        shutil.rmtree(stale)
+    staging = versions / f".{name}.tmp"
+    staging.mkdir()
+    manifest = fill(staging)
+    facts = {file.name: _fact(file, former) for file in sorted(staging.iterdir())}
+    manifest = manifest.model_copy(update={"version": name, "files": facts})
+    write_synced(staging / MANIFEST, manifest.model_dump_json(indent=2) + "\n")
+    _sync(staging)
+    staging.rename(versions / name)
+    _sync(versions)
+    replaced = current_name(root) if (root / CURRENT).exists() else None
+    write_synced(root / f".{CURRENT}.tmp", f"{name}\n")
+    (root / f".{CURRENT}.tmp").replace(root / CURRENT)
+    _sync(root)
+    for old in names:
+        if old != replaced:
+            shutil.rmtree(versions / old)
+    return Snapshot(versions / name, manifest)
+
+
+def write_synced(path: Path, text: str) -> None:
+    """Write a small file and wait until the disk has it."""
+    path.write_text(text)
+    _sync(path)
+
+
+def _fact(file: Path, former: Snapshot | None) -> FileFact:
+    if former is not None and file.name in former.manifest.files:
+        if file.samefile(former.folder / file.name):
+            return former.manifest.files[file.name]
+    _sync(file)
+    return FileFact(bytes=file.stat().st_size, sha256=_sha256(file))
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

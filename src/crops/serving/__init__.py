@@ -1,0 +1,1 @@
+"""The server: search over HTTP, and an explorer that shows what is found and why."""

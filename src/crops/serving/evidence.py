@@ -1,0 +1,269 @@
+"""What the training data says about a query, for people who are not its owner: nothing that few users did."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from crops.engine.backend import DuckDBBackend
+from crops.engine.events import load_events
+from crops.engine.explain import Trail, name_via, trail_of, trails_sql
+from crops.engine.mined import Mined, read_mined
+from crops.errors import CropsError
+from crops.labels import POSITIVE_LABEL, Source
+from crops.logs.tables import path_literal
+from crops.outputs import read_manifest
+from crops.serving.searcher import Document, document_of
+from crops.text import DOCUMENT_FIELDS
+
+_POSITIVES = 60
+"""Positives of a training query that are looked at: of the highest labels and weights."""
+_REWORDINGS = 3
+_GROUP = 400
+"""Documents of a training group that are shown."""
+
+
+@dataclass(frozen=True)
+class SourceTotal:
+    """What a source says about a training query; counts of fewer than k users are None."""
+
+    source: Source
+    items: int | None
+    events: int | None
+    users: int | None
+
+
+@dataclass(frozen=True)
+class TrainingQuery:
+    """A training query of at least k users."""
+
+    query_id: int
+    text: str
+    searches: int
+    users: int
+    totals: tuple[SourceTotal, ...] = ()
+    rewordings: tuple[str, ...] = ()
+    """Later queries of at least k users that its positives were consumed under (P1), most frequent first."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A query with one of its training documents."""
+
+    query_id: int
+    item_id: int
+    label: int
+    sources: Source
+    document: Document
+    model: str | None
+    """The language model that wrote the document; None for what people made."""
+    trails: tuple[Trail, ...] = ()
+
+
+class Evidence:
+    """The evidence of a mining, for the training queries of at least k users."""
+
+    def __init__(
+        self, samples: Path, logs: Path | None = None, *, k: int | None = None, limit: int = 20_000
+    ) -> None:
+        """Read a mined folder and its logs once.
+
+        Args:
+            samples: folder of a mining, or of a daily build.
+            logs: the accepted logs, where they are not where the mining found them.
+            k: users behind whatever is shown; `engine.k` of the mining when None.
+            limit: training queries to know, the most searched ones.
+
+        Raises:
+            CropsError: there is no mining, its logs are gone, or its groups are single events.
+        """
+        mined = read_mined(samples)
+        if mined.by_event:
+            raise CropsError(
+                f"{samples}: mined with group_by = 'event'; evidence is shown for whole queries only"
+            )
+        self.k = k or mined.config.k
+        self._lock = threading.Lock()
+        self._backend = DuckDBBackend(mined.config.memory)
+        _read_logs(self._backend, mined, logs)
+        _read_samples(self._backend, mined, self.k, limit)
+        rows = self._backend.rows("select * from asked order by searches desc, query")
+        self.queries = tuple(
+            TrainingQuery(row["query_id"], row["query"], row["searches"], row["users"]) for row in rows
+        )
+        self._by_id = {query.query_id: query for query in self.queries}
+
+    def close(self) -> None:
+        """Close the database."""
+        self._backend.__exit__(None, None, None)
+
+    def query(self, query_id: int) -> TrainingQuery | None:
+        """Return a training query of at least k users with what each source says about it."""
+        known = self._by_id.get(query_id)
+        if known is None:
+            return None
+        rows = self._rows(f"select * from totals where query_id = {query_id} order by source desc")
+        later = self._rows(
+            f"select via from trails where query_id = {query_id} and via is not null "
+            f"group by via order by sum(events) desc, via limit {_REWORDINGS}"
+        )
+        return replace(
+            known,
+            totals=tuple(self._total(row) for row in rows),
+            rewordings=tuple(row["via"] for row in later),
+        )
+
+    def positives(self, query_ids: Collection[int]) -> list[Pair]:
+        """Return the most telling positives of training queries, with their trails."""
+        return self._pairs("positives", query_ids, f"place <= {_POSITIVES}")
+
+    def group(self, query_id: int) -> list[Pair]:
+        """Return the training group of a query, highest label first."""
+        return self._pairs("members", [query_id], f"place <= {_GROUP}")
+
+    def stages(self, query_id: int) -> dict[int, Source] | None:
+        """Return how far the old system let each item come; None for a query of fewer than k users."""
+        if query_id not in self._by_id:
+            return None
+        rows = self._rows(f"select item_id, source from stages where query_id = {query_id}")
+        return {row["item_id"]: Source(row["source"]) for row in rows}
+
+    def _total(self, row: dict[str, Any]) -> SourceTotal:
+        source = Source(row["source"])
+        # What a language model wrote stands for nobody.
+        if row["users"] < self.k and source is not Source.KNOWLEDGE:
+            return SourceTotal(source, None, None, None)
+        return SourceTotal(source, row["items"], row["events"], row["users"])
+
+    def _pairs(self, table: str, query_ids: Collection[int], where: str) -> list[Pair]:
+        if not query_ids:
+            return []
+        wanted = ", ".join(str(one) for one in query_ids)
+        rows = self._rows(
+            f"select * from {table} where query_id in ({wanted}) and {where} order by query_id, place"
+        )
+        trails: dict[tuple[int, int], list[Trail]] = {}
+        for row in self._rows(
+            f"select * from trails where query_id in ({wanted}) order by source desc, users desc"
+        ):
+            trails.setdefault((row["query_id"], row["item_id"]), []).append(trail_of(row, self.k))
+        return [_pair(row, trails.get((row["query_id"], row["item_id"]), ())) for row in rows]
+
+    def _rows(self, sql: str) -> list[dict[str, Any]]:
+        with self._lock:
+            return self._backend.rows(sql)
+
+
+def _pair(row: dict[str, Any], trails: Sequence[Trail]) -> Pair:
+    generated = row["item_id"] < 0
+    return Pair(
+        row["query_id"],
+        row["item_id"],
+        row["label"],
+        Source(row["sources"]),
+        document_of(row),
+        (row["model"] or "a language model") if generated else None,
+        tuple(trails),
+    )
+
+
+def _read_logs(backend: DuckDBBackend, mined: Mined, logs: Path | None) -> None:
+    """Make `searchers(search_id, day, user_id)` and `seen(query_id, item_id, source)` of the days mined."""
+    for source, days in mined.open_logs(logs):
+        load_events(backend, source, days, mined.config.bots, keep=False)
+        backend.append("searchers", "select search_id, day, user_id from searches")
+        backend.append(
+            "seen",
+            "select group_id as query_id, item_id, max(source) as source from impressions group by all",
+        )
+        backend.drop("queries")  # the mining has its own
+
+
+def _read_samples(backend: DuckDBBackend, mined: Mined, k: int, limit: int) -> None:
+    """Make the tables that are looked up, and drop what they were made of."""
+    mined.open(backend)
+    backend.table(
+        "asked", f"select * from queries where users >= {k} order by searches desc, query limit {limit}"
+    )
+    backend.table("own", "select e.* from evidence e join asked a on a.query_id = e.query_id")
+    name_via(backend, mined)
+    backend.table("trails", trails_sql(k, "query_id, item_id"))
+    backend.table("totals", _TOTALS)
+    backend.table(
+        "stages",
+        "select s.query_id, item_id, max(source) as source from seen s "
+        "join asked a on a.query_id = s.query_id group by s.query_id, item_id",
+    )
+    _name_writers(backend, mined)
+    backend.table("members", _MEMBERS)
+    backend.view("positives", f"select * from members where label >= {POSITIVE_LABEL}")
+    backend.drop("searchers", "seen", "own")
+
+
+_TOTALS = """
+select o.query_id, o.source, count(distinct o.item_id) as items, count(*) as events,
+    count(distinct s.user_id) as users
+from own o left join searchers s on s.search_id = o.search_id and s.day = o.day
+group by o.query_id, o.source
+"""
+
+_TEXTS = ", ".join(f"coalesce(i.{field}, g.{field}) as {field}" for field in DOCUMENT_FIELDS)
+_MEMBERS = f"""
+select s.query_id, s.item_id, s.label, s.sources, {_TEXTS}, i.category, w.model,
+    row_number() over (
+        partition by s.query_id order by s.label desc, s.sources desc, s.weight desc, s.item_id
+    ) as place
+from samples s join asked a on a.query_id = s.query_id
+left join items i on i.item_id = s.item_id
+left join synthetic_items g on g.item_id = s.item_id
+left join writers w on w.item_id = s.item_id
+"""
+
+
+def _name_writers(backend: DuckDBBackend, mined: Mined) -> None:
+    """Make `writers(item_id, model)`: who wrote each generated document, where that is known."""
+    backend.table(
+        "writers", "select item_id, cast(null as VARCHAR) as model from synthetic_items where 1 = 0"
+    )
+    generated = read_manifest(mined.folder, "mine").get("generated")
+    if generated is None or not Path(generated).is_file():
+        return
+    columns = ", ".join(f"{field}: 'VARCHAR'" for field in (*DOCUMENT_FIELDS, "model"))
+    source = (
+        f"read_json({path_literal(Path(generated))}, format = 'newline_delimited', columns = {{{columns}}})"
+    )
+    same = " and ".join(f"coalesce(g.{field}, '') = coalesce(i.{field}, '')" for field in DOCUMENT_FIELDS)
+    backend.append(
+        "writers",
+        "select i.item_id, min(g.model) as model "
+        f"from synthetic_items i join {source} g on {same} group by i.item_id",
+    )
+
+
+class Senses:
+    """What each item is about, as only a simulation knows."""
+
+    def __init__(self, truth: Path) -> None:
+        """Read the truth folder of `crops simulate`.
+
+        Raises:
+            CropsError: it is none.
+        """
+        for name in ("items", "needs"):
+            if not (truth / f"{name}.parquet").is_file():
+                raise CropsError(f"{truth} is no truth folder of `crops simulate` (no {name}.parquet in it)")
+        needs = pq.read_table(truth / "needs.parquet", columns=["need_id", "sense"]).to_pydict()
+        sense = dict(zip(needs["need_id"], needs["sense"], strict=True))
+        items = pq.read_table(truth / "items.parquet", columns=["item_id", "need_id"]).to_pydict()
+        self._sense = {
+            item: sense[need] for item, need in zip(items["item_id"], items["need_id"], strict=True)
+        }
+
+    def of(self, item_id: int) -> str | None:
+        """Return what an item is about."""
+        return self._sense.get(item_id)

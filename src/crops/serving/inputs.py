@@ -1,0 +1,112 @@
+"""What may be asked, and what is said to a request that cannot be answered."""
+
+from __future__ import annotations
+
+import unicodedata
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from crops.config import ServingConfig
+from crops.text import normalise_query
+
+Id = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+Which = Literal["index", "baseline"]
+
+
+class BadRequestError(Exception):
+    """A request that cannot be answered; the message says what to change."""
+
+    def __init__(self, status: int, detail: str) -> None:
+        super().__init__(detail)
+        self.status = status
+
+
+class Request(BaseModel):
+    """What every request is: JSON whose unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
+
+
+class Wanted(Request):
+    """Which items may be found; all that is given must hold."""
+
+    item_ids: Annotated[list[Id], Field(max_length=10_000)] | None = None
+    author_id: Id | None = None
+    category: str | None = Field(None, max_length=200)
+    uploaded_since: Id | None = None
+    """Microseconds since 1970 UTC, inclusive."""
+    uploaded_before: Id | None = None
+    """Microseconds since 1970 UTC, exclusive."""
+
+
+class ListRequest(Request):
+    """What every request for a list of items may say."""
+
+    k: int = 10
+    """Length of the list."""
+    where: Wanted | None = None
+    index: Which = "index"
+    """`baseline` asks the index that is compared with, where the server has one."""
+    texts: bool = True
+    """Whether titles and texts are wanted, or ids and scores only."""
+
+
+class SearchRequest(ListRequest):
+    """Find items for a text."""
+
+    query: str
+
+
+class SimilarRequest(ListRequest):
+    """Find items like an item."""
+
+    item_id: Id
+
+
+class ExplainRequest(Request):
+    """Say which training pairs speak for items as answers to a text."""
+
+    query: str
+    item_ids: list[Id] = Field(min_length=1, max_length=100)
+
+
+def check_query(text: str, config: ServingConfig) -> str:
+    """Return a query as it is searched: normalised.
+
+    Raises:
+        BadRequestError: it is empty, too long, or holds characters that no one types.
+    """
+    if len(text) > config.max_query_chars:
+        raise BadRequestError(
+            422, f"the query has {len(text):,} characters; at most {config.max_query_chars:,} are searched"
+        )
+    # Joiners and marks of direction (Cf) belong to emoji and to right-to-left text.
+    strange = next((letter for letter in text if _is_control(letter)), None)
+    if strange is not None:
+        raise BadRequestError(
+            422, f"the query holds the control character U+{ord(strange):04X}; send the text without it"
+        )
+    query = normalise_query(text)
+    if not any(_is_visible(letter) for letter in query):
+        raise BadRequestError(422, "the query is empty; give at least one word")
+    return query
+
+
+def _is_control(letter: str) -> bool:
+    return unicodedata.category(letter) in ("Cc", "Cs") and not letter.isspace()
+
+
+def _is_visible(letter: str) -> bool:
+    return unicodedata.category(letter) not in ("Cf", "Zs", "Zl", "Zp")
+
+
+def check_k(k: int, config: ServingConfig) -> int:
+    """Return k.
+
+    Raises:
+        BadRequestError: it is no length of a list that the server gives.
+    """
+    if not 1 <= k <= config.max_k:
+        raise BadRequestError(422, f"k = {k}: ask for 1 to {config.max_k:,} results")
+    return k

@@ -1,0 +1,97 @@
+"""From addresses to what a server searches; what does not fit together is refused before it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from crops.config import ServingConfig
+from crops.retrieval import Model, load_model
+from crops.retrieval.index import VectorIndex, check_model
+from crops.retrieval.uri import locate, open_index, open_retriever
+from crops.serving.desk import Desk
+from crops.serving.evidence import Evidence, Senses
+from crops.serving.explain import Explainer
+from crops.serving.searcher import Job, Searcher
+from crops.serving.service import Service, Slot
+
+
+def open_searcher(uri: str, name: str, known: Sequence[Model] = ()) -> Searcher:
+    """Open an index with the model that it was built with, and search it once.
+
+    Args:
+        uri: `FOLDER`, `exact:`, `faiss:`, `milvus:`, `bm25:` or `hybrid:` with what follows.
+        name: what people call it.
+        known: models that are loaded already.
+
+    Raises:
+        CropsError: there is no such index, a file of it is damaged, or its model is gone or another one.
+    """
+    location = locate(uri)
+    if location.scheme == "bm25":
+        return _tried(Searcher(name, _vectors(uri), None, open_retriever(uri)))
+    index = _vectors(uri)
+    same = [one for one in known if one.hash == index.manifest.model_hash]
+    loaded = same[0] if same else load_model(index.manifest.model)
+    check_model(index.manifest, loaded)
+    words = open_retriever(uri, loaded) if location.scheme == "hybrid" else None
+    return _tried(Searcher(name, index, loaded, words))
+
+
+def open_desk(
+    indexes: Mapping[str, tuple[str, str]],
+    config: ServingConfig,
+    samples: Path | None = None,
+    logs: Path | None = None,
+    truth: Path | None = None,
+    model: str | None = None,
+) -> Desk:
+    """Open everything that a server serves.
+
+    Args:
+        indexes: address and name of `index` and, to compare with, of `baseline`.
+        config: settings of the server.
+        samples: the mining behind the model of `index`; no evidence without it.
+        logs: the logs of that mining, where they are not where it found them.
+        truth: truth folder of a simulation.
+        model: encodes the queries in place of the model that an index names; only where it is the same one,
+            as a folder of `crops export-onnx` is.
+
+    Raises:
+        CropsError: something is not there or does not fit, see `open_searcher` and `Evidence`.
+    """
+    if config.torch_threads is not None:
+        import torch
+
+        torch.set_num_threads(config.torch_threads)
+    models = [load_model(model)] if model else []
+    slots: dict[str, Slot] = {}
+    for place, (uri, name) in indexes.items():
+        slots[place] = Slot(open_searcher(uri, name, models), uri)
+        models += [one for one in [slots[place].searcher.model] if one is not None]
+    if model and slots["index"].searcher.model is not models[0]:
+        check_model(slots["index"].searcher.index.manifest, models[0])
+    service = Service(slots, config)
+    senses = Senses(truth) if truth else None
+    if samples is None:
+        return Desk(service, senses=senses)
+    evidence = Evidence(samples, logs, k=config.shown_users, limit=config.evidence_queries)
+    return Desk(service, evidence, Explainer(evidence, slots["index"].searcher), senses)
+
+
+def _vectors(uri: str) -> VectorIndex:
+    """Open the vectors and items behind any address."""
+    location = locate(uri)
+    return open_index(f"faiss:{location.target}" if location.scheme in ("bm25", "hybrid") else uri)
+
+
+def _tried(searcher: Searcher) -> Searcher:
+    """Return the searcher after a first search, which loads what is loaded late.
+
+    Raises:
+        CropsError: the model's vectors do not fit the index.
+    """
+    answer = searcher.answer([Job(1, "warm up")])[0]
+    if isinstance(answer, Exception):
+        raise answer
+    return searcher

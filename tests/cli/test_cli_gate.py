@@ -1,0 +1,152 @@
+"""`crops evaluate --against`: the regression gate, TREC files in and out, training on the test day."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import ir_measures
+import numpy as np
+import pytest
+from ir_measures import R
+
+from crops.cli import evaluate
+from crops.cli.app import main
+from crops.cli.gate import gate, refuse_trained_on
+from crops.config import load_config
+from crops.errors import CropsError, RegressionError
+from crops.evaluation.results import metric_values, summarise
+
+RUN = load_config(evaluation__resamples=999)
+DAY = 86_400_000_000
+NOON = 1_767_614_400_000_000  # 2026-01-05
+
+
+def evaluation(**metrics):
+    tables = {
+        name: metric_values(name, np.arange(len(values)) + 1, np.array(values, dtype=float))
+        for name, values in metrics.items()
+    }
+    return summarise(tables, 100, 0)
+
+
+def around(low):
+    return [low + 0.01 * (i % 5) for i in range(50)]
+
+
+def test_a_significant_loss_is_refused_with_its_figures():
+    results = {"new": evaluation(ct=around(0.4)), "old": evaluation(ct=around(0.5))}
+    with pytest.raises(
+        RegressionError, match=r"new loses 10.00 points of ct \[-10.0, -10.0\], p = 0.002"
+    ) as found:
+        gate(results, "old", ["ct"], RUN)
+    assert found.value.exit_code == 1
+    assert CropsError.exit_code == 2
+
+
+def test_gains_and_noise_pass():
+    noise = np.random.default_rng(0).normal(0, 0.1, 50)
+    old = evaluation(ct=around(0.5), qr=around(0.5))
+    gate({"new": evaluation(ct=around(0.6), qr=around(0.5) + noise), "old": old}, "old", ["ct", "qr"], RUN)
+
+
+def test_a_loss_on_what_does_not_count_passes():
+    results = {
+        "new": evaluation(ct=around(0.5), mrr=around(0.1)),
+        "old": evaluation(ct=around(0.5), mrr=around(0.9)),
+    }
+    gate(results, "old", ["ct"], RUN)
+
+
+def test_p_values_are_corrected_over_models_and_metrics():
+    """One of 40 queries loses a lot: p is about .04 alone, and counts thirty times among thirty models."""
+    rng = np.random.default_rng(1)
+    loss = rng.normal(-0.028, 0.08, 40)
+    old, new = evaluation(ct=[0.5] * 40), evaluation(ct=0.5 + loss)
+    with pytest.raises(RegressionError):
+        gate({"new": new, "old": old}, "old", ["ct"], RUN)
+    gate({**{f"new {i}": new for i in range(30)}, "old": old}, "old", ["ct"], RUN)
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Forty queries with one answer each: `good` has it first, `bad` never."""
+    lines = {"good": [], "bad": [], "qrels": []}
+    for query in range(40):
+        lines["good"].append(f"{query} Q0 a{query} 1 0.9 g")
+        lines["bad"].append(f"{query} Q0 z 1 0.9 b")
+        lines["qrels"].append(f"{query} 0 a{query} 1")
+    for name, own in lines.items():
+        (tmp_path / name).write_text("\n".join(own) + "\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize(("new", "code"), [("bad", 1), ("good", None)])
+def test_exit_code_of_the_gate_on_run_files(runs, monkeypatch, new, code):
+    other = {"bad": "good", "good": "bad"}[new]
+    arguments = ["evaluate", str(runs / new), "--qrels", str(runs / "qrels"), "--against", str(runs / other)]
+    monkeypatch.setattr(sys, "argv", ["crops", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code in ({code} if code else {None, 0})
+
+
+def test_what_is_missing_is_named(runs):
+    with pytest.raises(CropsError, match="--logs, or qrels"):
+        evaluate(["bm25"])
+    with pytest.raises(CropsError, match="--trec writes into the folder of --out"):
+        evaluate(["bm25"], logs=runs, trec=True)
+    with pytest.raises(CropsError, match="cannot be read"):
+        evaluate([str(runs / "none")], qrels=runs / "qrels")
+
+
+@pytest.fixture
+def logs(tmp_path, write_logs):
+    """Two days with the same queries: what is searched by its title is clicked."""
+    words = ["ficus", "guitar", "bread", "kite"]
+    items = [
+        {"item_id": i + 1, "ocr_cover": f"how to {word}", "uploaded_at": NOON - DAY}
+        for i, word in enumerate(words)
+    ]
+    rows = [
+        {
+            "search_id": 10 * day + i,
+            "query": word,
+            "item_id": i + 1,
+            "clicked": True,
+            "searched_at": NOON + day * DAY,
+        }
+        for day in range(2)
+        for i, word in enumerate(words)
+    ]
+    return write_logs(tmp_path / "logs", items, rows)
+
+
+def mined(tmp_path, logs, *days):
+    from crops.cli import mine
+
+    mine(logs, tmp_path / "mined", day=list(days), relevance="none")
+    return tmp_path / "mined"
+
+
+def test_rankings_and_test_sets_as_trec_files(tmp_path, logs):
+    """ir_measures reads them and finds what our summary says."""
+    samples = mined(tmp_path, logs, "2026-01-05")
+    found = evaluate(["bm25"], logs=logs, samples=samples, relevance="none", out=tmp_path / "out", trec=True)
+    ours = found["bm25"].summary["recall@100/ct"].mean
+    qrels = list(ir_measures.read_trec_qrels(str(tmp_path / "out" / "ct.qrels")))
+    run = list(ir_measures.read_trec_run(str(tmp_path / "out" / "bm25.run")))
+    assert ir_measures.calc_aggregate([R @ 100], qrels, run)[R @ 100] == pytest.approx(ours) == 1.0
+    assert found["bm25"].summary["never_shown@100"].mean == 0  # each was shown for its query in training
+    assert (tmp_path / "out" / "summary.json").exists()
+
+
+def test_a_model_trained_on_the_test_day_is_refused(tmp_path, logs):
+    samples = mined(tmp_path, logs, "2026-01-05", "2026-01-06")
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "manifest.json").write_text(json.dumps({"command": "train", "samples": str(samples)}))
+    with pytest.raises(CropsError, match="mined from 2026-01-06 too"):
+        evaluate([str(model)], logs=logs, relevance="none")
+    refuse_trained_on(str(model), "2026-01-07")
+    refuse_trained_on("bm25", "2026-01-06")

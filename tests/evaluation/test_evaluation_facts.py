@@ -1,0 +1,154 @@
+"""Frequency, senses, age and exposure on logs small enough to count by eye; what is measured with them."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from crops.errors import CropsError
+from crops.evaluation import TestSets, TruthSets, build_facts, load_facts, save_facts
+from crops.evaluation.detail import detail
+from crops.evaluation.ranking import Rankings
+from crops.text import query_id
+
+DAY = 86_400_000_000
+TRAIN = 1_767_614_400_000_000  # 2026-01-05 12:00
+TEST = TRAIN + 2 * DAY
+TEXTS = ["ape", "bee", "cow", "new"]
+IDS = {text: query_id(text) for text in TEXTS}
+
+
+@pytest.fixture
+def day(tmp_path, write_logs):
+    """Training: ape searched 3 times, bee 2, cow 1, in other letters; test: all of them once, and `new`."""
+    impressions, search = [], 0
+    for text, times in (("Ape", 3), ("bee ", 2), ("cow", 1)):
+        for _ in range(times):
+            search += 1
+            impressions.append({"search_id": search, "query": text, "item_id": 1, "searched_at": TRAIN})
+    impressions.append(
+        {"search_id": 1, "query": "Ape", "item_id": 2, "stage": "unexposed", "searched_at": TRAIN}
+    )
+    impressions.append({"search_id": 9, "query": "ape", "item_id": 5, "searched_at": TRAIN + DAY})
+    for number, text in enumerate(TEXTS):
+        impressions.append({"search_id": 20 + number, "query": text, "item_id": 3, "searched_at": TEST})
+    midnight = TRAIN + DAY // 2
+    uploads = {1: None, 2: midnight - 7 * DAY - 1, 3: midnight - 7 * DAY, 4: midnight - 1, 5: midnight}
+    items = [{"item_id": item, "uploaded_at": at} for item, at in uploads.items()]
+    logs = write_logs(tmp_path / "logs", items, impressions)
+    truth = tmp_path / "truth"
+    truth.mkdir()
+    tables = {
+        "needs": {"need_id": [0, 1, 2], "head": ["ape"] * 3, "sense": ["zoo", "zoo", "band"]},
+        "searches": {"search_id": [20, 21, 22, 23], "need_id": [0, 0, 1, 2]},
+        "grades": {"need_id": [0, 0, 1, 2], "item_id": [1, 2, 3, 4], "grade": [3, 1, 2, 2]},
+    }
+    for name, columns in tables.items():
+        pq.write_table(pa.table(columns), truth / f"{name}.parquet")
+    return logs, truth
+
+
+def sets(truth=None, ct=((), (), ())):
+    ordered = sorted(IDS.items(), key=lambda one: one[1])
+    queries = pa.table({"query_id": [one for _, one in ordered], "query": [text for text, _ in ordered]})
+    pairs = pa.table(
+        {
+            name: pa.array(list(v), pa.int64())
+            for name, v in zip(("query_id", "search_id", "item_id"), ct, strict=True)
+        }
+    )
+    candidates = pa.table({"item_id": [1, 2, 3, 4, 5]})
+    return TestSets("2026-01-07", 0, queries, candidates, pairs, pairs.slice(0, 0), truth, {})
+
+
+def by_text(table, column):
+    values = dict(zip(table["query_id"].to_pylist(), table[column].to_pylist(), strict=True))
+    return {text: values[one] for text, one in IDS.items()}
+
+
+def test_frequency_is_thirds_of_the_training_searches(day):
+    """Of 6 searches ape has the first 3 (starts at 0), bee the next 2 (starts at 1/2), cow starts at 5/6."""
+    facts = build_facts(day[0], "2026-01-05", sets(), None, "500MB")
+    assert by_text(facts.queries, "frequency") == {
+        "ape": "head",
+        "bee": "torso",
+        "cow": "tail",
+        "new": "unseen",
+    }
+    assert set(by_text(facts.queries, "senses").values()) == {None}
+    assert facts.senses is None
+
+
+def test_only_what_was_shown_up_to_the_training_day_counts_as_shown(day):
+    facts = build_facts(day[0], "2026-01-05", sets(), None, "500MB")
+    shown = {(row["query_id"], row["item_id"]) for row in facts.shown.to_pylist()}
+    assert shown == {(IDS[text], 1) for text in ("ape", "bee", "cow")}
+
+
+def test_ages_at_their_edges(day):
+    facts = build_facts(day[0], "2026-01-05", sets(), None, "500MB")
+    ages = dict(zip(facts.ages["item_id"].to_pylist(), facts.ages["age"].to_pylist(), strict=True))
+    assert ages == {1: None, 2: "old", 3: "recent", 4: "recent", 5: "new"}
+
+
+def test_senses_are_those_that_the_test_searches_meant(day, tmp_path):
+    """Each query was searched once: one sense; item 2 has grade 1 only and answers nothing."""
+    facts = build_facts(day[0], "2026-01-05", sets(), day[1], "500MB")
+    assert by_text(facts.queries, "senses") == {"ape": 1, "bee": 1, "cow": 1, "new": 1}
+    rows = {(row["query_id"], row["sense"], row["item_id"]) for row in facts.senses.to_pylist()}
+    assert (IDS["new"], "ape / band", 4) in rows
+    assert {item for one, _, item in rows if one == IDS["ape"]} == {1, 3}
+    (tmp_path / "facts").mkdir()
+    save_facts(facts, tmp_path / "facts")
+    assert load_facts(tmp_path / "facts") == facts
+    with pytest.raises(CropsError, match="does not hold the facts"):
+        load_facts(tmp_path)
+
+
+class Fixed:
+    """Answers every query with the same items."""
+
+    def __init__(self, items):
+        self._items = items
+
+    def search(self, queries, k):
+        return np.array([self._items] * len(queries)), np.zeros((len(queries), len(self._items)), np.float32)
+
+
+def test_detail_by_hand(day):
+    ct = ([IDS["ape"], IDS["ape"], IDS["new"]], [20, 20, 23], [3, 2, 5])
+    truth = TruthSets(
+        qr=pa.table({"query_id": [], "search_id": [], "item_id": []}),
+        needs=pa.table({"query_id": [IDS["ape"]], "need_id": [0], "searches": [1]}),
+        annotation=pa.table({}),
+        grades=pa.table({"need_id": [0, 0, 0], "item_id": [1, 3, 4], "grade": [3, 2, 1]}),
+    )
+    testsets = sets(truth, ct)
+    facts = build_facts(day[0], "2026-01-05", testsets, day[1], "500MB")
+    ids = testsets.queries["query_id"].to_numpy()
+    rankings = Rankings(Fixed([1, 3, -1]), ids, testsets.queries["query"].to_pylist(), 3)
+    found = {
+        metric: dict(zip(q.tolist(), v.tolist(), strict=True))
+        for metric, (q, v) in detail(rankings, testsets, facts, 3).items()
+    }
+    assert found["mrr@3/ct"] == {IDS["ape"]: 1 / 2, IDS["new"]: 0}
+    assert found["recall@3/ct|age=recent"] == {IDS["ape"]: 1}
+    assert found["recall@3/ct|age=old"] == {IDS["ape"]: 0}
+    assert found["recall@3/ct|age=new"] == {IDS["new"]: 0}
+    # of the results 1 and 3, item 1 had been shown for ape, bee and cow; -1 is no result
+    assert found["never_shown@3"] == {IDS["ape"]: 1 / 2, IDS["bee"]: 1 / 2, IDS["cow"]: 1 / 2, IDS["new"]: 1}
+    # answers of grade 2 or more to ape's need: 1 (shown) and 3 (never shown, found)
+    assert found["true_recall@3|never_shown"] == {IDS["ape"]: 1}
+    assert all(np.isnan(value) for value in found["senses@3"].values())
+
+
+def test_senses_covered_of_an_ambiguous_query():
+    """Two senses; the results answer the one, with two items."""
+    from crops.evaluation.detail import _senses
+
+    senses = pa.table({"query_id": [1, 1, 1, 2], "sense": ["a", "a", "b", "a"], "item_id": [7, 8, 9, 7]})
+    rankings = Rankings(Fixed([8, 7]), np.array([1, 2]), ["x", "y"], 2)
+    ids, values = _senses(senses, rankings, 2)
+    assert ids.tolist() == [1, 2]
+    assert values[0] == 0.5
+    assert np.isnan(values[1])

@@ -1,0 +1,261 @@
+"""Days with arms: the platform's own day, with nothing changed but the routes of those who are in an arm."""
+
+import dataclasses
+
+import duckdb
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+from online_hand import SESSIONS, Pick, make_start
+
+from crops.errors import CropsError
+from crops.online import store
+from crops.online.assign import Experiment, assign, split
+from crops.online.board import same_for_all
+from crops.online.day import online_day
+from crops.online.experiment import in_own_layer, run_live, run_paired, write_plan
+from crops.online.memory import SharedMemory
+from crops.online.routing import Trial, log_exposures, name_arms, route_traffic
+from crops.platform import ROUTES, simulate_day
+from crops.platform.memory import Memory
+
+HALF = split({"control": 0.4, "treatment": 0.4})
+
+
+class OneStream:
+    """All numbers from one generator, in the order in which the platform draws them."""
+
+    def __init__(self, seed, day):
+        self.rng = np.random.default_rng([seed, day])
+
+    def start(self):
+        return self.rng
+
+    def step(self, step, session):
+        return self.rng
+
+    def typed(self, step, after, before, speech):
+        return after
+
+    def feed(self):
+        return self.rng
+
+
+@pytest.fixture(scope="module")
+def start():
+    return make_start()
+
+
+def files(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.parquet"))}
+
+
+def swap(start, name="x", **routes):
+    """A trial whose treatment gets routes."""
+    return Trial(Experiment(name, f"{name}-salt", HALF), {"treatment": routes})
+
+
+def test_without_arms_it_is_the_platforms_own_day(start):
+    theirs, ours = start.fork(), start.fork()
+    served = same_for_all(start.deployed, start.users)
+    for day in range(2):
+        expected = simulate_day(theirs, day, SESSIONS, start.deployed)
+        got = online_day(ours, day, SESSIONS, served, OneStream(ours.seed, day))
+        assert got.feed.equals(expected.feed)
+        columns = [name for name in expected.impressions.column_names if name != "search_id"]
+        assert got.impressions.select(columns).equals(expected.impressions.select(columns))
+        # the numbers of the events differ, not which rows are one event
+        assert len(pc.unique(got.impressions["search_id"])) == len(expected.search_ids)
+    assert (ours.memory.plays == theirs.memory.plays).all()
+
+
+def test_numbers_fixed_per_session_follow_the_same_law():
+    clicks = {}
+    for name in ("stream", "keyed"):
+        start = make_start(seed=3)
+        draws = OneStream(3, 0) if name == "stream" else None
+        day = online_day(start.fork(), 0, 3_000, same_for_all(start.deployed, start.users), draws)
+        shown = day.impressions.filter(pc.equal(day.impressions["stage"], "exposed"))
+        clicks[name] = (
+            np.mean(shown["clicked"].to_numpy(zero_copy_only=False)),
+            pc.mean(shown["play_ms"]).as_py() / 1000,
+            len(day.searches) / 3_000,
+            pc.mean(pc.equal(day.feed["liked"], True)).as_py(),
+        )
+    # about 45,000 results: standard error of the CTR 0.0015; about 5,000 plays of 20 s: 0.4 s
+    assert clicks["keyed"] == pytest.approx(clicks["stream"], rel=0.08)
+
+
+def test_an_arm_changes_the_lists_of_its_users_and_of_nobody_else(start):
+    traffic = route_traffic(start.deployed, [swap(start, dense=Pick("new", 2_000))], start.users)
+    plain = online_day(start.fork(), 0, SESSIONS, same_for_all(start.deployed, start.users))
+    mixed = online_day(start.fork(), 0, SESSIONS, traffic.served)
+    inside = traffic.arms[0] == 1
+    lists = {}
+    for name, day in (("plain", plain), ("mixed", mixed)):
+        firsts = day.searches.filter(pc.equal(day.searches["step"], 0))["search_id"]
+        rows = day.impressions.filter(pc.is_in(day.impressions["search_id"], firsts.combine_chunks()))
+        treated = inside[rows["user_id"].to_numpy() - 1]
+        lists[name] = rows.filter(treated), rows.filter(~treated)
+    assert lists["plain"][1].equals(lists["mixed"][1])
+    new, old = lists["mixed"][0], lists["plain"][0]
+    assert pc.unique(new["search_id"]).equals(pc.unique(old["search_id"]))
+    assert not new["item_id"].equals(old["item_id"])
+    # what words find is the same, whichever route is swapped
+    words = 1 << ROUTES.index("bm25")
+    for search in pc.unique(new["search_id"]).to_pylist()[:5]:
+        top = [
+            set(
+                one.filter(pc.and_(pc.equal(one["search_id"], search), by_words(one, words)))[
+                    "item_id"
+                ].to_pylist()
+            )
+            for one in (new, old)
+        ]
+        assert top[0] & top[1]
+
+
+def by_words(rows, bit):
+    return pc.not_equal(pc.bit_wise_and(rows["routes"], bit), 0)
+
+
+def test_an_arm_can_add_a_route(start):
+    trial = swap(start, sparse=Pick("more", 2_000))
+    traffic = route_traffic(start.deployed, [trial], start.users)
+    day = online_day(start.fork(), 0, SESSIONS, traffic.served)
+    added = by_words(day.impressions, 1 << ROUTES.index("sparse")).to_numpy(zero_copy_only=False)
+    inside = (traffic.arms[0] == 1)[day.impressions["user_id"].to_numpy() - 1]
+    assert added[inside].any()
+    assert not added[~inside].any()
+
+
+def test_an_a_a_test_changes_nothing(start):
+    trial = Trial(Experiment("aa", "salt", HALF), {})
+    traffic = route_traffic(start.deployed, [trial], start.users)
+    assert len(traffic.served.retrievers) == 1
+    plain = online_day(start.fork(), 0, SESSIONS, same_for_all(start.deployed, start.users))
+    assert online_day(start.fork(), 0, SESSIONS, traffic.served).impressions.equals(plain.impressions)
+
+
+def test_every_exposure_is_logged_with_its_arm(start, tmp_path):
+    trials = [swap(start, "x", dense=Pick("new", 2_000)), Trial(Experiment("aa", "salt", HALF), {})]
+    run_live(tmp_path, start, trials, days=1)
+    searches = pq.read_table(tmp_path / "truth" / "searches")
+    exposures = pq.read_table(tmp_path / "logs" / "exposures")
+    for trial in trials:
+        arms = assign(trial.experiment, searches["user_id"].to_numpy())
+        names = [arm.name for arm in trial.experiment.arms]
+        expected = {
+            (search, names[arm])
+            for search, arm in zip(searches["search_id"].to_pylist(), arms.tolist(), strict=True)
+            if arm >= 0
+        }
+        logged = exposures.filter(pc.equal(exposures["experiment"], trial.experiment.name))
+        rows = list(zip(logged["search_id"].to_pylist(), logged["arm"].to_pylist(), strict=True))
+        assert len(rows) == len(set(rows))
+        assert set(rows) == expected
+    named = duckdb.sql(f"""
+        select distinct user_id, arm from read_parquet('{tmp_path}/logs/search_impressions/*/*.parquet')""")
+    expected = name_arms(route_traffic(start.deployed, trials, start.users)).to_pylist()
+    assert {"x=treatment", "x=control;aa=treatment", None} <= set(expected)
+    assert all(expected[user - 1] == arm for user, arm in named.fetchall())
+
+
+def test_users_in_no_experiment_are_not_exposed(start):
+    traffic = route_traffic(start.deployed, [Trial(Experiment("x", "s", split({"a": 0.3})), {})], start.users)
+    day = online_day(start.fork(), 0, SESSIONS, traffic.served)
+    logged = log_exposures(traffic, day.searches)
+    assert set(logged["user_id"].to_pylist()) <= set((np.flatnonzero(traffic.arms[0] == 0) + 1).tolist())
+    assert 0 < len(logged) < len(day.searches)
+
+
+def test_arms_with_equal_routes_have_no_paired_effect(start, tmp_path):
+    same = start.deployed["dense"]
+    run_paired(tmp_path, start, {"a": {"dense": same}, "b": {"dense": same}}, days=2)
+    assert files(tmp_path / "a") == files(tmp_path / "b")
+    assert len(files(tmp_path / "a")) == 7
+
+
+def test_paired_worlds_see_the_same_people(start, tmp_path):
+    arms = {"a": {}, "b": {"dense": Pick("new", 2_000)}}
+    run_paired(tmp_path, start, arms, days=2)
+    firsts = []
+    for arm in arms:
+        table = pq.read_table(tmp_path / arm / "truth" / "searches")
+        table = table.filter(pc.equal(table["step"], 0)).sort_by("search_id")
+        firsts.append(table.select(["search_id", "user_id", "searched_at"]))
+    assert firsts[0].equals(firsts[1])
+    feeds = [files(tmp_path / arm / "logs" / "feed_events") for arm in arms]
+    assert feeds[0] == feeds[1]
+    assert files(tmp_path / "a") != files(tmp_path / "b")
+
+
+def test_a_killed_run_ends_as_if_it_never_stopped(start, tmp_path, monkeypatch):
+    trials = [swap(start, dense=Pick("new", 2_000))]
+    run_live(tmp_path / "whole", start, trials, days=3)
+    write = pq.write_table
+    written = []
+
+    def die(table, path, **options):
+        if len(written) == 6:
+            raise KeyboardInterrupt
+        written.append(path)
+        write(table, path, **options)
+
+    monkeypatch.setattr(store.pq, "write_table", die)
+    with pytest.raises(KeyboardInterrupt):
+        run_live(tmp_path / "killed", start, trials, days=3)
+    monkeypatch.undo()
+    # what a kill between two moves would leave: a day without its last table
+    done = [path for path in (tmp_path / "killed" / "truth" / "searches").iterdir()]
+    assert len(done) == 1
+    run_live(tmp_path / "killed", start, trials, days=3)
+    assert files(tmp_path / "killed") == files(tmp_path / "whole")
+
+
+def test_the_shared_memory_returns_what_the_platforms_own_does(start):
+    platform = start.fork()
+    for day in range(3):
+        online_day(platform, day, SESSIONS, same_for_all(start.deployed, start.users))
+        fresh = SharedMemory.of(platform.memory)
+        assert (fresh.co_watched() == Memory.co_watched(fresh)).all()
+    copy = SharedMemory.of(fresh)
+    assert copy.co_watched() is fresh.co_watched()
+    assert (make_start().fork().memory.co_watched() == -1).all()
+
+
+def test_experiments_that_change_one_route_need_one_layer(start):
+    one, two = (swap(start, name, dense=Pick(name, 2_000)) for name in ("one", "two"))
+    with pytest.raises(CropsError, match="'one' and 'two' both change route 'dense' in different layers"):
+        route_traffic(start.deployed, [one, two], start.users)
+    left = Experiment("one", "salt", split({"a": 0.3}))
+    right = dataclasses.replace(
+        left, name="two", arms=(dataclasses.replace(left.arms[0], first=3000, end=6000),)
+    )
+    trials = [Trial(one_, {"a": {"dense": Pick(one_.name, 2_000)}}) for one_ in (left, right)]
+    assert len(route_traffic(start.deployed, trials, start.users).served.retrievers) == 3
+
+
+@pytest.mark.parametrize(
+    ("routes", "message"),
+    [
+        ({"nobody": {}}, "no arm 'nobody'"),
+        ({"control": {"telepathy": None}}, "no route 'telepathy'; routes: bm25"),
+    ],
+)
+def test_unknown_arms_and_routes_are_refused(start, routes, message):
+    with pytest.raises(CropsError, match=message):
+        route_traffic(start.deployed, [Trial(Experiment("x", "s", HALF), routes)], start.users)
+
+
+def test_an_arm_without_users_is_refused_before_any_day(start):
+    with pytest.raises(CropsError, match="none of the 150 users"):
+        in_own_layer("x", ("a", "b"), 0.0001, start)
+
+
+def test_a_folder_of_another_plan_is_refused(start, tmp_path):
+    write_plan(tmp_path, [swap(start)], {"seed": 0})
+    write_plan(tmp_path, [swap(start)], {"seed": 0})
+    with pytest.raises(CropsError, match="plan of another experiment"):
+        write_plan(tmp_path, [swap(start)], {"seed": 1})

@@ -1,0 +1,210 @@
+"""The closed loop: what a day learns from, what is measured of it, and that it goes on where it stopped."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from online_hand import SESSIONS, Pick, make_start
+
+from crops.cli.bubble_loop import loop_page
+from crops.config import RunConfig
+from crops.errors import CropsError
+from crops.online.arms import SOURCES, recipe
+from crops.online.bubble import Evidence, measure_days
+from crops.online.loop import Loop, Workshop, read_days, run_loop
+from crops.platform import day_name, simulate_day, write_day, write_items, write_truth
+from crops.report import render_report
+
+DAY_US = 86_400_000_000
+NOON = 1_767_614_400_000_000
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A day before the loop, on disk, and the platform at its end."""
+    folder = tmp_path_factory.mktemp("world")
+    start = make_start(first_day=1)
+    logs = simulate_day(start.platform, 0, SESSIONS, start.deployed)
+    write_day(folder / "logs", 0, logs)
+    write_items(folder / "logs", start.platform)
+    write_truth(folder / "truth", start.platform, [(logs.search_ids, logs.search_needs)])
+    return folder, start
+
+
+def make_loop(out, world, done):
+    """A loop whose model of a day is a salt made of the arm and of the clicks that it was mined from."""
+
+    def mine(logs, day, samples):
+        done.append(("mine", logs.parent.name, day))
+        shown = pq.read_table(logs / "search_impressions" / f"day={day_name(day)}" / "part-0.parquet")
+        samples.mkdir(exist_ok=True)
+        (samples / "clicks").write_text(str(sum(shown["clicked"].to_pylist())))
+
+    def train(arm, samples, model):
+        done.append(("train", arm, model.name))
+        model.mkdir(parents=True)
+        (model / "salt").write_text(arm + (samples / "clicks").read_text())
+
+    def load(model, logs):
+        return Pick((model / "salt").read_text(), 2_000)
+
+    samples = out / "samples"
+    samples.mkdir(parents=True, exist_ok=True)
+    (samples / "clicks").write_text("first")
+    return Loop(out / "arms", world, samples, "dense", Workshop(mine, train, load))
+
+
+def files(folder):
+    kept = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in kept}
+
+
+def test_each_day_learns_from_the_day_before(world, tmp_path):
+    folder, start = world
+    done = []
+    ends = []
+    run_loop(make_loop(tmp_path, folder, done), start, ["a", "b"], 2, lambda: ends.append(len(done)))
+    first, second = day_name(1), day_name(2)
+    assert done == [
+        ("train", "a", first),
+        ("train", "b", first),
+        ("mine", "a", 1),
+        ("train", "a", second),
+        ("mine", "b", 1),
+        ("train", "b", second),
+    ]
+    assert ends == [2, 6]
+    # only the model in use is kept
+    assert [path.name for path in (tmp_path / "arms" / "a" / "models").iterdir()] == [second]
+
+
+def test_a_killed_loop_ends_as_if_it_never_stopped(world, tmp_path):
+    folder, start = world
+    run_loop(make_loop(tmp_path / "whole", folder, []), start, ["a", "b"], 3, lambda: None)
+    killed = make_loop(tmp_path / "killed", folder, [])
+
+    def die(arm, samples, model):
+        if arm == "b" and model.name == day_name(2):
+            raise KeyboardInterrupt
+        killed.workshop.train(arm, samples, model)
+
+    broken = Loop(**{**killed.__dict__, "workshop": killed.workshop._replace(train=die)})
+    with pytest.raises(KeyboardInterrupt):
+        run_loop(broken, start, ["a", "b"], 3, lambda: None)
+    again = []
+    run_loop(make_loop(tmp_path / "killed", folder, again), start, ["a", "b"], 3, lambda: None)
+    assert ("train", "a", day_name(2)) not in again
+    assert files(tmp_path / "killed" / "arms") == files(tmp_path / "whole" / "arms")
+
+
+def test_equal_arms_stay_equal_and_the_page_shows_all_observables(world, tmp_path):
+    folder, start = world
+    loop = make_loop(tmp_path, folder, [])
+    same = loop.workshop._replace(load=lambda model, logs: Pick("same", 2_000))
+    loop = Loop(**{**loop.__dict__, "workshop": same})
+    run_loop(loop, start, ["a", "b"], 2, lambda: None)
+    measured = {arm: read_days(loop, start, arm) for arm in ("a", "b")}
+    assert measured["a"] == measured["b"]
+    assert sorted(measured["a"]) == [day_name(1), day_name(2)]
+    days = measured["a"]
+    assert days[day_name(1)]["catalogue"].value < days[day_name(2)]["catalogue"].value
+    page = render_report(loop_page(measured, RunConfig()))
+    assert page.count("<figure") == 9
+    assert "True recall@100" in page
+    json.dumps({day: row["top"].value for day, row in days.items()})
+
+
+def test_true_recall_by_hand(world, tmp_path):
+    folder, start = world
+    loop = make_loop(tmp_path, folder, [])
+    grades = pq.read_table(folder / "truth" / "grades.parquet").to_pandas()
+    grades = grades[grades.grade >= 2]
+    live = np.flatnonzero(start.platform.world.corpus.uploaded_day <= 1) + 1
+    grades = grades[grades.item_id.isin(live)]
+
+    class Fixed:
+        """Finds the same hundred items for everything."""
+
+        found = np.arange(1, 101)
+
+        def search(self, queries, k):
+            return np.tile(self.found[:k], (len(queries), 1)), np.zeros((len(queries), k), np.float32)
+
+    loop = Loop(**{**loop.__dict__, "workshop": loop.workshop._replace(load=lambda model, logs: Fixed())})
+    run_loop(loop, start, ["a"], 1, lambda: None)
+    searches = pq.read_table(tmp_path / "arms" / "a" / "truth" / "searches").to_pandas()
+    values = []
+    for need in searches[searches.step == 0].need_id:
+        wanted = set(grades[grades.need_id == need].item_id)
+        if wanted:
+            values.append(len(wanted & set(range(1, 101))) / min(100, len(wanted)))
+    measured = read_days(loop, start, "a")[day_name(1)]["recall"]
+    assert measured.n == len(values)
+    assert measured.value == pytest.approx(np.mean(values))
+
+
+def test_observables_by_hand(tmp_path, write_logs):
+    rows = [
+        # "bow" shows senses archery (items 1, 2) and ribbon (item 3): twice, once
+        {"search_id": 1, "query": "bow", "item_id": 1, "user_id": 7, "searched_at": NOON},
+        {"search_id": 1, "query": "bow", "item_id": 2, "user_id": 7, "searched_at": NOON},
+        {"search_id": 1, "query": "bow", "item_id": 3, "user_id": 7, "searched_at": NOON},
+        # reworded 60 s later for the same need, and again 100 s after that
+        {"search_id": 2, "query": "tie a bow", "item_id": 3, "user_id": 7, "searched_at": NOON + 60_000_000},
+        {"search_id": 3, "query": "ribbon", "item_id": 3, "user_id": 7, "searched_at": NOON + 160_000_000},
+        # the same text again is paging; another need is no reformulation
+        {"search_id": 4, "query": "bow", "item_id": 1, "user_id": 8, "searched_at": NOON},
+        {"search_id": 5, "query": "Bow", "item_id": 2, "user_id": 8, "searched_at": NOON + 1_000_000},
+        {"search_id": 6, "query": "arrow", "item_id": 2, "user_id": 8, "searched_at": NOON + 2_000_000},
+    ]
+    logs = write_logs(
+        tmp_path / "arm" / "logs", items=[{"item_id": i} for i in range(1, 11)], impressions=rows
+    )
+    needs = {1: 2, 2: 2, 3: 2, 4: 1, 5: 1, 6: 3}
+    truth = tmp_path / "truth"
+    truth.mkdir()
+    tables = {
+        "needs": {
+            "need_id": [1, 2, 3],
+            "head": ["bow", "bow", "arrow"],
+            "sense": ["archery", "ribbon", "arrow"],
+        },
+        "items": {"item_id": [1, 2, 3], "need_id": [1, 1, 2]},
+        "grades": {"need_id": [1], "item_id": [1], "grade": [3]},
+        "searches": {"search_id": list(needs), "need_id": list(needs.values())},
+    }
+    for name, columns in tables.items():
+        pq.write_table(pa.table(columns), truth / f"{name}.parquet")
+    outcomes = tmp_path / "arm" / "truth" / "searches" / "day=2026-01-05"
+    outcomes.mkdir(parents=True)
+    at = {row["search_id"]: (row["user_id"], row["searched_at"]) for row in rows}
+    columns = {
+        "search_id": list(needs),
+        "user_id": [at[search][0] for search in needs],
+        "searched_at": [at[search][1] for search in needs],
+        "need_id": list(needs.values()),
+        "satisfied": [False, False, True, False, False, True],
+    }
+    pq.write_table(pa.table(columns), outcomes / "part-0.parquet")
+    evidence = Evidence((logs,), (f"{truth}/searches.parquet",), truth, 10, 0, tmp_path / "arm")
+    keys = ("catalogue", "senses", "satisfied", "reformulated")
+    measured = measure_days(evidence, keys)["2026-01-05"]
+    assert measured["catalogue"].value == pytest.approx(3 / 10)
+    # "bow": archery 4 (items 1, 2, 1, 2) and ribbon 1: exp(-(.8 ln .8 + .2 ln .2)) = exp(.5004) = 1.649
+    assert measured["senses"].value == pytest.approx(1.649, abs=0.001)
+    assert measured["senses"].n == 1  # "arrow" shows nothing of its own sense
+    assert (measured["satisfied"].value, measured["satisfied"].n) == (pytest.approx(2 / 6), 6)
+    assert (measured["reformulated"].value, measured["reformulated"].n) == (pytest.approx(1 / 6), 6)
+
+
+def test_arms_are_choices_of_sources():
+    training = RunConfig().training
+    assert recipe("crops", training).sources & ~SOURCES["-p1"] == SOURCES["+p1"] & ~SOURCES["baseline"]
+    assert recipe("+p1", training).training == training
+    assert recipe("clicks", training).training.loss == "infonce_binary"
+    with pytest.raises(
+        CropsError, match=r"unknown arm '\+p4'; arms: baseline.*did you mean '\+p1'|unknown arm"
+    ):
+        recipe("+p4", training)

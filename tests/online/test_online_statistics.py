@@ -1,0 +1,229 @@
+"""Effects against independent oracles: scipy where a ratio is a mean, tea-tasting on raw rows elsewhere."""
+
+import math
+import sys
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from scipy import stats
+
+from crops.errors import CropsError, MissingExtraError
+from crops.online.metrics import Metric
+from crops.online.planning import plan, sample_check
+from crops.online.ratios import level, paired_effect
+from crops.online.statistics import DETECTABLE, corrected, effect
+
+RATIO = Metric("ratio", "ratio", "n", "d", "")
+
+
+def population(users, seed, shift=0.0):
+    """Users who search more or less often and click more or less readily, before and during."""
+    rng = np.random.default_rng(seed)
+    chance = rng.beta(4, 6, users)
+    activity = rng.gamma(1.0, 4.0, users)
+    draw = lambda chance: (d := rng.poisson(activity) + 1, rng.binomial(d, np.minimum(chance, 1.0)))  # noqa: E731
+    (before_d, before_n), (d, n) = draw(chance), draw(chance + shift)
+    sums = {"n": n.astype(float), "d": d.astype(float)}
+    return sums, {"n": before_n.astype(float), "d": before_d.astype(float)}
+
+
+def halves(users):
+    side = np.arange(users) % 2 == 0
+    return side, ~side
+
+
+def test_a_ratio_by_hand():
+    # Three kinds of user, ten each per arm. Control: n = 0, 1, 2 of d = 1, 2, 3; ratio 3/6.
+    control, treatment = halves(60)
+    n, d = np.tile(np.repeat([0.0, 1, 2], 2), 10), np.tile(np.repeat([1.0, 2, 3], 2), 10)
+    n[treatment & (d == 1)] = 1.0  # treatment: 4/6
+    found = effect(RATIO, {"n": n, "d": d}, control, treatment)
+    assert found.control == pytest.approx(1 / 2)
+    assert found.treatment == pytest.approx(2 / 3)
+    assert found.absolute == pytest.approx(1 / 6)
+    assert found.relative == pytest.approx(1 / 3)
+    # Residuals n - R d: control -1/2, 0, 1/2: variance 10 (1/4 + 1/4) / 29; treatment 1/3, -1/3, 0:
+    # 10 (1/9 + 1/9) / 29. Both over mean(d)^2 = 4 and 30 users.
+    error = math.sqrt((5 / 29 + 20 / 9 / 29) / 4 / 30)
+    assert found.standard_error == pytest.approx(error)
+    assert found.mde == pytest.approx(2.8016 * error, rel=1e-4)
+
+
+def test_a_mean_is_welch():
+    rng = np.random.default_rng(0)
+    sums = {"n": rng.gamma(2.0, 1.0, 400), "d": np.ones(400)}
+    control, treatment = halves(400)
+    found = effect(RATIO, sums, control, treatment)
+    oracle = stats.ttest_ind(sums["n"][treatment], sums["n"][control], equal_var=False)
+    interval = oracle.confidence_interval(0.95)
+    assert found.p == pytest.approx(oracle.pvalue)
+    assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
+
+
+def test_cuped_of_a_mean_is_welch_on_the_adjusted_values():
+    rng = np.random.default_rng(1)
+    x = rng.gamma(2.0, 1.0, 500)
+    y = x + rng.normal(0, 0.5, 500)
+    control, treatment = halves(500)
+    found = effect(RATIO, {"n": y, "d": np.ones(500)}, control, treatment, {"n": x, "d": np.ones(500)})
+    slope = np.cov(x, y)[0, 1] / np.var(x, ddof=1)
+    adjusted = y - slope * (x - x.mean())
+    oracle = stats.ttest_ind(adjusted[treatment], adjusted[control], equal_var=False)
+    assert found.p == pytest.approx(oracle.pvalue)
+    plain = effect(RATIO, {"n": y, "d": np.ones(500)}, control, treatment)
+    assert found.standard_error < 0.6 * plain.standard_error
+
+
+@pytest.mark.parametrize("cuped", [False, True])
+def test_equals_tea_tasting_on_raw_rows(cuped):
+    import tea_tasting
+
+    sums, before = population(800, 2)
+    control, treatment = halves(800)
+    table = pa.table({**sums, "bn": before["n"], "bd": before["d"], "variant": treatment.astype(int)})
+    columns = ("n", "d", "bn", "bd") if cuped else ("n", "d")
+    oracle = tea_tasting.Experiment(m=tea_tasting.RatioOfMeans(*columns)).analyze(table)["m"]
+    found = effect(RATIO, sums, control, treatment, before if cuped else None)
+    assert found.p == pytest.approx(oracle.pvalue)
+    assert found.absolute == pytest.approx(oracle.effect_size)
+    assert (found.relative_low, found.relative_high) == pytest.approx(
+        (oracle.rel_effect_size_ci_lower, oracle.rel_effect_size_ci_upper)
+    )
+
+
+def test_before_without_anything_is_no_covariate():
+    sums, _ = population(200, 3)
+    nothing = {"n": np.zeros(200), "d": np.zeros(200)}
+    sides = halves(200)
+    assert effect(RATIO, sums, *sides, nothing) == effect(RATIO, sums, *sides)
+
+
+def test_what_cannot_be_tested_is_said():
+    sums, _ = population(100, 4)
+    control, treatment = halves(100)
+    with pytest.raises(CropsError, match="its denominator, d, is 0 for everybody in the treatment"):
+        effect(RATIO, {**sums, "d": sums["d"] * control}, control, treatment)
+    few = np.arange(100) < 7
+    with pytest.raises(CropsError, match="7 users in the control carry no interval; 20 are the least"):
+        effect(RATIO, sums, few, treatment)
+    with pytest.raises(CropsError, match="says the same of every user"):
+        effect(RATIO, {"n": np.zeros(100), "d": np.ones(100)}, control, treatment)
+
+
+def test_a_missing_extra_is_named(monkeypatch):
+    sums, _ = population(100, 4)
+    monkeypatch.setitem(sys.modules, "tea_tasting", None)
+    for call in (
+        lambda: effect(RATIO, sums, *halves(100)),
+        lambda: plan(RATIO, sums, 50),
+        lambda: sample_check(1, 1),
+        lambda: corrected([0.1]),
+    ):
+        with pytest.raises(MissingExtraError, match=r"pip install 'crops\[online\]'"):
+            call()
+
+
+def test_holm_and_benjamini_hochberg_by_hand():
+    holm, hochberg = corrected([0.01, 0.04, 0.03, 0.5])
+    # Sorted .01 .03 .04 .5: Holm 4 x .01, 3 x .03, max(.09, 2 x .04), .5.
+    assert holm == pytest.approx([0.04, 0.09, 0.09, 0.5])
+    assert hochberg == pytest.approx(stats.false_discovery_control([0.01, 0.04, 0.03, 0.5]).tolist())
+    assert corrected([]) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("control", "treatment", "ratio", "holds"),
+    [(1000, 1040, 1.0, True), (10_000, 10_600, 1.0, False), (1000, 500, 0.5, True), (1000, 500, 1.0, False)],
+)
+def test_sample_ratio(control, treatment, ratio, holds):
+    found = sample_check(control, treatment, ratio)
+    exact = stats.binomtest(treatment, control + treatment, ratio / (1 + ratio)).pvalue
+    assert found.p == pytest.approx(exact, rel=0.05, abs=1e-6)
+    assert found.holds is holds
+
+
+def test_a_promised_ratio_of_nothing_is_refused():
+    with pytest.raises(CropsError, match="give more than 0"):
+        sample_check(10, 10, 0.0)
+
+
+def test_the_plan_finds_what_it_promises():
+    sums, before = population(4000, 5)
+    told = plan(RATIO, sums, 1000, wanted=0.05, before=before)
+    # An experiment of that size has the error that the plan knew.
+    control, treatment = np.arange(4000) < 1000, (np.arange(4000) >= 1000) & (np.arange(4000) < 2000)
+    assert told.mde == pytest.approx(effect(RATIO, sums, control, treatment, before).mde, rel=0.1)
+    assert told.wanted == pytest.approx(0.05 * told.mean)
+    # Users grow with the square of what is to be seen.
+    assert told.suffices == pytest.approx(1000 * (told.mde / told.wanted) ** 2, rel=0.02)
+    assert plan(RATIO, sums, told.suffices, before=before).mde <= told.wanted * 1.001
+    assert plan(RATIO, sums, 1000, power=0.95, before=before).mde > told.mde
+
+
+def test_the_power_is_kept():
+    # 300 experiments with the effect that the plan says it finds 80 % of the time.
+    base, _ = population(20_000, 6)
+    told = plan(RATIO, base, 400)
+    hits = 0
+    for seed in range(300):
+        a, _ = population(400, 1000 + seed)
+        b, _ = population(400, 5000 + seed, told.mde)
+        both = {key: np.concatenate([a[key], b[key]]) for key in a}
+        side = np.arange(800) < 400
+        hits += effect(RATIO, both, side, ~side).p < 0.05
+    assert 0.72 < hits / 300 < 0.88
+
+
+def test_a_plan_for_nobody_is_refused():
+    sums, _ = population(100, 7)
+    with pytest.raises(CropsError, match="5 users per arm carry no interval"):
+        plan(RATIO, sums, 5)
+    with pytest.raises(CropsError, match="says the same of every user"):
+        plan(RATIO, {"n": np.zeros(100), "d": np.ones(100)}, 50)
+
+
+def test_level_of_a_mean_is_its_interval():
+    rng = np.random.default_rng(8)
+    values = rng.normal(5, 2, 300)
+    found = level(RATIO, {"n": values, "d": np.ones(300)})
+    half = 1.959964 * stats.sem(values)
+    assert (found.value, found.low, found.high) == pytest.approx(
+        (values.mean(), values.mean() - half, values.mean() + half)
+    )
+
+
+def test_paired_effect_of_a_mean_is_the_paired_test():
+    rng = np.random.default_rng(9)
+    a = rng.normal(5, 2, 1000)
+    b = a + rng.normal(0.02, 0.1, 1000)
+    ones = np.ones(1000)
+    found = paired_effect(RATIO, {"n": a, "d": ones}, {"n": b, "d": ones})
+    oracle = stats.ttest_rel(b, a)
+    assert found.absolute / found.standard_error == pytest.approx(oracle.statistic)
+    assert found.p == pytest.approx(oracle.pvalue, rel=0.05)
+
+
+def test_paired_sees_what_separate_arms_cannot():
+    # The same users click once more in 2 % of the cases.
+    rng = np.random.default_rng(10)
+    a, _ = population(1000, 10)
+    more = (rng.random(1000) < 0.02) & (a["n"] < a["d"])
+    b = {"n": a["n"] + more, "d": a["d"]}
+    paired = paired_effect(RATIO, a, b)
+    both = {key: np.concatenate([a[key], b[key]]) for key in a}
+    separate = effect(RATIO, both, np.arange(2000) < 1000, np.arange(2000) >= 1000)
+    assert paired.absolute == pytest.approx(separate.absolute)
+    assert paired.p < 0.001 < separate.p
+    assert paired.low < paired.absolute < paired.high
+    assert paired.relative == pytest.approx(b["n"].sum() / a["n"].sum() - 1)
+
+
+def test_worlds_that_are_the_same_have_no_effect():
+    a, _ = population(100, 11)
+    found = paired_effect(RATIO, a, a)
+    assert (found.absolute, found.p, found.mde) == (0.0, 1.0, 0.0)
+
+
+def test_detectable_is_the_textbook_constant():
+    assert pytest.approx(2.8016, abs=1e-4) == DETECTABLE

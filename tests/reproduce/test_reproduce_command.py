@@ -1,0 +1,92 @@
+"""`crops reproduce` as a user types it, on a tiny world; and a cell that is made again by a second run."""
+
+import json
+import shutil
+
+import pytest
+from typer.testing import CliRunner
+
+from crops.cli import reproduce as reproduce_command
+from crops.cli.app import app
+from crops.errors import CropsError
+from crops.reproduce import run
+
+SETTINGS = """
+[training]
+steps = 4
+batch_queries = 16
+[relevance]
+model = "none"
+"""
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """Figure 7 of a tiny world: two trainings of four steps."""
+    folder = tmp_path_factory.mktemp("reproduce")
+    (folder / "run.toml").write_text(SETTINGS)
+    return folder, reproduce(folder)
+
+
+def reproduce(folder, what="fig7"):
+    arguments = ["reproduce", what, "--size", "tiny", "--seeds", "1", "--out", str(folder / "out")]
+    return CliRunner().invoke(app, [*arguments, "--config", str(folder / "run.toml")])
+
+
+def test_a_figure_from_nothing(done):
+    folder, result = done
+    assert result.exit_code == 0, result.output
+    made = folder / "out" / "fig7"
+    assert sorted(path.name for path in made.iterdir()) == [
+        "report.html",
+        "results.md",
+        "tables.json",
+        "verdicts.json",
+    ]
+    assert "Figure 7: the temperature" in (made / "report.html").read_text()
+    assert "| CroPS, seed 0 | 0.0500 |" in (made / "results.md").read_text()
+    assert len(list((folder / "out" / "cells").iterdir())) == 2
+    assert not any((folder / "out" / "models").iterdir())
+
+
+def test_a_cell_says_what_it_is_and_what_it_rests_on(done):
+    folder, _ = done
+    (cell,) = (folder / "out" / "cells").glob("crops-*")
+    facts = json.loads((cell / "cell.json").read_text())
+    assert (facts["method"], facts["world"], facts["size"], facts["seed"]) == ("crops", "default", "tiny", 0)
+    assert facts["settings"]["training"]["steps"] == 4
+    assert facts["training"]["steps"] == 4
+    assert facts["training"]["queries_seen"] == 64
+    assert facts["mined_days"] == ["2026-01-06"]
+    assert facts["test_day"] == "2026-01-08"
+    assert facts["platform"].startswith("cpsqa-open-v1+")
+    assert {"recall@100/ct", "true_recall@100", "never_shown@100", "mrr@100/ct"} <= facts["metrics"].keys()
+
+
+def test_a_second_run_makes_only_what_is_missing(done, monkeypatch):
+    folder, _ = done
+    (cell,) = (folder / "out" / "cells").glob("crops-*")
+    before = (cell / "values.parquet").read_bytes()
+    shutil.rmtree(cell)
+    made = []
+    monkeypatch.setattr(run, "make_cell", lambda one, *rest: made.append(one.label) or run_make(one, *rest))
+    assert reproduce(folder).exit_code == 0
+    assert made == ["crops in tiny-default-0"]
+    assert (cell / "values.parquet").read_bytes() == before
+
+
+run_make = run.make_cell
+
+
+def test_bad_requests_make_nothing(tmp_path):
+    out = tmp_path / "out"
+    for arguments, message in (
+        ({"what": "table5"}, "unknown table 'table5'"),
+        ({"what": "table2", "seeds": "1,1"}, "1 is named twice"),
+        ({"what": "table2", "size": "huge"}, "unknown size 'huge'"),
+        ({"what": "table2", "worlds": "judged"}, "needs --judged FOLDER"),
+        ({"what": "table2", "generated": tmp_path}, "no <size>-<world>-<seed>.jsonl"),
+    ):
+        with pytest.raises(CropsError, match=message):
+            reproduce_command(out=out, **arguments)
+    assert not out.exists()

@@ -1,0 +1,150 @@
+"""Figures, the map, and the four forms of a report."""
+
+import json
+
+import pytest
+from handmade_cells import write_cell
+
+from crops.config import load_config
+from crops.errors import CropsError
+from crops.report import Section, TablesReport, TextTable, render_report
+from crops.reproduce import dials
+from crops.reproduce.dials import DIALS, map_cells, map_sections, misplaced
+from crops.reproduce.figures import precision_section, temperature_section, unfiltered
+from crops.reproduce.paper import CT
+from crops.reproduce.plan import Plan
+from crops.reproduce.results import read_measured
+from crops.reproduce.verdicts import Verdict
+from crops.reproduce.worlds import build_world
+from crops.reproduce.write import markdown, verdict_table, write_all
+
+
+def test_temperature_is_the_mean_over_worlds(tmp_path):
+    """From .05 to .03 in one world, to .041 in the other, within 100 steps; 100 more are flat."""
+    cells = []
+    for seed, end in ((0, 0.03), (1, 0.041)):
+        fall = [0.05 + (end - 0.05) * i / 100 for i in range(100)] + [end] * 100
+        cells.append(write_cell(tmp_path, "crops", seed, {CT: [0.5]}, log=fall))
+    section = temperature_section({"CroPS": cells})
+    # within 1 %: from .0303 on, place 99 at .0002 a step; from .04141 on, place 96 at .00009 a step
+    assert section.tables[0].rows == [
+        ["CroPS, seed 0", "0.0500", "0.0300", "step 100"],
+        ["CroPS, seed 1", "0.0500", "0.0410", "step 97"],
+    ]
+    (line,) = section.figures[0].lines
+    assert len(line.x) == 60
+    assert line.y[-1] == pytest.approx(0.0355)
+    assert "0.05 to about 0.03" in section.lead
+
+
+def test_precision_is_told_by_seed_and_drawn_as_mean(tmp_path):
+    folders = []
+    for seed, right in ((0, 60), (1, 80)):
+        rows = [
+            {"source": "P1", "alpha": None, "pairs": 100, "right": right, "share": right / 100},
+            {"source": "P3", "alpha": 0.6, "pairs": 0, "right": 0, "share": None},
+        ]
+        (tmp_path / str(seed)).mkdir()
+        (tmp_path / str(seed) / "precision.json").write_text(json.dumps(rows))
+        folders.append(tmp_path / str(seed))
+    section = precision_section(folders)
+    assert section.tables[0].rows[0] == ["P1", "all found", "100", "60.0, 80.0"]
+    assert section.tables[0].rows[1] == ["P3", "theta above 0.6", "0", "–, –"]
+    assert [bar.value for bar in section.figures[0].bars] == [pytest.approx(0.7)]
+    assert "81.3 % very relevant" in section.lead
+
+
+def test_precision_is_of_all_that_theta_would_reject():
+    wide = unfiltered(Plan(load_config()).cell(build_world("default", "tiny", 0), "crops"))
+    assert wide.run.engine.reformulation.relevance == wide.run.engine.feed.relevance == 0
+    assert wide.run.engine.reformulation.similarity == load_config().engine.reformulation.similarity
+
+
+def test_map_turns_one_dial_at_a_time_and_shares_the_default(tmp_path):
+    """Each dial has its default among its values: the same cells as Table 3's."""
+    documents = tmp_path / "d.jsonl"
+    documents.write_text("".join(f'{{"query": "q{i}", "ocr_cover": "x"}}\n' for i in range(4)))
+    plan = Plan(load_config(), {}, {"": documents})
+    cells = map_cells(plan, "tiny", [0], tmp_path)
+    default = {cell.name() for cell in plan.cells("table3", build_world("default", "tiny", 0))}
+    for dial in DIALS:
+        at_default = [
+            value for value in dial.values if {c.name() for c in cells.by_value[dial.name, value]} <= default
+        ]
+        assert len(at_default) == 1, dial.name
+    assert len({c.name() for own in cells.by_value.values() for c in own}) == 4 * (
+        1 + 2 + 3 + 2 + 1 + 3 + 2 + 2
+    )
+    weak = cells.by_value["bubble", "weak"][0].world
+    assert weak == build_world("weak", "tiny", 0)  # the world of `--worlds weak`, made once
+    assert set(cells.files) == {c.generated for own in cells.by_value.values() for c in own}
+
+
+def test_misplaced_documents_keep_their_texts_and_lose_their_queries(tmp_path):
+    rows = [{"query": f"q{i}", "ocr_cover": f"t{i}"} for i in range(10)]
+    (tmp_path / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for share, wrong in ((0.5, 5), (1.0, 10)):
+        found = [
+            json.loads(line)
+            for line in misplaced(tmp_path / "d.jsonl", share, tmp_path).read_text().splitlines()
+        ]
+        assert sum(row["query"][1:] != row["ocr_cover"][1:] for row in found) == wrong
+        assert sorted(row["query"] for row in found) == sorted(row["query"] for row in rows)
+
+
+def test_map_tells_the_lift_of_each_source(tmp_path, monkeypatch):
+    """P1 adds 2 points, P2 1, P3 takes 3; a dial value without all of its cells has no figure."""
+    monkeypatch.setattr(dials, "DIALS", [dial for dial in DIALS if dial.name == "bubble"])
+    plan = Plan(load_config())
+    cells = map_cells(plan, "tiny", [0], tmp_path)
+    measured = []
+    for cell in cells.by_value["bubble", "default"]:
+        gain = {"fs_lr": 0.0, "plus_p1": 0.02, "plus_p2": 0.03, "crops": 0.0}[cell.method]
+        made = write_cell(tmp_path, cell.method, 0, {CT: [0.5 + gain + 0.01 * (i % 3) for i in range(30)]})
+        made.folder.rename(made.folder.with_name(cell.name()))
+        measured.append(read_measured(made.folder.with_name(cell.name())))
+    (section,) = map_sections(cells, measured, [0])
+    rows = {row[0]: [cell.split("\n")[0] for cell in row[1:4]] for row in section.tables[0].rows}
+    assert rows == {"weak": ["–"] * 3, "default": ["+2.0*", "+1.0*", "-3.0*"], "strong": ["–"] * 3}
+    assert [(line.name, list(line.y)) for line in section.figures[0].lines] == [
+        ("P1", [pytest.approx(2.0)]),
+        ("P2", [pytest.approx(1.0)]),
+        ("P3", [pytest.approx(-3.0)]),
+    ]
+
+
+def hostile():
+    table = TextTable("T", ["method", "CT"], [["<script>a|b", "1.0\n[0, 2]"]], "note", 0)
+    return TablesReport("R", ["H."], [Section("S", "lead", [table])], [("size", "tiny")], ["a note"])
+
+
+def test_four_forms_of_one_content(tmp_path):
+    verdict = Verdict("A beats B", "CT", "reproduced", "+1", ["a-0", "b-0"])
+    write_all(hostile(), {"default": [verdict]}, tmp_path)
+    page, text = (tmp_path / "report.html").read_text(), (tmp_path / "results.md").read_text()
+    assert "&lt;script&gt;a|b" in page
+    assert "<script>" not in page
+    assert "<small>[0, 2]</small>" in page
+    assert r"| <script>a\|b | 1.0<br>[0, 2] |" in text
+    assert (
+        json.loads((tmp_path / "tables.json").read_text())["sections"]["S"][0]["rows"][0][1] == "1.0\n[0, 2]"
+    )
+    told = json.loads((tmp_path / "verdicts.json").read_text())["default"][0]
+    assert (told["ruling"], told["cells"]) == ("reproduced", ["a-0", "b-0"])
+    assert verdict_table("V", [verdict]).rows == [["A beats B", "CT", "reproduced", "+1", "a-0\nb-0"]]
+
+
+def test_markdown_is_one_table_row_a_line():
+    lines = markdown(hostile()).splitlines()
+    assert lines[0] == "# R"
+    assert "| --- | --- |" in lines
+    assert "- a note" in lines
+    assert "- size: tiny" in lines
+
+
+def test_a_chart_that_is_not_finite_is_refused(tmp_path):
+    from crops.report import Bar, BarFigure
+
+    report = TablesReport("R", [], [Section("S", "", [], [BarFigure("B", [Bar("x", float("nan"))])])])
+    with pytest.raises(CropsError, match="charts need finite numbers"):
+        render_report(report)

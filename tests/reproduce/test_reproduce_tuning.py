@@ -1,0 +1,54 @@
+"""`--tune`: each method once, kept as JSON, and made again where a kill tore the file off."""
+
+import json
+
+import pytest
+
+from crops.config import load_config
+from crops.reproduce import produce, tuning
+from crops.reproduce.plan import Plan
+from crops.reproduce.worlds import build_world
+from crops.training import tune as grid
+
+
+@pytest.fixture
+def asked(monkeypatch, tmp_path):
+    """The methods that were tuned; the best point names its method."""
+    tuned = []
+
+    def tune_method(name, samples, out, config, *, seed, cache):
+        tuned.append(name)
+        found = {"method": name, "points": [], "best": {"docs_per_source": len(name)}}
+        (out / "models").mkdir(parents=True)
+        (out / f"{name}.json").write_text(json.dumps(found))
+        return found
+
+    monkeypatch.setattr(grid, "tune_method", tune_method)
+    monkeypatch.setattr(tuning, "make_samples", lambda cell, out, *rest: out / "mined" / "samples-1")
+    return tuned
+
+
+def test_every_method_of_the_target_is_tuned_once(asked, tmp_path):
+    world, plan = build_world("default", "tiny", 0), Plan(load_config(), {"dpr": {"negatives": 4}})
+    first = produce.tuned(plan, "table3", world, tmp_path, None)
+    assert asked == ["fs_lr", "plus_p1", "plus_p2", "crops", "binary", "p1_at_4"]
+    assert first.points["crops"] == {"docs_per_source": 5}
+    assert "dpr" not in first.points  # stored settings are not mixed with new ones
+    asked.clear()
+    second = produce.tuned(plan, "all", world, tmp_path, None)
+    assert asked == ["bm25", "nce", "dpr", "ance", "adore", "trisampler", "infonce_graded", "softmax_ce"]
+    assert second.points["crops"] == first.points["crops"]
+    assert not list(tmp_path.glob("tuned/*/models"))
+
+
+def test_other_steps_are_tuned_anew_and_torn_files_too(asked, tmp_path):
+    world = build_world("default", "tiny", 0)
+    produce.tuned(Plan(load_config()), "table4", world, tmp_path, None)
+    asked.clear()
+    (torn,) = tmp_path.glob("tuned/*/crops.json")
+    torn.write_text('{"method": "cro')
+    produce.tuned(Plan(load_config()), "table4", world, tmp_path, None)
+    assert asked == ["crops"]
+    asked.clear()
+    produce.tuned(Plan(load_config(None, training__steps=7)), "table4", world, tmp_path, None)
+    assert len(asked) == 3

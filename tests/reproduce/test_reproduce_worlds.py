@@ -1,0 +1,143 @@
+"""What a user may ask for, and what is refused before anything is made."""
+
+import pytest
+
+from crops.config import load_config
+from crops.errors import CropsError
+from crops.reproduce.cells import Cell, base_run, mined_name, sets_name, world_name
+from crops.reproduce.plan import Plan, generated_files, parse_target, stored_points
+from crops.reproduce.worlds import build_world, parse_seeds, parse_worlds
+
+
+@pytest.mark.parametrize(
+    ("text", "seeds"), [("3", [0, 1, 2]), ("4,7", [4, 7]), ("5,", [5]), ("0,1,2", [0, 1, 2])]
+)
+def test_seeds(text, seeds):
+    assert parse_seeds(text) == seeds
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("1,2,1", "1 is named twice, and would count twice"),
+        ("0", "at least one"),
+        ("-1,", "none below 0"),
+        ("three", "give how many"),
+        (",", "at least one"),
+    ],
+)
+def test_bad_seeds(text, message):
+    with pytest.raises(CropsError, match=message):
+        parse_seeds(text)
+
+
+def test_unknown_names_are_answered_with_the_nearest():
+    with pytest.raises(CropsError, match="unknown table 'tabel3'.*Did you mean 'table3'"):
+        parse_target("tabel3")
+    with pytest.raises(CropsError, match="unknown size 'smal'.*Did you mean 'small'"):
+        build_world("default", "smal", 0)
+    with pytest.raises(CropsError, match="unknown world 'weka'.*Did you mean 'weak'"):
+        parse_worlds("default,weka")
+    with pytest.raises(CropsError, match="named twice"):
+        parse_worlds("null,null")
+    with pytest.raises(CropsError, match="unknown method 'crosp'.*Did you mean 'crops'"):
+        Plan(load_config()).cell(build_world("default", "tiny", 0), "crosp").name()
+
+
+def test_worlds_differ_in_one_dial():
+    assert parse_worlds("all") == ["default", "dcm", "pbm", "null", "weak", "strong"]
+    default = build_world("default", "tiny", 0).platform
+    for name, field, value in (
+        ("null", "informative", False),
+        ("strong", "bubble", "strong"),
+        ("pbm", "click_model", "pbm"),
+    ):
+        platform = build_world(name, "tiny", 0).platform
+        assert platform == default.model_copy(update={field: value})
+
+
+def test_the_judged_world_is_known_by_its_files(tmp_path):
+    with pytest.raises(CropsError, match="needs --judged"):
+        build_world("judged", "tiny", 0)
+    with pytest.raises(CropsError, match=r"docs.parquet: cannot be read"):
+        build_world("judged", "tiny", 0, tmp_path)
+    for name in ("docs", "queries", "qrels"):
+        (tmp_path / f"{name}.parquet").write_text(name)
+    before = build_world("judged", "tiny", 0, tmp_path)
+    assert before.platform.world == str(tmp_path)
+    (tmp_path / "qrels.parquet").write_text("other grades")
+    assert world_name(before) != world_name(build_world("judged", "tiny", 0, tmp_path))
+
+
+def cell(method="crops", seed=0, generated="", point=None, **settings):
+    world = build_world("default", "tiny", seed)
+    return Cell(world, method, base_run(world, load_config(None, **settings)), generated, point or {})
+
+
+def test_cells_share_what_they_depend_on_alike():
+    one, other = cell("crops"), cell("fs_lr")
+    assert one.name() != other.name()
+    assert mined_name(one) == mined_name(other)
+    assert sets_name(one) == sets_name(other)
+    assert cell("crops").name() == one.name()
+
+
+@pytest.mark.parametrize(
+    ("changed", "mined", "tests"),
+    [
+        (cell(training__steps=7), False, False),
+        (cell(point={"docs_per_source": 2}), False, False),
+        (cell(evaluation__recall_k=50), False, False),
+        (cell(evaluation__max_ct=50), False, True),
+        (cell(engine__feed__relevance=0.7), True, False),
+        (cell(relevance__model="none"), True, True),
+        (cell(generated="other"), True, False),
+        (cell(seed=1), True, True),
+    ],
+)
+def test_what_changes_a_cell_changes_its_name(changed, mined, tests):
+    """A mining is made again only for what it depends on; test sets do not depend on how a cell was mined."""
+    plain = cell()
+    assert changed.name() != plain.name()
+    assert (mined_name(changed) != mined_name(plain)) is mined
+    assert (sets_name(changed) != sets_name(plain)) is tests
+
+
+def test_bm25_does_not_depend_on_the_training():
+    assert cell("bm25", training__steps=7).name() == cell("bm25").name()
+
+
+def test_plan_of_the_tables():
+    world = build_world("default", "tiny", 0)
+    plan = Plan(load_config(), {"dpr": {"negatives": 4}})
+    methods = [one.method for one in plan.cells("all", world)]
+    distinct = {one.name() for one in plan.cells("all", world)}
+    # 8 + 6 + 3 rows, of which FS-LR and CroPS are in two and three; and 3 watched cells
+    assert len(distinct) == 8 + 6 + 3 - 3 + 3
+    assert {"bm25", "nce", "adore", "p1_at_4", "softmax_ce"} <= set(methods)
+    (dpr,) = (one for one in plan.cells("table2", world) if one.method == "dpr")
+    assert dpr.point == {"negatives": 4}
+    assert plan.cells("fig6", world) == []
+
+
+def test_generated_documents_by_world(tmp_path):
+    packaged = tmp_path / "packaged.jsonl"
+    packaged.write_text("{}")
+    assert generated_files(None, packaged) == {"": packaged}
+    with pytest.raises(CropsError, match="no <size>-<world>-<seed>.jsonl"):
+        generated_files(tmp_path / "none", packaged)
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "tiny-default-1.jsonl").write_text("{}")
+    plan = Plan(load_config(), {}, generated_files(own, packaged))
+    assert plan.documents(build_world("default", "tiny", 1)) == own / "tiny-default-1.jsonl"
+    assert plan.documents(build_world("default", "tiny", 0)) == packaged
+
+
+def test_stored_points_are_settings_that_methods_know():
+    from crops.training.methods import METHODS
+
+    for method, point in stored_points("static").items():
+        if method != "bm25":
+            METHODS[method].settings(point)
+    assert stored_points("no such encoder").keys() <= {"bm25"}

@@ -1,0 +1,258 @@
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from retrieval_hand import WordEncoder, unit, word_model
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Normalize, StaticEmbedding
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+
+from crops.config import IndexConfig
+from crops.errors import CropsError
+from crops.relevance.models import model_hash
+from crops.retrieval import (
+    build_index,
+    check_model,
+    load_model,
+    load_queries,
+    open_index,
+    open_retriever,
+    update_index,
+    write_vectors,
+)
+from crops.retrieval import shards as sharding
+from crops.text import PLAIN, query_id
+
+NONE = np.empty(0, dtype=np.int64)
+
+
+def write_items(path, ids, **columns):
+    texts = [f"title {one}" for one in ids]
+    pq.write_table(pa.table({"item_id": pa.array(ids, pa.int64()), "ocr_cover": texts, **columns}), path)
+    return path
+
+
+@pytest.fixture
+def items(tmp_path):
+    return write_items(tmp_path / "items.parquet", [9, 3, 7, 5], author_id=[1, 2, 3, 4])
+
+
+def test_an_interrupted_build_goes_on_where_it_was(tmp_path, monkeypatch):
+    """Six texts in shards of two; the first run dies in the third, the second encodes that one alone."""
+    monkeypatch.setattr(sharding, "SHARD", 2)
+    items = write_items(tmp_path / "items.parquet", [1, 2, 3, 4, 5, 6])
+    first, second = word_model(fail_after=4), word_model()
+    with pytest.raises(KeyboardInterrupt):
+        build_index(f"{tmp_path / 'index'}", first, items, IndexConfig())
+    assert first.encoder.encoded == ["title 1", "title 2", "title 3", "title 4"]
+    build_index(f"{tmp_path / 'index'}", second, items, IndexConfig())
+    assert second.encoder.encoded == ["title 5", "title 6"]
+    assert not (tmp_path / "index/building").exists()
+    index = open_index(f"{tmp_path / 'index'}")
+    expected = WordEncoder().encode(
+        ["title 4"], batch_size=1, normalize_embeddings=True, show_progress_bar=False
+    )
+    assert index.vectors(np.array([4])) == pytest.approx(expected)
+
+
+def test_a_text_that_changed_meanwhile_and_another_model_are_encoded_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(sharding, "SHARD", 2)
+    sharding.encode_shards(word_model(), ["a", "b", "c"], tmp_path)
+    changed, other, role = word_model(), word_model("b"), word_model()
+    sharding.encode_shards(changed, ["a", "b", "d"], tmp_path)
+    assert changed.encoder.encoded == ["d"]
+    sharding.encode_shards(other, ["a", "b"], tmp_path)
+    assert other.encoder.encoded == ["a", "b"]
+    sharding.encode_shards(role, ["a", "b"], tmp_path, "query")
+    assert role.encoder.encoded == ["a", "b"]
+
+
+def test_items_are_kept_without_what_people_typed(tmp_path):
+    items = write_items(
+        tmp_path / "items.parquet", [4, 2], click_query=["secret", "words"], play_cnt=[40, 20]
+    )
+    build_index(f"{tmp_path / 'index'}", word_model(), items, IndexConfig())
+    kept = open_index(f"{tmp_path / 'index'}").items(np.array([2, 4]))
+    assert kept["ocr_cover"].to_pylist() == ["title 2", "title 4"]
+    assert kept["play_cnt"].to_pylist() == [20, 40]
+    assert kept["category"].to_pylist() == [None, None]
+    assert "click_query" not in kept.column_names
+
+
+def test_generated_documents_are_never_indexed(tmp_path, items):
+    generated = write_items(tmp_path / "synthetic_items.parquet", [-4, 2])
+    with pytest.raises(CropsError, match="item_id -4 is negative: generated documents"):
+        build_index(f"{tmp_path / 'index'}", word_model(), generated, IndexConfig())
+    build_index(f"{tmp_path / 'index'}", word_model(), items, IndexConfig())
+    with pytest.raises(CropsError, match="item_id -4 is negative: generated documents"):
+        update_index(f"{tmp_path / 'index'}", word_model(), generated, NONE)
+
+
+def test_an_update_takes_items_from_a_table(tmp_path, items):
+    uri = f"{tmp_path / 'index'}"
+    build_index(uri, word_model(), items, IndexConfig())
+    more = write_items(tmp_path / "more.parquet", [5, 11])
+    manifest = update_index(uri, word_model(), more, np.array([9]))
+    assert (manifest.version, manifest.count) == ("000002", 4)
+    ids, _ = open_retriever(uri, word_model()).search(["title 11", "title 9"], 4)
+    assert ids[0, 0] == 11
+    assert sorted(ids[1].tolist()) == [3, 5, 7, 11]
+    assert update_index(uri, word_model(), None, np.array([11])).count == 3
+
+
+def test_another_model_is_refused(tmp_path, items):
+    uri = f"{tmp_path / 'index'}"
+    build_index(uri, word_model("a"), items, IndexConfig())
+    message = r"built with the model words \(aaaaaaaaaaaa\), and words is another one \(bbbbbbbbbbbb\)"
+    with pytest.raises(CropsError, match=message):
+        check_model(open_index(uri).manifest, word_model("b"))
+    with pytest.raises(CropsError, match=message):
+        open_retriever(uri, word_model("b"))
+    with pytest.raises(CropsError, match=message):
+        update_index(uri, word_model("b"), items, NONE)
+    with pytest.raises(CropsError, match="needs the model"):
+        open_retriever(uri)
+
+
+def test_recall_is_measured_with_the_queries_named(tmp_path, items):
+    queries = tmp_path / "queries.parquet"
+    pq.write_table(pa.table({"query": ["Title 3", "title  3", "title 7", "", None]}), queries)
+    model = word_model()
+    manifest = build_index(f"{tmp_path / 'index'}", model, items, IndexConfig(), queries)
+    assert manifest.recall.queries == 2
+    assert manifest.recall.source == str(queries)
+    assert sorted(model.encoder.encoded[4:]) == ["title 3", "title 7"]
+
+
+def test_what_an_index_cannot_be_is_refused(tmp_path, items):
+    for uri, config, message in (
+        ("bm25:x", IndexConfig(), "an index is written to faiss:FOLDER or milvus"),
+        (f"{tmp_path / 'index'}", IndexConfig(dims=17), "vectors of 16 numbers cannot be searched"),
+        (f"{tmp_path / 'index'}", IndexConfig(kind="ivfpq", int8=True), "ivfpq has codes of its own"),
+        (f"{tmp_path / 'index'}", IndexConfig(kind="ivfpq", dims=9), "ivfpq needs an even width, not 9"),
+    ):
+        with pytest.raises(CropsError, match=message):
+            build_index(uri, word_model(), items, config)
+
+
+def test_words_and_both_together(tmp_path):
+    """ "title 70" is first by words and by vectors: 2/61. No word finds nothing; "title" finds all, alike."""
+    items = write_items(tmp_path / "items.parquet", [90, 30, 70, 50])
+    uri, model = f"{tmp_path / 'index'}", word_model()
+    build_index(uri, model, items, IndexConfig())
+    words = open_retriever(f"bm25:{uri}")
+    assert words.search(["nothing", "title"], 4)[0].tolist() == [[-1] * 4, [30, 50, 70, 90]]
+    ids, scores = open_retriever(f"hybrid:{uri}", model).search(["title 70"], 5)
+    assert ids[0, 0] == 70
+    assert scores[0, 0] == pytest.approx(2 / 61)
+    assert sorted(ids[0].tolist()) == [-1, 30, 50, 70, 90]
+
+
+@pytest.mark.parametrize("role", ["document", "query"])
+def test_vectors_for_other_stores(tmp_path, role):
+    out = tmp_path / "deep/vectors.parquet"
+    texts, ids = [f"text {row}" for row in range(5)], np.arange(5) + 1
+    assert write_vectors(word_model(), ids, texts, out, role=role, dims=8) == 8
+    table = pq.read_table(out)
+    assert table.column_names == ["item_id" if role == "document" else "query_id", "vector"]
+    assert table.schema.field("vector").type == pa.list_(pa.float32(), 8)
+    assert table.schema.metadata[b"crops.model_hash"] == b"a" * 64
+    vectors = np.array(table["vector"].to_pylist(), dtype=np.float32)
+    full = WordEncoder().encode(texts, batch_size=1, normalize_embeddings=True, show_progress_bar=False)
+    assert vectors == pytest.approx(full[:, :8] / np.linalg.norm(full[:, :8], axis=1, keepdims=True))
+    assert sorted(path.name for path in out.parent.iterdir()) == ["vectors.parquet"]
+    with pytest.raises(CropsError, match="is a folder"):
+        write_vectors(word_model(), ids, texts, tmp_path)
+
+
+def test_queries_are_distinct_normalised_and_in_the_order_of_their_ids(tmp_path, write_logs):
+    asked = ["Ficus", " ficus ", "water lily"]
+    logs = write_logs(tmp_path / "logs", impressions=[{"query": query} for query in asked])
+    ids, texts = load_queries(logs)
+    assert sorted(texts) == ["ficus", "water lily"]
+    assert ids.tolist() == sorted(query_id(text) for text in texts)
+    pq.write_table(
+        pa.table({"query": ["", None]}, schema=pa.schema([("query", pa.string())])), tmp_path / "q"
+    )
+    with pytest.raises(CropsError, match="not one query"):
+        load_queries(tmp_path / "q")
+    pq.write_table(pa.table({"text": ["a"]}), tmp_path / "t")
+    for path in (tmp_path / "t", tmp_path / "empty"):
+        with pytest.raises(CropsError, match="no Parquet table with a column query"):
+            load_queries(path)
+
+
+@pytest.fixture
+def static_model(tmp_path):
+    tokenizer = Tokenizer(WordLevel({"[UNK]": 0, "title": 1, "7": 2, "3": 3}, "[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    weights = np.eye(4, 8, dtype=np.float32)
+    encoder = SentenceTransformer(modules=[StaticEmbedding(tokenizer, weights), Normalize()], device="cpu")
+    encoder.save(str(tmp_path / "model"), create_model_card=False)
+    return tmp_path / "model"
+
+
+def test_a_model_folder_has_its_hash_and_an_export_the_hash_of_its_model(tmp_path, static_model, monkeypatch):
+    """The graphs are tested with the exporter; here a stand-in writes the file that marks a folder."""
+    from crops.cli import export_onnx
+    from crops.encoders import onnx_encoder, onnx_export
+
+    def write_mark(encoder, folder):
+        (folder / onnx_encoder.SETTINGS).touch()
+        return 1.0
+
+    monkeypatch.setattr(onnx_export, "export_onnx", write_mark)
+    monkeypatch.setattr(onnx_encoder, "OnnxEncoder", lambda folder: WordEncoder())
+    model = load_model(str(static_model))
+    assert model.hash == model_hash(static_model)
+    assert model.rendering is PLAIN
+    export_onnx(str(static_model), tmp_path / "onnx")
+    exported = load_model(str(tmp_path / "onnx"))
+    assert (exported.hash, exported.rendering) == (model.hash, PLAIN)
+    assert isinstance(exported.encoder, WordEncoder)
+    manifest = json.loads((tmp_path / "onnx/manifest.json").read_text())
+    del manifest["model_hash"]
+    (tmp_path / "onnx/manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(CropsError, match="does not say which model"):
+        load_model(str(tmp_path / "onnx"))
+
+
+def test_an_untrained_two_tower_encoder_is_refused():
+    with pytest.raises(CropsError, match="two_tower is an untrained encoder"):
+        load_model("two_tower")
+
+
+def test_the_commands_build_change_and_write(tmp_path, static_model, items, capsys):
+    from crops import encode, index
+
+    out = str(tmp_path / "index")
+    assert index(str(static_model), items, out=out, kind="hnsw", dims=8).count == 4
+    assert "recall@100 against exact search: 1.0000" in capsys.readouterr().err
+    assert index(str(static_model), out=out, delete="3, 9").count == 2
+    pq.write_table(pa.table({"item_id": [5]}), tmp_path / "gone.parquet")
+    assert index(str(static_model), out=out, delete=str(tmp_path / "gone.parquet")).count == 1
+    assert index(str(static_model), out=out, update=items).count == 4
+    assert pq.read_table(encode(str(static_model), items, out=tmp_path / "v.parquet")).num_rows == 4
+    for options, message in (
+        ({"items": items, "delete": "3"}, "name the items of a new index, or what to --update"),
+        ({}, "name the items of a new index"),
+        ({"delete": "a,b"}, "--delete a,b: give ids separated by commas"),
+        ({"delete": "none.parquet"}, "no Parquet file with a column item_id"),
+        ({"items": items, "kind": "hsnw"}, "index.kind"),
+    ):
+        with pytest.raises(CropsError, match=message):
+            index(str(static_model), out=out, **options)
+
+
+def test_unit_vectors_stay_unit_when_cut():
+    from crops.retrieval.encoding import narrowed
+
+    vectors = unit(3, 8)
+    vectors[1] = 0
+    cut = narrowed(vectors, 4)
+    assert np.linalg.norm(cut, axis=1) == pytest.approx([1, 0, 1])
+    assert cut[0] == pytest.approx(vectors[0, :4] / np.linalg.norm(vectors[0, :4]))

@@ -1,0 +1,107 @@
+import faiss
+import numpy as np
+import pytest
+from retrieval_hand import unit
+
+from crops.config import IndexConfig
+from crops.retrieval import structures
+from crops.retrieval.publish import gather, scored
+from crops.retrieval.recall import last_scores, least_effort, recalls
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"kind": "exact"}, "Flat"),
+        ({"kind": "exact", "int8": True}, "SQ8"),
+        ({"kind": "hnsw"}, "HNSW32,Flat"),
+        ({"kind": "hnsw", "int8": True}, "HNSW32,SQ8"),
+        ({"kind": "ivf"}, "IVF1024,Flat"),
+        ({"kind": "ivf", "int8": True}, "IVF1024,SQ8"),
+        ({"kind": "ivfpq"}, "RR64,IVF1024,PQ32x4fs"),
+    ],
+)
+def test_recipes(config, expected):
+    """sqrt(10^6) = 1000: 1,024 clusters; two of 64 numbers share a code."""
+    assert structures.recipe(IndexConfig(**config), 1_000_000, 64) == expected
+
+
+def test_clusters_are_the_power_of_two_nearest_to_the_square_root():
+    """2^8 = 256 for 317, as log2(317) = 8.31; 2^12 for 3,163 (11.63); one cluster for one vector."""
+    assert [structures.clusters(count) for count in (1, 100_000, 10_000_000)] == [1, 256, 4096]
+
+
+def test_the_largest_effort_visits_every_cluster():
+    assert structures.efforts("ivf", 24) == [2, 3, 4, 6, 8, 12, 16, 24]
+    assert structures.efforts("ivfpq", 1) == [1]
+    assert structures.efforts("exact", 24) == [0]
+
+
+def test_the_same_seed_builds_the_same_clusters():
+    threads = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    vectors = unit(500, 16)
+    config = IndexConfig(kind="ivfpq")
+    first, second = (faiss.serialize_index(structures.build(config, vectors).searched) for _ in range(2))
+    faiss.omp_set_num_threads(threads)
+    assert (first == second).all()
+
+
+def test_codes_are_scored_again_with_the_vectors():
+    """4-bit codes alone misplace many of the best ten; ten candidates for each, scored again, few."""
+    vectors, queries = unit(2000, 32), unit(30, 32, 1)
+    structure = structures.build(IndexConfig(kind="ivfpq"), vectors)._replace(effort=64)
+    best = np.argsort(-queries @ vectors.T, axis=1)[:, :10]
+    alone = structure.searched.search(queries, 10, params=structures.parameters("ivfpq", 64, None))[1]
+    rows, scores = structures.candidates(structure, vectors, queries, 10)
+    again = np.take_along_axis(rows, np.argsort(-scores, axis=1)[:, :10], axis=1)
+    shares = [
+        np.mean([len(np.intersect1d(a, b)) / 10 for a, b in zip(best, found, strict=True)])
+        for found in (alone, again)
+    ]
+    assert shares[0] < 0.8
+    assert shares[1] > 0.97
+    assert scores == pytest.approx(np.einsum("qd,qcd->qc", queries, vectors[rows]), abs=1e-6)
+
+
+def test_recall_counts_equal_scores_alike():
+    """The hundredth of 3 documents is the third, 0.2: two found with at least that score are 2 of 3."""
+    queries = np.eye(2, dtype=np.float32)[:1]
+    vectors = np.array([[0.9, 0], [0.2, 0], [0.2, 0.1], [0.1, 0]], dtype=np.float32)
+    last, depth = last_scores(queries, [vectors[:2], vectors[2:3]])
+    assert (last.tolist(), depth) == (pytest.approx([0.2]), 3)
+    assert recalls(np.array([[0.9, 0.2, -np.inf]], np.float32), last, depth) == pytest.approx([2 / 3])
+    assert recalls(np.array([[0.2, 0.2, 0.9]], np.float32), last, depth) == [1]
+
+
+def test_the_least_effort_that_reaches_the_target_is_chosen():
+    found = {2: [0.1, 0.1], 4: [0.5, 0.1], 8: [0.5, 0.5]}
+    truth = (np.array([0.4], np.float32), 2)
+
+    def scores(effort):
+        return np.array([found[effort]], np.float32)
+
+    assert least_effort(scores, [2, 4, 8], truth, 0.5) == (4, 0.5)
+    assert least_effort(scores, [2, 4, 8], truth, 0.9) == (8, 1.0)
+    assert least_effort(scores, [2, 4], truth, 0.9) == (4, 0.5)
+
+
+def test_the_target_is_passed_by_two_standard_errors():
+    """Recalls of 1, 1, 1, 0.5: mean 0.875, standard error 0.2165 / 2 = 0.108; 0.65 is passed, 0.66 is not."""
+    truth = (np.full(4, 0.4, np.float32), 2)
+
+    def scores(effort):
+        return np.array([[0.5, 0.5], [0.5, 0.5], [0.5, 0.5], [0.5, 0.1 * effort]], np.float32)
+
+    assert least_effort(scores, [2, 4], truth, 0.65) == (2, 0.875)
+    assert least_effort(scores, [2, 4], truth, 0.66) == (4, 1.0)
+
+
+def test_rows_are_counted_through_all_blocks():
+    """The last row is (2, 2): 2 in the direction (1, 0); cut to one number and made unit length, 1."""
+    blocks = [np.full((2, 2), 1.0, np.float32), np.full((3, 2), 2.0, np.float32)]
+    rows = np.array([[0, 1], [2, 4]])
+    assert gather(blocks, rows)[..., 0].tolist() == [[1, 1], [2, 2]]
+    scores = scored(blocks, np.array([[4, -1]]), np.array([[1, 0]], np.float32))
+    assert scores.tolist() == [[2, -np.inf]]
+    assert scored(blocks, np.array([[4]]), np.array([[1]], np.float32)).tolist() == [[1]]

@@ -1,0 +1,184 @@
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from retrieval_hand import publish, unit
+
+from crops.errors import CropsError
+from crops.retrieval import current_version, open_index
+from crops.retrieval.versions import open_snapshot, writing
+
+KILLED = """
+    import json, os, signal, sys
+    from pathlib import Path
+    sys.path.insert(0, sys.argv[1])
+    from retrieval_hand import publish, unit
+    from crops.retrieval import open_index
+
+    root, fatal = Path(sys.argv[2]), [int(step) for step in sys.argv[3:]]
+
+    def publish_and_die(at):
+        steps = 0
+        def counted(real):
+            def step(*args, **options):
+                nonlocal steps
+                steps += 1
+                if steps == at:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return real(*args, **options)
+            return step
+        os.fsync = counted(os.fsync)
+        Path.rename, Path.replace = counted(Path.rename), counted(Path.replace)
+        publish(root, unit(40, 16, seed=1))
+        os._exit(steps)
+
+    for at in fatal:
+        if (child := os.fork()) == 0:
+            publish_and_die(at)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        index = open_index(str(root))
+        vectors = unit(30, 16) if index.manifest.count == 30 else unit(40, 16, seed=1)
+        found = index.search(vectors[:3], 1)[0][:, 0].tolist()
+        print(json.dumps([at, code, index.manifest.count, found]))
+"""
+
+
+def test_a_kill_at_any_step_leaves_the_old_or_the_new_version_in_service(tmp_path):
+    """Kill -9 early, before the folder's rename, before the pointer's replacement, and after it.
+
+    The files of a version take 6 syncs, its manifest and folder 2 more; then come rename (9th), sync, sync of
+    the pointer, replace (12th) and a last sync (13th). A process that is killed at step 0 lives.
+    """
+    root = tmp_path / "index"
+    publish(root, unit(30, 16))
+    fatal = [1, 8, 9, 10, 11, 12, 13, 0]
+    command = [sys.executable, "-c", textwrap.dedent(KILLED), str(Path(__file__).parent), str(root)]
+    out = subprocess.run(
+        [*command, *map(str, fatal)],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    ).stdout
+    found = [10, 20, 30]
+    expected = [[at, -9, 30, found] for at in fatal[:6]] + [[13, -9, 40, found], [0, 13, 40, found]]
+    assert [json.loads(line) for line in out.splitlines()] == expected
+    assert not list((root / "versions").glob(".*.tmp"))
+
+
+def test_two_versions_are_kept_and_the_pointer_names_the_last(tmp_path):
+    for count in (30, 31, 32, 33):
+        publish(tmp_path, unit(count, 16))
+    assert (tmp_path / "current").read_text() == "000004\n"
+    assert current_version(f"faiss:{tmp_path}") == current_version(f"exact:{tmp_path}") == "000004"
+    assert sorted(path.name for path in (tmp_path / "versions").iterdir()) == ["000003", "000004"]
+
+
+def test_an_open_index_serves_on_while_versions_come_and_go(tmp_path):
+    vectors = unit(300, 16)
+    publish(tmp_path, vectors, kind="ivf", int8=True)
+    index = open_index(f"{tmp_path}")
+    before = index.search(vectors[:5], 20)[0].tolist()
+    for seed in (1, 2, 3):
+        publish(tmp_path, unit(300, 16, seed))
+    assert index.search(vectors[:5], 20)[0].tolist() == before
+    assert index.items(np.array([10]))["item_id"].to_pylist() == [10]
+
+
+def test_a_small_update_links_the_base_and_a_large_one_builds_it_anew(tmp_path):
+    vectors = unit(100, 16)
+    publish(tmp_path, vectors, kind="hnsw")
+    index = open_index(f"{tmp_path}")
+    none = pa.table({"item_id": pa.array([], pa.int64())})
+    index.update(none, unit(0, 16), np.arange(10, 110, 10))
+    assert (tmp_path / "versions/000001/structure.faiss").samefile(
+        tmp_path / "versions/000002/structure.faiss"
+    )
+    assert np.load(tmp_path / "versions/000002/deleted.npy").tolist() == list(range(10, 110, 10))
+    open_index(f"{tmp_path}").update(none, unit(0, 16), np.array([110]))
+    assert len(np.load(tmp_path / "versions/000003/deleted.npy")) == 0
+    assert len(np.load(tmp_path / "versions/000003/ids.npy")) == 89
+    index = open_index(f"{tmp_path}")
+    assert index.manifest.count == 89
+    assert index.manifest.recall.source == "documents of the index"
+    assert index.search(vectors[11:14], 1)[0][:, 0].tolist() == [120, 130, 140]
+
+
+@pytest.mark.parametrize("name", ["vectors.npy", "structure.faiss", "items.arrow", "ids.npy"])
+def test_damaged_files_are_found_and_named(tmp_path, name):
+    publish(tmp_path, unit(100, 16), kind="hnsw")
+    file = tmp_path / "versions/000001" / name
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1])
+    with pytest.raises(CropsError, match=rf"{name} has {len(whole) - 1} bytes instead of {len(whole)}"):
+        open_index(f"{tmp_path}")
+    file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(CropsError, match=rf"{name} was changed or damaged .*run `crops index` again"):
+        open_index(f"{tmp_path}")
+    file.unlink()
+    with pytest.raises(CropsError, match=rf"{name} is missing: version 000001 cannot be served"):
+        open_index(f"{tmp_path}")
+
+
+def test_the_remedy_names_the_version_before(tmp_path):
+    publish(tmp_path, unit(30, 16))
+    publish(tmp_path, unit(31, 16))
+    manifest = tmp_path / "versions/000002/manifest.json"
+    manifest.write_text(manifest.read_text()[:-20])
+    with pytest.raises(CropsError, match=r"manifest\.json is damaged.*serve version 000001"):
+        open_index(f"{tmp_path}")
+    (tmp_path / "current").write_text("000001\n")
+    assert open_index(f"{tmp_path}").manifest.count == 30
+
+
+def test_a_version_that_is_replaced_while_it_is_opened_gives_its_successor(tmp_path, monkeypatch):
+    publish(tmp_path, unit(30, 16))
+    publish(tmp_path, unit(31, 16))
+    answers = iter(["000009", "000002", "000002"])
+    monkeypatch.setattr("crops.retrieval.versions.current_name", lambda root: next(answers))
+    assert open_snapshot(tmp_path).manifest.count == 31
+
+
+def test_one_writer_at_a_time_and_no_foreign_folder(tmp_path):
+    with writing(tmp_path / "index"), pytest.raises(CropsError, match="another process writes to"):
+        publish(tmp_path / "index", unit(30, 16))
+    (tmp_path / "thesis.txt").touch()
+    with pytest.raises(CropsError, match="holds files that are no index"):
+        publish(tmp_path, unit(30, 16))
+    with pytest.raises(CropsError, match="is a file"):
+        publish(tmp_path / "thesis.txt", unit(30, 16))
+
+
+def test_what_is_no_index_is_refused(tmp_path):
+    with pytest.raises(CropsError, match="is no index .*make one with `crops index`"):
+        open_index(f"faiss:{tmp_path}")
+    with pytest.raises(CropsError, match="is no index"):
+        current_version(f"{tmp_path / 'none'}")
+    with pytest.raises(CropsError, match=r"'fais:x' names no index.*Did you mean 'faiss'\?"):
+        open_index("fais:x")
+    with pytest.raises(CropsError, match="'milvus:' says no place"):
+        open_index("milvus:")
+    with pytest.raises(CropsError, match="is searched by words"):
+        open_index("bm25:x")
+
+
+def test_the_manifest_says_what_the_index_is(tmp_path):
+    publish(tmp_path, unit(100, 16), kind="ivf", int8=True)
+    read = json.loads((tmp_path / "versions/000001/manifest.json").read_text())
+    assert (read["kind"], read["int8"], read["count"], read["dim"]) == ("ivf", True, 100, 16)
+    assert (read["model"], read["model_hash"]) == ("a model", "f" * 64)
+    assert set(read["files"]) == {
+        "deleted.npy",
+        "delta_ids.npy",
+        "delta_vectors.npy",
+        "ids.npy",
+        "items.arrow",
+        "structure.faiss",
+        "vectors.npy",
+    }

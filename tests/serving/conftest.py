@@ -1,0 +1,35 @@
+"""A world that is served, and clients of it."""
+
+from __future__ import annotations
+
+import pytest
+from served_world import build_world, fake_load_model, open_world
+from starlette.testclient import TestClient
+
+from crops.serving import opening
+from crops.serving.app import make_app
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory, write_logs):
+    """The folder of the world; tests leave it as it is."""
+    return build_world(tmp_path_factory.mktemp("world"), write_logs)
+
+
+@pytest.fixture
+def fake_models(monkeypatch):
+    """Models are loaded from the table above."""
+    monkeypatch.setattr(opening, "load_model", fake_load_model)
+
+
+@pytest.fixture
+def desk(world, fake_models):
+    """Everything that is known of the world."""
+    return open_world(world)
+
+
+@pytest.fixture
+def client(desk):
+    """A client of the application, as strangers see it."""
+    with TestClient(make_app(desk), raise_server_exceptions=False) as one:
+        yield one

@@ -1,0 +1,247 @@
+"""The endpoints: what they answer, and what they say to requests that cannot be answered."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import numpy as np
+import pytest
+from served_world import HOSTILE, ITEMS, MODELS, SECRET, open_world
+from starlette.testclient import TestClient
+
+from crops.serving.app import make_app
+from crops.serving.searcher import Job, Searcher
+
+
+def texts(item):
+    return " ".join(ITEMS[item][:2])
+
+
+def ids(reply):
+    return [hit["item_id"] for hit in reply.json()["hits"]]
+
+
+def test_search_is_the_order_of_cosines(client):
+    encoder = MODELS["new"].encoder
+    options = {"batch_size": 8, "normalize_embeddings": True, "show_progress_bar": False}
+    query, documents = (
+        encoder.encode(["jaguar"], **options),
+        encoder.encode(list(map(texts, ITEMS)), **options),
+    )
+    cosines = (query @ documents.T)[0]
+    expected = [list(ITEMS)[row] for row in np.argsort(-cosines)[:3]]
+
+    reply = client.post("/search", json={"query": " JAGUAR ", "k": 3})
+    assert reply.status_code == 200
+    assert ids(reply) == expected
+    assert reply.json()["hits"][0]["score"] == pytest.approx(cosines.max(), abs=1e-5)
+    assert reply.json()["version"] == "000001"
+    assert [hit["rank"] for hit in reply.json()["hits"]] == [1, 2, 3]
+    assert reply.json()["hits"][0]["title"] == ITEMS[expected[0]][0]
+
+
+def test_the_baseline_is_searched_with_its_own_model(client):
+    replies = [
+        client.post("/search", json={"query": "jaguar", "index": name}) for name in ("index", "baseline")
+    ]
+    assert [reply.json()["index"] for reply in replies] == ["index", "baseline"]
+    assert replies[0].json()["hits"][0]["score"] != replies[1].json()["hits"][0]["score"]
+
+
+def test_filters_hold_and_texts_can_be_left_out(client):
+    where = {"category": "animals", "item_ids": [1, 2, 3]}
+    reply = client.post("/search", json={"query": "jaguar", "where": where, "texts": False})
+    assert ids(reply)[0] == 2
+    assert set(ids(reply)) == {2, 3}
+    assert reply.json()["hits"][0]["title"] is None
+
+
+def test_similar_leaves_the_item_itself_out(client):
+    reply = client.post("/similar", json={"item_id": 3, "k": 3})
+    assert len(ids(reply)) == 3
+    assert 3 not in ids(reply)
+
+
+def test_more_results_than_items_are_all_items(client):
+    assert sorted(ids(client.post("/search", json={"query": "cat", "k": 1000}))) == sorted(ITEMS)
+
+
+def test_requests_that_arrive_together_each_get_their_own_answer(desk):
+    """Eight kinds of jobs in one batch, one of them wrong, answer as each would alone."""
+    jobs = [Job(2, "jaguar"), Job(5, "red car"), Job(1, item_id=3), Job(2, item_id=99), Job(3, "ficus")]
+    searcher = desk.service.searcher("index")
+    together = searcher.answer(jobs)
+    alone = [searcher.answer([job])[0] for job in jobs]
+    assert [str(one) for one in together] == [str(one) for one in alone]
+    assert [len(one.ids) for one in together if not isinstance(one, Exception)] == [2, 5, 1, 3]
+    assert "99" in str(together[3])
+
+
+BAD = {
+    "empty": ({"query": ""}, 422, "empty"),
+    "blank": ({"query": " \t\n\u3000"}, 422, "empty"),
+    "invisible": ({"query": "\u200f\u200d"}, 422, "empty"),
+    "too long": ({"query": "a" * 1001}, 422, "1,000"),
+    "control": ({"query": "jag\x00uar"}, 422, "U+0000"),
+    "escape": ({"query": "\x1b[31mred"}, 422, "U+001B"),
+    "no query": ({}, 422, "query"),
+    "number": ({"query": 7}, 422, "query"),
+    "k of 0": ({"query": "a", "k": 0}, 422, "k = 0"),
+    "k of a million": ({"query": "a", "k": 10**6}, 422, "1,000"),
+    "k is text": ({"query": "a", "k": "ten"}, 422, "k"),
+    "k beyond 64 bits": ({"query": "a", "k": 2**70}, 422, "k"),
+    "unknown key": ({"query": "a", "limit": 3}, 422, "limit"),
+    "unknown index": ({"query": "a", "index": "other"}, 422, "index"),
+    "unknown filter": ({"query": "a", "where": {"colour": "red"}}, 422, "colour"),
+    "id beyond 64 bits": ({"query": "a", "where": {"item_ids": [2**63]}}, 422, "item_ids"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_searches_get_a_helpful_4xx(client, name):
+    body, status, told = BAD[name]
+    reply = client.post("/search", json=body)
+    assert reply.status_code == status
+    assert told in reply.json()["detail"]
+    assert "Traceback" not in reply.text
+
+
+def test_a_lone_surrogate_is_refused(client):
+    headers = {"content-type": "application/json"}
+    reply = client.post("/search", content=b'{"query": "\\ud800"}', headers=headers)
+    assert reply.status_code == 422
+
+
+@pytest.mark.parametrize(
+    "query", ["יגואר", "‏يَغْوَر", "🐆", "👩‍🚀 jaguar", "e\u0301té", "漢字", "a" * 1000, "'; drop table"]
+)
+def test_texts_of_every_script_are_searched(client, query):
+    reply = client.post("/search", json={"query": query})
+    assert reply.status_code == 200
+    assert len(ids(reply)) == 8
+    assert client.get("/", params={"q": query}).status_code == 200
+
+
+def test_right_to_left_and_emoji_find_their_items(client):
+    assert ids(client.post("/search", json={"query": "יגואר"}))[0] == 7
+    assert ids(client.post("/search", json={"query": "🐆"}))[0] == 8
+
+
+@pytest.mark.parametrize(
+    ("content", "type_", "status", "told"),
+    [
+        (b"query=jaguar", "application/x-www-form-urlencoded", 415, "application/json"),
+        (b'{"query": "jaguar"}', "text/plain", 415, "application/json"),
+        (b'{"query": "jaguar"}', "", 415, "application/json"),
+        (b'{"query": ', "application/json", 422, "JSON"),
+        (b"\xff\xfe", "application/json", 422, "JSON"),
+        (b"[]", "application/json", 422, "dict"),
+    ],
+)
+def test_bodies_that_are_no_json(client, content, type_, status, told):
+    reply = client.post("/search", content=content, headers={"content-type": type_})
+    assert reply.status_code == status
+    assert told in reply.json()["detail"]
+
+
+def test_a_body_of_100_kb_is_refused(client):
+    reply = client.post("/search", json={"query": "a" * 100_000})
+    assert reply.status_code == 413
+    assert "65,536" in reply.json()["detail"]
+
+
+def test_unknown_ids_paths_and_methods(client):
+    unknown = client.post("/similar", json={"item_id": 99})
+    assert (unknown.status_code, "99" in unknown.json()["detail"]) == (404, True)
+    unknown = client.post("/explain", json={"query": "jaguar", "item_ids": [99]})
+    assert (unknown.status_code, "99" in unknown.json()["detail"]) == (404, True)
+    assert client.get("/nothing").status_code == 404
+    assert client.get("/search").status_code == 405
+
+
+def test_without_a_baseline_it_says_so(desk):
+    del desk.service.slots["baseline"]
+    with TestClient(make_app(desk)) as client:
+        reply = client.post("/search", json={"query": "a", "index": "baseline"})
+        assert reply.status_code == 404
+        assert "--baseline" in reply.json()["detail"]
+        assert client.get("/", params={"q": "jaguar"}).status_code == 200
+
+
+def test_a_failure_shows_the_client_nothing_and_the_log_no_query(desk, monkeypatch, caplog):
+    def broken(self, jobs):
+        raise RuntimeError(f"no luck with {jobs[0].query}")
+
+    monkeypatch.setattr(Searcher, "answer", broken)
+    with (
+        TestClient(make_app(desk), raise_server_exceptions=False) as client,
+        caplog.at_level(logging.INFO, "crops.serving"),
+    ):
+        replies = [client.post("/search", json={"query": SECRET}), client.get("/", params={"q": SECRET})]
+    for reply in replies:
+        assert reply.status_code == 500
+        assert "luck" not in reply.text
+        assert "Traceback" not in reply.text
+        assert reply.headers["x-request-id"] in reply.text
+    facts = [record.facts for record in caplog.records]
+    assert SECRET not in json.dumps(facts, default=str)
+    assert [fact["error"] for fact in facts if "error" in fact] == ["RuntimeError"] * 2
+    assert any("broken" in line for line in facts[0]["trace"])
+
+
+@pytest.mark.parametrize(("log_queries", "expected"), [(False, None), (True, "jaguar")])
+def test_the_log_holds_queries_only_when_asked_to(world, fake_models, caplog, log_queries, expected):
+    desk = open_world(world, log_queries=log_queries)
+    with TestClient(make_app(desk)) as client, caplog.at_level(logging.INFO, "crops.serving"):
+        client.post("/search", json={"query": "jaguar"})
+        client.get("/", params={"q": "jaguar"})
+    first = caplog.records[0].facts
+    assert first.get("query") == expected
+    assert (first["route"], first["status"], first["letters"], first["version"]) == (
+        "/search",
+        200,
+        6,
+        "000001",
+    )
+    assert ("jaguar" in json.dumps([record.facts for record in caplog.records])) is log_queries
+
+
+def test_every_answer_forbids_scripts_and_frames(client):
+    for path in ("/", "/?q=jaguar", "/healthz", "/nothing"):
+        policy = client.get(path).headers["content-security-policy"]
+        assert "default-src 'none'" in policy
+        assert "script-src" not in policy
+        assert "frame-ancestors 'none'" in policy
+
+
+def test_the_openapi_document_names_the_endpoints(client):
+    document = client.get("/openapi.json").json()
+    assert set(document["paths"]) == {"/search", "/similar", "/explain", "/healthz"}
+    assert "413" in document["paths"]["/search"]["post"]["responses"]
+    assert client.get("/docs").status_code == 404
+
+
+def test_health_and_metrics(client):
+    client.post("/search", json={"query": "jaguar"})
+    client.post("/search", json={"query": ""})
+    assert client.get("/healthz").json() == {
+        "status": "ok",
+        "versions": {"baseline": "000001", "index": "000001"},
+    }
+    lines = client.get("/metrics").text.splitlines()
+    assert 'crops_requests_total{route="/search",status="200"} 1.0' in lines
+    assert 'crops_requests_total{route="/search",status="422"} 1.0' in lines
+    assert 'crops_index_items{index="index",version="000001"} 8.0' in lines
+    assert "crops_batch_searches_count 1.0" in lines
+    assert "crops_waiting_searches 0.0" in lines
+
+
+def test_titles_are_escaped_in_every_page(client):
+    for path in ("/?q=jaguar&k=20", "/?q=<script>alert(1)</script>", "/group?q=jaguar"):
+        page = client.get(path)
+        assert "<script" not in page.text
+    assert "&lt;script&gt;alert(&#39;title&#39;)" in client.get("/?q=jaguar&k=20").text
+    assert HOSTILE in [
+        hit["title"] for hit in client.post("/search", json={"query": "jaguar"}).json()["hits"]
+    ]

@@ -1,0 +1,235 @@
+"""The explorer and a report in a real browser; pictures go to $CROPS_ARTIFACTS or out/browser.
+
+Any request to elsewhere and any message on the console, such as one about the content policy, fails a test.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import uvicorn
+from served_world import HOSTILE, fake_load_model, open_world
+
+from crops.config import ServingConfig
+from crops.report import DemoReport, Hit, QueryCase, write_report
+from crops.serving import opening
+from crops.serving.app import make_app
+from crops.serving.server import listen
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+if CHROMIUM is None:
+    pytest.skip("no chromium on the path: the browser tests need one", allow_module_level=True)
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+
+ARGUMENTS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+).split()
+PICTURES = Path(os.environ.get("CROPS_ARTIFACTS", "out/browser"))
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as driver:
+        running = driver.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield running
+        running.close()
+
+
+@pytest.fixture(scope="module")
+def address(world):
+    """Where the world is served, by a real server in a thread."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(opening, "load_model", fake_load_model)
+        desk = open_world(world)
+    listening = listen(ServingConfig(port=0))
+    server = uvicorn.Server(uvicorn.Config(make_app(desk), log_config=None, access_log=False))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+    server.should_exit = True
+    thread.join()
+
+
+@pytest.fixture
+def open_page(browser):
+    """A function that opens an address in a fresh window; at the end nothing may have gone wrong in it."""
+    contexts, complaints = [], []
+
+    def opened(url, width=1200, height=900, **settings):
+        context = browser.new_context(viewport={"width": width, "height": height}, **settings)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda said: "status of 404" in said.text or complaints.append(said.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("dialog", lambda dialog: (complaints.append(dialog.message), dialog.dismiss()))
+        own = url.split("/")[2]
+        page.on("request", lambda asked: asked.url.split("/")[2] in (own, "") or complaints.append(asked.url))
+        page.goto(url)
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert complaints == []
+
+
+def picture(page, name):
+    PICTURES.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=PICTURES / f"{name}.png", full_page=True)
+
+
+def test_search_and_compare(open_page, address):
+    page = open_page(address)
+    picture(page, "start")
+    page.get_by_role("searchbox").fill("jaguar")
+    page.get_by_role("button", name="Search").click()
+    assert page.title() == "jaguar – crops explorer"
+    columns = {name: page.get_by_test_id(name).locator(".hit") for name in ("baseline", "index")}
+    assert {name: hits.count() for name, hits in columns.items()} == {"baseline": 8, "index": 8}
+    assert page.get_by_role("heading", name="“jaguar”").is_visible()
+    before = page.get_by_test_id("baseline").locator('[data-item="6"]')
+    assert before.get_by_text("was filtered").is_visible()
+    page.goto(f"{address}/?q=jaguar&k=3")
+    new = page.get_by_test_id("index").locator(".fresh")
+    gone = page.get_by_test_id("baseline").locator(".gone")
+    assert [one.get_attribute("data-item") for one in (new, gone)] == ["7", "2"]  # only these differ
+    assert new.first.get_by_text("new", exact=True).is_visible()
+    picture(page, "compare")
+
+
+def test_a_suggestion_is_a_search(open_page, address):
+    page = open_page(address)
+    page.get_by_role("link", name="spotted cat").click()
+    assert "q=spotted+cat" in page.url
+    assert page.get_by_test_id("index").locator(".hit").count() == 8
+
+
+def test_open_the_evidence_and_follow_it_to_the_training_group(open_page, address):
+    page = open_page(f"{address}/?q=jaguar")
+    hit = page.locator("#index-3")
+    evidence = hit.get_by_text("consumed after rewording as “spotted cat”: 4 times by 4 people")
+    assert not evidence.is_visible()
+    hit.locator("summary").click()
+    assert evidence.is_visible()
+    assert hit.get_by_text("Test-LM 1B").is_visible()
+    picture(page, "evidence")
+    hit.get_by_role("link", name="link to this").click()
+    assert "open=3" in page.url
+    assert page.locator("#index-3 details").get_attribute("open") is not None
+    page.locator("#index-3").get_by_role("link", name="“jaguar”").first.click()
+    assert page.get_by_role("heading", name="Training group of “jaguar”").is_visible()
+    assert [page.locator(f"#label-{label} .hit").count() for label in (5, 4, 1)] == [2, 3, 1]
+    picture(page, "group")
+    page.get_by_role("link", name="results of this query").click()
+    assert page.url == f"{address}/?q=jaguar"
+
+
+def test_filters_are_in_the_address_and_back_brings_them_back(open_page, address):
+    page = open_page(f"{address}/?q=jaguar")
+    page.get_by_label("category").select_option("cars")
+    page.get_by_label("evidence").select_option("P1")
+    page.get_by_role("button", name="Apply").click()
+    assert {"topic=cars", "source=P1", "q=jaguar"} <= set(page.url.partition("?")[2].split("&"))
+    assert page.get_by_test_id("baseline").locator(".hit").count() == 3
+    assert page.get_by_test_id("index").get_by_text("of 8 results").is_visible()
+    page.get_by_label("category").select_option("")
+    page.get_by_label("show").select_option("changed")
+    page.get_by_role("button", name="Apply").click()
+    assert page.get_by_text("No result passes the filters.").first.is_visible()  # all 8 are in both
+    page.go_back()
+    assert page.get_by_label("category").input_value() == "cars"
+
+
+def test_hostile_titles_and_queries_are_text(open_page, address):
+    page = open_page(f"{address}/?q=jaguar")
+    assert page.get_by_test_id("index").get_by_text(HOSTILE).is_visible()
+    query = '"><img src=x onerror=alert(1)><script>alert(2)</script>'
+    page.get_by_role("searchbox").fill(query)
+    page.get_by_role("button", name="Search").click()
+    assert page.get_by_role("searchbox").input_value() == query
+    assert page.locator("h1").inner_text() == f"“{query}”"
+    assert page.locator("img, script").count() == 0
+    picture(page, "hostile")
+    page.goto(f"{address}/group?q=<script>alert(3)</script>")
+    assert page.get_by_role("alert").is_visible()
+    assert page.locator("script").count() == 0
+
+
+@pytest.mark.parametrize("query", ["יגואר", "🐆", "%00", "a" * 2000])
+def test_strange_queries_get_results_or_a_sentence(open_page, address, query):
+    page = open_page(address)
+    url = f"{address}/?q={query}"
+    if query in ("יגואר", "🐆"):
+        page.goto(url)
+        assert page.get_by_test_id("index").locator(".hit").count() == 8
+        picture(page, "emoji" if query == "🐆" else "right-to-left")
+    else:
+        text = page.request.get(url)
+        assert text.status == 422
+        assert "cannot be answered" in text.text()
+
+
+def test_it_works_by_keyboard_alone(open_page, address):
+    page = open_page(address)
+    page.keyboard.type("jaguar")  # the box has the focus
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/?q=jaguar")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "Skip to the results"
+    picture(page, "focus")
+    page.keyboard.press("Enter")
+    for _ in range(3):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.tagName") == "SUMMARY":
+            break
+    assert page.evaluate("document.activeElement.tagName") == "SUMMARY"
+    page.keyboard.press("Enter")
+    assert page.locator("details[open]").count() == 1
+
+
+def luminance(page):
+    """Return the brightness of the page's paper and ink, 0 to 255."""
+    style = "getComputedStyle(document.body)"
+    colours = [page.evaluate(f"{style}.{name}") for name in ("backgroundColor", "color")]
+    return [sum(int(part) for part in colour[4:-1].split(",")) / 3 for colour in colours]
+
+
+def test_light_and_dark(open_page, address):
+    light = luminance(open_page(f"{address}/?q=jaguar", color_scheme="light"))
+    page = open_page(f"{address}/?q=jaguar", color_scheme="dark")
+    dark = luminance(page)
+    picture(page, "dark")
+    assert light[0] > 200 > 100 > light[1]
+    assert dark[0] < 60 < 180 < dark[1]
+
+
+def test_a_phone_shows_one_column_and_nothing_beyond_its_edge(open_page, address):
+    page = open_page(f"{address}/?q=jaguar&open=3", width=375, height=700, has_touch=True)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 375
+    boxes = [page.get_by_test_id(name).bounding_box() for name in ("baseline", "index")]
+    assert boxes[0]["x"] == boxes[1]["x"]
+    assert boxes[1]["y"] > boxes[0]["y"] + boxes[0]["height"]
+    page.get_by_role("link", name="After", exact=True).tap()
+    assert page.url.endswith("#after")
+    picture(page, "phone")
+    page.goto(f"{address}/group?q=jaguar")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 375
+
+
+def test_a_report_opens_from_disk(open_page, tmp_path):
+    hit = Hit(1, HOSTILE, "text", 0.5, grade=2, topic="a sense", is_new=True, never_shown=True)
+    case = QueryCase("<b>q</b>", "note", "before", "after", [], [hit])
+    write_report(DemoReport("A report", ["One <i>sentence</i>."], cases=[case]), tmp_path / "report.html")
+    page = open_page(f"file://{tmp_path / 'report.html'}", color_scheme="dark")
+    assert page.get_by_text(HOSTILE).is_visible()
+    assert page.get_by_text("One <i>sentence</i>.").is_visible()
+    assert luminance(page)[0] < 60
+    picture(page, "report")

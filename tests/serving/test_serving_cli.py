@@ -1,0 +1,154 @@
+"""`crops serve`: what it opens, and what it refuses to start with."""
+
+from __future__ import annotations
+
+import builtins
+import importlib
+import json
+import shutil
+
+import pytest
+from served_world import MODELS, fake_load_model
+from typer.testing import CliRunner
+
+from crops.cli.app import app
+from crops.errors import CropsError, MissingExtraError
+from crops.labels import SEARCH_SOURCES
+from crops.retrieval import open_index
+from crops.serving import opening, server
+
+serve_module = importlib.import_module("crops.cli.serve")
+demo_indexes = serve_module.demo_indexes
+
+
+@pytest.fixture
+def served(monkeypatch, fake_models):
+    """What the server would have been started with."""
+    calls = []
+    monkeypatch.setattr(server, "run", lambda desk, key: calls.append((desk, key)))
+    return calls
+
+
+def run(*arguments, **environment):
+    return CliRunner().invoke(app, ["serve", *map(str, arguments)], env=environment)
+
+
+def test_options_reach_the_server(world, served, tmp_path):
+    config = tmp_path / "run.toml"
+    config.write_text("[serving]\nmax_k = 50\nport = 1\n")
+    options = [
+        "--baseline",
+        world / "old",
+        "--samples",
+        world / "samples",
+        "--port",
+        9999,
+        "--shown-users",
+        4,
+    ]
+    result = run(world / "new", *options, "--config", config, CROPS_API_KEY="from the environment")
+    assert result.exit_code == 0, result.output
+    desk, key = served[0]
+    assert key == "from the environment"
+    assert (desk.service.config.port, desk.service.config.max_k, desk.evidence.k) == (9999, 50, 4)
+    assert set(desk.service.slots) == {"baseline", "index"}
+
+
+def refusal(*arguments):
+    result = run(*arguments)
+    assert result.exit_code != 0
+    assert isinstance(result.exception, CropsError), result.exception
+    return str(result.exception)
+
+
+def test_what_is_missing_is_named_before_the_server_starts(world, served, tmp_path):
+    assert str(tmp_path / "nowhere") in refusal(tmp_path / "nowhere")
+    assert "mine" in refusal(world / "new", "--samples", tmp_path)
+    assert "truth" in refusal(world / "new", "--truth", tmp_path)
+    assert "gone" in refusal(world / "new", "--samples", world / "samples", "--logs", tmp_path / "gone")
+    assert "prt" in refusal(world / "new", "--config", _toml(tmp_path, "[serving]\nprt = 1\n"))
+    assert served == []
+
+
+def test_a_damaged_index_is_not_served(world, served, tmp_path):
+    folder = shutil.copytree(world / "new", tmp_path / "index")
+    (folder / "versions" / "000001" / "vectors.npy").write_bytes(b"garbage")
+    assert "vectors.npy" in refusal(folder)
+
+
+def test_a_missing_model_folder_is_named(world, tmp_path):
+    """With the real loader: the index names a model that is not there."""
+    folder = shutil.copytree(world / "new", tmp_path / "index")
+    manifest = folder / "versions" / "000001" / "manifest.json"
+    gone = str(tmp_path / "model")
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "model": gone}))
+    assert gone in refusal(folder)
+
+
+def test_another_model_is_refused(world, served, monkeypatch):
+    monkeypatch.setattr(opening, "load_model", lambda name: MODELS["old"])
+    assert "another one" in refusal(world / "new")
+    monkeypatch.setattr(opening, "load_model", fake_load_model)
+    assert "another one" in refusal(world / "new", "--model", "old")
+    assert run(world / "new", "--model", "new").exit_code == 0
+
+
+def test_words_alone_are_served_without_a_model(world, served):
+    assert run(f"bm25:{world / 'new'}").exit_code == 0
+    searcher = served[0][0].service.searcher("index")
+    found = searcher.answer([opening.Job(3, "ficus")])[0]
+    assert found.ids == [6]
+    hybrid = run(f"hybrid:{world / 'new'}")
+    assert hybrid.exit_code == 0, hybrid.output
+    assert served[1][0].service.searcher("index").answer([opening.Job(3, "ficus")])[0].ids[0] == 6
+
+
+def test_an_absent_extra_is_named(monkeypatch):
+    real = builtins.__import__
+
+    def absent(name, *arguments, **more):
+        if name == "crops.serving" or name.startswith("uvicorn"):
+            raise ModuleNotFoundError("No module named 'uvicorn'", name="uvicorn")
+        return real(name, *arguments, **more)
+
+    monkeypatch.setattr(builtins, "__import__", absent)
+    with pytest.raises(MissingExtraError, match=r"crops\[serve\]"):
+        serve_module._parts()
+
+
+def test_the_indexes_of_a_demo_are_built_once_and_again_for_a_new_model(world, tmp_path, monkeypatch):
+    from crops import retrieval
+
+    for mask in (15, 79, 127):
+        (tmp_path / "models" / f"{mask:03d}").mkdir(parents=True)
+    shutil.copytree(world / "logs", tmp_path / "samples")
+    (tmp_path / "world").mkdir()
+    loaded = {"015": MODELS["old"], "127": MODELS["new"]}
+    monkeypatch.setattr(retrieval, "load_model", lambda name: loaded[name[-3:]])
+    assert serve_module.is_demo(tmp_path)
+    indexes = demo_indexes(tmp_path)
+    assert [name for _, name in indexes.values()] == [
+        "baseline: search labels only",
+        "CroPS: search + P1 + P2 + P3",
+    ]
+    assert {key: open_index(uri).manifest.model_hash for key, (uri, _) in indexes.items()} == {
+        "baseline": "hash-of-old",
+        "index": "hash-of-new",
+    }
+    demo_indexes(tmp_path)
+    assert open_index(indexes["index"][0]).manifest.version == "000001"
+    loaded["127"] = MODELS["old"]
+    demo_indexes(tmp_path)
+    assert open_index(indexes["index"][0]).manifest.version == "000002"
+
+
+def test_a_demo_that_did_not_end_is_refused(tmp_path):
+    (tmp_path / "models" / f"{int(SEARCH_SOURCES):03d}").mkdir(parents=True)
+    with pytest.raises(CropsError, match="did not end"):
+        demo_indexes(tmp_path)
+
+
+def _toml(folder, text):
+    path = folder / "bad.toml"
+    path.write_text(text)
+    return path

@@ -1,0 +1,178 @@
+"""The evidence by hand, and what k keeps out of it: of searchers 1 to 6 and 9, see `served_world`."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from served_world import GENERATED, ITEMS, MODELS, SECRET
+from starlette.testclient import TestClient
+
+from crops.config import ServingConfig
+from crops.engine.explain import Trail
+from crops.errors import CropsError
+from crops.labels import Source
+from crops.serving import opening
+from crops.serving.app import make_app
+from crops.serving.evidence import Evidence, Senses
+from crops.text import query_id
+
+P0, P1, P2, P3 = Source.CLICKED, Source.REFORMULATION, Source.FEED, Source.KNOWLEDGE
+
+
+def totals(evidence, text):
+    return {
+        total.source: (total.items, total.events, total.users)
+        for total in evidence.query(query_id(text)).totals
+    }
+
+
+def pairs(evidence, text):
+    return {pair.item_id: pair for pair in evidence.group(query_id(text))}
+
+
+@pytest.fixture(scope="module")
+def evidence(world):
+    return Evidence(world / "samples")
+
+
+def test_only_queries_of_k_users_are_known(evidence):
+    assert [(query.text, query.searches, query.users) for query in evidence.queries] == [
+        ("jaguar", 7, 7),
+        ("spotted cat", 4, 4),
+    ]
+    for rare in (SECRET, "red car"):
+        assert evidence.query(query_id(rare)) is None
+        assert evidence.stages(query_id(rare)) is None
+        assert evidence.group(query_id(rare)) == []
+
+
+def test_the_sources_of_a_query_by_hand(evidence):
+    """Item 1 was clicked by 4; 3 consumed under "spotted cat" by 4 and 5 under "red car" by one;
+
+    2 was liked in the feed by 3 of the searchers.
+    """
+    found = totals(evidence, "jaguar")
+    assert found[P0] == (1, 4, 4)
+    assert found[P1] == (2, 5, 5)
+    assert found[P2] == (1, 3, 3)
+    assert found[P3] == (1, 1, 0)
+    assert evidence.query(query_id("jaguar")).rewordings == ("spotted cat",)
+
+
+def test_trails_name_and_count_k_users_or_nobody(evidence):
+    group = pairs(evidence, "jaguar")
+    assert group[3].trails == (Trail(P1, 4, 4, ("spotted cat",)),)
+    assert group[5].trails == (Trail(P1, None, None, (), 1),)
+    assert group[1].trails == (Trail(P0, 4, 4),)
+    assert group[2].trails == (Trail(P2, 3, 3),)
+    assert [group[item].label for item in (3, 5, 1, 2, 6)] == [5, 5, 4, 4, 1]
+
+
+def test_generated_documents_name_their_writer(evidence):
+    written = next(pair for item, pair in pairs(evidence, "jaguar").items() if item < 0)
+    assert (written.model, written.document.title, written.label) == ("Test-LM 1B", GENERATED["ocr_cover"], 4)
+
+
+def test_stages_are_the_furthest_that_the_old_system_went(evidence):
+    assert evidence.stages(query_id("jaguar")) == {
+        1: Source.CLICKED,
+        6: Source.FILTERED,
+        8: Source.EXPOSED,
+    }
+
+
+def test_a_higher_k_hides_more(world):
+    strict = Evidence(world / "samples", k=5)
+    assert [query.text for query in strict.queries] == ["jaguar"]
+    found = totals(strict, "jaguar")
+    assert found[P0] == (None, None, None)
+    assert found[P1] == (2, 5, 5)
+    assert pairs(strict, "jaguar")[3].trails == (Trail(P1, None, None, (), 1),)
+    assert strict.query(query_id("jaguar")).rewordings == ()
+    assert Evidence(world / "samples", limit=1).queries == Evidence(world / "samples").queries[:1]
+
+
+def test_the_nearest_pairs_by_hand(desk):
+    """Item 3 is itself a positive of "jaguar": both cosines are 1. The others follow by their product."""
+    explained = desk.explainer.explain("jaguar", [3, 6])
+    assert explained.known
+    assert [near.query.text for near in explained.queries][0] == "jaguar"
+    first = explained.pairs[3][0]
+    assert (first.pair.item_id, first.similarity, first.near.similarity) == (3, 1.0, 1.0)
+    weights = [one.similarity * one.near.similarity for one in explained.pairs[6]]
+    assert weights == sorted(weights, reverse=True)
+    encoder = MODELS["new"].encoder
+    options = {"batch_size": 8, "normalize_embeddings": True, "show_progress_bar": False}
+    a, b = encoder.encode(
+        [" ".join(ITEMS[item][:2]) for item in (6, explained.pairs[6][0].pair.item_id)], **options
+    )
+    assert explained.pairs[6][0].similarity == pytest.approx(float(np.dot(a, b)), abs=1e-5)
+
+
+def test_a_query_that_nobody_asked_is_explained_by_its_neighbours(desk):
+    explained = desk.explainer.explain("spotted jaguar", [3])
+    assert not explained.known
+    assert {near.query.text for near in explained.queries} == {"jaguar", "spotted cat"}
+    assert all(0 < near.similarity < 1 for near in explained.queries)
+
+
+def test_what_is_far_from_all_training_queries_has_no_evidence(desk, client):
+    assert desk.explainer.explain("ficus", [6]).queries == ()
+    page = client.get("/", params={"q": "ficus"}).text
+    assert "No training query of at least 3 people is near." in page
+    assert "the model found it by its text" in page
+
+
+def test_generated_text_can_speak_for_a_result(desk):
+    named = desk.explainer.explain("jaguar", [3])
+    written = [one for one in named.pairs[3] if one.pair.model]
+    assert written
+    assert 0 < written[0].similarity < 1  # both say "spotted cat"
+
+
+def test_no_page_or_reply_tells_what_one_person_did(client):
+    """User 9 alone asked the secret, alone consumed 5 after "red car": neither text is ever said."""
+    for path in ("/", "/?q=jaguar&k=20", "/?q=spotted+cat", "/group?q=jaguar"):
+        page = client.get(path).text
+        assert SECRET not in page
+        assert "“<bdi>red car</bdi>”" not in page
+    page = client.get("/group", params={"q": SECRET})
+    assert page.status_code == 404
+    assert "no training query of at least 3 people" in page.text
+    reply = client.post("/explain", json={"query": SECRET, "item_ids": list(ITEMS)}).json()
+    assert not reply["known"]
+    assert SECRET not in str(reply)
+    told = client.post("/explain", json={"query": "jaguar", "item_ids": [5]}).json()["items"][0]["pairs"][0]
+    assert told["item_id"] == 5
+    assert told["evidence"] == [{"source": "P1", "events": None, "users": None, "items": None, "via": []}]
+
+
+def test_explain_answers_with_counts_and_sources(client):
+    reply = client.post("/explain", json={"query": "Jaguar", "item_ids": [3]}).json()
+    assert (reply["k"], reply["known"]) == (3, True)
+    near = {told["source"]: told for told in reply["queries"][0]["positives"]}
+    assert near["clicked"] == {"source": "clicked", "events": 4, "users": 4, "items": 1, "via": []}
+    first = reply["items"][0]["pairs"][0]
+    assert (first["query"], first["item_id"], first["label"]) == ("jaguar", 3, 5)
+    assert first["evidence"] == [
+        {"source": "P1", "events": 4, "users": 4, "items": None, "via": ["spotted cat"]}
+    ]
+
+
+def test_without_samples_there_is_no_evidence(world, fake_models):
+    desk = opening.open_desk({"index": (str(world / "new"), "new")}, ServingConfig())
+    with TestClient(make_app(desk)) as client:
+        assert client.get("/", params={"q": "jaguar"}).status_code == 200
+        for reply in (
+            client.post("/explain", json={"query": "jaguar", "item_ids": [1]}),
+            client.get("/group", params={"q": "jaguar"}),
+        ):
+            assert reply.status_code == 404
+            assert "--samples" in reply.text
+
+
+def test_samples_that_do_not_fit_are_refused(tmp_path):
+    with pytest.raises(CropsError, match="not an output of `crops mine`"):
+        Evidence(tmp_path)
+    with pytest.raises(CropsError, match="no truth folder"):
+        Senses(tmp_path)
