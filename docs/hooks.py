@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from html import unescape
 from typing import TypeAlias
 
@@ -26,11 +27,20 @@ _METADATA = re.compile(r"rel=[\"']?(?:canonical|alternate|next|prev)")
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Fill the navigation: `commands/*` stands for all pages there."""
+    """Fill the navigation: `commands/*` stands for all pages there that it does not name."""
     pages = {**command_pages(pages_by_command(ROOT)), **api_pages(), "settings.md": settings_page()}
     config.extra["generated"] = pages
-    config.nav = _filled(config.nav, sorted(pages))
+    nav: Nav = config.nav or []
+    config.nav = _filled(nav, sorted(pages.keys() - set(_named(nav))))
     return config
+
+
+def _named(nav: Nav) -> Iterator[str]:
+    if isinstance(nav, str):
+        yield nav
+    else:
+        for entry in nav.values() if isinstance(nav, dict) else nav:
+            yield from _named(entry)
 
 
 def _filled(nav: Nav, generated: list[str]) -> Nav:

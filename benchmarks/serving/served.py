@@ -101,15 +101,20 @@ def words() -> list[str]:
 
 
 def compose(count: int, seed: int = 0) -> list[str]:
-    """Return texts of 8 to 14 words, most from one of 2,000 topics of 60 words each, Zipf over topics."""
-    rng = np.random.default_rng(seed)
+    """Return texts of 8 to 14 words: most of a need of 8 words, some of its topic of 60 words, few of any.
+
+    There are 2,000 topics, drawn by Zipf's law, of 50 needs each.
+    """
+    rng, fixed = np.random.default_rng(seed), np.random.default_rng(7)
     known = np.array(words())
-    topics = np.random.default_rng(7).integers(0, len(known), (TOPICS, 60))
+    topics = fixed.integers(0, len(known), (TOPICS, 60))
+    needs = fixed.integers(0, 60, (TOPICS, 50, 8))
     weights = 1 / np.arange(1, TOPICS + 1)
     topic = rng.choice(TOPICS, count, p=weights / weights.sum())
-    picked = topics[topic[:, None], rng.integers(0, 60, (count, 14))]
-    other = rng.integers(0, len(known), (count, 14))
-    rows = np.where(rng.random((count, 14)) < 0.2, other, picked)
+    of_need = needs[topic[:, None], rng.integers(0, 50, (count, 1)), rng.integers(0, 8, (count, 14))]
+    places = np.where(rng.random((count, 14)) < 0.75, of_need, rng.integers(0, 60, (count, 14)))
+    picked = topics[topic[:, None], places]
+    rows = np.where(rng.random((count, 14)) < 0.05, rng.integers(0, len(known), (count, 14)), picked)
     lengths = rng.integers(8, 15, count)
     return [" ".join(known[row[:length]]) for row, length in zip(rows, lengths, strict=True)]
 

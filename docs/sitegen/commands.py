@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
@@ -24,16 +25,17 @@ the user can mend, with a message that says how.
 """
 
 
+@cache
 def commands() -> dict[str, TyperCommand]:
     """Return every command by the words that call it: `train`, `judge sheet`."""
     return dict(_leaves(get_command(app), ()))
 
 
-def _leaves(command: TyperCommand | TyperGroup, words: tuple[str, ...]) -> Iterator[tuple[str, TyperCommand]]:
+def _leaves(command: object, words: tuple[str, ...]) -> Iterator[tuple[str, TyperCommand]]:
     if isinstance(command, TyperGroup):
         for name, child in command.commands.items():
             yield from _leaves(child, (*words, name))
-    else:
+    elif isinstance(command, TyperCommand):
         yield " ".join(words), command
 
 

@@ -18,7 +18,7 @@ INCLUDED = {
     "src/crops/llm/data/README.md": "packaged-documents.md",
 }
 """Pages that lie outside docs/, by their place in the repository."""
-OPTIONAL = ("results.md", "methods.md", "scale.md")
+OPTIONAL = ("results.md",)
 """Pages that a command writes: in the navigation, and linked, once they exist."""
 _LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^()\s]+)\)")
 _FENCE = re.compile(r"^ {0,3}(```|~~~)")

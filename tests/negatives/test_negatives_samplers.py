@@ -144,7 +144,7 @@ def test_trisamplers_negatives_are_nearer_to_the_positive_than_to_the_query(rand
 
 
 def test_trisampler_prefers_scores_like_the_positives_and_a_strong_pull(random):
-    # Query at 0, positive at 40, candidates at 30 and 60: the pool takes 4 for each negative, here both, though
+    # Query at 0, positive at 40, candidates at 30 and 60: the pool takes 4 for a negative, here both, though
     # their weights are e^-1 and e^-7. Then cos 10 - cos 30 = .119 stands against cos 20 - cos 60 = .440.
     draws = [tri(random, 0, 40, [30, 60], 1, 0.05)[0] for _ in range(1500)]
     assert np.mean(np.array(draws) == 60) == pytest.approx(0.440 / 0.559, abs=0.04)

@@ -61,9 +61,10 @@ def _sources(text):
 
 
 def _demo(text):
-    columns = [MetricColumn("ct", text, text), MetricColumn("qr", "QR", text)]
-    cells = {"ct": Estimate(0.5, 0.4, 0.6, 80), "qr": Estimate(0.3, None, None, 9)}
-    better = {"ct": Difference(0.1, 0.05, 0.15, 80, 0.001)}
+    names = ["ct", "qr", "truth", "ndcg", "mrr", "recall"]
+    columns = [MetricColumn(name, text, text, plotted=name in ("ct", "qr")) for name in names]
+    cells = {name: Estimate(0.5, 0.4, 0.6, 80) for name in names} | {"qr": Estimate(0.3, None, None, 9)}
+    better = {name: Difference(0.1, 0.05, 0.15, 80, 0.001) for name in names}
     rows = [
         ResultRow("baseline", cells, is_reference=True),
         ResultRow(text, cells, better),
@@ -102,7 +103,9 @@ def _calibration(text):
 
 
 def _tables(text):
-    table = TextTable(text, ["method", text], [[text, f"{text}\n[1, 2]"]], text, reference=0)
-    figures = [LineFigure(text, text, [Line(text, [1, 2], [3, 4])]), BarFigure(text, [Bar(text, 0.5)], 0.4)]
-    section = Section(text, text, [table], figures)
+    figures = ["61.4\n[58.1, 64.2]\n+5.1*\npaper 66.0"] * 10
+    wide = TextTable(text, ["method", text, *["CT: recent items"] * 10], [[text, text, *figures]], text, 0)
+    words = TextTable(text, ["claim", text], [[text, text]], words=True)
+    charts = [LineFigure(text, text, [Line(text, [1, 2], [3, 4])]), BarFigure(text, [Bar(text, 0.5)], 0.4)]
+    section = Section(text, text, [wide, words], charts)
     return TablesReport(text, [text], [section], [(text, text)], [text])

@@ -226,6 +226,20 @@ def test_an_untrained_two_tower_encoder_is_refused():
         load_model("two_tower")
 
 
+def test_a_model_with_two_towers_has_a_hash_of_both(tmp_path):
+    """Each tower's weights lie in a folder that only the Router names."""
+    from crops.encoders.two_tower import FEATURES, two_tower
+
+    two_tower(8, 4096).save(str(tmp_path / "model"), create_model_card=False)
+    model = load_model(str(tmp_path / "model"))
+    assert model.rendering is FEATURES
+    for tower in ("query_2_Dense", "document_2_Dense"):
+        weights = tmp_path / "model" / tower / "model.safetensors"
+        before, content = model_hash(tmp_path / "model"), weights.read_bytes()
+        weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        assert model_hash(tmp_path / "model") != before
+
+
 def test_the_commands_build_change_and_write(tmp_path, static_model, items, capsys):
     from crops import encode, index
 

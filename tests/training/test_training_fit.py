@@ -170,6 +170,7 @@ def test_contrast_facts_by_hand(inputs):
         "texts": 7,
     }
     assert contrast_facts(inputs([1], [3]))["contrasted"] == 0.5
+    assert contrast_facts(inputs(), in_batch=False)["contrasted"] == 0
 
 
 def test_every_text_is_tokenised_once(toy, config, tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,7 @@ from crops.errors import CropsError
 from crops.evaluation import ScoringRetriever
 from crops.outputs import cache_folder
 from crops.retrieval import BM25Retriever, ExactRetriever, load_items
+from crops.retrieval.words import Tokeniser
 from crops.text import PLAIN
 
 BM25 = "bm25"
@@ -24,16 +26,18 @@ def load_retriever(
     """Return a retriever over a catalogue: BM25, or exact search with a dual encoder.
 
     Args:
-        model: `bm25`, an encoder preset, a model folder or a SentenceTransformer name.
+        model: `bm25`, `bm25:bigrams` (any tokeniser of `crops.retrieval.words`), an encoder preset, a model
+            folder or a SentenceTransformer name.
         ids: item ids, [n].
         texts: their document texts, n.
         items: the item table, for an encoder that reads ids and not texts (see `load_items`).
 
     Raises:
-        CropsError: there is no such model, or it needs the item table.
+        CropsError: there is no such model or tokeniser, or it needs the item table.
     """
-    if str(model) == BM25:
-        return BM25Retriever(ids, texts)
+    name, _, tokeniser = str(model).partition(":")
+    if name == BM25:
+        return BM25Retriever(ids, texts, tokeniser=cast(Tokeniser, tokeniser or "english"))
     from crops.encoders import load_encoder, rendering_of  # torch takes seconds to import: only when needed
 
     encoder = load_encoder(TrainingConfig(encoder=str(model)), cache_folder())

@@ -21,6 +21,7 @@ class IndexConfig(Section):
     dims: int | None = Field(None, ge=8)
     """Keep the first numbers of an embedding (Matryoshka); all when absent."""
     target_recall: float = Field(0.98, gt=0, le=1)
-    """The least search effort is chosen whose recall@100 against exact search reaches this."""
+    """The least search effort is chosen whose recall@100 against exact search passes this by two standard
+    errors."""
     seed: int = Field(0, ge=0)
     """Seed of the clusters and of the sample of queries."""

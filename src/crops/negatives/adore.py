@@ -1,8 +1,9 @@
 """ADORE: the query tower alone, against what it finds at this moment.
 
-Zhan et al., "Optimizing Dense Retrieval Model Training with Hard Negatives", SIGIR 2021, section 5:
-documents are encoded and indexed once, by STAR; then only the query encoder learns, and its negatives are the
-top results of each training query, retrieved anew in every step with the encoder as it is.
+Zhan et al., "Optimizing Dense Retrieval Model Training with Hard Negatives", SIGIR 2021 (arXiv
+2104.08051), ADORE: documents are encoded and indexed once, here by STAR; then only the query encoder learns,
+and its negatives are the top results of each training query, retrieved anew in every step with the encoder as
+it is.
 
 Kept: fixed document vectors, live retrieval in each step, all top results as negatives. Differs: the softmax
 over them that all methods here share, in place of LambdaLoss weights; exact search; the number of results is

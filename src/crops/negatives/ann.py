@@ -1,7 +1,7 @@
 """ANCE: negatives that the model itself takes for answers.
 
 Xiong et al., "Approximate Nearest Neighbor Negative Contrastive Learning for Dense Text Retrieval", ICLR
-2021, section 3 and Figure 2: negatives are drawn from the top of an index of the whole catalogue that is
+2021 (arXiv 2007.00808): negatives are drawn from the top of an index of the whole catalogue that is
 rebuilt from a recent checkpoint every m batches; a warm-up begins with other negatives (theirs: BM25).
 
 Kept: uniform draws from the top 200 that hold no known positive, queries and documents encoded by the same
@@ -20,7 +20,7 @@ from crops.negatives.lists import Ids, Vectors, nearest_others, take_random
 from crops.retrieval import FlatIndex
 
 DEPTH = 200
-"""Length of the result lists that negatives are drawn from (paper, section 5)."""
+"""Length of the result lists that negatives are drawn from, as the authors take."""
 
 
 def ance_due(step: int, warm_up: int, every: int) -> bool:

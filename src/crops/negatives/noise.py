@@ -1,7 +1,7 @@
 """Random negatives: the noise of NCE, and the documents that fill a step up.
 
 Gutmann & Hyvärinen, "Noise-contrastive estimation: A new estimation principle for unnormalized statistical
-models", AISTATS 2010, section 2.1: each data point is told from k noise samples by logistic regression.
+models", AISTATS 2010: each data point is told from k noise samples by logistic regression.
 
 Kept: k samples of noise of its own for each query, independent of it, and of the model. Differs: the noise is
 uniform over the catalogue (the paper leaves its distribution open), without replacement, and without the

@@ -14,6 +14,10 @@ MAX_TOKENS = 128
 """What theta reads of a text."""
 
 
+_ROUTER = "router_config.json"
+"""In the folder of a Router, a model with two towers: names the folders of its modules."""
+
+
 class Package(NamedTuple):
     """A package that carries the weights of a model."""
 
@@ -82,7 +86,8 @@ def model_hash(path: str | Path) -> str:
     """Return the SHA-256 (hex) over names and contents of a model's weights, tokenizer and module settings.
 
     Args:
-        path: a SentenceTransformer folder; of its subfolders only those named in `modules.json` count.
+        path: a SentenceTransformer folder; of its subfolders only those named in `modules.json` and by a
+            Router count.
 
     Raises:
         CropsError: the folder holds no weights.
@@ -106,4 +111,9 @@ def _module_folders(root: Path) -> list[str]:
     listing = root / "modules.json"
     if not listing.exists():
         return []
-    return [module["path"] for module in json.loads(listing.read_text())]
+    folders = [module["path"] for module in json.loads(listing.read_text())]
+    for folder in list(folders):
+        towers = root / folder / _ROUTER
+        if towers.exists():
+            folders += [f"{folder}/{name}".lstrip("/") for name in json.loads(towers.read_text())["types"]]
+    return folders

@@ -90,6 +90,9 @@ def publish_catalogue(root: Path, catalogue: Catalogue, config: IndexConfig) -> 
 
 def _finish(folder: Path, parts: Parts, catalogue: Catalogue, config: IndexConfig) -> IndexManifest:
     """Build, tune and write the structure over a base, and describe the version."""
+    plain = config.kind == "exact" and not config.int8
+    if plain and parts.vectors.shape[1] == catalogue.model_dim:
+        return described(config, catalogue, 0, 1.0, np.empty((0, DEPTH), dtype=np.int64))
     queries = narrowed(catalogue.queries, parts.vectors.shape[1])
     structure = structures.build(config, parts.vectors)
     truth = last_scores(queries, _in_blocks(parts.vectors))
@@ -104,7 +107,7 @@ def _finish(folder: Path, parts: Parts, catalogue: Catalogue, config: IndexConfi
         truth,
         config.target_recall,
     )
-    if config.kind != "exact" or config.int8:
+    if not plain:
         faiss.write_index(structure.searched, str(folder / STRUCTURE))
     return described(config, catalogue, effort, at_100, found(effort)[0])
 

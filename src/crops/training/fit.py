@@ -155,7 +155,7 @@ def _learn(
     wanted, used = objective(config), UsedTokens(run.encoder, run.pool)
     with used as pool:
         sampler = GroupSampler(run.source, config, seed)
-        contrast = contrast_facts(Steps(sampler, pool, config.steps, wanted)[0])
+        contrast = contrast_facts(Steps(sampler, pool, config.steps, wanted)[0], config.in_batch)
         if is_first_process():
             console.print(_start_line(contrast, run.source))
         steps = Steps(sampler, pool, config.steps, wanted, Share(*processes()))

@@ -91,8 +91,12 @@ class GroupLoss(nn.Module):
         return loss * scale.to(loss.dtype)
 
 
-def contrast_facts(inputs: dict[str, Tensor]) -> dict[str, float]:
+def contrast_facts(inputs: dict[str, Tensor], in_batch: bool = True) -> dict[str, float]:
     """Return how many documents a query of this batch is told from, and how many drawn documents repeat.
+
+    Args:
+        inputs: of `GroupLoss.forward`.
+        in_batch: whether other queries' documents are negatives.
 
     Returns:
         `queries`, `documents`: in the batch. `contrasted`: mean over queries of the other queries' documents
@@ -106,7 +110,7 @@ def contrast_facts(inputs: dict[str, Tensor]) -> dict[str, float]:
     return {
         "queries": queries,
         "documents": documents,
-        "contrasted": ((queries - 1) * documents - hidden) / queries,
+        "contrasted": ((queries - 1) * documents - hidden) / queries if in_batch else 0.0,
         "duplicates": 1 - len(torch.unique(inputs["doc_id"])) / documents,
         "texts": len(inputs["texts"]),
     }

@@ -119,7 +119,7 @@ METHODS: dict[str, Method] = {
     ),
     "star": Method(
         "STAR",
-        "Zhan et al., SIGIR 2021, section 4",
+        "Zhan et al., SIGIR 2021 (arXiv 2104.08051), STAR",
         _CLICKS,
         Source.CLICKED,
         "infonce_binary",
@@ -129,7 +129,7 @@ METHODS: dict[str, Method] = {
     ),
     "adore": Method(
         "ADORE+STAR",
-        "Zhan et al., SIGIR 2021, sections 4 and 5",
+        "Zhan et al., SIGIR 2021 (arXiv 2104.08051), STAR and ADORE",
         _CLICKS,
         Source.CLICKED,
         "infonce_binary",

@@ -1,0 +1,37 @@
+"""The whole site: it builds without a warning, and fetches nothing."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+from sitegen.commands import commands, page_name
+from sitegen.repository import ROOT
+
+pytestmark = pytest.mark.verify
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("site")
+    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
+    done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def test_every_command_has_its_page(site):
+    assert all((site / page_name(name)).with_suffix(".html").is_file() for name in commands())
+
+
+def test_nothing_is_fetched_from_elsewhere(site):
+    fetched = re.compile(r"<(?:script|img|iframe|link)\b[^>]*\b(?:src|href)=[\"']?(?:https?:)?//")
+    imported = re.compile(r"@import\s+[\"']?http|url\([\"']?http")
+    assert [page for page in site.rglob("*.html") if fetched.search(page.read_text())] == []
+    assert [style for style in site.rglob("*.css") if imported.search(style.read_text())] == []
+
+
+def test_formulas_are_drawn_without_a_script(site):
+    page = (site / "concepts.html").read_text()
+    assert "<math" in page
+    assert "arithmatex" not in page
