@@ -8,8 +8,11 @@ from typer.testing import CliRunner
 
 from crops.cli import reproduce as reproduce_command
 from crops.cli.app import app
+from crops.config import load_config
 from crops.errors import CropsError
 from crops.reproduce import run
+from crops.reproduce.cells import Cell, base_run
+from crops.reproduce.worlds import build_world
 
 SETTINGS = """
 [training]
@@ -90,3 +93,23 @@ def test_bad_requests_make_nothing(tmp_path):
         with pytest.raises(CropsError, match=message):
             reproduce_command(out=out, **arguments)
     assert not out.exists()
+
+
+def test_a_watched_training_is_looked_at_on_held_out_queries(done, tmp_path, monkeypatch):
+    """Four steps, a look every two; the queries looked at are not trained on."""
+    from crops.reproduce import learn as learning
+
+    folder, _ = done
+    (samples,) = (folder / "out" / "mined").iterdir()
+    world = build_world("default", "tiny", 0)
+    settings = base_run(world, load_config(folder / "run.toml"))
+    monkeypatch.setattr(learning, "WATCHED_STEPS", 2)
+    facts = learning.learn(Cell(world, "softmax_ce", settings, validated=True), samples, tmp_path / "model")
+    rows = [json.loads(line) for line in (tmp_path / "model" / "evaluations.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [2, 4]
+    assert all(0 <= row["eval_score"] <= 1 for row in rows)
+    (plain,) = (folder / "out" / "cells").glob("crops-*")
+    groups = json.loads((plain / "cell.json").read_text())["training"]["groups"]
+    # one query in ten is held out, by its hash
+    assert 0.8 * groups < facts["groups"] < 0.97 * groups
+    assert facts["steps"] == 4

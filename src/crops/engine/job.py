@@ -60,8 +60,8 @@ def mine(
         The report (see `crops.engine.report.build_report`), as written to report.json.
 
     Raises:
-        CropsError: an unknown source, no search on the days, unusable `generated` or `out`, a scorer broke its
-            contract, or the engine cannot be reached or runs out of memory or disk.
+        CropsError: an unknown source, no search on the days, unusable `generated` or `out`, a scorer broke
+            its contract, or the engine cannot be reached or runs out of memory or disk.
     """
     wanted = parse_sources(config.sources)
     seconds: dict[str, float] = {}

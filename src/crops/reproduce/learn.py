@@ -48,13 +48,15 @@ def _watched(cell: Cell, samples: Path, model: Path) -> dict[str, Any]:
     from crops.encoders import rendering_for
     from crops.labels import DEFAULT_LABELS
     from crops.retrieval import ExactRetriever
-    from crops.training.methods import find_method
+    from crops.training.methods import documents_per_step, find_method
+    from crops.training.mining import Mining
     from crops.training.validation import is_validation, load_catalogue, validate, validation_sets
 
     method, config = find_method(cell.method), cell.run.training
     settings = method.settings(cell.point or None)
     rendering = rendering_for(config)
     data = training.load_samples(samples, method.keep, method.labels or DEFAULT_LABELS, rendering)
+    data = data.select(~is_validation(data.query_id))
     catalogue = load_catalogue(samples, rendering)
     sets = validation_sets(samples, catalogue.ids)
 
@@ -70,13 +72,17 @@ def _watched(cell: Cell, samples: Path, model: Path) -> dict[str, Any]:
         "eval_steps": WATCHED_STEPS,
         "patience": config.steps,
     }
+    # Random documents fill a step up, as in `fit_method`: the steps of both cost the same.
+    fill = Mining(catalogue, documents_per_step(data, config, cell.run.seed), None, None)
     start = time.process_time()
     facts = training.train(
-        data.select(~is_validation(data.query_id)),
+        data,
         model,
         config.model_copy(update=changes),
         seed=cell.run.seed,
         cache=cache_folder(),
         evaluation=training.Evaluation(metrics, SCORE),
+        mining=fill,
+        fresh=True,
     )
     return {**facts, "steps": config.steps, "cpu_seconds": time.process_time() - start}
