@@ -4,6 +4,9 @@ import errno
 import json
 import os
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -146,6 +149,35 @@ def test_a_killed_process_is_told_and_leaves_nothing_half(tmp_path):
     with pytest.raises(CropsError, match=r"a process was killed while it made worlds.*fewer --jobs"):
         make_cells(cells("fs_lr"), tmp_path, stages, {}, jobs=2)
     assert list((tmp_path / "worlds").rglob("manifest.json")) == []
+
+
+PARENT = """
+import multiprocessing, time
+from crops.reproduce.run import _end_with_parent
+if __name__ == "__main__":
+    worker = multiprocessing.get_context("spawn").Process(target=_end_with_parent)
+    worker.start()
+    print(worker.pid, flush=True)
+    time.sleep(120)
+"""
+
+
+def test_workers_end_with_a_killed_parent(tmp_path):
+    """Else they would go on to write where the next run writes."""
+    (tmp_path / "parent.py").write_text(PARENT)
+    with subprocess.Popen(
+        [sys.executable, str(tmp_path / "parent.py")], stdout=subprocess.PIPE, text=True
+    ) as parent:
+        worker = int(parent.stdout.readline())
+        os.kill(worker, 0)  # it is there
+        parent.kill()
+    for _ in range(600):
+        try:
+            os.kill(worker, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+    pytest.fail("the worker went on without its parent")
 
 
 def test_testing_on_a_mined_day_is_refused(tmp_path, made):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -179,9 +180,21 @@ def _workers(jobs: int) -> Iterator[Executor | None]:
         yield executor
 
 
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
 def _settle(threads: int) -> None:
-    """Prepare a worker: it takes its share of the cores."""
+    """Prepare a worker: it takes its share of the cores, and ends when the process that started it does.
+
+    A worker that went on after its parent was killed would write into the folders of the next run.
+    """
     import torch
+
+    threading.Thread(target=_end_with_parent, daemon=True).start()
 
     torch.set_num_threads(threads)
     # DuckDB takes a main module without a file for a notebook, and draws progress bars there.
