@@ -110,6 +110,12 @@ def test_line_joins_its_points():
     assert points(elements(chart, "path", "line")[0]) == [(46.0, 190.0), (216.0, 101.0), (386.0, 12.0)]
 
 
+def test_whole_numbers_on_x_have_no_ticks_between_them():
+    chart = line_chart([Line("a", [1, 2, 3], [0, 5, 10])], title="t", x_label="day")
+    below = [one.text for one in elements(chart, "text", "tick") if float(one.get("y")) == 207]
+    assert below == ["1", "2", "3"]
+
+
 def test_lines_differ_in_more_than_colour():
     lines = [Line(f"arm {tone}", [0, 1], [tone, tone], tone) for tone in range(1, 5)]
     chart = line_chart(lines, title="t", x_label="step")

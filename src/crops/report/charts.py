@@ -8,7 +8,7 @@ empty string.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from markupsafe import Markup
 
@@ -209,6 +209,8 @@ def line_chart(lines: Sequence[Line], *, title: str, x_label: str) -> Markup:
     if not lines:
         return Markup("")
     x = axis([v for line in lines for v in line.x], _LEFT, WIDTH - 14, about=6, round_ends=False)
+    if all(float(v).is_integer() for line in lines for v in line.x):  # days, steps: nothing lies between
+        x = replace(x, step=max(1.0, x.step))
     y = axis([v for line in lines for v in line.y], _PLOT, 12, about=4, round_ends=True)
     x_ticks, y_ticks = tick_format(x.step), tick_format(y.step)
     last = tick_format(y.step / 100)
