@@ -179,7 +179,8 @@ def test_strange_queries_get_results_or_a_sentence(open_page, address, query):
 
 def test_it_works_by_keyboard_alone(open_page, address):
     page = open_page(address)
-    page.keyboard.type("jaguar")  # the box has the focus
+    page.wait_for_function("document.activeElement.name === 'q'")  # the box takes the focus once drawn
+    page.keyboard.type("jaguar")
     page.keyboard.press("Enter")
     page.wait_for_url("**/?q=jaguar")
     page.keyboard.press("Tab")
