@@ -4,13 +4,12 @@ import pytest
 from crops.negatives import (
     adore_negatives,
     ance_due,
-    ance_negatives,
     bm25_candidates,
     dpr_negatives,
     nce_noise,
+    nearest_negatives,
     shared_noise,
     star_due,
-    star_negatives,
     tri_negatives,
 )
 from crops.negatives.lists import take_first, take_random, without
@@ -92,14 +91,14 @@ def test_dprs_hard_negative_is_the_best_of_bm25_that_is_no_positive():
 
 def test_ance_draws_evenly_from_the_top_without_positives(random, circle):
     # The three nearest to 30 degrees are 30, 20 and 40; 30 is the positive.
-    drawn = ance_negatives(random, circle, np.repeat(at(30), 1000, axis=0), [ids(30)] * 1000, 1, depth=3)
+    drawn = nearest_negatives(random, circle, np.repeat(at(30), 1000, axis=0), [ids(30)] * 1000, 1, depth=3)
     values, counts = np.unique(drawn, return_counts=True)
     assert values.tolist() == [20, 40]
     assert counts[0] == pytest.approx(500, abs=80)
 
 
 def test_star_draws_from_its_list_and_pads_where_all_of_it_is_positive(random, circle):
-    drawn = star_negatives(random, circle, at(30, 10), [ids(30), ids(10, 20, 30)], 2, depth=3)
+    drawn = nearest_negatives(random, circle, at(30, 10), [ids(30), ids(10, 20, 30)], 2, depth=3)
     assert sorted(drawn[0].tolist()) == [20, 40]
     assert drawn[1].tolist() == [NONE, NONE]
 

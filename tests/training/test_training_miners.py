@@ -47,7 +47,7 @@ def test_ances_negatives_after_a_refresh_are_the_current_models_top_hits_that_ar
     corpus, monkeypatch
 ):
     corpus, encoder = corpus
-    monkeypatch.setattr("crops.negatives.ann.ance_negatives.__defaults__", (4,))
+    monkeypatch.setattr("crops.negatives.lists.nearest_negatives.__defaults__", (4,))
     mine = mine_ance(corpus, Schedule(2, 5, 0.05))
     before = top(encoder, corpus, 0)
     positives = [[before[1]], []]
@@ -69,7 +69,7 @@ def test_ances_negatives_after_a_refresh_are_the_current_models_top_hits_that_ar
 
 def test_stars_list_stays_that_of_the_warmed_up_model(corpus, monkeypatch):
     corpus, encoder = corpus
-    monkeypatch.setattr("crops.negatives.star.star_negatives.__defaults__", (3,))
+    monkeypatch.setattr("crops.negatives.lists.nearest_negatives.__defaults__", (3,))
     mine = mine_star(corpus, Schedule(2, 5, 0.05))
     mine(moment(1, corpus))
     assert corpus.refreshes == 0

@@ -5,21 +5,21 @@ with which weights is the training's business (`crops.training.miners`).
 """
 
 from crops.negatives.adore import adore_negatives
-from crops.negatives.ann import ance_due, ance_negatives
+from crops.negatives.ann import ance_due
 from crops.negatives.bm25 import bm25_candidates, dpr_negatives
+from crops.negatives.lists import nearest_negatives
 from crops.negatives.noise import nce_noise, shared_noise
-from crops.negatives.star import star_due, star_negatives
+from crops.negatives.star import star_due
 from crops.negatives.tri import tri_negatives
 
 __all__ = [
     "adore_negatives",
     "ance_due",
-    "ance_negatives",
     "bm25_candidates",
     "dpr_negatives",
     "nce_noise",
+    "nearest_negatives",
     "shared_noise",
     "star_due",
-    "star_negatives",
     "tri_negatives",
 ]

@@ -14,6 +14,9 @@ from crops.retrieval.catalogue import NO_ITEM
 Ids = NDArray[np.int64]
 Vectors = NDArray[np.float32]
 
+NEAREST_DEPTH = 200
+"""Length of the result lists that ANCE and STAR draw from, as their authors take."""
+
 
 def without(candidates: Ids, positives: Sequence[Ids]) -> Ids:
     """Return the candidates [Q, k] with each query's own positives blanked: a known positive is no negative.
@@ -68,3 +71,24 @@ def take_random(
 
 def _padded(ids: Ids, n: int) -> Ids:
     return np.pad(ids, ((0, 0), (0, n - ids.shape[1])), constant_values=NO_ITEM)
+
+
+def nearest_negatives(
+    random: np.random.Generator,
+    index: FlatIndex,
+    vectors: Vectors,
+    positives: Sequence[Ids],
+    n: int,
+    depth: int = NEAREST_DEPTH,
+) -> Ids:
+    """Return n random documents of each query's nearest that are no known positives, [Q, n]; blanks pad.
+
+    Args:
+        random: the source of chance.
+        index: the catalogue, encoded by a checkpoint.
+        vectors: the queries as encoded by the same checkpoint, [Q, d].
+        positives: for each of Q queries the ids of its known positives.
+        n: how many.
+        depth: length of the list they are drawn from.
+    """
+    return take_random(random, nearest_others(index, vectors, positives, depth), n)

@@ -12,38 +12,7 @@ methods here, in place of a weighted sum of pairwise losses (RankNet); the warm-
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import numpy as np
-
-from crops.negatives.lists import Ids, Vectors, nearest_others, take_random
-from crops.retrieval import FlatIndex
-
-DEPTH = 200
-"""Length of the result lists that negatives are drawn from (the authors' code)."""
-
 
 def star_due(step: int, warm_up: int) -> bool:
     """Return whether the index is built before a step (from 0): once, at the end of the warm-up."""
     return step == warm_up
-
-
-def star_negatives(
-    random: np.random.Generator,
-    index: FlatIndex,
-    vectors: Vectors,
-    positives: Sequence[Ids],
-    n: int,
-    depth: int = DEPTH,
-) -> Ids:
-    """Return n random documents of each query's static list that are no known positives, [Q, n]; blanks pad.
-
-    Args:
-        random: the source of chance.
-        index: the catalogue as the warmed-up model encoded it.
-        vectors: the queries as that model encoded them, [Q, d].
-        positives: for each of Q queries the ids of its known positives.
-        n: how many.
-        depth: length of the static list.
-    """
-    return take_random(random, nearest_others(index, vectors, positives, depth), n)

@@ -12,12 +12,11 @@ import numpy as np
 from crops.negatives import (
     adore_negatives,
     ance_due,
-    ance_negatives,
     bm25_candidates,
     dpr_negatives,
     nce_noise,
+    nearest_negatives,
     star_due,
-    star_negatives,
     tri_negatives,
 )
 from crops.negatives.bm25 import DEPTH as BM25_DEPTH
@@ -72,30 +71,12 @@ def mine_bm25(corpus: Corpus, schedule: Schedule) -> Miner:
 
 def mine_ance(corpus: Corpus, schedule: Schedule) -> Miner:
     """Return ANCE's miner: an index that is renewed every `refresh` steps."""
-    view = _viewer(corpus, partial(ance_due, warm_up=schedule.warm_up, every=schedule.refresh))
-
-    def mine(now: Moment) -> Ids:
-        seen = view(now.step)
-        if seen is None:
-            return _random(now, corpus)
-        vectors = seen.queries[now.queries]
-        return ance_negatives(now.random, seen.items, vectors, now.positives, now.negatives)
-
-    return mine
+    return _mine_nearest(corpus, partial(ance_due, warm_up=schedule.warm_up, every=schedule.refresh))
 
 
 def mine_star(corpus: Corpus, schedule: Schedule) -> Miner:
     """Return STAR's miner: one index, built at the end of the warm-up."""
-    view = _viewer(corpus, partial(star_due, warm_up=schedule.warm_up))
-
-    def mine(now: Moment) -> Ids:
-        seen = view(now.step)
-        if seen is None:
-            return _random(now, corpus)
-        vectors = seen.queries[now.queries]
-        return star_negatives(now.random, seen.items, vectors, now.positives, now.negatives)
-
-    return mine
+    return _mine_nearest(corpus, partial(star_due, warm_up=schedule.warm_up))
 
 
 def mine_adore(corpus: Corpus) -> Miner:
@@ -131,6 +112,19 @@ def mine_tri(corpus: Corpus, schedule: Schedule) -> Miner:
             now.negatives,
             schedule.temperature,
         )
+
+    return mine
+
+
+def _mine_nearest(corpus: Corpus, due: Callable[[int], bool]) -> Miner:
+    view = _viewer(corpus, due)
+
+    def mine(now: Moment) -> Ids:
+        seen = view(now.step)
+        if seen is None:
+            return _random(now, corpus)
+        vectors = seen.queries[now.queries]
+        return nearest_negatives(now.random, seen.items, vectors, now.positives, now.negatives)
 
     return mine
 
