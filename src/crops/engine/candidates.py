@@ -33,7 +33,11 @@ def columns_of(alias: str) -> str:
 
 
 def keep_relevant(
-    backend: Backend, candidates: str, alpha: Mapping[Source, float], relevance: CachedScorer | None
+    backend: Backend,
+    candidates: str,
+    searches: str,
+    alpha: Mapping[Source, float],
+    relevance: CachedScorer | None,
 ) -> None:
     """Make `candidate_pairs`, `scored_pairs` and `relevant`: the candidates with theta(q, d) > alpha.
 
@@ -43,6 +47,7 @@ def keep_relevant(
         backend: holds the candidates; `documents` has the texts of their items, and `document_keys` (see
             `crops.engine.scoring.key_documents`) is there if they are scored.
         candidates: SELECT of `COLUMNS`.
+        searches: SELECT of the searches that they speak for.
         alpha: threshold by source.
         relevance: theta, scored once per distinct (query, item).
     """
@@ -57,7 +62,7 @@ def keep_relevant(
             "select query_id, item_id, sources, cast(null as DOUBLE) as theta from candidate_pairs",
         )
         every = f"select {COLUMNS}, cast(null as DOUBLE) as theta from ({candidates}) c"
-        backend.table("relevant", _NEAREST.format(every))
+        backend.table("relevant", _NEAREST.format(events=every, searches=searches))
         return
     score_pairs(
         backend,
@@ -68,10 +73,12 @@ def keep_relevant(
         relevance,
         also="sources",
     )
-    _apply_thresholds(backend, candidates, alpha)
+    _apply_thresholds(backend, candidates, searches, alpha)
 
 
-def _apply_thresholds(backend: Backend, candidates: str, alpha: Mapping[Source, float]) -> None:
+def _apply_thresholds(
+    backend: Backend, candidates: str, searches: str, alpha: Mapping[Source, float]
+) -> None:
     passes = {source: f"score > cast({value} as DOUBLE)" for source, value in alpha.items()}
     bits = " + ".join(f"case when {test} then {source.value} else 0 end" for source, test in passes.items())
     backend.table(
@@ -86,16 +93,16 @@ def _apply_thresholds(backend: Backend, candidates: str, alpha: Mapping[Source, 
         from ({candidates}) c join scored_pairs p on p.query_id = c.query_id and p.item_id = c.item_id
         where (p.sources & c.source) <> 0
         """
-    backend.table("relevant", _NEAREST.format(above))
+    backend.table("relevant", _NEAREST.format(events=above, searches=searches))
 
 
 _NEAREST = f"""
-with events as ({{}}), placed as (
+with events as ({{events}}), placed as (
     select e.*, row_number() over (
         partition by e.group_id, e.user_id, e.item_id
         order by abs(e.watched_at - s.searched_at), e.watched_at, e.search_id
     ) as visit
-    from events e join searches s on s.search_id = e.search_id
+    from events e join ({{searches}}) s on s.search_id = e.search_id
     where e.source = {Source.FEED.value}
 )
 select {COLUMNS}, theta from events where source <> {Source.FEED.value}

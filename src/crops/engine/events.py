@@ -6,11 +6,12 @@ Tables made here, read by the other modules:
 - `searches(search_id, group_id, query_id, user_id, searched_at, day)`: one row per query event;
 - `queries(query_id, query, searches, users)`: the distinct normalised queries;
 - `groups(group_id, query_id)`: the training groups;
-- `impressions(search_id, group_id, item_id, source, consumed)`: `source` is one bit of `crops.labels.Source`;
+- `impressions(search_id, group_id, query_id, item_id, source, consumed)`: `source` is one bit of
+  `crops.labels.Source`;
 - `feed(user_id, item_id, watched_at)`: what was consumed in the feed;
 - `documents(item_id, text)`: document text of the real items.
 
-`group_id` is the training group of an event: its query_id, or its search_id where a group is one event.
+`group_id` is the training group of an event, see `GROUP_COLUMN`.
 """
 
 from __future__ import annotations
@@ -22,12 +23,16 @@ import pyarrow as pa
 
 from crops.config import BotConfig
 from crops.engine.backend import Backend
+from crops.engine.memory import pieces
 from crops.errors import CropsError
 from crops.labels import Source
 from crops.logs import Logs
 from crops.text import content_id, document_text_sql, normalise_query
 
 GroupBy = Literal["query", "event"]
+
+GROUP_COLUMN = {"query": "query_id", "event": "search_id"}
+"""What the `group_id` of an event is."""
 
 LONG_PLAY_MS = 18_000
 """A play of this length, or of the whole item if that is shorter, is consumption."""
@@ -80,11 +85,17 @@ def load_events(
     backend.table("search_events", _SEARCH_EVENTS)
     _check_searches(backend, days)
     backend.table("bots", _NO_BOTS if bots is None else _bots_sql(bots))
-    backend.table("searches", _SEARCHES.format(group="query_id" if group_by == "query" else "search_id"))
+    group = GROUP_COLUMN[group_by]
+    backend.table("searches", _SEARCHES.format(group=group))
     backend.table("queries", _QUERIES)
     groups = "select query_id as group_id, query_id from queries"
     backend.view("groups", groups if group_by == "query" else "select group_id, query_id from searches")
-    (backend.table if keep else backend.view)("impressions", _IMPRESSIONS)
+    if keep:
+        size = pieces(backend.count("log_impressions"), backend.memory)
+        backend.cut("staged_impressions", _IMPRESSIONS, size)
+    else:
+        backend.view("staged_impressions", _IMPRESSIONS)
+    backend.view("impressions", f"select *, {group} as group_id from staged_impressions")
     backend.view("feed", f"select user_id, item_id, watched_at from log_feed where {CONSUMED}")
     backend.view("documents", f"select item_id, {document_text_sql()} as text from log_items")
 
@@ -113,7 +124,7 @@ from (
 """
 
 _IMPRESSIONS = f"""
-select l.search_id, s.group_id, l.item_id, cast({_SOURCE} as INTEGER) as source,
+select l.search_id, s.query_id, l.item_id, cast({_SOURCE} as INTEGER) as source,
     l.stage = 'exposed' and {CONSUMED} as consumed
 from log_impressions l join searches s on s.search_id = l.search_id
 """

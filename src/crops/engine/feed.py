@@ -6,17 +6,19 @@ from crops.config import FeedConfig
 from crops.engine.candidates import COLUMNS, MICROSECONDS
 from crops.labels import Source
 
+NOTHING_NEAR = (
+    "select cast(null as BIGINT) as query_id, cast(null as BIGINT) as search_id, cast(null as BIGINT) as "
+    "user_id, cast(null as BIGINT) as item_id, cast(null as BIGINT) as watched_at, cast(null as BIGINT) as "
+    "distance where 1 = 0"
+)
+"""What is near when P2 is switched off."""
 
-def feed_sql(config: FeedConfig, users: str = "1 = 1") -> str:
-    """Return the SELECT of all P2 candidates.
 
-    For each user and query (or event, where groups are events): the items that the user consumed in the feed
-    while |watched_at - searched_at| <= window_s, up to `max_items` distinct ones, nearest in time first,
-    ties by watched_at (earlier first), then item_id. An item counts once, at its nearest time, credited to
-    the search it was nearest to (the lower search_id of two equally near).
+def near_sql(config: FeedConfig, users: str = "1 = 1") -> str:
+    """Return the SELECT of every search with what its user consumed in the feed around it.
 
-    Where a user and query have no more than `max_items` rows, nothing can be over the limit, and an item may
-    still be there at several times: `keep_relevant` leaves the nearest, when theta has made the rows few.
+    Columns: query_id, search_id and user_id of the search; item_id, watched_at; distance, which is
+    |watched_at - searched_at| <= window_s, in microseconds.
 
     Args:
         config: settings of P2.
@@ -27,17 +29,36 @@ def feed_sql(config: FeedConfig, users: str = "1 = 1") -> str:
     # in the join, the work of a user grows with what is near and not with all searches times all events.
     shifted = " union all ".join(
         f"select s.*, s.searched_at - s.searched_at % {window} + {shift} as stretch "
-        f"from ({_of('searches', users)}) s"
+        f"from (select * from searches where {users}) s"
         for shift in (-window, 0, window)
     )
     return f"""
-    with near as (
-        select s.group_id, s.query_id, s.search_id, s.user_id, f.item_id, f.watched_at,
-            abs(f.watched_at - s.searched_at) as distance
-        from ({shifted}) s join ({_of("feed", users)}) f
-            on f.user_id = s.user_id and f.watched_at - f.watched_at % {window} = s.stretch
-        where f.watched_at >= s.searched_at - {window} and f.watched_at <= s.searched_at + {window}
-    ), busy as (
+    select s.query_id, s.search_id, s.user_id, f.item_id, f.watched_at,
+        abs(f.watched_at - s.searched_at) as distance
+    from ({shifted}) s join (select * from feed where {users}) f
+        on f.user_id = s.user_id and f.watched_at - f.watched_at % {window} = s.stretch
+    where f.watched_at >= s.searched_at - {window} and f.watched_at <= s.searched_at + {window}
+    """
+
+
+def feed_sql(config: FeedConfig) -> str:
+    """Return the SELECT of the P2 candidates of some groups.
+
+    It reads `near`, the rows of `near_sql` and their `group_id`: all of a group, if any.
+
+    For each user and query (or event, where groups are events): the items that the user consumed near a
+    search, up to `max_items` distinct ones, nearest in time first, ties by watched_at (earlier first), then
+    item_id. An item counts once, at its nearest time, credited to the search it was nearest to (the lower
+    search_id of two equally near).
+
+    Where a user and query have no more than `max_items` rows, nothing can be over the limit, and an item may
+    still be there at several times: `keep_relevant` leaves the nearest, when theta has made the rows few.
+
+    Args:
+        config: settings of P2.
+    """
+    return f"""
+    with busy as (
         select group_id, user_id from near group by group_id, user_id having count(*) > {config.max_items}
     ), nearest as (
         select * from (
@@ -65,7 +86,3 @@ def feed_sql(config: FeedConfig, users: str = "1 = 1") -> str:
 
 
 _KEPT = "n.group_id, n.query_id, n.item_id, n.search_id, n.user_id, n.watched_at"
-
-
-def _of(table: str, users: str) -> str:
-    return f"select * from {table} where {users}"

@@ -11,9 +11,10 @@ from crops.config import EngineConfig
 from crops.engine.backend import Backend, DuckDBBackend
 from crops.engine.candidates import COLUMNS, NO_CANDIDATES, keep_relevant
 from crops.engine.census import Census
-from crops.engine.events import load_events
-from crops.engine.feed import feed_sql
+from crops.engine.events import GROUP_COLUMN, load_events
+from crops.engine.feed import NOTHING_NEAR, feed_sql, near_sql
 from crops.engine.knowledge import load_generated
+from crops.engine.memory import pieces
 from crops.engine.merge import merge_sources
 from crops.engine.parts import Part, query_parts, user_conditions
 from crops.engine.reformulation import keep_similar, reformulations_sql
@@ -79,7 +80,7 @@ def mine(
             keep_similar(backend, config.reformulation, intent)
         with timed(seconds, "relevance"):
             if theta:
-                key_documents(backend, "select item_id from p1_similar union select item_id from p2_found")
+                key_documents(backend, "select item_id from p1_similar union select item_id from p2_near")
         for part in query_parts(backend, config):
             _mine_part(backend, part, config, wanted, theta, seed, seconds)
             census.add(backend)
@@ -119,13 +120,14 @@ def open_backend(config: EngineConfig) -> Backend:
 
 def _find_candidates(backend: Backend, config: EngineConfig, wanted: Source) -> None:
     p1, p2 = Source.REFORMULATION & wanted, Source.FEED & wanted
+    number = pieces(backend.count("impressions"), backend.memory)
     backend.table("p1_found", NO_CANDIDATES)
-    backend.table("p2_found", NO_CANDIDATES)
+    backend.cut("p2_near", NOTHING_NEAR, number)
     for users in user_conditions(backend):
         if p1:
             backend.append("p1_found", reformulations_sql(config.reformulation, users))
         if p2:
-            backend.append("p2_found", feed_sql(config.feed, users))
+            backend.cut("p2_near", near_sql(config.feed, users), number)
 
 
 def _mine_part(
@@ -137,15 +139,16 @@ def _mine_part(
     seed: int,
     seconds: dict[str, float],
 ) -> None:
-    impressions = part.of("impressions")
+    impressions, searches = part.of("impressions"), part.of("searches")
     with timed(seconds, "search samples"):
         sample_searches(backend, impressions, config.search if Source.CLICKED & wanted else None, seed)
     with timed(seconds, "relevance"):
         alpha = {Source.REFORMULATION: config.reformulation.relevance, Source.FEED: config.feed.relevance}
-        found = " union all ".join(
-            f"select {COLUMNS} from ({part.of(table)}) c" for table in ("p1_similar", "p2_found")
-        )
-        keep_relevant(backend, found, alpha, theta)
+        near = f"select n.*, {GROUP_COLUMN[config.group_by]} as group_id from ({part.of('p2_near')}) n"
+        backend.table("near", near)
+        backend.table("p2_found", feed_sql(config.feed))
+        found = f"select {COLUMNS} from ({part.of('p1_similar')}) c union all select {COLUMNS} from p2_found"
+        keep_relevant(backend, found, searches, alpha, theta)
     with timed(seconds, "merge"):
         backend.table("generated_pairs", part.of("generated_groups"))
-        merge_sources(backend, impressions, config.max_positives_per_user, seed)
+        merge_sources(backend, impressions, searches, config.max_positives_per_user, seed)

@@ -14,12 +14,13 @@ _PROCESS = 260_000_000
 """Python, Arrow and the code of the database, beside the rows."""
 _LEAST = 64_000_000
 _SMALL_PART = 3_000_000
-_MOST_PARTS = 16
+_PIECES = 4
+"""By a part: its bounds follow its rows and not the pieces, and it reads those that it touches."""
 MERGE_ROW = 200
 """Bytes that an impression or a candidate takes in the hash tables and sorts of merging, with room to
 spare."""
-FEED_ROW = 100
-"""Bytes that a feed event takes in those of mining: most are not consumed near a search."""
+SEARCH_ROW = 300
+"""Bytes that a search takes in those of mining, which joins feed events and later searches to it."""
 
 
 def parse_memory(text: str) -> int:
@@ -40,11 +41,14 @@ def duckdb_limit(memory: int) -> int:
 
 
 def small_parts(rows: int, memory: int | None) -> int:
-    """Return into how many parts merging is cut so that its hash tables stay small.
+    """Return into how many parts merging is cut so that its hash tables stay small and fit into memory."""
+    return 1 if memory is None else max(shards(rows, MERGE_ROW, memory), rows // _SMALL_PART)
 
-    Every part reads the ids of all impressions once, so there is a limit to their number.
-    """
-    return 1 if memory is None else max(1, min(_MOST_PARTS, rows // _SMALL_PART))
+
+def pieces(rows: int, memory: int | None) -> int:
+    """Return into how many pieces `rows` impressions are laid apart for parts to read (see `Backend.cut`)."""
+    parts = small_parts(rows, memory)
+    return 1 if parts == 1 else parts * _PIECES
 
 
 def shards(rows: int, row_bytes: int, memory: int | None) -> int:

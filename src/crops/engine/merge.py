@@ -32,7 +32,7 @@ from (
     where i.source = {Source.CLICKED.value} and k.kept <> 0
     union all
     select group_id, item_id, source, search_id, via_query_id, watched_at, theta from positives
-) e join searches s on s.search_id = e.search_id
+) e join ({{searches}}) s on s.search_id = e.search_id
 union all
 select g.group_id, g.item_id, cast({Source.KNOWLEDGE.value} as INTEGER), null, null, null, null, d.day
 from generated_pairs g cross join (select max(day) as day from searches) d
@@ -40,7 +40,9 @@ from generated_pairs g cross join (select max(day) as day from searches) d
 """A generated document belongs to no event: its day is the last one mined."""
 
 
-def merge_sources(backend: Backend, impressions: str, max_positives_per_user: int, seed: int) -> None:
+def merge_sources(
+    backend: Backend, impressions: str, searches: str, max_positives_per_user: int, seed: int
+) -> None:
     """Make `positives`, `merged(group_id, item_id, considered, sources)` and `evidence`.
 
     `merged` has all that was considered or found; `sources` is 0 where nothing is kept. `positives` are the
@@ -52,6 +54,7 @@ def merge_sources(backend: Backend, impressions: str, max_positives_per_user: in
     Args:
         backend: holds `relevant`, `staged`, `generated_pairs` and the events.
         impressions: SELECT of the impressions that `staged` was made of.
+        searches: SELECT of their searches.
         max_positives_per_user: the cap.
         seed: of the choice under it.
     """
@@ -64,7 +67,7 @@ def merge_sources(backend: Backend, impressions: str, max_positives_per_user: in
     backend.table("positives", _capped_sql(max_positives_per_user, seed))
     backend.table("positive_pairs", _POSITIVE_PAIRS)
     backend.table("merged", _MERGED)
-    backend.view("evidence", _EVIDENCE.format(impressions=impressions))
+    backend.view("evidence", _EVIDENCE.format(impressions=impressions, searches=searches))
 
 
 def samples_sql() -> str:

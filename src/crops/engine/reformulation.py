@@ -135,7 +135,7 @@ def reformulation_positives(
         if theta:
             key_documents(backend, "select distinct item_id from p1_similar")
         alpha = {Source.REFORMULATION: config.relevance}
-        keep_relevant(backend, f"select {COLUMNS} from p1_similar", alpha, theta)
+        keep_relevant(backend, f"select {COLUMNS} from p1_similar", "select * from searches", alpha, theta)
         return backend.arrow(
             """
             select r.query_id, q.query, r.item_id, r.search_id, r.via_query_id, r.user_id, r.theta

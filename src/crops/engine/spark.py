@@ -108,6 +108,10 @@ class SparkBackend:
         """Add a query's rows to a table, which is made if it is not there."""
         self._keep(name, self._spark.sql(query))
 
+    def cut(self, name: str, query: str, pieces: int) -> None:
+        """Add a query's rows to a table (see `Backend.cut`); Spark cuts its tables itself."""
+        self.append(name, query)
+
     def drop(self, *names: str) -> None:
         """Forget tables."""
         for name in names:
