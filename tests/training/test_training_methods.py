@@ -137,7 +137,7 @@ def test_bm25_cannot_read_ids(mined, tmp_path):
 
 
 def test_every_method_has_as_many_points_to_try_and_each_is_valid():
-    assert {len(method.grid) for method in METHODS.values()} == {4}
+    assert {len(method.grid) for method in METHODS.values()} == {6}
     for method in METHODS.values():
         assert all(method.settings(point) for point in method.grid)
 

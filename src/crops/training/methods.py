@@ -29,6 +29,8 @@ from crops.training.validation import is_validation, load_catalogue
 
 __all__ = ["METHODS", "Method", "Point", "documents_per_step", "find_method", "fit_method"]
 
+COPIED = ("temperature", "docs_per_source", "min_anchor_label", "in_batch")
+"""Settings of a method that are settings of the trainer."""
 BUDGET_BATCHES = 16
 """Batches of the CroPS arm that the budget of documents is the mean of."""
 
@@ -116,7 +118,7 @@ def _config(method: Method, settings: Mapping[str, Value], config: TrainingConfi
         "learning_rate": config.learning_rate * settings["learning_rate_scale"],
         # Nothing of a method's miner is in a checkpoint.
         "checkpoint_steps": config.steps,
-        **{name: settings[name] for name in ("temperature", "docs_per_source", "in_batch")},
+        **{name: settings[name] for name in COPIED},
     }
     return config.model_copy(update=changes)
 

@@ -23,6 +23,7 @@ SETTINGS: dict[str, Value] = {
     "learning_rate_scale": 1.0,
     "temperature": 0.05,
     "docs_per_source": 4,
+    "min_anchor_label": 1,
     "negatives": 0,
     "in_batch": True,
     "warm_up": 0.2,
@@ -30,14 +31,16 @@ SETTINGS: dict[str, Value] = {
     "query_share": 0.25,
 }
 """What a point may set, with its default: a factor of the run's learning rate; the start temperature; most
-documents per (label, source); most own negatives per query (0: what the budget of documents leaves); whether
-other queries' documents are negatives; the share of the steps before the first index; steps between two
-indexes; the share of the steps that train the query tower alone (ADORE)."""
+documents per (label, source); the lowest label that is contrasted with what is below it; most own negatives
+per query (0: what the budget of documents leaves); whether other queries' documents are negatives; the share
+of the steps before the first index; steps between two indexes; the share of the steps that train the query
+tower alone (ADORE)."""
 
 
 def _grid(*variants: Point) -> tuple[Point, ...]:
-    """Return the points to try: each variant at the run's learning rate and at twice that."""
-    return tuple({"learning_rate_scale": scale, **variant} for scale in (1.0, 2.0) for variant in variants)
+    """Return six points: each variant at the run's learning rate and at twice that, of two at half as well."""
+    scales = (1.0, 2.0) if len(variants) > 2 else (1.0, 2.0, 0.5)
+    return tuple({"learning_rate_scale": scale, **variant} for scale in scales for variant in variants)
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ class Method:
 
 
 _CLICKS = "clicked documents as positives, nothing else"
-_GRADED = _grid({"docs_per_source": 2}, {"docs_per_source": 4})
+_GRADED = _grid({"docs_per_source": 1}, {"docs_per_source": 2}, {"docs_per_source": 4})
 _MINED = _grid({"negatives": 1}, {"negatives": 4})
 _P1 = SEARCH_SOURCES | Source.REFORMULATION
 _P2 = _P1 | Source.FEED
@@ -93,7 +96,7 @@ METHODS: dict[str, Method] = {
         _CLICKS,
         Source.CLICKED,
         "nce",
-        _grid({"temperature": 0.05}, {"temperature": 0.1}),
+        _grid({"temperature": 0.05}, {"temperature": 0.1}, {"temperature": 0.2}),
         miner=mine_noise,
         defaults={"in_batch": False},
     ),
@@ -133,7 +136,7 @@ METHODS: dict[str, Method] = {
         _CLICKS,
         Source.CLICKED,
         "infonce_binary",
-        _grid({"query_share": 0.25}, {"query_share": 0.5}),
+        _grid({"query_share": 0.125}, {"query_share": 0.25}, {"query_share": 0.5}),
         miner=mine_star,
         defaults={"negatives": 4},
         live_queries=True,
@@ -171,10 +174,21 @@ METHODS: dict[str, Method] = {
         _GRADED,
         labels={**DEFAULT_LABELS, Source.REFORMULATION: 4},
     ),
+    "crops_anchors": Method(
+        "CroPS, high anchors",
+        "ours",
+        "as CroPS; low labels are negatives only",
+        ALL_SOURCES,
+        "h_infonce",
+        tuple(
+            {"docs_per_source": most, "min_anchor_label": label} for most in (1, 2) for label in (2, 3, 4)
+        ),
+        defaults={"min_anchor_label": 3},
+    ),
     "infonce_graded": Method("InfoNCE", _CROPS, "as CroPS", ALL_SOURCES, "infonce_graded", _GRADED),
     "softmax_ce": Method("Softmax-CE", _CROPS, "as CroPS", ALL_SOURCES, "softmax_ce", _GRADED),
 }
-"""The trained rows of Tables 2, 3 and 4. `fs_lr` is also Table 3's baseline; `crops` also its last row (+ P3)
+"""The trained rows of Tables 2, 3 and 4, and `crops_anchors`, which is ours. `fs_lr` is also Table 3's baseline; `crops` also its last row (+ P3)
 and Table 4's H-InfoNCE."""
 
 
