@@ -112,8 +112,8 @@ def test_plan_of_the_tables():
     plan = Plan(load_config(), {"dpr": {"negatives": 4}})
     methods = [one.method for one in plan.cells("all", world)]
     distinct = {one.name() for one in plan.cells("all", world)}
-    # 8 + 6 + 3 rows, of which FS-LR and CroPS are in two and three; and 3 watched cells
-    assert len(distinct) == 8 + 6 + 3 - 3 + 3
+    # 8 + 7 + 3 rows, of which FS-LR and CroPS are in two and three; and 3 watched cells
+    assert len(distinct) == 8 + 7 + 3 - 3 + 3
     assert {"bm25", "nce", "adore", "p1_at_4", "softmax_ce"} <= set(methods)
     (dpr,) = (one for one in plan.cells("table2", world) if one.method == "dpr")
     assert dpr.point == {"negatives": 4}

@@ -38,7 +38,7 @@ tower alone (ADORE)."""
 
 
 def _grid(*variants: Point) -> tuple[Point, ...]:
-    """Return six points: each variant at the run's learning rate and at twice that, of two at half as well."""
+    """Return six points: each variant at once and twice the run's learning rate, of two at half as well."""
     scales = (1.0, 2.0) if len(variants) > 2 else (1.0, 2.0, 0.5)
     return tuple({"learning_rate_scale": scale, **variant} for scale in scales for variant in variants)
 
@@ -180,16 +180,14 @@ METHODS: dict[str, Method] = {
         "as CroPS; low labels are negatives only",
         ALL_SOURCES,
         "h_infonce",
-        tuple(
-            {"docs_per_source": most, "min_anchor_label": label} for most in (1, 2) for label in (2, 3, 4)
-        ),
+        tuple({"docs_per_source": most, "min_anchor_label": label} for most in (1, 2) for label in (2, 3, 4)),
         defaults={"min_anchor_label": 3},
     ),
     "infonce_graded": Method("InfoNCE", _CROPS, "as CroPS", ALL_SOURCES, "infonce_graded", _GRADED),
     "softmax_ce": Method("Softmax-CE", _CROPS, "as CroPS", ALL_SOURCES, "softmax_ce", _GRADED),
 }
-"""The trained rows of Tables 2, 3 and 4, and `crops_anchors`, which is ours. `fs_lr` is also Table 3's baseline; `crops` also its last row (+ P3)
-and Table 4's H-InfoNCE."""
+"""The trained rows of Tables 2, 3 and 4, and `crops_anchors`, which is ours. `fs_lr` is also Table 3's
+baseline; `crops` also its row + P3 and Table 4's H-InfoNCE."""
 
 
 def find_method(name: str) -> Method:
