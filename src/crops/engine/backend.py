@@ -37,6 +37,11 @@ BatchFunction = Callable[[Iterator[pa.RecordBatch]], Iterable[pa.RecordBatch]]
 """Batches in, batches out; on Spark it is pickled and runs in the workers."""
 
 
+def id_sql(number: int) -> str:
+    """Return a 64-bit id as SQL; the lowest of them cannot be written as a number."""
+    return f"cast('{number}' as BIGINT)"
+
+
 class Backend(Protocol):
     """Named tables and views of one job, made by SQL; used as a context manager, gone at its end."""
 

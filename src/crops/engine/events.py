@@ -86,12 +86,12 @@ def load_events(
     _check_searches(backend, days)
     backend.table("bots", _NO_BOTS if bots is None else _bots_sql(bots))
     group = GROUP_COLUMN[group_by]
-    backend.table("searches", _SEARCHES.format(group=group))
+    size = pieces(backend.count("log_impressions"), backend.memory) if keep else 1
+    backend.cut("searches", _SEARCHES.format(group=group), size)
     backend.table("queries", _QUERIES)
     groups = "select query_id as group_id, query_id from queries"
     backend.view("groups", groups if group_by == "query" else "select group_id, query_id from searches")
     if keep:
-        size = pieces(backend.count("log_impressions"), backend.memory)
         backend.cut("staged_impressions", _IMPRESSIONS, size)
     else:
         backend.view("staged_impressions", _IMPRESSIONS)

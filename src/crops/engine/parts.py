@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from crops.config import EngineConfig
-from crops.engine.backend import Backend
+from crops.engine.backend import Backend, id_sql
 from crops.engine.memory import SEARCH_ROW, shards, small_parts
 
 
@@ -25,9 +25,8 @@ class Part:
     def of(self, table: str) -> str:
         """Return the SELECT of the part's rows of a table with a column `query_id`."""
         tests = ["1 = 1"]
-        if self.low is not None:
-            # The lowest id of 64 bits cannot be written as a number.
-            tests = [f"query_id between cast('{self.low}' as BIGINT) and cast('{self.high}' as BIGINT)"]
+        if self.low is not None and self.high is not None:
+            tests = [f"query_id between {id_sql(self.low)} and {id_sql(self.high)}"]
         if self.min_users > 1:
             tests.append(f"query_id in (select query_id from queries where users >= {self.min_users})")
         return f"select * from {table} where {' and '.join(tests)}"

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from crops.engine.backend import Backend
+from crops.engine.backend import Backend, id_sql
 from crops.errors import CropsError
 from crops.outputs import progress
 from crops.protocols import PairScorer
@@ -91,14 +91,18 @@ def score_pairs(
         CropsError: the scorer lost rows or gave a score outside [0, 1], or the cache cannot be read.
     """
     known, found, missing = f"{name}_known", f"{name}_found", f"{name}_missing"
+    asked = backend.rows(f"select count(*) as n, min(left_id) as low, max(left_id) as high from ({pairs}) p")[
+        0
+    ]
     backend.read_parquet(known, _parts(scorer.folder), _SCORE_SCHEMA)
     columns = "left_id, right_id, right_key" + (f", {also}" if also else "")
     backend.table(
         found,
         f"select {', '.join(f'p.{column}' for column in columns.split(', '))}, k.score from ({pairs}) p "
-        f"left join {known} k on k.left_key = p.left_id and k.right_key = p.right_key",
+        f"left join (select * from {known} where left_key between {id_sql(asked['low'] or 0)} and "
+        f"{id_sql(asked['high'] or 0)}) k on k.left_key = p.left_id and k.right_key = p.right_key",
     )
-    if backend.count(found) > backend.count(f"({pairs}) p"):  # two processes scored one pair at a time
+    if backend.count(found) > asked["n"]:  # two processes scored one pair at a time
         backend.table(found, f"select {columns}, min(score) as score from {found} group by {columns}")
     backend.table(
         missing,

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import duckdb
 
+from crops.engine.backend import id_sql
 from crops.engine.memory import duckdb_limit, parse_memory
 from crops.logs import Logs, open_logs
 from crops.logs.tables import literal, quoted
@@ -154,5 +155,4 @@ def _others(table: str, forgotten: Forgotten) -> str:
 
 
 def _ids(ids: Sequence[int]) -> str:
-    # The lowest id of 64 bits cannot be written as a number.
-    return ", ".join(f"cast('{number}' as BIGINT)" for number in ids)
+    return ", ".join(map(id_sql, ids))
