@@ -154,12 +154,13 @@ def test_speed_is_judged_seed_by_seed(tmp_path, slow, ruling):
     methods = ("infonce_graded", "softmax_ce", "crops")
     cells = [write_cell(tmp_path, method, seed, metrics) for method in methods for seed in (0, 1)]
     speeds = {
-        "crops": [Convergence(100, 0.1)] * 2,
-        "infonce_graded": [Convergence(100, s / 100) for s in slow],
+        "crops": [Convergence(100, 0.1, "watched-crops")] * 2,
+        "infonce_graded": [Convergence(100, s / 100, "watched-slow") for s in slow],
     }
     found = judge(read_rules({}), "table4", group(cells, methods, [0, 1]), speeds)
     (verdict,) = (one for one in found if "twice as fast" in one.claim)
     assert verdict.ruling == ruling
+    assert {"watched-crops", "watched-slow"} <= set(verdict.cells)
     (other,) = (one for one in found if "as fast as Softmax-CE" in one.claim)
     assert other.ruling == "not tested"
 

@@ -21,6 +21,8 @@ class Convergence:
     step: int
     cpu_per_step: float
     """CPU-seconds of a step of the same training without the looks at the validation queries."""
+    watched: str
+    """Folder of the cell with those looks."""
 
     @property
     def cpu_seconds(self) -> float:
@@ -48,4 +50,5 @@ def converged_at(folder: Path, near: float = NEAR) -> int:
 def convergence(plain: Measured, watched: Measured) -> Convergence:
     """Return when a method converged: the step of its watched cell, at the cost of its plain one's steps."""
     training = plain.facts["training"]
-    return Convergence(converged_at(watched.folder), training["cpu_seconds"] / training["steps"])
+    per_step = training["cpu_seconds"] / training["steps"]
+    return Convergence(converged_at(watched.folder), per_step, watched.folder.name)

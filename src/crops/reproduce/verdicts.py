@@ -191,7 +191,9 @@ def _speed_verdict(claim: Claim, group: Group, speeds: Mapping[str, Sequence[Con
         ruling = "reproduced" if holds[0] else "not reproduced"
     told = ", ".join(f"{ratio:.2f}" for ratio in ratios)
     why = f"ratio by seed {told}, wanted at least {claim.ratio:g}"
-    return Verdict(claim.text, "CPU time to convergence", ruling, why, group.folders(claim.slow, claim.fast))
+    watched = (one.watched for method in (claim.slow, claim.fast) for one in speeds[method])
+    folders = (*group.folders(claim.slow, claim.fast), *watched)
+    return Verdict(claim.text, "CPU time to convergence", ruling, why, folders)
 
 
 def _told(one: Difference, p: float) -> str:
