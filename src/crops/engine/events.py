@@ -1,8 +1,7 @@
 """Logs as the engine sees them: queries by normalised text, integer ids, one source bit per impression.
 
 Tables made here, read by the other modules:
-- `texts(raw, query_id, query)`: normalised form of every text as typed;
-- `bots(user_id)`: users left out as bot-like;
+- `bots(user_id)`: users left out as bot-like, `bot_searches(search_id)`: their searches;
 - `searches(search_id, group_id, query_id, user_id, searched_at, day)`: one row per query event;
 - `queries(query_id, query, searches, users)`: the distinct normalised queries;
 - `groups(group_id, query_id)`: the training groups;
@@ -88,7 +87,9 @@ def load_events(
     group = GROUP_COLUMN[group_by]
     size = pieces(backend.count("log_impressions"), backend.memory) if keep else 1
     backend.cut("searches", _SEARCHES.format(group=group), size)
+    backend.table("bot_searches", _BOT_SEARCHES)
     backend.table("queries", _QUERIES)
+    backend.drop("texts", "search_events")  # nobody reads them again
     groups = "select query_id as group_id, query_id from queries"
     backend.view("groups", groups if group_by == "query" else "select group_id, query_id from searches")
     if keep:
@@ -114,6 +115,10 @@ _SEARCHES = """
 select e.search_id, e.{group} as group_id, e.query_id, e.user_id, e.searched_at, e.day
 from search_events e left join bots b on b.user_id = e.user_id
 where b.user_id is null
+"""
+
+_BOT_SEARCHES = """
+select e.search_id from search_events e join bots b on b.user_id = e.user_id
 """
 
 _QUERIES = """

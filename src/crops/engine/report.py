@@ -73,7 +73,7 @@ def _bots(backend: Backend) -> dict[str, int]:
         backend,
         {
             "users": "select user_id from bots",
-            "searches": "select e.search_id from search_events e join bots b on b.user_id = e.user_id",
+            "searches": "select search_id from bot_searches",
             "feed_events": "select f.item_id from log_feed f join bots b on b.user_id = f.user_id",
         },
     )
