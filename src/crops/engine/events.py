@@ -1,6 +1,7 @@
 """Logs as the engine sees them: queries by normalised text, integer ids, one source bit per impression.
 
 Tables made here, read by the other modules:
+- `texts(raw, query_id, query)`: normalised form of every text as typed;
 - `bots(user_id)`: users left out as bot-like, `bot_searches(search_id)`: their searches;
 - `searches(search_id, group_id, query_id, user_id, searched_at, day)`: one row per query event;
 - `queries(query_id, query, searches, users)`: the distinct normalised queries;
@@ -89,7 +90,7 @@ def load_events(
     backend.cut("searches", _SEARCHES.format(group=group), size)
     backend.table("bot_searches", _BOT_SEARCHES)
     backend.table("queries", _QUERIES)
-    backend.drop("texts", "search_events")  # nobody reads them again
+    backend.drop("search_events")  # large, and nobody reads it again
     groups = "select query_id as group_id, query_id from queries"
     backend.view("groups", groups if group_by == "query" else "select group_id, query_id from searches")
     if keep:
