@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from crops.cli.online_text import change
+from crops.cli.online_text import change, titled
 from crops.online.analysis import Analysis, Finding
 from crops.online.metrics import PRIMARY
 
 
 def headline(analysis: Analysis) -> str:
     """Return the result in a sentence: what was shown, or what could have been."""
-    name = f"{analysis.name}: " if analysis.name else ""
+    name = f"{titled(analysis.name)}: " if analysis.name else ""
     primary = [found for found in analysis.findings if found.metric.key in PRIMARY]
     if refused := [arm for arm, check in analysis.checks.items() if not check.holds]:
         return f"{name}no verdict on {', '.join(refused)}, the sample is unbalanced."

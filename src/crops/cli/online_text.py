@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from crops.online.experiment import A_A
 from crops.online.metrics import Metric
 from crops.online.statistics import Effect
+
+
+def titled(experiment: str) -> str:
+    """Write the name of an experiment; the one without a difference by what it is."""
+    return "A/A" if experiment == A_A else experiment
 
 
 def value(metric: Metric, number: float) -> str:
