@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from online_hand import SESSIONS, Pick, make_start
 
-from crops.cli.bubble_loop import loop_page
+from crops.cli.bubble_loop import loop_page, shared_days
 from crops.config import RunConfig
 from crops.errors import CropsError
 from crops.online.arms import SOURCES, recipe
@@ -114,6 +114,11 @@ def test_equal_arms_stay_equal_and_the_page_shows_all_observables(world, tmp_pat
     assert page.count("<figure") == 9
     assert "True recall@100" in page
     json.dumps({day: row["top"].value for day, row in days.items()})
+
+
+def test_the_page_of_a_killed_loop_has_the_days_of_all_arms():
+    measured = {"ahead": {"2026-01-01": {}, "2026-01-02": {}}, "behind": {"2026-01-01": {}}}
+    assert shared_days(measured) == {"ahead": {"2026-01-01": {}}, "behind": {"2026-01-01": {}}}
 
 
 def test_true_recall_by_hand(world, tmp_path):

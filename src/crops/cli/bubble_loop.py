@@ -125,13 +125,19 @@ def _workshop(start: Start, run: RunConfig, training: TrainingConfig, generated:
 
 def _report(out: Path, loop: Loop, start: Start, names: Sequence[str], run: RunConfig) -> None:
     """Write loop.json and report.html from the days that all arms have."""
-    measured: dict[str, Days] = {name: read_days(loop, start, name) for name in names}
+    measured = shared_days({name: read_days(loop, start, name) for name in names})
     written = {
         arm: {day: {key: asdict(one) for key, one in row.items()} for day, row in days.items()}
         for arm, days in measured.items()
     }
     (out / "loop.json").write_text(json.dumps(written, indent=2) + "\n")
     write_report(loop_page(measured, run), out / "report.html")
+
+
+def shared_days(measured: Mapping[str, Days]) -> dict[str, Days]:
+    """Return the days that all arms have: of a killed loop the first arms may be a day ahead."""
+    days = set.intersection(*(set(own) for own in measured.values()))
+    return {arm: {day: row for day, row in own.items() if day in days} for arm, own in measured.items()}
 
 
 def loop_page(measured: Mapping[str, Days], run: RunConfig) -> TablesReport:
