@@ -13,7 +13,7 @@ from large_logs import large_logs
 from random_logs import random_logs
 from test_engine_equality import hashed
 
-from crops.engine.memory import duckdb_limit, parse_memory, pieces, shards, small_parts
+from crops.engine.memory import duckdb_limit, merge_parts, parse_memory, pieces, shards
 from crops.errors import CropsError
 from crops.labels import Source
 
@@ -26,7 +26,7 @@ SETTINGS = {
 
 def in_parts(monkeypatch, number: int) -> None:
     monkeypatch.setattr("crops.engine.parts.shards", lambda rows, row_bytes, memory: number)
-    monkeypatch.setattr("crops.engine.parts.small_parts", lambda rows, memory: number)
+    monkeypatch.setattr("crops.engine.parts.merge_parts", lambda rows, memory: number)
     for module in ("events", "job"):
         monkeypatch.setattr(f"crops.engine.{module}.pieces", lambda rows, memory: 2 * number - 1)
 
@@ -90,10 +90,10 @@ def test_parts_fit_into_what_duckdb_gets():
 
 def test_merging_gets_more_parts_than_memory_asks_for_and_pieces_than_parts():
     # 3 million rows a part are fast; 240 MB hold 1.2 million.
-    assert [small_parts(rows, 2 * 10**9) for rows in (0, 2_999_999, 10_000_000)] == [1, 1, 3]
-    assert small_parts(10_000_000, 500_000_000) == 9
+    assert [merge_parts(rows, 2 * 10**9) for rows in (0, 2_999_999, 10_000_000)] == [1, 1, 3]
+    assert merge_parts(10_000_000, 500_000_000) == 9
     assert [pieces(rows, 2 * 10**9) for rows in (0, 10_000_000)] == [1, 12]
-    assert small_parts(10**12, None) == pieces(10**12, None) == 1
+    assert merge_parts(10**12, None) == pieces(10**12, None) == 1
 
 
 def busy_logs() -> tuple[list[Row], list[Row]]:

@@ -40,14 +40,14 @@ def duckdb_limit(memory: int) -> int:
     return max(memory - _PROCESS, memory // 3, _LEAST)
 
 
-def small_parts(rows: int, memory: int | None) -> int:
+def merge_parts(rows: int, memory: int | None) -> int:
     """Return into how many parts merging is cut so that its hash tables stay small and fit into memory."""
     return 1 if memory is None else max(shards(rows, MERGE_ROW, memory), rows // _SMALL_PART)
 
 
 def pieces(rows: int, memory: int | None) -> int:
     """Return into how many pieces `rows` impressions are laid apart for parts to read (see `Backend.cut`)."""
-    parts = small_parts(rows, memory)
+    parts = merge_parts(rows, memory)
     return 1 if parts == 1 else parts * _PIECES
 
 

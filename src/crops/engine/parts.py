@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from crops.config import EngineConfig
 from crops.engine.backend import Backend, id_sql
-from crops.engine.memory import SEARCH_ROW, shards, small_parts
+from crops.engine.memory import SEARCH_ROW, merge_parts, shards
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def user_conditions(backend: Backend) -> list[str]:
 def query_parts(backend: Backend, config: EngineConfig) -> Iterator[Part]:
     """Yield the parts by query, lowest ids first; query ids are hashes, so this is a cut by hash(query)."""
     rows = sum(backend.count(table) for table in ("impressions", "p1_similar", "p2_near"))
-    number = small_parts(rows, backend.memory)
+    number = merge_parts(rows, backend.memory)
     if number == 1:
         yield Part(config.min_users)
         return
