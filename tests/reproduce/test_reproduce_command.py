@@ -72,9 +72,9 @@ def test_a_second_run_makes_only_what_is_missing(done, monkeypatch):
     before = (cell / "values.parquet").read_bytes()
     shutil.rmtree(cell)
     made = []
-    monkeypatch.setattr(run, "make_cell", lambda one, *rest: made.append(one.label) or run_make(one, *rest))
+    monkeypatch.setattr(run, "make_cell", lambda one, *rest: made.append(one.name()) or run_make(one, *rest))
     assert reproduce(folder).exit_code == 0
-    assert made == ["crops in tiny-default-0"]
+    assert made == [cell.name]
     assert (cell / "values.parquet").read_bytes() == before
 
 

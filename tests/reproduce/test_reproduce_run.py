@@ -1,5 +1,6 @@
 """Making cells: each stage once, a failed or killed one, and going on. The stages are stand-ins."""
 
+import dataclasses
 import errno
 import json
 import os
@@ -75,7 +76,7 @@ def made(monkeypatch):
 def finish(cell, out, stages, generated):
     """Stand for `make_cell`: what a cell shares is made, and a folder by hand."""
     make_samples(cell, out, stages, generated)
-    MADE.append(cell.label)
+    MADE.append(f"{cell.method} in {cell.world.label}")
     if cell.method == "dpr":
         raise CropsError("step 3: the loss is nan")
     folder = out / "cells" / cell.name()
@@ -114,10 +115,18 @@ def test_a_failed_cell_is_named_and_the_others_go_on(tmp_path, made, monkeypatch
     monkeypatch.setattr(run, "make_cell", finish)
     outcome = make_cells(cells("fs_lr", "dpr", "crops"), tmp_path, STAGES, {}, jobs=1)
     assert [one.method for one in outcome.measured] == ["fs_lr", "crops"]
-    assert outcome.failed == {"dpr in tiny-default-0": "step 3: the loss is nan"}
+    assert outcome.failed == {cells("dpr")[0].name(): "step 3: the loss is nan"}
     made.clear()
     make_cells(cells("fs_lr", "dpr", "crops"), tmp_path, STAGES, {}, jobs=1)
     assert made == ["dpr in tiny-default-0"]
+
+
+def test_cells_that_differ_in_a_setting_alone_are_all_made(tmp_path, made, monkeypatch):
+    monkeypatch.setattr(run, "make_cell", finish)
+    (plain,) = cells("fs_lr")
+    other = dataclasses.replace(plain, point={"docs_per_source": 1})
+    outcome = make_cells([plain, other], tmp_path, STAGES, {}, jobs=1)
+    assert [one.folder.name for one in outcome.measured] == [plain.name(), other.name()]
 
 
 def test_an_interrupted_run_goes_on_where_it_was(tmp_path, made, monkeypatch):

@@ -117,6 +117,21 @@ def test_plan_of_the_tables():
     assert {"bm25", "nce", "adore", "p1_at_4", "softmax_ce"} <= set(methods)
     (dpr,) = (one for one in plan.cells("table2", world) if one.method == "dpr")
     assert dpr.point == {"negatives": 4}
+
+
+def test_an_ablation_has_the_settings_of_what_it_ablates():
+    world = build_world("default", "tiny", 0)
+    own, shared = {"docs_per_source": 4}, {"docs_per_source": 1}
+    plan = Plan(load_config(), {"fs_lr": own, "plus_p1": own, "crops": shared})
+    assert [one.point for one in plan.cells("table3", world)] == [shared] * 7
+    rivals = {one.method: one.point for one in plan.cells("table2", world)}
+    assert (rivals["fs_lr"], rivals["crops"]) == (own, shared)
+    # FS-LR as a rival and as the baseline of the ablation are two cells now
+    assert len({one.name() for one in plan.cells("all", world)}) == 8 + 7 + 3 - 2 + 3
+
+
+def test_figure_6_has_no_cells_of_its_own():
+    world, plan = build_world("default", "tiny", 0), Plan(load_config())
     assert plan.cells("fig6", world) == []
 
 

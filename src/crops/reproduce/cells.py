@@ -39,11 +39,6 @@ class Cell:
     validated: bool = False
     """Train without the validation queries, and evaluate on them along the way."""
 
-    @property
-    def label(self) -> str:
-        """Return what messages call it, e.g. `crops in small-default-0`."""
-        return f"{self.method} in {self.world.label}" + (" (validated)" if self.validated else "")
-
     def name(self) -> str:
         """Return the folder's name: what it is, and the hash of all it depends on."""
         what = f"{self.method}-{self.world.label}" + ("-validated" if self.validated else "")

@@ -152,8 +152,8 @@ def map_cells(plan: Plan, size: str, seeds: Sequence[int], out: Path) -> MapCell
                 if documents:
                     files[generated] = documents
                 for method in METHODS:
-                    cell = dataclasses.replace(plan.cell(world, method), generated=generated)
-                    cells.append(dial.turned(cell, value))
+                    cell = plan.cell(world, method, settings="crops")
+                    cells.append(dial.turned(dataclasses.replace(cell, generated=generated), value))
             found[dial.name, value] = cells
     return MapCells(found, files)
 

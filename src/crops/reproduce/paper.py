@@ -38,6 +38,9 @@ class Layout:
     reference: str
     """The method that all other rows are compared with."""
     rows: tuple[Row, ...]
+    settings: str | None = None
+    """The method whose tuned settings all rows are trained with, so that an ablation changes one thing a row;
+    each row has its own when None."""
 
 
 LAYOUTS: dict[str, Layout] = {
@@ -69,6 +72,7 @@ LAYOUTS: dict[str, Layout] = {
             Row("p1_at_4", "CroPS, P1 at label 4", (67.1, 38.4, 66.8)),
             Row("crops_anchors", "ours: CroPS, high anchors", None),
         ),
+        settings="crops",
     ),
     "table4": Layout(
         "table4",

@@ -36,15 +36,17 @@ class Plan:
         """Return the file of generated documents of a world."""
         return self.generated.get(world.label, self.generated.get(""))
 
-    def cell(self, world: World, method: str, *, validated: bool = False) -> Cell:
-        """Return a cell of a world."""
+    def cell(
+        self, world: World, method: str, *, settings: str | None = None, validated: bool = False
+    ) -> Cell:
+        """Return a cell of a world, with the tuned settings of the method `settings`; its own when None."""
         documents = self.documents(world)
         return Cell(
             world,
             method,
             base_run(world, self.config),
             content_hash([documents]) if documents else "",
-            self.points.get(method, {}),
+            self.points.get(settings or method, {}),
             validated,
         )
 
@@ -56,7 +58,8 @@ class Plan:
             return [self.cell(world, method) for method in FIG7_METHODS]
         if target == FIG6_NAME:
             return []
-        cells = [self.cell(world, row.method) for row in LAYOUTS[target].rows]
+        layout = LAYOUTS[target]
+        cells = [self.cell(world, row.method, settings=layout.settings) for row in layout.rows]
         if target == "table4":
             cells += [self.cell(world, method, validated=True) for method in SPEED_METHODS]
         return cells

@@ -10,7 +10,6 @@ from pathlib import Path
 from crops.platform import platform_version
 from crops.report import Section, TablesReport
 from crops.reproduce import figures, tables
-from crops.reproduce.cells import Cell
 from crops.reproduce.dials import map_cells, map_sections
 from crops.reproduce.folder import CELLS
 from crops.reproduce.paper import CT, LAYOUTS, QR, TRUE
@@ -36,7 +35,7 @@ class Produced:
     verdicts: dict[str, list[Verdict]]
     """By world."""
     failed: dict[str, str]
-    """Why cells could not be made, by their label."""
+    """Why cells could not be made, by their name."""
 
 
 def produce(
@@ -64,8 +63,8 @@ def produce(
     sections: list[Section] = []
     verdicts: dict[str, list[Verdict]] = {}
     for seeds in worlds:
-        own, name = _of_worlds(outcome, seeds, plan, target), seeds[0].name
-        found, verdicts[name] = _world_sections(target, name, seeds, own, outcome.failed, rules)
+        name = seeds[0].name
+        found, verdicts[name] = _world_sections(target, seeds, plan, outcome, rules)
         if verdicts[name]:
             table = verdict_table("The paper's claims", verdicts[name])
             sections.append(Section(f"Verdicts, world “{name}”", _VERDICT_LEAD, [table]))
@@ -133,32 +132,38 @@ def produce_map(
     return Produced(TablesReport("When does it help?", headline, sections, facts, notes), {}, outcome.failed)
 
 
-def _of_worlds(
-    outcome: Outcome, seeds: Sequence[World], plan: Plan, target: str
-) -> list[tuple[Cell, Measured]]:
-    """Return the finished cells of worlds of one name with what was asked for."""
+@dataclass(frozen=True)
+class _Made:
+    """What became of the cells of a table in worlds of one name."""
+
+    plain: list[Measured]
+    watched: list[Measured]
+    """Those that were evaluated along the way."""
+    failed: dict[str, str]
+    """Why a method has no cell."""
+
+
+def _made(target: str, seeds: Sequence[World], plan: Plan, outcome: Outcome) -> _Made:
     wanted = {cell.name(): cell for world in seeds for cell in plan.cells(target, world)}
-    return [(wanted[one.folder.name], one) for one in outcome.measured if one.folder.name in wanted]
+    found = [(wanted[one.folder.name], one) for one in outcome.measured if one.folder.name in wanted]
+    return _Made(
+        [measured for cell, measured in found if not cell.validated],
+        [measured for cell, measured in found if cell.validated],
+        {cell.method: outcome.failed[name] for name, cell in wanted.items() if name in outcome.failed},
+    )
 
 
 def _world_sections(
-    target: str,
-    name: str,
-    seeds: Sequence[World],
-    own: Sequence[tuple[Cell, Measured]],
-    failed: dict[str, str],
-    rules: Rules,
+    target: str, seeds: Sequence[World], plan: Plan, outcome: Outcome, rules: Rules
 ) -> tuple[list[Section], list[Verdict]]:
-    """Return the sections of a world, and the verdicts on the claims of its tables."""
-    numbers = [world.seed for world in seeds]
-    plain = [measured for cell, measured in own if not cell.validated]
-    watched = [measured for cell, measured in own if cell.validated]
+    """Return the sections of worlds of one name, and the verdicts on the claims of their tables."""
+    name, numbers = seeds[0].name, [world.seed for world in seeds]
     sections, verdicts = [], []
-    reasons = {label.split(" ")[0]: why for label, why in failed.items() if f"-{name}-" in label}
     for layout in [LAYOUTS[target]] if target in LAYOUTS else list(LAYOUTS.values()) if target == ALL else []:
-        cells = group(plain, [row.method for row in layout.rows], numbers)
-        speeds = _speeds(cells, watched) if layout.name == "table4" else {}
-        shown = [tables.result_table(layout, cells, reasons), tables.cost_table(layout, cells)]
+        made = _made(layout.name, seeds, plan, outcome)
+        cells = group(made.plain, [row.method for row in layout.rows], numbers)
+        speeds = _speeds(cells, made.watched) if layout.name == "table4" else {}
+        shown = [tables.result_table(layout, cells, made.failed), tables.cost_table(layout, cells)]
         shown += [tables.speed_table(layout, speeds)] if speeds else []
         shown.append(tables.breakdown_table(layout, cells))
         drawn = [tables.bars(layout, cells, metric, tables.RESULTS[metric]) for metric in (CT, QR, TRUE)]
@@ -166,8 +171,9 @@ def _world_sections(
         sections.append(_in_world(section, name))
         verdicts += judge(rules, layout.name, cells, speeds)
     if target == ALL:
-        verdicts += judge(rules, ONLINE, group(plain, [], numbers), {})
+        verdicts += judge(rules, ONLINE, group([], [], numbers), {})
     if target in (FIG7_NAME, ALL):
+        plain = _made(FIG7_NAME, seeds, plan, outcome).plain
         logs = {
             _TITLES[method]: [one for one in plain if one.method == method]
             for method in FIG7_METHODS

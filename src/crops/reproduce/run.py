@@ -33,7 +33,7 @@ class Outcome:
 
     measured: list[Measured]
     failed: dict[str, str]
-    """Why a cell could not be made, by its label."""
+    """Why a cell could not be made, by its name."""
 
 
 def make_cells(
@@ -63,7 +63,7 @@ def make_cells(
             for what, shared in _shared(missing, out, stages, generated).items():
                 _run(what, shared, executor, None)
             own = {
-                cell.label: partial(make_cell, cell, out, stages, generated.get(cell.generated))
+                cell.name(): partial(make_cell, cell, out, stages, generated.get(cell.generated))
                 for cell in missing
             }
             _run("cells", own, executor, failed)

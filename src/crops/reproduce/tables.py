@@ -62,6 +62,8 @@ def result_table(layout: Layout, group: Group, failed: Mapping[str, str]) -> Tex
         f"intervals in brackets; then the difference to “{_title(layout)}”, * where p < {SIGNIFICANT} "
         "(paired by query, corrected by Holm over this table); then the paper's figure."
     )
+    if layout.settings:
+        note += " All rows are trained with the settings that were tuned for CroPS: one thing changes a row."
     return TextTable(layout.title, ["method", *head], rows, note, reference)
 
 

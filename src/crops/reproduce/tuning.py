@@ -17,8 +17,10 @@ from crops.reproduce.stages import Stages
 
 
 def tunable(names: Sequence[str]) -> list[str]:
-    """Return the methods of some tables, each once."""
-    return list(dict.fromkeys(row.method for name in names for row in LAYOUTS[name].rows))
+    """Return the methods whose own settings some tables use, each once."""
+    return list(
+        dict.fromkeys(LAYOUTS[name].settings or row.method for name in names for row in LAYOUTS[name].rows)
+    )
 
 
 def tune(
