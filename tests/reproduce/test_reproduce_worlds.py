@@ -130,6 +130,15 @@ def test_an_ablation_has_the_settings_of_what_it_ablates():
     assert len({one.name() for one in plan.cells("all", world)}) == 8 + 7 + 3 - 2 + 3
 
 
+def test_more_generated_documents_leave_the_cells_of_other_sources(tmp_path):
+    world, cells = build_world("default", "tiny", 0), []
+    for text in ("one", "two"):
+        (tmp_path / text).write_text(text)
+        cells.append(Plan(load_config(), {}, {"": tmp_path / text}).cells("all", world))
+    changed = {a.method for a, b in zip(*cells, strict=True) if a.name() != b.name()}
+    assert changed == {"crops", "binary", "p1_at_4", "crops_anchors", "infonce_graded", "softmax_ce"}
+
+
 def test_figure_6_has_no_cells_of_its_own():
     world, plan = build_world("default", "tiny", 0), Plan(load_config())
     assert plan.cells("fig6", world) == []

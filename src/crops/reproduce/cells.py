@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from crops.config import EvaluationConfig, RunConfig, TrainingConfig
+from crops.labels import Source
 from crops.platform import platform_version
 from crops.reproduce.paper import BM25
 from crops.reproduce.version import RESULTS_VERSION
@@ -33,7 +34,8 @@ class Cell:
     run: RunConfig
     """Resolved settings; `seed` and `platform` are the world's."""
     generated: str = ""
-    """Hash of the documents that an LLM wrote (P3), empty without."""
+    """Hash of the documents that an LLM wrote; empty without, and for a method that does not learn from them:
+    its cell stays when more are written."""
     point: Mapping[str, Any] = field(default_factory=dict)
     """Tuned settings of the method; its own defaults where empty."""
     validated: bool = False
@@ -56,6 +58,13 @@ class Cell:
             validated=self.validated,
             results=RESULTS_VERSION,
         )
+
+
+def learns_from_generated(method: str) -> bool:
+    """Return whether a method learns from documents that an LLM wrote (P3)."""
+    from crops.training.methods import find_method  # torch takes seconds to import: not for --help
+
+    return method != BM25 and bool(find_method(method).keep & Source.KNOWLEDGE)
 
 
 def _method_facts(name: str, point: Mapping[str, Any]) -> dict[str, Any]:

@@ -145,15 +145,12 @@ def map_cells(plan: Plan, size: str, seeds: Sequence[int], out: Path) -> MapCell
         for value in dial.values:
             cells = []
             for world in (dial.worlds(value, size, seed) for seed in seeds):
-                documents = plan.documents(world)
+                given, documents = plan, plan.documents(world)
                 if documents is not None and dial.wrong and value:
-                    documents = misplaced(documents, float(value), out)
-                generated = content_hash([documents]) if documents else ""
-                if documents:
-                    files[generated] = documents
-                for method in METHODS:
-                    cell = plan.cell(world, method, settings="crops")
-                    cells.append(dial.turned(dataclasses.replace(cell, generated=generated), value))
+                    given = dataclasses.replace(plan, generated={"": misplaced(documents, float(value), out)})
+                own = [given.cell(world, method, settings="crops") for method in METHODS]
+                files |= given.files(own)
+                cells += [dial.turned(cell, value) for cell in own]
             found[dial.name, value] = cells
     return MapCells(found, files)
 

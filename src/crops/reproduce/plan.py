@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import importlib.resources
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from crops.config import RunConfig
 from crops.errors import CropsError, nearest
-from crops.reproduce.cells import Cell, base_run
+from crops.reproduce.cells import Cell, base_run, learns_from_generated
 from crops.reproduce.paper import BM25, LAYOUTS
 from crops.reproduce.worlds import World, content_hash
 
@@ -36,11 +36,15 @@ class Plan:
         """Return the file of generated documents of a world."""
         return self.generated.get(world.label, self.generated.get(""))
 
+    def files(self, cells: Iterable[Cell]) -> dict[str, Path]:
+        """Return the files of generated documents of cells, by their hash."""
+        return {cell.generated: file for cell in cells if (file := self.documents(cell.world))}
+
     def cell(
         self, world: World, method: str, *, settings: str | None = None, validated: bool = False
     ) -> Cell:
         """Return a cell of a world, with the tuned settings of the method `settings`; its own when None."""
-        documents = self.documents(world)
+        documents = self.documents(world) if learns_from_generated(method) else None
         return Cell(
             world,
             method,

@@ -10,6 +10,7 @@ from pathlib import Path
 from crops.platform import platform_version
 from crops.report import Section, TablesReport
 from crops.reproduce import figures, tables
+from crops.reproduce.cells import learns_from_generated
 from crops.reproduce.dials import map_cells, map_sections
 from crops.reproduce.folder import CELLS
 from crops.reproduce.paper import CT, LAYOUTS, QR, TRUE
@@ -56,8 +57,7 @@ def produce(
     """
     everything = [world for seeds in worlds for world in seeds]
     cells = [cell for world in everything for cell in plan.cells(target, world)]
-    files = {cell.generated: file for cell in cells if (file := plan.documents(cell.world))}
-    outcome = make_cells(cells, out, stages, files, jobs)
+    outcome = make_cells(cells, out, stages, plan.files(cells), jobs)
     precisions = _precisions(everything, plan, out, stages, jobs) if target in (FIG6_NAME, ALL) else {}
     rules = read_rules(_TITLES)
     sections: list[Section] = []
@@ -82,8 +82,7 @@ def _precisions(
 ) -> dict[World, Path]:
     """Measure how often the sources of each world are right."""
     cells = {world: plan.cell(world, "crops") for world in worlds}
-    files = {cell.generated: file for cell in cells.values() if (file := plan.documents(cell.world))}
-    return make_precisions(cells, out, stages, files, jobs)
+    return make_precisions(cells, out, stages, plan.files(cells.values()), jobs)
 
 
 _VERDICT_LEAD = (
@@ -102,8 +101,7 @@ def tuned(plan: Plan, target: str, world: World, out: Path, stages: Stages) -> P
     methods = tunable([target] if target in LAYOUTS else list(LAYOUTS))
     plain = replace(plan, points={})
     cells = {method: plain.cell(world, method) for method in methods}
-    files = {cell.generated: file for cell in cells.values() if (file := plan.documents(world))}
-    return replace(plan, points=tune(cells, out, stages, files))
+    return replace(plan, points=tune(cells, out, stages, plan.files(cells.values())))
 
 
 def produce_map(
@@ -238,7 +236,11 @@ def _notes(outcome: Outcome) -> list[str]:
             f"the cells were made by {len(codes)} states of the code ({', '.join(codes)}): what changed "
             "between them was held not to change results (RESULTS_VERSION)"
         )
-    coverage = [one.facts["p3_coverage"]["share_of_queries"] or 0.0 for one in outcome.measured]
+    coverage = [
+        one.facts["p3_coverage"]["share_of_queries"] or 0.0
+        for one in outcome.measured
+        if learns_from_generated(one.method)
+    ]
     if coverage and min(coverage) < FEWEST_P3:
         notes.append(
             f"P3 has generated documents for {100 * min(coverage):.1f} to {100 * max(coverage):.1f} % of the "
