@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from crops.errors import CropsError
@@ -48,6 +50,17 @@ def test_documents_are_written_and_the_run_resumes(mined, fake, tmp_path):
     assert (counts["queries"], counts["cached"], counts["written"]) == (3, 1, 2)
     assert [row["query"] for row in read_rows(out)] == ["ficus", "bat", "jaguar"]
     assert "evil" not in str(fake.bodies)
+
+
+def test_missing_only_leaves_out_queries_with_a_document_of_another_exemplar(mined, fake, tmp_path):
+    out = tmp_path / "out.jsonl"
+    rows = [{"key": "of another day", "query": "bat", "seed": 0}, {"key": "x", "query": "jaguar", "seed": 1}]
+    out.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    endpoint = Endpoint(fake.base_url, "m", "abc", concurrency=1)
+    counts = generate_documents(mined, out, endpoint, missing_only=True)
+    # Of ficus, bat and jaguar, bat has a document; that of jaguar is a second sample (seed 1).
+    assert (counts["queries"], counts["cached"], counts["written"]) == (3, 0, 2)
+    assert [row["query"] for row in read_rows(out)] == ["bat", "jaguar", "ficus", "jaguar"]
 
 
 def test_no_query_with_enough_users_is_an_error(mined, tmp_path):

@@ -49,6 +49,10 @@ def generate(
             help="need (ambiguous, rare, badly served first) or searches.", show_default=DEFAULTS.llm.priority
         ),
     ] = None,
+    missing_only: Annotated[
+        bool,
+        typer.Option("--missing-only", help="Only for queries that OUT has no document for, of any exemplar."),
+    ] = False,
     token_budget: TokenBudgetOption = None,
     cost_budget: CostBudgetOption = None,
     concurrency: ConcurrencyOption = None,
@@ -94,6 +98,7 @@ def generate(
             seed=run.seed,
             prompt=settings.prompt,
             priority=settings.priority,
+            missing_only=missing_only,
             budget=budget,
         )
     console.print(", ".join(f"{name} {count:,}" for name, count in counts.items()))

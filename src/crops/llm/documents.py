@@ -16,6 +16,7 @@ from crops.llm.dispatch import Budget
 from crops.llm.endpoint import Endpoint
 from crops.llm.guards import MIN_USERS, check_exemplar
 from crops.llm.prompt import FIELDS, Exemplar, Request, load_prompt
+from crops.llm.store import read_rows
 
 CANDIDATES = 3
 """Logged positives per query that are tried as exemplar, most reliable first, until one passes the guards."""
@@ -73,6 +74,7 @@ def generate_documents(
     seed: int = 0,
     prompt: str = "en",
     priority: Priority = "need",
+    missing_only: bool = False,
     budget: Budget | None = None,
 ) -> dict[str, int]:
     """Write documents for the training queries of `crops mine`; run it again to go on where it stopped.
@@ -87,10 +89,12 @@ def generate_documents(
         seed: seed of the first sample.
         prompt: name of a packaged template, or path of an own one.
         priority: see `training_requests`.
+        missing_only: leave out what `out_jsonl` holds a document of the same query and seed for, though its
+            exemplar, model or prompt was another: clicks of a new day do not pay for all documents again.
         budget: stop once it is used up.
 
     Returns:
-        The counts of `crops.llm.client.generate`, and `queries` asked for.
+        The counts of `crops.llm.client.generate`, and `queries` to have a document.
 
     Raises:
         CropsError: the folder holds no query that may be asked for, or as `generate`.
@@ -102,8 +106,12 @@ def generate_documents(
             f"{mine_output}: no query has a logged positive and at least {min_users} users; "
             "lower engine.knowledge.min_users or mine more days"
         )
+    queries = len(requests) // samples_per_query
+    if missing_only:
+        there = {(row.get("query"), row.get("seed")) for row in read_rows(out_jsonl)}
+        requests = [request for request in requests if (request.query, request.seed) not in there]
     counts = generate(requests, template, endpoint, out_jsonl, min_users=min_users, budget=budget)
-    return {"queries": len(requests) // samples_per_query, **counts}
+    return {"queries": queries, **counts}
 
 
 def training_requests(
