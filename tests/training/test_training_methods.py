@@ -61,6 +61,20 @@ def test_every_method_sees_the_same_queries_and_documents(mined, config, tmp_pat
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".model")] == []
 
 
+def test_documents_of_an_llm_do_not_raise_the_budget(write_mined, config, tmp_path):
+    """What FS-LR may see is what CroPS may see, with P3 and without."""
+    rows = [(query, -1 - query, Source.KNOWLEDGE) for query in range(QUERIES)]
+    rows += [(query, 1 + query % ITEMS, Source.CLICKED) for query in range(QUERIES)]
+    items = {item: f"d{abs(item) % 6}_0" for _, item, _ in rows}
+    written = write_mined(rows, items, {i: (f"q{i % 6}_0", 1) for i in range(QUERIES)})
+    (written / "report.json").write_text(json.dumps({"days": ["2026-01-06"]}))
+    short = config.model_copy(update={"steps": 1})
+    budgets = [
+        fit_method(name, written, tmp_path / name, short, seed=0)["budget"] for name in ("fs_lr", "crops")
+    ]
+    assert budgets == [8, 8]  # a click of each of the batch's 8 queries
+
+
 def test_the_baselines_know_clicks_alone(mined, config, tmp_path, monkeypatch):
     seen = []
     real = methods.train

@@ -51,7 +51,7 @@ def generate(
     ] = None,
     missing_only: Annotated[
         bool,
-        typer.Option("--missing-only", help="Only for queries that OUT has no document for, of any exemplar."),
+        typer.Option("--missing-only", help="Only for queries without a document in OUT, of any exemplar."),
     ] = False,
     token_budget: TokenBudgetOption = None,
     cost_budget: CostBudgetOption = None,

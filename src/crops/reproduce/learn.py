@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from crops.labels import DEFAULT_LABELS, Source
 from crops.outputs import cache_folder
 from crops.reproduce.cells import Cell
 
@@ -46,17 +48,19 @@ def _watched(cell: Cell, samples: Path, model: Path) -> dict[str, Any]:
     """Train without the validation queries and evaluate on them every `WATCHED_STEPS` (evaluations.jsonl)."""
     from crops import training
     from crops.encoders import rendering_for
-    from crops.labels import DEFAULT_LABELS
     from crops.retrieval import ExactRetriever
-    from crops.training.methods import documents_per_step, find_method
+    from crops.training.methods import BUDGET_SOURCES, documents_per_step, find_method
     from crops.training.mining import Mining
     from crops.training.validation import is_validation, load_catalogue, validate, validation_sets
 
     method, config = find_method(cell.method), cell.run.training
     settings = method.settings(cell.point or None)
     rendering = rendering_for(config)
-    data = training.load_samples(samples, method.keep, method.labels or DEFAULT_LABELS, rendering)
-    data = data.select(~is_validation(data.query_id))
+
+    def read(keep: Source, labels: Mapping[Source, int]) -> training.TrainingData:
+        data = training.load_samples(samples, keep, labels, rendering)
+        return data.select(~is_validation(data.query_id))
+
     catalogue = load_catalogue(samples, rendering)
     sets = validation_sets(samples, catalogue.ids)
 
@@ -73,10 +77,11 @@ def _watched(cell: Cell, samples: Path, model: Path) -> dict[str, Any]:
         "patience": config.steps,
     }
     # Random documents fill a step up, as in `fit_method`: the steps of both cost the same.
-    fill = Mining(catalogue, documents_per_step(data, config, cell.run.seed), None, None)
+    documents = documents_per_step(read(BUDGET_SOURCES, DEFAULT_LABELS), config, cell.run.seed)
+    fill = Mining(catalogue, documents, None, None)
     start = time.process_time()
     facts = training.train(
-        data,
+        read(method.keep, method.labels or DEFAULT_LABELS),
         model,
         config.model_copy(update=changes),
         seed=cell.run.seed,

@@ -27,10 +27,12 @@ from crops.training.sample import GroupSampler
 from crops.training.samples import load_samples
 from crops.training.validation import is_validation, load_catalogue
 
-__all__ = ["METHODS", "Method", "Point", "documents_per_step", "find_method", "fit_method"]
+__all__ = ["BUDGET_SOURCES", "METHODS", "Method", "Point", "documents_per_step", "find_method", "fit_method"]
 
 COPIED = ("temperature", "docs_per_source", "min_anchor_label", "in_batch")
 """Settings of a method that are settings of the trainer."""
+BUDGET_SOURCES = ALL_SOURCES & ~Source.KNOWLEDGE
+"""What the shared budget is drawn from. Not P3: methods see as much, however many documents an LLM wrote."""
 BUDGET_BATCHES = 16
 """Batches of the CroPS arm that the budget of documents is the mean of."""
 
@@ -39,7 +41,7 @@ def documents_per_step(data: TrainingData, config: TrainingConfig, seed: int) ->
     """Return the budget of documents that methods share: the mean batch of these groups, rounded up.
 
     Args:
-        data: groups of all sources: no arm of the tables draws more.
+        data: groups of `BUDGET_SOURCES`.
         config: sizes of a batch.
         seed: of the batches.
     """
@@ -70,7 +72,7 @@ def fit_method(
         seed: of batches and samplers.
         cache: see `crops.encoders.load_encoder`.
         point: settings of the method, its defaults where absent.
-        documents: documents per step; `documents_per_step` of these samples when None.
+        documents: documents per step; `documents_per_step` of these samples' `BUDGET_SOURCES` when None.
         exclude_validation: leave the held-out queries out.
 
     Returns:
@@ -93,7 +95,7 @@ def fit_method(
         return data.select(~is_validation(data.query_id)) if exclude_validation else data
 
     if documents is None:
-        documents = documents_per_step(read(ALL_SOURCES, DEFAULT_LABELS), config, seed)
+        documents = documents_per_step(read(BUDGET_SOURCES, DEFAULT_LABELS), config, seed)
     mining = Mining(
         load_catalogue(samples, rendering),
         documents,
