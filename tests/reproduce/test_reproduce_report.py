@@ -1,13 +1,14 @@
 """Figures, the map, and the four forms of a report."""
 
 import json
+from xml.etree import ElementTree
 
 import pytest
 from handmade_cells import write_cell
 
 from crops.config import load_config
 from crops.errors import CropsError
-from crops.report import Section, TablesReport, TextTable, render_report
+from crops.report import Line, LineFigure, Section, TablesReport, TextTable, render_report
 from crops.reproduce import dials
 from crops.reproduce.dials import DIALS, map_cells, map_sections, misplaced
 from crops.reproduce.figures import precision_section, temperature_section, unfiltered
@@ -16,7 +17,7 @@ from crops.reproduce.plan import Plan
 from crops.reproduce.results import read_measured
 from crops.reproduce.verdicts import Verdict
 from crops.reproduce.worlds import build_world
-from crops.reproduce.write import markdown, verdict_table, write_all
+from crops.reproduce.write import markdown, verdict_table, write_all, write_docs
 
 
 def test_temperature_is_the_mean_over_worlds(tmp_path):
@@ -142,6 +143,26 @@ def test_markdown_is_one_table_row_a_line():
     assert "| --- | --- |" in lines
     assert "- a note" in lines
     assert "- size: tiny" in lines
+
+
+def test_docs_have_the_curves_as_files_that_stand_alone(tmp_path):
+    curve = LineFigure("P1 <by> dial", "dial", [Line("P1", [0.0, 1.0], [1.0, 2.0], 1)])
+    empty = LineFigure("nothing", "dial", [])
+    report = TablesReport("R", [], [Section("A"), Section("S", "", [], [curve, empty])])
+    page, stale = tmp_path / "map.md", tmp_path / "map" / "9-9.svg"
+    stale.parent.mkdir()
+    stale.write_text("of an earlier run")
+    write_docs(report, page)
+    assert "![P1 <by> dial](map/2-1.svg)" in page.read_text().splitlines()
+    assert [file.name for file in stale.parent.iterdir()] == ["2-1.svg"]
+    root = ElementTree.parse(stale.with_name("2-1.svg")).getroot()
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    assert root.findtext("{http://www.w3.org/2000/svg}title") == "P1 <by> dial"
+    style = root.findtext("{http://www.w3.org/2000/svg}style")
+    # the colours that its classes name, and nothing of the page around it
+    assert all(rule in style for rule in ("--t1:", ".tone-1 {", ".chart .line {"))
+    assert "main" not in style
+    assert "Drawn in the page: P1 <by> dial." in markdown(report).splitlines()
 
 
 def test_a_chart_that_is_not_finite_is_refused(tmp_path):

@@ -13,11 +13,11 @@ from crops.cli.warm import packaged_documents
 from crops.config import load_config
 from crops.errors import CropsError
 from crops.outputs import console
-from crops.reproduce.folder import opened, write_atomically
+from crops.reproduce.folder import opened
 from crops.reproduce.plan import MAP_NAME, TARGETS, Plan, generated_files, parse_target, stored_points
 from crops.reproduce.produce import produce, produce_map, tuned
 from crops.reproduce.worlds import DEFAULT, build_world, parse_seeds, parse_worlds
-from crops.reproduce.write import PAGE, markdown, show, write_all
+from crops.reproduce.write import PAGE, show, write_all, write_docs
 
 
 def reproduce(
@@ -74,7 +74,7 @@ def reproduce(
             made = produce(target, wanted, plan, out, STAGES, jobs)
         write_all(made.report, made.verdicts, tables)
         if docs is not None:
-            write_atomically(docs, markdown(made.report))
+            write_docs(made.report, docs)
     for section in made.report.sections:
         show(section, console)
     console.print(f"open [bold]{tables / PAGE}[/bold]")

@@ -19,7 +19,7 @@ from crops.report.data import (
 from crops.report.engine import Block, Disagreement, EngineReport, FrequencyRow, Influence
 from crops.report.judge import JudgedSource, JudgeReport, RaterPair
 from crops.report.realism import Cell, Curve, RealismReport, RealismRow
-from crops.report.render import render_report, write_report
+from crops.report.render import render_report, standalone, write_report
 from crops.report.tables import BarFigure, LineFigure, Section, TablesReport, TextTable
 
 __all__ = [
@@ -58,5 +58,6 @@ __all__ = [
     "TextTable",
     "TrainingCurve",
     "render_report",
+    "standalone",
     "write_report",
 ]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from functools import cache
+from importlib import resources
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from crops.labels import DEFAULT_LABELS, Source
 from crops.report.calibration import CalibrationReport, calibration_charts
@@ -96,6 +98,17 @@ def write_report(data: Report, path: Path) -> None:
         staging.replace(path)
     finally:
         staging.unlink(missing_ok=True)
+
+
+def standalone(chart: Markup) -> str:
+    """Return a chart as an SVG file of its own, in the colours of the pages, light and dark."""
+    style = resources.files("crops.report").joinpath("templates", "style.css").read_text(encoding="utf-8")
+    colours = style.split("* {", 1)[0]
+    rules = [line for line in style.splitlines() if line.startswith((".chart ", ".tone-"))]
+    sheet = "\n".join([colours, "svg { background: var(--paper); }", *rules])
+    # Of a plain text: Markup would escape what is put in.
+    drawing = str(chart).replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
+    return drawing.replace("<title>", f"<style>\n{sheet}\n</style><title>", 1) + "\n"
 
 
 @cache

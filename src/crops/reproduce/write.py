@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from crops.report import LineFigure, Section, TablesReport, TextTable, write_report
+from crops.report import LineFigure, Section, TablesReport, TextTable, standalone, write_report
 from crops.reproduce.folder import write_atomically
 from crops.reproduce.verdicts import Verdict
 
@@ -38,15 +38,44 @@ def verdict_table(title: str, verdicts: Sequence[Verdict]) -> TextTable:
     return TextTable(title, head, rows, words=True)
 
 
-def markdown(report: TablesReport) -> str:
-    """Return the report as Markdown; curves are in the page only."""
+def write_docs(report: TablesReport, page: Path) -> None:
+    """Write the report as Markdown, and its curves as SVG files into a folder of the page's name."""
+    folder = page.with_suffix("")
+    for old in folder.glob("*.svg"):
+        old.unlink()
+    for name, figure in _curves(report).items():
+        write_atomically(folder / name, standalone(figure.drawn()))
+    write_atomically(page, markdown(report, folder.name))
+
+
+def _curves(report: TablesReport) -> dict[str, LineFigure]:
+    """Return the figures of lines that there is data for, by the name of a file."""
+    return {
+        f"{place}-{number}.svg": figure
+        for place, section in enumerate(report.sections, 1)
+        for number, figure in enumerate(section.figures, 1)
+        if isinstance(figure, LineFigure) and figure.drawn()
+    }
+
+
+def markdown(report: TablesReport, pictures: str | None = None) -> str:
+    """Return the report as Markdown.
+
+    Args:
+        report: what to tell.
+        pictures: folder of its curves as `write_docs` names them; they are only named when None.
+    """
+    curves = _curves(report)
     parts = [f"# {report.title}", *report.headline]
-    for section in report.sections:
+    for place, section in enumerate(report.sections, 1):
         parts += [f"## {section.title}", *([section.lead] if section.lead else [])]
         for table in section.tables:
             parts += [f"### {table.title}", *([table.note] if table.note else []), _grid(table)]
-        drawn = [figure.title for figure in section.figures if isinstance(figure, LineFigure)]
-        parts += [f"Drawn in the page: {title}." for title in drawn]
+        drawn = {name: one.title for name, one in curves.items() if name.startswith(f"{place}-")}
+        if pictures is None:
+            parts += [f"Drawn in the page: {title}." for title in drawn.values()]
+        else:
+            parts += [f"![{title}]({pictures}/{name})" for name, title in drawn.items()]
     if report.notes:
         parts += ["## Notes", "\n".join(f"- {note}" for note in report.notes)]
     parts += ["## How this was made", "\n".join(f"- {name}: {value}" for name, value in report.facts)]
