@@ -109,6 +109,9 @@ def test_map_tells_the_lift_of_each_source(tmp_path, monkeypatch):
     (section,) = map_sections(cells, measured, [0])
     rows = {row[0]: [cell.split("\n")[0] for cell in row[1:4]] for row in section.tables[0].rows}
     assert rows == {"weak": ["–"] * 3, "default": ["+2.0*", "+1.0*", "-3.0*"], "strong": ["–"] * 3}
+    assert (
+        section.figures[0].x_label == "bubble: weak, default, strong"
+    )  # an axis of names has numbers for ticks
     assert [(line.name, list(line.y)) for line in section.figures[0].lines] == [
         ("P1", [pytest.approx(2.0)]),
         ("P2", [pytest.approx(1.0)]),

@@ -202,6 +202,8 @@ def _section(
     dial: Dial, rows: list[list[str]], lines: Mapping[tuple[str, str], list[tuple[float, float]]]
 ) -> Section:
     head = [dial.name, *(f"{source}: {title}" for title in METRICS.values() for source in LIFTS)]
+    named = any(isinstance(value, (str, bool)) for value in dial.values)
+    x_label = f"{dial.name}: {', '.join(map(str, dial.values))}" if named else dial.name
     figures = []
     for title in METRICS.values():
         drawn = [
@@ -209,6 +211,6 @@ def _section(
             for tone, source in enumerate(LIFTS, 1)
             if (title, source) in lines
         ]
-        figures.append(LineFigure(f"{title}: lift in points by {dial.name}", dial.name, drawn))
+        figures.append(LineFigure(f"{title}: lift in points by {dial.name}", x_label, drawn))
     note = "Points that each source adds to those before it, 95 % intervals; * p < 0.05, not corrected."
     return Section(f"{dial.name}", dial.explanation, [TextTable(dial.name, head, rows, note)], figures)

@@ -75,7 +75,7 @@ def markdown(report: TablesReport, pictures: str | None = None) -> str:
         if pictures is None:
             parts += [f"Drawn in the page: {title}." for title in drawn.values()]
         else:
-            parts += [f"![{title}]({pictures}/{name})" for name, title in drawn.items()]
+            parts += [f"{title}:\n\n![{title}]({pictures}/{name})" for name, title in drawn.items()]
     if report.notes:
         parts += ["## Notes", "\n".join(f"- {note}" for note in report.notes)]
     parts += ["## How this was made", "\n".join(f"- {name}: {value}" for name, value in report.facts)]
