@@ -107,8 +107,10 @@ def test_map_tells_the_lift_of_each_source(tmp_path, monkeypatch):
         made.folder.rename(made.folder.with_name(cell.name()))
         measured.append(read_measured(made.folder.with_name(cell.name())))
     (section,) = map_sections(cells, measured, [0])
-    rows = {row[0]: [cell.split("\n")[0] for cell in row[1:4]] for row in section.tables[0].rows}
-    assert rows == {"weak": ["–"] * 3, "default": ["+2.0*", "+1.0*", "-3.0*"], "strong": ["–"] * 3}
+    assert section.tables[0].head[:5] == ["bubble", "CT: queries", "P1: CT", "P2: CT", "P3: CT"]
+    rows = {row[0]: [cell.split("\n")[0] for cell in row[1:5]] for row in section.tables[0].rows}
+    assert rows == {"weak": ["–"] * 4, "default": ["30", "+2.0*", "+1.0*", "-3.0*"], "strong": ["–"] * 4}
+    assert {len(row) for row in section.tables[0].rows} == {len(section.tables[0].head)}
     assert (
         section.figures[0].x_label == "bubble: weak, default, strong"
     )  # an axis of names has numbers for ticks

@@ -183,6 +183,7 @@ def map_sections(cells: MapCells, measured: Sequence[Measured], seeds: Sequence[
             row = [str(value)]
             for metric, title in METRICS.items():
                 resampled = together.resampled(metric) if len(together.methods) == len(METHODS) else None
+                row.append("–" if resampled is None else f"{resampled.n:,}")
                 for source, weights in LIFTS.items():
                     if resampled is None:
                         row.append("–")
@@ -201,7 +202,9 @@ def map_sections(cells: MapCells, measured: Sequence[Measured], seeds: Sequence[
 def _section(
     dial: Dial, rows: list[list[str]], lines: Mapping[tuple[str, str], list[tuple[float, float]]]
 ) -> Section:
-    head = [dial.name, *(f"{source}: {title}" for title in METRICS.values() for source in LIFTS)]
+    head = [dial.name]
+    for title in METRICS.values():
+        head += [f"{title}: queries", *(f"{source}: {title}" for source in LIFTS)]
     named = any(isinstance(value, (str, bool)) for value in dial.values)
     x_label = f"{dial.name}: {', '.join(map(str, dial.values))}" if named else dial.name
     figures = []
