@@ -112,7 +112,7 @@ def test_map_tells_the_lift_of_each_source(tmp_path, monkeypatch):
     assert rows == {"weak": ["–"] * 4, "default": ["30", "+2.0*", "+1.0*", "-3.0*"], "strong": ["–"] * 4}
     assert {len(row) for row in section.tables[0].rows} == {len(section.tables[0].head)}
     assert (
-        section.figures[0].x_label == "bubble: weak, default, strong"
+        section.figures[0].x_label == "weak, default, strong"
     )  # an axis of names has numbers for ticks
     assert [(line.name, list(line.y)) for line in section.figures[0].lines] == [
         ("P1", [pytest.approx(2.0)]),

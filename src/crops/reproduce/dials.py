@@ -206,7 +206,7 @@ def _section(
     for title in METRICS.values():
         head += [f"{title}: queries", *(f"{source}: {title}" for source in LIFTS)]
     named = any(isinstance(value, (str, bool)) for value in dial.values)
-    x_label = f"{dial.name}: {', '.join(map(str, dial.values))}" if named else dial.name
+    x_label = ", ".join(map(str, dial.values)) if named else dial.name
     figures = []
     for title in METRICS.values():
         drawn = [
