@@ -111,9 +111,7 @@ def test_map_tells_the_lift_of_each_source(tmp_path, monkeypatch):
     rows = {row[0]: [cell.split("\n")[0] for cell in row[1:5]] for row in section.tables[0].rows}
     assert rows == {"weak": ["–"] * 4, "default": ["30", "+2.0*", "+1.0*", "-3.0*"], "strong": ["–"] * 4}
     assert {len(row) for row in section.tables[0].rows} == {len(section.tables[0].head)}
-    assert (
-        section.figures[0].x_label == "weak, default, strong"
-    )  # an axis of names has numbers for ticks
+    assert section.figures[0].x_label == "weak, default, strong"  # an axis of names has numbers for ticks
     assert [(line.name, list(line.y)) for line in section.figures[0].lines] == [
         ("P1", [pytest.approx(2.0)]),
         ("P2", [pytest.approx(1.0)]),

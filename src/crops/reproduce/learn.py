@@ -79,9 +79,10 @@ def _watched(cell: Cell, samples: Path, model: Path) -> dict[str, Any]:
     # Random documents fill a step up, as in `fit_method`: the steps of both cost the same.
     documents = documents_per_step(read(BUDGET_SOURCES, DEFAULT_LABELS), config, cell.run.seed)
     fill = Mining(catalogue, documents, None, None)
+    data = read(method.keep, method.labels or DEFAULT_LABELS)
     start = time.process_time()
     facts = training.train(
-        read(method.keep, method.labels or DEFAULT_LABELS),
+        data,
         model,
         config.model_copy(update=changes),
         seed=cell.run.seed,

@@ -40,12 +40,13 @@ def verdict_table(title: str, verdicts: Sequence[Verdict]) -> TextTable:
 
 def write_docs(report: TablesReport, page: Path) -> None:
     """Write the report as Markdown, and its curves as SVG files into a folder of the page's name."""
-    folder = page.with_suffix("")
-    for old in folder.glob("*.svg"):
-        old.unlink()
-    for name, figure in _curves(report).items():
+    folder, curves = page.with_suffix(""), _curves(report)
+    for name, figure in curves.items():
         write_atomically(folder / name, standalone(figure.drawn()))
     write_atomically(page, markdown(report, folder.name))
+    for old in folder.glob("*.svg"):
+        if old.name not in curves:
+            old.unlink()
 
 
 def _curves(report: TablesReport) -> dict[str, LineFigure]:
