@@ -31,6 +31,16 @@ def test_generate_against_a_scripted_server(mined, fake, tmp_path):
     assert sum(fake.calls.values()) == 3  # the second run sent nothing
 
 
+def test_generate_tops_up_what_another_model_wrote(mined, fake, tmp_path):
+    out = tmp_path / "docs.jsonl"
+    arguments = ["generate", str(mined), str(out), "--base-url", fake.base_url]
+    CliRunner().invoke(app, [*arguments, "--model", "m", "--limit", "1"])
+    topped = CliRunner().invoke(app, [*arguments, "--model", "other", "--missing-only"])
+    assert topped.exit_code == 0
+    assert [(row["query"], row["model"]) for row in read_rows(out)][0] == ("ficus", "m")
+    assert {row["query"] for row in read_rows(out) if row["model"] == "other"} == {"bat", "jaguar"}
+
+
 def test_generate_against_the_embedded_server(mined, fake, tmp_path, monkeypatch):
     started = []
 
