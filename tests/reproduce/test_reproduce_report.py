@@ -1,20 +1,23 @@
 """Figures, the map, and the four forms of a report."""
 
+import csv
+import io
 import json
 from xml.etree import ElementTree
 
 import pytest
 from handmade_cells import write_cell
 
-from crops.config import load_config
+from crops.config import RunConfig, load_config
 from crops.errors import CropsError
 from crops.report import Line, LineFigure, Section, TablesReport, TextTable, render_report
 from crops.reproduce import dials
 from crops.reproduce.dials import DIALS, map_cells, map_sections, misplaced
 from crops.reproduce.figures import precision_section, temperature_section, unfiltered
-from crops.reproduce.paper import CT
+from crops.reproduce.paper import CT, QR
 from crops.reproduce.plan import Plan
-from crops.reproduce.results import read_measured
+from crops.reproduce.record import cells_csv
+from crops.reproduce.results import Measured, read_measured
 from crops.reproduce.verdicts import Verdict
 from crops.reproduce.worlds import build_world
 from crops.reproduce.write import markdown, verdict_table, write_all, write_docs
@@ -155,9 +158,10 @@ def test_docs_have_the_curves_as_files_that_stand_alone(tmp_path):
     page, stale = tmp_path / "map.md", tmp_path / "map" / "9-9.svg"
     stale.parent.mkdir()
     stale.write_text("of an earlier run")
-    write_docs(report, page)
+    write_docs(report, [], page)
     assert "![P1 <by> dial](map/2-1.svg)" in page.read_text().splitlines()
-    assert [file.name for file in stale.parent.iterdir()] == ["2-1.svg"]
+    assert sorted(file.name for file in stale.parent.iterdir()) == ["2-1.svg", "cells.csv"]
+    assert page.read_text().splitlines()[-1].endswith("[cells.csv](map/cells.csv)")
     root = ElementTree.parse(stale.with_name("2-1.svg")).getroot()
     assert root.tag == "{http://www.w3.org/2000/svg}svg"
     assert root.findtext("{http://www.w3.org/2000/svg}title") == "P1 <by> dial"
@@ -166,6 +170,23 @@ def test_docs_have_the_curves_as_files_that_stand_alone(tmp_path):
     assert all(rule in style for rule in ("--t1:", ".tone-1 {", ".chart .line {"))
     assert "main" not in style
     assert "Drawn in the page: P1 <by> dial." in markdown(report).splitlines()
+
+
+def test_record_has_each_cell_with_the_settings_that_are_not_the_defaults(tmp_path):
+    settings = RunConfig().model_dump(mode="json")
+    settings["seed"], settings["platform"]["size"] = 1, "base"
+    facts = dict.fromkeys(("world", "size", "encoder", "validated", "code", "platform", "test_day"), "x")
+    facts |= {"method": "dpr", "seed": 1, "point": {"docs_per_source": 1}, "settings": settings}
+    facts |= {"p3_coverage": {"share_of_queries": 0.25}, "metrics": {CT: {"mean": 0.5, "n": 7}}}
+    trained = Measured(tmp_path / "dpr-1", facts | {"training": {"cpu_seconds": 3.5}})
+    bm25 = Measured(tmp_path / "bm25-1", facts | {"method": "bm25", "training": {}})
+    first, second = csv.DictReader(io.StringIO(cells_csv([trained, bm25])))
+    assert (first["cell"], first["cpu_seconds"]) == ("bm25-1", "")
+    assert (second["cell"], second["method"], second["cpu_seconds"]) == ("dpr-1", "dpr", "3.5")
+    assert json.loads(second["settings"]) == {"seed": 1, "platform.size": "base"}
+    assert json.loads(second["point"]) == {"docs_per_source": 1}
+    assert (second["p3_share_of_queries"], second[CT], second[f"n {CT}"]) == ("0.25", "0.5", "7")
+    assert (second[QR], second[f"n {QR}"]) == ("", "")
 
 
 def test_a_chart_that_is_not_finite_is_refused(tmp_path):

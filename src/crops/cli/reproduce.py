@@ -49,7 +49,10 @@ def reproduce(
     ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
     docs: Annotated[
-        Path | None, typer.Option(help="Also write the tables as Markdown here, e.g. docs/results.md.")
+        Path | None,
+        typer.Option(
+            help="Also write the tables as Markdown here, e.g. docs/results.md, and their cells beside."
+        ),
     ] = None,
     config: ConfigOption = None,
 ) -> Path:
@@ -74,7 +77,7 @@ def reproduce(
             made = produce(target, wanted, plan, out, STAGES, jobs)
         write_all(made.report, made.verdicts, tables)
         if docs is not None:
-            write_docs(made.report, docs)
+            write_docs(made.report, made.cells, docs)
     for section in made.report.sections:
         show(section, console)
     console.print(f"open [bold]{tables / PAGE}[/bold]")

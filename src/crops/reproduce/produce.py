@@ -35,6 +35,7 @@ class Produced:
     report: TablesReport
     verdicts: dict[str, list[Verdict]]
     """By world."""
+    cells: list[Measured]
     failed: dict[str, str]
     """Why cells could not be made, by their name."""
 
@@ -74,7 +75,7 @@ def produce(
             sections.append(_in_world(section, name))
     title, facts = f"CroPS, reproduced: {target}", _facts(worlds, plan, outcome)
     report = TablesReport(title, _headline(verdicts), sections, facts, _notes(outcome))
-    return Produced(report, verdicts, outcome.failed)
+    return Produced(report, verdicts, outcome.measured, outcome.failed)
 
 
 def _precisions(
@@ -127,7 +128,8 @@ def produce_map(
     worlds = [[build_world(DEFAULT, size, seed) for seed in seeds]]
     headline = ["One dial is turned at a time; all else stays at its default."]
     facts, notes = _facts(worlds, plan, outcome), _notes(outcome)
-    return Produced(TablesReport("When does it help?", headline, sections, facts, notes), {}, outcome.failed)
+    report = TablesReport("When does it help?", headline, sections, facts, notes)
+    return Produced(report, {}, outcome.measured, outcome.failed)
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,12 @@ from rich.table import Table
 
 from crops.report import LineFigure, Section, TablesReport, TextTable, standalone, write_report
 from crops.reproduce.folder import write_atomically
+from crops.reproduce.record import cells_csv
+from crops.reproduce.results import Measured
 from crops.reproduce.verdicts import Verdict
 
 PAGE, DATA, TEXT, VERDICTS = "report.html", "tables.json", "results.md", "verdicts.json"
+RECORD = "cells.csv"
 
 
 def write_all(report: TablesReport, verdicts: dict[str, list[Verdict]], out: Path) -> None:
@@ -38,12 +41,14 @@ def verdict_table(title: str, verdicts: Sequence[Verdict]) -> TextTable:
     return TextTable(title, head, rows, words=True)
 
 
-def write_docs(report: TablesReport, page: Path) -> None:
-    """Write the report as Markdown, and its curves as SVG files into a folder of the page's name."""
+def write_docs(report: TablesReport, cells: Sequence[Measured], page: Path) -> None:
+    """Write the report as Markdown; its curves, as SVG, and its cells go into a folder of the page's name."""
     folder, curves = page.with_suffix(""), _curves(report)
     for name, figure in curves.items():
         write_atomically(folder / name, standalone(figure.drawn()))
-    write_atomically(page, markdown(report, folder.name))
+    write_atomically(folder / RECORD, cells_csv(cells))
+    record = f"- what each cell was, and what it found: [{RECORD}]({folder.name}/{RECORD})\n"
+    write_atomically(page, markdown(report, folder.name) + record)
     for old in folder.glob("*.svg"):
         if old.name not in curves:
             old.unlink()
