@@ -8,7 +8,7 @@ TORCH_INDEX_URL ?=
 OUT ?= out/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test verify lint types bench docs clean
+.PHONY: help demo test smoke verify lint types bench docs clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -34,7 +34,10 @@ demo: $(VENV)/.demo  ## simulate, mine, train, evaluate; writes out/demo/report.
 	$(BIN)/crops demo --out $(OUT)
 
 test: $(VENV)/.dev  ## the test suite with coverage
-	$(BIN)/python -m pytest --cov --cov-report=term -m 'not verify'
+	$(BIN)/python -m pytest --cov --cov-report=term -m 'not verify and not smoke'
+
+smoke: $(VENV)/.dev  ## 20,000 items from logs to two evaluated retrievers, in minutes
+	$(BIN)/python -m pytest -m smoke
 
 verify: $(VENV)/.dev  ## the slow proofs (record the date in benchmarks/RESULTS.md)
 	$(BIN)/python -m pytest -m verify
