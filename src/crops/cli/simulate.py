@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import typer
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from crops.cli.models import BM25, load_retriever
 from crops.cli.options import DEFAULTS, ConfigOption, SeedOption
@@ -129,12 +131,12 @@ def simulate_days(
     routes: dict[str, Retriever] = {"bm25": load_retriever(BM25, ids, texts)}
     searches: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
     for day in range(days):
-        with timed(seconds, f"day {day_name(day)}"):
+        with timed(seconds, f"day {day_name(day)}"), _one_thread():
             logs = simulate_day(platform, day, sessions_per_day(run), routes)
             write_day(folder / "logs", day, logs)
             searches.append((logs.search_ids, logs.search_needs))
         if day == WARM_UP:
-            with timed(seconds, "train the deployed models"):
+            with timed(seconds, "train the deployed models"), _one_thread():
                 deployed = _train_deployed(folder, platform, run)
                 routes["dense"] = load_retriever(deployed, ids, texts, folder / "logs")
                 routes["sparse"] = IdRetriever(fit_id_model(platform.memory, run.seed))
@@ -177,6 +179,20 @@ def _train_deployed(folder: Path, platform: Platform, run: RunConfig) -> Path:
         data = load_samples(mined, keep=Source.CLICKED, rendering=rendering_for(settings))
         train(data, folder / "deployed_model", settings, seed=run.seed, cache=cache_folder())
     return folder / "deployed_model"
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Have numbers added up in one order: a world must not depend on the number of cores."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(1):
+            yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class IdRetriever:
