@@ -115,6 +115,23 @@ def test_the_rules_with_a_margin_of_half_a_point(kind, given, ruling):
     assert rule(kind, *given, alpha=0.05, margin=0.005) == ruling
 
 
+def test_a_metric_of_few_queries_is_not_tested(tmp_path):
+    """49 queries in one world and 50 in the other are 49 a world, rounded down."""
+    cells = [
+        write_cell(tmp_path, name, seed, {CT: spread(0.5, gain)[: 49 + seed]})
+        for name, gain in (("a", 0.02), ("b", 0.0))
+        for seed in (0, 1)
+    ]
+    own = group(cells, ["a", "b"], [0, 1])
+    claim = Claim("a beats b", "t", "greater", CT, ({"a": 1.0, "b": -1.0},))
+    rulings = {
+        fewest: judge(Rules(0.05, fewest, {CT: 0.005}, (claim,)), "t", own, {})[0] for fewest in (49, 50)
+    }
+    assert rulings[49].ruling == "reproduced"
+    assert rulings[50].ruling == "not tested"
+    assert rulings[50].why == "49 queries a world have this metric; it takes 50"
+
+
 def test_p_values_of_a_table_are_corrected_together(tmp_path):
     """Two claims on the same cells: the smallest p-value, 2 / 4001, counts twice."""
     cells = [
@@ -122,7 +139,7 @@ def test_p_values_of_a_table_are_corrected_together(tmp_path):
     ]
     own = group(cells, ["a", "b"], [0])
     claim = Claim("a beats b", "t", "greater", CT, ({"a": 1.0, "b": -1.0},))
-    alone, both = Rules(0.0007, {CT: 0.005}, (claim,)), Rules(0.0007, {CT: 0.005}, (claim, claim))
+    alone, both = (Rules(0.0007, 50, {CT: 0.005}, claims) for claims in ((claim,), (claim, claim)))
     assert [v.ruling for v in judge(alone, "t", own, {})] == ["reproduced"]
     assert [v.ruling for v in judge(both, "t", own, {})] == ["inconclusive", "inconclusive"]
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from crops.errors import CropsError
 from crops.evaluation import Difference
-from crops.evaluation.nested import Resampled, holm
+from crops.evaluation.nested import holm
 from crops.reproduce.paper import CT, NDCG, QR, QR_TRUTH
 from crops.reproduce.results import Group
 from crops.reproduce.speed import Convergence
@@ -49,6 +49,7 @@ class Rules:
     """What claims.toml says."""
 
     alpha: float
+    fewest_queries: int
     margins: Mapping[str, float]
     claims: tuple[Claim, ...]
 
@@ -74,7 +75,7 @@ def read_rules(titles: Mapping[str, str]) -> Rules:
     text = importlib.resources.files("crops.reproduce").joinpath("claims.toml").read_text()
     found = tomllib.loads(text)
     claims = [claim for entry in found["claim"] for claim in _claims(entry, titles)]
-    return Rules(found["alpha"], found["margins"], tuple(claims))
+    return Rules(found["alpha"], found["fewest_queries"], found["margins"], tuple(claims))
 
 
 def _claims(entry: dict[str, Any], titles: Mapping[str, str]) -> Iterator[Claim]:
@@ -112,10 +113,7 @@ def judge(
         speeds: convergence by method, seed by seed.
     """
     claims = [claim for claim in rules.claims if claim.table == table]
-    resampled = {
-        metric: group.resampled(metric) for metric in {claim.metric for claim in claims if claim.metric}
-    }
-    found = [_sums(claim, group, resampled.get(claim.metric)) for claim in claims]
+    found = [_sums(claim, rules, group) for claim in claims]
     corrected = iter(holm([one.p for sums in found for one in sums or ()]))
     verdicts = []
     for claim, sums in zip(claims, found, strict=True):
@@ -124,14 +122,16 @@ def judge(
     return verdicts
 
 
-def _sums(claim: Claim, group: Group, resampled: Resampled | None) -> list[Difference] | None:
+def _sums(claim: Claim, rules: Rules, group: Group) -> list[Difference] | None:
     """Return the weighted sums of a claim; None where it cannot be tested."""
-    if not claim.sums or resampled is None or _untested(claim, group):
+    if not claim.sums or _untested(claim, rules, group):
         return None
+    resampled = group.resampled(claim.metric)
+    assert resampled is not None
     return [resampled.contrast(group.weights(one)) for one in claim.sums]
 
 
-def _untested(claim: Claim, group: Group) -> str:
+def _untested(claim: Claim, rules: Rules, group: Group) -> str:
     """Return why a claim cannot be tested in a group, or an empty string."""
     if claim.kind == "elsewhere":
         return "needs an experiment with users: crops experiment"
@@ -141,6 +141,10 @@ def _untested(claim: Claim, group: Group) -> str:
         least = min(facts["p3_coverage"]["share_of_queries"] or 0.0 for facts in group.facts("crops"))
         if least < FEWEST_P3:
             return f"P3 has documents for {100 * least:.1f} % of the training queries; it takes 5 %"
+    resampled = group.resampled(claim.metric)
+    queries = resampled.n // len(group.seeds) if resampled else 0
+    if queries < rules.fewest_queries:
+        return f"{queries:,} queries a world have this metric; it takes {rules.fewest_queries}"
     return ""
 
 
@@ -156,8 +160,7 @@ def _verdict(
     if claim.kind == "faster":
         return _speed_verdict(claim, group, speeds)
     if sums is None:
-        why = _untested(claim, group) or "no query has this metric in every world"
-        return Verdict(claim.text, metric, "not tested", why)
+        return Verdict(claim.text, metric, "not tested", _untested(claim, rules, group))
     margin = rules.margins[claim.metric]
     ruling = rule(claim.kind, sums, p_values, rules.alpha, margin)
     why = "; ".join(_told(one, p) for one, p in zip(sums, p_values, strict=True))
