@@ -175,15 +175,23 @@ def test_docs_have_the_curves_as_files_that_stand_alone(tmp_path):
 def test_record_has_each_cell_with_the_settings_that_are_not_the_defaults(tmp_path):
     settings = RunConfig().model_dump(mode="json")
     settings["seed"], settings["platform"]["size"] = 1, "base"
+    settings["platform"]["world"] = "/home/me/judged"
     facts = dict.fromkeys(("world", "size", "encoder", "validated", "code", "platform", "test_day"), "x")
-    facts |= {"method": "dpr", "seed": 1, "point": {"docs_per_source": 1}, "settings": settings}
+    facts |= {
+        "method": "dpr",
+        "seed": 1,
+        "encoder": "/home/me/model",
+        "point": {"docs_per_source": 1},
+        "settings": settings,
+    }
     facts |= {"p3_coverage": {"share_of_queries": 0.25}, "metrics": {CT: {"mean": 0.5, "n": 7}}}
     trained = Measured(tmp_path / "dpr-1", facts | {"training": {"cpu_seconds": 3.5}})
     bm25 = Measured(tmp_path / "bm25-1", facts | {"method": "bm25", "training": {}})
     first, second = csv.DictReader(io.StringIO(cells_csv([trained, bm25])))
     assert (first["cell"], first["cpu_seconds"]) == ("bm25-1", "")
     assert (second["cell"], second["method"], second["cpu_seconds"]) == ("dpr-1", "dpr", "3.5")
-    assert json.loads(second["settings"]) == {"seed": 1, "platform.size": "base"}
+    assert json.loads(second["settings"]) == {"seed": 1, "platform.size": "base", "platform.world": "judged"}
+    assert second["encoder"] == "model"
     assert json.loads(second["point"]) == {"docs_per_source": 1}
     assert (second["p3_share_of_queries"], second[CT], second[f"n {CT}"]) == ("0.25", "0.5", "7")
     assert (second[QR], second[f"n {QR}"]) == ("", "")

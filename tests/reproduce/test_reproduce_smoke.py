@@ -18,7 +18,7 @@ def test_a_small_world_from_logs_to_two_retrievers(tmp_path):
     assert set(found) == {"fs_lr", "crops"}
     assert set(found["crops"]["mined_labels"]) == {"5", "4", "3", "2", "1"}
     assert found["crops"]["p3_coverage"]["with_generation"] > 100
-    # One seed moves by about two points from machine to machine: the floors are about ten below what it had.
+    # The floors are about ten points below what it had on 2026-11-27 (68.7, 46.9 and 43.3 for CroPS).
     for facts in found.values():
         means = {metric: facts["metrics"][metric]["mean"] for metric in (CT, QR_TRUTH, TRUE)}
         assert means[CT] > 0.58, means

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from crops.config import RunConfig
@@ -21,7 +22,7 @@ def cells_csv(cells: Sequence[Measured]) -> str:
 
     `settings` are those that differ from the defaults of crops, `point` the tuned ones of the method. A
     metric has two columns, its mean over queries in [0, 1] and, as `n <metric>`, their number; empty where a
-    world has no such query.
+    world has no such query. Of a folder or file only the name is told: the record is read on other machines.
     """
     text = io.StringIO()
     head = ["cell", *_FACTS, "point", "settings", "p3_share_of_queries", *_TRAINING]
@@ -31,7 +32,7 @@ def cells_csv(cells: Sequence[Measured]) -> str:
     defaults = RunConfig().model_dump(mode="json")
     for cell in sorted(cells, key=lambda one: one.folder.name):
         facts, training = cell.facts, cell.facts["training"]
-        row = [cell.folder.name, *(facts[name] for name in _FACTS), json.dumps(facts["point"])]
+        row = [cell.folder.name, *(_portable(facts[name]) for name in _FACTS), json.dumps(facts["point"])]
         row += [json.dumps(_changed(facts["settings"], defaults)), facts["p3_coverage"]["share_of_queries"]]
         row += [training.get(name) for name in _TRAINING]
         found = [facts["metrics"].get(metric, {}) for metric in metrics]
@@ -47,5 +48,10 @@ def _changed(settings: Mapping[str, Any], defaults: Mapping[str, Any], prefix: s
         if isinstance(value, Mapping) and isinstance(default, Mapping):
             changed |= _changed(value, default, f"{prefix}{name}.")
         elif value != default:
-            changed[prefix + name] = value
+            changed[prefix + name] = _portable(value)
     return changed
+
+
+def _portable(value: object) -> object:
+    """Return a value, or the name alone if it is the absolute path of a file or folder."""
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value

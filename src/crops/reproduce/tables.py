@@ -63,7 +63,7 @@ def result_table(layout: Layout, group: Group, failed: Mapping[str, str]) -> Tex
         "(paired by query, corrected by Holm over this table); then the paper's figure."
     )
     if layout.settings:
-        note += " All rows are trained with the settings that were tuned for CroPS: one thing changes a row."
+        note += " All rows are trained with CroPS's settings: one thing changes a row."
     return TextTable(layout.title, ["method", *head], rows, note, reference)
 
 
