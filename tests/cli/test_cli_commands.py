@@ -119,6 +119,14 @@ def test_search_and_evaluate_from_the_shell(demo, settings):
     assert {"mrr@100/ct", "never_shown@100", "senses@100"} <= summary.keys() - before.keys()
 
 
+def test_an_unknown_encoder_is_refused_before_a_world_is_made(tmp_path):
+    (tmp_path / "run.toml").write_text('[training]\nencoder = "statik"\n')
+    for command in (crops.demo, crops.experiment):
+        with pytest.raises(CropsError, match="Did you mean 'static'"):
+            command(out=tmp_path / "out", config=tmp_path / "run.toml")
+    assert not (tmp_path / "out").exists()
+
+
 def test_evaluating_on_a_mined_day_is_refused(demo):
     day = json.loads((demo / "samples" / "report.json").read_text())["days"][0]
     with pytest.raises(CropsError, match=f"mined from {day}"):

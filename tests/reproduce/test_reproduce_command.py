@@ -88,6 +88,7 @@ def test_bad_requests_make_nothing(tmp_path):
         ({"what": "table2", "seeds": "1,1"}, "1 is named twice"),
         ({"what": "table2", "size": "huge"}, "unknown size 'huge'"),
         ({"what": "table2", "worlds": "judged"}, "needs --judged FOLDER"),
+        ({"what": "table2", "encoder": "minilmm"}, "Did you mean 'minilm'"),
         ({"what": "table2", "generated": tmp_path}, "no <size>-<world>-<seed>.jsonl"),
     ):
         with pytest.raises(CropsError, match=message):

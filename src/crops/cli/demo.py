@@ -16,7 +16,7 @@ from crops.cli.demo_report import Arm, coverage_text, demo_report
 from crops.cli.evaluate import day_testsets, results_table, write_results
 from crops.cli.judged import judged_demo
 from crops.cli.mine import mine_logs
-from crops.cli.models import BM25, load_retriever
+from crops.cli.models import BM25, load_retriever, require_encoder
 from crops.cli.options import DEFAULTS, ConfigOption, SeedOption
 from crops.cli.simulate import simulate
 from crops.cli.warm import packaged_documents
@@ -71,6 +71,7 @@ def demo(
     run = load_config(config, seed=seed, platform__size=size, training__encoder=encoder)
     if judged is not None:
         return judged_demo(judged, out, run, positive_label)
+    require_encoder(run.training)
     start = time.perf_counter()
     seconds: dict[str, float] = {}
     simulate(out / "world", run.platform.size, run.platform.days, run.seed, config)

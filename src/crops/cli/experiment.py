@@ -10,7 +10,7 @@ import numpy as np
 import typer
 
 from crops.cli.analyse import analyse_experiment
-from crops.cli.models import load_retriever
+from crops.cli.models import load_retriever, require_encoder
 from crops.cli.options import DEFAULTS, ConfigOption, RelevanceOption, SeedOption
 from crops.cli.simulate import document_texts
 from crops.cli.warm import FIRST_DAY, mined_samples, warm_start, with_days
@@ -65,6 +65,7 @@ def experiment(
     run = with_days(load_config(config, seed=seed, platform__size=size, relevance__model=relevance), days)
     names, kinds = arm_names(arms), _kinds(models)
     split(dict.fromkeys(names, share))  # an impossible share should not cost the days before
+    require_encoder(run.training)
     seconds: dict[str, float] = {}
     with timed(seconds, "days before"):
         start = warm_start(out / "world", run)

@@ -20,6 +20,17 @@ from crops.text import PLAIN
 BM25 = "bm25"
 
 
+def require_encoder(training: TrainingConfig) -> None:
+    """Load the encoder once, so that a wrong name is refused before the minutes that a world takes.
+
+    Raises:
+        CropsError: as `crops.encoders.load_encoder`.
+    """
+    from crops.encoders import load_encoder  # torch takes seconds to import: not for --help
+
+    load_encoder(training, cache_folder())
+
+
 def load_retriever(
     model: str | Path, ids: NDArray[np.int64], texts: Sequence[str], items: Path | None = None
 ) -> ScoringRetriever:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from crops.cli.models import require_encoder
 from crops.cli.options import DEFAULTS, ConfigOption
 from crops.cli.stages import STAGES
 from crops.cli.warm import packaged_documents
@@ -66,6 +67,7 @@ def reproduce(
     wanted = [[build_world(name, size, seed, judged) for seed in numbers] for name in parse_worlds(worlds)]
     run = load_config(config, training__encoder=encoder)
     documents = generated_files(generated, packaged_documents())
+    require_encoder(run.training)
     tables = out / (target if worlds == DEFAULT else f"{target}-{worlds.replace(',', '-')}")
     with opened(out):
         plan = Plan(run, stored_points(run.training.encoder), documents)
