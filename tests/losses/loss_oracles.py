@@ -49,21 +49,24 @@ def appendix(query_emb, doc_emb, query_index, labels, tau):
     return -torch.log_softmax(scores.masked_fill(mask, -torch.inf), dim=1).diagonal()
 
 
-def listwise_loop(query_emb, doc_emb, query_index, labels, tau, own_only=False):
+def listwise_loop(query_emb, doc_emb, query_index, labels, tau, denominator="batch"):
     """Cross-entropy of each query with a target, [Q], one term at a time."""
     index, losses = query_index.tolist(), []
     for q in range(len(query_emb)):
         own = [i for i, row in enumerate(index) if row == q]
         gains = [2 ** int(labels[i]) - 1 for i in own]
-        columns = own if own_only else range(len(index))
-        normaliser = torch.logsumexp(torch.stack([doc_emb[j] @ query_emb[q] / tau for j in columns]), 0)
-        if sum(gains):
-            losses.append(
-                sum(
-                    gain / sum(gains) * (normaliser - doc_emb[i] @ query_emb[q] / tau)
-                    for i, gain in zip(own, gains, strict=True)
-                )
-            )
+        if not sum(gains):
+            continue
+        terms = []
+        for i, gain in zip(own, gains, strict=True):
+            columns = {
+                "batch": range(len(index)),
+                "own": own,
+                "lower": [j for j in range(len(index)) if index[j] != q or labels[j] < labels[i] or j == i],
+            }[denominator]
+            scores = torch.stack([doc_emb[j] @ query_emb[q] / tau for j in columns])
+            terms.append(gain / sum(gains) * (torch.logsumexp(scores, 0) - doc_emb[i] @ query_emb[q] / tau))
+        losses.append(sum(terms))
     return torch.stack(losses)
 
 

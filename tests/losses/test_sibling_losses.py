@@ -112,15 +112,17 @@ def test_listwise_keeps_a_higher_own_label_in_the_denominator():
     listwise = softmax_ce(QUERY, doc_emb, index, labels, temperature=1.0, reduction="none")
     assert float(listwise[1]) == pytest.approx(0.25 * math.log((a + b) / b))
     assert float(h_infonce(QUERY, doc_emb, index, labels, temperature=1.0, reduction="none")[1]) == 0
+    lower = softmax_ce(QUERY, doc_emb, index, labels, temperature=1.0, reduction="none", denominator="lower")
+    assert lower.tolist() == pytest.approx([0.75 * math.log((a + b) / a), 0])
 
 
-@pytest.mark.parametrize("denominator", ["batch", "own"])
+@pytest.mark.parametrize("denominator", ["batch", "lower", "own"])
 @pytest.mark.parametrize("tau", [0.5, 0.05, 0.01])
 @pytest.mark.parametrize("seed", range(3))
 def test_listwise_equals_the_loop(ragged, seed, tau, denominator):
     q, d, index, labels, temperature = leaves(ragged(seed), tau)
     ours = softmax_ce(q, d, index, labels, temperature=temperature, denominator=denominator)
-    theirs = listwise_loop(q, d, index, labels, temperature, denominator == "own").mean()
+    theirs = listwise_loop(q, d, index, labels, temperature, denominator).mean()
     assert_same(ours, theirs, q, d, temperature)
 
 

@@ -129,7 +129,7 @@ def test_items_of_a_later_day_are_no_negatives(mined, config, tmp_path):
 
 def test_held_out_queries_are_left_out(mined, config, tmp_path):
     held = int(is_validation(np.arange(QUERIES)).sum())
-    facts = fit_method("dpr", mined, tmp_path / "model", config, seed=0, exclude_validation=True)
+    facts = fit_method("dpr", mined, tmp_path / "model", config, seed=0, held_out=0)
     assert (held, facts["groups"]) == (3, QUERIES - 3)
 
 

@@ -41,7 +41,7 @@ def train(
     loss: Annotated[
         str | None,
         typer.Option(
-            help="h_infonce, infonce_graded, infonce_binary, softmax_ce or nce.",
+            help="h_infonce, infonce_graded, infonce_binary, softmax_ce, softmax_ce_lower or nce.",
             show_default=DEFAULTS.training.loss,
         ),
     ] = None,

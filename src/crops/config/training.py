@@ -46,7 +46,9 @@ class TrainingConfig(Section):
     """Share of texts without their ids in a step: what is new must be found by its content (two_tower)."""
     optimizer: Literal["adamw", "adam"] = "adamw"
     """adam is the paper's: its weight decay is part of the gradient."""
-    loss: Literal["h_infonce", "infonce_graded", "infonce_binary", "softmax_ce", "nce"] = "h_infonce"
+    loss: Literal[
+        "h_infonce", "infonce_graded", "infonce_binary", "softmax_ce", "softmax_ce_lower", "nce"
+    ] = "h_infonce"
     """See crops.losses; infonce_graded takes one positive of each query per pass, as the paper's InfoNCE."""
     in_batch: bool = True
     """Whether a query's negatives are the documents of other queries too, or its own documents only."""

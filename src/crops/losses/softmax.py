@@ -10,11 +10,13 @@ from torch import Tensor
 
 from crops.errors import CropsError
 from crops.losses.batch import Options, Reduction, evaluate, prepare
-from crops.losses.objectives import against_all
+from crops.losses.objectives import Objective, against_all, against_lower
 from crops.losses.plan import Plan
 
 MAX_LABEL = 50
 """Above it, neighbouring gains 2^label - 1 drown all lower ones in double precision."""
+_OBJECTIVES: dict[str, Objective] = {"batch": against_all, "lower": against_lower}
+"""By denominator: what a document with a target is told from."""
 
 
 def softmax_ce(
@@ -23,7 +25,7 @@ def softmax_ce(
     query_index: Tensor,
     labels: Tensor,
     *,
-    denominator: Literal["batch", "own"] = "batch",
+    denominator: Literal["batch", "lower", "own"] = "batch",
     **options: Unpack[Options],
 ) -> Tensor:
     r"""Listwise softmax cross-entropy (ListNet, Cao et al. 2007; the Softmax-CE of CroPS, Table 4).
@@ -37,8 +39,10 @@ def softmax_ce(
         doc_emb: [N, d], see `h_infonce`.
         query_index: [N], see `h_infonce`.
         labels: [N] integers from 0 to 50, see `h_infonce`; here their size matters.
-        denominator: "batch", or "own": j over the query's own documents only (no in-batch negatives, O(N d));
-            `margin` and `log_q` then have nothing to act on and are refused.
+        denominator: "batch"; "lower": own documents of equal or higher label are left out, as in H-InfoNCE,
+            and i itself stays (ours: the weights of Softmax-CE over the negatives of H-InfoNCE); or "own":
+            j over the query's own documents only (no in-batch negatives, O(N d)); `margin` and `log_q` then
+            have nothing to act on and are refused.
         **options: as of `h_infonce`, but: "mean" is over queries with an anchor; own documents below
             `min_anchor_label` have target 0; `label_weights` multiply the terms of the sum, not the targets
             before they are normalised.
@@ -58,10 +62,10 @@ def softmax_ce(
         )
     plan, lists = _with_targets(plan, own_labels)
     reduction = options.get("reduction", "mean")
-    if denominator == "batch":
-        return evaluate(against_all, query_emb, doc_emb, tau, plan, reduction, lists)
+    if denominator in _OBJECTIVES:
+        return evaluate(_OBJECTIVES[denominator], query_emb, doc_emb, tau, plan, reduction, lists)
     if denominator != "own":
-        raise CropsError(f"unknown denominator '{denominator}'; known: batch, own")
+        raise CropsError(f"unknown denominator '{denominator}'; known: {', '.join(_OBJECTIVES)}, own")
     if plan.margin is not None or plan.log_q is not None:
         raise CropsError("margin and log_q act on in-batch negatives; denominator='own' has none")
     return _own_lists(query_emb, doc_emb, tau[0], plan, reduction, lists)

@@ -82,6 +82,7 @@ LAYOUTS: dict[str, Layout] = {
             Row("infonce_graded", "InfoNCE, one positive at a time", (67.8, 38.9, 66.9), 178),
             Row("softmax_ce", "Softmax-CE", (65.3, 37.8, 66.8), 89),
             Row("crops", "H-InfoNCE (CroPS)", (69.1, 40.1, 67.0), 88),
+            Row("softmax_ce_lower", "ours: Softmax-CE over lower labels", None),
         ),
     ),
 }

@@ -60,7 +60,7 @@ def fit_method(
     cache: Path | None = None,
     point: Point | None = None,
     documents: int | None = None,
-    exclude_validation: bool = False,
+    held_out: int | None = None,
 ) -> dict[str, Any]:
     """Train a method and write its model as `crops.training.train` does; a killed run starts over.
 
@@ -73,7 +73,7 @@ def fit_method(
         cache: see `crops.encoders.load_encoder`.
         point: settings of the method, its defaults where absent.
         documents: documents per step; `documents_per_step` of these samples' `BUDGET_SOURCES` when None.
-        exclude_validation: leave the held-out queries out.
+        held_out: leave out the queries of this fold (`crops.training.validation`).
 
     Returns:
         What `train` returns, and `method`, `point` (all settings), `steps`, `train_seconds` (wall),
@@ -92,7 +92,7 @@ def fit_method(
 
     def read(keep: Source, labels: Mapping[Source, int]) -> TrainingData:
         data = load_samples(samples, keep=keep, labels=labels, rendering=rendering)
-        return data.select(~is_validation(data.query_id)) if exclude_validation else data
+        return data if held_out is None else data.select(~is_validation(data.query_id, held_out))
 
     if documents is None:
         documents = documents_per_step(read(BUDGET_SOURCES, DEFAULT_LABELS), config, seed)

@@ -16,6 +16,11 @@ from crops.config import TrainingConfig
 from crops.encoders import over_dims
 from crops.losses import h_infonce, infonce_binary, infonce_graded, nce, softmax_ce
 
+_LISTWISE: dict[str, Callable[..., Tensor]] = {
+    "softmax_ce": softmax_ce,
+    "softmax_ce_lower": functools.partial(softmax_ce, denominator="lower"),
+}
+
 
 @dataclass(frozen=True)
 class Objective:
@@ -45,11 +50,10 @@ def objective(config: TrainingConfig) -> Objective:
         found = Objective(functools.partial(infonce_binary, positive_label=positive), positive)
     elif config.loss == "nce":
         found = Objective(functools.partial(nce, min_anchor_label=positive), positive)
-    elif config.loss == "softmax_ce":
+    elif config.loss in _LISTWISE:
         # Label 0 has no gain, hence no term.
-        found = Objective(
-            functools.partial(softmax_ce, min_anchor_label=graded), max(1, graded), by_query=True
-        )
+        listwise = functools.partial(_LISTWISE[config.loss], min_anchor_label=graded)
+        found = Objective(listwise, max(1, graded), by_query=True)
     else:
         form = {"h_infonce": h_infonce, "infonce_graded": infonce_graded}[config.loss]
         found = Objective(functools.partial(form, min_anchor_label=graded), graded)

@@ -81,7 +81,7 @@ def _tune(
             cache=cache,
             point=point,
             documents=documents,
-            exclude_validation=True,
+            held_out=0,
         )
         documents = facts["budget"]
         encoder = SentenceTransformer(str(model), device="cpu")

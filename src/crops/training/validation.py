@@ -26,15 +26,15 @@ from crops.training.data import Catalogue
 from crops.training.samples import Samples
 
 SHARE = 10
-"""One query in so many is held out."""
+"""One query in so many is held out: there are as many folds."""
 RECALL_K = 100
 
 Ids = NDArray[np.int64]
 
 
-def is_validation(query_id: Ids) -> NDArray[np.bool_]:
-    """Return which queries [n] are held out: ids are hashes, so that one in ten is by its remainder."""
-    return np.asarray(np.mod(query_id, SHARE) == 0)
+def is_validation(query_id: Ids, fold: int = 0) -> NDArray[np.bool_]:
+    """Return which queries [n] a fold holds out: ids are hashes, so that one in ten is by its remainder."""
+    return np.asarray(np.mod(query_id, SHARE) == fold)
 
 
 def load_catalogue(mined: Path, rendering: Rendering) -> Catalogue:
@@ -77,8 +77,13 @@ class ValidationSets(NamedTuple):
     """For each query the items of P1."""
 
 
-def validation_sets(mined: Path, catalogue: Ids) -> ValidationSets:
-    """Return the held-out queries of a mined folder that have something to find in a catalogue.
+def validation_sets(mined: Path, catalogue: Ids, fold: int = 0) -> ValidationSets:
+    """Return the queries that a fold of a mined folder holds out and that have something to find.
+
+    Args:
+        mined: a folder of `crops mine`.
+        catalogue: ids of what can be found.
+        fold: from 0 to `SHARE` - 1.
 
     Raises:
         CropsError: there is none: the mined days are too small to tune on.
@@ -87,7 +92,7 @@ def validation_sets(mined: Path, catalogue: Ids) -> ValidationSets:
     pairs = _read(samples, "samples", ["query_id", "item_id", "sources"])
     query, item, sources = (pairs[name].to_numpy() for name in ("query_id", "item_id", "sources"))
     wanted = int(Source.CLICKED | Source.REFORMULATION)
-    held = is_validation(query) & ((sources & wanted) > 0) & np.isin(item, catalogue)
+    held = is_validation(query, fold) & ((sources & wanted) > 0) & np.isin(item, catalogue)
     query, item, sources = query[held], item[held], sources[held]
     if not len(query):
         raise CropsError(f"{mined}: no held-out query has a clicked item; tune on more days")
@@ -113,13 +118,18 @@ def validate(retriever: Retriever, sets: ValidationSets, k: int = RECALL_K) -> d
         `recall@k/ct` and `recall@k/qr`, means over the queries that have such a list (NaN where none has),
         and `score`, the mean of those that are defined.
     """
-    ranked, _ = retriever.search(sets.queries, k)
     found = {}
-    for name, relevant in (("ct", sets.clicked), ("qr", sets.reworded)):
-        values = recall_at_k(ranked, relevant, k)
+    for name, values in recalls(retriever, sets, k).items():
         defined = values[~np.isnan(values)]
-        found[f"recall@{k}/{name}"] = float(defined.mean()) if len(defined) else float("nan")
+        found[name] = float(defined.mean()) if len(defined) else float("nan")
     return {**found, "score": float(np.nanmean(list(found.values())))}
+
+
+def recalls(retriever: Retriever, sets: ValidationSets, k: int = RECALL_K) -> dict[str, NDArray[np.float64]]:
+    """Return `recall@k/ct` and `recall@k/qr` of each held-out query, [n], NaN where it has no such list."""
+    ranked, _ = retriever.search(sets.queries, k)
+    lists = {"ct": sets.clicked, "qr": sets.reworded}
+    return {f"recall@{k}/{name}": recall_at_k(ranked, relevant, k) for name, relevant in lists.items()}
 
 
 def _read(samples: Samples, table: str, columns: list[str]) -> pa.Table:
