@@ -48,12 +48,16 @@ class Arm:
 
     method: str
     docs_per_source: int = 1
+    learning_rate_scale: float = 1.0
     theta: bool = True
     """Whether the samples' P1 had to pass theta."""
 
 
 ARMS = {
     REFERENCE: Arm("crops"),
+    "CroPS, twice the learning rate": Arm("crops", 1, 2.0),
+    "FS-LR": Arm("fs_lr"),
+    "FS-LR, twice the learning rate": Arm("fs_lr", 1, 2.0),
     "high anchors": Arm("crops_anchors"),
     "Softmax-CE": Arm("softmax_ce"),
     "Softmax-CE, 2": Arm("softmax_ce", 2),
@@ -101,21 +105,22 @@ def unfiltered(cell: Cell) -> Cell:
 
 def held_out(cell: Cell, arm: Arm, samples: list[Path], fold: int, out: Path) -> dict[str, np.ndarray]:
     """Train without a fold; return the recall of its queries, by metric, in the same order for all arms."""
-    name = f"{cell.world.label}-{arm.method}-{arm.docs_per_source}-{'theta' if arm.theta else 'all'}-{fold}"
+    setting = f"{arm.docs_per_source}-{arm.learning_rate_scale:g}-{'theta' if arm.theta else 'all'}"
+    name = f"{cell.world.label}-{arm.method}-{setting}-{fold}"
     kept = out / f"{name}.npz"
     if not kept.exists():
-        training = cell.run.training
-        model = out / name
-        point = {"docs_per_source": arm.docs_per_source}
-        learnt = samples[0 if arm.theta else 1]
+        model, training = out / name, cell.run.training
         fit_method(
             arm.method,
-            learnt,
+            samples[0 if arm.theta else 1],
             model,
             training,
             seed=cell.run.seed,
             cache=cache_folder(),
-            point=point,
+            point={
+                "docs_per_source": arm.docs_per_source,
+                "learning_rate_scale": arm.learning_rate_scale,
+            },
             held_out=fold,
         )
         rendering = rendering_for(training)
@@ -125,7 +130,9 @@ def held_out(cell: Cell, arm: Arm, samples: list[Path], fold: int, out: Path) ->
         kept_p1, all_p1 = (
             recalls(retriever, validation_sets(folder, catalogue.ids, fold)) for folder in samples
         )
-        np.savez(kept, **kept_p1, **{"recall@100/qr without theta": all_p1["recall@100/qr"]})
+        written = kept.with_suffix(".tmp.npz")
+        np.savez(written, **kept_p1, **{"recall@100/qr without theta": all_p1["recall@100/qr"]})
+        written.rename(kept)
         shutil.rmtree(model)
     return dict(np.load(kept))
 
