@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from crops.labels import DEFAULT_LABELS, Source
+from crops.config import TrainingConfig
 from crops.outputs import cache_folder
 from crops.reproduce.cells import Cell
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
+
+    from crops.training import Evaluation
 
 WATCHED_STEPS = 25
 """Steps between two looks at the validation queries."""
@@ -23,6 +23,9 @@ SCORE = "score"
 def learn(cell: Cell, samples: Path, model: Path) -> dict[str, Any]:
     """Train a cell's method and write its model.
 
+    A validated cell is trained without the validation queries and evaluated on them every `WATCHED_STEPS`
+    (evaluations.jsonl), to the last step.
+
     Returns:
         What `crops.training.methods.fit_method` returns.
 
@@ -31,36 +34,32 @@ def learn(cell: Cell, samples: Path, model: Path) -> dict[str, Any]:
     """
     from crops.training.methods import fit_method  # torch takes seconds to import: not for --help
 
+    config = cell.run.training
+    watched: dict[str, Any] = {}
     if cell.validated:
-        return _watched(cell, samples, model)
-    return fit_method(
+        config = config.model_copy(update={"eval_steps": WATCHED_STEPS, "patience": config.steps})
+        watched = {"held_out": 0, "evaluation": _evaluation(config, samples)}
+    facts = fit_method(
         cell.method,
         samples,
         model,
-        cell.run.training,
+        config,
         seed=cell.run.seed,
         cache=cache_folder(),
         point=cell.point or None,
+        **watched,
     )
+    return {**facts, "steps": config.steps}
 
 
-def _watched(cell: Cell, samples: Path, model: Path) -> dict[str, Any]:
-    """Train without the validation queries and evaluate on them every `WATCHED_STEPS` (evaluations.jsonl)."""
-    from crops import training
+def _evaluation(config: TrainingConfig, samples: Path) -> Evaluation:
+    """Return the evaluation of an encoder on the validation queries."""
     from crops.encoders import rendering_for
     from crops.retrieval import ExactRetriever
-    from crops.training.methods import BUDGET_SOURCES, documents_per_step, find_method
-    from crops.training.mining import Mining
-    from crops.training.validation import is_validation, load_catalogue, validate, validation_sets
+    from crops.training import Evaluation
+    from crops.training.validation import load_catalogue, validate, validation_sets
 
-    method, config = find_method(cell.method), cell.run.training
-    settings = method.settings(cell.point or None)
     rendering = rendering_for(config)
-
-    def read(keep: Source, labels: Mapping[Source, int]) -> training.TrainingData:
-        data = training.load_samples(samples, keep, labels, rendering)
-        return data.select(~is_validation(data.query_id))
-
     catalogue = load_catalogue(samples, rendering)
     sets = validation_sets(samples, catalogue.ids)
 
@@ -68,27 +67,4 @@ def _watched(cell: Cell, samples: Path, model: Path) -> dict[str, Any]:
         retriever = ExactRetriever(encoder, *catalogue, render_query=rendering.query)
         return validate(retriever, sets)
 
-    changes = {
-        "loss": method.loss,
-        "learning_rate": config.learning_rate * settings["learning_rate_scale"],
-        "temperature": settings["temperature"],
-        "docs_per_source": settings["docs_per_source"],
-        "eval_steps": WATCHED_STEPS,
-        "patience": config.steps,
-    }
-    # Random documents fill a step up, as in `fit_method`: the steps of both cost the same.
-    documents = documents_per_step(read(BUDGET_SOURCES, DEFAULT_LABELS), config, cell.run.seed)
-    fill = Mining(catalogue, documents, None, None)
-    data = read(method.keep, method.labels or DEFAULT_LABELS)
-    start = time.process_time()
-    facts = training.train(
-        data,
-        model,
-        config.model_copy(update=changes),
-        seed=cell.run.seed,
-        cache=cache_folder(),
-        evaluation=training.Evaluation(metrics, SCORE),
-        mining=fill,
-        fresh=True,
-    )
-    return {**facts, "steps": config.steps, "cpu_seconds": time.process_time() - start}
+    return Evaluation(metrics, SCORE)

@@ -25,6 +25,7 @@ from crops.training.mining import Corpus, Miner, Mining
 from crops.training.registry import METHODS, Method, Point, Value, find_method
 from crops.training.sample import GroupSampler
 from crops.training.samples import load_samples
+from crops.training.trainer import Evaluation
 from crops.training.validation import is_validation, load_catalogue
 
 __all__ = ["BUDGET_SOURCES", "METHODS", "Method", "Point", "documents_per_step", "find_method", "fit_method"]
@@ -61,6 +62,7 @@ def fit_method(
     point: Point | None = None,
     documents: int | None = None,
     held_out: int | None = None,
+    evaluation: Evaluation | None = None,
 ) -> dict[str, Any]:
     """Train a method and write its model as `crops.training.train` does; a killed run starts over.
 
@@ -74,6 +76,7 @@ def fit_method(
         point: settings of the method, its defaults where absent.
         documents: documents per step; `documents_per_step` of these samples' `BUDGET_SOURCES` when None.
         held_out: leave out the queries of this fold (`crops.training.validation`).
+        evaluation: along the way, as of `train`.
 
     Returns:
         What `train` returns, and `method`, `point` (all settings), `steps`, `train_seconds` (wall),
@@ -104,7 +107,7 @@ def fit_method(
         notes={"method": name, "point": settings},
     )
     data = read(method.keep, method.labels or DEFAULT_LABELS)
-    learn = partial(train, data, seed=seed, cache=cache, fresh=True)
+    learn = partial(train, data, seed=seed, cache=cache, evaluation=evaluation, fresh=True)
     start = time.process_time()
     if method.live_queries:
         facts = _star_then_adore(learn, mining, out, _config(method, settings, config), settings)

@@ -189,8 +189,8 @@ METHODS: dict[str, Method] = {
         "Softmax-CE over lower labels", "ours", "as CroPS", ALL_SOURCES, "softmax_ce_lower", _GRADED
     ),
 }
-"""The trained rows of Tables 2, 3 and 4, and two of ours. `fs_lr` is also Table 3's baseline; `crops` also its
-row + P3 and Table 4's H-InfoNCE."""
+"""The trained rows of Tables 2, 3 and 4, and two of ours. `fs_lr` is also Table 3's baseline; `crops` also
+its row + P3 and Table 4's H-InfoNCE."""
 
 
 def find_method(name: str) -> Method:
