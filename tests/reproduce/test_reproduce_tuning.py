@@ -3,12 +3,15 @@
 import json
 
 import pytest
+from typer.testing import CliRunner
 
+from crops.cli.app import app
 from crops.config import load_config
 from crops.reproduce import produce, tuning
 from crops.reproduce.plan import Plan
 from crops.reproduce.worlds import build_world
 from crops.training import tune as grid
+from crops.training.validation import SHARE
 
 
 @pytest.fixture
@@ -16,7 +19,7 @@ def asked(monkeypatch, tmp_path):
     """The methods that were tuned; the best point names its method."""
     tuned = []
 
-    def tune_method(name, samples, out, config, *, seed, cache):
+    def tune_method(name, samples, out, config, *, seed, cache, folds):
         tuned.append(name)
         found = {"method": name, "points": [], "best": {"docs_per_source": len(name)}}
         (out / "models").mkdir(parents=True)
@@ -30,12 +33,12 @@ def asked(monkeypatch, tmp_path):
 
 def test_every_method_of_the_target_is_tuned_once(asked, tmp_path):
     world, plan = build_world("default", "tiny", 0), Plan(load_config(), {"dpr": {"negatives": 4}})
-    first = produce.tuned(plan, "table3", world, tmp_path, None)
+    first = produce.tuned(plan, "table3", world, tmp_path, None, 1)
     assert asked == ["crops"]  # the ablation takes its settings
     assert first.points["crops"] == {"docs_per_source": 5}
     assert "dpr" not in first.points  # stored settings are not mixed with new ones
     asked.clear()
-    second = produce.tuned(plan, "all", world, tmp_path, None)
+    second = produce.tuned(plan, "all", world, tmp_path, None, 1)
     rivals = ["bm25", "nce", "dpr", "ance", "adore", "trisampler", "fs_lr"]
     assert asked == [*rivals, "infonce_graded", "softmax_ce", "softmax_ce_lower"]
     assert second.points["crops"] == first.points["crops"]
@@ -44,12 +47,25 @@ def test_every_method_of_the_target_is_tuned_once(asked, tmp_path):
 
 def test_other_steps_are_tuned_anew_and_torn_files_too(asked, tmp_path):
     world = build_world("default", "tiny", 0)
-    produce.tuned(Plan(load_config()), "table4", world, tmp_path, None)
+    produce.tuned(Plan(load_config()), "table4", world, tmp_path, None, 1)
     asked.clear()
     (torn,) = tmp_path.glob("tuned/*/crops.json")
     torn.write_text('{"method": "cro')
-    produce.tuned(Plan(load_config()), "table4", world, tmp_path, None)
+    produce.tuned(Plan(load_config()), "table4", world, tmp_path, None, 1)
     assert asked == ["crops"]
     asked.clear()
-    produce.tuned(Plan(load_config(None, training__steps=7)), "table4", world, tmp_path, None)
+    produce.tuned(Plan(load_config(None, training__steps=7)), "table4", world, tmp_path, None, 1)
     assert asked == ["infonce_graded", "softmax_ce", "crops", "softmax_ce_lower"]
+
+
+def test_other_folds_are_tuned_anew(asked, tmp_path):
+    world, plan = build_world("default", "tiny", 0), Plan(load_config())
+    for folds in (1, 3, 3):
+        produce.tuned(plan, "table3", world, tmp_path, None, folds)
+    assert asked == ["crops", "crops"]
+
+
+def test_as_many_folds_as_there_are_may_be_asked_for():
+    result = CliRunner().invoke(app, ["reproduce", "table3", "--tune", "--folds", str(SHARE + 1)])
+    assert result.exit_code == 2
+    assert f"less than or equal to {SHARE}" in result.output

@@ -14,7 +14,7 @@ from crops.config import TrainingConfig
 from crops.errors import CropsError
 from crops.labels import Source
 from crops.outputs import read_manifest
-from crops.training import methods
+from crops.training import methods, tune
 from crops.training.data import Catalogue
 from crops.training.methods import METHODS, find_method, fit_method
 from crops.training.mining import Mining
@@ -165,6 +165,23 @@ def test_tuning_keeps_the_best_point_of_the_held_out_queries(mined, config, tmp_
     lexical = tune_method("bm25", mined, tmp_path / "tuned", config, seed=0)
     assert len(lexical["points"]) == 12
     assert lexical["best"].keys() == {"k1", "b"}
+
+
+def test_each_fold_is_held_out_once_and_all_its_queries_count(mined, config, tmp_path, monkeypatch):
+    monkeypatch.setitem(METHODS, "dpr", dataclasses.replace(find_method("dpr"), grid=METHODS["dpr"].grid[:1]))
+    asked = []
+
+    def fit(name, samples, out, **options):
+        asked.append((options["held_out"], options["documents"]))
+        return fit_method(name, samples, out, **options)
+
+    monkeypatch.setattr(tune, "fit_method", fit)
+    found = tune_method("dpr", mined, tmp_path / "tuned", config, seed=0, folds=3)
+    # The budget of documents is the first fold's.
+    assert [fold for fold, _ in asked] == [0, 1, 2]
+    assert asked[0][1] is None
+    assert asked[1][1] == asked[2][1] > 0
+    assert 0 <= found["points"][0]["metrics"]["score"] <= 1
 
 
 def test_a_shared_tower_cannot_be_half_frozen(toy, config, tmp_path):

@@ -38,6 +38,9 @@ def reproduce(
     tune: Annotated[
         bool, typer.Option("--tune", help="Tune each method anew, on held-out queries of the training day.")
     ] = False,
+    folds: Annotated[
+        int, typer.Option(min=1, max=10, help="Tenths of the queries that --tune holds out, in turn.")
+    ] = 1,
     generated: Annotated[
         Path | None,
         typer.Option(
@@ -72,7 +75,7 @@ def reproduce(
     with opened(out):
         plan = Plan(run, stored_points(run.training.encoder), documents)
         if tune:
-            plan = tuned(plan, target, wanted[0][0], out, STAGES)
+            plan = tuned(plan, target, wanted[0][0], out, STAGES, folds)
         if target == MAP_NAME:
             made = produce_map(plan, size, numbers, out, STAGES, jobs)
         else:

@@ -93,7 +93,7 @@ _VERDICT_LEAD = (
 )
 
 
-def tuned(plan: Plan, target: str, world: World, out: Path, stages: Stages) -> Plan:
+def tuned(plan: Plan, target: str, world: World, out: Path, stages: Stages, folds: int) -> Plan:
     """Return the plan with the settings of every method of the target tuned in a world.
 
     Raises:
@@ -102,7 +102,7 @@ def tuned(plan: Plan, target: str, world: World, out: Path, stages: Stages) -> P
     methods = tunable([target] if target in LAYOUTS else list(LAYOUTS))
     plain = replace(plan, points={})
     cells = {method: plain.cell(world, method) for method in methods}
-    return replace(plan, points=tune(cells, out, stages, plan.files(cells.values())))
+    return replace(plan, points=tune(cells, out, stages, plan.files(cells.values()), folds))
 
 
 def produce_map(

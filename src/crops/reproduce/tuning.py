@@ -24,7 +24,7 @@ def tunable(names: Sequence[str]) -> list[str]:
 
 
 def tune(
-    cells: Mapping[str, Cell], out: Path, stages: Stages, generated: Mapping[str, Path]
+    cells: Mapping[str, Cell], out: Path, stages: Stages, generated: Mapping[str, Path], folds: int
 ) -> dict[str, dict[str, Any]]:
     """Return the best point of each method's grid; what an earlier run tuned is read.
 
@@ -33,6 +33,7 @@ def tune(
         out: an opened folder of a reproduction; each method's grid and scores stay in it as JSON.
         stages: what the samples are made with.
         generated: files of documents that an LLM wrote, by their hash.
+        folds: see `crops.training.tune.tune_method`.
 
     Raises:
         CropsError: the world cannot be made, or there is no held-out query.
@@ -46,13 +47,24 @@ def tune(
         folder = (
             out
             / TUNED
-            / named(cell.run.training.encoder.replace("/", "-"), mined=samples.name, training=training)
+            / named(
+                cell.run.training.encoder.replace("/", "-"),
+                mined=samples.name,
+                training=training,
+                folds=folds,
+            )
         )
         found = _read(folder / f"{method}.json")
         if found is None:
             console.print(f"tune {method}")
             found = tune_method(
-                method, samples, folder, cell.run.training, seed=cell.run.seed, cache=cache_folder()
+                method,
+                samples,
+                folder,
+                cell.run.training,
+                seed=cell.run.seed,
+                cache=cache_folder(),
+                folds=folds,
             )
             shutil.rmtree(folder / "models", ignore_errors=True)
         points[method] = dict(found["best"])

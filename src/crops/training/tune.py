@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from crops.encoders import rendering_for
 from crops.outputs import console
 from crops.retrieval import BM25Retriever, ExactRetriever
 from crops.retrieval.words import Tokeniser
-from crops.text import PLAIN
+from crops.text import PLAIN, Rendering
+from crops.training.data import Catalogue
 from crops.training.methods import Point, find_method, fit_method
-from crops.training.validation import load_catalogue, validate, validation_sets
+from crops.training.validation import ValidationSets, load_catalogue, recalls, summarise, validation_sets
 
 BM25 = "bm25"
 BM25_GRID: tuple[dict[str, float], ...] = tuple(
@@ -33,11 +35,13 @@ def tune_method(
     *,
     seed: int,
     cache: Path | None = None,
+    folds: int = 1,
     tokeniser: Tokeniser = "english",
 ) -> dict[str, Any]:
     """Try a method's grid on the held-out queries of the mined days and write the outcome as JSON.
 
-    Each point trains without the held-out queries and is judged by `crops.training.validation.validate`.
+    For each fold a point trains without the fold's queries and is judged on them: its score is that of
+    `crops.training.validation.summarise`.
 
     Args:
         name: a key of `crops.training.methods.METHODS`, or `bm25`.
@@ -46,6 +50,7 @@ def tune_method(
         config: as of `fit_method`.
         seed: of batches and samplers, the same for all points.
         cache: see `crops.encoders.load_encoder`.
+        folds: tenths of the queries that are held out, one after the other (at most 10).
         tokeniser: of BM25.
 
     Returns:
@@ -55,7 +60,14 @@ def tune_method(
     Raises:
         CropsError: as `fit_method` and `validation_sets`.
     """
-    tried = _tune_bm25(samples, tokeniser) if name == BM25 else _tune(name, samples, out, config, seed, cache)
+    rendering = PLAIN if name == BM25 else rendering_for(config)
+    catalogue = load_catalogue(samples, rendering)
+    sets = [validation_sets(samples, catalogue.ids, fold) for fold in range(folds)]
+    if name == BM25:
+        tried = _tune_bm25(catalogue, sets, tokeniser)
+    else:
+        train = partial(fit_method, name, samples, config=config, seed=seed, cache=cache)
+        tried = _tune(name, train, out / "models", rendering, catalogue, sets)
     best = max(tried, key=lambda one: one["metrics"]["score"])
     found = {"method": name, "points": tried, "best": best["point"]}
     out.mkdir(parents=True, exist_ok=True)
@@ -64,40 +76,34 @@ def tune_method(
 
 
 def _tune(
-    name: str, samples: Path, out: Path, config: TrainingConfig, seed: int, cache: Path | None
+    name: str,
+    train: Callable[..., dict[str, Any]],
+    models: Path,
+    rendering: Rendering,
+    catalogue: Catalogue,
+    sets: Sequence[ValidationSets],
 ) -> list[dict[str, Any]]:
-    rendering = rendering_for(config)
-    catalogue = load_catalogue(samples, rendering)
-    sets = validation_sets(samples, catalogue.ids)
     tried, documents = [], None
     for number, point in enumerate(find_method(name).grid):
-        start, model = time.perf_counter(), out / "models" / f"{name}-{number}"
-        facts = fit_method(
-            name,
-            samples,
-            model,
-            config,
-            seed=seed,
-            cache=cache,
-            point=point,
-            documents=documents,
-            held_out=0,
-        )
-        documents = facts["budget"]
-        encoder = SentenceTransformer(str(model), device="cpu")
-        retriever = ExactRetriever(encoder, *catalogue, render_query=rendering.query)
-        tried.append(_line(name, point, validate(retriever, sets), start))
+        start, found = time.perf_counter(), []
+        for fold, held_out in enumerate(sets):
+            model = models / f"{name}-{number}-{fold}"
+            documents = train(out=model, point=point, documents=documents, held_out=fold)["budget"]
+            encoder = SentenceTransformer(str(model), device="cpu")
+            retriever = ExactRetriever(encoder, *catalogue, render_query=rendering.query)
+            found.append(recalls(retriever, held_out))
+        tried.append(_line(name, point, summarise(found), start))
     return tried
 
 
-def _tune_bm25(samples: Path, tokeniser: Tokeniser) -> list[dict[str, Any]]:
-    catalogue = load_catalogue(samples, PLAIN)
-    sets = validation_sets(samples, catalogue.ids)
+def _tune_bm25(
+    catalogue: Catalogue, sets: Sequence[ValidationSets], tokeniser: Tokeniser
+) -> list[dict[str, Any]]:
     tried = []
     for point in BM25_GRID:
         start = time.perf_counter()
         retriever = BM25Retriever(*catalogue, k1=point["k1"], b=point["b"], tokeniser=tokeniser)
-        tried.append(_line(BM25, point, validate(retriever, sets), start))
+        tried.append(_line(BM25, point, summarise([recalls(retriever, one) for one in sets]), start))
     return tried
 
 

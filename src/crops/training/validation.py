@@ -7,6 +7,7 @@ clicked for it on the mined days (CT), and what was consumed after its rewording
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
@@ -115,11 +116,24 @@ def validate(retriever: Retriever, sets: ValidationSets, k: int = RECALL_K) -> d
         k: cut-off.
 
     Returns:
+        As `summarise`.
+    """
+    return summarise([recalls(retriever, sets, k)])
+
+
+def summarise(folds: Sequence[Mapping[str, NDArray[np.float64]]]) -> dict[str, float]:
+    """Return the means of the recalls of some folds over all their queries.
+
+    Args:
+        folds: of each fold what `recalls` returns.
+
+    Returns:
         `recall@k/ct` and `recall@k/qr`, means over the queries that have such a list (NaN where none has),
         and `score`, the mean of those that are defined.
     """
     found = {}
-    for name, values in recalls(retriever, sets, k).items():
+    for name in folds[0]:
+        values = np.concatenate([fold[name] for fold in folds])
         defined = values[~np.isnan(values)]
         found[name] = float(defined.mean()) if len(defined) else float("nan")
     return {**found, "score": float(np.nanmean(list(found.values())))}
