@@ -20,7 +20,7 @@ from crops.reproduce.record import cells_csv
 from crops.reproduce.results import Measured, read_measured
 from crops.reproduce.verdicts import Verdict
 from crops.reproduce.worlds import build_world
-from crops.reproduce.write import markdown, verdict_table, write_all, write_docs
+from crops.reproduce.write import markdown, verdict_tables, write_all, write_docs
 
 
 def test_temperature_is_the_mean_over_worlds(tmp_path):
@@ -140,7 +140,10 @@ def test_four_forms_of_one_content(tmp_path):
     )
     told = json.loads((tmp_path / "verdicts.json").read_text())["default"][0]
     assert (told["ruling"], told["cells"]) == ("reproduced", ["a-0", "b-0"])
-    assert verdict_table("V", [verdict]).rows == [["A beats B", "CT", "reproduced", "+1", "a-0\nb-0"]]
+    online = Verdict("C", "", "not tested", "elsewhere", [])
+    rulings, cells = verdict_tables([verdict, online])
+    assert rulings.rows == [["A beats B", "CT", "reproduced", "+1"], ["C", "–", "not tested", "elsewhere"]]
+    assert cells.rows == [["A beats B", "CT", "a-0\nb-0"]]
 
 
 def test_markdown_is_one_table_row_a_line():

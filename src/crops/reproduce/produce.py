@@ -22,7 +22,7 @@ from crops.reproduce.stages import Stages
 from crops.reproduce.tuning import tunable, tune
 from crops.reproduce.verdicts import FEWEST_P3, ONLINE, Rules, Verdict, judge, read_rules
 from crops.reproduce.worlds import DEFAULT, World, build_world
-from crops.reproduce.write import verdict_table
+from crops.reproduce.write import verdict_tables
 
 _TITLES = {row.method: row.title for layout in reversed(LAYOUTS.values()) for row in layout.rows}
 """Names of methods, a table's own where an earlier table has none."""
@@ -67,8 +67,8 @@ def produce(
         name = seeds[0].name
         found, verdicts[name] = _world_sections(target, seeds, plan, outcome, rules)
         if verdicts[name]:
-            table = verdict_table("The paper's claims", verdicts[name])
-            sections.append(Section(f"Verdicts, world “{name}”", _VERDICT_LEAD, [table]))
+            rulings = verdict_tables(verdicts[name])
+            sections.append(Section(f"Verdicts, world “{name}”", _VERDICT_LEAD, rulings))
         sections += found
         if seeds[0] in precisions:
             section = figures.precision_section([precisions[world] for world in seeds])

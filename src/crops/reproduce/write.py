@@ -32,13 +32,14 @@ def write_all(report: TablesReport, verdicts: dict[str, list[Verdict]], out: Pat
     write_atomically(out / VERDICTS, json.dumps(told, indent=2) + "\n")
 
 
-def verdict_table(title: str, verdicts: Sequence[Verdict]) -> TextTable:
-    """Return a line for each claim, with the cells that it rests on."""
-    rows = [
-        [one.claim, one.metric or "–", one.ruling, one.why, "\n".join(one.cells) or "–"] for one in verdicts
+def verdict_tables(verdicts: Sequence[Verdict]) -> list[TextTable]:
+    """Return a line for each claim, and below them the cells that each rests on."""
+    rows = [[one.claim, one.metric or "–", one.ruling, one.why] for one in verdicts]
+    cells = [[one.claim, one.metric or "–", "\n".join(one.cells)] for one in verdicts if one.cells]
+    return [
+        TextTable("The paper's claims", ["claim", "on", "verdict", "why"], rows, words=True),
+        TextTable("Cells behind the verdicts", ["claim", "on", "cells"], cells, words=True),
     ]
-    head = ["claim", "on", "verdict", "why", "cells"]
-    return TextTable(title, head, rows, words=True)
 
 
 def write_docs(report: TablesReport, cells: Sequence[Measured], page: Path) -> None:
@@ -98,10 +99,9 @@ def _cell(text: str) -> str:
 
 
 def show(section: Section, console: Console) -> None:
-    """Print the first table of a section; the others, and the cells of a verdict, are in the files."""
+    """Print the first table of a section; the others are in the files."""
     for table in section.tables[:1]:
-        width = len(table.head) - 1 if table.words else len(table.head)
-        printed = Table(*table.head[:width], title=table.title, show_lines=True)
+        printed = Table(*table.head, title=table.title, show_lines=True)
         for row in table.rows:
-            printed.add_row(*row[:width])
+            printed.add_row(*row)
         console.print(printed)
