@@ -4,7 +4,7 @@ Each arm is trained once per world and fold without the fold's queries, a tenth 
 that every query of the folds is looked at once. The differences to CroPS are paired by query. What is there
 is not made again.
 
-    python benchmarks/learning/bench_ours.py --out out/reproduce-small --size small --seeds 3 --folds 5
+    python benchmarks/learning/bench_ours.py --out out/reproduce-small --size small --seeds 3 --folds 3
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--size", default="small")
     parser.add_argument("--seeds", default="3")
-    parser.add_argument("--folds", type=int, default=5, choices=range(1, SHARE + 1))
+    parser.add_argument("--folds", type=int, default=3, choices=range(1, SHARE + 1))
     return parser.parse_args()
 
 

@@ -167,21 +167,30 @@ def test_tuning_keeps_the_best_point_of_the_held_out_queries(mined, config, tmp_
     assert lexical["best"].keys() == {"k1", "b"}
 
 
-def test_each_fold_is_held_out_once_and_all_its_queries_count(mined, config, tmp_path, monkeypatch):
+def test_each_fold_is_judged_by_a_model_that_did_not_see_it(mined, config, tmp_path, monkeypatch):
     monkeypatch.setitem(METHODS, "dpr", dataclasses.replace(find_method("dpr"), grid=METHODS["dpr"].grid[:1]))
-    asked = []
+    trained, judged = [], []
 
     def fit(name, samples, out, **options):
-        asked.append((options["held_out"], options["documents"]))
-        return fit_method(name, samples, out, **options)
+        facts = fit_method(name, samples, out, **options)
+        trained.append((options["held_out"], options["documents"], facts["budget"], facts["groups"]))
+        return facts
+
+    def look(retriever, sets):
+        judged.append(sets.queries)
+        clicked = np.full(len(sets.queries), float(len(judged) == 2))  # the second fold finds all
+        return {"recall@100/ct": clicked, "recall@100/qr": np.full(len(clicked), np.nan)}
 
     monkeypatch.setattr(tune, "fit_method", fit)
+    monkeypatch.setattr(tune, "recalls", look)
     found = tune_method("dpr", mined, tmp_path / "tuned", config, seed=0, folds=3)
-    # The budget of documents is the first fold's.
-    assert [fold for fold, _ in asked] == [0, 1, 2]
-    assert asked[0][1] is None
-    assert asked[1][1] == asked[2][1] > 0
-    assert 0 <= found["points"][0]["metrics"]["score"] <= 1
+    assert [fold for fold, *_ in trained] == [0, 1, 2]
+    assert [groups for *_, groups in trained] == [QUERIES - 3] * 3
+    # The budget of documents is the first fold's, for all.
+    assert [documents for _, documents, *_ in trained] == [None, trained[0][2], trained[0][2]]
+    texts = {row["query_id"]: row["query"] for row in pq.read_table(mined / "queries.parquet").to_pylist()}
+    assert judged == [[texts[fold + 10 * n] for n in range(3)] for fold in range(3)]
+    assert found["points"][0]["metrics"]["recall@100/ct"] == pytest.approx(1 / 3)
 
 
 def test_a_shared_tower_cannot_be_half_frozen(toy, config, tmp_path):

@@ -71,8 +71,8 @@ def demo(
     run = load_config(config, seed=seed, platform__size=size, training__encoder=encoder)
     if judged is not None:
         return judged_demo(judged, out, run, positive_label)
-    require_encoder(run.training)
     start = time.perf_counter()
+    require_encoder(run.training)
     seconds: dict[str, float] = {}
     simulate(out / "world", run.platform.size, run.platform.days, run.seed, config)
     truth, logs, samples = out / "world" / "truth", out / "checked" / "accepted", out / "samples"
