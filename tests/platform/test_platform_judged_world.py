@@ -33,7 +33,7 @@ QRELS = [
 
 
 def write_collection(folder, docs=DOCS, queries=QUERIES, qrels=QRELS):
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for name, columns, rows in (
         ("docs", ("doc_id", "title", "text"), docs),
         ("queries", ("query_id", "text"), queries),

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib.resources
-
 NAME = "cpsqa-open-v1"
-_READERS = {"observe.py", "realism.py", "version.py"}
-"""Modules that read worlds and do not shape them."""
+VERSION = "17cf94c7eaea"
+"""Changed by hand when the same settings and seed give another world, and never else.
+
+tests/platform/test_platform_golden.py compares the tables of tiny worlds with those recorded for it.
+"""
 
 
 def platform_version() -> str:
-    """Return the name and 12 hex digits of a hash over the topics and the code that shape worlds."""
-    root = importlib.resources.files("crops.platform")
-    files = [*root.iterdir(), *(root / "topics").iterdir()]
-    digest = hashlib.sha256()
-    for file in sorted(files, key=lambda one: one.name):
-        if file.name.endswith((".py", ".toml")) and file.name not in _READERS:
-            digest.update(f"{file.name}\n".encode() + file.read_bytes())
-    return f"{NAME}+{digest.hexdigest()[:12]}"
+    """Return the name of the platform and the version of its worlds."""
+    return f"{NAME}+{VERSION}"

@@ -31,7 +31,7 @@ from crops.reproduce.folder import CELLS, MINED, MODELS, TESTS, WORLDS, is_done,
 from crops.reproduce.learn import learn
 from crops.reproduce.paper import BM25
 from crops.reproduce.stages import Stages
-from crops.reproduce.version import RESULTS_VERSION, code_hash
+from crops.reproduce.version import CODE_VERSION, RESULTS_VERSION
 from crops.reproduce.worlds import World
 from crops.retrieval import load_items
 
@@ -177,7 +177,7 @@ def _cell_json(
         "validated": cell.validated,
         "platform": platform_version(),
         "results": RESULTS_VERSION,
-        "code": code_hash(),
+        "code": CODE_VERSION,
         "settings": cell.run.model_dump(mode="json"),
         "test_day": testsets.day,
         "test_counts": testsets.counts,
