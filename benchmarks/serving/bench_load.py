@@ -155,7 +155,7 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", default=["exact"], choices=("exact", "hnsw", "ivf", "ivfpq"))
     parser.add_argument("--int8", action="store_true")
     parser.add_argument("--encoder", default="static", help="static, minilm or a model folder")
-    parser.add_argument("--model", type=Path, help="encodes queries: `crops export-onnx` of the encoder")
+    parser.add_argument("--model", type=Path, help="encodes queries: a copy of the encoder")
     parser.add_argument("--rates", type=float, nargs="+", default=[100.0], help="searches per second")
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--swaps", type=int, default=20)

@@ -22,7 +22,6 @@ _COMMANDS = (
     "experiment",
     "explain",
     "export",
-    "export_onnx",
     "forget",
     "generate",
     "import_logs",

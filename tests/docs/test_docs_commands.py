@@ -70,7 +70,7 @@ def test_commands_and_options_on_a_page_exist(page):
         ("crops tran a b", "no command tran"),
         ("crops judge sheet mined sheet.csv --each 3", None),
         ("crops judge sheets mined sheet.csv", "no command judge"),
-        ("crops export-onnx m o && crops evaluat x", None),
+        ("crops bubble-loop --days 2 && crops evaluat x", None),
     ],
 )
 def test_faults_of_a_call_are_named(line, wrong):

@@ -10,7 +10,6 @@ import crops
 from crops.cli.models import load_retriever
 from crops.config import TrainingConfig
 from crops.encoders import load_encoder, save_encoder
-from crops.encoders.onnx_encoder import OnnxEncoder
 from crops.encoders.two_tower import FEATURES
 from crops.errors import CropsError
 from crops.labels import Source
@@ -93,11 +92,3 @@ def test_a_model_with_separate_towers_and_prompts_is_searched_through_them(tiny_
     retriever = load_retriever(tmp_path / "model", np.array([1, 2]), ["red cat", "blue car"])
     expected = encoder.encode_query(["mat"]) @ encoder.encode_document(["red cat", "blue car"]).T
     np.testing.assert_allclose(retriever.scores(["mat"], np.array([[1, 2]])), expected, atol=1e-5)
-
-
-def test_export_writes_a_folder_that_answers_like_the_model(model, tmp_path):
-    assert crops.export_onnx(str(model), tmp_path / "onnx") >= 0.9999
-    text = [FEATURES.query("wanted1")]
-    ours = OnnxEncoder(tmp_path / "onnx").encode_query(text)
-    np.testing.assert_allclose(ours, SentenceTransformer(str(model)).encode_query(text), atol=1e-5)
-    assert (tmp_path / "onnx" / "manifest.json").exists()

@@ -51,11 +51,8 @@ def test_a_tiny_experiment_from_nothing_to_logs_and_back(tmp_path, monkeypatch):
     analysed = []
     module = sys.modules["crops.cli.experiment"]
     monkeypatch.setattr(module, "analyse_experiment", lambda out, **_: analysed.append(out))
-    looked = []
-    monkeypatch.setattr(module, "look_first", lambda *given: looked.append((given[0], given[2], [*given[3]])))
     options = {"size": "tiny", "days": 1, "arms": "baseline,+p1", "models": "dense", "share": 0.3}
     out = experiment(tmp_path / "out", **options, config=settings)
-    assert looked == [(out / "interleaved" / "dense", "dense", ["baseline", "+p1"])]
     plan = json.loads((out / "plan.json").read_text())
     assert [(one["name"], one["route"]) for one in plan["experiments"]] == [("dense", "dense"), ("aa", None)]
     written = {str(path.relative_to(out)): path.stat().st_mtime_ns for path in out.rglob("*.parquet")}

@@ -1,5 +1,3 @@
-import json
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -196,29 +194,9 @@ def static_model(tmp_path):
     return tmp_path / "model"
 
 
-def test_a_model_folder_has_its_hash_and_an_export_the_hash_of_its_model(tmp_path, static_model, monkeypatch):
-    """The graphs are tested with the exporter; here a stand-in writes the file that marks a folder."""
-    from crops.cli import export_onnx
-    from crops.encoders import onnx_encoder, onnx_export
-
-    def write_mark(encoder, folder):
-        (folder / onnx_encoder.SETTINGS).touch()
-        return 1.0
-
-    monkeypatch.setattr(onnx_export, "export_onnx", write_mark)
-    monkeypatch.setattr(onnx_encoder, "OnnxEncoder", lambda folder: WordEncoder())
+def test_a_model_folder_has_its_hash(static_model):
     model = load_model(str(static_model))
-    assert model.hash == model_hash(static_model)
-    assert model.rendering is PLAIN
-    export_onnx(str(static_model), tmp_path / "onnx")
-    exported = load_model(str(tmp_path / "onnx"))
-    assert (exported.hash, exported.rendering) == (model.hash, PLAIN)
-    assert isinstance(exported.encoder, WordEncoder)
-    manifest = json.loads((tmp_path / "onnx/manifest.json").read_text())
-    del manifest["model_hash"]
-    (tmp_path / "onnx/manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(CropsError, match="does not say which model"):
-        load_model(str(tmp_path / "onnx"))
+    assert (model.hash, model.rendering) == (model_hash(static_model), PLAIN)
 
 
 def test_an_untrained_two_tower_encoder_is_refused():

@@ -12,7 +12,6 @@ from crops.cli.evaluate import evaluate
 from crops.cli.experiment import experiment
 from crops.cli.explain import explain
 from crops.cli.export import export
-from crops.cli.export_onnx import export_onnx
 from crops.cli.forget import forget
 from crops.cli.generate import generate
 from crops.cli.import_logs import import_logs
@@ -38,7 +37,6 @@ __all__ = [
     "experiment",
     "explain",
     "export",
-    "export_onnx",
     "forget",
     "generate",
     "import_logs",

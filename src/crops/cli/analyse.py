@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from crops.online.analysis import Analysis
-    from crops.online.interleave import Preference
     from crops.report import TextTable
 
 COMMAND = "analyse"
@@ -112,13 +111,11 @@ def analyse_experiment(
         CropsError: the folder is no such output, or its logs cannot be analysed.
     """
     from crops.cli.online_sources import experiment_analyses
-    from crops.online.firstlook import FIRST_LOOK, read_looks
 
     run = load_config(config, relevance__model=relevance)
     analyses, facts = experiment_analyses(folder, run, wanted=effect, salts=salts)
-    looks = {kind.name: read_looks(kind) for kind in sorted((folder / FIRST_LOOK).glob("*"))}
     facts = {"experiment": str(folder), **facts}
-    return _write(analyses, out or folder / "analysis", run, facts, looks)
+    return _write(analyses, out or folder / "analysis", run, facts)
 
 
 def _ratios(given: Sequence[str] | None, treatments: Sequence[str]) -> dict[str, float]:
@@ -139,24 +136,19 @@ def _write(
     target: Path,
     run: RunConfig,
     facts: Mapping[str, str],
-    looks: Mapping[str, Mapping[str, Preference]] | None = None,
 ) -> dict[str, Any]:
     from crops.cli.online_summary import headline
-    from crops.cli.online_tables import first_looks, section
+    from crops.cli.online_tables import section
     from crops.report import TablesReport, write_report
 
     report = TablesReport(
         title="What the experiment shows",
         headline=[headline(one) for one in analyses],
-        sections=[*first_looks(looks or {}), *(section(one) for one in analyses)],
+        sections=[section(one) for one in analyses],
         facts=list(facts.items()),
         notes=["Definitions and formulas: docs/online-metrics.md"],
     )
-    judged = {
-        kind: {arm: dataclasses.asdict(one) for arm, one in own.items()}
-        for kind, own in (looks or {}).items()
-    }
-    found = {"analyses": [as_json(one) for one in analyses], "interleaved": judged, **facts}
+    found = {"analyses": [as_json(one) for one in analyses], **facts}
     with publish(target, COMMAND) as folder:
         write_report(report, folder / "report.html")
         (folder / "analysis.json").write_text(json.dumps(found, indent=2) + "\n")

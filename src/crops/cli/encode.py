@@ -12,7 +12,7 @@ from crops.retrieval import load_items, load_model, load_queries, write_vectors
 
 
 def encode(
-    model: Annotated[str, typer.Argument(help="Model folder, preset, SentenceTransformer or ONNX folder.")],
+    model: Annotated[str, typer.Argument(help="Model folder, preset or SentenceTransformer.")],
     source: Annotated[
         Path,
         typer.Argument(help="Items (logs folder, mined samples, items.parquet), or queries."),

@@ -20,7 +20,6 @@ from crops.errors import CropsError, nearest
 from crops.online.arms import recipe, train_arm
 from crops.online.assign import split
 from crops.online.experiment import A_A, LIVE, PAIRED, Start, in_own_layer, run_live, run_paired, write_plan
-from crops.online.firstlook import FIRST_LOOK, look_first
 from crops.online.routing import Routes, Trial
 from crops.online.statistics import require_tea_tasting
 from crops.outputs import cache_folder, console, timed
@@ -48,9 +47,6 @@ def experiment(
     paired: Annotated[
         bool, typer.Option(help="Live the same days once per arm too, everybody in it.")
     ] = True,
-    first_look: Annotated[
-        bool, typer.Option(help="Interleave each arm with the control for a day before.")
-    ] = True,
     generated: GeneratedOption = None,
     relevance: RelevanceOption = None,
     seed: SeedOption = None,
@@ -75,10 +71,6 @@ def experiment(
     arms_of = {kind: _train(kind, names, samples, out, start, run, config) for kind in kinds}
     trials = [Trial(one, arms_of.get(one.name, {})) for one in experiments]
     write_plan(out, trials, _facts(run, days, samples, kinds))
-    if first_look:
-        with timed(seconds, "first look"):
-            for kind, routes in arms_of.items():
-                look_first(out / FIRST_LOOK / kind, start, kind, routes)
     with timed(seconds, "A/B days"):
         run_live(out / LIVE, start, trials, days)
     if paired:

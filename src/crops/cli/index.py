@@ -18,7 +18,7 @@ from crops.retrieval import IndexManifest, build_index, load_model, update_index
 
 
 def index(
-    model: Annotated[str, typer.Argument(help="Model folder, preset, SentenceTransformer or ONNX folder.")],
+    model: Annotated[str, typer.Argument(help="Model folder, preset or SentenceTransformer.")],
     items: Annotated[
         Path | None,
         typer.Argument(help="Items: a logs folder, mined samples or items.parquet.", show_default=False),

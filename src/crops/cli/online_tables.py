@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from crops.cli.online_figures import figures
 from crops.cli.online_summary import lead
 from crops.cli.online_text import change, interval, p_text, relative, signed, titled, value
 from crops.online.analysis import Analysis, Finding
-from crops.online.interleave import Preference
 from crops.online.metrics import CTR, LPR, PRIMARY, RQR, Metric
 from crops.online.published import EFFECT_TABLES, EFFECTS, RATIO_TABLES, RATIOS
 from crops.report import Section, TextTable
@@ -31,35 +30,6 @@ def section(analysis: Analysis) -> Section:
         lead=lead(analysis),
         tables=[table for table in tables if table.rows],
         figures=figures(analysis),
-    )
-
-
-def first_looks(looks: Mapping[str, Mapping[str, Preference]]) -> list[Section]:
-    """Return a section about the interleaved days before the experiment, if there were any."""
-    rows = [
-        [
-            kind,
-            arm,
-            f"{seen.wins_b:,}",
-            f"{seen.wins_a:,}",
-            f"{seen.ties:,}",
-            f"{100 * seen.wins_b / (seen.wins_a + seen.wins_b):.1f} "
-            f"[{100 * seen.low:.1f}, {100 * seen.high:.1f}]",
-            p_text(seen.p),
-        ]
-        for kind, arms in looks.items()
-        for arm, seen in arms.items()
-    ]
-    head = ["model", "arm", "users for it", "for the control", "ties", "for it, % of those who differ", "p"]
-    note = "not corrected for the number of arms: a first look decides what to test, not what to deploy"
-    lead = (
-        "One day on which everybody got both models' results for the route, drafted in turns; a click counts "
-        "for the model that drafted the result, a user for the model with more clicks"
-    )
-    return (
-        [Section("First look", lead, [TextTable("Interleaved with the control", head, rows, note)])]
-        if rows
-        else []
     )
 
 

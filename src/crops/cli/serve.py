@@ -30,7 +30,7 @@ def serve(
     logs: LogsOption = None,
     model: Annotated[
         str | None,
-        typer.Option(help="Encodes queries: the index's model elsewhere, or its `crops export-onnx`."),
+        typer.Option(help="Encodes queries: a copy of the index's model that lies elsewhere."),
     ] = None,
     truth: Annotated[Path | None, typer.Option(help="Truth of a simulation: names the senses.")] = None,
     host: Annotated[str | None, typer.Option(show_default=DEFAULTS.serving.host)] = None,

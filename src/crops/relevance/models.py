@@ -36,7 +36,7 @@ PACKAGED = {
 """Models by short name."""
 
 _IDENTITY = ("*.safetensors", "*.bin", "*.json", "*.txt", "*.model")
-"""Weights, tokenizer and module settings: what decides a vector. Model cards and ONNX copies do not."""
+"""Weights, tokenizer and module settings: what decides a vector. Model cards do not."""
 
 
 def resolve_model(name: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -11,8 +10,8 @@ from numpy.typing import NDArray
 
 from crops.config import TrainingConfig
 from crops.errors import CropsError
-from crops.outputs import cache_folder, progress, read_manifest
-from crops.text import PLAIN, Rendering
+from crops.outputs import cache_folder, progress
+from crops.text import Rendering
 
 _CHUNK = 4096
 """Texts encoded between two steps of the progress display; the encoder batches by length inside a chunk."""
@@ -43,33 +42,18 @@ def load_model(name: str) -> Model:
     """Load the encoder that an index is built or searched with.
 
     Args:
-        name: an encoder preset, a model folder, a SentenceTransformer name, or a folder of
-            `crops export-onnx`, which carries the hash of the model that it was made from.
+        name: an encoder preset, a model folder or a SentenceTransformer name.
 
     Raises:
-        CropsError: there is no such model, or it cannot be told which model an ONNX folder was made from.
+        CropsError: there is no such model.
     """
     from crops.encoders import encoder_folder, load_encoder, rendering_of  # torch takes seconds to import
-    from crops.encoders.onnx_encoder import SETTINGS
     from crops.relevance.models import model_hash
 
-    if (Path(name) / SETTINGS).exists():
-        return _exported(Path(name))
     config = TrainingConfig(encoder=name)
     identity = model_hash(encoder_folder(config, cache_folder()))
     encoder = load_encoder(config, cache_folder())
     return Model(name, encoder, rendering_of(encoder), identity)
-
-
-def _exported(folder: Path) -> Model:
-    from crops.encoders.onnx_encoder import OnnxEncoder
-    from crops.encoders.two_tower import FEATURES
-
-    manifest = read_manifest(folder, "export-onnx")
-    if "model_hash" not in manifest:
-        raise CropsError(f"{folder} does not say which model it was made from; run `crops export-onnx` again")
-    rendering = FEATURES if manifest["reads_features"] else PLAIN
-    return Model(str(folder), OnnxEncoder(folder), rendering, manifest["model_hash"])
 
 
 def encode_texts(

@@ -54,8 +54,7 @@ def open_desk(
         samples: the mining behind the model of `index`; no evidence without it.
         logs: the logs of that mining, where they are not where it found them.
         truth: truth folder of a simulation.
-        model: encodes the queries in place of the model that an index names; only where it is the same one,
-            as a folder of `crops export-onnx` is.
+        model: encodes the queries in place of the model that an index names; only where it is the same one.
 
     Raises:
         CropsError: something is not there or does not fit, see `open_searcher` and `Evidence`.
