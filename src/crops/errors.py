@@ -5,6 +5,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+DISTRIBUTION = "crops-retrieval"
+"""Our name on PyPI; the package `crops` there is another project."""
+
 
 class CropsError(Exception):
     """Bad input or a missing part; the message says what, where and how to mend it."""
@@ -23,7 +26,9 @@ class MissingExtraError(CropsError):
     """An optional dependency is not installed."""
 
     def __init__(self, package: str, extra: str) -> None:
-        super().__init__(f"{package} is not installed. Install it with: pip install 'crops[{extra}]'")
+        super().__init__(
+            f"{package} is not installed. Install it with: pip install '{DISTRIBUTION}[{extra}]'"
+        )
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -28,14 +28,14 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from crops.errors import CropsError
+from crops.errors import DISTRIBUTION, CropsError
 
 console = Console(stderr=True)
 """Where progress and messages for people go; data goes to stdout or files."""
 
 MANIFEST = "manifest.json"
 RESOLVED_CONFIG = "config.toml"
-_PACKAGES = ("crops", "duckdb", "numpy", "pyarrow", "sentence-transformers", "torch", "transformers")
+_PACKAGES = ("duckdb", "numpy", "pyarrow", "sentence-transformers", "torch", "transformers")
 
 
 @contextlib.contextmanager
@@ -82,6 +82,12 @@ def _swap(staging: Path, target: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def versions() -> dict[str, str]:
+    """Return the versions of crops and of the libraries that decide its results."""
+    found = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    return {"crops": importlib.metadata.version(DISTRIBUTION), **found}
+
+
 def write_manifest(
     folder: Path, command: str, *, config: dict[str, Any], seconds: dict[str, float], **facts: object
 ) -> None:
@@ -92,7 +98,7 @@ def write_manifest(
         "seed": config.get("seed"),
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "versions": versions(),
         "seconds": {name: round(value, 2) for name, value in seconds.items()},
         **facts,
     }

@@ -85,7 +85,7 @@ def test_delta_replaces_its_day_and_keeps_the_others(tmp_path):
 def test_delta_needs_its_extra(tmp_path, monkeypatch):
     run(tmp_path, SEARCHES)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(CropsError, match=r"pip install 'crops\[delta\]'"):
+    with pytest.raises(CropsError, match=r"pip install 'crops-retrieval\[delta\]'"):
         export(tmp_path / "mined", tmp_path / "x", "delta")
 
 

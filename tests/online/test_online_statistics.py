@@ -120,7 +120,7 @@ def test_a_missing_extra_is_named(monkeypatch):
         lambda: sample_check(1, 1),
         lambda: corrected([0.1]),
     ):
-        with pytest.raises(MissingExtraError, match=r"pip install 'crops\[online\]'"):
+        with pytest.raises(MissingExtraError, match=r"pip install 'crops-retrieval\[online\]'"):
             call()
 
 

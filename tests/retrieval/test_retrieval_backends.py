@@ -261,5 +261,5 @@ def test_without_pymilvus_the_extra_is_named(tmp_path, monkeypatch):
 
     (tmp_path / "x.db").touch()
     monkeypatch.setitem(sys.modules, "pymilvus", None)
-    with pytest.raises(CropsError, match=r"pip install 'crops\[milvus\]'"):
+    with pytest.raises(CropsError, match=r"pip install 'crops-retrieval\[milvus\]'"):
         open_index(f"milvus:{tmp_path / 'x.db'}")

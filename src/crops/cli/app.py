@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Annotated
 
 import typer
 
@@ -31,12 +32,22 @@ from crops.cli.serve import serve
 from crops.cli.simulate import simulate
 from crops.cli.train import train
 from crops.errors import CropsError
-from crops.outputs import console
+from crops.outputs import console, versions
+
+HELP = (
+    "Mine graded positives from search and feed logs, train a retriever with H-InfoNCE, "
+    "and see whether the filter bubble broke."
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        console.print(f"crops {versions()['crops']}", highlight=False)
+        raise typer.Exit
+
 
 app = typer.Typer(
     name="crops",
-    help="Mine graded positives from search and feed logs, train a retriever with H-InfoNCE, "
-    "and see whether the filter bubble broke.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -68,6 +79,15 @@ for function in (
     app.command()(function)
 app.command("import")(import_logs)
 app.add_typer(judge.app, name=judge.COMMAND)
+
+
+@app.callback(help=HELP)
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
 
 
 def main() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from crops.config import EvaluationConfig, RunConfig
 from crops.evaluation import Evaluation, compare
 from crops.labels import Source
 from crops.logs import Judged
+from crops.outputs import versions
 from crops.report import (
     DemoReport,
     Difference,
@@ -200,15 +200,13 @@ def _points(difference: Difference) -> str:
 
 
 def _facts(run: RunConfig, seconds: dict[str, float]) -> list[tuple[str, str]]:
-    versions = ", ".join(
-        f"{name} {importlib.metadata.version(name)}" for name in ("crops", "torch", "duckdb")
-    )
+    found = versions()
     return [
         ("seed", str(run.seed)),
         ("encoder", run.training.encoder),
         ("training", f"{run.training.steps} steps of {run.training.batch_queries} queries"),
         ("minutes", f"{seconds['total'] / 60:.1f}"),
-        ("versions", versions),
+        ("versions", ", ".join(f"{name} {found[name]}" for name in ("crops", "torch", "duckdb"))),
     ]
 
 

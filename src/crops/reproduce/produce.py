@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from crops.outputs import versions
 from crops.platform import platform_version
 from crops.report import Section, TablesReport
 from crops.reproduce import figures, tables
@@ -226,7 +226,7 @@ def _facts(worlds: Sequence[Sequence[World]], plan: Plan, outcome: Outcome) -> l
         ("cells", f"{len(outcome.measured)} in {CELLS}/"),
         ("training in all", f"{sum(one['cpu_seconds'] for one in training) / 60:.1f} CPU-minutes"),
         ("platform", platform_version()),
-        ("crops", importlib.metadata.version("crops")),
+        ("crops", versions()["crops"]),
     ]
 
 

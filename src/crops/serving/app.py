@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 
@@ -13,6 +12,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
+from crops.outputs import versions
 from crops.serving.api import make_api
 from crops.serving.desk import Desk
 from crops.serving.gate import Gate, failed
@@ -45,7 +45,7 @@ def make_app(
     # The pages of FastAPI that draw the OpenAPI document load scripts from elsewhere: there are none here.
     app = FastAPI(
         title="crops",
-        version=importlib.metadata.version("crops"),
+        version=versions()["crops"],
         docs_url=None,
         redoc_url=None,
         lifespan=lifespan,
