@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 DOCUMENT_FIELDS = ("ocr_cover", "photo_caption", "keyword")
@@ -14,6 +14,11 @@ DOCUMENT_FIELDS = ("ocr_cover", "photo_caption", "keyword")
 def normalise_query(text: str) -> str:
     """Return `text` in NFKC form, casefolded, with runs of white space collapsed."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def normalised_texts(raw: Iterable[str]) -> dict[str, str]:
+    """Return the normalised form of each text; one of white space only is no query and is left out."""
+    return {text: normal for text in raw if (normal := normalise_query(text))}
 
 
 def query_id(text: str) -> int:

@@ -5,15 +5,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from crops.cli.bubble import bubble_table
-from crops.cli.cases import choose_cases
+from crops.cli.cases import Evidence, choose_cases
+from crops.schema import EVIDENCE, ITEMS, QUERIES
 
 DAY_US = 86_400_000_000
 DENSE = 2  # second bit: bm25, dense, ...
 
 
 def write_truth(folder, searches, grades):
-    folder.mkdir()
-    needs = [(1, "bow", "archery"), (2, "bow", "ribbon")]
+    folder.mkdir(parents=True)
+    needs = [(1, "Bow", "archery"), (2, "Bow", "ribbon")]
     columns = list(zip(*needs, strict=True))
     pq.write_table(
         pa.table({"need_id": columns[0], "head": columns[1], "sense": columns[2]}), folder / "needs.parquet"
@@ -36,12 +37,13 @@ def world(tmp_path, write_logs):
         {"search_id": 1, "query": "bow", "item_id": 1, "searched_at": noon, "routes": 1},
         {"search_id": 1, "query": "bow", "item_id": 2, "searched_at": noon, "routes": 1 | DENSE},
         # day 2: item 1 again in another spelling, item 3 for the first time; item 4 is ranked, not shown
-        {"search_id": 2, "query": "Bow", "item_id": 1, "searched_at": noon + DAY_US, "routes": DENSE},
-        {"search_id": 2, "query": "Bow", "item_id": 3, "searched_at": noon + DAY_US, "routes": DENSE},
-        {"search_id": 2, "query": "Bow", "item_id": 4, "searched_at": noon + DAY_US, "stage": "unexposed"},
+        {"search_id": 2, "query": "Ｂow ", "item_id": 1, "searched_at": noon + DAY_US, "routes": DENSE},
+        {"search_id": 2, "query": "Ｂow ", "item_id": 3, "searched_at": noon + DAY_US, "routes": DENSE},
+        {"search_id": 2, "query": "Ｂow ", "item_id": 4, "searched_at": noon + DAY_US, "stage": "unexposed"},
         {"search_id": 3, "query": "tie a bow", "item_id": 3, "searched_at": noon + DAY_US, "routes": 1},
     ]
     items = [{"item_id": i, "ocr_cover": "x"} for i in range(1, 101)]
+    tmp_path /= "it's a world"  # a quote must not break the queries
     logs = write_logs(tmp_path / "logs", items=items, impressions=rows)
     grades = [(1, 1, 3), (1, 4, 2), (1, 5, 1), (2, 3, 3)]
     write_truth(tmp_path / "truth", [(1, 1), (2, 1), (3, 2)], grades)
@@ -70,3 +72,17 @@ def test_cases_are_chosen_by_rule(world):
     assert [(case.text, case.need_id) for case in cases] == [("bow", 1), ("tie a bow", 2)]
     assert "also searched" in cases[0].note
     assert "never searched" in cases[1].note
+
+
+def test_what_was_shown_for_a_query_is_looked_up_by_what_it_means(world, tmp_path):
+    logs, truth = world
+    samples = tmp_path / "samples"
+    samples.mkdir()
+    for table in (EVIDENCE, QUERIES, ITEMS):
+        pq.write_table(table.arrow().empty_table(), samples / f"{table.name}.parquet")
+    pq.write_table(pa.table({"item_id": [1], "need_id": [1]}), truth / "items.parquet")
+    with Evidence(samples, logs, truth, "2026-01-06") as evidence:
+        assert evidence.was_shown("bow", 3)  # as "Ｂow " on the second day
+        assert not evidence.was_shown("bow", 4)
+    with Evidence(samples, logs, truth, "2026-01-05") as evidence:
+        assert not evidence.was_shown("bow", 3)

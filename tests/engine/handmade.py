@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
@@ -13,10 +14,12 @@ import pyarrow.parquet as pq
 
 from crops.config import EngineConfig
 from crops.engine import mine
+from crops.engine.backend import Backend
 from crops.labels import Source
 from crops.logs import Logs, open_logs
 from crops.protocols import PairScorer
 from crops.schema import FEED_EVENTS, ITEMS, SEARCH_IMPRESSIONS, Table
+from crops.signals import CONSUMED, LONG_PLAY, is_consumed, is_long_play, is_within, within_sql
 from crops.text import query_id
 
 NOON = 1_767_614_400_000_000
@@ -55,6 +58,25 @@ def write_logs(folder: Path, searches: list[Row], feed: list[Row] | None = None)
     _write_days(folder, SEARCH_IMPRESSIONS, "searched_at", searches)
     _write_days(folder, FEED_EVENTS, "watched_at", feed or [])
     return open_logs(folder)
+
+
+def assert_signals_agree(backend: Backend) -> None:
+    """Compare the SQL of `crops.signals` with its functions, on every mix of signals around the limits."""
+    lengths, flags = (None, 0, 1, 9_999, 10_000, 18_000, 18_001), (None, False, True)
+    rows = [
+        {"clicked": click, "liked": like, "play_ms": play, "duration_ms": length, "a": a, "b": b}
+        for click, like, play, length in itertools.product(flags, flags, (*lengths, 17_999), lengths)
+        for a, b in ((NOON, NOON), (NOON, NOON + 90_000_000), (NOON + 1, NOON), (NOON, NOON + 90_000_001))
+    ]
+    booleans, integers = ("clicked", "liked"), ("play_ms", "duration_ms", "a", "b")
+    schema = pa.schema([(name, pa.bool_()) for name in booleans] + [(name, pa.int64()) for name in integers])
+    backend.load("grid", schema, [pa.RecordBatch.from_pylist(rows, schema=schema)])
+    told = f"{LONG_PLAY} as long, {CONSUMED} as consumed, {within_sql('a', 'b', 90.0)} as soon"
+    for row in backend.rows(f"select *, {told} from grid"):
+        signals = {name: row[name] for name in ("clicked", "liked", "play_ms", "duration_ms")}
+        assert row["long"] == is_long_play(row["play_ms"], row["duration_ms"]), row
+        assert row["consumed"] == is_consumed(**signals), row
+        assert row["soon"] == is_within(row["a"], row["b"], 90.0), row
 
 
 def _write_days(folder: Path, table: Table, time: str, rows: list[Row]) -> None:

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import pytest
-from handmade import DAY, NOON, clicked, shown, write_logs
+from handmade import DAY, NOON, assert_signals_agree, clicked, shown, write_logs
 
 from crops.engine.backend import DuckDBBackend
-from crops.engine.events import CONSUMED, load_events
+from crops.engine.events import load_events
 from crops.errors import CropsError
+from crops.signals import CONSUMED
 from crops.text import query_id
 
 NOTHING = {"clicked": False, "liked": None, "play_ms": None, "duration_ms": None}
@@ -49,6 +50,11 @@ def test_consumed_is_clicked_liked_or_a_long_play(signals, consumed):
         assert backend.rows(f"select {CONSUMED} as consumed from (select {columns}) s") == [
             {"consumed": consumed}
         ]
+
+
+def test_signals_mean_the_same_in_python_and_in_sql():
+    with DuckDBBackend("100MB") as backend:
+        assert_signals_agree(backend)
 
 
 def test_queries_merge_by_normalised_text(tmp_path):

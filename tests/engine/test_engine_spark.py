@@ -11,7 +11,7 @@ import time
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from handmade import Row, clicked, shown, write_logs
+from handmade import Row, assert_signals_agree, clicked, shown, write_logs
 from large_logs import large_logs
 
 from crops.config import EngineConfig
@@ -104,6 +104,12 @@ CAPS = {
     "feed": {"max_items": 4},
 }
 BOTS = {"max_searches_per_day": 25, "max_feed_events_per_day": 2000}
+
+
+@needs_spark
+def test_signals_mean_the_same_in_python_and_in_sql(session):
+    with SparkBackend("local[2]", "1GB") as backend:
+        assert_signals_agree(backend)
 
 
 @needs_spark

@@ -161,7 +161,7 @@ def test_observables_by_hand(tmp_path, write_logs):
         {"search_id": 3, "query": "ribbon", "item_id": 3, "user_id": 7, "searched_at": NOON + 160_000_000},
         # the same text again is paging; another need is no reformulation
         {"search_id": 4, "query": "bow", "item_id": 1, "user_id": 8, "searched_at": NOON},
-        {"search_id": 5, "query": "Bow", "item_id": 2, "user_id": 8, "searched_at": NOON + 1_000_000},
+        {"search_id": 5, "query": "ＢＯＷ", "item_id": 2, "user_id": 8, "searched_at": NOON + 1_000_000},
         {"search_id": 6, "query": "arrow", "item_id": 2, "user_id": 8, "searched_at": NOON + 2_000_000},
     ]
     logs = write_logs(

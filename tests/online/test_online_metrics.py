@@ -167,7 +167,7 @@ def truth_folder(folder, **tables):
 
 NEEDS = {
     "need_id": [0, 1, 2, 3],
-    "head": ["jaguar", "jaguar", "jaguar", "pasta"],
+    "head": ["Ｊaguar", "Ｊaguar", "Ｊaguar", "pasta"],
     "sense": ["cat", "car", "car", "food"],
     "need": ["speed", "price", "repair", "sauce"],
 }

@@ -30,7 +30,7 @@ TEST_ROWS = [
     shown(11, 1, "Bow", 3, NOON + DAY, rank=2, routes=BM25 | DENSE, clicked=True, play_ms=4_000),
     shown(11, 1, "Bow", 4, NOON + DAY, stage="unexposed", rank=None, routes=DENSE),
     shown(11, 1, "Bow", 5, NOON + DAY, stage="filtered", rank=None, routes=DENSE),
-    shown(12, 1, "bow", 5, NOON + DAY + 10_000_000),
+    shown(12, 1, "ＢＯＷ  ", 5, NOON + DAY + 10_000_000),  # full-width: the same query
     shown(13, 1, "tie a bow", 3, NOON + DAY + 40_000_000),
     shown(14, 1, "knot", 2, NOON + DAY + 3_600_000_000, clicked=True, play_ms=9_000),
     # user 2 searches the new query once
@@ -41,6 +41,9 @@ FEED = [
     {"user_id": 1, "item_id": 2, "watched_at": NOON + DAY, "play_ms": 18_000, "duration_ms": 30_000},
     {"user_id": 2, "item_id": 3, "watched_at": NOON + DAY, "play_ms": 9_000, "duration_ms": 9_000},
     {"user_id": 2, "item_id": 3, "watched_at": NOON, "play_ms": 1, "duration_ms": 9_000},
+    # a length of 0 is unknown: the exposure is no long view, and has no share
+    {"user_id": 2, "item_id": 4, "watched_at": NOON + DAY, "play_ms": 0, "duration_ms": 0},
+    {"user_id": 2, "item_id": 5, "watched_at": NOON + DAY, "play_ms": None, "duration_ms": 9_000},
 ]
 ITEMS = [{"item_id": item, "duration_ms": 20_000} for item in range(1, 201)]
 
@@ -77,7 +80,7 @@ def figures(world):
 
 def test_searches_and_clicks_by_hand(figures):
     assert figures["searches"] == 5
-    assert figures["queries"] == 3  # bow, tie a bow, knot: case does not count
+    assert figures["queries"] == 3  # bow, tie a bow, knot: neither case nor width nor space counts
     assert figures["searches with a click"] == pytest.approx(2 / 5)
     assert figures["clicks per search"] == pytest.approx(3 / 5)
     assert figures["CTR at rank 1"] == pytest.approx(2 / 5)
@@ -88,7 +91,7 @@ def test_searches_and_clicks_by_hand(figures):
 def test_pairs_by_hand(figures):
     # (11, 12) is the same text again, (12, 13) a reformulation 30 s later; (13, 14) is an hour apart
     assert figures["same query again, of pairs within 90 s"] == pytest.approx(1 / 2)
-    assert figures["reformulated within 90 s, of searches"] == pytest.approx(1 / 5)
+    assert figures["reworded by the next search within 90 s, of searches"] == pytest.approx(1 / 5)
     assert figures["median gap of reformulations, s"] == pytest.approx(30)
 
 
@@ -115,9 +118,9 @@ def test_funnel_by_hand(figures):
 
 def test_feed_and_plays_by_hand(figures):
     assert figures["feed: mean share of a video watched"] == pytest.approx((0.25 + 0.6 + 1) / 3)
-    # 18 s of 30 s and all of 9 s are long, 10 s of 40 s is not
-    assert figures["feed: long views"] == pytest.approx(2 / 3)
-    assert figures["search: long plays, of plays"] == pytest.approx(1 / 3)
+    # 18 s of 30 s and all of 9 s are long, 10 s of 40 s is not, nor is what has no length or was not played
+    assert figures["feed: long views"] == pytest.approx(2 / 5)
+    assert figures["search: long plays, of clicks"] == pytest.approx(1 / 3)
 
 
 def test_what_only_the_truth_tells_by_hand(figures):

@@ -47,7 +47,7 @@ OBSERVABLES = {
     "satisfied": ("Satisfied searches", "by truth"),
     "reformulated": (
         "Reformulated searches",
-        "followed within 90 s by other words for the same need, by truth",
+        "the next search, within 90 s, has other words for the same need, by truth",
     ),
     "recall": ("True recall@100 of the model", "of what meets the needs of the day's first searches"),
 }

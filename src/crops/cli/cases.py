@@ -9,6 +9,9 @@ from typing import Any
 import duckdb
 
 from crops.labels import Source
+from crops.logs import open_logs
+from crops.logs.tables import literal
+from crops.logs.texts import add_texts
 from crops.protocols import Retriever
 from crops.report import Hit, QueryCase
 from crops.text import query_id
@@ -36,12 +39,12 @@ def choose_cases(logs: Path, truth: Path, train_day: str, test_day: str) -> list
     the training day and names a single need; and the most searched one that was not.
     """
     with duckdb.connect() as db:
+        impressions = _impressions(db, logs)
         db.execute(f"""
             create table events as
-            select lower(query) as query, day::varchar as day, search_id, need_id, head, sense
-            from (select distinct query, day, search_id
-                  from read_parquet('{logs}/search_impressions/*/*.parquet', hive_partitioning = true))
-            join '{truth}/searches.parquet' using (search_id) join '{truth}/needs.parquet' using (need_id);
+            select query, day, search_id, need_id, head, sense
+            from (select distinct query, day, search_id from ({impressions}))
+            join {_file(truth, "searches")} using (search_id) join {_file(truth, "needs")} using (need_id);
             create table test as
             select query, count(*) as n, count(distinct sense) as senses, count(distinct need_id) as needs,
                    mode(need_id order by need_id) as need_id,
@@ -64,21 +67,32 @@ def choose_cases(logs: Path, truth: Path, train_day: str, test_day: str) -> list
         return cases
 
 
+def _impressions(db: duckdb.DuckDBPyConnection, logs: Path) -> str:
+    """Return the SELECT of the impressions, their queries normalised."""
+    select = open_logs(logs).sql("search_impressions")
+    add_texts(db, f"select query from ({select})")
+    return f"select l.* replace (t.query as query) from ({select}) l join texts t on t.raw = l.query"
+
+
+def _file(folder: Path, name: str) -> str:
+    return literal(str(folder / f"{name}.parquet"))
+
+
 class Evidence:
     """Looks up, for a result, why the training data or the old system knew it."""
 
     def __init__(self, samples: Path, logs: Path, truth: Path, until_day: str) -> None:
         """Open the mined evidence and the logs up to the training day."""
         self._db = duckdb.connect()
+        impressions = _impressions(self._db, logs)
         self._db.execute(f"""
-            create view evidence as from '{samples}/evidence.parquet';
-            create view items as from '{samples}/items.parquet';
-            create view queries as from '{samples}/queries.parquet';
-            create view grades as from '{truth}/grades.parquet';
-            create view topics as select item_id, sense from '{truth}/items.parquet'
-                join '{truth}/needs.parquet' using (need_id);
-            create table shown as select distinct lower(query) as query, item_id
-                from read_parquet('{logs}/search_impressions/*/*.parquet', hive_partitioning = true)
+            create view evidence as from {_file(samples, "evidence")};
+            create view items as from {_file(samples, "items")};
+            create view queries as from {_file(samples, "queries")};
+            create view grades as from {_file(truth, "grades")};
+            create view topics as select item_id, sense from {_file(truth, "items")}
+                join {_file(truth, "needs")} using (need_id);
+            create table shown as select distinct query, item_id from ({impressions})
                 where stage = 'exposed' and day <= '{until_day}';
         """)
 

@@ -61,6 +61,10 @@ def mine(
 ) -> dict[str, Any]:
     """Mine graded samples: clicks and stages, reformulations (P1), feed (P2), LLM documents (P3).
 
+    Consumed means clicked, liked or played for 18 s, or to the end if the item is shorter (a length of 0 is
+    unknown). Of the pairs that one user adds to a query beyond the cap P1 stays first, then the higher theta;
+    among equals --seed decides, as it does among the documents of a stage.
+
     Scores of theta are kept in the cache folder: a mining that was killed goes on from them. Raw logs are
     checked first: the accepted rows are mined, the rejected ones stay in OUT.checked/rejects.
 

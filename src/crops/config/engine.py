@@ -10,7 +10,7 @@ from crops.config.section import Section
 
 
 class OnlineSearchConfig(Section):
-    """Online search samples: P0 and the multi-stage negatives."""
+    """Online search samples: P0 and the multi-stage negatives; the seed draws what is over a limit."""
 
     max_clicked: int = Field(50, ge=1)
     max_exposed: int = Field(20, ge=0)
@@ -97,7 +97,8 @@ class EngineConfig(Section):
     k: int = Field(20, ge=1)
     """What is shown to others than the logs' owner stands for at least this many users."""
     max_positives_per_user: int = Field(50, ge=1)
-    """P1 and P2 pairs one user may add to one query: nobody steers a query alone."""
+    """P1 and P2 pairs one user may add to one query: nobody steers a query alone.
+    P1 first, then by theta; among equals the seed draws."""
     bots: BotConfig = BotConfig()
     search: OnlineSearchConfig = OnlineSearchConfig()
     reformulation: ReformulationConfig = ReformulationConfig()

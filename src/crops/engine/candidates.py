@@ -23,9 +23,6 @@ NO_CANDIDATES = "select {} where 1 = 0".format(
 )
 """What a source that is switched off finds."""
 
-MICROSECONDS = 1_000_000
-"""In a second."""
-
 
 def columns_of(alias: str) -> str:
     """Return `COLUMNS`, each read from the table `alias`."""

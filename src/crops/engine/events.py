@@ -27,23 +27,13 @@ from crops.engine.memory import pieces
 from crops.errors import CropsError
 from crops.labels import Source
 from crops.logs import Logs
-from crops.text import content_id, document_text_sql, normalise_query
+from crops.signals import CONSUMED
+from crops.text import content_id, document_text_sql, normalised_texts
 
 GroupBy = Literal["query", "event"]
 
 GROUP_COLUMN = {"query": "query_id", "event": "search_id"}
 """What the `group_id` of an event is."""
-
-LONG_PLAY_MS = 18_000
-"""A play of this length, or of the whole item if that is shorter, is consumption."""
-
-LONG_PLAY = f"""coalesce(play_ms >= case
-    when duration_ms > 0 and duration_ms <= {LONG_PLAY_MS} then duration_ms
-    else {LONG_PLAY_MS} end, false)"""
-"""A long play; an unknown (or zero) length asks for 18 s."""
-
-CONSUMED = f"(coalesce(clicked, false) or coalesce(liked, false) or {LONG_PLAY})"
-"""Clicked, liked or a long play. A missing signal is no signal."""
 
 _SOURCE = f"""case
     when stage = 'filtered' then {Source.FILTERED.value}
@@ -80,8 +70,7 @@ def load_events(
     backend.read_logs("log_impressions", logs, "search_impressions", days)
     backend.read_logs("log_feed", logs, "feed_events", days)
     backend.read_logs("log_items", logs, "items", None)
-    distinct = "select distinct query as raw from log_impressions"
-    backend.map_batches("texts", distinct, _normalise, _TEXT_SCHEMA)
+    add_texts(backend, "texts", "select distinct query as raw from log_impressions")
     backend.table("search_events", _SEARCH_EVENTS)
     _check_searches(backend, days)
     backend.table("bots", _NO_BOTS if bots is None else _bots_sql(bots))
@@ -150,10 +139,17 @@ def _bots_sql(bots: BotConfig) -> str:
     """
 
 
+def add_texts(backend: Backend, name: str, distinct: str) -> None:
+    """Make a table of `raw`, `query_id` and `query`: the texts of a SELECT of `raw`, normalised.
+
+    A text of Unicode white space only is no query and is not in it.
+    """
+    backend.map_batches(name, distinct, _normalise, _TEXT_SCHEMA)
+
+
 def _normalise(batches: Iterator[pa.RecordBatch]) -> Iterable[pa.RecordBatch]:
-    """Add query_id and normalised text; a text of Unicode white space only is no query and leaves."""
     for batch in batches:
-        texts = {raw: text for raw in batch.column("raw").to_pylist() if (text := normalise_query(raw))}
+        texts = normalised_texts(batch.column("raw").to_pylist())
         columns = [list(texts), [content_id(text) for text in texts.values()], list(texts.values())]
         yield pa.RecordBatch.from_arrays(
             [pa.array(values, field.type) for values, field in zip(columns, _TEXT_SCHEMA, strict=True)],

@@ -10,13 +10,12 @@ from typing import Any
 import pyarrow as pa
 
 from crops.engine.backend import Backend, DuckDBBackend
-from crops.engine.candidates import MICROSECONDS
-from crops.engine.events import CONSUMED
 from crops.engine.mined import Mined, name_searchers, read_mined
 from crops.errors import CropsError
 from crops.labels import POSITIVE_LABEL, Source
 from crops.logs import Logs
 from crops.logs.tables import literal
+from crops.signals import CONSUMED, within_sql
 from crops.text import content_id, document_text_sql, normalise_query
 
 _SUGGESTIONS = 3
@@ -186,10 +185,10 @@ def name_via(backend: Backend, mined: Mined) -> None:
 
 def _log_rows(backend: Backend, mined: Mined, sources: list[tuple[Logs, list[str]]]) -> list[dict[str, Any]]:
     """Return the impressions and feed events that made each item a positive."""
-    window = round(mined.config.reformulation.window_s * MICROSECONDS)
+    window_s = mined.config.reformulation.window_s
     of_source = {
         Source.CLICKED: "l.search_id = s.search_id",
-        Source.REFORMULATION: f"l.searched_at > s.searched_at and l.searched_at <= s.searched_at + {window}",
+        Source.REFORMULATION: within_sql("s.searched_at", "l.searched_at", window_s),
         Source.FEED: "l.watched_at = e.watched_at",
     }
     selects = []

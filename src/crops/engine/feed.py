@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from crops.config import FeedConfig
-from crops.engine.candidates import COLUMNS, MICROSECONDS
+from crops.engine.candidates import COLUMNS
 from crops.labels import Source
+from crops.signals import MICROSECONDS
 
 NOTHING_NEAR = (
     "select cast(null as BIGINT) as query_id, cast(null as BIGINT) as search_id, cast(null as BIGINT) as "

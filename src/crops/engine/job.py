@@ -28,6 +28,12 @@ from crops.logs import Logs
 from crops.outputs import publish, timed, write_manifest
 from crops.protocols import PairScorer
 
+RULES = {
+    "consumed": "clicked, liked or played 18 s, or all of a shorter item; a length of 0 is unknown",
+    "ties": "of a user's pairs P1 first, then by theta, equal ones drawn by the seed; of a stage's, drawn",
+}
+"""What the manifest says beside the settings."""
+
 REPORT = "report.json"
 
 
@@ -103,6 +109,7 @@ def mine(
             days=report["days"],
             generated=None if generated is None else str(generated.absolute()),
             scorers=scorer_names(relevance, similarity),
+            rules=RULES,
         )
     return report
 

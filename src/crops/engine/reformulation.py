@@ -10,12 +10,13 @@ import pyarrow as pa
 
 from crops.config import ReformulationConfig
 from crops.engine.backend import Backend, DuckDBBackend
-from crops.engine.candidates import COLUMNS, MICROSECONDS, keep_relevant
+from crops.engine.candidates import COLUMNS, keep_relevant
 from crops.engine.events import load_events
 from crops.engine.scoring import CachedScorer, cached, key_documents, score_pairs
 from crops.labels import Source
 from crops.logs import Logs
 from crops.protocols import PairScorer
+from crops.signals import within_sql
 
 
 def keep_similar(backend: Backend, config: ReformulationConfig, similarity: CachedScorer | None) -> None:
@@ -71,8 +72,7 @@ def later_searches_sql(config: ReformulationConfig, users: str = "1 = 1") -> str
         r.query_id as via_query_id, r.search_id as via_search_id
     from (select * from searches where {users}) q
     join (select * from searches where {users}) r on r.user_id = q.user_id and r.query_id <> q.query_id
-        and r.searched_at > q.searched_at
-        and r.searched_at <= q.searched_at + {round(config.window_s * MICROSECONDS)}
+        and {within_sql("q.searched_at", "r.searched_at", config.window_s)}
     """
 
 

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from crops.errors import CropsError
 from crops.evaluation.testsets import TestSets
 from crops.logs.tables import literal
-from crops.text import normalise_query
+from crops.logs.texts import add_texts
 
 FREQUENCIES = ("head", "torso", "tail", "unseen")
 """A third of the training searches each: the most frequent queries, the next, the rest; never searched."""
@@ -57,10 +57,7 @@ def build_facts(logs: Path, train_day: str, testsets: TestSets, truth: Path | No
     files = f"read_parquet({literal(f'{logs}/search_impressions/*/*.parquet')}, hive_partitioning = true)"
     try:
         with duckdb.connect(config={"memory_limit": memory}) as db:
-            # One function normalises text; SQL only looks its results up.
-            raw = db.sql(f"select distinct query from {files}").to_arrow_table()["query"].to_pylist()
-            texts = pa.table({"raw": raw, "query": [normalise_query(text) for text in raw]})
-            db.register("texts", texts)
+            add_texts(db, f"select query from {files}")
             db.register("wanted", testsets.queries)
             db.register("candidates", testsets.candidates)
             db.execute(_TABLES.format(files=files, train=train_day, test=testsets.day))

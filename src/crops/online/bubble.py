@@ -8,23 +8,29 @@ from pathlib import Path
 
 import duckdb
 
+from crops.config import ReformulationConfig
 from crops.logs.tables import literal
+from crops.logs.texts import add_texts
 from crops.online.store import SEARCHES
+from crops.signals import within_sql
 
-WINDOW_US = 90_000_000
-"""A search counts as reformulated if another follows within this time (the paper's 90 s)."""
+_SOON = within_sql("searched_at", "next_at", ReformulationConfig().window_s)
+"""The next search is soon enough to be a rewording (the engine's window, 90 s)."""
 
 _TABLES = """
+create view impressions as
+    select l.* replace (day::varchar as day, t.query as query)
+    from read_parquet({impressions}, hive_partitioning = true) l join texts t on t.raw = l.query;
 create table shown as
-    select day::varchar as day, lower(query) as query, item_id, count(*) as n,
-           sum((routes >> {route}) & 1) as own
-    from read_parquet({impressions}, hive_partitioning = true) where stage = 'exposed' group by all;
+    select day, query, item_id, count(*) as n, sum((routes >> {route}) & 1) as own
+    from impressions where stage = 'exposed' group by all;
 create table first_shown as select query, item_id, min(day) as first_day from shown group by all;
 create table asked as
-    select distinct day::varchar as day, lower(query) as query, search_id
-    from read_parquet({impressions}, hive_partitioning = true);
+    select distinct day, query, search_id from impressions;
 create table needs_behind as
     select search_id, need_id from read_parquet({searches}, hive_partitioning = false);
+create table meant as
+    select need_id, t.query as head, sense from {needs} n join texts t on t.raw = n.head;
 create table wanted as
     select distinct day, query, item_id from asked
     join needs_behind using (search_id) join {grades} using (need_id) where grade >= 2;
@@ -45,17 +51,17 @@ SHARES = {
     "senses": """select day, avg(senses), count(*) from (
                      select day, query, exp(-sum(p * ln(p))) as senses from (
                          select day, query, sum(n) / sum(sum(n)) over (partition by day, query) as p
-                         from shown join {item_needs} using (item_id) join {needs} s using (need_id)
+                         from shown join {item_needs} using (item_id) join meant s using (need_id)
                          where s.head = query group by day, query, sense)
                      group by day, query) group by day""",
     "satisfied": """select day, avg(satisfied::int), count(*) from {outcomes} group by day""",
     "reformulated": """
         select day,
-               avg(coalesce(need_id = next_need and query <> next_query and gap <= {window}, false)::int),
+               avg(coalesce(need_id = next_need and query <> next_query and {soon}, false)::int),
                count(*)
         from (select day, query, need_id, lead(query) over w as next_query,
                      lead(need_id) over w as next_need,
-                     lead(searched_at) over w - searched_at as gap
+                     searched_at, lead(searched_at) over w as next_at
               from {outcomes} join asked using (search_id, day)
               window w as (partition by user_id, day order by searched_at, search_id)) group by day""",
 }
@@ -65,8 +71,8 @@ own: share of shown results that the route found. again: of those that their que
 earlier day. top: share of exposures that goes to the most shown 1 % of the catalogue. unseen: of what answers
 the needs behind the day's queries, the share never shown for its query so far. catalogue: share of the
 catalogue ever shown. senses: exp of the entropy of exposures over an ambiguous query's senses: as many senses
-of equal weight. satisfied: share of searches, by truth. reformulated: share of searches that the same user
-followed within 90 s by another text for the same need, by truth.
+of equal weight. satisfied: share of searches, by truth. reformulated: share of searches whose next one
+by the same user, within 90 s, has another text for the same need, by truth.
 """
 
 
@@ -107,6 +113,8 @@ def measure_days(evidence: Evidence, observables: Iterable[str]) -> dict[str, di
     settings = _settings(evidence)
     measured: dict[str, dict[str, Measured]] = {}
     with duckdb.connect() as db:
+        typed = "select query from read_parquet({impressions}) union all select head from {needs}"
+        add_texts(db, typed.format(**settings))
         db.execute(_TABLES.format(**settings))
         for name in observables:
             for day, value, n in db.execute(SHARES[name].format(**settings)).fetchall():
@@ -128,7 +136,7 @@ def _settings(evidence: Evidence) -> dict[str, object]:
         "hive_partitioning = true))",
         "items": evidence.items,
         "route": evidence.route,
-        "window": WINDOW_US,
+        "soon": _SOON,
     }
 
 

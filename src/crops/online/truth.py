@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from crops.engine.backend import DuckDBBackend
+from crops.engine.events import add_texts
 from crops.errors import CropsError
 from crops.logs.tables import literal
 
@@ -38,6 +39,8 @@ def read_truth(backend: DuckDBBackend, truth: Sequence[Path]) -> tuple[str, ...]
         if absent := set(columns) - set(pq.read_schema(file).names):
             raise CropsError(f"{file} lacks the columns {', '.join(sorted(absent))}")
         backend.view(f"truth_{name}", f"select {', '.join(columns)} from read_parquet({literal(str(file))})")
+    add_texts(backend, "head_texts", "select distinct head as raw from truth_needs")
+    backend.view("meanings", _MEANINGS)
     backend.table("search_senses", _SENSES)
     told = _search_files(truth)
     satisfied = bool(told) and "satisfied" in pq.read_schema(told[0]).names
@@ -57,18 +60,23 @@ def _search_files(truth: Sequence[Path]) -> list[Path]:
     return by_day or [file for folder in truth if (file := folder / "searches.parquet").is_file()]
 
 
+_MEANINGS = """
+select n.need_id, t.query as head, n.sense from truth_needs n join head_texts t on t.raw = n.head
+"""
+"""The needs, their heads normalised as queries are."""
+
 _SENSES = """
 with ambiguous as (
     select s.search_id, h.head
     from searches s join queries q on q.query_id = s.query_id
-    join (select head from truth_needs group by head having count(distinct sense) > 1) h
-        on lower(h.head) = q.query
+    join (select head from meanings group by head having count(distinct sense) > 1) h
+        on h.head = q.query
 )
 select a.search_id, count(distinct n.sense) as senses
 from ambiguous a
 left join log_impressions l on l.search_id = a.search_id and l.stage = 'exposed'
 left join truth_items i on i.item_id = l.item_id
-left join truth_needs n on n.need_id = i.need_id and n.head = a.head
+left join meanings n on n.need_id = i.need_id and n.head = a.head
 group by a.search_id
 """
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from crops.config import ReformulationConfig
 from crops.engine.backend import DuckDBBackend
-from crops.engine.events import LONG_PLAY, load_events
+from crops.engine.events import load_events
 from crops.engine.reformulation import keep_same_intent, later_searches_sql
 from crops.engine.scoring import CachedScorer
 from crops.errors import CropsError
@@ -19,6 +19,7 @@ from crops.logs import Logs
 from crops.logs.tables import literal, quoted
 from crops.online.metrics import BEHAVIOUR_STATISTICS, route_statistics
 from crops.online.truth import read_truth
+from crops.signals import LONG_PLAY
 
 MAX_ROUTES = 62
 """Bits of `routes` that hold a route."""

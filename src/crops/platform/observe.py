@@ -5,15 +5,20 @@ Everything but `BY_TRUTH` needs the logs alone, so a team can read the same figu
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
 
+from crops.config import ReformulationConfig
+from crops.logs import open_logs
 from crops.logs.tables import literal
+from crops.logs.texts import add_texts
+from crops.signals import LONG_PLAY, within_sql
 
-WINDOW_US = 90_000_000
-"""Pairs of searches of one user count as neighbours up to here (the paper's window of 90 s)."""
+_SOON = within_sql("searched", "next_at", ReformulationConfig().window_s)
+"""Neighbouring searches of a user count as a pair within the engine's window of rewording (90 s)."""
 HEAVY = 20
 """Searches that a query needs in a day for its exposure to be measured."""
 
@@ -27,22 +32,24 @@ class Days:
 
 
 _TABLES = """
+create view impressions as
+    select l.* replace (t.query as query) from ({impressions}) l join texts t on t.raw = l.query;
+create table items as {items};
 create table shown as
-    select day::varchar as day, lower(query) as query, search_id, item_id, rank, clicked, play_ms
-    from {impressions} where stage = 'exposed';
-create table ranked as
-    select day::varchar as day, routes, stage from {impressions} where stage <> 'filtered';
+    select day, query, search_id, item_id, rank, clicked, play_ms, duration_ms
+    from impressions where stage = 'exposed';
+create table ranked as select day, routes, stage from impressions where stage <> 'filtered';
 create table searches as
-    select day::varchar as day, search_id, any_value(user_id) as user_id, any_value(lower(query)) as query,
+    select day, search_id, any_value(user_id) as user_id, any_value(query) as query,
            any_value(searched_at) as searched, bool_or(clicked) as clicked, sum(clicked::int) as clicks
-    from {impressions} group by all;
+    from impressions group by all;
 create table pairs as
     select day, query, next_query, next_at - searched as gap from (
         select *, lead(query) over w as next_query, lead(searched) over w as next_at from searches
-        window w as (partition by user_id, day order by searched, search_id))
-    where next_at - searched <= {window};
+        window w as (partition by user_id order by searched, search_id))
+    where {soon};
 create table train_shown as select distinct query, item_id from shown where day = '{train}';
-create table feed as select * from {feed};
+create table feed as {feed};
 """
 _BY_LOGS = {
     "searches": "select count(*) from searches where day = '{test}'",
@@ -55,7 +62,7 @@ _BY_LOGS = {
     },
     "same query again, of pairs within 90 s": """
         select avg((query = next_query)::int) from pairs where day = '{test}'""",
-    "reformulated within 90 s, of searches": """
+    "reworded by the next search within 90 s, of searches": """
         select (select count(*) from pairs where day = '{test}' and query <> next_query)
              / (select count(*) from searches where day = '{test}')""",
     "median gap of reformulations, s": """
@@ -86,16 +93,15 @@ _BY_LOGS = {
     "exposure that the top 1 % of items get": """
         select sum(n) filter (place <= items / 100) / sum(n) from (
             select item_id, count(*) as n, row_number() over (order by count(*) desc, item_id) as place
-            from shown where day = '{test}' group by item_id), (select count(*) as items from {items})""",
+            from shown where day = '{test}' group by item_id), (select count(*) as items from items)""",
     "catalogue shown in search so far": """
-        select (select count(distinct item_id) from shown) / (select count(*) from {items})""",
+        select (select count(distinct item_id) from shown) / (select count(*) from items)""",
     "feed: mean share of a video watched": """
-        select avg(least(play_ms / duration_ms, 1)) from feed where day = '{test}'""",
+        select avg(least(play_ms / duration_ms, 1)) from feed where day = '{test}' and {known}""",
     "feed: long views": """
-        select avg((play_ms >= least(duration_ms, 18000))::int) from feed where day = '{test}'""",
-    "search: long plays, of plays": """
-        select avg((s.play_ms >= least(i.duration_ms, 18000))::int) from shown s
-        join {items} i using (item_id) where day = '{test}' and clicked""",
+        select avg(({long_play})::int) from feed where day = '{test}'""",
+    "search: long plays, of clicks": """
+        select avg(({long_play})::int) from shown where day = '{test}' and clicked""",
 }
 _BY_ROUTE = """
     select avg(((routes >> {bit}) & 1)) from ranked where day = '{test}' and stage in ({stages})"""
@@ -110,10 +116,8 @@ _BY_TRUTH = {
     "senses shown per ambiguous query": """
         select avg(senses) from (
             select query, count(distinct sense) as senses from shown
-            join '{truth}/items.parquet' using (item_id) join '{truth}/needs.parquet' n using (need_id)
-            where day = '{test}' and query in (select distinct head from '{truth}/needs.parquet')
-              and n.head = query
-            group by query)""",
+            join '{truth}/items.parquet' using (item_id) join needs n using (need_id)
+            where day = '{test}' and n.head = query group by query)""",
     "relevant items that the query was ever shown": """
         select avg((s.item_id is not null)::int) from (
             select distinct query, g.item_id from searches
@@ -121,6 +125,12 @@ _BY_TRUTH = {
             join '{truth}/grades.parquet' g using (need_id) where day = '{test}' and grade >= 2)
         left join (select distinct query, item_id from shown) s using (query, item_id)""",
 }
+
+
+_NEEDS = """
+create table needs as
+    select need_id, t.query as head, sense from '{truth}/needs.parquet' n join texts t on t.raw = n.head;
+"""
 
 
 def observe(logs: Path, days: Days, routes: tuple[str, ...], truth: Path | None = None) -> dict[str, float]:
@@ -132,7 +142,7 @@ def observe(logs: Path, days: Days, routes: tuple[str, ...], truth: Path | None 
         routes: names of the bits of `routes`, lowest first.
         truth: the simulator's truth, for what only it can tell; None for logs of real people.
     """
-    tables, settings = _sources(logs), _settings(days, truth)
+    settings = _settings(days, truth)
     queries = dict(_BY_LOGS)
     for bit, route in enumerate(routes):
         for name, stages in (("ranked", "'exposed', 'unexposed'"), ("shown", "'exposed'")):
@@ -142,26 +152,40 @@ def observe(logs: Path, days: Days, routes: tuple[str, ...], truth: Path | None 
     if truth is not None:
         queries |= _BY_TRUTH
     with duckdb.connect() as db:
-        db.execute(_TABLES.format(**tables, **settings))
+        _load(db, logs, settings, truth)
         measured = {}
         for name, sql in queries.items():
-            row = db.execute(sql.format(**tables, **settings)).fetchone()
+            row = db.execute(sql.format(**settings)).fetchone()
             assert row is not None
             measured[name] = float("nan") if row[0] is None else float(row[0])
     return measured
 
 
-def _sources(logs: Path) -> dict[str, str]:
-    return {
-        "impressions": f"read_parquet({literal(f'{logs}/search_impressions/*/*.parquet')})",
-        "feed": f"read_parquet({literal(f'{logs}/feed_events/*/*.parquet')})",
-        "items": literal(f"{logs}/items.parquet"),
-    }
+def _load(
+    db: duckdb.DuckDBPyConnection, logs: Path, settings: Mapping[str, object], truth: Path | None
+) -> None:
+    """Make the tables that the figures are read off."""
+    opened = open_logs(logs)
+    typed = [f"select query from ({opened.sql('search_impressions')})"]
+    if truth is not None:
+        typed.append(f"select head from {literal(str(truth / 'needs.parquet'))}")
+    add_texts(db, " union all ".join(typed))
+    names = {"impressions": "search_impressions", "feed": "feed_events", "items": "items"}
+    sources = {name: opened.sql(table) for name, table in names.items()}
+    db.execute((_TABLES + (_NEEDS if truth is not None else "")).format(**sources, **settings))
 
 
 def _settings(days: Days, truth: Path | None) -> dict[str, object]:
     quoted = str(truth).replace("'", "''")
-    return {"train": days.train, "test": days.test, "window": WINDOW_US, "heavy": HEAVY, "truth": quoted}
+    return {
+        "train": days.train,
+        "test": days.test,
+        "soon": _SOON,
+        "long_play": LONG_PLAY,
+        "known": "play_ms is not null and duration_ms > 0",
+        "heavy": HEAVY,
+        "truth": quoted,
+    }
 
 
 _CURVES = {
@@ -177,17 +201,17 @@ _CURVES = {
         where day = '{test}' and query <> next_query group by all order by all""",
     "Share of a feed video watched (share of views)": """
         select floor(10 * least(play_ms / duration_ms, 0.999)) / 10, count(*) / sum(count(*)) over ()
-        from feed where day = '{test}' group by all order by all""",
+        from feed where day = '{test}' and {known} group by all order by all""",
 }
 
 
 def distributions(logs: Path, days: Days) -> dict[str, tuple[list[float], list[float]]]:
     """Return x and y of the distributions worth drawing, by name; arguments as in `observe`."""
-    tables, settings = _sources(logs), _settings(days, None)
+    settings = _settings(days, None)
     with duckdb.connect() as db:
-        db.execute(_TABLES.format(**tables, **settings))
+        _load(db, logs, settings, None)
         curves = {}
         for name, sql in _CURVES.items():
-            rows = db.execute(sql.format(**tables, **settings)).fetchall()
+            rows = db.execute(sql.format(**settings)).fetchall()
             curves[name] = ([float(row[0]) for row in rows], [float(row[1]) for row in rows])
     return curves

@@ -57,10 +57,10 @@ ANCHORS: tuple[Anchor, ...] = (
     Anchor("exponent of the query frequency law", "-", "none for short-video search"),
     Anchor("test searches whose query is new", "-", "none for short-video search"),
     Anchor("test clicks on items not shown for the query in training", "-", "none"),
-    Anchor("reformulated within 90 s, of searches", "-", "none for short-video search: a setting"),
+    Anchor("reworded by the next search within 90 s, of searches", "-", "none: a setting"),
     Anchor("clicks per search", "-", "none"),
     Anchor("feed: mean share of a video watched", "-", "none"),
-    Anchor("search: long plays, of plays", "-", "none; long play at 18 s as in KuaiRand"),
+    Anchor("search: long plays, of clicks", "-", "none; long play at 18 s as in KuaiRand"),
 )
 BUBBLE = (
     "exposure that the query's top 10 items get",

@@ -35,7 +35,7 @@ ITEMS = Table(
         optional("like_cnt", "BIGINT", "likes so far"),
         optional("long_view_cnt", "BIGINT", "long plays so far"),
         optional("download_cnt", "BIGINT", "downloads so far"),
-        optional("duration_ms", "BIGINT", "length in milliseconds"),
+        optional("duration_ms", "BIGINT", "length in milliseconds; 0 is unknown"),
         optional("uploaded_at", "BIGINT", "upload time, microseconds UTC"),
         optional("author_id", "BIGINT", "id of the creator"),
         optional("category", "VARCHAR", "category"),
@@ -77,7 +77,7 @@ SEARCH_IMPRESSIONS = Table(
         Column("clicked", "BOOLEAN", "clicked in this event"),
         optional("liked", "BOOLEAN", "liked in this event"),
         optional("play_ms", "BIGINT", "time played, milliseconds"),
-        optional("duration_ms", "BIGINT", "length of the item, milliseconds"),
+        optional("duration_ms", "BIGINT", "length of the item, milliseconds; 0 is unknown"),
     ),
     (
         Rule(
@@ -148,7 +148,7 @@ FEED_EVENTS = Table(
         Column("item_id", "BIGINT", "the item"),
         Column("watched_at", "BIGINT", "time of the exposure, microseconds UTC"),
         optional("play_ms", "BIGINT", "time played, milliseconds"),
-        optional("duration_ms", "BIGINT", "length of the item, milliseconds"),
+        optional("duration_ms", "BIGINT", "length of the item, milliseconds; 0 is unknown"),
         optional("liked", "BOOLEAN", "liked"),
         optional("clicked", "BOOLEAN", "opened, where the feed has covers to click"),
     ),
