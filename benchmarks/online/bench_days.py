@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +18,9 @@ from crops.cli.models import BM25, load_retriever
 from crops.cli.simulate import document_texts
 from crops.config import PlatformConfig
 from crops.online.experiment import A_A, Start, in_own_layer, open_world
-from crops.online.memory import SharedMemory
 from crops.online.routing import Trial, route_traffic
 from crops.online.store import live_through
 from crops.platform import SIZES, build_platform, simulate_day
-from crops.platform.memory import Memory
 
 
 def main() -> None:
@@ -44,7 +42,7 @@ def main() -> None:
     sessions = SIZES[options.size].sessions
     for day in range(2):
         simulate_day(platform, day, sessions, deployed)
-    start = Start(replace(platform, memory=SharedMemory.of(platform.memory)), deployed, 2, sessions)
+    start = Start(platform, deployed, 2, sessions)
     names = [f"arm{i}" for i in range(options.arms)]
     arms = {name: {"dense": encoder} for name, encoder in zip(names, encoders[1:], strict=True)}
     trials = [
@@ -68,11 +66,10 @@ def main() -> None:
 
 
 def _own_day(start: Start, platform, day: int) -> float:
-    """CPU seconds of `simulate_day` on a copy with the platform's own memory."""
+    """CPU seconds of `simulate_day`, one way for everybody, on a copy."""
     copy = replace(start, platform=platform).fork()
-    memory = Memory(**{one.name: getattr(copy.memory, one.name) for one in fields(Memory)})
     begin = time.process_time()
-    simulate_day(replace(copy, memory=memory), day, start.sessions, start.deployed)
+    simulate_day(copy, day, start.sessions, start.deployed)
     return time.process_time() - begin
 
 

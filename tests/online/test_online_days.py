@@ -12,34 +12,12 @@ from online_hand import SESSIONS, Pick, make_start
 from crops.errors import CropsError
 from crops.online import store
 from crops.online.assign import Experiment, assign, split
-from crops.online.board import same_for_all
-from crops.online.day import online_day
 from crops.online.experiment import in_own_layer, run_live, run_paired, write_plan
-from crops.online.memory import SharedMemory
 from crops.online.routing import Trial, log_exposures, name_arms, route_traffic
-from crops.platform import ROUTES, simulate_day
-from crops.platform.memory import Memory
+from crops.online.store import online_day
+from crops.platform import ROUTES, same_for_all, simulate_day
 
 HALF = split({"control": 0.4, "treatment": 0.4})
-
-
-class OneStream:
-    """All numbers from one generator, in the order in which the platform draws them."""
-
-    def __init__(self, seed, day):
-        self.rng = np.random.default_rng([seed, day])
-
-    def start(self):
-        return self.rng
-
-    def step(self, step, session):
-        return self.rng
-
-    def typed(self, step, after, before, speech):
-        return after
-
-    def feed(self):
-        return self.rng
 
 
 @pytest.fixture(scope="module")
@@ -56,26 +34,12 @@ def swap(start, name="x", **routes):
     return Trial(Experiment(name, f"{name}-salt", HALF), {"treatment": routes})
 
 
-def test_without_arms_it_is_the_platforms_own_day(start):
-    theirs, ours = start.fork(), start.fork()
-    served = same_for_all(start.deployed, start.users)
-    for day in range(2):
-        expected = simulate_day(theirs, day, SESSIONS, start.deployed)
-        got = online_day(ours, day, SESSIONS, served, OneStream(ours.seed, day))
-        assert got.feed.equals(expected.feed)
-        columns = [name for name in expected.impressions.column_names if name != "search_id"]
-        assert got.impressions.select(columns).equals(expected.impressions.select(columns))
-        # the numbers of the events differ, not which rows are one event
-        assert len(pc.unique(got.impressions["search_id"])) == len(expected.search_ids)
-    assert (ours.memory.plays == theirs.memory.plays).all()
-
-
 def test_numbers_fixed_per_session_follow_the_same_law():
     clicks = {}
     for name in ("stream", "keyed"):
         start = make_start(seed=3)
-        draws = OneStream(3, 0) if name == "stream" else None
-        day = online_day(start.fork(), 0, 3_000, same_for_all(start.deployed, start.users), draws)
+        simulate = simulate_day if name == "stream" else online_day
+        day = simulate(start.fork(), 0, 3_000, same_for_all(start.deployed, start.users))
         shown = day.impressions.filter(pc.equal(day.impressions["stage"], "exposed"))
         clicks[name] = (
             np.mean(shown["clicked"].to_numpy(zero_copy_only=False)),
@@ -214,15 +178,14 @@ def test_a_killed_run_ends_as_if_it_never_stopped(start, tmp_path, monkeypatch):
     assert files(tmp_path / "killed") == files(tmp_path / "whole")
 
 
-def test_the_shared_memory_returns_what_the_platforms_own_does(start):
+def test_copies_of_a_memory_learn_apart_and_share_their_co_watch_tables(start):
     platform = start.fork()
-    for day in range(3):
-        online_day(platform, day, SESSIONS, same_for_all(start.deployed, start.users))
-        fresh = SharedMemory.of(platform.memory)
-        assert (fresh.co_watched() == Memory.co_watched(fresh)).all()
-    copy = SharedMemory.of(fresh)
-    assert copy.co_watched() is fresh.co_watched()
-    assert (make_start().fork().memory.co_watched() == -1).all()
+    online_day(platform, 0, SESSIONS, same_for_all(start.deployed, start.users))
+    copy = platform.memory.copy()
+    assert copy.co_watched() is platform.memory.co_watched()
+    online_day(platform, 1, SESSIONS, same_for_all(start.deployed, start.users))
+    assert len(copy.watched) == len(platform.memory.watched) - 1
+    assert copy.co_watched() is not platform.memory.co_watched()
 
 
 def test_experiments_that_change_one_route_need_one_layer(start):

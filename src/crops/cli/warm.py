@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.resources
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,6 @@ from crops.config import RunConfig
 from crops.engine.job import REPORT
 from crops.errors import CropsError
 from crops.online.experiment import Start
-from crops.online.memory import SharedMemory
 from crops.online.store import replay_day
 from crops.outputs import MANIFEST, publish, read_manifest, write_manifest
 from crops.platform import (
@@ -75,7 +73,6 @@ def warm_start(world: Path, run: RunConfig) -> Start:
             f"{world} was simulated with other settings or another platform; name another folder"
         )
     platform = build_platform(run.platform, run.seed)
-    platform = replace(platform, memory=SharedMemory.of(platform.memory))
     routes = _deployed(world, platform, run)
     return Start(platform, routes, FIRST_DAY, sessions_per_day(run))
 

@@ -13,11 +13,9 @@ import numpy as np
 
 from crops.errors import CropsError
 from crops.online.assign import BUCKETS, Experiment, assign, split
-from crops.online.board import Served, same_for_all
-from crops.online.memory import SharedMemory
 from crops.online.routing import Routes, Traffic, Trial, route_traffic
 from crops.online.store import SEARCHES, day_file, live_through
-from crops.platform import Platform, write_items
+from crops.platform import Platform, Served, same_for_all, write_items
 
 PLAN = "plan.json"
 LIVE, PAIRED = "live", "paired"
@@ -43,8 +41,8 @@ class Start:
 
     def fork(self) -> Platform:
         """Return the platform with memory and interests of its own; forks share the co-watch tables."""
-        users, memory = copy.deepcopy(self.platform.users), SharedMemory.of(self.platform.memory)
-        return replace(self.platform, users=users, memory=memory)
+        users = copy.deepcopy(self.platform.users)
+        return replace(self.platform, users=users, memory=self.platform.memory.copy())
 
 
 def in_own_layer(name: str, arms: Sequence[str], share: float, start: Start) -> Experiment:

@@ -18,12 +18,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from crops.evaluation import recall_at_k
-from crops.online.board import same_for_all
 from crops.online.bubble import SHARES, Evidence, Measured, measure_days
 from crops.online.experiment import Start, open_world
 from crops.online.store import IMPRESSIONS, SEARCHES, day_file, live_through
 from crops.outputs import console
-from crops.platform import ROUTES, Platform, day_name, write_items
+from crops.platform import ROUTES, Platform, day_name, same_for_all, write_items
 from crops.platform.world import Ints
 from crops.protocols import Retriever
 

@@ -11,8 +11,7 @@ import pyarrow.compute as pc
 
 from crops.errors import CropsError
 from crops.online.assign import NOBODY, Experiment, Ints, assign, check_concurrent
-from crops.online.board import Served
-from crops.platform import ROUTES
+from crops.platform import ROUTES, Served
 from crops.protocols import Retriever
 
 Routes = Mapping[str, Retriever]

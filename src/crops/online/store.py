@@ -9,11 +9,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from crops.online.board import Served
-from crops.online.day import OnlineDay, online_day, replay
 from crops.online.routing import Traffic, log_exposures, name_arms, set_arms
 from crops.outputs import console
-from crops.platform import Platform, day_name
+from crops.platform import DayLogs, Platform, Served, day_name, simulate_day
+from crops.platform import replay_day as live_again
+from crops.platform.draws import KeyedDraws
+from crops.platform.users import ABUSE_SESSIONS
 
 IMPRESSIONS, FEED, EXPOSURES = "logs/search_impressions", "logs/feed_events", "logs/exposures"
 SEARCHES = "truth/searches"
@@ -28,6 +29,12 @@ _LEARNED = {
 def day_file(folder: Path, table: str, day: int) -> Path:
     """Return the Parquet file of one day of a table, e.g. `logs/feed_events`."""
     return folder / table / f"day={day_name(day)}" / "part-0.parquet"
+
+
+def online_day(platform: Platform, day: int, sessions: int, served: Served) -> DayLogs:
+    """Simulate a day with random numbers that belong to its searches, so that copies of a world compare."""
+    everybody = sessions + ABUSE_SESSIONS * int((platform.users.pushes >= 0).sum())
+    return simulate_day(platform, day, sessions, served, KeyedDraws(platform.seed, day, everybody))
 
 
 def live_through(
@@ -57,10 +64,10 @@ def replay_day(folder: Path, platform: Platform, day: int) -> None:
         pq.read_table(day_file(folder, table, day), columns=columns, partitioning=None)
         for table, columns in _LEARNED.items()
     )
-    replay(platform, day, impressions, feed)
+    live_again(platform, day, impressions, feed)
 
 
-def _tables(result: OnlineDay, traffic: Traffic | None) -> dict[str, pa.Table]:
+def _tables(result: DayLogs, traffic: Traffic | None) -> dict[str, pa.Table]:
     tables = {IMPRESSIONS: result.impressions, FEED: result.feed}
     if traffic is not None and traffic.experiments:
         tables[IMPRESSIONS] = set_arms(result.impressions, name_arms(traffic))

@@ -1,6 +1,6 @@
 """The simulated short-video platform: it emits the tables of the contracts, and the truth beside them."""
 
-from crops.platform.day import DayLogs, Platform, simulate_day
+from crops.platform.day import DayLogs, Platform, Served, replay_day, same_for_all, simulate_day
 from crops.platform.id_model import IdModel, fit_id_model
 from crops.platform.judged_world import JudgedWorld
 from crops.platform.observe import Days, distributions, observe
@@ -22,6 +22,7 @@ __all__ = [
     "IdModel",
     "JudgedWorld",
     "Platform",
+    "Served",
     "Size",
     "World",
     "build_platform",
@@ -30,6 +31,8 @@ __all__ = [
     "fit_id_model",
     "observe",
     "platform_version",
+    "replay_day",
+    "same_for_all",
     "simulate_day",
     "write_day",
     "write_items",

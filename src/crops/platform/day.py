@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from crops.platform.behaviour import Behaviour, Clicks, click, start_times
 from crops.platform.bubble import Bubble
@@ -20,6 +22,7 @@ from crops.platform.cascade import (
     recall_for_users,
 )
 from crops.platform.corpus import DAY_US
+from crops.platform.draws import Draws, StreamDraws
 from crops.platform.feed import draw_visits, watch_feed
 from crops.platform.memory import Memory
 from crops.platform.noise import uniform
@@ -34,6 +37,8 @@ Rng = np.random.Generator
 
 READING_US = 4_000_000
 """Time spent looking at a list before anything else happens, microseconds."""
+SEARCHES_PER_DAY = 100_000_000
+"""Room for the numbers of a day's searches: a search's number is day * this + its number in the day."""
 LIFT = 10.0
 """Added to the score of a candidate that the list explores: above every other."""
 
@@ -58,9 +63,41 @@ class DayLogs:
 
     impressions: pa.Table
     feed: pa.Table
-    search_ids: Ints
-    """Query events of the day and, at the same places, the needs behind them: truth, not log."""
-    search_needs: Ints
+    searches: pa.Table
+    """Truth, not log: every search (also those that found nothing) with its user, time, need, satisfaction
+    and place (session and step)."""
+
+    @property
+    def search_ids(self) -> Ints:
+        """Searches that left a row in the log, in their order [n]: one that found nothing leaves none."""
+        ids: Ints = self._logged["search_id"].to_numpy()
+        return ids
+
+    @property
+    def search_needs(self) -> Ints:
+        """The needs behind `search_ids` [n]: truth, not log."""
+        needs: Ints = self._logged["need_id"].to_numpy()
+        return needs
+
+    @functools.cached_property
+    def _logged(self) -> pa.Table:
+        found = pc.is_in(self.searches["search_id"], pc.unique(self.impressions["search_id"]))
+        return self.searches.filter(found)
+
+
+@dataclass(frozen=True)
+class Served:
+    """Which text routes serve whom."""
+
+    retrievers: tuple[Mapping[str, Retriever], ...]
+    """Text routes by name (`bm25`, `dense`, `sparse`), one mapping per way of being served."""
+    way: Ints
+    """The way of each user, [users]."""
+
+
+def same_for_all(retrievers: Mapping[str, Retriever], users: int) -> Served:
+    """Return one way for everybody."""
+    return Served((retrievers,), np.zeros(users, dtype=np.int64))
 
 
 @dataclass
@@ -74,98 +111,151 @@ class Searches:
     at_us: Ints
 
 
-def simulate_day(platform: Platform, day: int, sessions: int, retrievers: Mapping[str, Retriever]) -> DayLogs:
+def simulate_day(
+    platform: Platform,
+    day: int,
+    sessions: int,
+    retrievers: Mapping[str, Retriever] | Served,
+    draws: Draws | None = None,
+) -> DayLogs:
     """Simulate one day and let the platform's memory grow by it.
 
     Args:
-        platform: the platform; its memory is updated.
+        platform: the platform; its memory and the users' interests are updated.
         day: day number, 0 = the first.
         sessions: search sessions of the day.
-        retrievers: text routes by name (`bm25`, `dense`, `sparse`).
+        retrievers: text routes by name (`bm25`, `dense`, `sparse`), or which of them serve whom.
+        draws: the random numbers; one stream (`StreamDraws`) if None.
     """
-    rng = np.random.default_rng([platform.seed, day])
+    draws = draws or StreamDraws(platform.seed, day)
+    rng = draws.start()
     world, users, memory, model = platform.world, platform.users, platform.memory, platform.behaviour
+    served = retrievers if isinstance(retrievers, Served) else same_for_all(retrievers, len(users.pushes))
     drift(users, world.intents, rng)
     times = start_times(sessions, rng)
     who = draw_sessions(world.intents, world.corpus, users, memory.yesterday(), times, model, rng)
     visits = draw_visits(world, users, who, rng)
-    senses = len(world.intents.sense_head)
-    routes = Routes(world.corpus, memory, retrievers, platform.bubble, senses, day, platform.seed)
-    impressions, ids, needs = _search(platform, day, who, routes, rng)
-    live = np.flatnonzero(routes.live)
-    feed = watch_feed(world, users, visits, live, platform.first_day_us + day * DAY_US, model, rng)
+    queries = _Queries(platform, day, served, Speech(world.intents))
+    impressions, searches = _search(platform, day, who, queries, draws, rng)
+    live = np.flatnonzero(queries.routes.live)
+    feed = watch_feed(world, users, visits, live, platform.first_day_us + day * DAY_US, model, draws.feed())
     memory.learn(impressions, feed, world.corpus.sense)
-    return DayLogs(impressions, feed, ids, needs)
+    return DayLogs(impressions, feed, searches)
+
+
+def replay_day(platform: Platform, day: int, impressions: pa.Table, feed: pa.Table) -> None:
+    """Let the platform live through a day that is already in its logs: the logs are the checkpoint.
+
+    Args:
+        platform: the platform at the end of the day before; updated as the day itself did it.
+        day: day number.
+        impressions: the day's `search_impressions`, in their order; only clicks are read.
+        feed: the day's `feed_events`.
+    """
+    drift(platform.users, platform.world.intents, np.random.default_rng([platform.seed, day]))
+    platform.memory.learn(impressions, feed, platform.world.corpus.sense)
 
 
 def _search(
-    platform: Platform, day: int, who: Sessions, routes: Routes, rng: Rng
-) -> tuple[pa.Table, Ints, Ints]:
-    """Run all sessions of the day, one search per session and round, until everybody has stopped."""
-    speech, model = Speech(platform.world.intents), platform.behaviour
+    platform: Platform, day: int, who: Sessions, queries: _Queries, draws: Draws, rng: Rng
+) -> tuple[pa.Table, pa.Table]:
+    """Run all sessions of the day, one search per session and step, until everybody has stopped."""
+    speech, model, duration = queries.speech, platform.behaviour, platform.world.corpus.duration_ms
     phrase = speech.first(who.need, rng)
     everybody = np.arange(len(who.user))
     now = Searches(everybody, phrase, speech.type(phrase, rng), np.zeros_like(everybody), who.start_us)
-    board = _Board(platform, routes, speech)
     parts: list[pa.Table] = []
-    ids: list[Ints] = []
-    needs: list[Ints] = []
-    for _ in range(model.max_searches):
+    truth: list[pa.Table] = []
+    for step in range(model.max_searches):
         if not len(now.session):
             break
         user = who.user[now.session]
-        query, found = board.look_up(now, user)
-        listed, clicks = _serve(platform, who, now, query, found, board.ranker(), rng)
-        search_id = day * 100_000_000 + sum(map(len, ids)) + np.arange(len(query)) + 1
+        query, found = queries.look_up(now, user)
+        chance = draws.step(step, now.session)
+        listed, clicks = _serve(platform, who, now, query, found, queries.ranker(), chance)
+        search_id = day * SEARCHES_PER_DAY + draws.number(step, now.session)
         at_us = platform.first_day_us + day * DAY_US + now.at_us
-        duration = platform.world.corpus.duration_ms
         parts.append(log_searches(search_id, user, now.text, at_us, now.page, listed, clicks, duration))
-        ids.append(search_id)
-        needs.append(who.need[now.session].copy())
-        now = _go_on(now, who, clicks, speech, model, rng)
-    impressions, search_id = pa.concat_tables(parts), np.concatenate(ids)
-    # A search that found nothing leaves no row.
-    logged = np.isin(search_id, impressions["search_id"].to_numpy())
-    return impressions, search_id[logged], np.concatenate(needs)[logged]
+        columns = {
+            "search_id": search_id,
+            "user_id": user + 1,
+            "searched_at": at_us,
+            "need_id": who.need[now.session],
+            "satisfied": clicks.satisfied,
+            "session": now.session,
+            "step": np.full(len(query), step),
+        }
+        truth.append(pa.table(columns))
+        after = _go_on(now, who, clicks, speech, model, chance)
+        now = draws.typed(step, after, now, speech)
+    return pa.concat_tables(parts), pa.concat_tables(truth)
 
 
-class _Board:
-    """The day's distinct queries with their candidates and meanings, each recalled once."""
+class _Queries:
+    """The day's distinct queries, candidates and meanings; each is recalled once per way of being served.
 
-    def __init__(self, platform: Platform, routes: Routes, speech: Speech) -> None:
-        clicks = platform.memory.sense_clicks + 20 * platform.world.intents.sense_demand
-        belief = clicks / clicks.sum()
-        self._platform, self._routes, self._speech = platform, routes, speech
-        self._model = RelevanceModel(platform.world, belief, platform.ranker_noise, platform.seed)
-        self._row: dict[str, int] = {}
+    What a text means is decided by all who type it; clicks, popularity and rankers know nothing of ways.
+    """
+
+    def __init__(self, platform: Platform, day: int, served: Served, speech: Speech) -> None:
+        intents = platform.world.intents
+        clicks = platform.memory.sense_clicks + 20 * intents.sense_demand
+        self.speech = speech
+        self._platform, self._served = platform, served
+        self._model = RelevanceModel(
+            platform.world, clicks / clicks.sum(), platform.ranker_noise, platform.seed
+        )
+        self._current: dict[str, Retriever] = {}
+        self.routes = Routes(
+            platform.world.corpus,
+            platform.memory,
+            self._current,
+            platform.bubble,
+            len(intents.sense_head),
+            day,
+            platform.seed,
+        )
+        self._row: dict[tuple[int, str], int] = {}
+        self._meant: dict[str, Ints] = {}
         self._found: list[Candidates] = []
         self._meaning: Ints = np.empty((0, 3), dtype=np.int64)
         self._leaf: Ints = np.empty(0, dtype=np.int64)
 
     def look_up(self, now: Searches, user: Ints) -> tuple[Ints, Candidates]:
-        """Return the query number of each search, and what is found for the searcher."""
+        """Return the query number of each search [n], and what is found for the searcher."""
         # Of those who type the same, the one who says least decides what it means.
-        vaguest_last = np.argsort(-self._speech.level(now.phrase), kind="stable").tolist()
-        fresh = {now.text[row]: row for row in vaguest_last if now.text[row] not in self._row}
-        if fresh:
-            self._row.update({text: len(self._row) + i for i, text in enumerate(fresh)})
-            meaning = self._speech.meanings(list(fresh), now.phrase[list(fresh.values())])
-            added, leaf = recall(self._routes, self._model, self._platform.bubble, list(fresh), meaning)
-            self._found = [Candidates.join([*self._found, added])]
-            self._meaning = np.concatenate([self._meaning, meaning])
-            self._leaf = np.concatenate([self._leaf, leaf])
-        query = np.array([self._row[text] for text in now.text])
+        vaguest_last = np.argsort(-self.speech.level(now.phrase), kind="stable").tolist()
+        unheard = {now.text[row]: row for row in vaguest_last if now.text[row] not in self._meant}
+        if unheard:
+            meaning = self.speech.meanings(list(unheard), now.phrase[list(unheard.values())])
+            self._meant.update(zip(unheard, meaning, strict=True))
+        keys = list(zip(self._served.way[user].tolist(), now.text, strict=True))
+        fresh = dict.fromkeys(keys[row] for row in vaguest_last if keys[row] not in self._row)
+        for way in sorted({way for way, _ in fresh}):
+            self._recall(way, [text for one, text in fresh if one == way])
+        query = np.array([self._row[key] for key in keys])
         (all_,) = self._found
         shared = Candidates(all_.rows[query], all_.routes[query], all_.pre_score[query])
         bubble, meaning, leaf = self._platform.bubble, self._meaning[query], self._leaf[query]
-        return query, recall_for_users(self._routes, self._model, bubble, shared, meaning, leaf, user)
+        return query, recall_for_users(self.routes, self._model, bubble, shared, meaning, leaf, user)
 
     def ranker(self) -> Ranker:
         """Return the ranker of the queries so far."""
         platform = self._platform
         return ProductionRanker(
-            self._model, platform.users, self._routes.popularity, platform.bubble, self._meaning
+            self._model, platform.users, self.routes.popularity, platform.bubble, self._meaning
         )
+
+    def _recall(self, way: int, texts: list[str]) -> None:
+        """Look texts up by the routes of a way: the other routes are shared, their tables built once."""
+        self._current.clear()
+        self._current.update(self._served.retrievers[way])
+        self._row.update({(way, text): len(self._row) + i for i, text in enumerate(texts)})
+        meaning = np.stack([self._meant[text] for text in texts])
+        added, leaf = recall(self.routes, self._model, self._platform.bubble, texts, meaning)
+        self._found = [Candidates.join([*self._found, added])]
+        self._meaning = np.concatenate([self._meaning, meaning])
+        self._leaf = np.concatenate([self._leaf, leaf])
 
 
 def _serve(

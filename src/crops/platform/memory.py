@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import copy
+import hashlib
+from dataclasses import dataclass, field, fields
 from typing import TypeVar
 
 import numpy as np
@@ -17,6 +19,7 @@ T = TypeVar("T", np.int64, np.float64)
 NEIGHBOURS = 20
 """Items kept per item in the co-watch table."""
 _BLOCK = 8192
+"""Items whose neighbours are counted at a time."""
 
 
 def best_per_group(group: Ints, item: Ints, score: Floats | Ints, k: int) -> Ints:
@@ -64,6 +67,9 @@ class Memory:
     """Per day, query and item rows of clicks."""
     watched: list[tuple[Ints, Ints]] = field(default_factory=list)
     """Per day, user and item rows of feed videos that were watched at least half."""
+    neighbours: dict[bytes, Ints] = field(default_factory=dict, repr=False)
+    """Co-watch tables by digest of the feed so far. With `KeyedDraws` the feed does not depend on what the
+    searches of its day found, so that all copies of a world watch the same and need the same tables."""
 
     def learn(self, impressions: pa.Table, feed: pa.Table, item_sense: Ints) -> None:
         """Add a day's clicks and watches."""
@@ -95,23 +101,43 @@ class Memory:
         shape = (len(self.queries), len(self.plays))
         return sparse.csr_array((np.ones(len(query)), (query, item)), shape=shape)
 
+    def copy(self) -> Memory:
+        """Return a memory that learns apart from this one; co-watch tables are shared."""
+        own = {one.name: copy.deepcopy(getattr(self, one.name)) for one in fields(self)}
+        return Memory(**{**own, "neighbours": self.neighbours})
+
     def co_watched(self) -> Ints:
         """Return the items most often watched by the same people, [items, NEIGHBOURS], -1 pads rows."""
+        digest = hashlib.sha256()
+        for part in (array for day in self.watched for array in day):
+            digest.update(len(part).to_bytes(8, "big") + part.tobytes())
+        key = digest.digest()
+        if key not in self.neighbours:
+            self.neighbours[key] = self._count_together()
+        return self.neighbours[key]
+
+    def _count_together(self) -> Ints:
+        """Count by a sparse product; keep the best of each row by sorting rows, counts and items as one."""
         items = len(self.plays)
+        table = np.full((items, NEIGHBOURS), -1, dtype=np.int64)
         user, item = _joined(self.watched)
         if not len(user):
-            return np.full((items, NEIGHBOURS), -1, dtype=np.int64)
+            return table
         shape = (int(user.max()) + 1, items)
         watched = sparse.csr_array((np.ones(len(user), dtype=np.float32), (user, item)), shape=shape)
         watched.data[:] = 1.0
         by_item = sparse.csr_array(watched.T)
-        parts = []
         for start in range(0, items, _BLOCK):
-            common = sparse.csr_array(by_item[start : start + _BLOCK] @ watched)
-            common.setdiag(0, k=start)
-            common.eliminate_zeros()
-            parts.append(top_per_row(common, NEIGHBOURS))
-        return np.concatenate(parts)
+            together = sparse.csr_array(by_item[start : start + _BLOCK] @ watched)
+            row = np.repeat(np.arange(together.shape[0]), np.diff(together.indptr))
+            count, other = together.data.astype(np.int64), together.indices.astype(np.int64)
+            most = int(count.max(initial=0))
+            pair = ((row * (most + 1) + most - count) * items + other)[other != row + start]
+            pair.sort()
+            row, other = pair // ((most + 1) * items), pair % items
+            best = np.arange(len(row)) - np.searchsorted(row, row, side="left") < NEIGHBOURS
+            table[start : start + _BLOCK] = pad_groups(row[best], together.shape[0], NEIGHBOURS, other[best])
+        return table
 
 
 def _joined(days: list[tuple[Ints, Ints]]) -> tuple[Ints, Ints]:

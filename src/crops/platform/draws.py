@@ -1,26 +1,30 @@
-"""Random numbers that belong to a search, not to a moment of the program.
+"""Where the random numbers of a day come from: one stream, or numbers that belong to a search.
 
 Two copies of a world that show different lists part ways at once if they read one stream: the first person
-who stays longer shifts the numbers of all who follow. Here each number is fixed by seed, day, step of the
-session, draw and session, so that what differs between the copies is caused by the lists (common random
-numbers).
+who stays longer shifts the numbers of all who follow. With `KeyedDraws` each number is fixed by seed, day,
+step of the session, draw and session, so that what differs between the copies is caused by the lists (common
+random numbers).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 import numpy as np
 from scipy.special import betaincinv, ndtri
 
-from crops.platform.day import Searches
-from crops.platform.speech import Speech
 from crops.platform.world import Floats, Ints
+
+if TYPE_CHECKING:
+    from crops.platform.day import Searches
+    from crops.platform.speech import Speech
 
 Rng = np.random.Generator
 
+STEPS = 10
+"""Room for the searches of a session in the numbers of keyed searches."""
 _STEP, _TYPING, _FEED = 1, 2, 3
 """What a stream is for; never 0, which numpy's seeds do not tell from nothing."""
 
@@ -30,6 +34,10 @@ class Draws(Protocol):
 
     def start(self) -> Rng:
         """Return what decides who comes, for what, and what they type first."""
+        ...
+
+    def number(self, step: int, session: Ints) -> Ints:
+        """Return the numbers in the day, from 1, of the searches of a step [n]."""
         ...
 
     def step(self, step: int, session: Ints) -> Rng:
@@ -45,9 +53,37 @@ class Draws(Protocol):
         ...
 
 
+class StreamDraws:
+    """One stream of numbers, used up in the order of the day."""
+
+    def __init__(self, seed: int, day: int) -> None:
+        self._rng, self._searches = np.random.default_rng([seed, day]), 0
+
+    def start(self) -> Rng:
+        """Return the stream."""
+        return self._rng
+
+    def number(self, step: int, session: Ints) -> Ints:
+        """Count the searches of the day."""
+        first, self._searches = self._searches, self._searches + len(session)
+        return first + np.arange(len(session)) + 1
+
+    def step(self, step: int, session: Ints) -> Rng:
+        """Return the stream."""
+        return self._rng
+
+    def typed(self, step: int, after: Searches, before: Searches, speech: Speech) -> Searches:
+        """Leave the text as the step has drawn it."""
+        return after
+
+    def feed(self) -> Rng:
+        """Return the stream."""
+        return self._rng
+
+
 @dataclass(frozen=True)
 class KeyedDraws:
-    """Numbers fixed per session; people and first words are those of `crops.platform.simulate_day`."""
+    """Numbers fixed per session; people and first words are those of `StreamDraws`."""
 
     seed: int
     day: int
@@ -57,6 +93,10 @@ class KeyedDraws:
     def start(self) -> Rng:
         """Return the platform's own generator of the day."""
         return np.random.default_rng([self.seed, self.day])
+
+    def number(self, step: int, session: Ints) -> Ints:
+        """Return the place of the search: the same place is the same event in every copy of a world."""
+        return session * STEPS + step + 1
 
     def step(self, step: int, session: Ints) -> Rng:
         """Return numbers that are fixed per session and draw."""
