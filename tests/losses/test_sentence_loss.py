@@ -1,5 +1,6 @@
 """The drop-in for sentence-transformers, and the code of docs/losses.md as it stands there."""
 
+import copy
 import math
 import re
 import subprocess
@@ -14,8 +15,10 @@ from sentence_transformers import (
     SentenceTransformerTrainer,
     SentenceTransformerTrainingArguments,
 )
+from sentence_transformers.evaluation import BaseEvaluator
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import TrainerCallback
 
 from crops.errors import CropsError
 from crops.losses import GroupCollator, HInfoNCELoss, h_infonce
@@ -163,6 +166,106 @@ def test_padded_columns_train_under_the_trainers_own_collator(model, tmp_path):
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert sum(losses[-3:]) < 0.8 * sum(losses[:3])
     assert trainer.loss.temperature == pytest.approx(0.05)
+
+
+def trainer_of(model, loss, folder, evaluator=None, **settings):
+    """Checkpoints at steps 4, 8 and 12 of 12."""
+    settings = SETTINGS | {"save_strategy": "steps", "save_steps": 4} | settings
+    return SentenceTransformerTrainer(
+        model=model,
+        args=SentenceTransformerTrainingArguments(output_dir=str(folder), **settings),
+        train_dataset=Dataset.from_list(groups()),
+        evaluator=evaluator,
+        loss=loss,
+        data_collator=GroupCollator(model.preprocess),
+    )
+
+
+class TwoTemperatures(torch.nn.Module):
+    """A loss of losses, with a parameter of its own beside."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.first, self.second = HInfoNCELoss(model, 0.05), HInfoNCELoss(model, 0.5)
+        self.balance = torch.nn.Parameter(torch.tensor([0.2, 0.8]))
+
+    def forward(self, features, labels):
+        features = list(features)
+        weights = self.balance.softmax(0)
+        return weights[0] * self.first(features, labels) + weights[1] * self.second(features, labels)
+
+
+class Killed(TrainerCallback):
+    """Ends a training in the middle, two steps after its second checkpoint."""
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == 10:
+            raise KeyboardInterrupt
+
+
+def learned(loss):
+    return {name: value.tolist() for name, value in loss.named_parameters() if "model" not in name}
+
+
+@pytest.mark.parametrize("make", [HInfoNCELoss, TwoTemperatures])
+def test_a_resumed_run_has_the_temperature_of_an_uninterrupted_one(model, tmp_path, make):
+    start = copy.deepcopy(model)
+    whole = trainer_of(model, make(model), tmp_path / "whole")
+    whole.train()
+    first, again = copy.deepcopy(start), copy.deepcopy(start)
+    killed = trainer_of(first, make(first), tmp_path / "run")
+    killed.add_callback(Killed)
+    with pytest.raises(KeyboardInterrupt):
+        killed.train()
+    resumed = trainer_of(again, make(again), tmp_path / "run")
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == whole.state.global_step == 12
+    assert learned(whole.loss) != learned(make(start))
+    assert learned(resumed.loss) == learned(whole.loss)
+    torch.testing.assert_close(again.state_dict(), model.state_dict(), rtol=0, atol=0)
+
+
+def test_the_best_checkpoint_comes_back_with_its_temperature(model, tmp_path):
+    seen = []
+    loss = HInfoNCELoss(model)
+
+    class Best(BaseEvaluator):
+        """The first checkpoint is the best."""
+
+        def __call__(self, *args, **kwargs):
+            seen.append(loss.temperature)
+            return {"first": float(len(seen) == 1)}
+
+    trainer_of(
+        model,
+        loss,
+        tmp_path,
+        evaluator=Best(),
+        eval_strategy="steps",
+        eval_steps=4,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_first",
+        greater_is_better=True,
+    ).train()
+    assert loss.temperature == seen[0] != seen[2]
+
+
+def test_a_checkpoint_without_the_temperature_is_refused(model, tmp_path):
+    trainer_of(model, HInfoNCELoss(model), tmp_path, max_steps=4).train()
+    (tmp_path / "checkpoint-4" / "loss.safetensors").unlink()
+    with pytest.raises(CropsError, match="checkpoint-4 does not hold the loss's log_temperature"):
+        trainer_of(model, HInfoNCELoss(model), tmp_path).train(resume_from_checkpoint=True)
+    fixed = trainer_of(model, HInfoNCELoss(model, 0.1, learn_temperature=False), tmp_path)
+    with pytest.raises(ValueError, match="parameter group"):  # the optimiser's, which had one more
+        fixed.train(resume_from_checkpoint=True)
+
+
+def test_a_fixed_temperature_is_a_setting_and_not_saved(model, tmp_path):
+    trainer_of(model, HInfoNCELoss(model, learn_temperature=False), tmp_path, max_steps=4).train()
+    assert not (tmp_path / "checkpoint-4" / "loss.safetensors").exists()
+    other = trainer_of(model, HInfoNCELoss(model, 0.1, learn_temperature=False), tmp_path)
+    other.train(resume_from_checkpoint=True)
+    assert other.loss.temperature == pytest.approx(0.1)
 
 
 def test_a_step_with_nan_weights_is_refused_not_applied(model, tmp_path):

@@ -1,15 +1,22 @@
-"""H-InfoNCE inside sentence-transformers' own trainer: a loss module, and a collator for ragged groups."""
+"""H-InfoNCE inside sentence-transformers' own trainer: a loss module, and a collator for ragged groups.
+
+That trainer's checkpoints hold the parameters of the model only; `_keep_parameters` adds those of the loss.
+"""
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.trainer import BaseTrainer
 from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
 from torch import Tensor, nn
 
@@ -18,6 +25,8 @@ from crops.losses.infonce import h_infonce
 
 PADDING = -1
 """Label of a slot that holds no document."""
+PARAMETERS = "loss.safetensors"
+"""File of a checkpoint that holds what the loss has learned."""
 
 
 class HInfoNCELoss(nn.Module):
@@ -51,6 +60,7 @@ class HInfoNCELoss(nn.Module):
         super().__init__()
         if not 0 < temperature < math.inf:
             raise CropsError(f"temperature is {temperature}; give a positive number, 0.05 to start with")
+        _keep_parameters()
         self.model = model
         # Its logarithm is learned: steps are relative and tau stays positive.
         self.log_temperature = nn.Parameter(
@@ -100,6 +110,69 @@ class HInfoNCELoss(nn.Module):
     def citation(self) -> str:
         """The paper, for the model card."""
         return "@misc{crops2025,\n    title={CroPS},\n    eprint={2511.15443},\n    archivePrefix={arXiv},\n}"
+
+
+@functools.cache
+def _keep_parameters() -> None:
+    """Let sentence-transformers' trainer save and load the parameters of an `HInfoNCELoss`, once a process.
+
+    The trainer has no hook for it: it saves and loads the model alone, and a resumed run would start again
+    from the first temperature, with the optimiser's state of the last.
+    """
+    save, load = BaseTrainer._save, BaseTrainer._load_from_checkpoint
+
+    @functools.wraps(save)
+    def save_with_loss(
+        self: BaseTrainer, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None
+    ) -> None:
+        save(self, output_dir, state_dict)
+        if parameters := _learned(self):
+            tensors = {name: value.detach().contiguous() for name, value in parameters.items()}
+            save_file(tensors, Path(str(output_dir or self.args.output_dir)) / PARAMETERS)
+
+    @functools.wraps(load)
+    def load_with_loss(self: BaseTrainer, checkpoint_path: str) -> None:
+        if parameters := _learned(self):
+            _restore(parameters, Path(checkpoint_path) / PARAMETERS)
+        load(self, checkpoint_path)
+
+    BaseTrainer._save = save_with_loss  # type: ignore[method-assign]
+    BaseTrainer._load_from_checkpoint = load_with_loss  # type: ignore[method-assign]
+
+
+def _learned(trainer: BaseTrainer) -> dict[str, nn.Parameter]:
+    """Return what the trainer's loss learns beside the model, by name; nothing without an `HInfoNCELoss`."""
+    losses = nn.ModuleDict(trainer.loss) if isinstance(trainer.loss, dict) else trainer.loss
+    if not any(isinstance(module, HInfoNCELoss) for module in losses.modules()):
+        return {}
+    of_model = {id(parameter) for parameter in trainer.model.parameters()}
+    return {
+        name: parameter
+        for name, parameter in losses.named_parameters()
+        if parameter.requires_grad and id(parameter) not in of_model
+    }
+
+
+def _restore(parameters: Mapping[str, nn.Parameter], file: Path) -> None:
+    """Copy the saved values into the parameters.
+
+    Raises:
+        CropsError: the file is absent, or holds other parameters.
+    """
+    if not file.is_file():
+        raise CropsError(
+            f"{file.parent} does not hold the loss's {', '.join(parameters)} (no {PARAMETERS}): it was saved "
+            "without HInfoNCELoss or by an older crops; start the training anew, or fix the temperature with "
+            "learn_temperature=False"
+        )
+    saved = load_file(file)
+    shapes = {name: tuple(value.shape) for name, value in saved.items()}
+    wanted = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
+    if shapes != wanted:
+        raise CropsError(f"{file} holds {shapes}, the loss has {wanted}; resume with the loss that it is of")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(saved[name])
 
 
 def _ragged(
