@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,20 @@ def write_manifest(
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2, default=str) + "\n")
     (folder / RESOLVED_CONFIG).write_text(tomli_w.dumps(config))
+
+
+def to_json(data: object) -> str:
+    """Return data as indented JSON; numbers that are not finite, which JSON lacks, become null."""
+    return json.dumps(finite(data), indent=2) + "\n"
+
+
+def finite(data: Any) -> Any:  # noqa: ANN401 (any JSON value)
+    """Return data with null for numbers that are not finite."""
+    if isinstance(data, Mapping):
+        return {key: finite(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
 def read_manifest(folder: Path, made_by: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from ir_measures import R
 
 from crops.cli import evaluate
 from crops.cli.app import main
+from crops.cli.evaluate import results_table, write_results
 from crops.cli.gate import gate, refuse_trained_on
 from crops.config import load_config
 from crops.errors import CropsError, RegressionError
@@ -48,6 +49,34 @@ def test_gains_and_noise_pass():
     noise = np.random.default_rng(0).normal(0, 0.1, 50)
     old = evaluation(ct=around(0.5), qr=around(0.5))
     gate({"new": evaluation(ct=around(0.6), qr=around(0.5) + noise), "old": old}, "old", ["ct", "qr"], RUN)
+
+
+def test_a_gate_without_enough_queries_is_refused_and_says_nothing_of_a_metric_with_few(capsys):
+    few, more = [0.1] * 9, around(0.5)
+    with pytest.raises(CropsError, match="no metric has 10 queries to compare with old on"):
+        gate({"new": evaluation(ct=few), "old": evaluation(ct=[0.9] * 9)}, "old", ["ct"], RUN)
+    results = {"new": evaluation(ct=more, qr=few), "old": evaluation(ct=more, qr=[0.9] * 9)}
+    gate(results, "old", ["ct", "qr"], RUN)
+    assert "no interval: n = 9" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    ("n", "cell", "caption"),
+    [
+        (0, "–", "± half the width of the 95 % interval; –: no query has a value"),
+        (1, "100.0 ±–", "± half the width of the 95 % interval; fewer than 10 queries carry none"),
+        (9, "100.0 ±–", "± half the width of the 95 % interval; fewer than 10 queries carry none"),
+        (10, "100.0 ±0.0", "± half the width of the 95 % interval"),
+    ],
+)
+def test_means_of_few_queries_are_told_without_an_interval(n, cell, caption, tmp_path):
+    results = {"m": evaluation(ct=[1.0] * n)}
+    table = results_table(results, "2026-01-08")
+    assert [list(column.cells) for column in table.columns] == [["m"], [cell]]
+    assert table.caption == caption
+    write_results(tmp_path, results)
+    summary = json.loads((tmp_path / "summary.json").read_text(), parse_constant=pytest.fail)
+    assert (summary["m"]["ct"]["ci_low"] is None) == (n < 10)
 
 
 def test_a_loss_on_what_does_not_count_passes():

@@ -58,8 +58,14 @@ def test_report_by_hand(tmp_path, key):
 def test_wilson_interval(tmp_path, key):
     found = judge_report([sheet(tmp_path / "ann.csv", {"0001": 2})], key=key, out=tmp_path / "out")
     (row,) = found["people"]
-    # Wilson, 1 of 1: low = 1 / (1 + z^2) with z = 1.959964.
-    assert (row["low"], row["high"]) == (pytest.approx(1 / (1 + 1.959964**2), abs=1e-6), pytest.approx(1.0))
+    assert (row["low"], row["high"]) == (None, None)
+    assert found["headline"][0].endswith("of 1 pairs are relevant or better (no interval below 10 pairs).")
+    key.write_text("pair,sources\n" + "".join(f"{n:04},{int(Source.CLICKED)}\n" for n in range(10)))
+    ten = sheet(tmp_path / "ten.csv", {f"{n:04}": 2 for n in range(10)})
+    (row,) = judge_report([ten], key=key, out=tmp_path / "out")["people"]
+    # Wilson, 10 of 10: low = 1 / (1 + z^2 / 10) with z = 1.959964.
+    low = pytest.approx(1 / (1 + 1.959964**2 / 10), abs=1e-6)
+    assert (row["low"], row["high"]) == (low, pytest.approx(1.0))
     assert found["agreement"] == []
     assert "one rater" in dict(found["facts"]).values()
 

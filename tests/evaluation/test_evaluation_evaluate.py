@@ -1,5 +1,5 @@
 import sys
-from dataclasses import replace
+from dataclasses import astuple, replace
 
 import numpy as np
 import pyarrow as pa
@@ -209,7 +209,7 @@ def test_comparison_is_paired_over_queries():
     differences = compare(a, b, resamples=200, seed=0)
     assert differences["recall@3/ct"].mean == pytest.approx((1 / 3 - 0) / 2)
     assert differences["recall@3/ct_events"].mean == pytest.approx((1 / 2 + 1 + 0) / 4)
-    assert compare(a, a, 200, 0)["recall@3/ct"].p == 1
+    assert np.isnan(compare(a, a, 200, 0)["recall@3/ct"].p)  # a test on two queries would say nothing
 
 
 def test_different_test_sets_are_not_compared():
@@ -226,6 +226,8 @@ def test_disjoint_evaluations_pool_into_the_whole():
     ]
     pooled = pool_evaluations(parts, CONFIG.resamples, seed=0)
     assert values(pooled, "recall@3/ct") == values(whole, "recall@3/ct")
-    assert pooled.summary["recall@3/ct"] == whole.summary["recall@3/ct"]
+    assert astuple(pooled.summary["recall@3/ct"]) == pytest.approx(
+        astuple(whole.summary["recall@3/ct"]), nan_ok=True
+    )
     with pytest.raises(CropsError, match="in two of the pooled evaluations"):
         pool_evaluations([whole, whole], CONFIG.resamples, seed=0)

@@ -58,10 +58,12 @@ def test_chunks_do_not_change_the_spread(monkeypatch):
     assert draws.mean() == pytest.approx(values.mean(), abs=0.002)
 
 
-def test_single_queries_have_no_interval():
-    found = nested_bootstrap([columns([1.0], [0.0])], 100, seed=0).contrast(np.array([1.0, -1.0]))
-    assert found.mean == 1
+def test_fewer_than_ten_queries_in_all_worlds_have_no_interval():
+    world = columns([1.0, 0.5, 0.0], [0.0, 0.5, 0.0])
+    found = nested_bootstrap([world] * 3, 100, seed=0).contrast(np.array([1.0, -1.0]))
+    assert found.mean == pytest.approx(1 / 3)
     assert np.isnan([found.ci_low, found.ci_high, found.p]).all()
+    assert np.isfinite(nested_bootstrap([world] * 4, 100, seed=0).contrast(np.array([1.0, -1.0])).p)
 
 
 @pytest.mark.parametrize("worlds", [[], [np.empty((0, 2))], [columns([1, np.nan], [1, 1])]])

@@ -196,7 +196,7 @@ def test_result_cells_hold_mean_interval_and_what_is_sure():
     ]
     ct, qr = cells(html, "CroPS")
     assert ct == [">", "▲", "significantly", "better,", "+11.2", "61.2", "(best)", "[56.0,", "66.0]"]
-    assert qr == [">", "30.0", "(best)"]
+    assert qr == [">", "30.0", "(best)", "no", "interval:", "n", "=", "88"]
     page = Page(html)
     assert page.texts("small")[:2] == ["%, n = 800", "%, n = 88–90"]
     assert page.texts("th", None)[0] == "Model"

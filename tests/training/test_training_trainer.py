@@ -155,6 +155,11 @@ def test_a_run_with_evaluations_resumes_with_its_patience(toy, config, tmp_path,
     np.testing.assert_array_equal(one.encode(toy.doc_texts), other.encode(toy.doc_texts))
 
 
+def test_a_metric_without_a_value_stops_nothing_and_is_refused(toy, config, tmp_path):
+    with pytest.raises(CropsError, match="no query of the evaluation has a value of 'recall'"):
+        train(toy, tmp_path / "m", config(eval_steps=2), seed=0, evaluation=scripted([float("nan")]))
+
+
 def test_an_unknown_metric_is_named(toy, config, tmp_path):
     evaluation = Evaluation(lambda encoder: {"recall": 1.0, "ndcg": 1.0}, "mrr")
     with pytest.raises(CropsError, match="no metric 'mrr' to stop by; known: recall, ndcg"):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,7 +12,7 @@ import typer
 from crops.cli.options import ConfigOption, RelevanceOption
 from crops.config import RunConfig, load_config
 from crops.errors import CropsError
-from crops.outputs import console, publish, write_manifest
+from crops.outputs import console, finite, publish, to_json, write_manifest
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -151,7 +149,7 @@ def _write(
     found = {"analyses": [as_json(one) for one in analyses], **facts}
     with publish(target, COMMAND) as folder:
         write_report(report, folder / "report.html")
-        (folder / "analysis.json").write_text(json.dumps(found, indent=2) + "\n")
+        (folder / "analysis.json").write_text(to_json(found))
         write_manifest(folder, COMMAND, config=run.dump(), seconds={}, **facts)
     for part in report.sections:
         console.rule(part.title)
@@ -182,13 +180,5 @@ def as_json(analysis: Analysis) -> dict[str, Any]:
                 written[test]["mde"] = getattr(found, test).mde
     for arm, check in analysis.checks.items():
         data["checks"][arm]["holds"] = check.holds
-    cleaned: dict[str, Any] = _finite(data)
+    cleaned: dict[str, Any] = finite(data)
     return cleaned
-
-
-def _finite(data: Any) -> Any:  # noqa: ANN401 (any JSON value)
-    if isinstance(data, Mapping):
-        return {key: _finite(value) for key, value in data.items()}
-    if isinstance(data, list | tuple):
-        return [_finite(value) for value in data]
-    return None if isinstance(data, float) and not math.isfinite(data) else data

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -24,7 +23,7 @@ from crops.online.arms import recipe, train_arm
 from crops.online.bubble import Measured
 from crops.online.experiment import Start, write_plan
 from crops.online.loop import Loop, Workshop, read_days, run_loop
-from crops.outputs import cache_folder, console
+from crops.outputs import cache_folder, console, to_json
 from crops.platform import SIZES, day_name, platform_version
 from crops.protocols import Retriever
 from crops.report import Line, LineFigure, Section, TablesReport, TextTable, write_report
@@ -130,7 +129,7 @@ def _report(out: Path, loop: Loop, start: Start, names: Sequence[str], run: RunC
         arm: {day: {key: asdict(one) for key, one in row.items()} for day, row in days.items()}
         for arm, days in measured.items()
     }
-    (out / "loop.json").write_text(json.dumps(written, indent=2) + "\n")
+    (out / "loop.json").write_text(to_json(written))
     write_report(loop_page(measured, run), out / "report.html")
 
 

@@ -187,16 +187,18 @@ def _headline(table: ResultTable, arms: Sequence[Arm], mined: dict[str, Any]) ->
 
 
 def _verdict(difference: Difference) -> str:
+    if difference.p is None:
+        return "too few queries to tell"
     if not difference.significant:
         return "no significant difference"
     return "a significant gain" if difference.mean > 0 else "a significant loss"
 
 
 def _points(difference: Difference) -> str:
-    interval = "" if difference.low is None or difference.high is None else (
-        f", 95 % interval {100 * difference.low:+.1f} to {100 * difference.high:+.1f}"
-    )  # fmt: skip
-    return f"{100 * difference.mean:+.1f} points{interval}"
+    interval = f"no interval: n = {difference.n}"
+    if difference.low is not None and difference.high is not None:
+        interval = f"95 % interval {100 * difference.low:+.1f} to {100 * difference.high:+.1f}"
+    return f"{100 * difference.mean:+.1f} points, {interval}"
 
 
 def _facts(run: RunConfig, seconds: dict[str, float]) -> list[tuple[str, str]]:

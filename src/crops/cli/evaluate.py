@@ -22,9 +22,9 @@ from crops.cli.theta import independent_theta, theta
 from crops.cli.trec import evaluate_runs, write_trec_qrels, write_trec_run
 from crops.config import RunConfig, load_config
 from crops.errors import CropsError
-from crops.evaluation import Evaluation, Facts, TestSets
+from crops.evaluation import MIN_QUERIES, Evaluation, Facts, Interval, TestSets
 from crops.logs import open_logs
-from crops.outputs import console, publish, timed, write_manifest
+from crops.outputs import console, publish, timed, to_json, write_manifest
 from crops.retrieval import load_items
 
 COMMAND = "evaluate"
@@ -194,7 +194,7 @@ def write_results(folder: Path, results: dict[str, Evaluation]) -> None:
     summary = {
         name: {key: asdict(value) for key, value in one.summary.items()} for name, one in results.items()
     }
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    (folder / "summary.json").write_text(to_json(summary))
     for name, one in results.items():
         pq.write_table(one.values, folder / f"{_file_name(name)}.parquet")
 
@@ -219,9 +219,22 @@ def results_table(results: dict[str, Evaluation], title: str) -> Table:
     metrics = [name for name in next(iter(results.values())).summary if not _DETAIL.search(name)]
     counts = next(iter(results.values())).summary
     heads = [f"{name.replace('/', chr(10))}\nn = {counts[name].n}" for name in metrics]
-    table = Table("model", *heads, title=title, caption="± half the width of the 95 % interval")
+    table = Table("model", *heads, title=title)
     for name, one in results.items():
-        rows = [one.summary[metric] for metric in metrics]
-        cells = [f"{100 * row.mean:.1f} ±{50 * (row.ci_high - row.ci_low):.1f}" for row in rows]
+        cells = [_mean_cell(one.summary[metric]) for metric in metrics]
         table.add_row(name.rstrip("/").rpartition("/")[2], *cells)
+    notes = ["± half the width of the 95 % interval"]
+    if any(0 < counts[metric].n < MIN_QUERIES for metric in metrics):
+        notes.append(f"fewer than {MIN_QUERIES} queries carry none")
+    if any(not counts[metric].n for metric in metrics):
+        notes.append("–: no query has a value")
+    table.caption = "; ".join(notes)
     return table
+
+
+def _mean_cell(one: Interval) -> str:
+    """Return a mean in % with half the width of its interval, or a dash for what is unknown."""
+    if not one.n:
+        return "–"
+    half = "–" if one.n < MIN_QUERIES else f"{50 * (one.ci_high - one.ci_low):.1f}"
+    return f"{100 * one.mean:.1f} ±{half}"

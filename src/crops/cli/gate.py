@@ -12,7 +12,7 @@ from rich.table import Table
 
 from crops.config import RunConfig
 from crops.errors import CropsError, RegressionError
-from crops.evaluation import FREQUENCIES, Evaluation, Facts, TestSets, build_facts, compare
+from crops.evaluation import FREQUENCIES, MIN_QUERIES, Evaluation, Facts, TestSets, build_facts, compare
 from crops.evaluation.nested import holm
 from crops.outputs import MANIFEST, console
 
@@ -30,6 +30,7 @@ def gate(results: Mapping[str, Evaluation], against: str, metrics: Sequence[str]
 
     Raises:
         RegressionError: a difference is below 0 with p < 0.05, corrected by Holm over models and metrics.
+        CropsError: no metric has enough queries for a test.
     """
     found = {
         (name, metric): difference
@@ -38,6 +39,11 @@ def gate(results: Mapping[str, Evaluation], against: str, metrics: Sequence[str]
         for metric, difference in compare(one, results[against], run.evaluation.resamples, run.seed).items()
         if metric in metrics and difference.n > 0
     }
+    if len(results) > 1 and all(one.n < MIN_QUERIES for one in found.values()):
+        raise CropsError(
+            f"no metric has {MIN_QUERIES} queries to compare with {against} on, so a test would say nothing; "
+            "evaluate on a day with more searches"
+        )
     corrected = dict(zip(found, holm([one.p for one in found.values()]), strict=True))
     table = Table(
         "model", "metric", "difference", "95 % interval", "p, corrected", title=f"Against {against}"
@@ -45,8 +51,9 @@ def gate(results: Mapping[str, Evaluation], against: str, metrics: Sequence[str]
     losses = []
     for (name, metric), one in found.items():
         p = corrected[name, metric]
-        interval = f"[{100 * one.ci_low:+.1f}, {100 * one.ci_high:+.1f}]"
-        table.add_row(name, metric, f"{100 * one.mean:+.2f}", interval, f"{p:.3f}")
+        interval = one.ends("+.1f")
+        told = "–" if one.n < MIN_QUERIES else f"{p:.3f}"
+        table.add_row(name, metric, f"{100 * one.mean:+.2f}", interval, told)
         if one.mean < 0 and p < SIGNIFICANT:
             losses.append(f"{name} loses {-100 * one.mean:.2f} points of {metric} {interval}, p = {p:.3f}")
     console.print(table)
@@ -86,7 +93,8 @@ def breakdown(results: Mapping[str, Evaluation], facts: Facts, k: int) -> Table:
     ages = [metric for metric in ages if not metric.endswith(("/seen", "/unseen"))]
     heads = [f"{metric} {name}" for metric in ("CT", "QR") for name in groups]
     heads += [f"CT {metric.rpartition('=')[2]} items" for metric in ages]
-    table = Table("model", *heads, title=f"Recall@{k} by frequency of the query and age of the item, %")
+    title = f"Recall@{k} by frequency of the query and age of the item, %"
+    table = Table("model", *heads, title=title, caption="–: no such query has a value")
     for name, one in results.items():
         cells = [
             _mean(one, f"recall@{k}/{metric}", ids) for metric in ("ct", "qr") for ids in groups.values()

@@ -28,6 +28,7 @@ from crops.cli.llm import (
 from crops.cli.options import DEFAULTS, ConfigOption, RelevanceOption, SeedOption
 from crops.config import load_config
 from crops.errors import CropsError
+from crops.evaluation import MIN_QUERIES
 from crops.evaluation.agreement import (
     Agreement,
     Ratings,
@@ -173,18 +174,30 @@ def _by_source(grades: Ratings, sources: dict[str, Source]) -> list[JudgedSource
     for name, source in SOURCES.items():
         counts = Counter(grade for pair, grade in grades.items() if sources[pair] & source)
         if total := sum(counts.values()):
-            interval = binomtest(counts[1] + counts[2], total).proportion_ci(method="wilson")
-            graded = (counts[0], counts[1], counts[2])
-            rows.append(JudgedSource(name, graded, float(interval.low), float(interval.high)))
+            low, high = _interval(counts[1] + counts[2], total)
+            rows.append(JudgedSource(name, (counts[0], counts[1], counts[2]), low, high))
     return rows
+
+
+def _interval(useful: int, total: int) -> tuple[float | None, float | None]:
+    """Return the 95 % interval of a share (Wilson); a handful of pairs carries none."""
+    if total < MIN_QUERIES:
+        return None, None
+    interval = binomtest(useful, total).proportion_ci(method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def _headline(rows: Sequence[JudgedSource]) -> list[str]:
     return [
-        f"{row.name}: {100 * row.useful:.1f} % of {row.pairs} pairs are relevant or better "
-        f"[{100 * row.low:.1f}, {100 * row.high:.1f}]."
+        f"{row.name}: {100 * row.useful:.1f} % of {row.pairs} pairs are relevant or better {_ends(row)}."
         for row in rows
     ]
+
+
+def _ends(row: JudgedSource) -> str:
+    if row.low is None or row.high is None:
+        return f"(no interval below {MIN_QUERIES} pairs)"
+    return f"[{100 * row.low:.1f}, {100 * row.high:.1f}]"
 
 
 def _agreement(raters: dict[str, Ratings], middle: Ratings, by_llm: Ratings) -> list[RaterPair]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from crops.cli.options import ConfigOption
 from crops.config import RunConfig, load_config
 from crops.errors import CropsError
 from crops.logs import check
-from crops.outputs import MANIFEST, cache_folder, console, publish, read_manifest, write_manifest
+from crops.outputs import MANIFEST, cache_folder, console, publish, read_manifest, to_json, write_manifest
 from crops.platform import ANCHORS, BUBBLE, ROUTES, Anchor, Days, distributions, observe
 from crops.report import Cell, Curve, RealismReport, RealismRow, write_report
 
@@ -58,9 +59,7 @@ def platform_report(
     report = _report(worlds)
     with publish(out / "report", COMMAND) as folder:
         write_report(report, folder / "report.html")
-        (folder / "realism.json").write_text(
-            json.dumps({one.name: one.measured for one in worlds}, indent=2) + "\n"
-        )
+        (folder / "realism.json").write_text(to_json({one.name: one.measured for one in worlds}))
         write_manifest(
             folder, "platform-report", config=run.dump(), seconds={}, worlds=[one.name for one in worlds]
         )
@@ -80,7 +79,7 @@ def _measure(world: Path, out: Path, run: RunConfig, config: Path | None) -> _Wo
     summary = json.loads((out / "evaluation" / "summary.json").read_text())
     for model, metrics in summary.items():
         name = BM25 if model == BM25 else BASELINE
-        measured |= {f"{name} {metric}": value["mean"] for metric, value in metrics.items()}
+        measured |= {f"{name} {metric}": value["mean"] for metric, value in metrics.items() if value["n"]}
     return _World(world.name, measured, distributions(logs, days), manifest["platform"])
 
 
@@ -151,8 +150,8 @@ def _cosobe() -> tuple[list[float], list[float]]:
 
 
 def _row(anchor: Anchor, worlds: Sequence[_World]) -> RealismRow:
-    values = [one.measured.get(anchor.name) for one in worlds]
-    cells = [None if value is None else Cell(value, anchor.holds(value)) for value in values]
+    values = [one.measured.get(anchor.name, math.nan) for one in worlds]
+    cells = [None if math.isnan(value) else Cell(value, anchor.holds(value)) for value in values]
     accepted = None if anchor.low is None or anchor.high is None else (anchor.low, anchor.high)
     return RealismRow(anchor.name, anchor.figure, anchor.source, accepted, cells)
 
@@ -167,5 +166,5 @@ def _printed(report: RealismReport) -> Table:
 
 def _told(cell: Cell | None) -> str:
     if cell is None:
-        return ""
+        return "–"
     return f"[red]{cell.measured:.3f} ![/red]" if cell.holds is False else f"{cell.measured:.3f}"

@@ -6,13 +6,20 @@ from crops.evaluation.judged import Fold, evaluate_judged, folds
 from crops.evaluation.metrics import grades_of, ndcg_at_k, recall_at_k, reciprocal_rank
 from crops.evaluation.ranking import ScoringRetriever
 from crops.evaluation.results import Evaluation, Summary, compare, pool_evaluations
-from crops.evaluation.significance import Difference, Interval, bootstrap_interval, paired_bootstrap
+from crops.evaluation.significance import (
+    MIN_QUERIES,
+    Difference,
+    Interval,
+    bootstrap_interval,
+    paired_bootstrap,
+)
 from crops.evaluation.testsets import TestSets, build_testsets, load_testsets, save_testsets
 from crops.evaluation.truth import TruthSets
 
 __all__ = [
     "AGES",
     "FREQUENCIES",
+    "MIN_QUERIES",
     "Difference",
     "Evaluation",
     "Facts",

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crops.errors import CropsError
-from crops.evaluation.significance import Difference, Interval
+from crops.evaluation.significance import MIN_QUERIES, Difference, Interval
 
 Values = NDArray[np.float64]
 _CHUNK = 4_000_000
@@ -28,7 +28,7 @@ class Resampled:
     means: Values
     """[A] mean over worlds of the mean over queries."""
     draws: Values
-    """[R, A]; empty where no world has two queries."""
+    """[R, A]; empty where all worlds together have fewer than `MIN_QUERIES` queries."""
     n: int
     """Queries in all worlds."""
 
@@ -73,7 +73,7 @@ def nested_bootstrap(worlds: Sequence[Values], resamples: int, seed: int) -> Res
         raise CropsError("a bootstrap needs finite values: leave queries without a value out and count them")
     means = np.mean([values.mean(axis=0) for values in worlds], axis=0)
     total = sum(len(values) for values in worlds)
-    if all(len(values) < 2 for values in worlds):
+    if total < MIN_QUERIES:
         return Resampled(means, np.empty((0, len(means))), total)
     rng = np.random.default_rng(seed)
     # Row r: which world each of the W places of resample r is given.

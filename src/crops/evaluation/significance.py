@@ -11,23 +11,34 @@ from crops.errors import CropsError
 
 Values = NDArray[np.float64]
 
+MIN_QUERIES = 10
+"""Fewer queries carry no interval and no test: resamples of a handful show too little spread."""
 _CHUNK = 2_000_000
 """Numbers drawn at a time: bounds the memory at 16 MB whatever the number of queries."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over n queries and its confidence interval (NaN for fewer than two queries)."""
+    """A mean over n queries (NaN for none), and its interval (NaN for fewer than `MIN_QUERIES`)."""
 
     mean: float
     ci_low: float
     ci_high: float
     n: int
 
+    def ends(self, form: str = ".1f") -> str:
+        """Write the interval in %, or say why there is none."""
+        if self.n < MIN_QUERIES:
+            return f"no interval: n = {self.n}"
+        return f"[{100 * self.ci_low:{form}}, {100 * self.ci_high:{form}}]"
+
 
 @dataclass(frozen=True)
 class Difference(Interval):
-    """Mean of the per-query differences a - b, its interval and the two-sided p-value of no difference."""
+    """Mean of the per-query differences a - b, its interval and the two-sided p-value of no difference.
+
+    p is NaN for fewer than `MIN_QUERIES`.
+    """
 
     p: float
 
@@ -90,7 +101,7 @@ def paired_bootstrap(
 def _resampled_means(
     values: Values, resamples: int, seed: int, weights: Values | None
 ) -> tuple[float, Values]:
-    """Return the mean and the means of the resamples (none for fewer than two values)."""
+    """Return the mean and the means of the resamples (none for fewer than `MIN_QUERIES` values)."""
     if not np.isfinite(values).all():
         raise CropsError("a bootstrap needs finite values: leave queries without a value out and count them")
     weights = np.ones(len(values)) if weights is None else weights
@@ -98,7 +109,7 @@ def _resampled_means(
         raise CropsError(f"{len(values)} values came with {len(weights)} weights")
     weighted = values * weights
     n = len(values)
-    if n < 2:
+    if n < MIN_QUERIES:
         return float(weighted.sum() / weights.sum()) if n else float("nan"), np.empty(0)
     rng = np.random.default_rng(seed)
     rows = max(1, _CHUNK // n)

@@ -17,9 +17,9 @@ class JudgedSource:
     name: str
     counts: tuple[int, int, int]
     """Irrelevant, relevant, very relevant."""
-    low: float
-    high: float
-    """95 % interval of the share that is relevant or better."""
+    low: float | None
+    high: float | None
+    """95 % interval of the share that is relevant or better; None where the pairs are too few for one."""
 
     @property
     def pairs(self) -> int:

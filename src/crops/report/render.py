@@ -11,6 +11,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from crops.evaluation import MIN_QUERIES
 from crops.labels import DEFAULT_LABELS, Source
 from crops.report.calibration import CalibrationReport, calibration_charts
 from crops.report.data import SIGNIFICANT, DemoReport, Hit, QueryCase, ResultTable
@@ -120,6 +121,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.globals["min_queries"] = MIN_QUERIES
     environment.filters.update(
         percent=percent,
         signed=_signed,

@@ -190,8 +190,7 @@ def map_sections(cells: MapCells, measured: Sequence[Measured], seeds: Sequence[
                         continue
                     lift = resampled.contrast(together.weights(weights))
                     star = "*" if lift.p < 0.05 else ""
-                    interval = f"[{100 * lift.ci_low:+.1f}, {100 * lift.ci_high:+.1f}]"
-                    row.append(f"{100 * lift.mean:+.1f}{star}\n{interval}")
+                    row.append(f"{100 * lift.mean:+.1f}{star}\n{lift.ends('+.1f')}")
                     x = float(place) if isinstance(value, (str, bool)) else float(value)
                     lines.setdefault((title, source), []).append((x, 100 * lift.mean))
             rows.append(row)

@@ -8,7 +8,7 @@ from typing import Any
 
 from crops.evaluation import AGES, FREQUENCIES, Difference, Interval
 from crops.evaluation.nested import holm
-from crops.report import Bar, BarFigure, TextTable
+from crops.report import Bar, BarFigure, Estimate, TextTable
 from crops.reproduce.paper import CT, NDCG, QR, QR_TRUTH, TRUE, Layout, Row
 from crops.reproduce.results import Group, differences, means
 from crops.reproduce.speed import Convergence
@@ -97,7 +97,7 @@ def _row(
     texts = []
     for metric in metrics:
         value, difference = own[metric]
-        lines = [f"{100 * value.mean:.1f}", f"[{100 * value.ci_low:.1f}, {100 * value.ci_high:.1f}]"]
+        lines = [f"{100 * value.mean:.1f}", value.ends()]
         if difference is not None:
             star = "*" if p_values[row.method, metric] < SIGNIFICANT else ""
             lines.append(f"{100 * difference.mean:+.1f}{star}")
@@ -208,9 +208,9 @@ def bars(layout: Layout, group: Group, metric: str, title: str) -> BarFigure | N
         return None
     values = means(resampled, group)
     drawn = [
-        Bar(row.title, one.mean, one.ci_low, one.ci_high, tone=1 if row.method == layout.reference else 0)
+        Bar(row.title, one.mean, one.low, one.high, tone=1 if row.method == layout.reference else 0)
         for row in layout.rows
-        if (one := values.get(row.method)) is not None
+        if row.method in values and (one := Estimate.of(values[row.method])) is not None
     ]
     reference = values[layout.reference].mean if layout.reference in values else None
     return BarFigure(title, drawn, reference)

@@ -200,4 +200,4 @@ def _speed_verdict(claim: Claim, group: Group, speeds: Mapping[str, Sequence[Con
 
 
 def _told(one: Difference, p: float) -> str:
-    return f"{100 * one.mean:+.1f} points [{100 * one.ci_low:+.1f}, {100 * one.ci_high:+.1f}], p = {p:.3f}"
+    return f"{100 * one.mean:+.1f} points {one.ends('+.1f')}, p = {p:.3f}"

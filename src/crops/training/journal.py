@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from crops.errors import CropsError
-from crops.outputs import progress
+from crops.outputs import finite, progress
 from crops.training.distributed import is_first_process
 from crops.training.model import GroupLoss
 
@@ -141,7 +141,7 @@ class Journal(TrainerCallback):
     def _write(self, name: str, line: dict[str, Any]) -> None:
         if self._writes:
             with (self._work / name).open("a") as file:
-                file.write(json.dumps(line) + "\n")
+                file.write(json.dumps(finite(line)) + "\n")
 
 
 def _cut(path: Path, after: int) -> None:

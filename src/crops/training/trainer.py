@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -227,7 +228,7 @@ class _GroupTrainer(Trainer):
         """Return the metrics of the current encoder.
 
         Raises:
-            CropsError: the deciding metric is not among them.
+            CropsError: the deciding metric is not among them, or has no value.
         """
         assert self.evaluation is not None
         assert isinstance(self.model, GroupLoss)
@@ -236,6 +237,11 @@ class _GroupTrainer(Trainer):
         if self.evaluation.metric not in found:
             raise CropsError(
                 f"there is no metric '{self.evaluation.metric}' to stop by; known: {', '.join(found)}"
+            )
+        if math.isnan(found[self.evaluation.metric]):
+            raise CropsError(
+                f"no query of the evaluation has a value of '{self.evaluation.metric}': there is nothing to "
+                "stop by; name another metric or a day with more searches"
             )
         metrics = {f"{metric_key_prefix}_{metric}": value for metric, value in found.items()}
         self.log(dict(metrics))
