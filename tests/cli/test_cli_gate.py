@@ -7,6 +7,7 @@ import sys
 
 import ir_measures
 import numpy as np
+import pyarrow.compute as pc
 import pytest
 from ir_measures import R
 
@@ -168,6 +169,26 @@ def test_rankings_and_test_sets_as_trec_files(tmp_path, logs):
     assert ir_measures.calc_aggregate([R @ 100], qrels, run)[R @ 100] == pytest.approx(ours) == 1.0
     assert found["bm25"].summary["never_shown@100"].mean == 0  # each was shown for its query in training
     assert (tmp_path / "out" / "summary.json").exists()
+    again = evaluate([str(tmp_path / "out" / "bm25.run")], qrels=tmp_path / "out" / "ct.qrels")
+    (back,) = (one.values for one in again.values())
+    values = found["bm25"].values
+    read, own = (
+        table.filter(pc.field("metric") == name).drop_columns(["metric", "seen"])
+        for table, name in ((back, "recall@100"), (values, "recall@100/ct"))
+    )
+    assert read.equals(own)
+
+
+def test_models_of_one_name_get_a_file_and_a_row_each(runs, tmp_path):
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        (runs / {"one": "good", "two": "bad"}[folder]).rename(tmp_path / folder / "a.run")
+    models = [str(tmp_path / folder / "a.run") for folder in ("one", "two")]
+    found = evaluate(models, qrels=runs / "qrels", out=tmp_path / "out")
+    files = sorted(path.stem for path in (tmp_path / "out").glob("*.parquet"))
+    assert [name.rpartition("-")[0].rpartition("-")[2] for name in files] == ["one", "two"]
+    rows = list(results_table(found, "").columns[0].cells)
+    assert len(set(rows)) == 2
 
 
 def test_a_model_trained_on_the_test_day_is_refused(tmp_path, logs):

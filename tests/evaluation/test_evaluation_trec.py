@@ -1,6 +1,7 @@
 import ir_measures
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from ir_measures import RR, R, nDCG
 
@@ -52,13 +53,57 @@ def test_lines_are_as_trec_has_them(files):
     assert len((files / "q.qrels").read_text().splitlines()) == 240
 
 
-def test_scores_decide_not_ranks_and_ties_go_to_the_smaller_id(tmp_path):
-    (tmp_path / "a.run").write_text("q Q0 b 1 0.1 x\nq Q0 c 2 0.5 x\nq Q0 a 3 0.5 x\n")
-    (tmp_path / "q.qrels").write_text("q 0 c 1\nq 0 z -2\n")
+def test_scores_decide_and_equal_ones_keep_the_order_of_their_ranks(tmp_path):
+    (tmp_path / "a.run").write_text("q Q0 b 1 0.1 x\nq Q0 a 3 0.5 x\nq Q0 c 2 0.5 x\n")
+    (tmp_path / "q.qrels").write_text("q 0 a 1\nq 0 z -2\n")
     run, qrels = read_run(tmp_path / "a.run"), read_qrels(tmp_path / "q.qrels")
-    assert qrels == {"q": {"c": 1, "z": 0}}
-    # a, c, b: the answer is second
+    assert run == {"q": ["c", "a", "b"]}
+    assert qrels == {"q": {"a": 1, "z": 0}}
     assert evaluate_run(run, qrels, CONFIG, seed=0).summary["mrr@5"].mean == 0.5
+
+
+def test_a_byte_order_mark_and_other_line_ends_change_nothing(tmp_path):
+    run, qrels = "q Q0 a 1 0.5 x\r\nq2 Q0 b 1 0.5 x\r\n", "q 0 a 1\r\nq2 0 b 1\r\n"
+    (tmp_path / "a.run").write_bytes(b"\xef\xbb\xbf" + run.encode())
+    (tmp_path / "q.qrels").write_bytes(b"\xef\xbb\xbf" + qrels.encode())
+    assert read_run(tmp_path / "a.run") == {"q": ["a"], "q2": ["b"]}
+    assert read_qrels(tmp_path / "q.qrels") == {"q": {"a": 1}, "q2": {"b": 1}}
+    (tmp_path / "q.qrels").write_bytes(qrels.encode("utf-16"))
+    with pytest.raises(CropsError, match="save it as UTF-8"):
+        read_qrels(tmp_path / "q.qrels")
+
+
+def test_a_pair_with_two_grades_is_refused_and_a_repeated_line_is_not(tmp_path):
+    (tmp_path / "q").write_text("q 0 a 1\nq 0 b 2\nq 0 a 1\n")
+    assert read_qrels(tmp_path / "q") == {"q": {"a": 1, "b": 2}}
+    (tmp_path / "q").write_text("q 0 a 1\nq 0 b 2\nq 0 a 0\n")
+    with pytest.raises(CropsError, match="line 3: document a of query q has grade 0 here and 1 above"):
+        read_qrels(tmp_path / "q")
+
+
+def test_a_run_of_ours_is_read_back_as_it_was_with_equal_scores_and_ids_of_all_lengths(tmp_path):
+    """As text 10 comes before 9, and scores that differ in their last bit print alike with six decimals."""
+    ids = np.array([[9, 10, 100, 11, -1], [7, 5, 30, 4, 2]])
+    near = np.float32(0.3)
+    scores = np.array(
+        [[0.5, 0.5, 0.5, 0.25, -np.inf], [np.nextafter(near, 1), near, near, 0.1, 0.1]], np.float32
+    )
+    write_run(tmp_path / "a.run", np.array([-(2**63), 2**63 - 1]), ids, scores.tolist(), "ours")
+    assert read_run(tmp_path / "a.run") == {
+        str(-(2**63)): ["9", "10", "100", "11"],
+        str(2**63 - 1): ["7", "5", "30", "4", "2"],
+    }
+    written = [float(line.split()[4]) for line in (tmp_path / "a.run").read_text().splitlines()]
+    assert np.array_equal(np.array(written, np.float32), scores[scores > 0])
+
+
+def test_queries_keep_their_numbers_or_are_hashed_alike():
+    qrels = {"3": {"a": 1}, "-20": {"a": 1}}
+    run = {"3": ["a"]}
+    found = evaluate_run(run, qrels, CONFIG, seed=0).values
+    assert found.filter(pc.field("metric") == "mrr@5")["query_id"].to_pylist() == [-20, 3]
+    named = evaluate_run(run, {**qrels, "003": {"a": 1}}, CONFIG, seed=0).values["query_id"].to_pylist()
+    assert not {-20, 3} & set(named)
 
 
 @pytest.mark.parametrize(
@@ -67,6 +112,7 @@ def test_scores_decide_not_ranks_and_ties_go_to_the_smaller_id(tmp_path):
         ("q Q0 a 1 0.5\n", "line 1: 5 parts, not 6"),
         ("q Q0 a 1 high x\n", "line 1: 'high' is no finite number"),
         ("q Q0 a 1 nan x\n", "no finite number"),
+        ("q Q0 a first 0.5 x\n", "line 1: 'first' is no finite number"),
         ("q Q0 a 1 0.5 x\n\nq Q0 a 2 0.4 x\n", "line 3: document a is in the list of q twice"),
         ("", "is empty"),
     ],
@@ -84,6 +130,6 @@ def test_bad_qrels_and_strangers(tmp_path):
     with pytest.raises(CropsError, match="1.5 is no whole number"):
         read_qrels(tmp_path / "q")
     with pytest.raises(CropsError, match="no query of the qrels"):
-        evaluate_run({"other": {"a": 1.0}}, {"q": {"a": 1}}, CONFIG, seed=0)
+        evaluate_run({"other": ["a"]}, {"q": {"a": 1}}, CONFIG, seed=0)
     with pytest.raises(CropsError, match="no document with a grade above 0"):
-        evaluate_run({"q": {"a": 1.0}}, {"q": {"a": 0}}, CONFIG, seed=0)
+        evaluate_run({"q": ["a"]}, {"q": {"a": 0}}, CONFIG, seed=0)

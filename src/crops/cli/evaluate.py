@@ -19,7 +19,7 @@ from crops.cli.gate import breakdown, facts_of, gate, refuse_trained_on
 from crops.cli.models import load_retriever
 from crops.cli.options import ConfigOption, RelevanceOption, SeedOption
 from crops.cli.theta import independent_theta, theta
-from crops.cli.trec import evaluate_runs, write_trec_qrels, write_trec_run
+from crops.cli.trec import evaluate_runs, file_names, write_trec_qrels, write_trec_run
 from crops.config import RunConfig, load_config
 from crops.errors import CropsError
 from crops.evaluation import MIN_QUERIES, Evaluation, Facts, Interval, TestSets
@@ -113,6 +113,7 @@ def _of_day(
     Raises:
         CropsError: one of them was trained on that day.
     """
+    names = file_names(models)
     for name in models:
         refuse_trained_on(name, testsets.day)
     results: dict[str, Evaluation] = {}
@@ -124,7 +125,8 @@ def _of_day(
                 retriever = load_retriever(name, ids, texts, logs)
                 results[name] = evaluation.evaluate(retriever, testsets, run.evaluation, run.seed, facts)
                 if folder is not None and trec:
-                    write_trec_run(folder, name, retriever, testsets, run.evaluation.recall_k)
+                    depth = max(run.evaluation.recall_k, run.evaluation.ndcg_k)
+                    write_trec_run(folder, names[name], retriever, testsets, depth)
         if folder is not None:
             write_results(folder, results)
             if trec:
@@ -194,9 +196,10 @@ def write_results(folder: Path, results: dict[str, Evaluation]) -> None:
     summary = {
         name: {key: asdict(value) for key, value in one.summary.items()} for name, one in results.items()
     }
+    names = file_names(list(results))
     (folder / "summary.json").write_text(to_json(summary))
     for name, one in results.items():
-        pq.write_table(one.values, folder / f"{_file_name(name)}.parquet")
+        pq.write_table(one.values, folder / f"{names[name]}.parquet")
 
 
 def agreement(counts: dict[str, int], run: RunConfig) -> str:
@@ -210,19 +213,15 @@ def agreement(counts: dict[str, int], run: RunConfig) -> str:
     )
 
 
-def _file_name(model: str) -> str:
-    return re.sub(r"[^A-Za-z0-9+._-]+", "-", Path(model).name)
-
-
 def results_table(results: dict[str, Evaluation], title: str) -> Table:
     """Return the means in %, one row per model; all metrics and the intervals are in summary.json."""
     metrics = [name for name in next(iter(results.values())).summary if not _DETAIL.search(name)]
     counts = next(iter(results.values())).summary
     heads = [f"{name.replace('/', chr(10))}\nn = {counts[name].n}" for name in metrics]
-    table = Table("model", *heads, title=title)
+    table, names = Table("model", *heads, title=title), file_names(list(results))
     for name, one in results.items():
         cells = [_mean_cell(one.summary[metric]) for metric in metrics]
-        table.add_row(name.rstrip("/").rpartition("/")[2], *cells)
+        table.add_row(names[name], *cells)
     notes = ["± half the width of the 95 % interval"]
     if any(0 < counts[metric].n < MIN_QUERIES for metric in metrics):
         notes.append(f"fewer than {MIN_QUERIES} queries carry none")

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow.compute as pc
 from rich.table import Table
 
+from crops.cli.trec import file_names
 from crops.config import RunConfig
 from crops.errors import CropsError, RegressionError
 from crops.evaluation import FREQUENCIES, MIN_QUERIES, Evaluation, Facts, TestSets, build_facts, compare
@@ -95,12 +96,13 @@ def breakdown(results: Mapping[str, Evaluation], facts: Facts, k: int) -> Table:
     heads += [f"CT {metric.rpartition('=')[2]} items" for metric in ages]
     title = f"Recall@{k} by frequency of the query and age of the item, %"
     table = Table("model", *heads, title=title, caption="–: no such query has a value")
+    names = file_names(list(results))
     for name, one in results.items():
         cells = [
             _mean(one, f"recall@{k}/{metric}", ids) for metric in ("ct", "qr") for ids in groups.values()
         ]
         cells += [_mean(one, metric, None) for metric in ages]
-        table.add_row(name.rstrip("/").rpartition("/")[2], *cells)
+        table.add_row(names[name], *cells)
     return table
 
 
