@@ -20,7 +20,11 @@ from crops.schema import (
 HEAD = """# Tables
 
 Generated from `src/crops/schema/` by `make docs`. Times are integer microseconds UTC, durations integer
-milliseconds, ids integers. Optional columns may be absent.
+milliseconds, ids integers. Optional columns may be absent; other columns may have any name.
+
+Control characters in queries and in texts of items become spaces, counted. A text has something to read if
+one of its characters is no white space, control character, format character (zero-width space, byte order
+mark), combining mark or filler.
 """
 
 

@@ -2,10 +2,12 @@
 
 import json
 import re
+import unicodedata
 from pathlib import Path
 
 import duckdb
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from crops.errors import CropsError, MissingExtraError, nearest
@@ -20,7 +22,17 @@ from crops.labels import (
 )
 from crops.outputs import publish, write_manifest
 from crops.schema import LOG_TABLES
-from crops.text import content_id, document_text, document_text_sql, normalise_query, query_id
+from crops.schema.rules import blank
+from crops.text import (
+    CONTROL,
+    content_id,
+    document_text,
+    document_text_sql,
+    has_text,
+    normalise_query,
+    query_id,
+    spaced,
+)
 
 
 def write(folder, command="mine", text="one"):
@@ -80,12 +92,50 @@ def test_document_text_is_one_definition_in_python_and_sql():
         {"ocr_cover": "Title", "photo_caption": "words", "keyword": "tag"},
         {"ocr_cover": None, "photo_caption": "  ", "keyword": "tag"},
         {"ocr_cover": " Title ", "photo_caption": None, "keyword": None},
+        {"ocr_cover": "\u3000Title\t", "photo_caption": "\n", "keyword": " \xa0"},
     ]
     in_python = [document_text(row) for row in rows]
-    assert in_python == ["Title words tag", "tag", "Title"]
-    values = ", ".join(str(tuple(row.values())).replace("None", "null") for row in rows)
-    sql = f"select {document_text_sql('t')} from (values {values}) t(ocr_cover, photo_caption, keyword)"
-    assert [text for (text,) in duckdb.sql(sql).fetchall()] == in_python
+    assert in_python == ["Title words tag", "tag", "Title", "\u3000Title\t \n \xa0"]
+    with duckdb.connect() as connection:
+        connection.register("t", pa.Table.from_pylist(rows))
+        found = connection.sql(f"select {document_text_sql('t')} from t").fetchall()
+    assert [text for (text,) in found] == in_python
+
+
+def test_queries_with_nothing_to_read_are_the_empty_query():
+    for text in (
+        "",
+        " \t\u3000",
+        "\ufeff",
+        "\u200b\u200d",
+        "\x00\x1b\x9f",
+        "\u3164\u115f\u2800\uffa0",
+        "\u0301\ufe0f",
+    ):
+        assert normalise_query(text) == ""
+    for text in ("!", "?!", "\U0001f406", "\u6f22", "\ue000", "\U0001fae8", "x\u0301"):
+        assert normalise_query(text) != ""
+
+
+def test_control_characters_read_as_spaces():
+    assert normalise_query("Jag\x00uar\x1b\x92 car\x7f") == "jag uar car"
+    assert query_id("a\x00b") == query_id("a b")
+    assert document_text({"ocr_cover": "\x07a\x00b", "keyword": "\x85"}) == "a b \x85"
+
+
+def test_sql_and_python_agree_on_every_character_that_both_know():
+    """What is to be read, and what becomes a space: RE2 in `crops check`, Python everywhere else."""
+    letters = [chr(code) for code in range(0x110000) if unicodedata.category(chr(code)) not in ("Cs", "Cn")]
+    with duckdb.connect() as connection:
+        connection.register("t", pa.table({"text": letters}))
+        shown = f"select text from t where not ({blank('text')})"
+        assert {text for (text,) in connection.sql(shown).fetchall()} == set(filter(has_text, letters))
+        changed = f"select text from t where regexp_matches(text, '{CONTROL}')"
+        assert {text for (text,) in connection.sql(changed).fetchall()} == {
+            text for text in letters if spaced(text) != text
+        }
+    spaces = {text for text in letters if not text.isspace() and unicodedata.category(text) == "Cc"}
+    assert {text for text in letters if spaced(text) == " " and text != " "} == spaces
 
 
 def test_the_highest_kept_source_gives_the_label():

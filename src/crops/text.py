@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
@@ -11,13 +12,40 @@ DOCUMENT_FIELDS = ("ocr_cover", "photo_caption", "keyword")
 """The item columns whose texts, joined in this order, are a document (real or generated)."""
 
 
+CONTROL = r"[\x00-\x08\x0E-\x1B\x7F-\x84\x86-\x9F]"
+"""Regular expression (Python, RE2) of a control character that is no white space: it reads as a space."""
+FILLERS = "\u115f\u1160\u2800\u3164\uffa0"
+"""Letters and symbols that are drawn as nothing: Hangul fillers and the blank Braille pattern."""
+_INVISIBLE = ("Zs", "Zl", "Zp", "Cc", "Cf", "Mn", "Mc", "Me")
+_SPACES = {code: " " for code in range(0xA0) if re.fullmatch(CONTROL, chr(code))}
+
+
+def has_text(text: str) -> bool:
+    """Return whether there is a character to read: no white space, control or format character, mark, filler.
+
+    Zero-width spaces and byte order marks are format characters; a mark alone combines with nothing.
+    """
+    return any(
+        unicodedata.category(character) not in _INVISIBLE and character not in FILLERS for character in text
+    )
+
+
+def spaced(text: str) -> str:
+    """Return `text` with each control character that is no white space replaced by a space."""
+    return text.translate(_SPACES)
+
+
 def normalise_query(text: str) -> str:
-    """Return `text` in NFKC form, casefolded, with runs of white space collapsed."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    """Return `text` in NFKC form, casefolded, runs of white space and control characters as one space.
+
+    A text with nothing to read (`has_text`) is the empty query.
+    """
+    normal = " ".join(spaced(unicodedata.normalize("NFKC", text)).casefold().split())
+    return normal if has_text(normal) else ""
 
 
 def normalised_texts(raw: Iterable[str]) -> dict[str, str]:
-    """Return the normalised form of each text; one of white space only is no query and is left out."""
+    """Return the normalised form of each text; one with nothing to read is no query and is left out."""
     return {text: normal for text in raw if (normal := normalise_query(text))}
 
 
@@ -32,18 +60,23 @@ def content_id(text: str) -> int:
 
 
 def document_text(item: Mapping[str, str | None]) -> str:
-    """Join the document fields of one item; missing and empty fields leave no trace.
+    """Join the document fields of one item, without spaces around; missing and empty fields leave no trace.
 
     Args:
         item: one row of `items` or `synthetic_items`; only `DOCUMENT_FIELDS` are read.
     """
-    return " ".join(text for field in DOCUMENT_FIELDS if (text := (item.get(field) or "").strip()))
+    fields = (spaced(item.get(field) or "").strip(" ") for field in DOCUMENT_FIELDS)
+    return " ".join(text for text in fields if text)
 
 
 def document_text_sql(alias: str = "") -> str:
-    """Return the SQL expression that equals `document_text` for ASCII white space (DuckDB and Spark)."""
+    """Return the SQL expression (DuckDB, Spark) of `document_text`, for texts without control characters.
+
+    `crops check` turns these into spaces. What is trimmed is named: by itself DuckDB takes off any kind of
+    space, Spark one.
+    """
     dot = f"{alias}." if alias else ""
-    fields = ", ".join(f"nullif(trim({dot}{field}), '')" for field in DOCUMENT_FIELDS)
+    fields = ", ".join(f"nullif(trim(both ' ' from {dot}{field}), '')" for field in DOCUMENT_FIELDS)
     return f"concat_ws(' ', {fields})"
 
 

@@ -18,6 +18,7 @@ from crops.config import EngineConfig
 from crops.engine import mine
 from crops.engine.spark import SparkBackend, _check_master
 from crops.errors import CropsError, MissingExtraError
+from crops.logs import open_logs
 
 needs_spark = pytest.mark.skipif(
     importlib.util.find_spec("pyspark") is None or shutil.which("java") is None,
@@ -123,6 +124,24 @@ def test_parity_on_5k_searches(tmp_path, session):
     assert sources["p2"]["kept"] > 200
     assert sources["p3"]["kept"] > 100
     assert sources["search"]["filtered"]["kept"] < sources["search"]["filtered"]["candidates"]
+
+
+@needs_spark
+@pytest.mark.verify
+def test_columns_of_any_name_change_nothing_on_either_engine(tmp_path, session):
+    """Names that the engines use themselves, and names that differ from the contract's in case only."""
+    logs = large_logs(tmp_path / "logs", 200)
+    before, _ = mined(logs, tmp_path / "plain", "duckdb")
+    names = ("Query", "ITEM_ID", "_file", "_row", "_day", "_reasons", "file_row_number", "_metadata", "day")
+    for file in logs.path.rglob("*.parquet"):
+        table = pq.read_table(file, partitioning=None)
+        for number, name in enumerate(names):
+            column = pa.array([f"{name} {row}" for row in range(len(table))])
+            table = table.add_column(number % 2 * len(table.schema), name, column)
+        pq.write_table(table, file)
+    for engine in ("duckdb", "spark"):
+        after, _ = mined(open_logs(logs.path), tmp_path / engine, engine)
+        assert all(after[name].equals(before[name]) for name in TABLES)
 
 
 @needs_spark

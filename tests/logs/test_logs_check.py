@@ -34,9 +34,11 @@ def reasons(report):
         ({"query": "\u3000\xa0\u1680"}, "empty_query"),
         ({"query": "x" * 1001}, "query_too_long"),
         ({"query": "x" * 100_000}, "query_too_long"),
-        ({"query": "a\x00b"}, "control_characters"),
-        ({"query": "a\x1b[31mb"}, "control_characters"),
-        ({"query": "don\x92t"}, "control_characters"),  # cp1252 read as Latin-1
+        ({"query": "\x00\x1b\x92"}, "empty_query"),
+        ({"query": "\ufeff"}, "empty_query"),
+        ({"query": "\u200b \u200d\u2060"}, "empty_query"),
+        ({"query": "\u3164\u2800\u00ad"}, "empty_query"),
+        ({"query": "\ufe0f\u0301"}, "empty_query"),
         ({"query": "caf\ufffd"}, "broken_encoding"),
         ({"query": None}, "null_query"),
         ({"user_id": None}, "null_user_id"),
@@ -86,6 +88,7 @@ def test_each_bad_impression_is_rejected_by_name(write_logs, tmp_path, bad, reas
         ({"item_id": -3}, "item_id_not_positive"),
         ({"item_id": None}, "null_item_id"),
         ({"item_id": 2, "ocr_cover": " ", "keyword": ""}, "no_text"),
+        ({"item_id": 2, "ocr_cover": "\ufeff", "keyword": "\u200b\x07"}, "no_text"),
         ({"item_id": 2, "uploaded_at": 1_767_614_400}, "time_unit"),
         ({"item_id": 2, "like_cnt": NAN}, "nan_like_cnt"),
         ({"item_id": 1, "ocr_cover": "again"}, "duplicate_key"),
@@ -369,3 +372,34 @@ def test_search_logs_of_shown_documents_alone_are_valid(write_logs, tmp_path):
     assert facts.p2 is False
     assert any("P2 will be absent" in note for note in facts.notes())
     assert check(write_logs(tmp_path / "fed", feed=[{}])).facts.p2 is True
+
+
+def test_control_characters_become_spaces_and_are_counted(write_logs, tmp_path):
+    items = [
+        {"item_id": 1, "ocr_cover": "Fern\x00pot", "keyword": "a\x1bb"},
+        {"item_id": 2, "ocr_cover": "x"},
+    ]
+    impressions = [
+        {"search_id": 1, "query": "jag\x00uar\x1b[31m"},
+        {"search_id": 2, "query": "don\x92t\tstop"},  # cp1252 read as Latin-1; a tab is white space
+        {"search_id": 3, "query": "jaguar", "searched_at": NOON + DAY},
+        {"search_id": 4, "query": "a\x07b", "rank": 0},  # rejected for another reason: as it was
+    ]
+    logs = write_logs(tmp_path / "logs", items=items, impressions=impressions)
+    report = check(logs, tmp_path / "out")
+    assert reasons(report) == {"rank_not_positive": 1}
+    expected = {"items": {"ocr_cover": 1, "keyword": 1}, "search_impressions": {"query": 2}}
+    assert report.control_characters == check(logs).control_characters == expected
+    assert "search_impressions.query: control characters became spaces in 2 rows" in report.notes()
+    kept = pq.read_table(tmp_path / "out/accepted/search_impressions").to_pylist()
+    assert [row["query"] for row in kept] == ["jag uar [31m", "don t\tstop", "jaguar"]
+    covers = pq.read_table(tmp_path / "out/accepted/items.parquet").to_pylist()
+    assert [(row["ocr_cover"], row["keyword"]) for row in covers] == [("Fern pot", "a b"), ("x", None)]
+    (rejected,) = pq.read_table(tmp_path / "out/rejects/search_impressions").to_pylist()
+    assert rejected["query"] == "a\x07b"
+    assert check(tmp_path / "out/accepted").control_characters == {}
+
+
+def test_a_search_whose_rows_differ_in_control_characters_is_one_query(write_logs, tmp_path):
+    impressions = [{"item_id": 1, "query": "a b"}, {"item_id": 2, "query": "a\x00b"}]
+    assert check(write_logs(tmp_path / "logs", impressions=impressions)).faults == ()

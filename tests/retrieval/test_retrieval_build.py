@@ -178,6 +178,12 @@ def test_queries_are_distinct_normalised_and_in_the_order_of_their_ids(tmp_path,
     )
     with pytest.raises(CropsError, match="not one query"):
         load_queries(tmp_path / "q")
+    pq.write_table(pa.table({"query": [7]}), tmp_path / "numbers")
+    with pytest.raises(CropsError, match="column query is int64; write the texts"):
+        load_queries(tmp_path / "numbers")
+    (tmp_path / "notes.txt").write_text("moss\n")
+    with pytest.raises(CropsError, match="notes.txt is not readable as Parquet"):
+        load_queries(tmp_path / "notes.txt")
     pq.write_table(pa.table({"text": ["a"]}), tmp_path / "t")
     for path in (tmp_path / "t", tmp_path / "empty"):
         with pytest.raises(CropsError, match="no Parquet table with a column query"):
@@ -233,7 +239,7 @@ def test_the_commands_build_change_and_write(tmp_path, static_model, items, caps
         ({"items": items, "delete": "3"}, "name the items of a new index, or what to --update"),
         ({}, "name the items of a new index"),
         ({"delete": "a,b"}, "--delete a,b: give ids separated by commas"),
-        ({"delete": "none.parquet"}, "no Parquet file with a column item_id"),
+        ({"delete": "none.parquet"}, "there is no such file"),
         ({"items": items, "kind": "hsnw"}, "index.kind"),
     ):
         with pytest.raises(CropsError, match=message):

@@ -4,7 +4,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from crops.errors import CropsError
-from crops.retrieval import load_items
+from crops.retrieval import load_item_rows, load_items
 from crops.retrieval.catalogue import best_positions, positions_of, sorted_catalogue
 from crops.text import Rendering
 
@@ -38,6 +38,49 @@ def test_only_the_kept_items_are_loaded(tmp_path):
     assert texts == ["five tags", "seven tag"]
     with pytest.raises(CropsError, match="item_id 4 is not in"):
         load_items(tmp_path, keep=np.array([3, 4]))
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "told"),
+    [
+        ("item_id", pa.array(["a1", "a2", "a3"]), "column item_id is string, expected BIGINT.*keep the map"),
+        ("item_id", pa.array([1.0, 2.0, 3.0]), "column item_id is double, expected BIGINT.*lose digits"),
+        ("item_id", pa.array([1, 2, 2**64 - 1], pa.uint64()), "column item_id is uint64, expected BIGINT"),
+        ("item_id", pa.array([1, None, 3]), "1 rows have no item_id"),
+        ("Item_Id", pa.array([1, 2, 3]), "column item_id is missing .*Did you mean 'Item_Id'"),
+        ("ocr_cover", pa.array([["a"], ["b"], None]), r"column ocr_cover is list<.*>, expected VARCHAR"),
+        ("ocr_cover", pa.array([b"a", b"b", None]), "column ocr_cover is binary, expected VARCHAR"),
+    ],
+)
+def test_ids_and_texts_of_another_type_are_named(tmp_path, column, values, told):
+    table = ITEMS.drop_columns([column.lower()]).append_column(column, values)
+    pq.write_table(table, tmp_path / "items.parquet")
+    for read in (load_items, load_item_rows):
+        with pytest.raises(CropsError, match=rf"(?s)items\.parquet.*{told}"):
+            read(tmp_path / "items.parquet")
+
+
+def test_counters_that_are_no_whole_numbers_are_named(tmp_path):
+    table = ITEMS.drop_columns(["play_cnt"]).append_column("play_cnt", pa.array([1.0, 2.5, np.nan]))
+    pq.write_table(table, tmp_path / "items.parquet")
+    with pytest.raises(CropsError, match="column play_cnt: .*run `crops check` first"):
+        load_item_rows(tmp_path)
+
+
+def test_what_is_no_parquet_is_said(tmp_path):
+    (tmp_path / "items.parquet").write_text("item_id,ocr_cover\n1,moss\n")
+    with pytest.raises(CropsError, match="is not readable as Parquet"):
+        load_items(tmp_path)
+
+
+def test_narrow_ids_foreign_columns_and_folders_like_partitions_read(tmp_path):
+    folder = tmp_path / "category=moss"
+    folder.mkdir()
+    table = ITEMS.set_column(0, "item_id", pa.array([7, 3, 5], pa.int16()))
+    table = table.append_column("ITEM_ID", pa.array(["a", "b", "c"]))
+    pq.write_table(table.append_column("_row", pa.array([1, 2, 3])), folder / "items.parquet")
+    assert load_items(folder)[0].tolist() == [3, 5, 7]
+    assert load_item_rows(folder)["category"].to_pylist() == [None, None, None]
 
 
 def test_a_folder_without_items_or_texts_is_refused(tmp_path):

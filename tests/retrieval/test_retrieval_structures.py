@@ -47,6 +47,19 @@ def test_the_same_seed_builds_the_same_clusters():
     assert (first == second).all()
 
 
+@pytest.mark.parametrize("kind", ["exact", "hnsw", "ivf", "ivfpq"])
+@pytest.mark.parametrize("count", [1, 2, 15, 16, 100])
+def test_every_kind_holds_few_vectors(kind, count, capfd):
+    """A 4-bit code is learned from at least 16 points."""
+    vectors = unit(count, 8)
+    structure = structures.build(IndexConfig(kind=kind), vectors)
+    effort = structures.efforts(kind, structures.clusters(count))[-1]
+    rows, scores = structures.candidates(structure._replace(effort=effort), vectors, vectors, 1)
+    best = np.take_along_axis(rows, np.argmax(scores, axis=1)[:, None], axis=1)
+    assert best[:, 0].tolist() == list(range(count))
+    assert "WARNING" not in capfd.readouterr().err
+
+
 def test_codes_are_scored_again_with_the_vectors():
     """4-bit codes alone misplace many of the best ten; ten candidates for each, scored again, few."""
     vectors, queries = unit(2000, 32), unit(30, 32, 1)

@@ -83,8 +83,8 @@ BAD = {
     "blank": ({"query": " \t\n\u3000"}, 422, "empty"),
     "invisible": ({"query": "\u200f\u200d"}, 422, "empty"),
     "too long": ({"query": "a" * 1001}, 422, "1,000"),
-    "control": ({"query": "jag\x00uar"}, 422, "U+0000"),
-    "escape": ({"query": "\x1b[31mred"}, 422, "U+001B"),
+    "byte order mark": ({"query": "\ufeff"}, 422, "empty"),
+    "control": ({"query": "\x00\x1b"}, 422, "empty"),
     "no query": ({}, 422, "query"),
     "number": ({"query": 7}, 422, "query"),
     "k of 0": ({"query": "a", "k": 0}, 422, "k = 0"),
@@ -114,7 +114,19 @@ def test_a_lone_surrogate_is_refused(client):
 
 
 @pytest.mark.parametrize(
-    "query", ["יגואר", "‏يَغْوَر", "🐆", "👩‍🚀 jaguar", "e\u0301té", "漢字", "a" * 1000, "'; drop table"]
+    "query",
+    [
+        "jag\x00uar",
+        "\x1b[31mred",
+        "יגואר",
+        "‏يَغْوَر",
+        "🐆",
+        "👩‍🚀 jaguar",
+        "e\u0301té",
+        "漢字",
+        "a" * 1000,
+        "'; drop table",
+    ],
 )
 def test_texts_of_every_script_are_searched(client, query):
     reply = client.post("/search", json={"query": query})

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-import pyarrow.parquet as pq
 import typer
 from numpy.typing import NDArray
 
@@ -15,6 +14,7 @@ from crops.config import load_config
 from crops.errors import CropsError
 from crops.outputs import console, timed
 from crops.retrieval import IndexManifest, build_index, load_model, update_index
+from crops.retrieval.catalogue import read_item_columns
 
 
 def index(
@@ -67,9 +67,9 @@ def index(
 def _ids(text: str) -> NDArray[np.int64]:
     """Return the ids that `--delete` names."""
     if text.endswith(".parquet"):
-        if not Path(text).exists() or "item_id" not in pq.read_schema(text).names:
-            raise CropsError(f"--delete {text}: no Parquet file with a column item_id")
-        ids: NDArray[np.int64] = pq.read_table(text, columns=["item_id"])["item_id"].to_numpy()
+        if not Path(text).exists():
+            raise CropsError(f"--delete {text}: there is no such file")
+        ids: NDArray[np.int64] = read_item_columns(Path(text), ())["item_id"].to_numpy()
         return ids
     try:
         return np.array([int(part) for part in text.split(",")], dtype=np.int64)

@@ -212,6 +212,8 @@ def _session(master: str, memory: int) -> SparkSession:
         "spark.ui.enabled": "false",
         "spark.ui.showConsoleProgress": "false",
         "spark.sql.ansi.enabled": "true",
+        # A log may have a column that differs from one of the contract in case only.
+        "spark.sql.caseSensitive": "true",
         # Broadcasts are chosen by sizes that were measured, not by those of compressed files: a table of many
         # times 10 MB in memory would be sent to every worker, or kill the driver.
         "spark.sql.autoBroadcastJoinThreshold": "-1",

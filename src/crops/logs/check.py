@@ -31,7 +31,8 @@ def check(logs: Path, out: Path | None = None, memory: str = "2GB") -> CheckRepo
 
     Accepted rows become the logs folder `out/accepted`; rejected rows keep all their columns in
     `out/rejects/<table>/`, with `reasons`, `file` and `row` (from 0). Of rows with the same key the first
-    acceptable one by file and row is kept. A search without any click is valid.
+    acceptable one by file and row is kept. A search without any click is valid. Control characters in queries
+    and in texts of items become spaces, counted.
 
     Args:
         logs: the logs folder.
@@ -77,27 +78,30 @@ def _check(
 ) -> CheckReport:
     tables: dict[str, TableCounts] = {}
     faults: list[RowFault] = []
+    control_characters: dict[str, dict[str, int]] = {}
     for name, files in source.tables.items():
         if not files.files:
             continue
         with timed(seconds, f"check {name}"):
-            tables[name], found = _check_table(connection, source, files, staging)
+            tables[name], found, spaced = _check_table(connection, source, files, staging)
         faults += found
+        if spaced:
+            control_characters[name] = spaced
         if name != "feed_events" and not tables[name].accepted:
             raise _nothing_left(source, name, tables[name], found)
         if name == "items":
             connection.execute(f"create temp table {KNOWN_ITEMS} as select item_id from accepted_items")
     with timed(seconds, "count searches"):
         facts = _facts(connection, source, tables)
-    return CheckReport(str(source.path), tables, tuple(faults), facts, seconds)
+    return CheckReport(str(source.path), tables, tuple(faults), facts, seconds, control_characters)
 
 
 def _check_table(
     connection: duckdb.DuckDBPyConnection, source: Logs, files: TableFiles, staging: Path | None
-) -> tuple[TableCounts, list[RowFault]]:
+) -> tuple[TableCounts, list[RowFault], dict[str, int]]:
     rules = split(connection, files)
     rejected = count_rejected(connection, files)
-    keep_accepted(connection, files, staging and staging / "accepted")
+    spaced = keep_accepted(connection, files, staging and staging / "accepted")
     counts = TableCounts(files.rows, count_accepted(connection, files), rejected)
     if counts.rows != counts.accepted + counts.rejected:
         raise CropsError(
@@ -105,10 +109,10 @@ def _check_table(
             f" and {counts.rejected} rejected; did the files change meanwhile? check again"
         )
     if not rejected:
-        return counts, []
+        return counts, [], spaced
     if staging:
         write_rejects(connection, files, source.path, staging / "rejects" / files.table.name)
-    return counts, row_faults(connection, files, source.path, rules)
+    return counts, row_faults(connection, files, source.path, rules), spaced
 
 
 def _nothing_left(source: Logs, name: str, counts: TableCounts, faults: list[RowFault]) -> CropsError:
@@ -142,7 +146,17 @@ def _facts(connection: duckdb.DuckDBPyConnection, source: Logs, tables: dict[str
         feed_days=days["feed_events"],
         missing_days=_missing_days(days),
         absent_columns=source.absent(),
+        other_case=_other_case(source),
     )
+
+
+def _other_case(source: Logs) -> dict[str, tuple[str, ...]]:
+    found = {}
+    for table, absent in source.absent().items():
+        named = tuple(name for name in source.tables[table].extra if name.lower() in absent)
+        if named:
+            found[table] = named
+    return found
 
 
 def _missing_days(days: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:

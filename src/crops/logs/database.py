@@ -11,7 +11,7 @@ from typing import TypeVar
 import duckdb
 
 from crops.errors import CropsError
-from crops.logs.tables import Logs, scan
+from crops.logs.tables import Logs, path_literal
 
 _Result = TypeVar("_Result")
 
@@ -94,7 +94,9 @@ def _blame_file(files: Iterable[Path], error: Exception) -> None:
     with duckdb.connect() as connection:
         for file in files:
             try:
-                connection.execute(f"select bit_xor(hash(t)) from {scan([file])} t").fetchall()
+                connection.execute(
+                    f"select bit_xor(hash(t)) from read_parquet([{path_literal(file)}]) t"
+                ).fetchall()
             except duckdb.Error as fault:
                 if "string encoding" in str(fault):
                     remedy = "decode its texts as they were encoded, and write them as UTF-8"

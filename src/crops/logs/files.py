@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import date
@@ -121,7 +122,7 @@ def inspect(folder: Path, table: Table) -> tuple[TableFiles, list[FileFault]]:
         except (pa.ArrowException, OSError) as error:
             faults.append(FileFault(name, f"is not readable as Parquet ({error})", "write the file again"))
             continue
-        faults += [FileFault(name, *fault) for fault in _column_faults(table, footers[-1])]
+        faults += [FileFault(name, *fault) for fault in column_faults(table, footers[-1])]
     found, extra = _columns(table, footers)
     return TableFiles(table, tuple(files), tuple(days), tuple(footers), rows, found, extra), faults
 
@@ -178,10 +179,10 @@ def _is_day(text: str) -> bool:
         return False
 
 
-def _kind(type_: pa.DataType) -> str:
+def kind(type_: pa.DataType) -> str:
     """Return `integer`, `float`, `boolean`, `text`, `null`, or the name of a type that no contract has."""
     if pa.types.is_dictionary(type_):
-        return _kind(type_.value_type)
+        return kind(type_.value_type)
     if pa.types.is_integer(type_) and type_ != pa.uint64():
         return "integer"
     if pa.types.is_floating(type_):
@@ -197,16 +198,20 @@ def _columns(table: Table, footers: Iterable[pa.Schema]) -> tuple[dict[str, str]
     kinds: dict[str, set[str]] = {}
     for footer in footers:
         for column in footer:
-            kinds.setdefault(column.name, set()).add(_kind(column.type))
+            kinds.setdefault(column.name, set()).add(kind(column.type))
     known = {name: kinds[name] - {"null"} for name in table.names() if name in kinds}
     found = {name: "float" if "float" in seen else min(seen) for name, seen in known.items() if seen}
     return found, tuple(name for name in kinds if name not in known)
 
 
-def _column_faults(table: Table, footer: pa.Schema) -> list[tuple[str, str]]:
-    """Return (problem, remedy) of each missing or wrongly typed column of one file."""
+def column_faults(table: Table, footer: pa.Schema) -> list[tuple[str, str]]:
+    """Return (problem, remedy) of each missing, repeated or wrongly typed column of one file."""
     types = {column.name: column.type for column in footer}
-    faults = []
+    faults = [
+        (f"column {name} is there {count} times", "keep one, or rename the others")
+        for name, count in Counter(footer.names).items()
+        if count > 1
+    ]
     for column in table.columns:
         expected = f"{column.type}: {column.doc}"
         if column.name not in types:
@@ -221,10 +226,10 @@ def _column_faults(table: Table, footer: pa.Schema) -> list[tuple[str, str]]:
 
 
 def _accepts(column: Column, type_: pa.DataType) -> bool:
-    kind = _kind(type_)
-    if kind == "null":
+    found = kind(type_)
+    if found == "null":
         return column.nullable
-    return kind in _KINDS[column.type] or (kind == "float" and column.measure)
+    return found in _KINDS[column.type] or (found == "float" and column.measure)
 
 
 def _type_remedy(column: Column, found: pa.DataType) -> str:

@@ -14,7 +14,7 @@ import pyarrow as pa
 from crops.errors import CropsError, nearest
 from crops.logs.datasets import Dataset, MappedTable
 from crops.logs.sources import find_files, parquet_schema, read_sql
-from crops.logs.tables import quoted, scan
+from crops.logs.tables import quoted, rows_of
 from crops.logs.values import Value, duration, flag, integer, integer_identifier, text, time
 from crops.schema import FEED_EVENTS, ITEMS, SEARCH_IMPRESSIONS
 
@@ -125,8 +125,9 @@ def _exploded(files: Sequence[Path], columns: Sequence[str], listed: str, fields
                 raise CropsError(
                     f"{file}: {listed} holds no field {name} (it is {notes}).{nearest(name, known)}"
                 )
+    read = {name: name for name in (*columns, listed)}
     events = ", ".join(f"cast({quoted(name)} as VARCHAR) as {quoted(name)}" for name in columns)
     note = ", ".join(f"cast(note.{quoted(name)} as VARCHAR) as {quoted(name)}" for name in fields)
-    one = f"select {events}, unnest({quoted(listed)}) as note, _file, file_row_number as _row"
-    one += f" from {scan(files)}"
+    one = f"select {events}, unnest({quoted(listed)}) as note, _file, _row"
+    one += f" from {rows_of(files, [parquet_schema(file) for file in files], read)}"
     return f"select {', '.join(map(quoted, columns))}, {note}, _file, _row from ({one})"

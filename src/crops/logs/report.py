@@ -61,6 +61,8 @@ class Facts:
     """Days between the first and the last of the logs on which a table has no rows, by table."""
     absent_columns: dict[str, tuple[str, ...]]
     """Optional columns that no file has, by table."""
+    other_case: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Columns that differ from one of those in case only, and are not read, by table."""
 
     def notes(self) -> list[str]:
         """Return the facts as sentences."""
@@ -83,6 +85,10 @@ class Facts:
             for table, columns in self.absent_columns.items()
             if columns
         ]
+        lines += [
+            f"{table}: {', '.join(columns)} not read: names of columns are told by case"
+            for table, columns in self.other_case.items()
+        ]
         return lines
 
 
@@ -96,6 +102,17 @@ class CheckReport:
     facts: Facts
     seconds: dict[str, float] = field(default_factory=dict)
     """Wall time of each part."""
+    control_characters: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Accepted rows in which control characters became spaces, by table and column."""
+
+    def notes(self) -> list[str]:
+        """Return what was found, as sentences."""
+        changed = [
+            f"{table}.{column}: control characters became spaces in {rows:,} rows"
+            for table, columns in self.control_characters.items()
+            for column, rows in columns.items()
+        ]
+        return [*self.facts.notes(), *changed]
 
     def to_json(self) -> str:
         """Return the report as JSON; values that JSON does not know (NaN) are written as text."""
@@ -118,7 +135,7 @@ def render(report: CheckReport) -> RenderableType:
     parts: list[RenderableType] = [counts]
     if report.faults:
         parts.append(_fault_table(report.faults))
-    parts.append(Text("\n".join(f"· {note}" for note in report.facts.notes())))
+    parts.append(Text("\n".join(f"· {note}" for note in report.notes())))
     return Group(*parts)
 
 

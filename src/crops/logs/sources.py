@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from crops.errors import CropsError, nearest
-from crops.logs.tables import literal, path_literal, quoted, scan
+from crops.logs.tables import literal, path_literal, quoted, rows_of
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _LINES = (".jsonl", ".ndjson", ".json")
@@ -58,15 +58,17 @@ def read_sql(files: Sequence[Path], columns: Mapping[str, str], optional: Sequen
     if kind in _LINES:
         fields = [f"{json_text('doc', column)} as {quoted(name)}" for name, column in columns.items()]
         return f"select {', '.join(fields)}, _file, _row from ({lines_sql(files)}) where doc is not null"
-    headers = [_header(file) for file in files]
+    parquet = kind == ".parquet"
+    schemas = [parquet_schema(file) for file in files] if parquet else []
+    headers = [list(schema.names) for schema in schemas] or [_header(file) for file in files]
     wanted = {name: column for name, column in columns.items() if name not in optional}
     for file, header in zip(files, headers, strict=True):
         for column in wanted.values():
             if column not in header:
                 raise CropsError(f"{file}: column {column} is missing.{nearest(column, header)}")
-    if kind == ".parquet":
-        present = {name for header in headers for name in header}
-        return f"select {_fields(columns, present)}, _file, file_row_number as _row from {scan(files)}"
+    if parquet:
+        fields = [f"cast({quoted(name)} as VARCHAR) as {quoted(name)}" for name in columns]
+        return f"select {', '.join(fields)}, _file, _row from {rows_of(files, schemas, columns)}"
     return " union all ".join(
         f"select {_fields(columns, header)}, _file, cast(null as BIGINT) as _row from {_csv(file, header)}"
         for file, header in zip(files, headers, strict=True)
@@ -131,8 +133,6 @@ def parquet_schema(file: Path) -> pa.Schema:
 
 
 def _header(file: Path) -> list[str]:
-    if _kind(file) == ".parquet":
-        return [str(name) for name in parquet_schema(file).names]
     try:
         opener = gzip.open if file.suffix == ".gz" else open
         with opener(file, "rt", encoding="utf-8-sig", newline="") as lines:

@@ -12,7 +12,7 @@ import duckdb
 
 from crops.logs.files import TableFiles
 from crops.logs.rules import SAME_TEXT, agreement_rule, duplicate_rule, row_rules
-from crops.logs.tables import day_sql, literal, quoted, scan, typed
+from crops.logs.tables import contract_rows, day_sql, literal, quoted, rows_of, typed
 from crops.schema import Rule
 from crops.text import normalise_query
 
@@ -78,17 +78,20 @@ def count(connection: duckdb.DuckDBPyConnection, relation: str) -> int:
 def rows_sql(files: TableFiles) -> str:
     """Return the relation of all rows: the contract's columns as the files type them, absent ones as NULL.
 
-    Besides the columns that the contract does not know it has `_file`, `_row` and, by the table, `_day`.
+    Besides the columns that the contract does not know, as `extra_0` and so on in the order of `files.extra`,
+    it has `_file`, `_row` and, by the table, `_day`.
     """
+    read = {name: name for name in files.found}
+    read |= {f"extra_{number}": name for number, name in enumerate(files.extra)}
     columns = []
     for column in files.table.columns:
         present = column.name in files.found and column.type != "VARCHAR"
         columns.append(f"{quoted(column.name) if present else typed(files, column)} as {quoted(column.name)}")
-    columns += [quoted(name) for name in files.extra]
-    columns += ["_file", "file_row_number as _row"]
+    columns += [f"extra_{number}" for number in range(len(files.extra))]
+    columns += ["_file", "_row"]
     if files.table.partitioned:
         columns.append(f"{day_sql(files)} as _day")
-    return f"(select {', '.join(columns)} from {scan(files.files)})"
+    return f"(select {', '.join(columns)} from {rows_of(files.files, files.footers, read)})"
 
 
 def _contradictions(connection: duckdb.DuckDBPyConnection, files: TableFiles) -> list[_Suspects]:
@@ -100,7 +103,7 @@ def _contradictions(connection: duckdb.DuckDBPyConnection, files: TableFiles) ->
     differs = " or ".join(f"min(hash({column})) <> max(hash({column}))" for column in agreement.columns)
     connection.execute(
         f"create temp table {name} as select {agreement.key} as suspect, true as {flag}"
-        f" from {scan(files.files)} group by {agreement.key} having {differs}"
+        f" from {contract_rows(files)} group by {agreement.key} having {differs}"
     )
     if not count(connection, name):
         return []
@@ -119,7 +122,7 @@ def _repeats(connection: duckdb.DuckDBPyConnection, files: TableFiles) -> list[_
     for shard in range(passes):
         connection.execute(
             f"insert into {name} select suspect, true from"
-            f" (select {key} as suspect from {scan(files.files)} where {known})"
+            f" (select {key} as suspect from {contract_rows(files)} where {known})"
             f" where suspect % {passes} = {shard} group by suspect having count(*) > 1"
         )
     return [_Suspects(name, flag, key, duplicate_rule(files.table.key))] if count(connection, name) else []

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
 
 import duckdb
+import pyarrow as pa
 
 from crops.errors import CropsError
-from crops.logs.files import FileFault, TableFiles, describe, inspect
+from crops.logs.files import FileFault, TableFiles, describe, inspect, kind
 from crops.logs.values import PLAIN
 from crops.outputs import MANIFEST
 from crops.schema import EARLIEST_US, LATEST_US, LOG_TABLES, Column, Table
 
 DAY_US = 86_400_000_000
 """Microseconds of a day."""
+_ROW_NUMBER = "file_row_number"
+"""The column that DuckDB adds on demand, not to files that have their own."""
 
 
 @dataclass(frozen=True)
@@ -110,8 +115,8 @@ def select_sql(files: TableFiles, days: Collection[str] | None = None) -> str:
         return _no_rows(files.table)
     columns = [f"{typed(files, column)} as {quoted(column.name)}" for column in files.table.columns]
     if not files.table.partitioned:
-        return f"select {', '.join(columns)} from {scan(files.files)}"
-    select = f"select {', '.join(columns)}, {day_sql(files)} as day from {scan(files.files)}"
+        return f"select {', '.join(columns)} from {contract_rows(files)}"
+    select = f"select {', '.join(columns)}, {day_sql(files)} as day from {contract_rows(files)}"
     if days is None or files.partitioned:
         return select
     wanted = ", ".join(["null", *(literal(day) for day in sorted(days))])
@@ -123,14 +128,71 @@ def typed(files: TableFiles, column: Column, cast: str = "cast") -> str:
     return f"{cast}({quoted(column.name) if column.name in files.found else 'null'} as {column.type})"
 
 
-def scan(paths: Iterable[Path]) -> str:
-    """Return the table function that reads the files.
+def contract_rows(files: TableFiles) -> str:
+    """Return the relation of the contract's columns that the files hold, typed as there; see `rows_of`."""
+    return rows_of(files.files, files.footers, {name: name for name in files.found})
 
-    Besides the columns of the files it has `_file` (path) and `file_row_number` (from 0).
+
+def rows_of(files: Sequence[Path], footers: Sequence[pa.Schema], columns: Mapping[str, str]) -> str:
+    """Return the relation of the named columns of Parquet files, with `_file` (path) and `_row` (from 0).
+
+    Other columns may have any name: what is read is told by its place, for DuckDB takes names that differ in
+    case only for one, and the names that it adds itself may be in a file too.
+
+    Args:
+        files: at least one.
+        footers: their columns, no name twice in one file.
+        columns: name in the relation -> column of the files; NULL where a file lacks it, text where the
+            files disagree on what it is.
     """
-    names = ", ".join(path_literal(path) for path in paths)
-    options = "union_by_name=true, hive_partitioning=false, filename='_file', file_row_number=true"
-    return f"read_parquet([{names}], {options})"
+    mixed = {column for column in columns.values() if len(_kinds(column, footers)) > 1}
+    parts = []
+    for _, run in itertools.groupby(zip(files, footers, strict=True), key=_layout):
+        alike = list(run)
+        footer = alike[0][1]
+        names = dict(zip(footer.names, _told_apart(footer.names), strict=True))
+        values = {column.name: quoted(names[column.name]) for column in footer if kind(column.type) != "null"}
+        chosen = []
+        for name, column in columns.items():
+            value = values.get(column, "null")
+            value = f"cast({value} as VARCHAR)" if column in mixed else value
+            chosen.append(f"{value} as {quoted(name)}")
+        parts.append(_select([file for file, _ in alike], list(names.values()), chosen))
+    return f"({' union all '.join(parts)})"
+
+
+def _told_apart(names: Sequence[str]) -> list[str]:
+    """Return names that differ not in case only: the places of columns are added where they would."""
+    counts = Counter(name.lower() for name in names)
+    return [name if counts[name.lower()] == 1 else f"{name} {place}" for place, name in enumerate(names)]
+
+
+def _select(files: Sequence[Path], names: Sequence[str], chosen: Sequence[str]) -> str:
+    """Return the SELECT of rows of files of one layout, whose columns get the names in their order."""
+    taken = {name.lower() for name in names}
+    file = "_file"
+    while file in taken:
+        file += "_"
+    numbered = _ROW_NUMBER not in taken
+    options = f"hive_partitioning=false, filename='{file}'" + (f", {_ROW_NUMBER}=true" if numbered else "")
+    row = _ROW_NUMBER if numbered else "row_number() over () - 1"
+    paths = ", ".join(path_literal(path) for path in files)
+    fields = ", ".join([*chosen, f"{quoted(file)} as _file", f"{row} as _row"])
+    return f"select {fields} from read_parquet([{paths}], {options}) files({', '.join(map(quoted, names))})"
+
+
+def _layout(file: tuple[Path, pa.Schema]) -> tuple[object, ...]:
+    """Return what files share that are read by one call; one with an own `file_row_number` stands alone."""
+    path, footer = file
+    alone = path if _ROW_NUMBER in (name.lower() for name in footer.names) else None
+    return alone, *((column.name, str(column.type)) for column in footer)
+
+
+def _kinds(name: str, footers: Iterable[pa.Schema]) -> set[str]:
+    """Return the kinds of a column's values in the files; numbers are one, and so are lists, and structs."""
+    types = [column.type for footer in footers for column in footer if column.name == name]
+    found = {"nested" if pa.types.is_nested(one) else kind(one) for one in types}
+    return {"number" if one in ("integer", "float") else one for one in found - {"null"}}
 
 
 def day_sql(files: TableFiles) -> str:
@@ -156,7 +218,7 @@ def table_days(files: TableFiles) -> tuple[str, ...]:
         return tuple(sorted({day for day in files.days if day}))
     time = files.table.time
     in_range = f"{time} between {EARLIEST_US} and {LATEST_US}"
-    query = f"select distinct {time} // {DAY_US} from {scan(files.files)} where {in_range}"
+    query = f"select distinct {time} // {DAY_US} from {contract_rows(files)} where {in_range}"
     with duckdb.connect() as connection:
         try:
             numbers = connection.execute(query).fetchall()

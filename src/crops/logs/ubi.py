@@ -15,7 +15,7 @@ from crops.errors import CropsError, nearest
 from crops.logs.datasets import Dataset, MappedTable
 from crops.logs.mapping import Mapping, mapped_table
 from crops.logs.sources import find_files, json_text, lines_sql, parquet_schema
-from crops.logs.tables import literal, quoted, scan
+from crops.logs.tables import literal, quoted, rows_of
 from crops.logs.values import Value, identifier, text, time
 from crops.schema import FEED_EVENTS, ITEMS, SEARCH_IMPRESSIONS
 
@@ -176,8 +176,8 @@ def _documents(files: Sequence[Path], names: Sequence[str]) -> str:
                 raise CropsError(f"{file}: column {name} is missing.{nearest(name, schema.names)}")
     present = {field.name: field.type for schema in schemas for field in schema}
     fields = ", ".join(f"{_parquet_text(name, present.get(name))} as {quoted(name)}" for name in names)
-    select = f"select {fields}, cast(null as VARCHAR) as problem, _file, file_row_number as _row"
-    return f"{select} from {scan(files)}"
+    select = f"select {fields}, cast(null as VARCHAR) as problem, _file, _row"
+    return f"{select} from {rows_of(files, schemas, {name: name for name in names})}"
 
 
 def _parquet_text(name: str, type_: pa.DataType | None) -> str:

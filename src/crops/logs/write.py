@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -13,26 +14,48 @@ from crops.logs.report import RowFault
 from crops.logs.split import count, rows_sql
 from crops.logs.tables import day_bounds, literal, quoted, select_sql, table_days
 from crops.schema import Rule
+from crops.text import CONTROL
 
 _ADDED = ("reasons", "file", "row")
-"""Columns that the rejects add; an own column of such a name gets a `_` behind it."""
+"""Columns that the rejects add; an own column of such a name, or of one that differs from another's in case
+only, gets a `_` behind it."""
 _EXAMPLE_CHARS = 100
 
 
-def keep_accepted(connection: duckdb.DuckDBPyConnection, files: TableFiles, folder: Path | None) -> None:
+def keep_accepted(
+    connection: duckdb.DuckDBPyConnection, files: TableFiles, folder: Path | None
+) -> dict[str, int]:
     """Create the view `accepted_<name>` over the rows that were not rejected.
+
+    Control characters in what people wrote become spaces.
 
     Args:
         connection: where the table was split.
         files: the table.
         folder: a logs folder to write the rows to; without one the view reads the source again.
+
+    Returns:
+        the rows whose text was changed, by column.
     """
+    changed = _controlled(connection, files)
     if folder is None:
-        select = _accepted(connection, files)
+        select = _accepted(connection, files, changed)
     else:
-        _write_accepted(connection, files, folder)
+        _write_accepted(connection, files, folder, changed)
         select = select_sql(inspect(folder, files.table)[0])
     connection.execute(f"create temp view accepted_{files.table.name} as {select}")
+    return changed
+
+
+def _controlled(connection: duckdb.DuckDBPyConnection, files: TableFiles) -> dict[str, int]:
+    """Return in how many accepted rows each column of prose has control characters, where it has."""
+    prose = [column.name for column in files.table.columns if column.prose and column.name in files.found]
+    if not prose:
+        return {}
+    counts = ", ".join(f"count(*) filter (where regexp_matches({name}, '{CONTROL}'))" for name in prose)
+    rows = f"{rows_sql(files)} rows{_without_rejected(connection, files)}"
+    (found,) = connection.execute(f"select {counts} from {rows}").fetchall()
+    return {name: rows for name, rows in zip(prose, found, strict=True) if rows}
 
 
 def count_accepted(connection: duckdb.DuckDBPyConnection, files: TableFiles) -> int:
@@ -44,11 +67,23 @@ def write_rejects(connection: duckdb.DuckDBPyConnection, files: TableFiles, logs
     """Write the rejected rows in the order of the files, with `reasons`, `file` (below `logs`) and `row`."""
     folder.mkdir(parents=True)
     columns = [quoted(column) for column in files.table.names() if column in files.found]
-    columns += [f"{quoted(name)} as {quoted(name + '_' * (name in _ADDED))}" for name in files.extra]
+    columns += [f"extra_{number} as {quoted(name)}" for number, name in enumerate(_extra_names(files))]
     columns += ["_reasons as reasons", f"{_relative(logs)} as file", "_row as row"]
     select = f"select {', '.join(columns)} from rejected_{files.table.name} order by _file, _row"
     target = literal(str(folder / "rejects.parquet"))
     connection.execute(f"copy ({select}) to {target} (format parquet)")
+
+
+def _extra_names(files: TableFiles) -> list[str]:
+    """Return the names that the other columns get in the rejects: no two differ in case only."""
+    taken = {*_ADDED, *files.found}
+    names = []
+    for name in files.extra:
+        while name.lower() in taken:
+            name += "_"
+        taken.add(name.lower())
+        names.append(name)
+    return names
 
 
 def row_faults(
@@ -74,7 +109,9 @@ def row_faults(
     return faults
 
 
-def _write_accepted(connection: duckdb.DuckDBPyConnection, files: TableFiles, folder: Path) -> None:
+def _write_accepted(
+    connection: duckdb.DuckDBPyConnection, files: TableFiles, folder: Path, changed: Collection[str]
+) -> None:
     """Write one file per day: partitioned writes of DuckDB hold every day open and cost twice the CPU."""
     table = files.table
     # The rows keep the order of the files: one thread, and no join whose sides are swapped.
@@ -84,35 +121,49 @@ def _write_accepted(connection: duckdb.DuckDBPyConnection, files: TableFiles, fo
         target = folder / (f"{table.name}/day={day}/part-0.parquet" if day else f"{table.name}.parquet")
         target.parent.mkdir(parents=True, exist_ok=True)
         part = files.on(day and [day])
-        clean = not count(connection, f"rejected_{table.name}{_on(day)}")
+        clean = not changed and not count(connection, f"rejected_{table.name}{_on(day)}")
         if clean and part.exact and len(part.files) == 1 and (files.partitioned or not day):
             shutil.copyfile(part.files[0], target)
         else:
-            query = f"copy ({_accepted(connection, files, day)}) to {literal(str(target))} (format parquet)"
+            rows = _accepted(connection, files, changed, day)
+            query = f"copy ({rows}) to {literal(str(target))} (format parquet)"
             if connection.execute(query).fetchall() == [(0,)]:
                 target.unlink()
     connection.execute("reset disabled_optimizers")
     connection.execute("reset threads")
 
 
-def _accepted(connection: duckdb.DuckDBPyConnection, files: TableFiles, day: str | None = None) -> str:
+def _accepted(
+    connection: duckdb.DuckDBPyConnection, files: TableFiles, changed: Collection[str], day: str | None = None
+) -> str:
     """Return the SELECT of the accepted rows: of one day, or of all days with the column `day`."""
     columns = []
     for column in files.table.columns:
         if column.name in files.found:
             # The rules left whole numbers only, but DuckDB may cast rows that the join has yet to drop.
             cast = "try_cast" if files.found[column.name] == "float" else "cast"
-            columns.append(f"{cast}({quoted(column.name)} as {column.type}) as {quoted(column.name)}")
+            value = quoted(column.name)
+            if column.name in changed:
+                value = f"regexp_replace({value}, '{CONTROL}', ' ', 'g')"
+            columns.append(f"{cast}({value} as {column.type}) as {quoted(column.name)}")
     if files.table.partitioned and day is None:
         columns.append("_day as day")
     select = f"select {', '.join(columns)} from {rows_sql(files.on(day and [day]))}"
-    rejected = f"rejected_{files.table.name}{_on(day)}"
-    if count(connection, rejected):
-        select += f" anti join (select _file, _row from {rejected}) using (_file, _row)"
+    select += _without_rejected(connection, files, day)
     if day and not files.partitioned:
         first, last = day_bounds(day)
         select += f" where {files.table.time} between {first} and {last}"
     return select
+
+
+def _without_rejected(
+    connection: duckdb.DuckDBPyConnection, files: TableFiles, day: str | None = None
+) -> str:
+    """Return the join that leaves the rejected rows out, if there are any."""
+    rejected = f"rejected_{files.table.name}{_on(day)}"
+    if not count(connection, rejected):
+        return ""
+    return f" anti join (select _file, _row from {rejected}) using (_file, _row)"
 
 
 def _on(day: str | None) -> str:

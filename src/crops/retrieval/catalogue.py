@@ -5,7 +5,8 @@ Inside the retrievers a document is its position in that order: a tie broken by 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from crops.errors import CropsError
+from crops.logs.files import column_faults
+from crops.logs.sources import parquet_schema
+from crops.schema import ARROW_TYPES, ITEMS
 from crops.text import PLAIN, Rendering
 
 NO_ITEM = -1
@@ -51,17 +55,35 @@ def _read_items(path: Path, rendering: Rendering) -> tuple[NDArray[np.int64], li
     ids: list[NDArray[np.int64]] = []
     texts: list[str] = []
     for file in item_files(path):
-        present = pq.read_schema(file).names
-        fields = [field for field in rendering.columns if field in present]
-        if "item_id" not in present or not fields:
+        table = read_item_columns(file, rendering.columns)
+        if table.num_columns == 1:
             raise CropsError(f"{file}: needs item_id and at least one of {', '.join(rendering.columns)}")
-        table = pq.read_table(file, columns=["item_id", *fields])
-        if table["item_id"].null_count:
-            count = table["item_id"].null_count
-            raise CropsError(f"{file}: {count} rows have no item_id; run `crops check` first")
-        ids.append(table["item_id"].cast(pa.int64()).to_numpy())
+        ids.append(table["item_id"].to_numpy())
         texts.extend(rendering.document(row) for row in table.to_pylist())
     return np.concatenate(ids), texts
+
+
+def read_item_columns(file: Path, names: Collection[str]) -> pa.Table:
+    """Return `item_id` and those of the named columns of items that a file has, in the contract's types.
+
+    Raises:
+        CropsError: the file is not readable, a column is missing or of another type, or a value does not fit.
+    """
+    schema = parquet_schema(file)
+    wanted = replace(ITEMS, columns=tuple(one for one in ITEMS.columns if one.name in {"item_id", *names}))
+    for problem, remedy in column_faults(wanted, schema):
+        raise CropsError(f"{file}: {problem}; {remedy}")
+    present = [column for column in wanted.columns if column.name in schema.names]
+    table = pq.read_table(file, columns=[column.name for column in present], partitioning=None)
+    if missing := table["item_id"].null_count:
+        raise CropsError(f"{file}: {missing} rows have no item_id; run `crops check` first")
+    columns = {}
+    for column in present:
+        try:
+            columns[column.name] = table[column.name].cast(ARROW_TYPES[column.type])
+        except pa.ArrowInvalid as error:
+            raise CropsError(f"{file}: column {column.name}: {error}; run `crops check` first") from error
+    return pa.table(columns)
 
 
 def item_files(path: Path) -> list[Path]:

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from crops.errors import CropsError
-from crops.retrieval.catalogue import item_files
+from crops.logs.files import kind
+from crops.retrieval.catalogue import item_files, read_item_columns
 from crops.retrieval.filters import ITEM_SCHEMA, item_rows
 from crops.text import normalise_query, query_id
 
@@ -25,10 +25,7 @@ def load_item_rows(path: Path) -> pa.Table:
     Args:
         path: as `crops.retrieval.load_items`, which checks the ids.
     """
-    tables = []
-    for file in item_files(path):
-        present = set(pq.read_schema(file).names)
-        tables.append(item_rows(pq.read_table(file, columns=[n for n in ITEM_SCHEMA.names if n in present])))
+    tables = [item_rows(read_item_columns(file, ITEM_SCHEMA.names)) for file in item_files(path)]
     return pa.concat_tables(tables).sort_by("item_id").combine_chunks()
 
 
@@ -47,17 +44,21 @@ def load_queries(path: Path) -> tuple[NDArray[np.int64], list[str]]:
     table = _query_table(path)
     if table is None:
         raise CropsError(f"{path}: no Parquet table with a column query")
-    column = ds.dataset(table, format="parquet").to_table(columns=["query"])["query"]
+    type_ = table.schema.field("query").type
+    if kind(type_) != "text":
+        raise CropsError(f"{path}: column query is {type_}; write the texts of the queries")
+    column = table.to_table(columns=["query"])["query"]
     texts = {normalise_query(text) for text in column.unique().to_pylist() if text}
     by_id = sorted((query_id(text), text) for text in texts if text)
     if not by_id:
-        raise CropsError(f"{table}: not one query in it")
+        raise CropsError(f"{path}: not one query in it")
     return np.array([one for one, _ in by_id], dtype=np.int64), [text for _, text in by_id]
 
 
-def _query_table(path: Path) -> Path | None:
+def _query_table(path: Path) -> ds.Dataset | None:
     tables = [path] if path.is_file() else [path / name for name in _QUERY_TABLES if (path / name).exists()]
-    for table in tables:
-        if "query" in ds.dataset(table, format="parquet").schema.names:
-            return table
-    return None
+    try:
+        found = (ds.dataset(table, format="parquet") for table in tables)
+        return next((table for table in found if "query" in table.schema.names), None)
+    except (pa.ArrowException, OSError) as error:
+        raise CropsError(f"{path} is not readable as Parquet ({error}); write it again") from error

@@ -31,6 +31,8 @@ _SLACK = 32
 _POINTS_PER_CLUSTER = 64
 _ROUNDS = 10
 """Points and iterations of k-means: more cost minutes at a million vectors and gained no recall."""
+_CODE_POINTS = 16 * 39
+"""Points that faiss asks for to learn the 16 values of a 4-bit code; fewer vectors are repeated."""
 _BLOCK = 65_536
 """Vectors added at a time: the source may be larger than the memory."""
 _GATHER = 65_536
@@ -96,6 +98,8 @@ def build(config: IndexConfig, vectors: NDArray[np.float32]) -> Structure:
         sample = 100_000
     if not index.is_trained:
         rows = np.sort(np.random.default_rng(config.seed).permutation(count)[:sample])
+        if config.kind == "ivfpq":
+            rows = np.resize(rows, max(len(rows), _CODE_POINTS))
         index.train(np.ascontiguousarray(vectors[rows]))
     with progress() as display:
         task = display.add_task(f"build {config.kind}", total=count, visible=count > _BLOCK)

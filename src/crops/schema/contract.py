@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from crops.text import FILLERS
+
 ARROW_TYPES: dict[str, pa.DataType] = {
     "BIGINT": pa.int64(),
     "INTEGER": pa.int32(),
@@ -23,11 +25,8 @@ MAX_QUERY_CHARS = 1000
 MAX_DURATION_MS = 604_800_000
 """Seven days: longer durations are in a wrong unit."""
 
-VISIBLE = r"[^\s\p{Z}\x{0B}\x{1C}-\x{1F}\x{85}]"
-"""Regular expression of a character that query normalisation does not strip."""
-
-CONTROL = r"[\x00-\x08\x0E-\x1B\x7F-\x{84}\x{86}-\x{9F}]"
-"""Regular expression of a control character that is no white space."""
+VISIBLE = rf"[^\s\p{{Z}}\p{{Cc}}\p{{Cf}}\p{{M}}{FILLERS}]"
+"""Regular expression (RE2) of a character to read, as in `crops.text.has_text`."""
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 """What decoders leave where bytes were not of the encoding they expected."""
 
@@ -44,6 +43,8 @@ class Column:
     doc: str
     nullable: bool = False
     optional: bool = False
+    prose: bool = False
+    """Whether people wrote it: `crops check` turns control characters in it into spaces."""
 
     @property
     def measure(self) -> bool:

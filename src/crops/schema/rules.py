@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-from crops.schema.contract import CONTROL, EARLIEST_US, LATEST_US, MAX_DURATION_MS, VISIBLE, Column, Rule
+from crops.schema.contract import EARLIEST_US, LATEST_US, MAX_DURATION_MS, VISIBLE, Column, Rule
 
 
 def blank(text: str) -> str:
-    """Return the predicate of a text without a visible character.
+    """Return the predicate of a text without a character to read (`crops.text.has_text`).
 
-    It looks at the first character before it asks the regular expression, at a hundredth of the cost: there
-    is no white space between "!" and "~", nor after U+3000.
+    It looks at the first character before it asks the regular expression, at a hundredth of the cost: all
+    are to be read between "!" and "~", and between the first and the last Chinese character of U+3400 to
+    U+9FFF.
     """
-    visible = f"({text} >= '!' and {text} < chr(127) or {text} >= '\u3001')"
+    visible = f"({text} >= '!' and {text} < chr(127) or {text} >= '\u3400' and {text} < '\ua000')"
     return f"not {visible} and not regexp_matches({text}, '{VISIBLE}')"
 
 
-def controlled(text: str) -> str:
-    """Return the predicate of a text with control characters; ASCII needs no regular expression."""
-    ascii_control = f"{text} glob '*[\x01-\x08\x0e-\x1b\x7f]*' or contains({text}, chr(0))"
-    return f"({ascii_control} or strlen({text}) <> length({text}) and regexp_matches({text}, '{CONTROL}'))"
-
-
-def optional(name: str, type_: str, doc: str) -> Column:
+def optional(name: str, type_: str, doc: str, *, prose: bool = False) -> Column:
     """Return a column that may be absent, and null where present."""
-    return Column(name, type_, doc, nullable=True, optional=True)
+    return Column(name, type_, doc, nullable=True, optional=True, prose=prose)
 
 
 def time_rule(column: str) -> Rule:

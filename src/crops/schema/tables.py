@@ -14,7 +14,6 @@ from crops.schema.contract import (
 )
 from crops.schema.rules import (
     blank,
-    controlled,
     count_rule,
     duration_rules,
     optional,
@@ -27,10 +26,10 @@ ITEMS = Table(
     "The catalogue; counters and click_query are as of the end of the training day.",
     (
         Column("item_id", "BIGINT", "id of the item, positive"),
-        optional("ocr_cover", "VARCHAR", "title: the text on the cover"),
-        optional("photo_caption", "VARCHAR", "description"),
-        optional("keyword", "VARCHAR", "tags, separated by spaces"),
-        optional("click_query", "VARCHAR", "queries that led to clicks, separated by '|'"),
+        optional("ocr_cover", "VARCHAR", "title: the text on the cover", prose=True),
+        optional("photo_caption", "VARCHAR", "description", prose=True),
+        optional("keyword", "VARCHAR", "tags, separated by spaces", prose=True),
+        optional("click_query", "VARCHAR", "queries that led to clicks, separated by '|'", prose=True),
         optional("play_cnt", "BIGINT", "plays so far"),
         optional("like_cnt", "BIGINT", "likes so far"),
         optional("long_view_cnt", "BIGINT", "long plays so far"),
@@ -51,7 +50,7 @@ ITEMS = Table(
             "no_text",
             "ocr_cover",
             blank("concat_ws('', ocr_cover, photo_caption, keyword)"),
-            "give at least one of ocr_cover, photo_caption, keyword",
+            "give at least one of ocr_cover, photo_caption, keyword a character to read",
         ),
         *(count_rule(column) for column in ("play_cnt", "like_cnt", "long_view_cnt", "download_cnt")),
         time_rule("uploaded_at"),
@@ -66,7 +65,7 @@ SEARCH_IMPRESSIONS = Table(
     (
         Column("user_id", "BIGINT", "who searched"),
         Column("search_id", "BIGINT", "the query event"),
-        Column("query", "VARCHAR", "query text as typed"),
+        Column("query", "VARCHAR", "query text as typed", prose=True),
         Column("searched_at", "BIGINT", "time of the query event, microseconds UTC"),
         Column("item_id", "BIGINT", "the document"),
         Column("stage", "VARCHAR", "exposed | unexposed | filtered"),
@@ -84,19 +83,13 @@ SEARCH_IMPRESSIONS = Table(
             "empty_query",
             "query",
             blank("query"),
-            "drop the row or log the text that was typed",
+            "drop the row, or log the text that was typed: it has nothing to read",
         ),
         Rule(
             "query_too_long",
             "query",
             f"length(query) > {MAX_QUERY_CHARS}",
             f"cut or drop queries of more than {MAX_QUERY_CHARS} characters",
-        ),
-        Rule(
-            "control_characters",
-            "query",
-            controlled("query"),
-            "strip control characters, or log the text that was typed",
         ),
         Rule(
             "broken_encoding",

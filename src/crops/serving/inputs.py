@@ -75,30 +75,21 @@ def check_query(text: str, config: ServingConfig) -> str:
     """Return a query as it is searched: normalised.
 
     Raises:
-        BadRequestError: it is empty, too long, or holds characters that no one types.
+        BadRequestError: it is empty, too long, or holds half of a surrogate pair.
     """
     if len(text) > config.max_query_chars:
         raise BadRequestError(
             422, f"the query has {len(text):,} characters; at most {config.max_query_chars:,} are searched"
         )
-    # Joiners and marks of direction (Cf) belong to emoji and to right-to-left text.
-    strange = next((letter for letter in text if _is_control(letter)), None)
-    if strange is not None:
+    half = next((letter for letter in text if unicodedata.category(letter) == "Cs"), None)
+    if half is not None:
         raise BadRequestError(
-            422, f"the query holds the control character U+{ord(strange):04X}; send the text without it"
+            422, f"the query holds U+{ord(half):04X}, half of a character; send the text that was typed"
         )
     query = normalise_query(text)
-    if not any(_is_visible(letter) for letter in query):
+    if not query:
         raise BadRequestError(422, "the query is empty; give at least one word")
     return query
-
-
-def _is_control(letter: str) -> bool:
-    return unicodedata.category(letter) in ("Cc", "Cs") and not letter.isspace()
-
-
-def _is_visible(letter: str) -> bool:
-    return unicodedata.category(letter) not in ("Cf", "Zs", "Zl", "Zp")
 
 
 def check_k(k: int, config: ServingConfig) -> int:
