@@ -13,8 +13,8 @@ _SCHEMA = pa.schema([("raw", pa.string()), ("query", pa.string())])
 def add_texts(db: duckdb.DuckDBPyConnection, typed: str) -> None:
     """Register `texts(raw, query)`: each distinct text that a SELECT gives, and its normalised form.
 
-    Join it with what was typed, so that SQL means by "the same query" what the engine does. A text of white
-    space only is no query and is not in it.
+    Join it with what was typed, so that SQL means by "the same query" what the engine does. A text with
+    nothing to read is no query and is not in it.
 
     Args:
         db: the connection.
