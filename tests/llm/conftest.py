@@ -30,11 +30,15 @@ class FakeEndpoint:
     """Answers each query with the behaviours of its script, the last one again and again.
 
     A behaviour is "ok", "html", "empty", "truncated", "not_json", "deep", "wrong_fields", "refusal",
-    "slow", "no_usage", a status code, a dict of answer fields laid over GOOD, or a Text to answer with.
+    "slow", "no_usage", "error_200", a status code, a dict of answer fields laid over GOOD, a dict of a whole
+    `message` (and its `finish`), or a Text to answer with. What no script names does as `otherwise` says.
     """
 
     def __init__(self):
         self.scripts = {}
+        self.otherwise = ["ok"]
+        self.knows_formats = True
+        self.message = "no"
         self.calls = Counter()
         self.bodies = []
         self.flying = self.most_flying = 0
@@ -68,9 +72,12 @@ class FakeEndpoint:
             self.calls[query] += 1
             self.bodies.append(body)
         time.sleep(self.delay_s)
-        script = self.scripts.get(query, ["ok"])
+        script = self.scripts.get(query, self.otherwise)
+        behaviour = script[min(number, len(script) - 1)]
+        if "response_format" in body and not self.knows_formats:
+            behaviour = 400
         try:
-            self.act(handler, script[min(number, len(script) - 1)])
+            self.act(handler, behaviour)
         except (BrokenPipeError, ConnectionResetError):
             pass
         finally:
@@ -79,7 +86,12 @@ class FakeEndpoint:
 
     def act(self, handler, behaviour):
         if isinstance(behaviour, int):
-            return self.send(handler, behaviour, b'{"error": {"message": "no"}}')
+            body = json.dumps({"error": {"message": self.message}})
+            return self.send(handler, behaviour, body.encode())
+        if behaviour == "error_200":
+            return self.send(
+                handler, 200, b'{"error": {"message": "the provider is overloaded", "code": 503}}'
+            )
         if behaviour == "html":
             return self.send(handler, 200, b"<html>Bad gateway</html>", "text/html")
         if behaviour == "slow":
@@ -97,6 +109,9 @@ class FakeEndpoint:
         finish = "length" if behaviour == "truncated" else "stop"
         refusal = "I cannot help with that" if behaviour == "refusal" else None
         message = {"role": "assistant", "content": text, "refusal": refusal}
+        if isinstance(behaviour, dict) and "message" in behaviour:
+            message |= behaviour["message"]
+            finish = behaviour.get("finish", "stop")
         completion = {
             "choices": [{"index": 0, "message": message, "finish_reason": finish}],
             "usage": {} if behaviour == "no_usage" else {"prompt_tokens": 10, "completion_tokens": 50},
@@ -108,6 +123,8 @@ class FakeEndpoint:
         handler.send_header("Content-Type", kind)
         handler.send_header("Content-Length", str(len(payload)))
         handler.send_header("retry-after-ms", "1")
+        if status in (301, 302, 307, 308):
+            handler.send_header("Location", "http://elsewhere.example/v1")
         handler.end_headers()
         handler.wfile.write(payload)
 

@@ -149,9 +149,11 @@ def test_hostile_captions(fake, tmp_path, caption, outcome):
 @pytest.mark.parametrize(("answer", "reason"), ANSWERS)
 def test_a_model_that_was_steered_trains_nobody(fake, tmp_path, answer, reason):
     fake.scripts["ficus"] = [answer]
-    counts, cache = written(fake, tmp_path, "ficus", TEXTS)
+    cache = tmp_path / "out.jsonl"
+    requests = [Request(query, 30, Exemplar(7, TEXTS)) for query in ("ficus", "jaguar")]
+    counts = generate(requests, load_prompt(), Endpoint(fake.base_url, "m", retries=0), cache)
     assert counts[f"refused:{reason}"] == 1
-    assert list(read_rows(cache)) == []
+    assert [row["query"] for row in read_rows(cache)] == ["jaguar"]
     assert next(read_rows(quarantine_path(cache)))["reason"] == reason
 
 

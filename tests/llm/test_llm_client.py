@@ -127,7 +127,8 @@ def test_passing_faults_are_retried(fake, tmp_path, fault):
 
 def test_a_wrong_key_is_not_retried(fake, tmp_path):
     fake.scripts["ficus"] = [401]
-    run(fake, tmp_path / "out.jsonl", requests("ficus"), retries=2)
+    with pytest.raises(CropsError, match="HTTP 401"):
+        run(fake, tmp_path / "out.jsonl", requests("ficus"), retries=2)
     assert fake.calls["ficus"] == 1
 
 
@@ -140,20 +141,23 @@ def test_local_calls_ignore_a_proxy_of_the_environment(fake, tmp_path, monkeypat
 
 def test_slow_answers_time_out(fake, tmp_path):
     fake.scripts["ficus"] = ["slow"]
-    counts = run(fake, tmp_path / "out.jsonl", requests("ficus"), timeout_s=0.1, retries=0)
-    assert counts["refused:unavailable"] == 1
+    with pytest.raises(CropsError, match=r"no call got an answer: no answer within llm\.timeout_s = 0\.1 s"):
+        run(fake, tmp_path / "out.jsonl", requests("ficus"), timeout_s=0.1, retries=0)
+    assert [row["reason"] for row in rows(quarantine_path(tmp_path / "out.jsonl"))] == ["unavailable"]
 
 
-def test_endpoint_down_stops_early_and_the_next_run_goes_on(fake, tmp_path, capsys):
+def test_endpoint_down_stops_early_and_the_next_run_goes_on(fake, tmp_path):
     cache = tmp_path / "out.jsonl"
     todo = requests(*(f"query {letter}" for letter in "abcdefghijklmnop"))
     nobody = Endpoint("http://127.0.0.1:9/v1", "m", "abc", retries=0, concurrency=1)
 
-    counts = generate(todo, PROMPT, nobody, cache)
+    with pytest.raises(
+        CropsError,
+        match=r"127\.0\.0\.1:9/v1: 8 calls in a row got no answer: no connection: .*; 0 written, 8 not",
+    ):
+        generate(todo, PROMPT, nobody, cache)
 
-    assert counts["refused:unavailable"] == MAX_OUTAGE
-    assert counts["not_sent"] == len(todo) - MAX_OUTAGE
-    assert "does not answer" in capsys.readouterr().err
+    assert len(rows(quarantine_path(cache))) == MAX_OUTAGE
     assert run(fake, cache, todo)["written"] == len(todo)
 
 
@@ -243,7 +247,7 @@ def test_refused_requests_are_never_sent_and_leave_no_text(fake, tmp_path):
 
 def test_a_query_that_finds_enough_users_later_is_sent_then(fake, tmp_path):
     cache = tmp_path / "out.jsonl"
-    assert run(fake, cache, requests("ficus", users=3))["refused:few_users"] == 1
+    assert run(fake, cache, requests("ficus", users=3))["refused:few_users"] == 1  # nothing to send: no fault
     assert run(fake, cache, requests("ficus", users=20))["written"] == 1
 
 
@@ -321,7 +325,7 @@ def test_missing_extra_is_named(monkeypatch, tmp_path):
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", no_openai)
-    with pytest.raises(MissingExtraError, match=r"crops\[llm\]"):
+    with pytest.raises(MissingExtraError, match=r"crops-retrieval\[llm\]"):
         generate(requests("ficus"), PROMPT, Endpoint("http://127.0.0.1:9/v1", "m"), tmp_path / "out.jsonl")
 
 

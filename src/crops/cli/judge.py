@@ -20,6 +20,7 @@ from crops.cli.llm import (
     GgufOption,
     ModelOption,
     RemoteOption,
+    RetryOption,
     Sha256Option,
     TokenBudgetOption,
     budget_of,
@@ -84,6 +85,7 @@ def judge_llm(
     gguf: GgufOption = None,
     sha256: Sha256Option = None,
     rubric: Annotated[str, typer.Option(help="Rubric: judge-en, or the path of an own one.")] = "judge-en",
+    retry_refused: RetryOption = False,
     token_budget: TokenBudgetOption = None,
     cost_budget: CostBudgetOption = None,
     concurrency: ConcurrencyOption = None,
@@ -121,6 +123,7 @@ def judge_llm(
             out.with_suffix(".jsonl"),
             min_users=run.engine.knowledge.min_users,
             budget=budget_of(run.llm),
+            retry_refused=retry_refused,
         )
     write_grades(sheet, out, grades)
     console.print(", ".join(f"{name} {count:,}" for name, count in counts.items()))

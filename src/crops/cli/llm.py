@@ -15,10 +15,8 @@ from crops.config import LLMConfig
 from crops.errors import CropsError
 from crops.llm import Budget, Endpoint, embedded_server, smoke_model
 from crops.llm.embedded import SMOKE_MODEL, SMOKE_SHA256
+from crops.llm.endpoint import API_KEY, NO_KEY
 from crops.outputs import console
-
-API_KEY = "CROPS_LLM_API_KEY"
-"""Environment variable of the endpoint's key: an option would show it to every user of the machine."""
 
 BaseUrlOption = Annotated[
     str | None,
@@ -44,11 +42,16 @@ ConcurrencyOption = Annotated[
     int | None,
     typer.Option(help="Requests under way at once.", show_default=str(DEFAULTS.llm.concurrency)),
 ]
+RetryOption = Annotated[
+    bool, typer.Option("--retry-refused", help="Ask again for what was answered unusably before.")
+]
 
 
 def budget_of(config: LLMConfig) -> Budget:
     """Return what a run may use."""
-    return Budget(config.token_budget, config.cost_budget, config.price_in, config.price_out)
+    return Budget(
+        config.token_budget, config.cost_budget, config.price_in, config.price_out, config.max_unusable
+    )
 
 
 @contextlib.contextmanager
@@ -90,9 +93,10 @@ def _endpoint(config: LLMConfig, base_url: str, model: str, sha256: str | None) 
         base_url,
         model,
         sha256,
-        api_key=os.environ.get(API_KEY, "none"),
+        api_key=os.environ.get(API_KEY) or NO_KEY,
         concurrency=config.concurrency,
         timeout_s=config.timeout_s,
         retries=config.retries,
+        max_tokens=config.max_tokens,
         allow_remote=config.allow_remote,
     )

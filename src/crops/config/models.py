@@ -32,6 +32,10 @@ class LLMConfig(Section):
     retries: int = Field(4, ge=0)
     allow_remote: bool = False
     """Queries may go to another machine."""
+    max_tokens: int | None = Field(None, ge=1)
+    """Most tokens of an answer, for models that think first; the template's when absent."""
+    max_unusable: float = Field(0.8, ge=0, le=1)
+    """Stop once more than this share of the last 20 answers (10 at least) is unusable; 1 never stops."""
     token_budget: int | None = Field(None, ge=1)
     """Stop after this many tokens, read and written."""
     cost_budget: float | None = Field(None, gt=0)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from crops.llm.dispatch import Budget, Dispatcher
-from crops.llm.endpoint import Answer, Endpoint, Refusal, connect
+from crops.llm.endpoint import Answer, Endpoint, connect
 from crops.llm.guards import MIN_USERS, check_answer, check_request, clean_request, tidy
 from crops.llm.prompt import FIELDS, Prompt, Request
-from crops.llm.store import Row, append_row, open_append, quarantine_path, read_rows, request_key
+from crops.llm.reply import Refusal
+from crops.llm.store import Row, admit, append_row, open_append, quarantine_path, read_rows, request_key
 
 
 def generate(
@@ -22,13 +24,14 @@ def generate(
     *,
     min_users: int = MIN_USERS,
     budget: Budget | None = None,
+    retry_refused: bool = False,
 ) -> dict[str, int]:
     """Append one document per request to the JSONL file `cache`; what it already answers is not sent again.
 
     What is refused goes to `quarantine_path(cache)` with the reason. Of a refused request only the key
-    and the reason are kept, not its text. An answer that the model gave and the guards refused is not
-    asked for again (the same seed would bring it again) until its row is deleted; calls that got no answer
-    are, by the next run.
+    and the reason are kept, not its text. What the model answered and the guards refused is not asked for
+    again (the same seed would bring it again) unless `retry_refused`; calls that got no answer are, by the
+    next run.
 
     Args:
         requests: what to write; equal ones are sent once.
@@ -36,16 +39,17 @@ def generate(
         endpoint: any OpenAI-compatible server.
         cache: one JSON object per line, appended.
         min_users: k-anonymity: queries of fewer users are refused.
-        budget: stop sending once this call has used it up.
+        budget: stop sending once this call has used it up, or too much of it in vain.
+        retry_refused: ask again for what the model answered and the guards refused before.
 
     Returns:
-        Counts: `written`, `cached`, `quarantined_before`, `prompt_tokens`, `tokens`, `not_sent` (budget or
-        outage) and one `refused:<reason>` per reason.
+        Counts: `written`, `cached`, `quarantined_before`, `prompt_tokens`, `tokens`, `not_sent` (budget) and
+        one `refused:<reason>` per reason.
 
     Raises:
         MissingExtraError: the `openai` package is not installed.
-        CropsError: the endpoint is another machine and that is not allowed; the cache holds a broken line,
-            or another run is writing it.
+        CropsError: the endpoint is another machine and that is not allowed; it does not answer, or what it
+            answers is unusable; the cache holds a broken line, or another run is writing it.
     """
     ask = connect(endpoint)
     counts: Counter[str] = Counter(
@@ -68,30 +72,13 @@ def generate(
             else:
                 append_row(documents, {**row, **answer.content, **origin})
 
-        todo = _admit(keyed, cache, quarantine, min_users, counts)
-        Dispatcher(send, file, endpoint.concurrency, budget or Budget(), counts, "generate").run(todo)
+        done = {row.get("key") for row in read_rows(cache)}
+        why_not = partial(check_request, min_users=min_users)
+        todo = admit(keyed, done, why_not, quarantine, counts, retry_refused=retry_refused)
+        Dispatcher(send, file, endpoint, budget or Budget(), counts, "generate", quarantine_path(cache)).run(
+            todo
+        )
     return dict(counts)
-
-
-def _admit(
-    keyed: dict[str, Request], cache: Path, quarantine: IO[bytes], min_users: int, counts: Counter[str]
-) -> dict[str, Request]:
-    """Return the requests to send; count the others, and file those that the guards refuse."""
-    done = {row.get("key") for row in read_rows(cache)}
-    refused = {row.get("key"): row.get("final") for row in read_rows(quarantine_path(cache))}
-    todo: dict[str, Request] = {}
-    for key, request in keyed.items():
-        if key in done:
-            counts["cached"] += 1
-        elif reason := check_request(request, min_users):
-            counts[f"refused:{reason}"] += 1
-            if key not in refused:
-                append_row(quarantine, {"key": key, "reason": reason, "final": False})
-        elif refused.get(key):
-            counts["quarantined_before"] += 1
-        else:
-            todo[key] = request
-    return todo
 
 
 def _document(value: object, request: Request, prompt: Prompt) -> dict[str, Any]:

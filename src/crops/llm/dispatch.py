@@ -1,23 +1,26 @@
-"""Many requests to one endpoint: bounded concurrency, budgets of tokens and money, progress, a clean stop."""
+"""Many requests to one endpoint: bounded concurrency, budgets, progress, and a stop that says why."""
 
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
 from typing import Generic, TypeVar
 
 from rich.progress import Progress, TaskID
 
 from crops.errors import CropsError
-from crops.llm.endpoint import Answer
+from crops.llm.endpoint import Answer, Endpoint
 from crops.outputs import console, progress
 
 MAX_OUTAGE = 8
 """After this many calls in a row without any answer the endpoint counts as down."""
+WINDOW, FEWEST = 20, 10
+"""Last answers that are looked at to see whether a run is worth its cost; below `FEWEST` they tell nothing."""
 REPORT_S = 60.0
 """Seconds between progress lines where no terminal shows a bar."""
 
@@ -35,6 +38,8 @@ class Budget:
     cost: float | None = None
     price_in: float = 0.0
     price_out: float = 0.0
+    max_unusable: float = 0.8
+    """Share of the last `WINDOW` answers (`FEWEST` at least) that may be unusable; 1 never stops a run."""
 
     def __post_init__(self) -> None:
         if self.cost is not None and not (self.price_in or self.price_out):
@@ -56,30 +61,48 @@ class Dispatcher(Generic[T]):
     """Sends requests by key and files the answers as they come; counts what happened.
 
     `counts` gets `written`, `refused:<reason>`, `prompt_tokens`, `tokens` (written by the model) and
-    `not_sent` (budget or outage).
+    `not_sent`.
     """
 
     send: Callable[[T], Answer]
     file: Callable[[str, T, Answer], None]
-    concurrency: int
+    endpoint: Endpoint
     budget: Budget
     counts: Counter[str]
     name: str
     """What is under way, for the progress display."""
+    refused: Path
+    """Where refused answers are kept."""
+    answered: int = field(default=0, init=False)
+    unanswered: int = field(default=0, init=False)
     outage: int = field(default=0, init=False)
     """Calls in a row that brought no answer."""
+    cause: str = field(default="", init=False)
+    """Why the last call without an answer got none."""
+    hopeless: bool = field(default=False, init=False)
+    """The first answers showed that no request will get one."""
+    reasons: Counter[str] = field(default_factory=Counter, init=False)
+    """Why answers were unusable."""
+    usable: deque[bool] = field(default_factory=lambda: deque(maxlen=WINDOW), init=False)
+    """Of the last answers, the newest last."""
 
     def run(self, todo: Mapping[str, T]) -> None:
-        """Send all requests, at most `concurrency` at once, until a budget is used up or nobody answers."""
+        """Send all requests, at most `concurrency` at once, until something stops the run.
+
+        Raises:
+            CropsError: the endpoint does not answer, or nearly all or all answers are unusable; what was
+                answered is filed.
+        """
         left = iter(todo.items())
-        pool = ThreadPoolExecutor(self.concurrency)
+        concurrency = self.endpoint.concurrency
+        pool = ThreadPoolExecutor(concurrency)
         flying: dict[Future[Answer], tuple[str, T]] = {}
         watch = _Watch(self.name, len(todo))
         try:
             with watch:
                 while True:
-                    if not self._stopped_by():
-                        for key, request in islice(left, self.concurrency - len(flying)):
+                    if not (self._fault() or self._spent()):
+                        for key, request in islice(left, concurrency - len(flying)):
                             flying[pool.submit(self.send, request)] = (key, request)
                     if not flying:
                         break
@@ -89,25 +112,70 @@ class Dispatcher(Generic[T]):
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
         self.counts["not_sent"] = sum(1 for _ in left)
-        if self.counts["not_sent"]:
-            self._say_what_is_left(watch.done)
+        if fault := self._fault() or self._nothing():
+            raise CropsError(
+                f"{fault}; {self.counts['written']} written, {self.counts['not_sent']} not sent: "
+                "run again to go on"
+            )
+        self._say_what_is_left(watch.done)
 
     def _note(self, key: str, request: T, answer: Answer) -> None:
-        self.outage = 0 if answer.final else self.outage + 1
+        if answer.final:
+            self.answered += 1
+            self.outage, self.hopeless = 0, False
+            self.usable.append(answer.content is not None)
+            self.reasons.update([answer.reason] if answer.content is None else [])
+        else:
+            self.unanswered += 1
+            self.outage += 1
+            self.cause = answer.cause
+            self.hopeless = answer.hopeless and not self.answered
         self.counts["prompt_tokens"] += answer.prompt_tokens
         self.counts["tokens"] += answer.tokens
         self.counts["written" if answer.content is not None else f"refused:{answer.reason}"] += 1
         self.file(key, request, answer)
 
-    def _stopped_by(self) -> str | None:
+    def _fault(self) -> str | None:
+        """Return what is wrong with the endpoint or its answers, in a sentence, or None."""
+        if self.hopeless:
+            return f"{self.endpoint.base_url}: {self.cause}"
         if self.outage >= MAX_OUTAGE:
-            return "the endpoint does not answer"
+            return f"{self.endpoint.base_url}: {self.outage} calls in a row got no answer: {self.cause}"
+        unusable = len(self.usable) - sum(self.usable)
+        if len(self.usable) >= FEWEST and unusable > self.budget.max_unusable * len(self.usable):
+            return (
+                f"{self.endpoint.base_url}: {unusable} of the last {len(self.usable)} answers of "
+                f"'{self.endpoint.model}' are unusable ({self._reasons()}): see {self.refused}, and "
+                f"llm.max_unusable = {self.budget.max_unusable:g} where that is as it should be"
+            )
+        return None
+
+    def _nothing(self) -> str | None:
+        """Return that calls were made and nothing came of it, in a sentence, or None."""
+        if self.counts["written"] or self.counts["cached"] or not self.answered + self.unanswered:
+            return None
+        if not self.answered:
+            return f"{self.endpoint.base_url}: no call got an answer: {self.cause}"
+        return (
+            f"{self.endpoint.base_url}: none of {self.answered} answers of '{self.endpoint.model}' is usable "
+            f"({self._reasons()}): see {self.refused}"
+        )
+
+    def _reasons(self) -> str:
+        return ", ".join(f"{n} {reason}" for reason, n in self.reasons.most_common(3))
+
+    def _spent(self) -> str | None:
         budget = self.budget.used_up(self.counts)
         return f"the {budget} budget is used up" if budget else None
 
     def _say_what_is_left(self, done: int) -> None:
         unsent, used = self.counts["not_sent"], self.counts["prompt_tokens"] + self.counts["tokens"]
-        said = f"{unsent} requests not sent: {self._stopped_by()}; run again to go on"
+        if self.unanswered:
+            told = f"{self.unanswered} calls got no answer ({self.cause}); run again to ask them again"
+            console.print(told, style="yellow", markup=False)
+        if not unsent:
+            return
+        said = f"{unsent} requests not sent: {self._spent()}; run again to go on"
         if used:
             said += f" (used: {self._told(1.0)}; the rest needs about {self._told(unsent / done)})"
         console.print(f"[yellow]{said}[/yellow]")

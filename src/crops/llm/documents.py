@@ -76,6 +76,7 @@ def generate_documents(
     priority: Priority = "need",
     missing_only: bool = False,
     budget: Budget | None = None,
+    retry_refused: bool = False,
 ) -> dict[str, int]:
     """Write documents for the training queries of `crops mine`; run it again to go on where it stopped.
 
@@ -91,7 +92,8 @@ def generate_documents(
         priority: see `training_requests`.
         missing_only: leave out what `out_jsonl` holds a document of the same query and seed for, though its
             exemplar, model or prompt was another: clicks of a new day do not pay for all documents again.
-        budget: stop once it is used up.
+        budget: stop once it is used up, or too much of it in vain.
+        retry_refused: ask again for what the model answered and the guards refused before.
 
     Returns:
         The counts of `crops.llm.client.generate`, and `queries` to have a document.
@@ -110,7 +112,15 @@ def generate_documents(
     if missing_only:
         there = {(row.get("query"), row.get("seed")) for row in read_rows(out_jsonl)}
         requests = [request for request in requests if (request.query, request.seed) not in there]
-    counts = generate(requests, template, endpoint, out_jsonl, min_users=min_users, budget=budget)
+    counts = generate(
+        requests,
+        template,
+        endpoint,
+        out_jsonl,
+        min_users=min_users,
+        budget=budget,
+        retry_refused=retry_refused,
+    )
     return {"queries": queries, **counts}
 
 

@@ -8,12 +8,13 @@ import tomllib
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from crops.errors import CropsError
 from crops.llm.dispatch import Budget, Dispatcher
-from crops.llm.endpoint import Answer, Endpoint, Payload, Refusal, connect
+from crops.llm.endpoint import Answer, Endpoint, Payload, connect
 from crops.llm.guards import (
     MAX_EXEMPLAR_CHARS,
     MAX_QUERY_CHARS,
@@ -24,7 +25,8 @@ from crops.llm.guards import (
     clean,
 )
 from crops.llm.prompt import FIELDS, Exemplar, template_file
-from crops.llm.store import append_row, open_append, quarantine_path, read_rows
+from crops.llm.reply import Refusal
+from crops.llm.store import admit, append_row, open_append, quarantine_path, read_rows
 
 GRADES = ("irrelevant", "relevant", "very relevant")
 """The rubric's grades; a grade is its place, 0 to 2."""
@@ -75,11 +77,12 @@ def judge_pairs(
     *,
     min_users: int = MIN_USERS,
     budget: Budget | None = None,
+    retry_refused: bool = False,
 ) -> tuple[dict[str, int], dict[str, int]]:
     """Ask the LLM for the grade of each pair; what `cache` answers already is not sent again.
 
     Grading is greedy (temperature 0). Refused pairs and unusable answers go to the quarantine of the cache
-    with the reason, and get no grade.
+    with the reason, and get no grade; unusable answers are asked for again only with `retry_refused`.
 
     Returns:
         The grades (0 to 2) by the names of the pairs, and the counts as `crops.llm.client.generate`.
@@ -89,7 +92,9 @@ def judge_pairs(
         CropsError: as `generate`.
     """
     ask = connect(endpoint)
-    counts: Counter[str] = Counter(written=0, cached=0, prompt_tokens=0, tokens=0, not_sent=0)
+    counts: Counter[str] = Counter(
+        written=0, cached=0, quarantined_before=0, prompt_tokens=0, tokens=0, not_sent=0
+    )
     keyed = {pair.name: (_key(pair, rubric, endpoint), pair) for pair in pairs}
     known = {row["key"]: row["grade"] for row in read_rows(cache)}
 
@@ -101,21 +106,18 @@ def judge_pairs(
         def file(key: str, _: Judged, answer: Answer) -> None:
             row = {"key": key, "model": endpoint.model, "rubric": rubric.version}
             if answer.content is None:
-                append_row(quarantine, {**row, "reason": answer.reason, "detail": answer.detail})
+                refusal = {"reason": answer.reason, "final": answer.final, "detail": answer.detail}
+                append_row(quarantine, {**row, **refusal})
             else:
                 known[key] = answer.content["grade"]
                 append_row(grades, {**row, **answer.content})
 
-        todo: dict[str, Judged] = {}
-        for key, pair in keyed.values():
-            if key in known:
-                counts["cached"] += 1
-            elif reason := _refused(pair, min_users):
-                counts[f"refused:{reason}"] += 1
-                append_row(quarantine, {"key": key, "reason": reason})
-            else:
-                todo[key] = pair
-        Dispatcher(send, file, endpoint.concurrency, budget or Budget(), counts, "judge").run(todo)
+        requests = {key: pair for key, pair in keyed.values()}
+        why_not = partial(_refused, min_users=min_users)
+        todo = admit(requests, known, why_not, quarantine, counts, retry_refused=retry_refused)
+        Dispatcher(send, file, endpoint, budget or Budget(), counts, "judge", quarantine_path(cache)).run(
+            todo
+        )
     return {name: known[key] for name, (key, _) in keyed.items() if key in known}, dict(counts)
 
 

@@ -9,14 +9,16 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Container, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from crops.errors import CropsError
 from crops.llm.prompt import Request
 
 Row = dict[str, Any]
+T = TypeVar("T")
 
 
 def quarantine_path(cache: Path) -> Path:
@@ -50,6 +52,41 @@ def read_rows(path: Path) -> Iterator[Row]:
             if not isinstance(row, dict):
                 raise CropsError(f"{path}: line {number} is no JSON object; remove this line")
             yield row
+
+
+def admit(
+    keyed: Mapping[str, T],
+    done: Container[str],
+    why_not: Callable[[T], str | None],
+    quarantine: IO[bytes],
+    counts: Counter[str],
+    *,
+    retry_refused: bool,
+) -> dict[str, T]:
+    """Return the requests to send; count the others, and file those that must not be sent.
+
+    Args:
+        keyed: requests by key.
+        done: keys that are answered already.
+        why_not: the reason why a request must not be sent, or None.
+        quarantine: the open quarantine file.
+        counts: gets `cached`, `quarantined_before` and `refused:<reason>`.
+        retry_refused: send again what the model answered unusably before.
+    """
+    refused = {row.get("key"): row.get("final") for row in read_rows(Path(quarantine.name))}
+    todo: dict[str, T] = {}
+    for key, request in keyed.items():
+        if key in done:
+            counts["cached"] += 1
+        elif reason := why_not(request):
+            counts[f"refused:{reason}"] += 1
+            if key not in refused:
+                append_row(quarantine, {"key": key, "reason": reason, "final": False})
+        elif refused.get(key) and not retry_refused:
+            counts["quarantined_before"] += 1
+        else:
+            todo[key] = request
+    return todo
 
 
 def open_append(path: Path) -> IO[bytes]:
