@@ -56,7 +56,7 @@ def test_without_peft_the_extra_is_named(tiny_decoder, monkeypatch):
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *rest: None if name == "peft" else found(name, *rest)
     )
-    with pytest.raises(MissingExtraError, match=r"peft is not installed.*crops\[lora\]"):
+    with pytest.raises(MissingExtraError, match=r"peft is not installed.*crops-retrieval\[lora\]"):
         load_encoder(TrainingConfig(encoder=str(tiny_decoder), lora_rank=2))
 
 

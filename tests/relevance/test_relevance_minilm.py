@@ -40,7 +40,7 @@ def test_resolve_model():
 
 def test_missing_package_names_the_extra(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(MissingExtraError, match=r"crops\[demo\]"):
+    with pytest.raises(MissingExtraError, match=r"crops-retrieval\[demo\]"):
         resolve_model("minilm")
 
 

@@ -112,7 +112,7 @@ def test_an_absent_extra_is_named(monkeypatch):
         return real(name, *arguments, **more)
 
     monkeypatch.setattr(builtins, "__import__", absent)
-    with pytest.raises(MissingExtraError, match=r"crops\[serve\]"):
+    with pytest.raises(MissingExtraError, match=r"crops-retrieval\[serve\]"):
         serve_module._parts()
 
 

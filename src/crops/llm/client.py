@@ -72,7 +72,7 @@ def generate(
             else:
                 append_row(documents, {**row, **answer.content, **origin})
 
-        done = {row.get("key") for row in read_rows(cache)}
+        done = {str(row.get("key")) for row in read_rows(cache)}
         why_not = partial(check_request, min_users=min_users)
         todo = admit(keyed, done, why_not, quarantine, counts, retry_refused=retry_refused)
         Dispatcher(send, file, endpoint, budget or Budget(), counts, "generate", quarantine_path(cache)).run(

@@ -20,7 +20,7 @@ from crops.outputs import console, progress
 MAX_OUTAGE = 8
 """After this many calls in a row without any answer the endpoint counts as down."""
 WINDOW, FEWEST = 20, 10
-"""Last answers that are looked at to see whether a run is worth its cost; below `FEWEST` they tell nothing."""
+"""Last answers that show whether a run is worth its cost; below `FEWEST` they say nothing."""
 REPORT_S = 60.0
 """Seconds between progress lines where no terminal shows a bar."""
 
