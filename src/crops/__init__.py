@@ -1,8 +1,10 @@
 """crops: an open CroPS. Mine graded positives from logs, train with H-InfoNCE, break the filter bubble.
 
 The commands are functions of this module: `crops.simulate`, `crops.check`, `crops.mine`, `crops.train`,
-`crops.evaluate`, `crops.search` and the others of `__all__`. They are loaded on first use, so that
-`import crops.losses` costs no more than the losses need.
+`crops.evaluate`, `crops.search` and the others of `dir(crops)`. Paths may be text, and one value will do for
+a list; arguments are checked before anything is written. The functions are loaded on first use, so that
+`import crops.losses` costs no more than the losses need. (`crops reproduce` is `crops.cli.reproduce`:
+`crops.reproduce` is the room.)
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ _COMMANDS = (
     "judge_sheet",
     "judge_truth",
     "mine",
+    "platform_report",
     "power",
     "search",
     "serve",
@@ -44,3 +47,7 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401  (a module attribute can be a
     if name not in _COMMANDS:
         raise AttributeError(f"module 'crops' has no attribute '{name}'")
     return getattr(importlib.import_module("crops.cli"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*_COMMANDS, *globals()} - {"Any", "annotations", "importlib"})

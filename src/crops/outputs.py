@@ -40,7 +40,7 @@ _PACKAGES = ("duckdb", "numpy", "pyarrow", "sentence-transformers", "torch", "tr
 
 
 @contextlib.contextmanager
-def publish(target: Path, command: str) -> Iterator[Path]:
+def publish(target: str | Path, command: str) -> Iterator[Path]:
     """Yield an empty folder that becomes `target` when the block ends well and vanishes otherwise.
 
     Args:
@@ -50,6 +50,7 @@ def publish(target: Path, command: str) -> Iterator[Path]:
     Raises:
         CropsError: `target` is a file, or holds anything but an output of this command.
     """
+    target = Path(target)
     if target.exists():
         _refuse_foreign(target, command)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -90,9 +91,10 @@ def versions() -> dict[str, str]:
 
 
 def write_manifest(
-    folder: Path, command: str, *, config: dict[str, Any], seconds: dict[str, float], **facts: object
+    folder: str | Path, command: str, *, config: dict[str, Any], seconds: dict[str, float], **facts: object
 ) -> None:
     """Write `manifest.json` (command, versions, timings, facts) and the resolved `config.toml`."""
+    folder = Path(folder)
     manifest = {
         "command": command,
         "created_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -121,12 +123,13 @@ def finite(data: Any) -> Any:  # noqa: ANN401 (any JSON value)
     return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
-def read_manifest(folder: Path, made_by: str) -> dict[str, Any]:
+def read_manifest(folder: str | Path, made_by: str) -> dict[str, Any]:
     """Return the manifest of an output folder.
 
     Raises:
         CropsError: the folder has none; `made_by` names the command that makes such a folder.
     """
+    folder = Path(folder)
     path = folder / MANIFEST
     if not path.exists():
         raise CropsError(f"{folder} is not an output of `crops {made_by}` (no {MANIFEST} in it)")

@@ -18,6 +18,7 @@ from crops.cli.import_logs import import_logs
 from crops.cli.index import index
 from crops.cli.judge import judge_llm, judge_report, judge_sheet, judge_truth
 from crops.cli.mine import mine
+from crops.cli.platform_report import platform_report
 from crops.cli.power import power
 from crops.cli.reproduce import reproduce
 from crops.cli.search import search
@@ -47,6 +48,7 @@ __all__ = [
     "judge_truth",
     "main",
     "mine",
+    "platform_report",
     "power",
     "reproduce",
     "search",

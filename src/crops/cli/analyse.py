@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from crops.cli.command import command
 from crops.cli.options import ConfigOption, RelevanceOption
 from crops.config import RunConfig, load_config
 from crops.errors import CropsError
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 COMMAND = "analyse"
 
 
+@command
 def analyse(
     logs: Annotated[
         Path,

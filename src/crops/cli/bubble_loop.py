@@ -11,6 +11,7 @@ from typing import Annotated
 import numpy as np
 import typer
 
+from crops.cli.command import command
 from crops.cli.experiment import MODELS, GeneratedOption, arm_names
 from crops.cli.mine import mine_logs
 from crops.cli.models import load_retriever
@@ -57,6 +58,7 @@ _TOLD = ("top", "unseen", "satisfied", "recall")
 """Observables whose course stands in the headline."""
 
 
+@command
 def bubble_loop(
     out: Annotated[Path, typer.Option(help="Folder for worlds, models, logs and the report.")],
     size: Annotated[

@@ -13,6 +13,7 @@ import typer
 from numpy.typing import NDArray
 from rich.table import Table
 
+from crops.cli.command import command
 from crops.cli.options import DEFAULTS
 from crops.outputs import cache_folder, console, publish, write_manifest
 from crops.relevance import (
@@ -41,6 +42,7 @@ _DEFAULT_ALPHA = {
 }
 
 
+@command
 def calibrate(
     pairs: Annotated[
         Path, typer.Argument(help="Judged pairs: CSV, .jsonl or Parquet of query, text, relevant (1 or 0).")

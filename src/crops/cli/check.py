@@ -8,9 +8,11 @@ from typing import Annotated
 import typer
 
 from crops import logs as logs_room
+from crops.cli.command import command
 from crops.outputs import console
 
 
+@command
 def check(
     logs: Annotated[Path, typer.Argument(help="Folder with items, search_impressions and feed_events.")],
     out: Annotated[

@@ -12,6 +12,7 @@ import typer
 from crops import evaluation
 from crops.cli.bubble import bubble_table
 from crops.cli.cases import Evidence, choose_cases, side_by_side
+from crops.cli.command import command
 from crops.cli.demo_report import Arm, coverage_text, demo_report
 from crops.cli.evaluate import day_testsets, results_table, write_results
 from crops.cli.judged import judged_demo
@@ -48,6 +49,7 @@ def plan_arms(p3_share: float) -> tuple[dict[str, Source], dict[str, str]]:
     return {**arms, "+ P2": p2, "+ P3 = CroPS": p2 | Source.KNOWLEDGE}, {}
 
 
+@command
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for everything the demo writes.")] = Path("out/demo"),
     judged: Annotated[

@@ -7,10 +7,12 @@ from typing import Annotated
 
 import typer
 
+from crops.cli.command import command
 from crops.outputs import console, timed
 from crops.retrieval import load_items, load_model, load_queries, write_vectors
 
 
+@command
 def encode(
     model: Annotated[str, typer.Argument(help="Model folder, preset or SentenceTransformer.")],
     source: Annotated[

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from crops.cli.command import command
 from crops.cli.options import LogsOption
 from crops.cli.source_counts import source_counts
 from crops.engine.insight import insights
@@ -32,6 +33,7 @@ _SEARCH_SAID = {
 _NEGATIVES = ("exposed", "unexposed", "filtered")
 
 
+@command
 def engine_report(
     samples: Annotated[Path, typer.Argument(help="Output of `crops mine`, daily or not.")],
     out: Annotated[

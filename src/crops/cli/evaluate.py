@@ -15,6 +15,7 @@ import typer
 from rich.table import Table
 
 from crops import evaluation
+from crops.cli.command import command
 from crops.cli.gate import breakdown, facts_of, gate, refuse_trained_on
 from crops.cli.models import load_retriever
 from crops.cli.options import ConfigOption, RelevanceOption, SeedOption
@@ -32,6 +33,7 @@ _DETAIL = re.compile(r"_events|/catalogue|/seen|/unseen|mrr@|never_shown|senses@
 """Metrics that the printed table leaves out."""
 
 
+@command
 def evaluate(
     model: Annotated[
         list[str], typer.Argument(help="Model folders to compare, or bm25; with --qrels TREC run files.")

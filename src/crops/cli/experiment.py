@@ -10,6 +10,7 @@ import numpy as np
 import typer
 
 from crops.cli.analyse import analyse_experiment
+from crops.cli.command import command
 from crops.cli.models import load_retriever, require_encoder
 from crops.cli.options import DEFAULTS, ConfigOption, RelevanceOption, SeedOption
 from crops.cli.simulate import document_texts
@@ -33,6 +34,7 @@ GeneratedOption = Annotated[
 ]
 
 
+@command
 def experiment(
     out: Annotated[Path, typer.Option(help="Folder for worlds, models, logs and tables.")],
     size: Annotated[

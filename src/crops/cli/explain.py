@@ -9,6 +9,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from crops.cli.command import command
 from crops.cli.options import LogsOption
 from crops.engine.explain import Explanation, Positive, Trail
 from crops.engine.explain import explain as explain_query
@@ -23,6 +24,7 @@ _DID = {
 }
 
 
+@command
 def explain(
     query: Annotated[str, typer.Argument(help="The query, in any spelling.")],
     samples: Annotated[Path, typer.Argument(help="Output of `crops mine`, daily or not.")],

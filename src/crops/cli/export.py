@@ -7,12 +7,14 @@ from typing import Annotated
 
 import typer
 
+from crops.cli.command import command
 from crops.cli.options import LogsOption
 from crops.engine.export import FORMATS
 from crops.engine.export import export as export_samples
 from crops.outputs import console
 
 
+@command
 def export(
     samples: Annotated[Path, typer.Argument(help="Output of `crops mine`, daily or not.")],
     out: Annotated[Path, typer.Argument(help="Folder to write.")],

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from crops.cli.command import command
 from crops.cli.mine import job
 from crops.cli.options import ConfigOption, LogsOption, RelevanceOption
 from crops.cli.theta import NONE
@@ -16,6 +17,7 @@ from crops.engine.forget import forget as forget_ids
 from crops.outputs import RESOLVED_CONFIG, console
 
 
+@command
 def forget(
     samples: Annotated[Path, typer.Argument(help="Output of `crops mine`, daily or not.")],
     user: Annotated[list[int] | None, typer.Option(help="Id of a user; repeat for more.")] = None,

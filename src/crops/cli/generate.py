@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from crops.cli.command import command
 from crops.cli.llm import (
     BaseUrlOption,
     ConcurrencyOption,
@@ -28,6 +29,7 @@ from crops.llm.store import quarantine_path
 from crops.outputs import console
 
 
+@command
 def generate(
     samples: Annotated[Path, typer.Argument(help="Output of `crops mine`.")],
     out: Annotated[Path, typer.Argument(help="JSON lines of documents; a run goes on where it stopped.")],

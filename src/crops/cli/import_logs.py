@@ -8,9 +8,11 @@ from typing import Annotated
 import typer
 
 from crops import logs as logs_room
+from crops.cli.command import command
 from crops.outputs import console
 
 
+@command
 def import_logs(
     format: Annotated[str, typer.Argument(help=f"One of {', '.join(logs_room.FORMATS)}.")],
     source: Annotated[Path, typer.Argument(help="Folder with the files to import.")],

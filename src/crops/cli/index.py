@@ -9,6 +9,7 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
+from crops.cli.command import command
 from crops.cli.options import DEFAULTS, ConfigOption
 from crops.config import load_config
 from crops.errors import CropsError
@@ -17,6 +18,7 @@ from crops.retrieval import IndexManifest, build_index, load_model, update_index
 from crops.retrieval.catalogue import read_item_columns
 
 
+@command
 def index(
     model: Annotated[str, typer.Argument(help="Model folder, preset or SentenceTransformer.")],
     items: Annotated[

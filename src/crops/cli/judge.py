@@ -13,6 +13,7 @@ import typer
 from rich.table import Table
 from scipy.stats import binomtest
 
+from crops.cli.command import command
 from crops.cli.llm import (
     BaseUrlOption,
     ConcurrencyOption,
@@ -62,6 +63,7 @@ app = typer.Typer(help="Are the positives relevant? By people, by an LLM, by tru
 
 
 @app.command("sheet")
+@command
 def judge_sheet(
     samples: Annotated[Path, typer.Argument(help="Output of `crops mine`.")],
     out: Annotated[Path, typer.Argument(help="CSV for raters; OUT.key.csv is what they must not know.")],
@@ -77,6 +79,7 @@ def judge_sheet(
 
 
 @app.command("llm")
+@command
 def judge_llm(
     sheet: Annotated[Path, typer.Argument(help="A sheet, filled or not: its grades are not read.")],
     out: Annotated[Path, typer.Argument(help="CSV with the grades of the LLM.")],
@@ -131,6 +134,7 @@ def judge_llm(
 
 
 @app.command("report")
+@command
 def judge_report(
     sheets: Annotated[list[Path], typer.Argument(help="Filled sheets, one per person.")],
     key: Annotated[Path, typer.Option(help="The key of the sheet (SHEET.key.csv).")],
@@ -224,6 +228,7 @@ def _fleiss(raters: dict[str, Ratings]) -> str:
 
 
 @app.command("truth")
+@command
 def judge_truth(
     samples: Annotated[Path, typer.Argument(help="A mining with both relevance thresholds at 0.")],
     truth: Annotated[Path, typer.Argument(help="The folder `truth` of `crops simulate`.")],

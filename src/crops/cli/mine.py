@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from crops.cli.command import command
 from crops.cli.options import DEFAULTS, ConfigOption, RelevanceOption, SeedOption
 from crops.cli.theta import theta
 from crops.config import RelevanceConfig, RunConfig, load_config
@@ -21,6 +22,7 @@ from crops.protocols import PairScorer
 from crops.relevance import Kind, scorer_identity
 
 
+@command
 def mine(
     logs: Annotated[Path, typer.Argument(help="Logs folder, raw or accepted by `crops check`.")],
     out: Annotated[Path, typer.Argument(help="Folder for samples, queries, evidence and items.")],

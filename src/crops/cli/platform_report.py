@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from crops.cli.command import command
 from crops.cli.evaluate import evaluate
 from crops.cli.mine import mine_logs
 from crops.cli.models import BM25
@@ -39,6 +40,7 @@ class _World:
     version: str
 
 
+@command
 def platform_report(
     world: Annotated[list[Path], typer.Argument(help="Folders that `crops simulate` wrote.")],
     out: Annotated[

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from crops.cli.command import command
 from crops.cli.options import ConfigOption, RelevanceOption
 from crops.config import load_config
 from crops.errors import CropsError
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from crops.online.planning import Plan
 
 
+@command
 def power(
     logs: Annotated[Path, typer.Argument(help="Logs of as many days as the experiment will take.")],
     share: Annotated[float, typer.Option(help="Share of the users in each of two arms.", min=0)] = 0.1,

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from crops.cli.command import command
 from crops.cli.models import require_encoder
 from crops.cli.options import DEFAULTS, ConfigOption
 from crops.cli.stages import STAGES
@@ -21,6 +22,7 @@ from crops.reproduce.worlds import DEFAULT, build_world, parse_seeds, parse_worl
 from crops.reproduce.write import PAGE, show, write_all, write_docs
 
 
+@command
 def reproduce(
     what: Annotated[str, typer.Argument(help=f"One of {', '.join(TARGETS)}.")],
     out: Annotated[

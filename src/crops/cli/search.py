@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from crops.cli.command import command
 from crops.cli.models import load_retriever
 from crops.errors import CropsError
 from crops.outputs import console
@@ -15,6 +16,7 @@ from crops.retrieval import load_items
 from crops.text import normalise_query
 
 
+@command
 def search(
     model: Annotated[str, typer.Argument(help="Model folder, or bm25.")],
     query: Annotated[str, typer.Argument(help="What to search for.")],

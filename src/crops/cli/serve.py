@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from crops.cli.command import command
 from crops.cli.demo import BASELINE
 from crops.cli.options import DEFAULTS, ConfigOption, LogsOption
 from crops.config import IndexConfig, load_config
@@ -19,6 +20,7 @@ _SIMULATED_USERS = 5
 """Evidence of a simulation is shown from this many users on: they are nobody."""
 
 
+@command
 def serve(
     target: Annotated[str, typer.Argument(help="An index (folder or URI), or an output of `crops demo`.")],
     baseline: Annotated[

@@ -14,6 +14,7 @@ import typer
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from crops.cli.command import command
 from crops.cli.models import BM25, load_retriever
 from crops.cli.options import DEFAULTS, ConfigOption, SeedOption
 from crops.config import EngineConfig, RunConfig, TrainingConfig, load_config
@@ -44,6 +45,7 @@ WARM_UP, TRAIN = 0, 1
 """Day numbers; the last day is the test day, and the days between are the gap."""
 
 
+@command
 def simulate(
     out: Annotated[Path, typer.Argument(help="Folder to write: logs/, truth/, deployed_model/.")],
     size: Annotated[

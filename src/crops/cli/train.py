@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from crops.cli.command import command
 from crops.cli.curves import curves_report
 from crops.cli.evaluate import day_testsets
 from crops.cli.options import DEFAULTS, ConfigOption, SeedOption
@@ -27,6 +28,7 @@ FEWEST_RESAMPLES = 100
 """During a training the means count, not their intervals."""
 
 
+@command
 def train(
     samples: Annotated[Path, typer.Argument(help="Output of `crops mine`.")],
     out: Annotated[Path, typer.Argument(help="Folder for the model (a plain SentenceTransformer).")],

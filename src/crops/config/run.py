@@ -37,7 +37,7 @@ class RunConfig(Section):
         return self.model_dump(mode="json", exclude_none=True)
 
 
-def load_config(path: Path | None = None, **overrides: object) -> RunConfig:
+def load_config(path: str | Path | None = None, **overrides: object) -> RunConfig:
     """Read a run's TOML and lay `overrides` over it.
 
     Args:
@@ -47,6 +47,7 @@ def load_config(path: Path | None = None, **overrides: object) -> RunConfig:
     Raises:
         CropsError: the file is unreadable, a key is unknown or a value is out of range.
     """
+    path = None if path is None else Path(path)
     values: dict[str, Any] = {}
     if path is not None:
         try:

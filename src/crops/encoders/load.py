@@ -26,7 +26,7 @@ DECODERS = {"qwen2.5-0.5b": "Qwen/Qwen2.5-0.5B"}
 """Presets that are language models, with their names on the Hub: a text is its last token."""
 
 
-def load_encoder(config: TrainingConfig, cache: Path | None = None) -> SentenceTransformer:
+def load_encoder(config: TrainingConfig, cache: str | Path | None = None) -> SentenceTransformer:
     """Return the encoder that `config` names, in single precision and with unit-length output.
 
     Args:
@@ -39,6 +39,7 @@ def load_encoder(config: TrainingConfig, cache: Path | None = None) -> SentenceT
         CropsError: the model cannot be loaded or does not embed texts, or cannot have the towers, prompts or
             adapters asked for; a MissingExtraError names the extra.
     """
+    cache = None if cache is None else Path(cache)
     encoder = _as_asked(_base(config, cache).float(), config)
     if not config.train_documents:
         freeze_documents(encoder)
@@ -76,7 +77,7 @@ def rendering_for(config: TrainingConfig) -> Rendering:
     return rendering_of(_load(folder)) if (folder / Router.config_file_name).exists() else PLAIN
 
 
-def encoder_folder(config: TrainingConfig, cache: Path | None = None) -> Path:
+def encoder_folder(config: TrainingConfig, cache: str | Path | None = None) -> Path:
     """Return the folder of the weights that `load_encoder` loads for `config`.
 
     Args:
@@ -86,6 +87,7 @@ def encoder_folder(config: TrainingConfig, cache: Path | None = None) -> Path:
     Raises:
         CropsError: there is no such model, or it is the untrained two-tower encoder, which has no weights.
     """
+    cache = None if cache is None else Path(cache)
     if config.init is None and config.encoder == TWO_TOWER:
         raise CropsError("two_tower is an untrained encoder; train one and name its folder")
     if config.init is None and config.encoder == "static":
@@ -93,8 +95,9 @@ def encoder_folder(config: TrainingConfig, cache: Path | None = None) -> Path:
     return _folder(config.init or DECODERS.get(config.encoder, config.encoder))
 
 
-def save_encoder(encoder: SentenceTransformer, folder: Path) -> None:
+def save_encoder(encoder: SentenceTransformer, folder: str | Path) -> None:
     """Write a plain SentenceTransformer folder; LoRA adapters are merged into the weights first, in place."""
+    folder = Path(folder)
     merge_lora(encoder)
     encoder.save(str(folder), create_model_card=False)
 

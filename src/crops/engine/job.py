@@ -39,12 +39,12 @@ REPORT = "report.json"
 
 def mine(
     logs: Logs,
-    out: Path,
+    out: str | Path,
     config: EngineConfig,
     *,
     relevance: PairScorer | CachedScorer | None,
     similarity: PairScorer | CachedScorer | None,
-    generated: Path | None = None,
+    generated: str | Path | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Mine graded samples from accepted logs and write them to a folder.
@@ -70,6 +70,8 @@ def mine(
         CropsError: an unknown source, no search on the days, unusable `generated` or `out`, a scorer broke
             its contract, or the engine cannot be reached or runs out of memory or disk.
     """
+    generated = None if generated is None else Path(generated)
+    out = Path(out)
     wanted = parse_sources(config.sources)
     seconds: dict[str, float] = {}
     census, by_event = Census(), config.group_by == "event"

@@ -42,6 +42,9 @@ class CachedScorer:
     scorer: PairScorer
     folder: Path
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "folder", Path(self.folder))  # text will do
+
 
 def cached(scorer: PairScorer | CachedScorer | None, folder: Path) -> CachedScorer | None:
     """Return the scorer with a cache: its own, or one in `folder` for the time of a job."""

@@ -40,7 +40,9 @@ class Facts:
     """query_id, sense, item_id: candidates of each sense that the query's test searches meant."""
 
 
-def build_facts(logs: Path, train_day: str, testsets: TestSets, truth: Path | None, memory: str) -> Facts:
+def build_facts(
+    logs: str | Path, train_day: str, testsets: TestSets, truth: str | Path | None, memory: str
+) -> Facts:
     """Look the facts of a test day up.
 
     Args:
@@ -53,6 +55,8 @@ def build_facts(logs: Path, train_day: str, testsets: TestSets, truth: Path | No
     Raises:
         CropsError: the logs or the truth cannot be read.
     """
+    truth = None if truth is None else Path(truth)
+    logs = Path(logs)
     end = int(datetime.strptime(train_day, "%Y-%m-%d").replace(tzinfo=UTC).timestamp()) * 1_000_000 + _DAY_US
     files = f"read_parquet({literal(f'{logs}/search_impressions/*/*.parquet')}, hive_partitioning = true)"
     try:
@@ -72,19 +76,21 @@ def build_facts(logs: Path, train_day: str, testsets: TestSets, truth: Path | No
         raise CropsError(f"{logs}: cannot read what the breakdowns need: {error}") from error
 
 
-def save_facts(facts: Facts, folder: Path) -> None:
+def save_facts(facts: Facts, folder: str | Path) -> None:
     """Write the tables as Parquet files into an existing folder."""
+    folder = Path(folder)
     for name in ("queries", "shown", "ages", "senses"):
         if (table := getattr(facts, name)) is not None:
             pq.write_table(table, folder / f"facts_{name}.parquet")
 
 
-def load_facts(folder: Path) -> Facts:
+def load_facts(folder: str | Path) -> Facts:
     """Read what `save_facts` wrote.
 
     Raises:
         CropsError: a file is missing or damaged.
     """
+    folder = Path(folder)
     try:
         tables = {
             name: pq.read_table(folder / f"facts_{name}.parquet") for name in ("queries", "shown", "ages")

@@ -77,7 +77,7 @@ def build_testsets(
     *,
     relevance: PairScorer | None,
     similarity: PairScorer | None,
-    truth: Path | None,
+    truth: str | Path | None,
     seed: int,
     independent: tuple[PairScorer, PairScorer] | None = None,
     seen: Collection[int] | None = None,
@@ -101,6 +101,7 @@ def build_testsets(
     Raises:
         CropsError: the day holds no search, or a truth file is missing or lacks a column.
     """
+    truth = None if truth is None else Path(truth)
     find = partial(reformulation_positives, logs, [day], reformulation, memory=memory)
     # Each search for reformulations opens a database of its own: before ours, not beside it.
     later = find(relevance=relevance, similarity=similarity)
@@ -128,8 +129,9 @@ def build_testsets(
     return TestSets(day, seed, queries, candidates, ct, qr, sets, counts, other)
 
 
-def save_testsets(testsets: TestSets, folder: Path) -> None:
+def save_testsets(testsets: TestSets, folder: str | Path) -> None:
     """Write the tables of the test sets as Parquet files and their facts as JSON into an existing folder."""
+    folder = Path(folder)
     for name in _TABLES:
         pq.write_table(getattr(testsets, name), folder / f"{name}.parquet")
     if testsets.truth is not None:
@@ -147,12 +149,13 @@ def save_testsets(testsets: TestSets, folder: Path) -> None:
     (folder / _FACTS).write_text(json.dumps(facts, indent=2) + "\n")
 
 
-def load_testsets(folder: Path) -> TestSets:
+def load_testsets(folder: str | Path) -> TestSets:
     """Read what `save_testsets` wrote.
 
     Raises:
         CropsError: the folder or one of its files is missing or damaged.
     """
+    folder = Path(folder)
     try:
         facts = json.loads((folder / _FACTS).read_text())
         tables = {name: pq.read_table(folder / f"{name}.parquet") for name in _TABLES}

@@ -20,7 +20,7 @@ def generate(
     requests: Iterable[Request],
     prompt: Prompt,
     endpoint: Endpoint,
-    cache: Path,
+    cache: str | Path,
     *,
     min_users: int = MIN_USERS,
     budget: Budget | None = None,
@@ -51,6 +51,7 @@ def generate(
         CropsError: the endpoint is another machine and that is not allowed; it does not answer, or what it
             answers is unusable; the cache holds a broken line, or another run is writing it.
     """
+    cache = Path(cache)
     ask = connect(endpoint)
     counts: Counter[str] = Counter(
         written=0, cached=0, quarantined_before=0, prompt_tokens=0, tokens=0, not_sent=0

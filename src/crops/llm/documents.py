@@ -64,8 +64,8 @@ order by a.priority desc, a.searches desc, a.query_id, p.place
 
 
 def generate_documents(
-    mine_output: Path,
-    out_jsonl: Path,
+    mine_output: str | Path,
+    out_jsonl: str | Path,
     endpoint: Endpoint,
     *,
     limit: int | None = None,
@@ -101,6 +101,8 @@ def generate_documents(
     Raises:
         CropsError: the folder holds no query that may be asked for, or as `generate`.
     """
+    out_jsonl = Path(out_jsonl)
+    mine_output = Path(mine_output)
     template = load_prompt(prompt)
     requests = list(training_requests(mine_output, limit, min_users, samples_per_query, seed, priority))
     if not requests:
@@ -125,7 +127,7 @@ def generate_documents(
 
 
 def training_requests(
-    mine_output: Path,
+    mine_output: str | Path,
     limit: int | None,
     min_users: int,
     samples_per_query: int = 1,
@@ -144,6 +146,7 @@ def training_requests(
     Raises:
         CropsError: a table of the mining output is missing or unreadable.
     """
+    mine_output = Path(mine_output)
     chosen: list[tuple[str, int, Exemplar]] = []
     for (query, users), group in groupby(
         _candidates(mine_output, min_users, priority), key=lambda row: (row[0], row[1])

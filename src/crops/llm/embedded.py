@@ -39,7 +39,7 @@ def smoke_model() -> Path:
 
 @contextlib.contextmanager
 def embedded_server(
-    gguf: Path, sha256: str, *, name: str = MODEL_NAME, slots: int = 4, threads: int = 1
+    gguf: str | Path, sha256: str, *, name: str = MODEL_NAME, slots: int = 4, threads: int = 1
 ) -> Iterator[str]:
     """Start the server on a free port of 127.0.0.1 and yield its `base_url`.
 
@@ -54,6 +54,7 @@ def embedded_server(
         MissingExtraError: `xllamacpp` is not installed.
         CropsError: the file is missing, is another one than expected, or does not load.
     """
+    gguf = Path(gguf)
     check_model(gguf, sha256)
     try:
         import xllamacpp

@@ -73,7 +73,7 @@ def judge_pairs(
     pairs: Iterable[Judged],
     rubric: Rubric,
     endpoint: Endpoint,
-    cache: Path,
+    cache: str | Path,
     *,
     min_users: int = MIN_USERS,
     budget: Budget | None = None,
@@ -91,6 +91,7 @@ def judge_pairs(
         MissingExtraError: the `openai` package is not installed.
         CropsError: as `generate`.
     """
+    cache = Path(cache)
     ask = connect(endpoint)
     counts: Counter[str] = Counter(
         written=0, cached=0, quarantined_before=0, prompt_tokens=0, tokens=0, not_sent=0

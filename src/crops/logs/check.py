@@ -26,7 +26,7 @@ _STAGE_LABELS = {
 }
 
 
-def check(logs: Path, out: Path | None = None, memory: str = "2GB") -> CheckReport:
+def check(logs: str | Path, out: str | Path | None = None, memory: str = "2GB") -> CheckReport:
     """Check every row of a logs folder against the contracts of `crops.schema`.
 
     Accepted rows become the logs folder `out/accepted`; rejected rows keep all their columns in
@@ -46,6 +46,8 @@ def check(logs: Path, out: Path | None = None, memory: str = "2GB") -> CheckRepo
         CropsError: a file or column is missing, unreadable or of a wrong type, no usable items or impressions
             are left, or `out` cannot be written.
     """
+    out = None if out is None else Path(out)
+    logs = Path(logs)
     source = open_logs(logs)
     seconds: dict[str, float] = {}
     if out is None:

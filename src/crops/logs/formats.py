@@ -17,7 +17,7 @@ FORMATS = ("kuaisar", "qilin", "ubi", "table")
 
 
 def import_logs(
-    format_: str, source: Path, out: Path, mapping: Path | None = None, memory: str = "2GB"
+    format_: str, source: str | Path, out: str | Path, mapping: str | Path | None = None, memory: str = "2GB"
 ) -> ImportReport:
     """Import a foreign log as a logs folder; see `crops.logs.importing.import_dataset`.
 
@@ -31,6 +31,9 @@ def import_logs(
     Raises:
         CropsError: no such format, a mapping that is missing or of no use, or as in `import_dataset`.
     """
+    mapping = None if mapping is None else Path(mapping)
+    out = Path(out)
+    source = Path(source)
     if format_ not in FORMATS:
         raise CropsError(
             f"no such format: {format_}; there are {', '.join(FORMATS)}.{nearest(format_, FORMATS)}"

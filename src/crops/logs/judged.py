@@ -54,7 +54,7 @@ class Judged:
         return np.arange(1, len(self.queries) + 1)
 
 
-def load_judged(folder: Path, positive_label: int | None = None) -> Judged:
+def load_judged(folder: str | Path, positive_label: int | None = None) -> Judged:
     """Read docs.parquet, queries.parquet and qrels.parquet.
 
     Columns: docs(doc_id, title, text), queries(query_id, text), qrels(query_id, doc_id, grade). Where docs
@@ -68,6 +68,7 @@ def load_judged(folder: Path, positive_label: int | None = None) -> Judged:
     Raises:
         CropsError: a file or column is missing, grades are not integers, or nothing usable is left.
     """
+    folder = Path(folder)
     docs, queries, qrels = (_read(folder, *contract) for contract in _CONTRACT)
     columns = _text_columns(docs, folder)
     rejects: list[_Reject] = []

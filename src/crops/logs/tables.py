@@ -63,13 +63,14 @@ class Logs:
         return select_sql(self.tables[table], days)
 
 
-def open_logs(path: Path) -> Logs:
+def open_logs(path: str | Path) -> Logs:
     """Open a logs folder, looking at the footers of its Parquet files.
 
     Raises:
         CropsError: the folder is missing, or any of its files is missing, unreadable, or has a missing or
             wrongly typed column; all such faults are named together, with remedies.
     """
+    path = Path(path)
     path = Path(path).absolute()
     if not path.is_dir():
         raise CropsError(f"{path} is not a folder; name the folder that holds items.parquet")
@@ -84,8 +85,9 @@ def open_logs(path: Path) -> Logs:
     return Logs(path, tables, days["search_impressions"], days["feed_events"])
 
 
-def text_kind(logs: Path) -> str:
+def text_kind(logs: str | Path) -> str:
     """Return what the texts of a logs folder are, as its import or check noted: `plain` when nobody did."""
+    logs = Path(logs)
     for folder in (logs, logs.parent) if logs.name == "accepted" else (logs,):
         if (folder / MANIFEST).exists():
             return str(json.loads((folder / MANIFEST).read_text()).get("text", PLAIN))

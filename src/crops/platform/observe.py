@@ -133,7 +133,9 @@ create table needs as
 """
 
 
-def observe(logs: Path, days: Days, routes: tuple[str, ...], truth: Path | None = None) -> dict[str, float]:
+def observe(
+    logs: str | Path, days: Days, routes: tuple[str, ...], truth: str | Path | None = None
+) -> dict[str, float]:
     """Return what the logs show on the test day, by name; shares are in [0, 1].
 
     Args:
@@ -142,6 +144,8 @@ def observe(logs: Path, days: Days, routes: tuple[str, ...], truth: Path | None 
         routes: names of the bits of `routes`, lowest first.
         truth: the simulator's truth, for what only it can tell; None for logs of real people.
     """
+    truth = None if truth is None else Path(truth)
+    logs = Path(logs)
     settings = _settings(days, truth)
     queries = dict(_BY_LOGS)
     for bit, route in enumerate(routes):
@@ -205,8 +209,9 @@ _CURVES = {
 }
 
 
-def distributions(logs: Path, days: Days) -> dict[str, tuple[list[float], list[float]]]:
+def distributions(logs: str | Path, days: Days) -> dict[str, tuple[list[float], list[float]]]:
     """Return x and y of the distributions worth drawing, by name; arguments as in `observe`."""
+    logs = Path(logs)
     settings = _settings(days, None)
     with duckdb.connect() as db:
         _load(db, logs, settings, None)

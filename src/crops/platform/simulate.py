@@ -69,16 +69,18 @@ def day_name(day: int) -> str:
     return (FIRST_DAY + dt.timedelta(days=day)).isoformat()
 
 
-def write_day(logs: Path, day: int, result: DayLogs) -> None:
+def write_day(logs: str | Path, day: int, result: DayLogs) -> None:
     """Write one day's partitions of the two event tables."""
+    logs = Path(logs)
     for name, table in (("search_impressions", result.impressions), ("feed_events", result.feed)):
         folder = logs / name / f"day={day_name(day)}"
         folder.mkdir(parents=True)
         pq.write_table(table, folder / "part-0.parquet", compression="zstd")
 
 
-def write_items(logs: Path, platform: Platform) -> pa.Table:
+def write_items(logs: str | Path, platform: Platform) -> pa.Table:
     """Write and return the catalogue with the counters and click queries of this moment."""
+    logs = Path(logs)
     rng = np.random.default_rng([platform.seed, 2_000_000])
     memory = platform.memory
     table = items_table(platform.world, platform.first_day_us, counters(memory, rng), click_queries(memory))
@@ -87,8 +89,9 @@ def write_items(logs: Path, platform: Platform) -> pa.Table:
     return table
 
 
-def write_truth(truth: Path, platform: Platform, searches: list[tuple[Ints, Ints]]) -> None:
+def write_truth(truth: str | Path, platform: Platform, searches: list[tuple[Ints, Ints]]) -> None:
     """Write what only a simulator knows: needs, the need behind each search, and grades 1..3."""
+    truth = Path(truth)
     truth.mkdir(parents=True)
     intents, corpus = platform.world.intents, platform.world.corpus
     head, sense, need = (pa.array(column) for column in zip(*intents.names, strict=True))

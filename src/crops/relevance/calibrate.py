@@ -124,7 +124,7 @@ def fit(
     return Calibration(float(a), float(b))
 
 
-def load_calibration(kind: Kind, model: str, identity: str, path: Path | None = None) -> Calibration:
+def load_calibration(kind: Kind, model: str, identity: str, path: str | Path | None = None) -> Calibration:
     """Return the stored calibration of a model.
 
     Args:
@@ -136,6 +136,7 @@ def load_calibration(kind: Kind, model: str, identity: str, path: Path | None = 
     Raises:
         CropsError: nothing is stored for (kind, model), or it was fitted for other weights.
     """
+    path = None if path is None else Path(path)
     source = path or PACKAGED_CALIBRATIONS
     known: Mapping[str, Any] = _read(source).get(kind, {})
     remedy = (
@@ -160,8 +161,9 @@ def load_calibration(kind: Kind, model: str, identity: str, path: Path | None = 
     return stored.calibration
 
 
-def store_calibration(path: Path, kind: Kind, model: str, entry: StoredCalibration) -> None:
+def store_calibration(path: str | Path, kind: Kind, model: str, entry: StoredCalibration) -> None:
     """Add or replace one calibration in a JSON file, which is made when absent and always whole."""
+    path = Path(path)
     values = _read(path) if path.exists() else {}
     values.setdefault(kind, {})[model] = asdict(entry)
     staging = path.with_name(f".{path.name}.tmp")

@@ -93,7 +93,9 @@ class TextEncoder:
             self.save()
 
 
-def text_encoder(model: str, batch_size: int = 64, cache: Path | None = None) -> tuple[TextEncoder, str]:
+def text_encoder(
+    model: str, batch_size: int = 64, cache: str | Path | None = None
+) -> tuple[TextEncoder, str]:
     """Return the encoder of a model, its weights not loaded until a new text comes, and the model's hash.
 
     Args:
@@ -105,6 +107,7 @@ def text_encoder(model: str, batch_size: int = 64, cache: Path | None = None) ->
     Raises:
         CropsError: the model cannot be found, or the cache is damaged.
     """
+    cache = None if cache is None else Path(cache)
     folder = local_folder(model)
     identity = model_hash(folder)
     store = VectorStore(cache / f"{identity}-{MAX_TOKENS}") if cache else None

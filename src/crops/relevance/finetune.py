@@ -33,7 +33,7 @@ _WARMUP = 0.1
 def fine_tune(
     pairs: Pairs,
     base: str,
-    out: Path,
+    out: str | Path,
     *,
     head: Head = "cross",
     epochs: int = 1,
@@ -61,6 +61,7 @@ def fine_tune(
     Raises:
         CropsError: `out` exists, `base` is not to be had, or one of the two classes is empty.
     """
+    out = Path(out)
     import torch
 
     if out.exists():

@@ -68,7 +68,7 @@ class Pairs:
         return Pairs([self.left[row] for row in rows], [self.right[row] for row in rows], self.relevant[rows])
 
 
-def read_pairs(path: Path) -> Pairs:
+def read_pairs(path: str | Path) -> Pairs:
     """Read judgements.
 
     Args:
@@ -78,6 +78,7 @@ def read_pairs(path: Path) -> Pairs:
         CropsError: the file is of another kind, unreadable or empty, lacks a column, a text is missing, a
             judgement is neither 1 nor 0, or it lies in a simulator's truth.
     """
+    path = Path(path)
     if path.resolve().parent.name == "truth":
         raise CropsError(
             f"{path} is a simulator's truth; theta is fitted on pairs from outside the evaluated world"
@@ -110,7 +111,7 @@ def _judged(path: Path, number: int, row: tuple[Any, ...]) -> bool:
     return judgement
 
 
-def log_pairs(samples: Path, *, min_searches: int = 2, seed: int = 0) -> Pairs:
+def log_pairs(samples: str | Path, *, min_searches: int = 2, seed: int = 0) -> Pairs:
     """Return confident pairs of a mining, to fine-tune on where nobody judged anything.
 
     Relevant: clicked in at least `min_searches` searches of the query. Irrelevant: per query one document
@@ -121,6 +122,7 @@ def log_pairs(samples: Path, *, min_searches: int = 2, seed: int = 0) -> Pairs:
     Raises:
         CropsError: `samples` is no output of a mining, or it has no such pairs.
     """
+    samples = Path(samples)
     names = ("evidence", "samples", "queries", "items")
     values: dict[str, object] = {name: str(samples / f"{name}.parquet") for name in names}
     values |= {

@@ -75,7 +75,7 @@ def prefixes(model: str, kind: Kind) -> tuple[str, str]:
     return QUERY, PASSAGE if kind == "relevance" else QUERY
 
 
-def pair_scorer(kind: Kind, config: RelevanceConfig, cache: Path | None = None) -> PairScorer:
+def pair_scorer(kind: Kind, config: RelevanceConfig, cache: str | Path | None = None) -> PairScorer:
     """Return the scorer of one kind.
 
     Args:
@@ -86,18 +86,20 @@ def pair_scorer(kind: Kind, config: RelevanceConfig, cache: Path | None = None) 
     Raises:
         CropsError: the model or its calibration is missing, or they do not belong together.
     """
+    cache = None if cache is None else Path(cache)
     if kind == "relevance" and config.cross_encoder:
         return _cross(config)
     encoder, identity = text_encoder(config.model, config.batch_size, cache)
     return _cosine(kind, config, encoder, identity)
 
 
-def scorers(config: RelevanceConfig, cache: Path | None = None) -> tuple[PairScorer, PairScorer]:
+def scorers(config: RelevanceConfig, cache: str | Path | None = None) -> tuple[PairScorer, PairScorer]:
     """Return the relevance and the similarity scorer; over one encoder a text is encoded once for both.
 
     Raises:
         CropsError: the model or one of its calibrations is missing, or they do not belong together.
     """
+    cache = None if cache is None else Path(cache)
     encoder, identity = text_encoder(config.model, config.batch_size, cache)
     cross = _cross(config) if config.cross_encoder else None
     relevance = cross or _cosine("relevance", config, encoder, identity)

@@ -85,12 +85,13 @@ def _coloured(data: DemoReport) -> list[str]:
     return [row.name for row in rows[first:]]
 
 
-def write_report(data: Report, path: Path) -> None:
+def write_report(data: Report, path: str | Path) -> None:
     """Write the report to `path`; the file appears whole or not at all.
 
     Raises:
         CropsError: as `render_report`.
     """
+    path = Path(path)
     page = render_report(data)
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = path.with_name(f".{path.name}.{os.getpid()}.tmp")

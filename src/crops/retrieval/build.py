@@ -25,7 +25,7 @@ from crops.retrieval.versions import IndexManifest, writing
 
 
 def build_index(
-    uri: str, model: Model, items: Path, config: IndexConfig, queries: Path | None = None
+    uri: str, model: Model, items: str | Path, config: IndexConfig, queries: str | Path | None = None
 ) -> IndexManifest:
     """Encode a catalogue and put an index of it in service.
 
@@ -43,6 +43,8 @@ def build_index(
     Raises:
         CropsError: bad input, another writer, or a structure that the kind cannot have.
     """
+    queries = None if queries is None else Path(queries)
+    items = Path(items)
     location = locate(uri)
     work = _work_folder(location)
     _, texts = load_items(items, rendering=model.rendering)
@@ -66,12 +68,15 @@ def build_index(
     return manifest
 
 
-def update_index(uri: str, model: Model, items: Path | None, deleted: NDArray[np.int64]) -> IndexManifest:
+def update_index(
+    uri: str, model: Model, items: str | Path | None, deleted: NDArray[np.int64]
+) -> IndexManifest:
     """Put the items of a table into an index, in place of those with the same ids, and take others out.
 
     Raises:
         CropsError: the model is not the one of the index, or as `VectorIndex.update`.
     """
+    items = None if items is None else Path(items)
     index = open_index(uri)
     try:
         check_model(index.manifest, model)

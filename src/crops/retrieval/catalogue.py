@@ -27,7 +27,7 @@ SCORE_DECIMALS = 6
 
 
 def load_items(
-    path: Path, keep: NDArray[np.int64] | None = None, rendering: Rendering = PLAIN
+    path: str | Path, keep: NDArray[np.int64] | None = None, rendering: Rendering = PLAIN
 ) -> tuple[NDArray[np.int64], list[str]]:
     """Read the ids and document texts of `items`.
 
@@ -43,6 +43,7 @@ def load_items(
         CropsError: there is no item table, a needed column is missing, an id is null, repeated or negative,
             or an id of `keep` is not in the table.
     """
+    path = Path(path)
     ids, texts = sorted_catalogue(*_read_items(path, rendering))
     if keep is None:
         return ids, texts

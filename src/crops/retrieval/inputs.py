@@ -19,17 +19,18 @@ _QUERY_TABLES = ("queries.parquet", "search_impressions")
 """Where a folder has queries: mined samples, logs."""
 
 
-def load_item_rows(path: Path) -> pa.Table:
+def load_item_rows(path: str | Path) -> pa.Table:
     """Return the rows of `items` with the columns that an index keeps, ascending by id.
 
     Args:
         path: as `crops.retrieval.load_items`, which checks the ids.
     """
+    path = Path(path)
     tables = [item_rows(read_item_columns(file, ITEM_SCHEMA.names)) for file in item_files(path)]
     return pa.concat_tables(tables).sort_by("item_id").combine_chunks()
 
 
-def load_queries(path: Path) -> tuple[NDArray[np.int64], list[str]]:
+def load_queries(path: str | Path) -> tuple[NDArray[np.int64], list[str]]:
     """Return the distinct normalised queries of a table.
 
     Args:
@@ -41,6 +42,7 @@ def load_queries(path: Path) -> tuple[NDArray[np.int64], list[str]]:
     Raises:
         CropsError: there is no such table, or no query in it.
     """
+    path = Path(path)
     table = _query_table(path)
     if table is None:
         raise CropsError(f"{path}: no Parquet table with a column query")

@@ -68,7 +68,7 @@ def write_vectors(
     model: Model,
     ids: NDArray[np.int64],
     texts: Sequence[str],
-    out: Path,
+    out: str | Path,
     *,
     role: str = "document",
     dims: int | None = None,
@@ -92,6 +92,7 @@ def write_vectors(
     Raises:
         CropsError: `out` is a folder, or `dims` exceeds what the model gives.
     """
+    out = Path(out)
     if out.is_dir():
         raise CropsError(f"{out} is a folder; name a Parquet file for the vectors")
     out.parent.mkdir(parents=True, exist_ok=True)

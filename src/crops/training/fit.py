@@ -42,11 +42,11 @@ _FREE = {"checkpoint_steps", "report_to"}
 
 def train(
     data: TrainingData | Samples,
-    out: Path,
+    out: str | Path,
     config: TrainingConfig,
     *,
     seed: int,
-    cache: Path | None = None,
+    cache: str | Path | None = None,
     evaluation: Evaluation | None = None,
     mining: Mining | None = None,
     fresh: bool = False,
@@ -80,6 +80,8 @@ def train(
         CropsError: fewer than two groups have an anchor, a text has no token, the checkpoints are of other
             settings or data, or a step's loss or gradient is not finite (then nothing is written).
     """
+    cache = None if cache is None else Path(cache)
+    out = Path(out)
     join_processes()
     work = work_folder(out)
     seconds: dict[str, float] = {}

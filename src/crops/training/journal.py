@@ -34,12 +34,13 @@ class TrainingLog(NamedTuple):
     temperature: NDArray[np.float64]
 
 
-def read_log(folder: Path) -> TrainingLog:
+def read_log(folder: str | Path) -> TrainingLog:
     """Read the log of a trained model's folder.
 
     Raises:
         CropsError: there is none, or a line of it is damaged.
     """
+    folder = Path(folder)
     path = folder / LOG
     if not path.exists():
         raise CropsError(f"{folder} holds no {LOG}; name an output folder of `crops train`")

@@ -40,6 +40,9 @@ class Samples:
     memory: str = "2GB"
     """Memory limit of DuckDB while the groups are put together."""
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "mined", Path(self.mined))  # text will do
+
     def files(self, table: str) -> list[Path]:
         """Return the Parquet files of a table: one, or the parts in a folder of that name.
 
@@ -54,7 +57,7 @@ class Samples:
 
 
 def load_samples(
-    mined: Path,
+    mined: str | Path,
     keep: Source = ALL_SOURCES,
     labels: Mapping[Source, int] = DEFAULT_LABELS,
     rendering: Rendering = PLAIN,
@@ -70,6 +73,7 @@ def load_samples(
     Raises:
         CropsError: a file or column is missing, a pair's query or item has no text, or no pair is left.
     """
+    mined = Path(mined)
     with opened(Samples(mined, keep), 0, rendering, labels) as database:
         groups = database.sql(
             "select query_id, query, searches from groups order by query_id"

@@ -1,0 +1,123 @@
+"""The commands as functions: text or paths, one value or several, checked before anything is written."""
+
+import datetime
+import importlib
+import inspect
+import pkgutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import crops
+from crops.cli.command import command
+from crops.engine import CachedScorer
+from crops.errors import CropsError
+from crops.training import Samples
+
+PARAMETERS = [
+    (name, key) for name in crops.__all__ for key in inspect.signature(getattr(crops, name)).parameters
+]
+
+
+@command
+def echo(
+    folder: Path,
+    day: list[str] | None = None,
+    ids: list[int] | None = None,
+    others: list[Path] | None = None,
+    out: Path | None = None,
+    name: str = "a",
+) -> tuple:
+    return folder, day, ids, others, out, name
+
+
+def test_text_paths_days_and_lists_of_one_are_taken(tmp_path):
+    assert echo(str(tmp_path), "2026-01-05", 3, "b", "c", Path("d")) == (
+        tmp_path,
+        ["2026-01-05"],
+        [3],
+        [Path("b")],
+        Path("c"),
+        "d",
+    )
+    day, other = datetime.date(2026, 1, 5), "2026-01-06"
+    assert echo(tmp_path, (day, other), np.array([3, 4]), [Path("b"), "c"])[1:4] == (
+        ["2026-01-05", other],
+        [3, 4],
+        [Path("b"), Path("c")],
+    )
+    assert echo(tmp_path, []) == (tmp_path, [], None, None, None, "a")
+
+
+@pytest.mark.parametrize(("name", "key"), PARAMETERS)
+def test_every_argument_of_every_command_is_checked_before_anything_is_written(
+    name, key, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    function = getattr(crops, name)
+    required = {
+        parameter.name: "x"
+        for parameter in inspect.signature(function).parameters.values()
+        if parameter.default is parameter.empty
+    }
+    with pytest.raises(CropsError, match=rf"^crops\.{name}: {key}="):
+        function(**required | {key: object()})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bounds_of_options_hold_in_python():
+    with pytest.raises(
+        CropsError, match=r"crops.power: chance=5: input should be less than or equal to 0.999"
+    ):
+        crops.power("logs", chance=5)
+    with pytest.raises(CropsError, match=r"crops.encode: dims=0: input should be greater than or equal to 1"):
+        crops.encode("model", "items", out="out.parquet", dims=0)
+    with pytest.raises(TypeError, match="dayz"):
+        crops.mine("logs", "mined", dayz="2026-01-05")
+
+
+def test_the_commands_are_listed():
+    assert set(crops.__all__) < set(dir(crops))
+    assert "importlib" not in dir(crops)
+    from crops import cli
+
+    assert set(cli.__all__) - {"main", "reproduce"} == set(crops.__all__)
+
+
+def public_functions():
+    for module in pkgutil.iter_modules(crops.__path__):
+        room = importlib.import_module(f"crops.{module.name}")
+        for name in getattr(room, "__all__", ()):
+            if inspect.isfunction(function := getattr(room, name)) and module.name != "cli":
+                yield pytest.param(function, id=f"{module.name}.{name}")
+
+
+@pytest.mark.parametrize("function", public_functions())
+def test_functions_of_the_rooms_take_paths_as_text(function):
+    """mypy sees that what is declared as text or path is made a path."""
+    signature = inspect.signature(function)
+    narrow = {
+        name: hint.annotation
+        for name, hint in signature.parameters.items()
+        if "Path" in str(hint.annotation) and "str | Path" not in str(hint.annotation)
+    }
+    assert narrow == {}
+
+
+def test_folders_of_samples_and_scores_may_be_text():
+    assert Samples("mined").mined == Path("mined")
+    assert CachedScorer(None, "scores").folder == Path("scores")
+
+
+def test_a_check_and_a_mining_by_text_and_by_path_are_the_same(write_logs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_logs(tmp_path / "logs", impressions=[{"clicked": True}, {"item_id": 2}])
+    report = crops.check("logs", "checked")
+    assert report.tables == crops.check(tmp_path / "logs", Path("again")).tables
+    for number, day in enumerate(("2026-01-05", ["2026-01-05"], datetime.date(2026, 1, 5))):
+        mined = crops.mine("checked/accepted", f"mined{number}", day=day, relevance="none")
+        assert mined["days"] == ["2026-01-05"]
+    found = crops.search("bm25", "item", items="mined0")
+    assert [item for item, *_ in found] == [1, 2]
+    assert crops.search(Path("bm25"), "item", items=Path("mined0")) == found
