@@ -6,7 +6,9 @@ import pytest
 
 from crops.cli.bubble import bubble_table
 from crops.cli.cases import Evidence, choose_cases
-from crops.schema import EVIDENCE, ITEMS, QUERIES
+from crops.config import EngineConfig
+from crops.engine import mine
+from crops.logs import open_logs
 
 DAY_US = 86_400_000_000
 DENSE = 2  # second bit: bm25, dense, ...
@@ -68,7 +70,7 @@ def test_bubble_shares_by_hand(world):
 
 def test_cases_are_chosen_by_rule(world):
     logs, truth = world
-    cases = choose_cases(logs, truth, "2026-01-05", "2026-01-06")
+    cases = choose_cases(logs, truth, "2026-01-05", "2026-01-06", k=1)
     assert [(case.text, case.need_id) for case in cases] == [("bow", 1), ("tie a bow", 2)]
     assert "also searched" in cases[0].note
     assert "never searched" in cases[1].note
@@ -77,9 +79,7 @@ def test_cases_are_chosen_by_rule(world):
 def test_what_was_shown_for_a_query_is_looked_up_by_what_it_means(world, tmp_path):
     logs, truth = world
     samples = tmp_path / "samples"
-    samples.mkdir()
-    for table in (EVIDENCE, QUERIES, ITEMS):
-        pq.write_table(table.arrow().empty_table(), samples / f"{table.name}.parquet")
+    mine(open_logs(logs), samples, EngineConfig(), relevance=None, similarity=None)
     pq.write_table(pa.table({"item_id": [1], "need_id": [1]}), truth / "items.parquet")
     with Evidence(samples, logs, truth, "2026-01-06") as evidence:
         assert evidence.was_shown("bow", 3)  # as "Ｂow " on the second day

@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 
 from crops.cli.app import app
 from crops.engine.daily import mine_daily
-from crops.engine.explain import Trail, explain
+from crops.engine.disclosure import Trail
+from crops.engine.explain import explain
 from crops.errors import CropsError
 
 SEARCHES = [
@@ -45,10 +46,7 @@ def test_the_trail_by_hand(tmp_path):
     assert [(positive.item_id, positive.label) for positive in found.positives] == [
         (5, 5), (written, 4), (1, 4), (6, 4)
     ]  # fmt: skip
-    assert by_item[5].trails == (
-        Trail(P1, 2, 2, ("big cat",)),
-        Trail(P1, None, None, (), 1),  # one later query, of fewer than two users
-    )
+    assert by_item[5].trails == (Trail(P1, 2, 2, ("big cat",)),)
     assert by_item[1].trails == (Trail(P0, 3, 2),)
     assert by_item[6].trails == (Trail(P2, None, None),)
     assert by_item[written].trails == (Trail(P3, None, None),)
@@ -88,20 +86,34 @@ def test_raw_rows_of_p1_are_those_of_the_later_query(tmp_path):
     assert [(row["source"], row["search_id"]) for row in found.rows] == [(P1, 3), (P0, 2)]
 
 
-def test_a_rare_query_shows_no_counts(tmp_path):
-    run(tmp_path, SEARCHES, FEED, k=6)
-    found = explain("jaguar", tmp_path / "mined")
-    assert (found.searches, found.users) == (None, None)
-    assert {trail.events for trail in trails(found).values()} == {None}
-    assert trails(found)[5, P1].rare_via == 2
-
-
-def test_an_unknown_query_names_the_nearest_that_k_users_asked(tmp_path):
+def test_a_query_of_few_users_is_answered_as_one_that_nobody_asked(tmp_path):
+    """Otherwise whoever guesses the query reads what its only searcher clicked."""
     run(tmp_path, SEARCHES, FEED, k=2)
-    with pytest.raises(CropsError, match="nobody searched 'jagaur' .*nearest queries: 'jaguar', 'big cat'$"):
-        explain("jagaur", tmp_path / "mined")
-    with pytest.raises(CropsError, match="nobody searched 'it''s' on the days mined"):
-        explain("it''s", tmp_path / "mined")
+    said = (
+        r"'{}' is no query of at least 2 users on the days mined; the nearest queries: .*--raw, for the owner"
+    )
+    for text in ("panthera onca", "jagaur", "it''s"):
+        with pytest.raises(CropsError, match=said.format(text)) as refused:
+            explain(text, tmp_path / "mined")
+        assert "'panthera" not in str(refused.value).split(";", 1)[1]
+    assert explain("panthera onca", tmp_path / "mined", raw=True).users == 1
+    with pytest.raises(CropsError, match="nobody searched 'jagaur' .*nearest queries: 'jaguar', 'big cat'"):
+        explain("jagaur", tmp_path / "mined", raw=True)
+
+
+def test_a_later_query_is_named_for_its_trail_and_not_for_its_own_searchers(tmp_path):
+    """Three people searched big cat; only user 1 came to item 7 by it from jaguar."""
+    searches = [
+        *SEARCHES,
+        shown(20, 3, "big cat", 5000, 1),
+        clicked(21, 1, "jaguar", 9000, 1),
+        clicked(22, 1, "big cat", 9010, 7),
+    ]
+    run(tmp_path, searches, k=2)
+    found = explain("jaguar", tmp_path / "mined")
+    assert explain("big cat", tmp_path / "mined").users == 3
+    assert trails(found)[7, P1] == Trail(P1, None, None)
+    assert trails(found)[5, P1] == Trail(P1, 2, 2, ("big cat",))
 
 
 def test_groups_of_one_event(tmp_path):
@@ -109,21 +121,23 @@ def test_groups_of_one_event(tmp_path):
     found = explain("jaguar", tmp_path / "mined")
     assert (found.searches, found.users) == (6, 5)
     positives = {positive.item_id: positive for positive in found.positives}
-    assert positives[5].trails == (Trail(P1, 2, 2, ("big cat",)), Trail(P1, None, None, (), 1))
+    assert positives[5].trails == (Trail(P1, 2, 2, ("big cat",)),)
     assert positives[1].trails == (Trail(P0, 3, 2),)
 
 
 def test_over_days_whose_logs_lie_apart(tmp_path):
+    """Two people a day; item 1 was clicked by one of them each day, and by two in all."""
     for day in (0, 1):
-        logs = write_logs(tmp_path / f"logs{day}", [clicked(day, day, "a", day * DAY_S, 1)])
+        rows = [clicked(day, day, "a", day * DAY_S, 1), shown(9, 9, "a", day * DAY_S, 2)]
+        logs = write_logs(tmp_path / f"logs{day}", rows)
         mine_daily(logs, tmp_path / "out", plain_job(k=2))
     found = explain("a", tmp_path / "out")
     assert found.positives[0].trails == (Trail(P0, 2, 2),)
-    assert (found.searches, found.users) == (None, None)  # at least one user, as far as one day knows
+    assert (found.searches, found.users) == (4, 2)  # three people, of whom a day knows two
 
 
 def test_missing_parts_are_named(tmp_path):
-    run(tmp_path, SEARCHES)
+    run(tmp_path, SEARCHES, k=2)
     with pytest.raises(CropsError, match="is not an output of `crops mine`"):
         explain("jaguar", tmp_path / "logs")
     shutil.move(tmp_path / "logs", tmp_path / "moved")
@@ -139,7 +153,7 @@ def test_the_command(tmp_path):
     for words in (
         "searched 6 time(s) by 5 user(s)",
         "consumed after rewording as “big cat”: 2 time(s) by 2 user(s)",
-        "as 1 query of fewer than 2 users: by fewer than 2 users",
+        "consumed in the feed: by fewer than 2 users",
         "written by an LLM",
     ):
         assert words in shown.output

@@ -33,10 +33,10 @@ def lines(path):
 def test_the_papers_record_is_one_event(tmp_path):
     """User 55 becomes 1, user 77 becomes 2; the reformulation c gives item 3 to user 77's a b."""
     run(tmp_path, SEARCHES, generated=[{"query": "c", "ocr_cover": "written"}], group_by="event")
-    assert export(tmp_path / "mined", tmp_path / "x", "cpsqa") == 3
+    assert export(tmp_path / "mined", tmp_path / "x", "cpsqa", owner=True) == 3
 
     def photo(item, text, label):
-        return {"photo_id": item, "photo_content": text, "hierarchical_label": label}
+        return {"photo_id": str(item), "photo_content": text, "hierarchical_label": label}
 
     written = read_tables(tmp_path / "mined")["synthetic_items"][0]["item_id"]
     assert lines(tmp_path / "x" / "cpsqa.jsonl") == [
@@ -52,15 +52,15 @@ def test_the_papers_record_is_one_event(tmp_path):
 
 def test_json_lines_and_parquet(tmp_path):
     run(tmp_path, SEARCHES)
-    assert export(tmp_path / "mined", tmp_path / "lines", "jsonl") == 2
+    assert export(tmp_path / "mined", tmp_path / "lines", "jsonl", owner=True) == 2
     records = {record["query"]: record for record in lines(tmp_path / "lines" / "samples.jsonl")}
-    assert records["a b"]["query_id"] == query_id("a b")
+    assert records["a b"]["query_id"] == str(query_id("a b"))
     assert records["a b"]["documents"] == [
-        {"item_id": 3, "label": 5, "weight": 1.0, "text": "doc 3", "sources": ["reformulation"]},
-        {"item_id": 1, "label": 4, "weight": 1.0, "text": "doc 1", "sources": ["clicked"]},
-        {"item_id": 2, "label": 3, "weight": 1.0, "text": "doc 2", "sources": ["exposed"]},
+        {"item_id": "3", "label": 5, "weight": 1.0, "text": "doc 3", "sources": ["reformulation"]},
+        {"item_id": "1", "label": 4, "weight": 1.0, "text": "doc 1", "sources": ["clicked"]},
+        {"item_id": "2", "label": 3, "weight": 1.0, "text": "doc 2", "sources": ["exposed"]},
     ]
-    assert export(tmp_path / "mined", tmp_path / "flat", "parquet") == 4
+    assert export(tmp_path / "mined", tmp_path / "flat", "parquet", owner=True) == 4
     flat = pq.read_table(tmp_path / "flat" / "samples.parquet")
     assert flat.column_names == ["query_id", "query", "item_id", "label", "sources", "weight", "text"]
     assert flat.drop_columns(["query", "text"]).to_pylist() == read_tables(tmp_path / "mined")["samples"]
@@ -74,7 +74,7 @@ def test_delta_replaces_its_day_and_keeps_the_others(tmp_path):
     table, job = tmp_path / "table", plain_job(daily={"window": 1})
     for day in ("2026-01-05", "2026-01-06", "2026-01-06"):
         mine_daily(logs, tmp_path / "out", job, [day])
-        assert export(tmp_path / "out", table, "delta") == 1
+        assert export(tmp_path / "out", table, "delta", owner=True) == 1
     rows = deltalake.DeltaTable(str(table)).to_pyarrow_table().sort_by("day").to_pylist()
     assert [(row["day"], row["item_id"], row["text"]) for row in rows] == [
         ("2026-01-05", 1, "doc 1"),
@@ -82,11 +82,39 @@ def test_delta_replaces_its_day_and_keeps_the_others(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("group_by", ["query", "event"])
+def test_only_the_owner_gets_queries_of_few_people(tmp_path, group_by, capsys):
+    """Two people searched a b, only user 77 c."""
+    run(tmp_path, SEARCHES, k=2, group_by=group_by)
+    groups = 1 if group_by == "query" else 2
+    assert export(tmp_path / "mined", tmp_path / "lines", "jsonl") == groups
+    assert {record["query"] for record in lines(tmp_path / "lines" / "samples.jsonl")} == {"a b"}
+    said = " ".join(capsys.readouterr().err.split())
+    assert "of fewer than 2 users are left out; --owner" in said
+    export(tmp_path / "mined", tmp_path / "flat", "parquet")
+    assert set(pq.read_table(tmp_path / "flat" / "samples.parquet")["query"].to_pylist()) == {"a b"}
+    assert export(tmp_path / "mined", tmp_path / "all", "jsonl", owner=True) == groups + 1
+
+
+def test_the_papers_record_is_for_the_owner(tmp_path):
+    """It is what one person did, and one number joins all of a person's records."""
+    run(tmp_path, SEARCHES, group_by="event", k=1)
+    with pytest.raises(CropsError, match="is what one person did, so --owner"):
+        export(tmp_path / "mined", tmp_path / "x", "cpsqa")
+
+
+def test_no_query_of_k_people_is_an_error(tmp_path):
+    run(tmp_path, SEARCHES)
+    with pytest.raises(CropsError, match="no query of at least k = 20 users; --owner"):
+        export(tmp_path / "mined", tmp_path / "x", "jsonl")
+    assert not (tmp_path / "x").exists()
+
+
 def test_delta_needs_its_extra(tmp_path, monkeypatch):
     run(tmp_path, SEARCHES)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(CropsError, match=r"pip install 'crops-retrieval\[delta\]'"):
-        export(tmp_path / "mined", tmp_path / "x", "delta")
+        export(tmp_path / "mined", tmp_path / "x", "delta", owner=True)
 
 
 def test_what_cannot_be_exported(tmp_path):
@@ -98,7 +126,7 @@ def test_what_cannot_be_exported(tmp_path):
     with pytest.raises(CropsError, match="is not an output of `crops mine`"):
         export(tmp_path / "logs", tmp_path / "x", "jsonl")
     with pytest.raises(CropsError, match="is an output of `crops mine`, not of `export`"):
-        export(tmp_path / "mined", tmp_path / "mined", "jsonl")
+        export(tmp_path / "mined", tmp_path / "mined", "jsonl", owner=True)
     assert not (tmp_path / "x").exists()
 
 
@@ -110,13 +138,13 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr(DuckDBBackend, "write", full)
     with pytest.raises(CropsError, match="nothing was published"):
-        export(tmp_path / "mined", tmp_path / "x", "parquet")
+        export(tmp_path / "mined", tmp_path / "x", "parquet", owner=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["logs", "mined"]
 
 
 def test_the_command(tmp_path):
     run(tmp_path, SEARCHES)
-    arguments = ["export", str(tmp_path / "mined"), str(tmp_path / "x"), "--format", "jsonl"]
+    arguments = ["export", str(tmp_path / "mined"), str(tmp_path / "x"), "--format", "jsonl", "--owner"]
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 0, done.output
     assert len(lines(tmp_path / "x" / "samples.jsonl")) == 2

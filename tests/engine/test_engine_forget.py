@@ -127,7 +127,7 @@ def test_a_mining_of_one_go(tmp_path):
     job.mine(write_logs(tmp_path / "others", *others(3, 7)), tmp_path / "never", None)
     assert read_tables(tmp_path / "mined") == read_tables(tmp_path / "never")
     assert read_content(tmp_path / "mined")
-    assert json.loads((tmp_path / "mined" / "forget-report.json").read_text())["items"] == [7]
+    assert json.loads((tmp_path / "mined" / "forget-report.json").read_text())["items"] == ["7"]
 
 
 def test_models_to_retrain_are_named(tmp_path):
@@ -151,7 +151,7 @@ def test_models_to_retrain_are_named(tmp_path):
     assert report.retrain == (str(tmp_path / "models" / "old"),)
     written = json.loads((out / "forget-report.json").read_text())
     assert written["retrain"] == [str(tmp_path / "models" / "old")]
-    assert written["users"] == [2]
+    assert written["users"] == ["2"]
 
 
 def test_what_cannot_be_forgotten(tmp_path, out):

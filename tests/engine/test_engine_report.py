@@ -101,33 +101,87 @@ def test_influence_by_hand(tmp_path):
         "contributions": 12,
         "blocks": [{"first": 1, "last": 2, "contributions": 10, "share": 0.833333}],
         "top": [
-            {"user_id": 1, "pairs": 8, "alone": 7, "place": 1},
-            {"user_id": 2, "pairs": 2, "alone": 1, "place": 2},
-            {"user_id": 3, "pairs": 2, "alone": 0, "place": 3},
+            {"user_id": "1", "pairs": 8, "alone": 7, "place": 1},
+            {"user_id": "2", "pairs": 2, "alone": 1, "place": 2},
+            {"user_id": "3", "pairs": 2, "alone": 0, "place": 3},
         ],
     }
 
 
+def together(folder, **config):
+    """Users 1 to 3 do all that user 1 does above; user 4 alone searches owl, clicks it and rewords it."""
+    rows = [
+        *(shown(user, user, "jaguar", 0, 1) for user in (1, 2, 3)),
+        *(clicked(10 + user, user, "big cat", 40, 2) for user in (1, 2, 3)),
+        clicked(30, 4, "owl", 500, 5),
+        clicked(31, 4, "night bird", 540, 6),
+    ]
+    run(folder, rows, [watched(user, 3, 10) for user in (1, 2, 3)], **config)
+    return folder / "mined"
+
+
 def test_k_in_a_shared_report(tmp_path):
-    out = mined(tmp_path, k=3)
-    found = insights(out)
-    assert "top" not in found["influence"]
-    assert found["influence"]["blocks"] == [
-        {"first": 1, "last": 3, "contributions": 12, "share": 1.0}
-    ]  # a block of fewer than k is not shown
-    # jaguar (head) rests on three users, big cat on one.
-    assert [row["shares"] is None for row in found["coverage"]] == [False, True]
-    with pytest.raises(CropsError, match="stands for 3 users, fewer than k = 20: .*--owner"):
-        insights(mined(tmp_path / "more"))
+    found = insights(together(tmp_path, k=3))
+    assert "bots" not in found["input"]
+    # jaguar and big cat (head) rest on three users; owl and night bird (torso and tail: one row) on user 4.
+    head, tail = found["coverage"]
+    assert (head["queries"], head["searches"], head["most"], head["least"]) == (None, None, 3, 3)
+    assert head["shares"] == {"p0": 0.5, "p1": 0.5, "p2": 1.0, "p3": 0.0, "any": 1.0}
+    assert (tail["queries"], tail["searches"], tail["most"], tail["least"]) == (None, None, None, None)
+    assert tail["shares"] == {"p0": None, "p1": None, "p2": 0.0, "p3": 0.0, "any": None}
+    # Four users in blocks of three: the total less the block would be what user 4 did.
+    assert found["influence"] == {
+        "users": 4,
+        "pairs": 7,
+        "of_one_user": None,
+        "contributions": 15,
+        "blocks": [],
+    }
+    assert insights(together(tmp_path / "more", k=3), owner=True)["influence"]["blocks"] == [
+        {"first": 1, "last": 3, "contributions": 12, "share": 0.8}
+    ]
+
+
+def test_a_share_stands_for_k_users_of_its_source(tmp_path):
+    """Of the torso's four users two reworded: the row is told, the share of P1 is not."""
+    rows = [clicked(user, user, f"q{user}", 0, 1) for user in (1, 2, 3, 4)]
+    rows += [clicked(10 + user, user, f"r{user}", 30, 2) for user in (1, 2)]
+    rows += [clicked(20 + user, user, "jaguar", 500, 1) for user in (1, 2, 3)]
+    rows += [clicked(30 + user, user, "big cat", 520, 2) for user in (1, 2, 3)]
+    run(tmp_path, rows, k=3)
+    by_part = {row["part"]: row for row in insights(tmp_path / "mined")["coverage"]}
+    torso = by_part["torso"]
+    assert (torso["queries"], torso["most"], torso["least"]) == (6, None, None)  # each of one searcher
+    assert torso["shares"]["p0"] == 1.0
+    assert torso["shares"]["p1"] is None
+
+
+@pytest.mark.parametrize(("k", "few"), [(20, "searched"), (4, "stand behind the positives of p2")])
+def test_what_few_did_is_for_the_owner_only(tmp_path, k, few):
+    out = together(tmp_path, k=k)
+    with pytest.raises(CropsError, match=f"fewer than k = {k} users {few}: .*--owner"):
+        insights(out)
+    assert insights(out, owner=True)["sources"]["p2"]["kept"] > 0
+
+
+def test_what_was_left_out_as_bot_like_is_counted_for_the_owner_only(tmp_path):
+    rows = [clicked(user, user, "jaguar", 0, 1) for user in range(1, 4)]
+    rows += [clicked(100 + search, 9, "spam", search, 2) for search in range(5)]
+    run(tmp_path, rows, k=3, bots={"max_searches_per_day": 4})
+    shared, own = insights(tmp_path / "mined"), insights(tmp_path / "mined", owner=True)
+    assert own["input"]["bots"]["users"] == 1
+    assert any("1 bot-like user" in note for note in own["notes"])
+    assert "bots" not in shared["input"]
+    assert not any("bot-like" in note for note in shared["notes"])
 
 
 def test_the_page_and_the_files(tmp_path):
     out = mined(
-        tmp_path, k=2, **{"relevance": scores({}, 0.9), "similarity": scores({("jaguar", "big cat"): 0.9})}
+        tmp_path, k=1, **{"relevance": scores({}, 0.9), "similarity": scores({("jaguar", "big cat"): 0.9})}
     )
     done = CliRunner().invoke(app, ["engine-report", str(out)], env={"COLUMNS": "200"})
     assert done.exit_code == 0, done.output
-    for words in ("Agreement and disagreement", "users 1–2", "head", "P1"):
+    for words in ("Agreement and disagreement", "users 1–1", "head", "P1"):
         assert words in done.output
     page = (tmp_path / "mined.report" / "report.html").read_text()
     for words in ("Where the sources disagree", "Which queries have positives", "Whom the positives rest on"):

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from crops.labels import Source
+from crops.outputs import write_manifest
 from crops.schema import EVIDENCE, ITEMS, QUERIES, SAMPLES, SYNTHETIC_ITEMS
 from crops.text import query_id
 
@@ -200,4 +201,6 @@ def mined(tmp_path):
     evidence += [{**click("bat", 1, 20), "source": FEED}, click("owl", 1, 21)]
     write(folder, EVIDENCE, evidence)
     write(folder, SYNTHETIC_ITEMS, [{"item_id": -5, "ocr_cover": "Made up"}])
+    (folder / "report.json").write_text(json.dumps({"days": [], "pairs": []}))
+    write_manifest(folder, "mine", config={"engine": {}}, seconds={})
     return folder

@@ -69,7 +69,7 @@ def test_a_document_carries_its_whole_provenance(fake, tmp_path):
         "click_query": "fig tree indoors|leaf care routine",
         "keyword": "houseplants watering sunlight",
         "angle": PROMPT.angle(request),
-        "exemplar": {"item_id": 7, **EXEMPLAR.texts},
+        "exemplar": {"item_id": "7", **EXEMPLAR.texts},
         "model": "m",
         "model_sha256": "abc",
         "prompt_version": PROMPT.version,

@@ -1,5 +1,7 @@
 import json
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from crops.errors import CropsError
@@ -73,3 +75,13 @@ def test_no_query_with_enough_users_is_an_error(mined, tmp_path):
 def test_a_folder_that_is_no_mining_output_is_named(tmp_path):
     with pytest.raises(CropsError, match="not an output of `crops mine`"):
         list(training_requests(tmp_path, limit=None, min_users=1))
+
+
+def test_click_queries_of_few_users_are_not_sent(mined):
+    """Jaguar and bat are typed by 40 and 60 people, owl by 5, the others by nobody that the mining knows."""
+    path = mined / "items.parquet"
+    items = pq.read_table(path)
+    typed = pa.array(["owl|Jaguar|my own address|BAT"] * len(items))
+    pq.write_table(items.set_column(items.schema.get_field_index("click_query"), "click_query", typed), path)
+    for request in training_requests(mined, limit=None, min_users=20):
+        assert request.exemplar.texts["click_query"] == "Jaguar|BAT"

@@ -84,7 +84,10 @@ def _realism(text):
 
 def _engine(text):
     disagreements = [Disagreement(text, 20, {"P1": None, "P2": 3}, {"shown": 6, "filtered": 1}, 7)]
-    coverage = [FrequencyRow(text, 10, 90, 3, 40, {text: 0.4}), FrequencyRow("tail", 10, 10, 1, 1, None)]
+    coverage = [
+        FrequencyRow(text, 10, 90, 3, 40, {text: 0.4}),
+        FrequencyRow("tail", None, None, None, None, {text: None}),
+    ]
     influence = Influence(9, 20, 5, [Block(text, 30, 0.6)])
     return EngineReport(
         text, [text], [(text, text)], _sources(text), disagreements, coverage, influence, 20, [text]

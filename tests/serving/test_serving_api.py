@@ -10,6 +10,9 @@ import pytest
 from served_world import HOSTILE, ITEMS, MODELS, SECRET, open_world
 from starlette.testclient import TestClient
 
+from crops.config import IndexConfig, ServingConfig
+from crops.retrieval import build_index
+from crops.serving import opening
 from crops.serving.app import make_app
 from crops.serving.searcher import Job, Searcher
 
@@ -19,7 +22,7 @@ def texts(item):
 
 
 def ids(reply):
-    return [hit["item_id"] for hit in reply.json()["hits"]]
+    return [int(hit["item_id"]) for hit in reply.json()["hits"]]
 
 
 def test_search_is_the_order_of_cosines(client):
@@ -98,6 +101,24 @@ BAD = {
 }
 
 
+BAD |= {
+    f"id {given!r}": ({"query": "a", "where": {"item_ids": [given]}}, 422, told)
+    for given, told in [
+        (2**53, "send the id as a string of digits"),  # a browser that means 2**53 + 1 sends this
+        (-(2**53), "send the id as a string of digits"),
+        (3.0, "an id is a string of digits"),
+        (True, "an id is a string of digits"),
+        ("3.0", "an id is a string of digits"),
+        ("1e3", "an id is a string of digits"),
+        ("007", "an id is a string of digits"),
+        (" 7", "an id is a string of digits"),
+        ("\u0663", "an id is a string of digits"),
+        (str(2**63), "an id is a string of digits"),
+        ("", "an id is a string of digits"),
+    ]
+}
+
+
 @pytest.mark.parametrize("name", BAD)
 def test_bad_searches_get_a_helpful_4xx(client, name):
     body, status, told = BAD[name]
@@ -105,6 +126,59 @@ def test_bad_searches_get_a_helpful_4xx(client, name):
     assert reply.status_code == status
     assert told in reply.json()["detail"]
     assert "Traceback" not in reply.text
+
+
+def test_of_many_faults_a_few_are_named(client):
+    reply = client.post("/search", json={"query": "a", "where": {"item_ids": ["x"] * 5000}})
+    assert reply.status_code == 422
+    assert reply.json()["detail"].endswith("and 4,997 more")
+    assert len(reply.text) < 500
+
+
+LARGE = {2**53 + 1: "jaguar", 2**53: "jaguar", 2**63 - 1: "spotted cat", 7: "red car"}
+
+
+@pytest.fixture
+def large(tmp_path, write_logs, fake_models):
+    """A client of an index whose ids no browser can hold as numbers."""
+    items = [{"item_id": item, "ocr_cover": text, "author_id": -item} for item, text in LARGE.items()]
+    logs = write_logs(tmp_path / "logs", items, [{"item_id": 7}])
+    build_index(f"faiss:{tmp_path / 'index'}", MODELS["new"], logs, IndexConfig())
+    desk = opening.open_desk({"index": (str(tmp_path / "index"), "index")}, ServingConfig())
+    with TestClient(make_app(desk)) as one:
+        yield one
+
+
+def rounded(reply):
+    """Return the ids as a browser or jq reads them: numbers as doubles."""
+    hits = json.loads(reply.text, parse_int=float)["hits"]
+    return {hit["item_id"] for hit in hits}
+
+
+def test_ids_above_2_to_the_53_survive_browsers(large):
+    """9007199254740992 and ...993 are the same number there, and two strings."""
+    assert rounded(large.post("/search", json={"query": "jaguar"})) == {str(item) for item in LARGE}
+    for item in LARGE:
+        only = {"query": "jaguar", "where": {"item_ids": [str(item)]}}
+        assert rounded(large.post("/search", json=only)) == {str(item)}
+        own = {"query": "jaguar", "where": {"author_id": str(-item)}}
+        assert rounded(large.post("/search", json=own)) == {str(item)}
+        like = large.post("/similar", json={"item_id": str(item)})
+        assert rounded(like) == {str(other) for other in LARGE if other != item}
+    page = large.get("/", params={"q": "jaguar"}).text
+    assert all(f'data-item="{item}"' in page for item in LARGE)
+
+
+def test_small_ids_may_be_numbers(large):
+    assert rounded(large.post("/search", json={"query": "a", "where": {"item_ids": [7]}})) == {"7"}
+
+
+def test_the_schema_says_how_ids_travel(client):
+    schemas = client.get("/openapi.json").json()["components"]["schemas"]
+    assert schemas["Hit"]["properties"]["item_id"]["type"] == "string"
+    assert schemas["Trace"]["properties"]["item_id"]["type"] == "string"
+    taken = schemas["SimilarRequest"]["properties"]["item_id"]["anyOf"]
+    assert [one["type"] for one in taken] == ["string", "integer"]
 
 
 def test_a_lone_surrogate_is_refused(client):

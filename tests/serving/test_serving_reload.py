@@ -68,7 +68,7 @@ def test_versions_go_into_service_while_requests_run_and_none_fails(own_world, t
             published = publish(own_world / "new", f"zebra number {turn}", tmp_path)
             until(lambda published=published: version(client) == published)
             found = client.post("/search", json={"query": f"zebra number {turn}", "k": 1}).json()
-            assert (found["version"], found["hits"][0]["item_id"]) == (published, NEW_ITEM)
+            assert (found["version"], found["hits"][0]["item_id"]) == (published, str(NEW_ITEM))
             assert found["hits"][0]["title"] == f"zebra number {turn}"
         stop.set()
         thread.join()

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import duckdb
 
+from crops.engine.backend import DuckDBBackend, id_sql
+from crops.engine.disclosure import Trail, tell_trails, told_queries_sql
+from crops.engine.events import load_events
+from crops.engine.mined import name_searchers, read_mined
 from crops.labels import Source
 from crops.logs import open_logs
 from crops.logs.tables import literal
@@ -20,6 +23,8 @@ SHOWN = 8
 """Results per column."""
 LINES = 3
 """Lines of evidence per result."""
+SIMULATED_USERS = 5
+"""What is told of a simulation stands for this many users: they are nobody."""
 
 
 @dataclass(frozen=True)
@@ -32,24 +37,29 @@ class CaseQuery:
     """The need behind its searches on the test day; None where they had several."""
 
 
-def choose_cases(logs: Path, truth: Path, train_day: str, test_day: str) -> list[CaseQuery]:
+def choose_cases(
+    logs: Path, truth: Path, train_day: str, test_day: str, k: int = SIMULATED_USERS
+) -> list[CaseQuery]:
     """Return three queries of the test day, picked by a fixed rule and not by their results.
 
     The most searched query that stands for several senses; the most searched query that was also searched on
-    the training day and names a single need; and the most searched one that was not.
+    the training day and names a single need; and the most searched one that was not: of those that at least k
+    people searched on the days of the logs, so there may be fewer than three.
     """
     with duckdb.connect() as db:
         impressions = _impressions(db, logs)
         db.execute(f"""
             create table events as
-            select query, day, search_id, need_id, head, sense
-            from (select distinct query, day, search_id from ({impressions}))
+            select query, day, search_id, user_id, need_id, head, sense
+            from (select distinct query, day, search_id, user_id from ({impressions}))
             join {_file(truth, "searches")} using (search_id) join {_file(truth, "needs")} using (need_id);
             create table test as
             select query, count(*) as n, count(distinct sense) as senses, count(distinct need_id) as needs,
                    mode(need_id order by need_id) as need_id,
                    query in (select query from events where day = '{train_day}') as seen
-            from events where day = '{test_day}' group by query;
+            from events where day = '{test_day}' and query in (
+                select query from events group by query having count(distinct user_id) >= {k}
+            ) group by query;
         """)
         rules = [
             ("senses > 1", "ambiguous: its searchers meant {senses} different things"),
@@ -81,96 +91,94 @@ def _file(folder: Path, name: str) -> str:
 class Evidence:
     """Looks up, for a result, why the training data or the old system knew it."""
 
-    def __init__(self, samples: Path, logs: Path, truth: Path, until_day: str) -> None:
-        """Open the mined evidence and the logs up to the training day."""
-        self._db = duckdb.connect()
-        impressions = _impressions(self._db, logs)
-        self._db.execute(f"""
-            create view evidence as from {_file(samples, "evidence")};
-            create view items as from {_file(samples, "items")};
-            create view queries as from {_file(samples, "queries")};
-            create view grades as from {_file(truth, "grades")};
-            create view topics as select item_id, sense from {_file(truth, "items")}
-                join {_file(truth, "needs")} using (need_id);
-            create table shown as select distinct query, item_id from ({impressions})
-                where stage = 'exposed' and day <= '{until_day}';
-        """)
+    def __init__(
+        self, samples: Path, logs: Path, truth: Path, until_day: str, k: int = SIMULATED_USERS
+    ) -> None:
+        """Open the mined evidence and the logs up to the training day; what is told stands for k people."""
+        self._k = k
+        mined, found = read_mined(samples), open_logs(logs)
+        self._db = DuckDBBackend(mined.config.memory)
+        load_events(self._db, found, [day for day in found.search_days if day <= until_day], keep=False)
+        self._db.table(
+            "shown",
+            "select distinct group_id as query_id, item_id from impressions "
+            f"where source in ({Source.CLICKED.value}, {Source.EXPOSED.value})",
+        )
+        self._db.drop("queries")  # the mining has its own
+        mined.open(self._db)
+        name_searchers(self._db, mined.open_logs(logs))
+        self._db.table("asked", told_queries_sql(k))
+        self._db.table("own", "select e.* from evidence e join asked a on a.query_id = e.query_id")
+        tell_trails(self._db, mined, k)
+        self._db.view("grades", f"from {_file(truth, 'grades')}")
+        topics = f"{_file(truth, 'items')} join {_file(truth, 'needs')} using (need_id)"
+        self._db.view("topics", f"select item_id, sense from {topics}")
 
     def __enter__(self) -> Evidence:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._db.close()
+        self._db.__exit__(None, None, None)
 
     def text(self, item: int) -> tuple[str, str]:
         """Return the title of an item, and the rest of its text."""
-        title, *rest = self._rows(
-            "select ocr_cover, photo_caption, keyword from items where item_id = ?", item
-        )[0]
-        parts = [str(part) for part in rest if part]
-        return (str(title), " · ".join(parts)) if title else (parts[0], " · ".join(parts[1:]))
+        row = self._db.rows(f"select ocr_cover, photo_caption, keyword from items where item_id = {item}")[0]
+        title, *parts = [str(part) for part in row.values() if part]
+        return title, " · ".join(parts)
 
     def was_shown(self, query: str, item: int) -> bool:
         """Return whether the system had shown the item for this query."""
-        return bool(self._rows("select 1 from shown where query = ? and item_id = ? limit 1", query, item))
+        where = f"query_id = {id_sql(query_id(query))} and item_id = {item}"
+        return bool(self._db.rows(f"select 1 from shown where {where} limit 1"))
 
     def grade(self, need: int | None, item: int) -> int | None:
         """Return the true grade 0..3 of the item for the need; None where the need is not known."""
         if need is None:
             return None
-        rows = self._rows("select grade from grades where need_id = ? and item_id = ?", need, item)
-        return int(rows[0][0]) if rows else 0
+        rows = self._db.rows(f"select grade from grades where need_id = {need} and item_id = {item}")
+        return int(rows[0]["grade"]) if rows else 0
 
     def topic(self, item: int) -> str | None:
         """Return the sense that the item is about."""
-        rows = self._rows("select sense from topics where item_id = ?", item)
-        return str(rows[0][0]) if rows else None
+        rows = self._db.rows(f"select sense from topics where item_id = {item}")
+        return str(rows[0]["sense"]) if rows else None
 
     def lines(self, query: str, item: int) -> list[str]:
         """Return what speaks for the pair itself; failing that, the queries whose positive the item is."""
-        own = self._own(query, item)
+        own = self._db.rows(
+            f"select * from trails where query_id = {id_sql(query_id(query))} and item_id = {item} "
+            f"order by source desc, users desc, via limit {LINES}"
+        )
         if own:
-            return own[:LINES]
-        rows = self._rows(
-            """select q.query, e.source, count(*) from evidence e join queries q using (query_id)
-               where e.item_id = ? and e.query_id <> ? group by all order by 3 desc, 1 limit ?""",
-            item,
-            query_id(query),
-            LINES - 1,
+            return [_sentence(Trail.of(row), self._k) for row in own]
+        rows = self._db.rows(
+            "select a.query, t.source, sum(t.events) as events "
+            f"from trails t join asked a on a.query_id = t.query_id where t.item_id = {item} "
+            f"group by all order by events desc, a.query, t.source limit {LINES - 1}"
         )
         return [
-            f"no event of this query; {_name(source)} positive of “{text}” ({n}×)" for text, source, n in rows
-        ] or ["no event names this item: the model found it by its text alone"]
-
-    def _own(self, query: str, item: int) -> list[str]:
-        rows = self._rows(
-            """select e.source, count(*), count(distinct e.search_id), min(via.query),
-                      max(e.theta)
-               from evidence e left join queries via on via.query_id = e.via_query_id
-               where e.query_id = ? and e.item_id = ? group by e.source order by e.source desc""",
-            query_id(query),
-            item,
-        )
-        return [
-            _sentence(Source(source), n, searches, via, theta) for source, n, searches, via, theta in rows
-        ]
-
-    def _rows(self, sql: str, *parameters: object) -> list[tuple[Any, ...]]:
-        return self._db.execute(sql, list(parameters)).fetchall()
+            f"no event of this query; {_NAMES[Source(row['source'])]} positive of “{row['query']}”"
+            + ("" if row["events"] is None else f" ({row['events']}×)")
+            for row in rows
+        ] or [f"no evidence of at least {self._k} people's queries names this item"]
 
 
-def _name(source: int) -> str:
-    names = {Source.CLICKED: "clicked", Source.REFORMULATION: "P1", Source.FEED: "P2", Source.KNOWLEDGE: "P3"}
-    return names[Source(source)]
+_NAMES = {
+    Source.CLICKED: "clicked",
+    Source.REFORMULATION: "P1",
+    Source.FEED: "P2",
+    Source.KNOWLEDGE: "P3",
+}
 
 
-def _sentence(source: Source, events: int, searches: int, via: str | None, theta: float | None) -> str:
-    sure = "" if theta is None else f", θ = {theta:.2f}"
-    if source is Source.REFORMULATION:
-        return f"P1: consumed after {searches} of its searches were reworded, e.g. to “{via}”{sure}"
-    if source is Source.FEED:
-        return f"P2: watched in the feed around {searches} of its searches{sure}"
-    return f"clicked in {events} of its searches"
+def _sentence(trail: Trail, k: int) -> str:
+    who = f"by fewer than {k} people" if trail.users is None else f"by {trail.users} people"
+    if trail.source is Source.REFORMULATION:
+        via = "".join(f" to “{query}”" for query in trail.via)
+        return f"P1: consumed after rewording{via}, {who}"
+    if trail.source is Source.FEED:
+        return f"P2: consumed in the feed around the search, {who}"
+    return f"clicked or liked, {who}"
 
 
 def side_by_side(

@@ -47,7 +47,8 @@ def engine_report(
 ) -> dict[str, Any]:
     """Report what a mining did: sources from candidates to kept, novelty, coverage, disagreements, influence.
 
-    What it shows stands for at least engine.k users, unless the reader owns the logs.
+    There is no report unless at least engine.k users searched, and stand behind the positives of each source;
+    rows that fewer stand behind have no counts. The owner of the logs sees all.
     """
     found = insights(samples, logs, owner=owner)
     target = out or samples.with_name(f"{samples.name}.report")
@@ -100,8 +101,7 @@ def _disagreement(row: dict[str, Any]) -> Disagreement:
 
 
 def _frequency(row: dict[str, Any]) -> FrequencyRow:
-    shares = row["shares"]
-    named = None if shares is None else {_named(name): share or 0.0 for name, share in shares.items()}
+    named = {_named(name): share for name, share in row["shares"].items()}
     return FrequencyRow(row["part"], row["queries"], row["searches"], row["least"], row["most"], named)
 
 
@@ -130,17 +130,19 @@ def _tables(report: EngineReport) -> list[Table]:
     for conflict in report.disagreements:
         told = [_told(count) for count in (*conflict.also.values(), *conflict.search.values())]
         conflicts.add_row(conflict.source, *told)
-    names = list(dict.fromkeys(name for row in report.coverage for name in row.shares or ()))
+    names = list(dict.fromkeys(name for row in report.coverage for name in row.shares))
     coverage = Table("queries", "number", "searches", *names, title="Queries with a positive, %")
     for part in report.coverage:
-        shares = [
-            f"{100 * part.shares[name]:.1f}" if part.shares else f"< {report.k} users" for name in names
-        ]
+        shares = [_share(part.shares[name], report.k) for name in names]
         coverage.add_row(part.name, _told(part.queries), _told(part.searches), *shares)
     influence = Table("users", "contributions", "share, %", title="Influence")
     for block in report.influence.blocks:
         influence.add_row(block.name, _told(block.contributions), f"{100 * block.share:.1f}")
     return [sources, conflicts, coverage, influence]
+
+
+def _share(share: float | None, k: int) -> str:
+    return f"< {k} users" if share is None else f"{100 * share:.1f}"
 
 
 def _named(source: str) -> str:

@@ -11,7 +11,8 @@ from rich.table import Table
 
 from crops.cli.command import command
 from crops.cli.options import LogsOption
-from crops.engine.explain import Explanation, Positive, Trail
+from crops.engine.disclosure import Trail
+from crops.engine.explain import Explanation, Positive
 from crops.engine.explain import explain as explain_query
 from crops.labels import Source
 from crops.outputs import console
@@ -33,13 +34,9 @@ def explain(
         bool, typer.Option("--raw", help="For the owner of the logs only: every count, and the rows.")
     ] = False,
 ) -> Explanation:
-    """Print why each positive of a query is one: later queries and counts of at least engine.k users."""
+    """Print why each positive of a query is one: queries, trails and counts of at least engine.k users."""
     found = explain_query(query, samples, logs, raw=raw)
-    searched = (
-        f"by fewer than {found.k} users"
-        if found.searches is None
-        else f"{found.searches:,} time(s) by {found.users:,} user(s)"
-    )
+    searched = f"{found.searches:,} time(s) by {found.users:,} user(s)"
     console.print(f"[bold]{escape(found.query)}[/bold]: searched {searched}")
     table = Table("label", "item", "text", "weight", "theta", "because")
     for positive in found.positives:
@@ -67,8 +64,6 @@ def _sentence(trail: Trail, k: int) -> str:
     if trail.source == Source.KNOWLEDGE:
         return _DID[trail.source]
     via = "".join(f" as “{escape(query)}”" for query in trail.via)
-    if trail.rare_via:
-        via = f" as {trail.rare_via} quer{'y' if trail.rare_via == 1 else 'ies'} of fewer than {k} users"
     counts = (
         f"by fewer than {k} users"
         if trail.events is None

@@ -29,6 +29,7 @@ from crops.cli.llm import (
 )
 from crops.cli.options import DEFAULTS, ConfigOption, RelevanceOption, SeedOption
 from crops.config import load_config
+from crops.engine.mined import read_mined
 from crops.errors import CropsError
 from crops.evaluation import MIN_QUERIES
 from crops.evaluation.agreement import (
@@ -71,9 +72,13 @@ def judge_sheet(
     seed: SeedOption = None,
     config: ConfigOption = None,
 ) -> int:
-    """Draw positives into a blind sheet: give every rater a copy, and fill the column `grade`."""
+    """Draw positives into a blind sheet: give every rater a copy, and fill the column `grade`.
+
+    Only queries of at least engine.k users are drawn, as set in --config; else of the mining.
+    """
     run = load_config(config, seed=seed)
-    pairs = write_sheet(samples, out, each=each, k=run.engine.k, seed=run.seed)
+    k = run.engine.k if "k" in run.engine.model_fields_set else read_mined(samples).config.k
+    pairs = write_sheet(samples, out, each=each, k=k, seed=run.seed)
     console.print(f"{pairs} pairs in {out}; grades: {', '.join(reversed(GRADE_NAMES))}")
     return pairs
 

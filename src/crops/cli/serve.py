@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from crops.cli.cases import SIMULATED_USERS
 from crops.cli.command import command
 from crops.cli.demo import BASELINE
 from crops.cli.options import DEFAULTS, ConfigOption, LogsOption
@@ -15,9 +16,6 @@ from crops.config import IndexConfig, load_config
 from crops.errors import CropsError, MissingExtraError
 from crops.labels import SEARCH_SOURCES, SOURCE_GROUPS, Source
 from crops.outputs import console
-
-_SIMULATED_USERS = 5
-"""Evidence of a simulation is shown from this many users on: they are nobody."""
 
 
 @command
@@ -64,7 +62,7 @@ def serve(
         indexes = demo_indexes(Path(target))
         samples, logs = Path(target) / "samples", Path(target) / "checked" / "accepted"
         truth = Path(target) / "world" / "truth"
-        run = run.model_copy(update={"shown_users": run.shown_users or _SIMULATED_USERS})
+        run = run.model_copy(update={"shown_users": run.shown_users or SIMULATED_USERS})
     else:
         indexes = {"index": (target, target)}
         if baseline is not None:

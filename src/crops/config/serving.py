@@ -46,6 +46,6 @@ class ServingConfig(Section):
     torch_threads: int | None = Field(None, ge=1)
     """Threads of the encoder; what torch chooses when absent."""
     shown_users: int | None = Field(None, ge=1)
-    """Evidence is shown where it stands for this many users; engine.k of the mining when absent."""
+    """Queries and trails of at least this many users are told; engine.k of the mining when absent."""
     evidence_queries: int = Field(20_000, ge=1)
     """Training queries that evidence is looked up among: the most searched ones."""

@@ -15,23 +15,27 @@ import pyarrow.parquet as pq
 
 from crops.engine.backend import DuckDBBackend
 from crops.engine.daily import explained
+from crops.engine.disclosure import told_queries_sql
 from crops.engine.mined import Mined, read_mined
 from crops.errors import CropsError, MissingExtraError, nearest
 from crops.labels import Source
-from crops.outputs import publish, write_manifest
+from crops.outputs import console, publish, write_manifest
 from crops.text import document_text_sql
 
 DELTA = "delta"
 CPSQA = "cpsqa"
 
 
-def export(out: Path, target: Path, format: str, logs: Path | None = None) -> int:
+def export(out: Path, target: Path, format: str, logs: Path | None = None, *, owner: bool = False) -> int:
     """Write the samples of a mining in another form; return the number of records.
+
+    Without `owner` only queries of at least k people (`engine.k` of the mining) are written.
 
     - `cpsqa`: the paper's record, one per query event: {user_id, query, photo_list: [{photo_id,
       photo_content, hierarchical_label}]}, highest labels first. Users are running numbers. Needs a mining
-      with `engine.group_by = "event"` and its logs.
+      with `engine.group_by = "event"` and its logs, and `owner`: a record is what one person did.
     - `jsonl`: one line per group: {query_id, query, documents: [{item_id, label, sources, weight, text}]}.
+      Ids are strings: many readers of JSON round numbers above 2^53.
     - `parquet`: one row per pair: query_id, query, item_id, label, sources, weight, text.
     - `delta`: these rows with `day`, the last day mined, as a partition of a Delta table; the partition is
       replaced, the others stay.
@@ -41,10 +45,11 @@ def export(out: Path, target: Path, format: str, logs: Path | None = None) -> in
         target: the folder to write.
         format: one of `FORMATS`.
         logs: the accepted logs, where they are not where the mining found them (cpsqa).
+        owner: whether the reader owns the logs: all queries are written, whoever searched them.
 
     Raises:
-        CropsError: the format is not known or does not suit the mining, `out` is no mining, the disk is full,
-            or deltalake is not installed.
+        CropsError: the format is not known or does not suit the mining or the reader, `out` is no mining or
+            has no query of k people, the disk is full, or deltalake is not installed.
     """
     if format not in FORMATS:
         hint = nearest(format, FORMATS)
@@ -54,13 +59,37 @@ def export(out: Path, target: Path, format: str, logs: Path | None = None) -> in
         raise CropsError(
             f"{mined.folder}: a {CPSQA} record is one query event; mine with engine.group_by = 'event'"
         )
+    if format == CPSQA and not owner:
+        raise CropsError(
+            f"{mined.folder}: a {CPSQA} record is what one person did, so --owner: "
+            "for the owner of the logs only"
+        )
+    k = 1 if owner else mined.config.k
     with DuckDBBackend(mined.config.memory) as backend:
         mined.open(backend)
+        backend.view("told", told_queries_sql(k))
+        _count_left_out(backend, mined, k)
         backend.view("texts", _TEXTS)
         backend.view("flat", _FLAT)
         if format == CPSQA:
             _number_users(backend, mined, logs)
         return FORMATS[format](backend, mined, target)
+
+
+def _count_left_out(backend: DuckDBBackend, mined: Mined, k: int) -> None:
+    """Say how many queries are not exported; raise where none is."""
+    left = backend.count("queries") - backend.count("told")
+    if left and not backend.count("told"):
+        raise CropsError(
+            f"{mined.folder}: no query of at least k = {k} users; --owner, for the owner of the logs only, "
+            "writes all"
+        )
+    if left:
+        what = "events of queries" if mined.by_event else "queries"
+        console.print(
+            f"[yellow]{left:,} {what} of fewer than {k} users are left out[/yellow]; --owner, for the "
+            "owner of the logs only, writes all"
+        )
 
 
 _TEXTS = f"""
@@ -70,7 +99,7 @@ union all select item_id, {document_text_sql()} as text from synthetic_items
 
 _FLAT = """
 select s.query_id, q.query, s.item_id, s.label, s.sources, s.weight, t.text
-from samples s join queries q on q.query_id = s.query_id left join texts t on t.item_id = s.item_id
+from samples s join told q on q.query_id = s.query_id left join texts t on t.item_id = s.item_id
 """
 
 
@@ -81,7 +110,7 @@ def _number_users(backend: DuckDBBackend, mined: Mined, logs: Path | None) -> No
         backend.append(
             "who",
             f"select distinct l.search_id, l.user_id from log_{number} l "
-            "join queries q on q.query_id = l.search_id",
+            "join told q on q.query_id = l.search_id",
         )
     backend.view(
         "users", "select search_id as query_id, dense_rank() over (order by user_id) as user_id from who"
@@ -95,7 +124,7 @@ def _cpsqa(backend: DuckDBBackend, mined: Mined, target: Path) -> int:
 
 def _photos(rows: list[dict[str, Any]]) -> dict[str, Any]:
     photos = [
-        {"photo_id": row["item_id"], "photo_content": row["text"], "hierarchical_label": row["label"]}
+        {"photo_id": str(row["item_id"]), "photo_content": row["text"], "hierarchical_label": row["label"]}
         for row in rows
     ]
     return {"user_id": rows[0]["user_id"], "query": rows[0]["query"], "photo_list": photos}
@@ -108,12 +137,13 @@ def _jsonl(backend: DuckDBBackend, mined: Mined, target: Path) -> int:
 def _documents(rows: list[dict[str, Any]]) -> dict[str, Any]:
     documents = [
         {
-            **{name: row[name] for name in ("item_id", "label", "weight", "text")},
+            "item_id": str(row["item_id"]),
+            **{name: row[name] for name in ("label", "weight", "text")},
             "sources": [str(source.name).lower() for source in Source if row["sources"] & source],
         }
         for row in rows
     ]
-    return {"query_id": rows[0]["query_id"], "query": rows[0]["query"], "documents": documents}
+    return {"query_id": str(rows[0]["query_id"]), "query": rows[0]["query"], "documents": documents}
 
 
 def _write_lines(

@@ -99,7 +99,8 @@ def forget(
     report = ForgetReport(
         tuple(sorted(users)), tuple(sorted(items)), tuple(rebuilt), tuple(_trained_on(out, models))
     )
-    (out / FORGET_REPORT).write_text(json.dumps(asdict(report), indent=2) + "\n")
+    ids = {name: [str(one) for one in getattr(report, name)] for name in ("users", "items")}
+    (out / FORGET_REPORT).write_text(json.dumps(asdict(report) | ids, indent=2) + "\n")
     return report
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from crops.engine.backend import Backend, DuckDBBackend
 from crops.engine.census import STAGES, stage_of
 from crops.engine.mined import Mined, name_searchers, read_mined
-from crops.engine.report import share
+from crops.engine.report import BOT_LIKE, share
 from crops.errors import CropsError
 from crops.labels import POSITIVE_LABEL, Source
 
@@ -33,9 +33,12 @@ def insights(out: Path, logs: Path | None = None, *, owner: bool = False) -> dic
     `influence`: how the positives spread over the users whose behaviour they rest on, the most influential
     first, in blocks of k.
 
-    What is shown stands for at least k users (`engine.k` of the mining): a row of `coverage` that fewer
-    users' behaviour made has no shares, and `influence` no row for a single user. The owner of the logs sees
-    all, and the ids of the most influential users.
+    For others than the owner of the logs, k (`engine.k` of the mining) people must have searched, and k must
+    stand behind the positives of each source that found any; otherwise there is no report. Then totals over
+    all queries are counted whole. A row of `coverage` has no share of a source unless k people stand behind
+    that, and no counts unless k stand behind every row; `influence` has rows of k users and none for fewer;
+    who was left out as bot-like is not counted. The owner sees all, and the ids of the most influential
+    users.
 
     Args:
         out: folder of a mining, or of a daily build.
@@ -43,25 +46,30 @@ def insights(out: Path, logs: Path | None = None, *, owner: bool = False) -> dic
         owner: whether the reader owns the logs.
 
     Raises:
-        CropsError: `out` is no mining, its logs are gone, or there are fewer than k users and the reader is
-            not the owner.
+        CropsError: `out` is no mining, its logs are gone, or it stands for fewer than k users and the reader
+            is not the owner.
     """
     mined = read_mined(out)
     k = 1 if owner else mined.config.k
-    if mined.report["input"]["users"] < k:
-        raise CropsError(
-            f"{mined.folder} stands for {mined.report['input']['users']} users, fewer than k = {k}: "
-            "its report is for the owner of the logs only (--owner)"
-        )
     with DuckDBBackend(mined.config.memory) as backend:
         mined.open(backend)
         name_searchers(backend, mined.open_logs(logs))
-        backend.table("spoken", _SPOKEN)
-        coverage, influence = _coverage(backend, k), _influence(backend, mined.config.k)
+        backend.table("voices", _VOICES)
+        backend.table("spoken", "select distinct query_id, item_id, user_id from voices")
+        if few := _few(backend, mined, k):
+            raise CropsError(
+                f"{mined.folder}: fewer than k = {k} users {few}: its report is for the owner of the logs "
+                "only (--owner)"
+            )
+        coverage, influence = _coverage(backend, k), _influence(backend, mined.config.k, k)
         if owner:
-            influence["top"] = backend.rows(f"select * from influential where place <= {TOP_USERS}")
+            # As text: many readers of JSON round numbers above 2^53.
+            influence["top"] = backend.rows(
+                "select * replace (cast(user_id as VARCHAR) as user_id) from influential "
+                f"where place <= {TOP_USERS} order by place"
+            )
     return {
-        **mined.report,
+        **(mined.report if owner else _without_bots(mined.report)),
         "k": k,
         "disagreements": _disagreements(mined),
         "coverage": coverage,
@@ -69,10 +77,32 @@ def insights(out: Path, logs: Path | None = None, *, owner: bool = False) -> dic
     }
 
 
-_SPOKEN = """
-select distinct e.query_id, e.item_id, s.user_id
+_VOICES = """
+select distinct e.query_id, e.item_id, e.source, s.user_id
 from evidence e join searchers s on s.search_id = e.search_id and s.day = e.day
 """
+
+
+def _few(backend: Backend, mined: Mined, k: int) -> str:
+    """Return what fewer than k users did, as the end of a sentence; empty where there is no such thing."""
+    if mined.report["input"]["users"] < k:
+        return "searched"
+    rows = backend.rows("select source, count(distinct user_id) as users from voices group by source")
+    users = {row["source"]: row["users"] for row in rows}
+    sources = mined.report["sources"]
+    found = {
+        "p0": sources["search"]["clicked"]["candidates"],
+        "p1": sources["p1"]["candidates"],
+        "p2": sources["p2"]["candidates"],
+    }
+    few = [name for name, count in found.items() if count and users.get(POSITIVES[name].value, 0) < k]
+    return f"stand behind the positives of {', '.join(few)}" if few else ""
+
+
+def _without_bots(report: dict[str, Any]) -> dict[str, Any]:
+    """Return a report that does not count what single users did who were left out as bot-like."""
+    counts = {name: value for name, value in report["input"].items() if name != "bots"}
+    return {**report, "input": counts, "notes": [one for one in report["notes"] if BOT_LIKE not in one]}
 
 
 def _disagreements(mined: Mined) -> list[dict[str, Any]]:
@@ -103,35 +133,59 @@ def _coverage(backend: Backend, k: int) -> list[dict[str, Any]]:
     counts = ", ".join(
         f"sum(case when {test} then 1 else 0 end) as {name}_queries" for name, test in covered.items()
     )
+    people = ", ".join(
+        f"count(distinct case when v.source = {source.value} then v.user_id end) as {name}_users"
+        for name, source in POSITIVES.items()
+    )
+    known = ", ".join(f"min(u.{name}_users) as {name}_users" for name in (*POSITIVES, "any"))
     rows = backend.rows(
         f"""
         select f.part, count(*) as queries, sum(f.searches) as searches, max(f.searches) as most,
-            min(f.searches) as least, min(u.users) as users, {counts}
+            min(f.searches) as least, max(f.users) as users,
+            max(case when f.users >= {k} then f.searches end) as told_most,
+            min(case when f.users >= {k} then f.searches end) as told_least, {known}, {counts}
         from frequencies f
         left join ({_POSITIVE_BITS}) p on p.query = f.query
-        left join ({_SPEAKERS}) u on u.part = f.part
-        group by f.part order by most desc
+        left join (
+            select f.part, count(distinct v.user_id) as any_users, {people}
+            from voices v join queries q on q.query_id = v.query_id join frequencies f on f.query = q.query
+            group by f.part
+        ) u on u.part = f.part
+        group by f.part order by max(f.searches) desc
         """
     )
-    return [_coverage_row(row, list(covered), k) for row in rows]
+    # A row that is missing from the total would be told by the others.
+    told = all(max(row["users"], row["any_users"] or 0) >= k for row in rows)
+    return [_coverage_row(row, list(covered), k, told=told) for row in rows]
 
 
-def _coverage_row(row: dict[str, Any], names: list[str], k: int) -> dict[str, Any]:
-    users = row["users"] or 0
-    shares = {name: share(int(row[f"{name}_queries"]), row["queries"]) for name in names}
-    counted = {name: int(row[name]) for name in ("queries", "searches", "most", "least")}
-    return {"part": row["part"], **counted, "shares": shares if users >= k else None}
+def _coverage_row(row: dict[str, Any], names: list[str], k: int, *, told: bool) -> dict[str, Any]:
+    """Return a row of `coverage`; None stands for what fewer than k users are behind.
+
+    `most` and `least` are each of one query.
+    """
+    users = {name: row[f"{name}_users"] or 0 for name in names}
+    counted = {name: int(row[name]) if told else None for name in ("queries", "searches")}
+    ends = {name: row[name] if row[name] == row[f"told_{name}"] else None for name in ("most", "least")}
+    shares = {
+        name: None if 0 < users[name] < k else share(int(row[f"{name}_queries"]), row["queries"])
+        for name in names
+    }
+    return {"part": row["part"], **counted, **ends, "shares": shares}
 
 
 _FREQUENCIES = """
-select query, searches, case
+select query, searches, users, case
     when 3 * more_frequent < total then 'head' when 3 * more_frequent < 2 * total then 'torso' else 'tail'
     end as part
 from (
-    select query, searches, sum(searches) over () as total,
+    select query, searches, users, sum(searches) over () as total,
         sum(searches) over (order by searches desc) - sum(searches) over (partition by searches)
             as more_frequent
-    from (select query, cast(sum(searches) as BIGINT) as searches from queries group by query) q
+    from (
+        select query, cast(sum(searches) as BIGINT) as searches, max(users) as users
+        from queries group by query
+    ) q
 ) w
 """
 
@@ -141,30 +195,30 @@ from samples s join queries q on q.query_id = s.query_id
 where s.label >= {POSITIVE_LABEL} group by q.query
 """
 
-_SPEAKERS = """
-select f.part, count(distinct s.user_id) as users
-from spoken s join queries q on q.query_id = s.query_id join frequencies f on f.query = q.query
-group by f.part
-"""
 
-
-def _influence(backend: Backend, k: int) -> dict[str, Any]:
+def _influence(backend: Backend, size: int, k: int) -> dict[str, Any]:
+    """Return how positives spread over users, in blocks of `size`; counts of fewer than k are None."""
     backend.table("influential", _INFLUENTIAL)
     total = backend.rows(
         """
         select (select count(*) from influential) as users, count(*) as pairs,
-            sum(case when users = 1 then 1 else 0 end) as of_one_user, sum(users) as contributions
+            sum(case when users = 1 then 1 else 0 end) as of_one_user, sum(users) as contributions,
+            (select count(*) from influential where alone > 0) as lonely
         from (select query_id, item_id, count(*) as users from spoken group by query_id, item_id) p
         """
     )[0]
     blocks = backend.rows(
         f"""
         select min(place) as first, max(place) as last, sum(pairs) as contributions
-        from influential where place <= {BLOCKS * k}
-        group by floor((place - 1) / {k}) having count(*) = {k} order by first
+        from influential where place <= {BLOCKS * size}
+        group by floor((place - 1) / {size}) having count(*) = {size} order by first
         """
     )
-    numbers = {name: int(value or 0) for name, value in total.items()}
+    numbers: dict[str, Any] = {name: int(value or 0) for name, value in total.items()}
+    if 0 < numbers.pop("lonely") < k:
+        numbers["of_one_user"] = None
+    if blocks and 0 < numbers["users"] - blocks[-1]["last"] < k:
+        blocks.pop()  # or the total less the blocks would be the share of the few that are left
     rows = [{name: int(value) for name, value in block.items()} for block in blocks]
     shares = [{**row, "share": share(row["contributions"], numbers["contributions"])} for row in rows]
     return {**numbers, "blocks": shares}

@@ -15,6 +15,8 @@ from crops.labels import DEFAULT_LABELS, POSITIVE_LABEL, SEARCH_SOURCES, Source,
 
 _POSITIVE_SOURCES = {"p0": Source.CLICKED, "p1": Source.REFORMULATION, "p2": Source.FEED}
 _SHOWN = Source.CLICKED | Source.EXPOSED
+BOT_LIKE = "bot-like users"
+"""What the note on them names."""
 
 
 def build_report(
@@ -223,7 +225,7 @@ def _notes(report: dict[str, Any], config: EngineConfig) -> list[str]:
     if rows["bots"]["users"]:
         bots = rows["bots"]
         notes.append(
-            f"{bots['users']} bot-like users left out, with {bots['searches']} searches and "
+            f"{bots['users']} {BOT_LIKE} left out, with {bots['searches']} searches and "
             f"{bots['feed_events']} feed events"
         )
     if "p2" in mined and not rows["feed_events"]:

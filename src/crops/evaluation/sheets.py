@@ -12,9 +12,12 @@ from typing import Any
 
 import duckdb
 
+from crops.engine.disclosure import told_queries_sql
+from crops.engine.mined import mined_folder
 from crops.errors import CropsError
 from crops.evaluation.agreement import Ratings
 from crops.labels import POSITIVE_LABEL, Source
+from crops.logs.tables import path_literal
 
 GRADE_NAMES = ("irrelevant", "relevant", "very relevant")
 """What a rater writes; a grade is its place, 0 to 2, and may be written as that number too."""
@@ -30,12 +33,12 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """A cell that starts so is a formula to a spreadsheet; texts of creators may be hostile."""
 
 _SQL = """
-with docs as (
+with told as ({told}), docs as (
     select item_id, ocr_cover, photo_caption, keyword from read_parquet($items)
     union all select item_id, ocr_cover, photo_caption, keyword from read_parquet($synthetic)
 ), positives as (
     select s.query_id, s.item_id, s.sources, q.query, q.users from read_parquet($samples) s
-    join read_parquet($queries) q using (query_id) where s.label >= $positive and q.users >= $k
+    join told q using (query_id) where s.label >= $positive
 ), placed as (
     select p.*, row_number() over (
         partition by b.bit order by md5(concat_ws(' ', $seed, p.query_id, p.item_id))
@@ -70,8 +73,11 @@ def key_path(sheet: Path) -> Path:
 def write_sheet(samples: Path, sheet: Path, *, each: int, k: int, seed: int) -> int:
     """Draw positives of a mining into a blind sheet, and write its key beside it.
 
+    Raters see queries of at least k people, how many those are, and texts of documents; that somebody's
+    behaviour makes a pair a positive is all that a sheet tells of a trail, whoever stands behind it.
+
     Args:
-        samples: output of `crops mine`.
+        samples: output of `crops mine`, daily or not.
         sheet: CSV for the raters, replaced when it exists without a grade.
         each: pairs drawn of every source that has any; a pair of two sources counts for both.
         k: only queries of at least this many users are shown to raters.
@@ -87,7 +93,9 @@ def write_sheet(samples: Path, sheet: Path, *, each: int, k: int, seed: int) -> 
         raise CropsError(f"{sheet} holds grades already; name another file")
     rows = _draw(samples, each, k, seed)
     if not rows:
-        raise CropsError(f"{samples}: no positive of a query with at least {k} users; lower engine.k")
+        raise CropsError(
+            f"{samples}: no positive of a query with at least {k} users; lower engine.k (--config)"
+        )
     names = [f"{number:04d}" for number in range(1, len(rows) + 1)]
     shown = [
         (name, _harmless(row[0]), row[1], *(_harmless(text or "") for text in row[2:5]), "")
@@ -104,19 +112,20 @@ def write_sheet(samples: Path, sheet: Path, *, each: int, k: int, seed: int) -> 
 
 
 def _draw(samples: Path, each: int, k: int, seed: int) -> list[tuple[Any, ...]]:
-    tables = {name: str(samples / f"{name}.parquet") for name in ("items", "samples", "queries")}
+    folder = mined_folder(samples)
+    tables = {name: str(folder / f"{name}.parquet") for name in ("items", "samples")}
+    queries = f"read_parquet({path_literal(folder / 'queries.parquet')})"
     values: dict[str, object] = {
         **tables,
-        "synthetic": str(samples / "synthetic_items.parquet"),
+        "synthetic": str(folder / "synthetic_items.parquet"),
         "positive": POSITIVE_LABEL,
         "bits": [int(source) for source in SOURCES.values()],
         "each": each,
-        "k": k,
         "seed": seed,
     }
     try:
         with duckdb.connect() as connection:
-            return connection.execute(_SQL, values).fetchall()
+            return connection.execute(_SQL.format(told=told_queries_sql(k, queries)), values).fetchall()
     except duckdb.Error as error:
         raise CropsError(f"{samples} is not an output of `crops mine`: {error}") from error
 

@@ -102,7 +102,7 @@ def _origin(request: Request, prompt: Prompt, endpoint: Endpoint, answer: Answer
     exemplar = clean_request(request).exemplar
     return {
         "angle": prompt.angle(request),
-        "exemplar": {"item_id": exemplar.item_id, **exemplar.texts},
+        "exemplar": {"item_id": str(exemplar.item_id), **exemplar.texts},
         "model": endpoint.model,
         "model_sha256": endpoint.model_sha256,
         "prompt_version": prompt.version,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
@@ -15,8 +15,9 @@ from crops.llm.client import generate
 from crops.llm.dispatch import Budget
 from crops.llm.endpoint import Endpoint
 from crops.llm.guards import MIN_USERS, check_exemplar
-from crops.llm.prompt import FIELDS, Exemplar, Request, load_prompt
+from crops.llm.prompt import FIELDS, SEPARATORS, Exemplar, Request, load_prompt
 from crops.llm.store import read_rows
+from crops.text import normalise_query
 
 CANDIDATES = 3
 """Logged positives per query that are tried as exemplar, most reliable first, until one passes the guards."""
@@ -142,21 +143,18 @@ def training_requests(
 
     The exemplar is the query's most reliable logged positive that passes the guards: the one that most
     searches with a click speak for, then most reworded searches (P1), then most feed events (P2), then theta.
+    Of its click queries only those of at least `min_users` users are kept.
 
     Raises:
         CropsError: a table of the mining output is missing or unreadable.
     """
     mine_output = Path(mine_output)
     chosen: list[tuple[str, int, Exemplar]] = []
-    for (query, users), group in groupby(
-        _candidates(mine_output, min_users, priority), key=lambda row: (row[0], row[1])
-    ):
+    rows, common = _candidates(mine_output, min_users, priority)
+    for (query, users), group in groupby(rows, key=lambda row: (row[0], row[1])):
         if limit is not None and len(chosen) == limit:
             break
-        candidates = [
-            Exemplar(row[2], dict(zip(FIELDS, (text or "" for text in row[3:]), strict=True)))
-            for row in group
-        ]
+        candidates = [_exemplar(row, common) for row in group]
         exemplar = next(
             (candidate for candidate in candidates if not check_exemplar(candidate)), candidates[0]
         )
@@ -166,14 +164,32 @@ def training_requests(
             yield Request(query, users, exemplar, seed + sample)
 
 
-def _candidates(mine_output: Path, min_users: int, priority: Priority) -> list[tuple[Any, ...]]:
-    """Return (query, users, item_id, texts...) of the exemplars to try, in the order of the queries."""
+def _exemplar(row: tuple[Any, ...], common: Collection[str]) -> Exemplar:
+    texts = dict(zip(FIELDS, (text or "" for text in row[3:]), strict=True))
+    # What led to clicks was typed by people, maybe by a single one.
+    separator = SEPARATORS["click_query"]
+    typed = texts["click_query"].split(separator)
+    texts["click_query"] = separator.join(text for text in typed if normalise_query(text) in common)
+    return Exemplar(row[2], texts)
+
+
+def _candidates(
+    mine_output: Path, min_users: int, priority: Priority
+) -> tuple[list[tuple[Any, ...]], set[str]]:
+    """Return (query, users, item_id, texts...) of the exemplars to try, and all queries of `min_users` users.
+
+    The exemplars are in the order of the queries.
+    """
     tables = {
         name: str(mine_output / f"{name}.parquet") for name in ("evidence", "samples", "queries", "items")
     }
     try:
         with duckdb.connect() as connection:
             sql = _SQL.format(order=_ORDER[priority])
-            return connection.execute(sql, {**tables, "min_users": min_users}).fetchall()
+            rows = connection.execute(sql, {**tables, "min_users": min_users}).fetchall()
+            common = connection.execute(
+                "select query from read_parquet($1) where users >= $2", [tables["queries"], min_users]
+            ).fetchall()
+            return rows, {query for (query,) in common}
     except duckdb.Error as error:
         raise CropsError(f"{mine_output} is not an output of `crops mine`: {error}") from error

@@ -164,9 +164,10 @@ def _right(name: str) -> Column:
 
 
 def _plain(value: object) -> object:
-    """Return `value` with numbers that are not finite as text."""
+    """Return `value` with ids and numbers that are not finite as text: many readers round above 2^53."""
     if isinstance(value, dict):
-        return {key: _plain(part) for key, part in value.items()}
+        ids = {key: str(part) for key, part in value.items() if key.endswith("_id") and isinstance(part, int)}
+        return {key: _plain(part) for key, part in value.items()} | ids
     if isinstance(value, list | tuple):
         return [_plain(part) for part in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value

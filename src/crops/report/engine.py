@@ -27,16 +27,16 @@ class Disagreement:
 
 @dataclass(frozen=True)
 class FrequencyRow:
-    """How many queries of a frequency have a positive."""
+    """How many queries of a frequency have a positive; None stands for what too few users are behind."""
 
     name: str
-    queries: int
-    searches: int
-    least: int
-    most: int
+    queries: int | None
+    searches: int | None
+    least: int | None
+    most: int | None
     """Searches per query, from least to most."""
-    shares: Mapping[str, float] | None
-    """By source; None where too few users stand behind them."""
+    shares: Mapping[str, float | None]
+    """By source."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ class Influence:
 
     users: int
     pairs: int
-    of_one_user: int
-    """Pairs that a single user speaks for."""
+    of_one_user: int | None
+    """Pairs that a single user speaks for; None where these are too few users."""
     blocks: Sequence[Block]
 
 
@@ -99,8 +99,11 @@ def engine_charts(report: EngineReport) -> dict[str, list[tuple[str, Markup]]]:
 
 
 def _coverage_chart(row: FrequencyRow) -> Markup:
-    shares = row.shares or {}
-    bars = [Bar(name, value, tone=tone) for tone, (name, value) in enumerate(shares.items(), start=1)]
+    bars = [
+        Bar(name, value, tone=tone)
+        for tone, (name, value) in enumerate(row.shares.items(), start=1)
+        if value is not None
+    ]
     return bar_chart(bars, title=f"Queries with a positive, {row.name}", upper=1.0)
 
 

@@ -75,7 +75,7 @@ async def _explain(desk: Desk, query: str, items: list[int]) -> ExplainReply:
     except CropsError as error:  # an item that is not in the index
         raise BadRequestError(404, str(error)) from error
     traces = [
-        Trace(item_id=item, pairs=[Because.of(pair) for pair in explained.pairs[item]]) for item in items
+        Trace(item_id=str(item), pairs=[Because.of(pair) for pair in explained.pairs[item]]) for item in items
     ]
     queries = [Near.of(near) for near in explained.queries]
     return ExplainReply(k=desk.evidence.k, known=explained.known, queries=queries, items=traces)
@@ -99,7 +99,7 @@ def _reply(index: str, result: Result) -> SearchReply:
     titles: list[tuple[str, str] | tuple[None, None]]
     titles = [(one.title, one.text) for one in result.documents] or [(None, None)] * len(result.ids)
     hits = [
-        Hit(rank=rank, item_id=item, score=score, title=title, text=text)
+        Hit(rank=rank, item_id=str(item), score=score, title=title, text=text)
         for rank, (item, score, (title, text)) in enumerate(
             zip(result.ids, result.scores, titles, strict=True), 1
         )

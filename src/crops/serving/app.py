@@ -20,6 +20,8 @@ from crops.serving.inputs import BadRequestError
 from crops.serving.pages import Explorer, make_pages
 
 _PAGES = ("/", "/group")
+_FAULTS = 3
+"""Faults of a body that are named; a list of ids may hold thousands."""
 Background = Callable[[], AbstractAsyncContextManager[None]]
 
 
@@ -96,4 +98,5 @@ def explain_invalid(content_type: str, error: RequestValidationError) -> tuple[i
     for fault in error.errors():
         where = ".".join(str(part) for part in fault["loc"][1:])
         faults.append(f"{where}: {fault['msg']}" if where else str(fault["msg"]))
-    return 422, "; ".join(faults)
+    more = [f"and {len(faults) - _FAULTS:,} more"] if len(faults) > _FAULTS else []
+    return 422, "; ".join(faults[:_FAULTS] + more)

@@ -11,8 +11,8 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from crops.engine.backend import DuckDBBackend
+from crops.engine.disclosure import Trail, tell_trails, told_queries_sql
 from crops.engine.events import load_events
-from crops.engine.explain import Trail, name_via, trail_of, trails_sql
 from crops.engine.mined import Mined, read_mined
 from crops.errors import CropsError
 from crops.labels import POSITIVE_LABEL, Source
@@ -30,7 +30,7 @@ _GROUP = 400
 
 @dataclass(frozen=True)
 class SourceTotal:
-    """What a source says about a training query; counts of fewer than k users are None."""
+    """What a source says about a training query, over its told trails; None where there is none."""
 
     source: Source
     items: int | None
@@ -48,7 +48,7 @@ class TrainingQuery:
     users: int
     totals: tuple[SourceTotal, ...] = ()
     rewordings: tuple[str, ...] = ()
-    """Later queries of at least k users that its positives were consumed under (P1), most frequent first."""
+    """Later queries of its told trails (P1), most frequent first."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,9 @@ class Evidence:
         )
         return replace(
             known,
-            totals=tuple(self._total(row) for row in rows),
+            totals=tuple(
+                SourceTotal(Source(row["source"]), row["items"], row["events"], row["users"]) for row in rows
+            ),
             rewordings=tuple(row["via"] for row in later),
         )
 
@@ -133,13 +135,6 @@ class Evidence:
         rows = self._rows(f"select item_id, source from stages where query_id = {query_id}")
         return {row["item_id"]: Source(row["source"]) for row in rows}
 
-    def _total(self, row: dict[str, Any]) -> SourceTotal:
-        source = Source(row["source"])
-        # What a language model wrote stands for nobody.
-        if row["users"] < self.k and source is not Source.KNOWLEDGE:
-            return SourceTotal(source, None, None, None)
-        return SourceTotal(source, row["items"], row["events"], row["users"])
-
     def _pairs(self, table: str, query_ids: Collection[int], where: str) -> list[Pair]:
         if not query_ids:
             return []
@@ -149,9 +144,9 @@ class Evidence:
         )
         trails: dict[tuple[int, int], list[Trail]] = {}
         for row in self._rows(
-            f"select * from trails where query_id in ({wanted}) order by source desc, users desc"
+            f"select * from trails where query_id in ({wanted}) order by source desc, users desc, via"
         ):
-            trails.setdefault((row["query_id"], row["item_id"]), []).append(trail_of(row, self.k))
+            trails.setdefault((row["query_id"], row["item_id"]), []).append(Trail.of(row))
         return [_pair(row, trails.get((row["query_id"], row["item_id"]), ())) for row in rows]
 
     def _rows(self, sql: str) -> list[dict[str, Any]]:
@@ -187,13 +182,9 @@ def _read_logs(backend: DuckDBBackend, mined: Mined, logs: Path | None) -> None:
 def _read_samples(backend: DuckDBBackend, mined: Mined, k: int, limit: int) -> None:
     """Make the tables that are looked up, and drop what they were made of."""
     mined.open(backend)
-    backend.table(
-        "asked", f"select * from queries where users >= {k} order by searches desc, query limit {limit}"
-    )
+    backend.table("asked", f"{told_queries_sql(k)} order by searches desc, query limit {limit}")
     backend.table("own", "select e.* from evidence e join asked a on a.query_id = e.query_id")
-    name_via(backend, mined)
-    backend.table("trails", trails_sql(k, "query_id, item_id"))
-    backend.table("totals", _TOTALS)
+    tell_trails(backend, mined, k)
     backend.table(
         "stages",
         "select s.query_id, item_id, max(source) as source from seen s "
@@ -202,15 +193,8 @@ def _read_samples(backend: DuckDBBackend, mined: Mined, k: int, limit: int) -> N
     _name_writers(backend, mined)
     backend.table("members", _MEMBERS)
     backend.view("positives", f"select * from members where label >= {POSITIVE_LABEL}")
-    backend.drop("searchers", "seen", "own")
+    backend.drop("searchers", "seen", "own", "counted")
 
-
-_TOTALS = """
-select o.query_id, o.source, count(distinct o.item_id) as items, count(*) as events,
-    count(distinct s.user_id) as users
-from own o left join searchers s on s.search_id = o.search_id and s.day = o.day
-group by o.query_id, o.source
-"""
 
 _TEXTS = ", ".join(f"coalesce(i.{field}, g.{field}) as {field}" for field in DOCUMENT_FIELDS)
 _MEMBERS = f"""

@@ -2,15 +2,53 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic_core import PydanticCustomError
 
 from crops.config import ServingConfig
 from crops.text import normalise_query
 
-Id = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+_EXACT = 2**53 - 1
+"""The largest whole number that every reader of JSON keeps."""
+
+
+def _read_id(given: object) -> object:
+    """Return an id of 64 bits, from the string of its digits or from a number that no reader rounds.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if isinstance(given, str) and re.fullmatch("0|-?[1-9][0-9]{0,18}", given):
+        if -(2**63) <= int(given) < 2**63:
+            return int(given)
+    elif isinstance(given, int) and not isinstance(given, bool):
+        if abs(given) <= _EXACT:
+            return given
+        raise PydanticCustomError(
+            "id",
+            "a number above 2^53 may have been rounded on its way; send the id as a string of digits",
+        )
+    raise PydanticCustomError("id", "an id is a string of digits, within 64 bits")
+
+
+Id = Annotated[
+    int,
+    BeforeValidator(_read_id),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "pattern": "^(0|-?[1-9][0-9]{0,18})$"},
+                {"type": "integer", "minimum": -_EXACT, "maximum": _EXACT},
+            ]
+        }
+    ),
+]
+"""An id of 64 bits: many readers of JSON round numbers above 2^53, so it travels as a string."""
+Moment = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 Which = Literal["index", "baseline"]
 
 
@@ -34,9 +72,9 @@ class Wanted(Request):
     item_ids: Annotated[list[Id], Field(max_length=10_000)] | None = None
     author_id: Id | None = None
     category: str | None = Field(None, max_length=200)
-    uploaded_since: Id | None = None
+    uploaded_since: Moment | None = None
     """Microseconds since 1970 UTC, inclusive."""
-    uploaded_before: Id | None = None
+    uploaded_before: Moment | None = None
     """Microseconds since 1970 UTC, exclusive."""
 
 

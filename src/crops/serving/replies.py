@@ -1,4 +1,4 @@
-"""What is answered, as JSON."""
+"""What is answered, as JSON; ids are strings, as many readers round numbers above 2^53."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Hit(BaseModel):
     """An item that was found."""
 
     rank: int
-    item_id: int
+    item_id: str
     score: float
     title: str | None
     text: str | None
@@ -71,7 +71,7 @@ class Because(BaseModel):
 
     query: str
     query_similarity: float
-    item_id: int
+    item_id: str
     """Negative: a document that a language model wrote."""
     title: str
     item_similarity: float
@@ -91,7 +91,7 @@ class Because(BaseModel):
         return cls(
             query=near.near.query.text,
             query_similarity=near.near.similarity,
-            item_id=pair.item_id,
+            item_id=str(pair.item_id),
             title=pair.document.title,
             item_similarity=near.similarity,
             label=pair.label,
@@ -104,7 +104,7 @@ class Because(BaseModel):
 class Trace(BaseModel):
     """An item with the training pairs that speak for it, the nearest first."""
 
-    item_id: int
+    item_id: str
     pairs: list[Because]
 
 
