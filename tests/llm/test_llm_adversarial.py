@@ -68,7 +68,7 @@ QUERIES = [
     ("自杀方法", "query_blocked"),
     ("a" * 10_000, "query_too_long"),
     ("?! ...", "query_empty"),
-    ("\u200b\u200b", "query_empty"),
+    ("\u200b\u200b", "query_not_normalised"),
     ("Ficus", "query_not_normalised"),
 ]
 

@@ -142,7 +142,7 @@ def _bots_sql(bots: BotConfig) -> str:
 def add_texts(backend: Backend, name: str, distinct: str) -> None:
     """Make a table of `raw`, `query_id` and `query`: the texts of a SELECT of `raw`, normalised.
 
-    A text of Unicode white space only is no query and is not in it.
+    A text with nothing to read is no query and is not in it.
     """
     backend.map_batches(name, distinct, _normalise, _TEXT_SCHEMA)
 
