@@ -32,7 +32,7 @@ def analyse(
     ],
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for report.html and analysis.json.", show_default="LOGS.analysis"),
+        typer.Option(help="Folder for report.html and analysis.json.", show_default="LOGS.analyse"),
     ] = None,
     control: Annotated[str | None, typer.Option(help="Arm to compare with.")] = None,
     treatment: Annotated[list[str] | None, typer.Option(help="Other arm; repeat for more.")] = None,
@@ -60,8 +60,10 @@ def analyse(
     config: ConfigOption = None,
 ) -> dict[str, Any]:
     """Test an experiment: CTR, LPR, RQR, Ratio_rank, Ratio_show, with user-level intervals and checks."""
+    from crops.cli.online_text import checked_effect
     from crops.online.experiment import PLAN
 
+    checked_effect(effect)
     if (logs / PLAN).is_file():
         return analyse_experiment(logs, out, effect=effect, salts=salts, relevance=relevance, config=config)
     if control is None or not treatment:

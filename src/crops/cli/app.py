@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from typing import Annotated
 
 import typer
@@ -90,8 +91,15 @@ def _options(
     pass
 
 
+def _tell_warning(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
+    """Print the warning of a library in a line, without the code that it came from."""
+    said = " ".join(str(message).split())
+    console.print(f"note ({category.__name__}): {said}", style="dim", markup=False, highlight=False)
+
+
 def main() -> None:
     """Run the command line; exit code 2 for what the user can mend, 1 for a worse model, 130 for Ctrl-C."""
+    warnings.showwarning = _tell_warning
     try:
         app()
     except CropsError as error:

@@ -39,7 +39,14 @@ def bubble_table(logs: Path, truth: Path) -> ResultTable:
     )
     measured = measure_days(evidence, [column.key for column in _COLUMNS])
     rows = [
-        ResultRow(day, {key: Estimate(one.value, None, None, one.n) for key, one in measured[day].items()})
+        ResultRow(
+            day,
+            {
+                key: Estimate(one.value, None, None, one.n)
+                for key, one in measured[day].items()
+                if one.value is not None
+            },
+        )
         for day in sorted(measured)
     ]
     note = "The first day has no own model; one is then trained on that day's clicks and deployed."

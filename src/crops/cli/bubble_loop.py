@@ -177,28 +177,39 @@ def loop_page(measured: Mapping[str, Days], run: RunConfig) -> TablesReport:
 def _course(key: str, measured: Mapping[str, Days], days: Sequence[str]) -> str:
     """Return what became of an observable from the first day to the last."""
     ends = (
-        f"{arm} " + " to ".join(f"{_scaled(key, found[day][key].value):.1f}" for day in (days[0], days[-1]))
+        f"{arm} " + " to ".join(_told(_scaled(key, found[day]), 1) for day in (days[0], days[-1]))
         for arm, found in measured.items()
     )
     return f"{OBSERVABLES[key][0]}, first to last day, in %: {', '.join(ends)}."
 
 
 def _figure(key: str, measured: Mapping[str, Days], days: Sequence[str]) -> LineFigure:
-    lines = [
-        Line(arm, list(range(1, len(days) + 1)), [_scaled(key, found[day][key].value) for day in days], tone)
-        for tone, (arm, found) in enumerate(measured.items(), start=1)
-    ]
+    lines = []
+    for tone, (arm, found) in enumerate(measured.items(), start=1):
+        values = [(number, _scaled(key, found[day])) for number, day in enumerate(days, start=1)]
+        points = [(number, value) for number, value in values if value is not None]
+        lines.append(Line(arm, [number for number, _ in points], [value for _, value in points], tone))
     return LineFigure(f"{OBSERVABLES[key][0]}{'' if key in _COUNTS else ', %'}", "day", lines)
 
 
 def _table(key: str, measured: Mapping[str, Days], days: Sequence[str]) -> TextTable:
     title, note = OBSERVABLES[key]
     rows = [
-        [arm, *(f"{_scaled(key, found[day][key].value):.{2 if key in _COUNTS else 1}f}" for day in days)]
+        [arm, *(_told(_scaled(key, found[day]), 2 if key in _COUNTS else 1) for day in days)]
         for arm, found in measured.items()
     ]
+    if any("–" in row for row in rows):
+        note += "; a dash: no search of that day is such a case"
     return TextTable(title, ["arm", *(f"day {i}" for i in range(1, len(days) + 1))], rows, note)
 
 
-def _scaled(key: str, value: float) -> float:
-    return value if key in _COUNTS else 100 * value
+def _scaled(key: str, row: Mapping[str, Measured]) -> float | None:
+    """Return an observable of a day, shares in %; None where nothing of the day tells it."""
+    found = row.get(key)
+    if found is None or found.value is None:
+        return None
+    return found.value if key in _COUNTS else 100 * found.value
+
+
+def _told(value: float | None, decimals: int) -> str:
+    return "–" if value is None else f"{value:.{decimals}f}"

@@ -24,6 +24,7 @@ def section(analysis: Analysis) -> Section:
         test_table(analysis),
         look_table(analysis),
         aa_table(analysis),
+        gap_table(analysis),
     ]
     return Section(
         title=f"Experiment {titled(analysis.name)}" if analysis.name else "The experiment",
@@ -178,7 +179,7 @@ def _tested(found: Finding, asked: bool) -> list[str]:
         name,
         value(found.metric, found.effect.control),
         value(found.metric, found.effect.treatment),
-        *(p_text(p) for p in (found.effect.p, found.holm, found.hochberg)),
+        *(p_text(p) for p in (found.effect.p, found.holm, found.benjamini_hochberg)),
         found.verdict,
     ]
     return [*cells, f"{found.suffices:,}" if found.suffices else "–"] if asked else cells
@@ -207,7 +208,7 @@ def look_table(analysis: Analysis) -> TextTable:
         rows,
         "effect of the days so far, in points, its z and the O'Brien-Fleming boundary that |z| must reach; "
         "* where whoever looks every day may claim an effect; the boundary counts all metrics and arms "
-        "(Bonferroni)",
+        "(Bonferroni); a dash: until that day there are too few users or events, or no spread",
     )
 
 
@@ -229,6 +230,16 @@ def aa_table(analysis: Analysis) -> TextTable:
         rows,
         "promised: 5 %",
     )
+
+
+def gap_table(analysis: Analysis) -> TextTable:
+    """Return why a dash stands where an effect, a level or an A/A test would."""
+    gaps = {f"{one.metric.label} of {one.treatment}": one.refused for one in analysis.findings if one.refused}
+    what: dict[str, list[str]] = {}
+    for name, why in {**gaps, **analysis.gaps}.items():
+        what.setdefault(why, []).append(name)
+    rows = [[", ".join(names), why] for why, names in what.items()]
+    return TextTable("Why a dash", ["of what", "because"], rows, "what cannot be measured is not guessed")
 
 
 def _level(analysis: Analysis, arm: str, metric: Metric, paper: float | None) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+from crops.errors import CropsError
 from crops.online.experiment import A_A
 from crops.online.metrics import Metric
 from crops.online.statistics import Effect
@@ -28,7 +31,10 @@ def interval(metric: Metric, found: Effect) -> str:
 
 
 def relative(found: Effect) -> str:
-    """Write a relative effect with its interval, in %."""
+    """Write a relative effect with its interval, in %; a dash and the reason where there is none."""
+    if not math.isfinite(found.relative):
+        nothing = [name for name, mean in (("control", found.control), ("arm", found.treatment)) if not mean]
+        return f"relative – ({' and '.join(nothing)} at 0)" if nothing else "relative – (too near 0)"
     ends = f"[{signed(100 * found.relative_low, 1)}, {signed(100 * found.relative_high, 1)}]"
     return f"{signed(100 * found.relative, 2)} % {ends}"
 
@@ -43,3 +49,14 @@ def p_text(p: float | None) -> str:
     if p is None:
         return "–"
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def checked_effect(effect: float | None) -> float | None:
+    """Return the relative effect that was asked for.
+
+    Raises:
+        CropsError: it is none that an experiment could look for.
+    """
+    if effect is not None and not 1e-6 <= abs(effect) <= 1e6:
+        raise CropsError(f"--effect {effect:g}: give the relative effect that matters, e.g. 0.01 for 1 %")
+    return effect

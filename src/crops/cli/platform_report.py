@@ -159,7 +159,8 @@ def _row(anchor: Anchor, worlds: Sequence[_World]) -> RealismRow:
 
 
 def _printed(report: RealismReport) -> Table:
-    table = Table("row", "elsewhere", "accepted", *report.worlds, title=report.title)
+    caption = "a dash: the logs have no case of it"
+    table = Table("row", "elsewhere", "accepted", *report.worlds, title=report.title, caption=caption)
     for row in (*report.realism, *report.bubble):
         accepted = "" if row.accepted is None else f"{row.accepted[0]:.2f}-{row.accepted[1]:.2f}"
         table.add_row(row.name, row.figure, accepted, *(_told(cell) for cell in row.cells))

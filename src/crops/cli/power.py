@@ -41,10 +41,14 @@ def power(
     """Print the minimal detectable effect of each metric, and the users that the asked effect needs."""
     from crops.cli.mine import accepted_logs
     from crops.cli.online_logs import reading, route_bits
+    from crops.cli.online_text import checked_effect
     from crops.logs import open_logs
     from crops.online.panel import everybody
     from crops.online.userdays import user_days
 
+    checked_effect(effect)
+    if not 0.5 <= chance <= 0.999:
+        raise CropsError(f"--chance {chance:g}: give a chance between 0.5 and 0.999")
     if not 0 < share <= 0.5:
         raise CropsError(f"--share {share:g}: two arms have at most half of the users each, and some")
     run = load_config(config, relevance__model=relevance)

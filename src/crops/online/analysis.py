@@ -39,7 +39,7 @@ class Finding:
     refused: str | None = None
     """Why there is no effect."""
     holm: float | None = None
-    hochberg: float | None = None
+    benjamini_hochberg: float | None = None
     """p after correction; None beyond the family of primary metrics."""
     suffices: int | None = None
     """Users per arm that find the effect that was asked for."""
@@ -82,6 +82,8 @@ class Analysis:
     """A/A: the control's users re-salted into two arms."""
     wanted: float | None = None
     """Relative effect that was asked for."""
+    gaps: Mapping[str, str] = field(default_factory=dict)
+    """Why a level or an A/A test is not there, by what it is."""
     reach: Mapping[str, float] = field(default_factory=dict)
     """Share of the creators that was shown to as many users of each arm."""
 
@@ -130,6 +132,7 @@ def analyse(
     }
     metrics = metrics_of(routes, tuple(panel.statistics))
     sums, past = panel.sums(), earlier.sums() if earlier else None
+    gaps: dict[str, str] = {}
     found = [
         _finding(metric, sums, past, members[control], members[arm], arm, checks[arm], wanted)
         for arm in treatments
@@ -144,15 +147,16 @@ def analyse(
         users=users,
         checks=checks,
         metrics=metrics,
-        levels={arm: _levels(metrics, _of(sums, inside)) for arm, inside in members.items()},
+        levels={arm: _levels(metrics, _of(sums, inside), arm, gaps) for arm, inside in members.items()},
         findings=tuple(_correct(found)),
         daily={
             arm: daily_effects(panel, past, metrics, control, arm, ALPHA / _family(metrics, treatments))
             for arm in treatments
             if checks[arm].holds
         },
-        false_positives=_resalt(panel, metrics, members[control], past, salts),
+        false_positives=_resalt(panel, metrics, members[control], past, salts, gaps),
         wanted=wanted,
+        gaps=gaps,
     )
 
 
@@ -228,10 +232,10 @@ def refusal(check: SampleCheck) -> str:
 def _correct(findings: Sequence[Finding]) -> list[Finding]:
     """Correct the p-values of the primary metrics of all treatments together."""
     family = [found for found in findings if found.metric.key in PRIMARY and found.effect]
-    holm, hochberg = corrected([found.effect.p for found in family if found.effect])
+    both = corrected([found.effect.p for found in family if found.effect])
     adjusted = {
-        id(found): replace(found, holm=a, hochberg=b)
-        for found, a, b in zip(family, holm, hochberg, strict=True)
+        id(found): replace(found, holm=holm, benjamini_hochberg=fdr)
+        for found, holm, fdr in zip(family, *both, strict=True)
     }
     return [adjusted.get(id(found), found) for found in findings]
 
@@ -240,13 +244,15 @@ def _of(sums: Mapping[str, Floats], inside: NDArray[np.bool_]) -> dict[str, Floa
     return {name: values[inside] for name, values in sums.items()}
 
 
-def _levels(metrics: Sequence[Metric], sums: Mapping[str, Floats]) -> dict[str, Level]:
+def _levels(
+    metrics: Sequence[Metric], sums: Mapping[str, Floats], arm: str, gaps: dict[str, str]
+) -> dict[str, Level]:
     levels = {}
     for metric in metrics:
         try:
             levels[metric.key] = level(metric, sums)
-        except CropsError:
-            continue
+        except CropsError as why:
+            gaps[f"level: {metric.label} of {arm}"] = str(why)
     return levels
 
 
@@ -256,6 +262,7 @@ def _resalt(
     control: NDArray[np.bool_],
     past: Mapping[str, Floats] | None,
     salts: int,
+    gaps: dict[str, str],
 ) -> tuple[FalsePositives, ...]:
     sums, names = _of(panel.sums(), control), [f"aa-{salt}" for salt in range(salts)]
     before = _of(past, control) if past is not None else None
@@ -263,7 +270,8 @@ def _resalt(
     for metric in metrics if salts else ():
         try:
             test = resalted(metric, sums, panel.users[control], names, before=before)
-        except CropsError:
+        except CropsError as why:
+            gaps[f"A/A of {metric.label}"] = str(why)
             continue
         found.append(false_positives(metric.key, significant(test)))
     return tuple(found)

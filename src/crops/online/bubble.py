@@ -80,7 +80,8 @@ by the same user, within 90 s, has another text for the same need, by truth.
 class Measured:
     """An observable on one day."""
 
-    value: float
+    value: float | None
+    """None where there is no case."""
     n: int
     """Cases behind it."""
 
@@ -119,7 +120,8 @@ def measure_days(evidence: Evidence, observables: Iterable[str]) -> dict[str, di
         for name in observables:
             for day, value, n in db.execute(SHARES[name].format(**settings)).fetchall():
                 # The order of a parallel sum decides its last bits.
-                measured.setdefault(str(day), {})[name] = Measured(round(float(value), 9), int(n))
+                known = None if value is None else round(float(value), 9)
+                measured.setdefault(str(day), {})[name] = Measured(known, int(n))
     return measured
 
 

@@ -112,16 +112,16 @@ def _model_of(loop: Loop, start: Start, arm: str, platform: Platform, day: int) 
     return loop.workshop.load(model, logs)
 
 
-def read_recall(folder: Path) -> dict[str, dict[str, float]]:
-    """Return the true recall of an arm's models by day number: mean and the n searches behind it."""
+def read_recall(folder: Path) -> dict[str, dict[str, float | None]]:
+    """Return the true recall of an arm's models by day number: mean (None of none) and n searches."""
     path = folder / "recall.json"
-    found: dict[str, dict[str, float]] = json.loads(path.read_text()) if path.exists() else {}
+    found: dict[str, dict[str, float | None]] = json.loads(path.read_text()) if path.exists() else {}
     return found
 
 
 def _true_recall(
     loop: Loop, folder: Path, platform: Platform, day: int, model: Retriever
-) -> dict[str, float]:
+) -> dict[str, float | None]:
     """Return the mean of |top 100 that meets the need| / min(100, |all that does|) over first searches."""
     truth = pq.read_table(day_file(folder, SEARCHES, day), partitioning=None)
     truth = truth.filter(pc.equal(truth["step"], 0))
@@ -134,7 +134,7 @@ def _true_recall(
     found, _ = model.search(list(texts.values()), DEPTH)
     recall = recall_at_k(found, wanted, DEPTH, capped=True)
     known = recall[~np.isnan(recall)]
-    return {"mean": float(known.mean()) if len(known) else 0.0, "n": len(known)}
+    return {"mean": float(known.mean()) if len(known) else None, "n": len(known)}
 
 
 def _texts(folder: Path, day: int, searches: pa.Array) -> dict[int, str]:
@@ -173,5 +173,5 @@ def read_days(loop: Loop, start: Start, arm: str) -> dict[str, dict[str, Measure
     )
     measured = measure_days(evidence, SHARES)
     for day, recall in read_recall(folder).items():
-        measured[day_name(int(day))][RECALL] = Measured(recall["mean"], int(recall["n"]))
+        measured[day_name(int(day))][RECALL] = Measured(recall["mean"], int(recall["n"] or 0))
     return {day: row for day, row in measured.items() if RECALL in row}

@@ -14,10 +14,14 @@ from crops.errors import CropsError
 from crops.online.metrics import Metric
 from crops.online.statistics import (
     ALPHA,
+    EXPLAINED,
     MIN_USERS,
     POWER,
+    check_events,
     check_sums,
     columns_of,
+    explained,
+    has_spread,
     moments,
     no_spread,
     require_tea_tasting,
@@ -79,7 +83,7 @@ def sample_check(control: int, treatment: int, expected: float = 1.0) -> SampleC
     from tea_tasting import SampleRatio
     from tea_tasting.aggr import Aggregates
 
-    if expected <= 0:
+    if not 0 < expected < math.inf:
         raise CropsError(
             f"the promised users of treatment per user of control are {expected}; give more than 0"
         )
@@ -108,7 +112,8 @@ def plan(
         power: chance to find it.
 
     Raises:
-        CropsError: fewer than `MIN_USERS` users, or the metric's denominator is 0 or all users are equal.
+        CropsError: fewer than `MIN_USERS` users, too few of whom have an event, or the metric's denominator
+            is 0, or all users are equal, as they are or after CUPED.
         MissingExtraError: tea-tasting is not installed.
     """
     require_tea_tasting()
@@ -119,10 +124,13 @@ def plan(
         raise CropsError(
             f"{metric.label}: {users} users per arm carry no interval; {MIN_USERS} are the least"
         )
+    if not has_spread(metric, sums):
+        raise no_spread(metric)
+    check_events(metric, sums, min(1.0, users / len(sums[metric.denominator])))
     columns = columns_of(metric, sums, before)
     sample = moments(columns)
-    if not sample.ratio_var("numerator", "denominator") > 0:
-        raise no_spread(metric)
+    if not _left(sample, cuped=len(columns) > 2):
+        raise explained(metric)
     seen = RatioOfMeans(*columns, alpha=ALPHA, power=power, n_obs=2 * users, use_t=False)
     mde = seen.solve_power_from_aggregates(sample, "effect_size")[0].effect_size
     mean = float(sums[metric.numerator].sum() / sums[metric.denominator].sum())
@@ -131,3 +139,12 @@ def plan(
     asked = RatioOfMeans(*columns, alpha=ALPHA, power=power, rel_effect_size=abs(wanted), use_t=False)
     both = asked.solve_power_from_aggregates(sample, "n_obs")[0].n_obs
     return Plan(users, mean, float(mde), abs(wanted) * mean, math.ceil(both / 2))
+
+
+def _left(sample: Aggregates, *, cuped: bool) -> bool:
+    """Return whether CUPED leaves anything of a metric to test."""
+    now, past = ("numerator", "denominator"), ("numerator before", "denominator before")
+    if not cuped or not (spread := sample.ratio_var(*past)) > 0:
+        return True
+    variance, covariance = sample.ratio_var(*now), sample.ratio_cov(*now, *past)
+    return bool(variance - covariance**2 / spread > EXPLAINED * variance)

@@ -16,7 +16,16 @@ from scipy.stats import binomtest, t
 from crops.errors import CropsError
 from crops.online.assign import BUCKETS, buckets
 from crops.online.metrics import Metric
-from crops.online.statistics import ALPHA, MIN_USERS, columns_of, no_spread
+from crops.online.statistics import (
+    ALPHA,
+    EXPLAINED,
+    MIN_USERS,
+    check_events,
+    columns_of,
+    explained,
+    has_spread,
+    no_spread,
+)
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -27,7 +36,7 @@ _CHUNK = 20_000_000
 
 @dataclass(frozen=True)
 class Resalted:
-    """What the test says of each salt, [salts]."""
+    """What the test says of each salt, [salts]; NaN where a drawn arm leaves nothing to test."""
 
     z: Floats
     p: Floats
@@ -75,18 +84,19 @@ def resalted(
 
     Raises:
         CropsError: arms of this share would have fewer than `MIN_USERS` users, or the metric's denominator
-            is 0, or the metric says the same of everybody.
+            is 0, too few users have an event, or the metric says the same of everybody, as it is or after
+            CUPED.
     """
     if not 0 < share <= 0.5 or len(users) * share < MIN_USERS:
         raise CropsError(
             f"A/A with a share of {share:g} of {len(users):,} users per arm: shares are at most 0.5, and at "
             f"least {MIN_USERS} users are needed in each arm"
         )
-    numerator, denominator = sums[metric.numerator], sums[metric.denominator]
-    if not denominator.any():
+    if not sums[metric.denominator].any():
         raise CropsError(f"{metric.label}: its denominator, {metric.denominator}, is 0 for everybody")
-    if np.ptp(numerator * denominator.sum() - numerator.sum() * denominator) == 0:
+    if not has_spread(metric, sums):
         raise no_spread(metric)
+    check_events(metric, sums, share)
     columns = np.stack(list(columns_of(metric, sums, before).values()), axis=1)
     centre = columns.mean(axis=0)
     shifted = columns - centre
@@ -95,16 +105,20 @@ def resalted(
     z, freedom = [], []
     for control, treatment in _memberships(users, salts, share):
         sides = [_moments(arm.astype(np.float64) @ powers, centre) for arm in (control, treatment)]
-        statistic, degrees = _test(*sides)
+        # An arm without anything of the metric, or without anything left by CUPED, cannot be tested: NaN.
+        with np.errstate(divide="ignore", invalid="ignore"):
+            statistic, degrees = _test(*sides)
         z.append(statistic)
         freedom.append(degrees)
     every = np.concatenate(z)
+    if not np.isfinite(every).any():
+        raise explained(metric)
     return Resalted(every, 2 * t.sf(np.abs(every), np.concatenate(freedom)))
 
 
 def significant(found: Resalted) -> NDArray[np.bool_]:
-    """Return which salts a single test calls different, [salts]."""
-    called: NDArray[np.bool_] = found.p < ALPHA
+    """Return which salts a single test calls different, of those that can be tested."""
+    called: NDArray[np.bool_] = found.p[np.isfinite(found.p)] < ALPHA
     return called
 
 
@@ -164,15 +178,17 @@ def _test(control: _Moments, treatment: _Moments) -> tuple[Floats, Floats]:
         before = total.mean[:, 2] / total.mean[:, 3]
         _, covariance, spread = _ratio_moments(total)
         slope = np.divide(covariance, spread, out=slope, where=spread > 0)
-    values, errors = [], []
+    values, errors, plain = [], [], np.zeros(len(total.n))
     for side in (control, treatment):
         variance, covariance, spread = _ratio_moments(side)
         value = side.mean[:, 0] / side.mean[:, 1]
         if total.mean.shape[1] > 2:
             value = value - slope * (side.mean[:, 2] / side.mean[:, 3] - before)
         values.append(value)
+        plain += variance / side.n
         errors.append((variance + slope**2 * spread - 2 * slope * covariance) / side.n)
     error = errors[0] + errors[1]
+    error[~(error > EXPLAINED * plain)] = np.nan
     freedom = error**2 / (errors[0] ** 2 / (control.n - 1) + errors[1] ** 2 / (treatment.n - 1))
     return (values[1] - values[0]) / np.sqrt(error), freedom
 

@@ -1,4 +1,4 @@
-"""Effects of an experiment, by tea-tasting: the unit is the user, whatever the ratio counts.
+"""Effects of an experiment, on the moments of tea-tasting: the unit is the user, whatever the ratio counts.
 
 Ratio metrics take the delta method over users (Deng, Knoblich & Lu, KDD 2018) and, where days before the
 experiment are known, CUPED with the same metric on those days (Deng et al., WSDM 2013). A pooled z-test over
@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm
+from scipy.stats import false_discovery_control, norm, t
 
 from crops.errors import CropsError, MissingExtraError
+from crops.evaluation.nested import holm
 from crops.online.metrics import Metric
 
 if TYPE_CHECKING:
     from tea_tasting.aggr import Aggregates
-    from tea_tasting.metrics.mean import MeanResult
 
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
@@ -31,6 +31,10 @@ DETECTABLE = float(norm.ppf(1 - ALPHA / 2) + norm.ppf(POWER))
 """Standard errors that an effect must have to be found with chance `POWER` at level `ALPHA`: 2.80."""
 MIN_USERS = 20
 """Fewer users in an arm carry no interval: the delta method is an approximation for many."""
+FEWEST_EXPECTED = 5
+"""Users with an event, and without one, that each arm must be expected to have."""
+EXPLAINED = 1e-10
+"""Share of the variance below which nothing is left of a metric after CUPED: what rounding leaves."""
 _PARTS = ("numerator", "denominator", "numerator before", "denominator before")
 
 
@@ -44,6 +48,7 @@ class Effect:
     low: float
     high: float
     relative: float
+    """NaN, as its interval, where an arm is at 0 or nearer to it than its standard error."""
     relative_low: float
     relative_high: float
     p: float
@@ -73,23 +78,80 @@ def effect(
         before: the same statistics on days before the experiment; ignored where they say nothing.
 
     Raises:
-        CropsError: an arm has fewer than `MIN_USERS` users, the metric's denominator is 0 in an arm, or the
-            metric says the same of everybody.
+        CropsError: an arm has fewer than `MIN_USERS` users, the metric's denominator is 0 in an arm, too few
+            users have an event, or the metric says the same of everybody, as it is or after CUPED.
         MissingExtraError: tea-tasting is not installed.
     """
     require_tea_tasting()
-    from tea_tasting import RatioOfMeans
-
     for name, arm in (("control", control), ("treatment", treatment)):
         check_sums(metric, {key: values[arm] for key, values in sums.items()}, name)
+    _check_spread(metric, sums, control, treatment)
+    either = control | treatment
+    smaller = min(int(control.sum()), int(treatment.sum())) / int(either.sum())
+    check_events(metric, {key: values[either] for key, values in sums.items()}, smaller)
+    past = before.get(metric.denominator) if before else None
+    if past is not None and not all(past[arm].any() for arm in (control, treatment)):
+        before = None
     columns = columns_of(metric, sums, before)
-    sides = [moments({name: values[arm] for name, values in columns.items()}) for arm in (control, treatment)]
-    test = RatioOfMeans(*columns, confidence_level=1 - ALPHA, equal_var=False, use_t=True)
-    with np.errstate(divide="ignore", invalid="ignore"):  # what does not vary is refused below
-        result = test.analyze_aggregates(*sides)
-    if not math.isfinite(result.statistic):
-        raise no_spread(metric)
-    return as_effect(result)
+    a, b = (moments({name: values[arm] for name, values in columns.items()}) for arm in (control, treatment))
+    arms = [_adjusted(arm, a + b, cuped=len(columns) > 2) for arm in (a, b)]
+    if sum(arm.error for arm in arms) <= EXPLAINED * sum(arm.plain_error for arm in arms):
+        raise explained(metric)
+    return _welch(*arms)
+
+
+@dataclass(frozen=True)
+class _Arm:
+    """A metric of one arm, adjusted by CUPED where it is used."""
+
+    users: int
+    value: float
+    error: float
+    """Squared standard error of the value."""
+    plain_error: float
+    """The same without CUPED."""
+
+
+def _adjusted(arm: Aggregates, both: Aggregates, *, cuped: bool) -> _Arm:
+    """Return the ratio of an arm, minus what the ratio before explains of it over both arms."""
+    n, parts, past = arm.count(), _PARTS[:2], _PARTS[2:]
+    value, variance = arm.mean(parts[0]) / arm.mean(parts[1]), arm.ratio_var(*parts)
+    plain = variance
+    if cuped and (spread := both.ratio_var(*past)) > 0:
+        slope = both.ratio_cov(*parts, *past) / spread
+        gap = arm.mean(past[0]) / arm.mean(past[1]) - both.mean(past[0]) / both.mean(past[1])
+        value -= slope * gap
+        variance += slope * (slope * arm.ratio_var(*past) - 2 * arm.ratio_cov(*parts, *past))
+    return _Arm(n, value, variance / n, plain / n)
+
+
+def _welch(control: _Arm, treatment: _Arm) -> Effect:
+    """Return the effect by Welch's test; the relative one by the same on the scale of logarithms."""
+    gap, (error, reach, freedom) = treatment.value - control.value, _interval(control, treatment)
+    relative, stretch = math.nan, math.nan
+    if all(arm.value > 0 and arm.error < arm.value**2 for arm in (control, treatment)):
+        relative = treatment.value / control.value - 1
+        logs = [replace(arm, error=arm.error / arm.value**2) for arm in (control, treatment)]
+        stretch = math.exp(_interval(*logs)[1])
+    return Effect(
+        control=control.value,
+        treatment=treatment.value,
+        absolute=gap,
+        low=gap - reach,
+        high=gap + reach,
+        relative=relative,
+        relative_low=(1 + relative) / stretch - 1,
+        relative_high=(1 + relative) * stretch - 1,
+        p=float(2 * t.sf(abs(gap) / error, freedom)),
+        standard_error=error,
+    )
+
+
+def _interval(control: _Arm, treatment: _Arm) -> tuple[float, float, float]:
+    """Return the standard error of a difference, half its 95 % interval, and Welch's degrees of freedom."""
+    error = control.error + treatment.error
+    freedom = error**2 / sum(arm.error**2 / (arm.users - 1) for arm in (control, treatment))
+    return math.sqrt(error), float(t.ppf(1 - ALPHA / 2, freedom)) * math.sqrt(error), freedom
 
 
 def attempt(test: Callable[[], Effect]) -> tuple[Effect | None, str | None]:
@@ -104,22 +166,6 @@ def attempt(test: Callable[[], Effect]) -> tuple[Effect | None, str | None]:
         raise
     except CropsError as error:
         return None, str(error)
-
-
-def as_effect(result: MeanResult) -> Effect:
-    """Return a result of tea-tasting as an effect."""
-    return Effect(
-        control=float(result.control),
-        treatment=float(result.treatment),
-        absolute=float(result.effect_size),
-        low=float(result.effect_size_ci_lower),
-        high=float(result.effect_size_ci_upper),
-        relative=float(result.rel_effect_size),
-        relative_low=float(result.rel_effect_size_ci_lower),
-        relative_high=float(result.rel_effect_size_ci_upper),
-        p=float(result.pvalue),
-        standard_error=float(result.effect_size / result.statistic) if result.statistic else 0.0,
-    )
 
 
 def columns_of(
@@ -153,23 +199,8 @@ def corrected(p: Sequence[float]) -> tuple[list[float], list[float]]:
 
     Holm bounds the chance of any false claim whatever the tests' dependence, Benjamini-Hochberg the share of
     false claims among all.
-
-    Raises:
-        MissingExtraError: tea-tasting is not installed.
     """
-    require_tea_tasting()
-    from tea_tasting import adjust_fdr, adjust_fwer
-    from tea_tasting.experiment import ExperimentResult
-
-    if not p:
-        return [], []
-    tests = ExperimentResult({str(place): {"pvalue": value} for place, value in enumerate(p)})
-    both = (
-        adjust_fwer(tests, alpha=ALPHA, arbitrary_dependence=True, method="bonferroni"),
-        adjust_fdr(tests, alpha=ALPHA),
-    )
-    holm, hochberg = ([float(row["pvalue_adj"]) for row in result.to_dicts()] for result in both)
-    return holm, hochberg
+    return holm(p), false_discovery_control(p, method="bh").tolist() if p else []
 
 
 def check_sums(metric: Metric, sums: Mapping[str, Floats], arm: str) -> None:
@@ -191,9 +222,63 @@ def check_sums(metric: Metric, sums: Mapping[str, Floats], arm: str) -> None:
         )
 
 
+def check_events(metric: Metric, sums: Mapping[str, Floats], share: float) -> None:
+    """Refuse a metric that too few users have anything of, or too few of whom lack anything.
+
+    The normal approximation needs `FEWEST_EXPECTED` such users in each arm.
+
+    Args:
+        metric: the metric.
+        sums: statistics per user of all arms, [users] each.
+        share: of these users in the smallest arm.
+
+    Raises:
+        CropsError: there are fewer.
+    """
+    n, d = sums[metric.numerator], sums[metric.denominator]
+    counted = {f"any {metric.numerator}": int((n != 0).sum())}
+    if metric.share:
+        counted[f"any {metric.denominator} without {metric.numerator}"] = int((n < d).sum())
+    least = math.ceil(FEWEST_EXPECTED / share)
+    for what, users in counted.items():
+        if users < least:
+            raise CropsError(
+                f"{metric.label}: {users:,} of {len(n):,} users have {what}, too few for an interval; "
+                f"{least:,} are the least"
+            )
+
+
+def has_spread(metric: Metric, sums: Mapping[str, Floats]) -> bool:
+    """Return whether the metric differs between users [users], beyond the rounding of shares."""
+    n, d = sums[metric.numerator], sums[metric.denominator]
+    scale = float(np.abs(n).max(initial=0.0)) * d.sum()
+    return bool(np.ptp(n * d.sum() - n.sum() * d) > 1e-9 * scale)
+
+
+def _check_spread(metric: Metric, sums: Mapping[str, Floats], control: Flags, treatment: Flags) -> None:
+    arms = [{key: values[arm] for key, values in sums.items()} for arm in (control, treatment)]
+    if any(has_spread(metric, arm) for arm in arms):
+        return
+    first, second = (arm[metric.numerator].sum() / arm[metric.denominator].sum() for arm in arms)
+    if math.isclose(first, second, rel_tol=1e-9):
+        raise no_spread(metric)
+    raise CropsError(
+        f"{metric.label} says {first:g} of every user of the control and {second:g} of every user of the "
+        "treatment: without spread within the arms there is no error to hold the difference against"
+    )
+
+
 def no_spread(metric: Metric) -> CropsError:
     """Return the error of a metric that is the same for everybody."""
     return CropsError(f"{metric.label} says the same of every user, so there is nothing to test")
+
+
+def explained(metric: Metric) -> CropsError:
+    """Return the error of a metric of which CUPED leaves nothing."""
+    return CropsError(
+        f"{metric.label} follows wholly from the same on the days before, so CUPED leaves nothing to test; "
+        "are they days of the experiment? Give other days before, or none"
+    )
 
 
 def require_tea_tasting() -> None:
