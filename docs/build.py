@@ -13,6 +13,7 @@ from crops.schema import (
     QUERIES,
     SAMPLES,
     SEARCH_IMPRESSIONS,
+    STAGES,
     SYNTHETIC_ITEMS,
     Table,
 )
@@ -28,6 +29,30 @@ mark), combining mark or filler.
 """
 
 
+MERGED = {
+    "bool_or": "true if it is in any",
+    "furthest": f"the one that came furthest ({', '.join(STAGES)})",
+    "bit_or": "the bits of all",
+    "max": "the largest (play times are reported again as they grow: a sum would count them twice)",
+    "min": "the smallest: the first time, the best place",
+}
+
+
+def merging(table: Table) -> str:
+    """Return how rows of one key become one, in words."""
+    key = ", ".join(f"`{name}`" for name in table.key)
+    if table.latest_by:
+        counters = ", ".join(f"`{name}`" for name in table.latest_by)
+        return f"Of rows of one {key} the one with the highest {counters}, in this order, is kept whole."
+    how: dict[str, list[str]] = {}
+    for column in table.columns:
+        if column.name not in table.key:
+            how.setdefault(column.merge, []).append(f"`{column.name}`")
+    parts = [f"{', '.join(how[merge])}: {words}" for merge, words in MERGED.items() if merge in how]
+    rest = "; ".join(parts)
+    return f"Rows of one ({key}) become one, whatever their order, nulls left out. {rest}."
+
+
 def section(table: Table) -> str:
     """Return the Markdown of one table: its columns and its row rules."""
     lines = [f"\n## {table.name}\n", table.doc, ""]
@@ -39,6 +64,8 @@ def section(table: Table) -> str:
         kind = "optional" if column.optional else "nullable" if column.nullable else ""
         meaning = column.doc.replace("|", "\\|")
         lines.append(f"| `{column.name}` | {column.type} | {kind} | {meaning} |")
+    if table in LOG_TABLES:
+        lines += ["", merging(table)]
     if rules := contract_rules(table) if table in LOG_TABLES else table.rules:
         lines += ["", "| rejected because | column | remedy |", "|---|---|---|"]
         remedies = [(rule, rule.remedy.replace("|", "\\|")) for rule in rules]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import shutil
 
@@ -143,6 +144,119 @@ def test_of_duplicates_the_first_acceptable_row_is_kept(write_logs, tmp_path):
     ]
 
 
+SAME = {"search_id": 1, "item_id": 1, "query": "ficus"}
+IMPRESSION = {**SAME, "rank": 3, "pre_score": 0.5, "routes": 1, "play_ms": 0, "query": "Ficus", "arm": None}
+CLICK = {
+    **SAME,
+    "searched_at": NOON + 5_000_000,
+    "clicked": True,
+    "play_ms": 20_000,
+    "duration_ms": 30_000,
+    "routes": 4,
+    "arm": "b",
+}
+LIKE = {**SAME, "searched_at": NOON + 9_000_000, "liked": True, "rank": 13, "pre_score": 0.7}
+RANKED = {**SAME, "stage": "unexposed"}
+MERGED = {
+    "user_id": 1,
+    "search_id": 1,
+    "query": "Ficus",
+    "searched_at": NOON,
+    "item_id": 1,
+    "stage": "exposed",
+    "rank": 3,
+    "pre_score": 0.7,
+    "routes": 5,
+    "arm": "b",
+    "clicked": True,
+    "liked": True,
+    "play_ms": 20_000,
+    "duration_ms": 30_000,
+}
+
+
+def accepted(folder, table):
+    files = sorted((folder / "accepted" / table).rglob("*.parquet"))
+    return [row for file in files for row in pq.read_table(file, partitioning=None).to_pylist()]
+
+
+@pytest.mark.parametrize("order", itertools.permutations(range(4)))
+def test_rows_of_one_key_merge_whatever_their_order(write_logs, tmp_path, order):
+    rows = [IMPRESSION, CLICK, LIKE, RANKED]
+    report = check(write_logs(tmp_path / "logs", impressions=[rows[i] for i in order]), tmp_path / "out")
+    assert reasons(report) == {"duplicate_key": 3}
+    assert accepted(tmp_path / "out", "search_impressions") == [MERGED]
+    assert report.tables["search_impressions"] == TableCounts(rows=4, accepted=1, rejected=3)
+    assert report.merged == {"search_impressions": 1}
+
+
+@pytest.mark.parametrize("partitioned", [True, False])
+def test_a_click_logged_after_midnight_belongs_to_its_impression(write_logs, tmp_path, partitioned):
+    late = {**CLICK, "searched_at": NOON + DAY // 2 + 1}
+    logs = write_logs(
+        tmp_path / "logs", impressions=[IMPRESSION, late, {"search_id": 2, "searched_at": NOON + DAY}]
+    )
+    if not partitioned:
+        files = sorted((logs / "search_impressions").rglob("*.parquet"), reverse=True)
+        table = pa.concat_tables([pq.read_table(file, partitioning=None) for file in files])
+        shutil.rmtree(logs / "search_impressions")
+        pq.write_table(table, logs / "search_impressions.parquet")
+    report = check(logs, tmp_path / "out")
+    assert reasons(report) == {"duplicate_key": 1}
+    kept = accepted(tmp_path / "out", "search_impressions")
+    assert [(row["search_id"], row["searched_at"], row["clicked"]) for row in kept] == [
+        (1, NOON, True),
+        (2, NOON + DAY, False),
+    ]
+    assert open_logs(tmp_path / "out/accepted").search_days == ("2026-01-05", "2026-01-06")
+
+
+@pytest.mark.parametrize("turn", [1, -1])
+def test_feed_events_of_one_key_merge(write_logs, tmp_path, turn):
+    feed = [{"play_ms": 1_000, "duration_ms": 9_000}, {"play_ms": 8_000, "liked": True}, {"clicked": True}]
+    report = check(write_logs(tmp_path / "logs", feed=feed[::turn]), tmp_path / "out")
+    assert reasons(report) == {"duplicate_key": 2}
+    (row,) = accepted(tmp_path / "out", "feed_events")
+    merged = {"play_ms": 8_000, "duration_ms": 9_000, "liked": True, "clicked": True}
+    assert row == {"user_id": 1, "item_id": 1, "watched_at": NOON, **merged}
+
+
+@pytest.mark.parametrize("turn", [1, -1])
+def test_of_an_item_the_row_with_the_highest_counters_is_kept_whole(write_logs, tmp_path, turn):
+    items = [
+        {"item_id": 1, "ocr_cover": "old", "keyword": "gone", "play_cnt": 5},
+        {"item_id": 1, "ocr_cover": "new", "play_cnt": 9},
+        {"item_id": 1, "ocr_cover": "not known"},
+        {"item_id": 2, "ocr_cover": "a"},
+        {"item_id": 2, "ocr_cover": "b"},
+    ]
+    report = check(write_logs(tmp_path / "logs", items=items[::turn]), tmp_path / "out")
+    assert reasons(report) == {"duplicate_key": 3}
+    kept = pq.read_table(tmp_path / "out/accepted/items.parquet").to_pylist()
+    assert {(row["item_id"], row["ocr_cover"], row["keyword"]) for row in kept} == {
+        (1, "new", None),
+        (2, "b", None),
+    }
+
+
+def test_what_is_accepted_does_not_depend_on_the_order_of_rows_and_files(write_logs, tmp_path):
+    rng = np.random.default_rng(1)
+    rows = random_impressions(rng, 300)
+    found = []
+    for number in range(3):
+        shuffled = [rows[i] for i in rng.permutation(len(rows))]
+        logs = write_logs(tmp_path / f"logs{number}", [{"item_id": i} for i in range(1, 8)], shuffled)
+        for file in (logs / "search_impressions").rglob("*.parquet"):
+            table, half = pq.read_table(file, partitioning=None), int(rng.integers(20, 100))
+            pq.write_table(table[half:], file)
+            pq.write_table(table[:half], file.with_name(f"{rng.integers(10)}.parquet"))
+        report = check(logs, tmp_path / f"out{number}")
+        kept = accepted(tmp_path / f"out{number}", "search_impressions")
+        found.append((sorted(map(str, kept)), report.tables, report.merged))
+    assert found[0] == found[1] == found[2]
+    assert found[0][2]["search_impressions"] > 5
+
+
 def test_duplicates_across_files_keep_the_first_file(write_logs, tmp_path):
     logs = write_logs(tmp_path / "logs", impressions=[{"rank": 1}])
     day = logs / "search_impressions/day=2026-01-05"
@@ -155,16 +269,16 @@ def test_duplicates_across_files_keep_the_first_file(write_logs, tmp_path):
     assert row["rank"] == 1
 
 
-def test_a_search_of_two_users_or_two_queries_keeps_the_first(write_logs, tmp_path):
+def test_a_search_of_two_users_or_two_queries_keeps_the_earliest(write_logs, tmp_path):
     impressions = [
         {"search_id": 1, "item_id": 1, "query": "Ficus  tree"},
         {"search_id": 1, "item_id": 2, "query": "ficus tree"},  # the same, normalised
-        {"search_id": 1, "item_id": 3, "query": "bonsai"},
+        {"search_id": 1, "item_id": 3, "query": "bonsai", "searched_at": NOON + 1},
         {"search_id": 2, "item_id": 1, "user_id": 7, "rank": 0},  # its own fault: it does not decide
         {"search_id": 2, "item_id": 2, "user_id": 8},
         {"search_id": 2, "item_id": 3, "user_id": 8},
         {"search_id": 3, "item_id": 1, "user_id": 1},
-        {"search_id": 3, "item_id": 2, "user_id": 2},
+        {"search_id": 3, "item_id": 2, "user_id": 2},  # of one time: the lower values decide
         {"search_id": 3, "item_id": 2, "user_id": 1},  # the row above is out, so this is no duplicate
     ]
     report = check(write_logs(tmp_path / "logs", impressions=impressions), tmp_path / "out")
@@ -261,11 +375,11 @@ def expected_reasons(row, known):
     return found
 
 
-def first_acceptable(rows, expected, key):
+def first_acceptable(rows, expected, key, order=lambda row: 0):
     """The number of the first row without a reason by key, or of the first row if there is none."""
     found = {}
     for good in (True, False):
-        for i, row in enumerate(rows):
+        for i, row in sorted(enumerate(rows), key=lambda numbered: order(numbered[1])):
             if good != bool(expected[i]):
                 found.setdefault(tuple(row[name] for name in key), i)
     return found
@@ -308,12 +422,22 @@ def test_random_logs_split_as_the_contract_says_in_words(write_logs, tmp_path, p
     rows = table.to_pylist()
 
     expected = [expected_reasons(row, known=set(range(1, 8))) for row in rows]
-    searches = first_acceptable(rows, expected, key=("search_id",))
+    searches = first_acceptable(
+        rows,
+        expected,
+        key=("search_id",),
+        order=lambda row: (row["searched_at"], row["user_id"], row["query"].strip().lower()),
+    )
     for row, found in zip(rows, expected, strict=True):
         one = rows[searches[(row["search_id"],)]]
         if (one["user_id"], one["query"].strip().lower()) != (row["user_id"], row["query"].strip().lower()):
             found.add("mixed_search")
-    keepers = first_acceptable(rows, expected, key=("search_id", "item_id"))
+    keepers = first_acceptable(
+        rows,
+        expected,
+        key=("search_id", "item_id"),
+        order=lambda row: not partitioned and row["searched_at"] < 10**15,  # such a row has no day
+    )
     for i, (row, found) in enumerate(zip(rows, expected, strict=True)):
         if keepers[row["search_id"], row["item_id"]] != i:
             found.add("duplicate_key")

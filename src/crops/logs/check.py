@@ -14,7 +14,7 @@ from crops.logs.database import database, interruptible
 from crops.logs.files import TableFiles
 from crops.logs.report import CheckReport, Facts, RowFault, TableCounts, explain
 from crops.logs.rules import KNOWN_ITEMS
-from crops.logs.split import count_rejected, split
+from crops.logs.split import count, count_rejected, split
 from crops.logs.tables import Logs, open_logs, text_kind
 from crops.logs.write import count_accepted, keep_accepted, row_faults, write_rejects
 from crops.outputs import publish, timed, write_manifest
@@ -30,9 +30,10 @@ def check(logs: str | Path, out: str | Path | None = None, memory: str = "2GB") 
     """Check every row of a logs folder against the contracts of `crops.schema`.
 
     Accepted rows become the logs folder `out/accepted`; rejected rows keep all their columns in
-    `out/rejects/<table>/`, with `reasons`, `file` and `row` (from 0). Of rows with the same key the first
-    acceptable one by file and row is kept. A search without any click is valid. Control characters in queries
-    and in texts of items become spaces, counted.
+    `out/rejects/<table>/`, with `reasons`, `file` and `row` (from 0). Of rows with the same key one is kept,
+    with the signals of all that have no other fault (see `Column.merge`): what is accepted does not depend on
+    the order of rows and files. A search without any click is valid. Control characters in queries and in texts
+    of items become spaces, counted.
 
     Args:
         logs: the logs folder.
@@ -79,6 +80,7 @@ def _check(
     connection: duckdb.DuckDBPyConnection, source: Logs, staging: Path | None, seconds: dict[str, float]
 ) -> CheckReport:
     tables: dict[str, TableCounts] = {}
+    merged: dict[str, int] = {}
     faults: list[RowFault] = []
     control_characters: dict[str, dict[str, int]] = {}
     for name, files in source.tables.items():
@@ -89,13 +91,15 @@ def _check(
         faults += found
         if spaced:
             control_characters[name] = spaced
+        if rows := count(connection, f"merged_{name}"):
+            merged[name] = rows
         if name != "feed_events" and not tables[name].accepted:
             raise _nothing_left(source, name, tables[name], found)
         if name == "items":
             connection.execute(f"create temp table {KNOWN_ITEMS} as select item_id from accepted_items")
     with timed(seconds, "count searches"):
         facts = _facts(connection, source, tables)
-    return CheckReport(str(source.path), tables, tuple(faults), facts, seconds, control_characters)
+    return CheckReport(str(source.path), tables, tuple(faults), facts, merged, seconds, control_characters)
 
 
 def _check_table(

@@ -100,6 +100,8 @@ class CheckReport:
     tables: dict[str, TableCounts]
     faults: tuple[RowFault, ...]
     facts: Facts
+    merged: dict[str, int] = field(default_factory=dict)
+    """By table the accepted rows that were merged from several of one key that differed."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Wall time of each part."""
     control_characters: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -111,6 +113,10 @@ class CheckReport:
             f"{table}.{column}: control characters became spaces in {rows:,} rows"
             for table, columns in self.control_characters.items()
             for column, rows in columns.items()
+        ]
+        changed += [
+            f"{count:,} rows of {name} were merged from several of one key that differed"
+            for name, count in self.merged.items()
         ]
         return [*self.facts.notes(), *changed]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from crops.logs.files import TableFiles
-from crops.schema import EARLIEST_US, ITEMS, LATEST_US, LOG_TABLES, Agreement, Column, Rule, Table
+from crops.schema import EARLIEST_US, ITEMS, LATEST_US, LOG_TABLES, STAGES, Agreement, Column, Rule, Table
 
 KNOWN_ITEMS = "known_items"
 """The relation of accepted item ids that `unknown_item` looks into."""
@@ -26,8 +26,8 @@ def contract_rules(table: Table) -> list[Rule]:
     }
     rules = list(_rules(table, measures, partitioned=table.partitioned))
     if table.agreement:
-        rules.append(agreement_rule(table.agreement))
-    return [*rules, duplicate_rule(table.key)] if table.key else rules
+        rules.append(agreement_rule(table.agreement, table.time))
+    return [*rules, duplicate_rule(table)] if table.key else rules
 
 
 def row_rules(files: TableFiles) -> list[Rule]:
@@ -39,24 +39,43 @@ def row_rules(files: TableFiles) -> list[Rule]:
     return list(_rules(files.table, files.found, partitioned=files.partitioned))
 
 
-def duplicate_rule(key: tuple[str, ...]) -> Rule:
-    """Return the rule of a table's key: of equal keys the first row without another fault is kept.
+def duplicate_rule(table: Table) -> Rule:
+    """Return the rule of a table's key: of equal keys one row without another fault is kept.
 
-    Its predicate reads the split's columns `_repeated`, `_reasons`, `_file` and `_row`.
+    Which one does not depend on the order of the files: the latest one by `Table.latest_by`, or any, since
+    its values are merged with those of the others (see `merged_sql`); it is then the first of the earliest
+    day. Its predicate reads the split's columns `_repeated`, `_reasons`, `_file`, `_row` and, by the table,
+    `_day`.
     """
-    names = ", ".join(key)
-    order = "len(_reasons) > 0, _file, _row"
-    bad = f"_repeated and row_number() over (partition by {names} order by {order}) > 1"
-    return Rule("duplicate_key", names, bad, f"keep one row per ({names}); the first acceptable one was kept")
+    names = ", ".join(table.key)
+    if table.latest_by:
+        others = [name for name in table.names() if name not in (*table.key, *table.latest_by)]
+        order = [f"{name} desc nulls last" for name in (*table.latest_by, *others)]
+        remedy = f"keep one row per ({names}); the one with the highest counters was kept"
+    else:
+        order = ["_day"] if table.partitioned else []
+        remedy = f"keep one row per ({names}); their signals were merged into the one that was kept"
+    ordered = ", ".join(["len(_reasons) > 0", *order, "_file", "_row"])
+    bad = f"_repeated and row_number() over (partition by {names} order by {ordered}) > 1"
+    return Rule("duplicate_key", names, bad, remedy)
 
 
-def agreement_rule(agreement: Agreement) -> Rule:
-    """Return the rule of an agreement: the first row without another fault says what the others must equal.
+def merged_sql(column: Column) -> str:
+    """Return the SQL aggregate that makes one value of those of rows with one key."""
+    if column.merge != "furthest":
+        return f"{column.merge}({column.name})"
+    ranks = " ".join(f"when '{stage}' then {rank}" for rank, stage in enumerate(STAGES))
+    return f"min_by({column.name}, case {column.name} {ranks} end)"
 
-    Its predicate reads the split's columns `_mixed`, `_reasons`, `_file` and `_row`, and `SAME_TEXT`.
+
+def agreement_rule(agreement: Agreement, time: str | None) -> Rule:
+    """Return the rule of an agreement: the earliest row without another fault, by `time`, decides.
+
+    Its predicate reads the split's columns `_mixed` and `_reasons`, and `SAME_TEXT`.
     """
-    window = f"(partition by {agreement.key} order by len(_reasons) > 0, _file, _row)"
     values = [f"{SAME_TEXT}({name})" if name == "query" else name for name in agreement.columns]
+    order = ", ".join(["len(_reasons) > 0", *([time] if time else []), *values])
+    window = f"(partition by {agreement.key} order by {order})"
     differs = " or ".join(f"{value} is distinct from first_value({value}) over {window}" for value in values)
     return Rule(
         agreement.reason,

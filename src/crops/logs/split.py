@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import duckdb
 
 from crops.logs.files import TableFiles
-from crops.logs.rules import SAME_TEXT, agreement_rule, duplicate_rule, row_rules
+from crops.logs.rules import SAME_TEXT, agreement_rule, duplicate_rule, merged_sql, row_rules
 from crops.logs.tables import contract_rows, day_sql, literal, quoted, rows_of, typed
 from crops.schema import Rule
 from crops.text import normalise_query
@@ -34,6 +34,9 @@ class _Suspects:
 
 def split(connection: duckdb.DuckDBPyConnection, files: TableFiles) -> list[Rule]:
     """Create the table `rejected_<name>`: all columns of the rows, `_file`, `_row` and the list `_reasons`.
+
+    And the table `merged_<name>`: `_file`, `_row`, `_day` and the new values of the rows that are kept of
+    several with one key, where these differ. It has no rows where the contract keeps whole rows.
 
     Tables other than items read the relation `KNOWN_ITEMS` of accepted item ids.
 
@@ -59,6 +62,7 @@ def split(connection: duckdb.DuckDBPyConnection, files: TableFiles) -> list[Rule
             f"create or replace temp table rejected_{name} as"
             f" select * exclude ({one.flag}) replace ({reasons}) from rejected_{name}"
         )
+    _merge(connection, files)
     if suspects:
         connection.execute(f"delete from rejected_{name} where len(_reasons) = 0")
     return [*rules, *(one.rule for one in suspects)]
@@ -94,6 +98,34 @@ def rows_sql(files: TableFiles) -> str:
     return f"(select {', '.join(columns)} from {rows_of(files.files, files.footers, read)})"
 
 
+def merged_columns(files: TableFiles) -> list[str]:
+    """Return the columns in which rows of one key are merged: none where the contract keeps whole rows."""
+    table = files.table
+    if not table.key or table.latest_by:
+        return []
+    return [name for name in table.names() if name in files.found and name not in table.key]
+
+
+def _merge(connection: duckdb.DuckDBPyConnection, files: TableFiles) -> None:
+    """Make `merged_<name>` before the rows that are kept leave `rejected_<name>`."""
+    table, names = files.table, merged_columns(files)
+    if not names:
+        columns = "_file VARCHAR, _row BIGINT, _day VARCHAR"
+        connection.execute(f"create temp table merged_{table.name} ({columns})")
+        return
+    # As in `duplicate_rule`: the row that is kept is the first of these.
+    first = "min(struct_pack(day := _day, file := _file, row := _row))"
+    merged = [f"{merged_sql(column)} as {column.name}" for column in table.columns if column.name in names]
+    differ = (f"min({name}) <> max({name}) or count({name}) not in (0, count(*))" for name in names)
+    connection.execute(
+        f"create temp table merged_{table.name} as"
+        f" select kept.file as _file, kept.row as _row, kept.day as _day, {', '.join(names)} from ("
+        f" select {first} as kept, {', '.join(merged)} from rejected_{table.name}"
+        " where list_has_all(['duplicate_key'], _reasons)"
+        f" group by {', '.join(table.key)} having count(*) > 1 and ({' or '.join(differ)}))"
+    )
+
+
 def _contradictions(connection: duckdb.DuckDBPyConnection, files: TableFiles) -> list[_Suspects]:
     """Find the keys whose rows disagree where the table says that they must not."""
     agreement = files.table.agreement
@@ -108,7 +140,7 @@ def _contradictions(connection: duckdb.DuckDBPyConnection, files: TableFiles) ->
     if not count(connection, name):
         return []
     connection.create_function(SAME_TEXT, normalise_query, ["VARCHAR"], "VARCHAR")
-    return [_Suspects(name, flag, agreement.key, agreement_rule(agreement))]
+    return [_Suspects(name, flag, agreement.key, agreement_rule(agreement, files.table.time))]
 
 
 def _repeats(connection: duckdb.DuckDBPyConnection, files: TableFiles) -> list[_Suspects]:
@@ -125,4 +157,4 @@ def _repeats(connection: duckdb.DuckDBPyConnection, files: TableFiles) -> list[_
             f" (select {key} as suspect from {contract_rows(files)} where {known})"
             f" where suspect % {passes} = {shard} group by suspect having count(*) > 1"
         )
-    return [_Suspects(name, flag, key, duplicate_rule(files.table.key))] if count(connection, name) else []
+    return [_Suspects(name, flag, key, duplicate_rule(files.table))] if count(connection, name) else []

@@ -11,7 +11,7 @@ import duckdb
 
 from crops.logs.files import TableFiles, inspect
 from crops.logs.report import RowFault
-from crops.logs.split import count, rows_sql
+from crops.logs.split import count, merged_columns, rows_sql
 from crops.logs.tables import day_bounds, literal, quoted, select_sql, table_days
 from crops.schema import Rule
 from crops.text import CONTROL
@@ -53,7 +53,7 @@ def _controlled(connection: duckdb.DuckDBPyConnection, files: TableFiles) -> dic
     if not prose:
         return {}
     counts = ", ".join(f"count(*) filter (where regexp_matches({name}, '{CONTROL}'))" for name in prose)
-    rows = f"{rows_sql(files)} rows{_without_rejected(connection, files)}"
+    rows = f"{_with_merged(connection, files, None)} rows{_without_rejected(connection, files)}"
     (found,) = connection.execute(f"select {counts} from {rows}").fetchall()
     return {name: rows for name, rows in zip(prose, found, strict=True) if rows}
 
@@ -121,7 +121,9 @@ def _write_accepted(
         target = folder / (f"{table.name}/day={day}/part-0.parquet" if day else f"{table.name}.parquet")
         target.parent.mkdir(parents=True, exist_ok=True)
         part = files.on(day and [day])
-        clean = not changed and not count(connection, f"rejected_{table.name}{_on(day)}")
+        clean = not changed and not any(
+            count(connection, f"{kind}_{table.name}{_on(day)}") for kind in ("rejected", "merged")
+        )
         if clean and part.exact and len(part.files) == 1 and (files.partitioned or not day):
             shutil.copyfile(part.files[0], target)
         else:
@@ -148,7 +150,7 @@ def _accepted(
             columns.append(f"{cast}({value} as {column.type}) as {quoted(column.name)}")
     if files.table.partitioned and day is None:
         columns.append("_day as day")
-    select = f"select {', '.join(columns)} from {rows_sql(files.on(day and [day]))}"
+    select = f"select {', '.join(columns)} from {_with_merged(connection, files, day)}"
     select += _without_rejected(connection, files, day)
     if day and not files.partitioned:
         first, last = day_bounds(day)
@@ -164,6 +166,21 @@ def _without_rejected(
     if not count(connection, rejected):
         return ""
     return f" anti join (select _file, _row from {rejected}) using (_file, _row)"
+
+
+def _with_merged(connection: duckdb.DuckDBPyConnection, files: TableFiles, day: str | None) -> str:
+    """Return the relation of all rows of a day, or of all days, those of several with one key merged."""
+    rows, merged = rows_sql(files.on(day and [day])), f"merged_{files.table.name}"
+    if not count(connection, f"{merged}{_on(day)}"):
+        return rows
+    values = ", ".join(
+        f"case when m._row is null then r.{name} else m.{name} end as {name}"
+        for name in merged_columns(files)
+    )
+    return (
+        f"(select r.* replace ({values}) from {rows} r"
+        f" left join (select * from {merged}{_on(day)}) m on m._file = r._file and m._row = r._row)"
+    )
 
 
 def _on(day: str | None) -> str:

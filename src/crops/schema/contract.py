@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import pyarrow as pa
 
@@ -33,6 +34,10 @@ REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 STAGES = ("exposed", "unexposed", "filtered")
 """How far a document came for a query: shown; ranked, not shown; filtered between pre-rank and rank."""
 
+Merge = Literal["min", "max", "bool_or", "bit_or", "furthest"]
+"""How the values of rows with one key become one: an SQL aggregate, or the stage that came furthest. None
+depends on the order of the rows, and nulls are left out."""
+
 
 @dataclass(frozen=True)
 class Column:
@@ -45,6 +50,7 @@ class Column:
     optional: bool = False
     prose: bool = False
     """Whether people wrote it: `crops check` turns control characters in it into spaces."""
+    merge: Merge = "min"
 
     @property
     def measure(self) -> bool:
@@ -69,7 +75,10 @@ class Rule:
 
 @dataclass(frozen=True)
 class Agreement:
-    """Rows of one `key` agree in `columns`; those that differ from the first acceptable one are rejected."""
+    """Rows of one `key` agree in `columns`; those that differ from the earliest acceptable one are rejected.
+
+    Of rows of one time the one with the lowest values of `columns` counts.
+    """
 
     reason: str
     key: str
@@ -86,7 +95,10 @@ class Table:
     columns: tuple[Column, ...]
     rules: tuple[Rule, ...] = ()
     key: tuple[str, ...] = ()
-    """No two rows share it: of those that do, the first acceptable one is kept."""
+    """No two rows share it: those that do become one (see `Column.merge`, or `latest_by`)."""
+    latest_by: tuple[str, ...] = ()
+    """Counters that only grow: of rows of one key the one with the highest is kept as it is, the others are
+    older. Without them rows of one key are merged column by column."""
     agreement: Agreement | None = None
     time: str | None = None
     """The time that gives a row its day: the table is written as hive partitions `day=YYYY-MM-DD/`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from crops.schema.contract import EARLIEST_US, LATEST_US, MAX_DURATION_MS, VISIBLE, Column, Rule
+from crops.schema.contract import EARLIEST_US, LATEST_US, MAX_DURATION_MS, VISIBLE, Column, Merge, Rule
 
 
 def blank(text: str) -> str:
@@ -16,9 +16,9 @@ def blank(text: str) -> str:
     return f"not {visible} and not regexp_matches({text}, '{VISIBLE}')"
 
 
-def optional(name: str, type_: str, doc: str, *, prose: bool = False) -> Column:
+def optional(name: str, type_: str, doc: str, merge: Merge = "min", *, prose: bool = False) -> Column:
     """Return a column that may be absent, and null where present."""
-    return Column(name, type_, doc, nullable=True, optional=True, prose=prose)
+    return Column(name, type_, doc, nullable=True, optional=True, prose=prose, merge=merge)
 
 
 def time_rule(column: str) -> Rule:
