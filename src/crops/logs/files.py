@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
@@ -12,7 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from crops.errors import nearest
+from crops.errors import CropsError, nearest
 from crops.schema import Column, Table
 
 OPTIONAL_TABLES = ("feed_events",)
@@ -25,6 +26,48 @@ _KINDS = {
     "BOOLEAN": {"boolean"},
     "VARCHAR": {"text"},
 }
+
+
+_ICEBERG = re.compile(r"(v\d+|\d{5}-[0-9a-f-]{36})(\.gz)?\.metadata\.json|version-hint\.text")
+
+
+def lake_table(path: Path) -> tuple[str, Path] | None:
+    """Return the format and the folder of the Delta Lake, Iceberg or Hudi table that a path is or lies in."""
+    for folder in (path, *path.parents):
+        if (folder / "_delta_log").is_dir():
+            return "Delta Lake", folder
+        if (folder / ".hoodie").is_dir():
+            return "Hudi", folder
+        metadata = folder / "metadata"
+        if metadata.is_dir() and any(_ICEBERG.fullmatch(file.name) for file in metadata.iterdir()):
+            return "Iceberg", folder
+    return None
+
+
+def refuse_lake_tables(paths: Iterable[Path]) -> None:
+    """Refuse files of table formats whose deleted and replaced rows are still in the files.
+
+    Args:
+        paths: files, or folders that are read by the files in them.
+
+    Raises:
+        CropsError: one is, or lies in, such a table; snapshots are not read.
+    """
+    for folder in dict.fromkeys(
+        path.absolute() if path.is_dir() else path.absolute().parent for path in paths
+    ):
+        if found := lake_table(folder):
+            raise CropsError(f"{found[1]} {_lake_problem(found[0])}; {_LAKE_REMEDY}")
+
+
+_LAKE_REMEDY = (
+    "write its current snapshot as plain Parquet into another folder "
+    "(Spark: spark.read.format(...).load(...).write.parquet(...)) and name that"
+)
+
+
+def _lake_problem(format_: str) -> str:
+    return f"is a table of {format_}: its files also hold rows that were deleted or replaced since"
 
 
 @dataclass(frozen=True)
@@ -106,6 +149,12 @@ def inspect(folder: Path, table: Table) -> tuple[TableFiles, list[FileFault]]:
             f"{table.name}.parquet", f"stands beside the folder {table.name}/", "keep one of the two"
         )
         return TableFiles(table), [fault]
+    lakes = dict.fromkeys(filter(None, map(lake_table, [folder, *roots, *{file.parent for file in files}])))
+    if lakes:
+        return TableFiles(table), [
+            FileFault(os.path.relpath(path, folder), _lake_problem(format_), _LAKE_REMEDY)
+            for format_, path in lakes
+        ]
     if not files:
         missing = [] if table.name in OPTIONAL_TABLES else [_missing_table(folder, table)]
         return TableFiles(table), missing

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from crops.errors import CropsError
+from crops.logs.files import refuse_lake_tables
 from crops.text import normalise_query
 
 
@@ -114,6 +115,7 @@ def _read(folder: Path, name: str, columns: tuple[str, ...]) -> pa.Table:
         raise CropsError(
             f"{file} is missing; a judged collection is docs, queries and qrels as Parquet files"
         )
+    refuse_lake_tables([file])
     table = pq.read_table(file)
     if absent := [column for column in columns if column not in table.column_names]:
         raise CropsError(

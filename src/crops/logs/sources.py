@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from crops.errors import CropsError, nearest
+from crops.logs.files import refuse_lake_tables
 from crops.logs.tables import literal, path_literal, quoted, rows_of
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -22,7 +23,8 @@ def find_files(folder: Path, pattern: str) -> tuple[Path, ...]:
     """Return the files of a glob below a folder (absolute, sorted); a folder stands for the files in it.
 
     Raises:
-        CropsError: there are none, or they are not all of one kind.
+        CropsError: there are none, they are not all of one kind, or they are of a table of Delta Lake, Iceberg
+            or Hudi.
     """
     if not folder.is_dir():
         raise CropsError(f"{folder} is not a folder; name the folder that holds {pattern}")
@@ -37,6 +39,7 @@ def find_files(folder: Path, pattern: str) -> tuple[Path, ...]:
         raise CropsError(f"{folder}: no file matches {pattern} ({', '.join(known)}).{hint}")
     if len(kinds) > 1:
         raise CropsError(f"{folder}: {pattern} matches files of several kinds ({', '.join(sorted(kinds))})")
+    refuse_lake_tables(found)
     return tuple(sorted(found))
 
 

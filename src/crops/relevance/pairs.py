@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crops.errors import CropsError
+from crops.logs.files import refuse_lake_tables
 from crops.labels import Source
 from crops.text import document_text_sql
 
@@ -83,6 +84,7 @@ def read_pairs(path: str | Path) -> Pairs:
         raise CropsError(
             f"{path} is a simulator's truth; theta is fitted on pairs from outside the evaluated world"
         )
+    refuse_lake_tables([path])
     if path.suffix not in _READERS:
         raise CropsError(f"{path}: name a file of judged pairs that ends in {', '.join(_READERS)}")
     try:

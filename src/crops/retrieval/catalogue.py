@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from crops.errors import CropsError
-from crops.logs.files import column_faults
+from crops.logs.files import column_faults, refuse_lake_tables
 from crops.logs.sources import parquet_schema
 from crops.schema import ARROW_TYPES, ITEMS
 from crops.text import PLAIN, Rendering
@@ -93,6 +93,7 @@ def item_files(path: Path) -> list[Path]:
     Raises:
         CropsError: there is none.
     """
+    refuse_lake_tables([path, path / "items", path / "items.parquet"])
     if path.is_file():
         return [path]
     if (path / "items.parquet").is_file():

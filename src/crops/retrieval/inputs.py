@@ -10,7 +10,7 @@ import pyarrow.dataset as ds
 from numpy.typing import NDArray
 
 from crops.errors import CropsError
-from crops.logs.files import kind
+from crops.logs.files import kind, refuse_lake_tables
 from crops.retrieval.catalogue import item_files, read_item_columns
 from crops.retrieval.filters import ITEM_SCHEMA, item_rows
 from crops.text import normalise_query, query_id
@@ -59,6 +59,7 @@ def load_queries(path: str | Path) -> tuple[NDArray[np.int64], list[str]]:
 
 def _query_table(path: Path) -> ds.Dataset | None:
     tables = [path] if path.is_file() else [path / name for name in _QUERY_TABLES if (path / name).exists()]
+    refuse_lake_tables(tables)
     try:
         found = (ds.dataset(table, format="parquet") for table in tables)
         return next((table for table in found if "query" in table.schema.names), None)

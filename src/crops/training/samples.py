@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from crops.errors import CropsError
 from crops.labels import ALL_SOURCES, DEFAULT_LABELS, Source
+from crops.logs.files import refuse_lake_tables
 from crops.text import PLAIN, Rendering
 from crops.training.data import TrainingData
 
@@ -50,6 +51,7 @@ class Samples:
             CropsError: there is none.
         """
         path = self.mined / f"{table}.parquet"
+        refuse_lake_tables([path])
         parts = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
         if not parts or not parts[0].exists():
             raise CropsError(f"{path} is missing; name an output folder of `crops mine`")
