@@ -17,6 +17,7 @@ from large_logs import large_logs
 from crops.config import EngineConfig
 from crops.engine import mine
 from crops.engine.spark import SparkBackend, _check_master
+from crops.engine.workers import check_workers
 from crops.errors import CropsError, MissingExtraError
 from crops.logs import open_logs
 
@@ -73,23 +74,26 @@ def scorer():
     return scored
 
 
-def mined(logs, out, engine: str, generated=None, **settings) -> tuple[dict[str, pa.Table], Row]:
+def mined(logs, out, engine: str, scored: str, generated, **settings) -> tuple[dict[str, pa.Table], Row]:
     config = EngineConfig(engine=engine, master="local[2]", **settings)
-    report = mine(logs, out, config, relevance=scorer(), similarity=scorer(), generated=generated, seed=3)
+    relevance, similarity = (scorer() if name in scored else None for name in ("theta", "similarity"))
+    report = mine(logs, out, config, relevance=relevance, similarity=similarity, generated=generated, seed=3)
     assert sorted(path.name for path in out.iterdir()) == sorted(
         [*(f"{name}.parquet" for name in TABLES), "report.json", "manifest.json", "config.toml"]
     )
     return {name: pq.read_table(out / f"{name}.parquet") for name in TABLES}, report
 
 
-def assert_parity(folder, searches: int, **settings) -> Row:
+def assert_parity(folder, searches: int, scored: str = "theta and similarity", **settings) -> Row:
     logs = large_logs(folder / "logs", searches)
     generated = folder / "generated.jsonl"
     lines = [
         {"query": f"query {n % 40}", "ocr_cover": f"text {n}", "keyword": "é\u0000'\n"} for n in range(200)
     ]
     generated.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    results = [mined(logs, folder / engine, engine, generated, **settings) for engine in ("duckdb", "spark")]
+    results = [
+        mined(logs, folder / engine, engine, scored, generated, **settings) for engine in ("duckdb", "spark")
+    ]
     (ours, report), (theirs, their_report) = results
     for name in TABLES:
         assert ours[name].schema.names == theirs[name].schema.names
@@ -127,6 +131,22 @@ def test_parity_on_5k_searches(tmp_path, session):
 
 
 @needs_spark
+@pytest.mark.parametrize(
+    "scored",
+    [
+        "none",
+        pytest.param("theta", marks=pytest.mark.verify),
+        pytest.param("similarity", marks=pytest.mark.verify),
+    ],
+)
+def test_parity_without_theta_or_similarity(tmp_path, session, scored):
+    report = assert_parity(tmp_path, 200, scored, **CAPS)
+    assert report["sources"]["p1"]["theta"] == (0.6 if scored == "theta" else "none")
+    assert report["sources"]["p1"]["similarity"] == (0.5 if scored == "similarity" else "none")
+    assert report["sources"]["p2"]["kept"] > 0
+
+
+@needs_spark
 @pytest.mark.verify
 def test_columns_of_any_name_change_nothing_on_either_engine(tmp_path, session):
     """Names that the engines use themselves, and names that differ from the contract's in case only."""
@@ -157,6 +177,35 @@ def test_parity_of_groups_of_one_event(tmp_path, session):
 def test_parity_on_100k_searches(tmp_path, started, settings):
     """With the settings of production."""
     assert_parity(tmp_path, 100_000, **settings)
+
+
+@needs_spark
+def test_rows_that_a_worker_wrote_elsewhere_are_missed(tmp_path, session, monkeypatch):
+    """One of its tasks wrote into a folder that only its machine has."""
+    write = SparkBackend.write
+
+    def lossy(self, target):
+        if target.name == "evidence.parquet":
+            for piece in self._pieces[target]:
+                max(piece.glob("part-*.parquet"), key=lambda part: pq.read_metadata(part).num_rows).unlink()
+        write(self, target)
+
+    monkeypatch.setattr(SparkBackend, "write", lossy)
+    logs = write_logs(tmp_path / "logs", [shown(1, 1, "a", 0, 1), clicked(2, 1, "b", 30, 2)])
+    config = EngineConfig(engine="spark", master="local[2]")
+    with pytest.raises(CropsError, match=r"evidence.parquet: \d of 2 rows arrived in .*nothing is published"):
+        mine(logs, tmp_path / "out", config, relevance=None, similarity=None)
+    assert [path.name for path in tmp_path.iterdir()] == ["logs"]
+
+
+@needs_spark
+def test_the_workers_are_asked_before_the_work(started, tmp_path):
+    file = tmp_path / "rows"
+    file.write_text("12345")
+    check_workers(started, [tmp_path / "out"], {str(file): 5}, [])
+    assert list((tmp_path / "out").iterdir()) == []
+    with pytest.raises(CropsError, match=r"^Spark's worker \S+ sees another .*/rows than the driver"):
+        check_workers(started, [tmp_path / "out"], {str(file): 6}, [])
 
 
 def test_a_master_that_refuses_is_said_at_once():

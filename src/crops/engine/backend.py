@@ -8,21 +8,25 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from crops.engine.memory import duckdb_limit, parse_memory
-from crops.engine.pieces import ROW_GROUP, open_parquet
+from crops.engine.pieces import ROW_GROUP, check_rows, open_parquet
 from crops.errors import CropsError
 from crops.logs import Logs, interruptible
 from crops.logs.tables import literal, path_literal
 from crops.schema import ARROW_TYPES
+
+if TYPE_CHECKING:
+    from crops.engine.scoring import CachedScorer
 
 BATCH_ROWS = 8192
 """Rows per Arrow batch between SQL and Python: texts of a batch stay in the megabytes."""
@@ -53,6 +57,16 @@ class Backend(Protocol):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
+
+    def check_workers(self, folder: Path, logs: Logs, scorers: Sequence[CachedScorer]) -> None:
+        """Raise where a machine that will work on the job has not what it needs.
+
+        Args:
+            folder: where the job writes.
+            logs: what it reads.
+            scorers: what it scores with, and where the scores are kept.
+        """
+        ...
 
     def read_logs(self, name: str, logs: Logs, table: str, days: Collection[str] | None) -> None:
         """Name a table of the logs, of some days (all when None), as the contract types it."""
@@ -120,7 +134,11 @@ class Backend(Protocol):
         ...
 
     def write(self, target: Path) -> None:
-        """Write what was emitted for a file, in the order of the calls."""
+        """Write what was emitted for a file, in the order of the calls.
+
+        Raises:
+            CropsError: the file does not hold as many rows as the queries have.
+        """
         ...
 
 
@@ -141,6 +159,7 @@ class DuckDBBackend:
         self._given = memory
         self._files: list[Path] = []
         self._writers: dict[Path, pq.ParquetWriter] = {}
+        self._counted: Counter[Path] = Counter()
         self._spill = tempfile.TemporaryDirectory(prefix="crops-engine-")
         config: dict[str, str | bool | int | float | list[str]] = {
             "memory_limit": f"{duckdb_limit(self.memory)}B",
@@ -160,6 +179,9 @@ class DuckDBBackend:
         """Close the database and remove what it spilled."""
         self._connection.close()
         self._spill.cleanup()
+
+    def check_workers(self, folder: Path, logs: Logs, scorers: Sequence[CachedScorer]) -> None:
+        """Do nothing: this process does the work."""
 
     def read_logs(self, name: str, logs: Logs, table: str, days: Collection[str] | None) -> None:
         """Name a table of the logs (see `Backend.read_logs`)."""
@@ -259,6 +281,7 @@ class DuckDBBackend:
 
     def emit(self, query: str, order: str, target: Path) -> None:
         """Add a query's rows, in an order, to the rows that will be written to a Parquet file."""
+        self._counted[target] += self.count(f"({query}) counted")
         with self._explained(), _disk_explained(), self._connection.cursor() as reader:
             interruptible(reader, lambda: self._write_rows(reader, f"{query} order by {order}", target))
 
@@ -266,6 +289,7 @@ class DuckDBBackend:
         """Write what was emitted for a file, in the order of the calls."""
         with _disk_explained():
             self._writers.pop(target).close()
+            check_rows([target], self._counted.pop(target), target)
 
     def _write_rows(self, reader: duckdb.DuckDBPyConnection, query: str, target: Path) -> None:
         rows = reader.sql(query).to_arrow_reader(ROW_GROUP)

@@ -78,6 +78,7 @@ def mine(
     with open_backend(config) as backend, publish(out, "mine") as folder:
         scratch = folder / ".scores"
         theta, intent = cached(relevance, scratch / "relevance"), cached(similarity, scratch / "similarity")
+        backend.check_workers(folder, logs, [scorer for scorer in (theta, intent) if scorer])
         with timed(seconds, "read the logs"):
             load_events(backend, logs, config.days, config.bots, config.group_by)
             # Before the long work: a bad line in the file should not cost an hour of scoring.

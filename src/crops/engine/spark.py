@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib.util
 import itertools
@@ -13,6 +12,7 @@ import signal
 import socket
 import sys
 import threading
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -22,13 +22,17 @@ import pyarrow as pa
 
 from crops.engine import backend as shared
 from crops.engine.memory import parse_memory
-from crops.engine.pieces import join_pieces
+from crops.engine.pieces import check_rows, join_pieces
+from crops.engine.workers import check_workers, explain_failure
 from crops.errors import CropsError, MissingExtraError
 from crops.logs import Logs
+from crops.outputs import timed
 from crops.schema import ARROW_TYPES, EARLIEST_US, LATEST_US, Column, Table
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
+
+    from crops.engine.scoring import CachedScorer
 
 CONNECT_S = 3.0
 """How long a master may take to answer."""
@@ -59,6 +63,7 @@ class SparkBackend:
         self._spark = _session(master, size)
         self._tables: dict[str, list[DataFrame]] = {}
         self._pieces: dict[Path, list[Path]] = {}
+        self._counted: Counter[Path] = Counter()
 
     def __enter__(self) -> Self:
         """Return the open session."""
@@ -67,10 +72,27 @@ class SparkBackend:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Forget the tables, and end the session if it was started here."""
-        self.drop(*list(self._tables))
-        if self._owned:
-            self._spark.stop()
+        """Forget the tables, and end the session if it was started here.
+
+        Raises:
+            CropsError: Spark failed, with its cause in a sentence.
+        """
+        try:
+            self.drop(*list(self._tables))
+            if self._owned:
+                self._spark.stop()
+        except _failures() as closing:  # where its process is gone, what it was asked before says more
+            error = error or closing
+        if isinstance(error, _failures()):
+            raise CropsError(explain_failure(str(error))) from error
+
+    def check_workers(self, folder: Path, logs: Logs, scorers: Sequence[CachedScorer]) -> None:
+        """Run a task on every executor that looks for what the job needs (see `Backend.check_workers`)."""
+        files = [file for table in logs.tables.values() for file in table.files]
+        sizes = {str(file): file.stat().st_size for file in files}
+        folders = [folder, *(scorer.folder for scorer in scorers)]
+        with timed({}, "workers"):
+            check_workers(self._spark, folders, sizes, [scorer.scorer for scorer in scorers])
 
     def read_logs(self, name: str, logs: Logs, table: str, days: Collection[str] | None) -> None:
         """Name a table of the logs (see `Backend.read_logs`)."""
@@ -141,30 +163,31 @@ class SparkBackend:
 
     def arrow(self, query: str) -> pa.Table:
         """Return all rows of a query."""
-        with _explained():
-            return self._spark.sql(query).toArrow()
+        return self._spark.sql(query).toArrow()
 
     def emit(self, query: str, order: str, target: Path) -> None:
         """Add a query's rows, in an order, to the rows that will be written to a Parquet file."""
         pieces = self._pieces.setdefault(target, [])
         piece = target.with_name(f".{target.name}.{len(pieces)}.piece")
-        with _explained():
-            self._spark.sql(f"{query} order by {order}").write.parquet(piece.as_uri())
+        self._counted[target] += self.count(f"({query}) counted")
+        self._spark.sql(f"{query} order by {order}").write.parquet(piece.as_uri())
         pieces.append(piece)
 
     def write(self, target: Path) -> None:
         """Write what was emitted for a file, in the order of the calls."""
-        folders = self._pieces.pop(target)
+        folders, counted = self._pieces.pop(target), self._counted.pop(target)
         # Spark numbers the files of sorted rows in their order.
-        join_pieces([file for folder in folders for file in sorted(folder.glob("part-*.parquet"))], target)
+        files = [file for folder in folders for file in sorted(folder.glob("part-*.parquet"))]
+        check_rows(files, counted, target)
+        join_pieces(files, target)
+        check_rows([target], counted, target)
         for folder in folders:
             shutil.rmtree(folder)
 
     def _keep(self, name: str, frame: DataFrame) -> None:
         frames = self._tables.setdefault(name, [])
         # Plans that contain all plans before them would soon take longer to analyse than to run.
-        with _explained():
-            frames.append(frame.localCheckpoint())
+        frames.append(frame.localCheckpoint())
         functools.reduce(lambda left, right: left.union(right), frames).createOrReplaceTempView(name)
 
 
@@ -214,6 +237,8 @@ def _session(master: str, memory: int) -> SparkSession:
         "spark.sql.ansi.enabled": "true",
         # A log may have a column that differs from one of the contract in case only.
         "spark.sql.caseSensitive": "true",
+        # With it the optimiser loses a column that is null throughout, such as theta without a scorer.
+        "spark.sql.constraintPropagation.enabled": "false",
         # Broadcasts are chosen by sizes that were measured, not by those of compressed files: a table of many
         # times 10 MB in memory would be sent to every worker, or kill the driver.
         "spark.sql.autoBroadcastJoinThreshold": "-1",
@@ -231,7 +256,9 @@ def _session(master: str, memory: int) -> SparkSession:
     try:
         return builder.config(map=settings).getOrCreate()
     except Exception as error:  # whatever Py4J, Java or the cluster come up with
-        raise CropsError(f"Spark master '{master}': no session could be started: {error}") from error
+        raise CropsError(
+            f"Spark master '{master}': no session could be started: {explain_failure(str(error))}"
+        ) from error
     finally:
         # PySpark puts its own handler in place, and leaves it there after the session: Ctrl-C would no longer
         # reach a query of DuckDB in the same process.
@@ -239,16 +266,12 @@ def _session(master: str, memory: int) -> SparkSession:
             signal.signal(signal.SIGINT, interrupt)
 
 
-@contextlib.contextmanager
-def _explained() -> Iterator[None]:
-    """Turn the failure of a Spark job into an error with its cause in front."""
+def _failures() -> tuple[type[BaseException], ...]:
+    """Return what PySpark, its bridge to Java and a bridge that broke raise."""
+    from py4j.protocol import Py4JError
     from pyspark.errors import PySparkException
 
-    try:
-        yield
-    except PySparkException as error:
-        own = re.findall(r"crops\.errors\.CropsError: (.+)", str(error))
-        raise CropsError(own[-1] if own else f"the Spark job failed: {error}") from error
+    return PySparkException, Py4JError, ConnectionError
 
 
 def _in_worker(

@@ -23,7 +23,7 @@ def find_files(folder: Path, pattern: str) -> tuple[Path, ...]:
     """Return the files of a glob below a folder (absolute, sorted); a folder stands for the files in it.
 
     Raises:
-        CropsError: there are none, they are not all of one kind, or they are of a table of Delta Lake, Iceberg
+        CropsError: there are none, they are not of one kind, or they are of a table of Delta Lake, Iceberg
             or Hudi.
     """
     if not folder.is_dir():

@@ -30,6 +30,8 @@ class CrossScorer:
 
     logits: Logits
     calibration: Calibration
+    identity: Callable[[], str] | None = None
+    """Returns the hash of the model on the machine that asks."""
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Append `score` to each batch.

