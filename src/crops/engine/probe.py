@@ -69,8 +69,8 @@ def version_fault(wanted: dict[str, str | None]) -> str | None:
     for name, version in versions().items():
         if version is None:
             return (
-                f"has no {name} in its Python ({sys.executable}); install {PACKAGES[name]} {wanted[name]} there, or "
-                "set PYSPARK_PYTHON to a Python that has it"
+                f"has no {name} in its Python ({sys.executable}); install {PACKAGES[name]} {wanted[name]} "
+                "there, or set PYSPARK_PYTHON to a Python that has it"
             )
         if version != wanted[name]:
             return f"has {name} {version}, and the driver {wanted[name]}; install the same on all machines"

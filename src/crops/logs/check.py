@@ -32,8 +32,8 @@ def check(logs: str | Path, out: str | Path | None = None, memory: str = "2GB") 
     Accepted rows become the logs folder `out/accepted`; rejected rows keep all their columns in
     `out/rejects/<table>/`, with `reasons`, `file` and `row` (from 0). Of rows with the same key one is kept,
     with the signals of all that have no other fault (see `Column.merge`): what is accepted does not depend on
-    the order of rows and files. A search without any click is valid. Control characters in queries and in texts
-    of items become spaces, counted.
+    the order of rows and files. A search without any click is valid. Control characters in queries and in
+    texts of items become spaces, counted.
 
     Args:
         logs: the logs folder.
