@@ -39,6 +39,7 @@ from crops.text import PLAIN, query_id
 K = 4
 USERS, ITEMS = 40, 24
 COMMON = [f"zq{letter}" for letter in "abcdefgh"]
+EAGER = "zrown"
 RARE = [f"zr{number:02d}" for number in range(30)]
 WORD = re.compile(r"\bz[qr]\w+\b")
 NOON, MINUTE, DAY = 1_767_614_400_000_000, 60_000_000, 86_400_000_000
@@ -50,7 +51,8 @@ def random_rows():
     """Return impressions and feed events of two days: sessions of a query and its rewording.
 
     Most sessions follow fashions (a query, its rewording and the item that is clicked under it), so that some
-    trails are many people's; the others are their own, in common and in rare words.
+    trails are many people's; the others are their own, in common and in rare words. User 99 does one thing
+    again and again: as often as k people, and alone.
     """
     rng = np.random.default_rng(5)
     fashions = [(COMMON[n % 8], COMMON[(n + 3) % 8], n + 1) for n in range(10)]
@@ -61,6 +63,8 @@ def random_rows():
         if rng.random() < 0.4:
             first, later = rng.choice([*COMMON, *RARE], 2, replace=False).tolist()
             item = int(rng.integers(1, ITEMS + 1))
+        if session % 13 == 0:
+            user, first, later, item = 99, *((EAGER, COMMON[0]) if session % 2 else (COMMON[1], EAGER)), ITEMS
         at = NOON + day * DAY + session * 3 * MINUTE % (8 * 60 * MINUTE)
         for step, (query, shown) in enumerate([(first, int(rng.integers(1, 5))), (later, item)]):
             impressions.append(
@@ -124,6 +128,7 @@ def count(folder, mined, impressions):
         users={query: n for query, n in known.items() if n >= K},
         searches={query: len(found) for query, found in searches.items()},
         trails=trails,
+        events=events,
         told=told,
         people=people,
     )
@@ -192,6 +197,8 @@ def test_the_world_has_what_must_be_told_and_what_must_not(world):
     # Named where only the later query has to be popular.
     assert sum(key[0] in world.users and key[3] in world.users for key in few) >= 10
     assert any(key[2] is P2 for key in world.told)
+    assert world.searches[EAGER] > K > len(world.people[EAGER])
+    assert any(world.events[key] > K > len(users) for key, users in world.trails.items() if key[2] is P1)
 
 
 def test_explain_tells_of_k_people_or_of_nobody(world):
