@@ -13,10 +13,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from faults import Fault, change, damage, kills, oversized, publish, slow, updating
-from load import Client, Outcome, closed_loop, open_loop
+from load import Client, Outcome, closed_loop, open_loop, percentile
 from served import Server, prepare, server
 
 WARM_S = 2.0
@@ -68,23 +69,31 @@ def table(args: argparse.Namespace) -> None:
 
 
 def saturation(args: argparse.Namespace) -> None:
-    """Find what the server can do, then ask for twice as much."""
+    """Find what the server can do, then ask for `--over` times as much."""
     folder, asked = prepare(args.work, args.items, args.kinds[0], args.encoder)
     with server(str(folder), args.work / "server.log", threads=args.threads) as running:
 
-        async def run() -> tuple[float, Outcome, Outcome]:
-            client = Client("127.0.0.1", running.port)
+        async def run() -> None:
+            client = Client("127.0.0.1", running.port, keep=not args.fresh)
             most = await closed_loop(client, asked, 64, args.seconds)
-            over = await open_loop(client, asked, 2 * most, args.seconds)
+            print(f"closed loop, 64 clients: {most:.0f} answers/s, load {os.getloadavg()[0]:.1f}", flush=True)
+            before = running.cpu_s()
+            over = await open_loop(client, asked, args.over * most, args.seconds)
+            cpu = running.cpu_s() - before
+            answered = over.statuses["200"]
+            print(
+                f"open loop at {args.over:g} times = {args.over * most:.0f}/s: {told(over)}; "
+                f"{answered / args.seconds:.0f} answers/s; from the first byte: answers "
+                f"{spread(over.sent_seconds)}, refusals {spread(over.refused_seconds)}; "
+                f"CPU {cpu:.1f} s, {1000 * cpu / max(1, answered):.1f} ms an answer; RSS {running.rss_mb():.0f} MB; "
+                f"load {os.getloadavg()[0]:.1f}",
+                flush=True,
+            )
             after = await open_loop(client, asked, most / 4, args.seconds / 2)
+            print(f"afterwards at {most / 4:.0f}/s: {told(after)}; alive: {running.alive()}")
             client.close()
-            return most, over, after
 
-        most, over, after = asyncio.run(run())
-        print(f"closed loop, 64 clients: {most:.0f} answers/s")
-        answered = over.statuses["200"] / args.seconds
-        print(f"open loop at {2 * most:.0f}/s: {told(over)}; {answered:.0f} answers/s")
-        print(f"afterwards at {most / 4:.0f}/s: {told(after)}; alive: {running.alive()}")
+        asyncio.run(run())
 
 
 def swaps(args: argparse.Namespace) -> None:
@@ -138,6 +147,12 @@ def often(work: Path) -> list[str]:
     return ["--config", str(work / "serve.toml")]
 
 
+def spread(seconds: Sequence[float]) -> str:
+    return "p50 {:.0f}, p99 {:.0f}, longest {:.0f} ms".format(
+        *(percentile(seconds, share) for share in (0.5, 0.99, 1.0))
+    )
+
+
 def told(outcome: Outcome) -> str:
     failed = {status: count for status, count in outcome.statuses.items() if status != "200"}
     return (
@@ -159,6 +174,8 @@ def main() -> None:
     parser.add_argument("--rates", type=float, nargs="+", default=[100.0], help="searches per second")
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--swaps", type=int, default=20)
+    parser.add_argument("--over", type=float, default=3.0, help="saturation: times the load it can take")
+    parser.add_argument("--fresh", action="store_true", help="saturation: a connection for each request")
     parser.add_argument("--threads", type=int, default=1, help="OMP_NUM_THREADS of the server")
     parser.add_argument("--work", type=Path, default=Path("out/bench-serving"))
     args = parser.parse_args()

@@ -22,6 +22,14 @@ class RegressionError(CropsError):
     exit_code = 1
 
 
+class UnknownItemError(CropsError):
+    """An item is not in a catalogue or an index."""
+
+    def __init__(self, item_id: int, where: str, unknown: int = 1) -> None:
+        super().__init__(f"item_id {item_id} is not in {where} ({unknown} unknown ids)")
+        self.item_id = item_id
+
+
 class MissingExtraError(CropsError):
     """An optional dependency is not installed."""
 

@@ -5,24 +5,27 @@ import importlib.util
 import numpy as np
 import pyarrow as pa
 import pytest
-from retrieval_hand import catalogue, publish, unit
+from retrieval_hand import catalogue, publish, unit, word_model
 
 from crops.config import IndexConfig
-from crops.errors import CropsError
+from crops.errors import CropsError, UnknownItemError
 from crops.retrieval import Filter, FlatIndex, current_version, open_index
 from crops.retrieval.filters import ITEM_SCHEMA, item_rows
+from crops.serving.searcher import Job, Searcher
 
 KINDS = ["exact", "exact int8", "hnsw", "hnsw int8", "ivf", "ivf int8", "ivfpq"]
 STORES = [*(f"faiss {kind}" for kind in KINDS), "milvus exact", "milvus hnsw"]
 COUNT, DIM = 400, 16
+STRANGE = ["café", "動物", "🐆", "back\\slash", "it's", "two\nlines", "\x01\t{x}", "\\u00e9", '" or item_id > 0 or "']
 NO_MILVUS = importlib.util.find_spec("milvus_lite") is None
 
 COLUMNS = {
     "ocr_cover": [f"title {row}" for row in range(COUNT)],
     "author_id": [row % 4 for row in range(COUNT)],
     "category": [
-        None if row % 100 == 0 else 'odd "quoted"' if row % 20 == 1 else "even" for row in range(COUNT)
-    ],
+        None if row % 100 == 0 else 'odd "quoted"' if row % 20 == 1 else "even" for row in range(COUNT - 9)
+    ]
+    + STRANGE,
     "uploaded_at": [row * 1_000_000 for row in range(COUNT)],
 }
 
@@ -86,6 +89,7 @@ def test_short_lists_are_padded_and_no_queries_give_no_rows(index):
     [
         (Filter(author_id=1), [row for row in range(COUNT) if row % 4 == 1]),
         (Filter(category='odd "quoted"'), [row for row in range(COUNT) if row % 20 == 1]),
+        *((Filter(category=text), [COUNT - 9 + row]) for row, text in enumerate(STRANGE)),
         (Filter(category="even", uploaded_before=100_000_000), [r for r in range(1, 100) if r % 20 != 1]),
         (Filter(uploaded_since=395_000_000), [395, 396, 397, 398, 399]),
         (Filter(item_ids=np.array([40, 4000, 77]), author_id=3), [3, 399]),
@@ -114,8 +118,35 @@ def test_vectors_and_rows_of_items_come_in_the_order_asked(index):
     assert rows["ocr_cover"].to_pylist() == ["title 200", "title 1", "title 0"]
     assert rows["category"].to_pylist() == [None, 'odd "quoted"', None]
     for method in (index.vectors, index.items):
-        with pytest.raises(CropsError, match="item_id 15 is not in"):
-            method(np.array([10, 15]))
+        for unknown in (15, -1, -(2**63)):  # -1 pads result lists
+            with pytest.raises(UnknownItemError, match=f"item_id {unknown} is not in"):
+                method(np.array([10, unknown]))
+
+
+def test_a_query_without_a_vector_finds_nothing(index):
+    """An encoder gives zeros for a text of which it knows no token; the others get their results."""
+    queries = unit(3, DIM, 1)
+    queries[1] = 0
+    for where in (None, Filter(author_id=1)):
+        ids, scores = index.search(queries, 5, where)
+        assert (ids[1] == -1).all()
+        assert np.isneginf(scores[1]).all()
+        assert ids[[0, 2]].tolist() == index.search(queries[[0, 2]], 5, where)[0].tolist()
+
+
+def test_searches_at_once_each_get_their_own_filter(index, monkeypatch):
+    """Filters of more than 1,000 ids, which numpy abbreviates when it prints them, in one batch of a server."""
+    monkeypatch.setattr(index, "close", lambda: None)  # the searcher's end is not the index's here
+    searcher = Searcher("name", index, word_model(dim=DIM))
+    every, padding = np.arange(10, 10 * COUNT + 10, 10), np.arange(10**6, 10**6 + 1000)
+    left_out = every[100:300:25]
+    jobs = [
+        Job(COUNT, "q", where=Filter(np.concatenate([every[every != item], padding])), texts=False)
+        for item in left_out
+    ]
+    for job, item, found in zip(jobs, left_out, searcher.answer(jobs), strict=True):
+        assert set(every) - set(found.ids) == {item}
+        assert found == searcher.answer([job])[0]
 
 
 @pytest.mark.parametrize("store", STORES)
@@ -166,6 +197,7 @@ def test_bad_searches_and_updates_are_refused(index):
         ([3], unit(1, 8), none, r"vectors of shape \(1, 8\)"),
         ([3], np.full((1, DIM), np.inf, np.float32), none, "NaN or infinity"),
         ([3], unit(1, DIM), np.array([11]), "item_id 11 is not in"),
+        ([3], unit(1, DIM), np.array([-1]), "item_id -1 is not in"),
         ([], unit(0, DIM), np.arange(10, 10 * COUNT + 10, 10), "an index cannot be empty"),
     ):
         with pytest.raises(CropsError, match=message):
@@ -254,6 +286,21 @@ def test_what_milvus_refuses_is_told_with_its_address(tmp_path):
             ask()
     client.close()
     index.close()
+
+
+@pytest.mark.skipif(NO_MILVUS, reason="milvus-lite is not installed")
+def test_what_was_asked_for_is_not_logged_by_milvus(tmp_path, caplog, capfd):
+    from pymilvus import MilvusClient
+
+    index = open_index(make("milvus exact", tmp_path))
+    client = MilvusClient(str(tmp_path / "x.db"))
+    client.drop_alias("crops")
+    client.drop_collection("crops_000001")
+    with pytest.raises(CropsError):
+        index.search(unit(1, DIM), 3, Filter(category="my secret"))
+    client.close()
+    index.close()
+    assert "my secret" not in caplog.text + "".join(capfd.readouterr())
 
 
 def test_without_pymilvus_the_extra_is_named(tmp_path, monkeypatch):

@@ -3,9 +3,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from crops.errors import CropsError
+from crops.errors import CropsError, UnknownItemError
 from crops.retrieval import load_item_rows, load_items
-from crops.retrieval.catalogue import best_positions, positions_of, sorted_catalogue
+from crops.retrieval.catalogue import best_positions, padded_positions_of, positions_of, sorted_catalogue
 from crops.text import Rendering
 
 ITEMS = pa.table(
@@ -121,7 +121,9 @@ def test_best_positions_break_ties_by_position_across_the_cut():
 
 def test_positions_keep_the_padding():
     ids = np.array([10, 20, 30])
-    assert positions_of(ids, np.array([[30, -1], [10, 20]]), "here").tolist() == [[2, -1], [0, 1]]
+    assert padded_positions_of(ids, np.array([[30, -1], [10, 20]]), "here").tolist() == [[2, -1], [0, 1]]
+    with pytest.raises(UnknownItemError, match="item_id -1 is not in here"):
+        positions_of(ids, np.array([10, -1]), "here")
     with pytest.raises(CropsError, match=r"item_id 99 is not in here \(1 unknown ids\)"):
         positions_of(ids, np.array([10, 99]), "here")
 

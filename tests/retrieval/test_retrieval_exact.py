@@ -1,6 +1,10 @@
 import faiss
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import PreTrainedTokenizerFast
 
 from crops.errors import CropsError
 from crops.retrieval import ExactRetriever, FlatIndex
@@ -38,6 +42,21 @@ def test_results_are_best_first_with_ties_by_id_and_padding():
     assert scores[0, :4] == pytest.approx([1, 1, 0.6, 0])
     assert scores[1, :4] == pytest.approx([1, 0.8, 0, 0])
     assert np.isneginf(scores[:, 4]).all()
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_query_without_a_known_token_finds_nothing(wrapped):
+    """All such queries would have the vector of the unknown token, or none: they would find the same items."""
+    tokenizer = Tokenizer(WordLevel({"[UNK]": 0, "to": 1, "the": 2, "east": 3}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    encoder = TableEncoder({**ENCODER, "☃": [1, 0], "\u0301": [0, 0], "☃ east": [1, 0]})
+    encoder.tokenizer = (
+        PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]") if wrapped else tokenizer
+    )
+    retriever = ExactRetriever(encoder, [40, 30, 20, 10], TEXTS)
+    ids, scores = retriever.search(["☃", "to the east", "\u0301", "☃ east"], k=2)
+    assert ids.tolist() == [[-1, -1], [10, 40], [-1, -1], [10, 40]]
+    assert np.isneginf(scores[[0, 2]]).all()
 
 
 def test_search_equals_a_full_sort_for_any_batch_size():

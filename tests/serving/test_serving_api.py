@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -68,6 +69,41 @@ def test_similar_leaves_the_item_itself_out(client):
 
 def test_more_results_than_items_are_all_items(client):
     assert sorted(ids(client.post("/search", json={"query": "cat", "k": 1000}))) == sorted(ITEMS)
+
+
+def test_each_of_many_gets_its_own_filter(client):
+    """Eight clients at once, each without one item: ids by the thousand are abbreviated when they are printed."""
+    padding = list(range(10**6, 10**6 + 2000))
+
+    def ask(left_out):
+        where = {"item_ids": sorted([item for item in ITEMS if item != left_out] + padding)}
+        return left_out, ids(client.post("/search", json={"query": "jaguar", "where": where}))
+
+    with ThreadPoolExecutor(8) as pool:
+        for left_out, found in pool.map(ask, [*ITEMS] * 6):
+            assert sorted(found) == [item for item in ITEMS if item != left_out]
+
+
+def test_a_query_of_unknown_words_finds_nothing_and_says_so(client, desk, monkeypatch):
+    encode = MODELS["new"].encoder.encode
+
+    def knows_no_ficus(texts, **options):
+        return np.where([["ficus" in text] for text in texts], 0, encode(texts, **options))
+
+    monkeypatch.setattr(MODELS["new"].encoder, "encode", knows_no_ficus)
+    reply = client.post("/search", json={"query": "ficus"}).json()
+    assert (reply["hits"], reply["note"]) == ([], "the model knows no word of this query")
+    assert client.post("/search", json={"query": "jaguar"}).json()["note"] is None
+    assert "Nothing was found: the model knows no word of this query." in client.get("/?q=ficus").text
+    jobs = [Job(2, "ficus"), Job(2, "jaguar"), Job(2, "ficus")]
+    assert [len(one.ids) for one in desk.service.searcher("index").answer(jobs)] == [0, 2, 0]
+
+
+@pytest.mark.parametrize(("k", "status"), [(50, 200), (51, 422), (1000, 422)])
+def test_a_page_shows_at_most_50_results(client, k, status):
+    page = client.get("/", params={"q": "jaguar", "k": k})
+    assert page.status_code == status
+    assert ("1 to 50" in page.text) is (status == 422)
 
 
 def test_requests_that_arrive_together_each_get_their_own_answer(desk):
@@ -238,10 +274,14 @@ def test_a_body_of_100_kb_is_refused(client):
 
 
 def test_unknown_ids_paths_and_methods(client):
-    unknown = client.post("/similar", json={"item_id": 99})
-    assert (unknown.status_code, "99" in unknown.json()["detail"]) == (404, True)
-    unknown = client.post("/explain", json={"query": "jaguar", "item_ids": [99]})
-    assert (unknown.status_code, "99" in unknown.json()["detail"]) == (404, True)
+    for item in (99, -1, -(2**63)):  # -1 stands for "no item" inside result lists
+        for path, asked in (
+            ("/similar", {"item_id": item}),
+            ("/explain", {"query": "jaguar", "item_ids": [1, item]}),
+        ):
+            unknown = client.post(path, json=asked)
+            assert unknown.status_code == 404
+            assert unknown.json()["detail"] == f"item_id {item} is not in the index"
     assert client.get("/nothing").status_code == 404
     assert client.get("/search").status_code == 405
 
@@ -319,8 +359,9 @@ def test_health_and_metrics(client):
     assert 'crops_requests_total{route="/search",status="200"} 1.0' in lines
     assert 'crops_requests_total{route="/search",status="422"} 1.0' in lines
     assert 'crops_index_items{index="index",version="000001"} 8.0' in lines
-    assert "crops_batch_searches_count 1.0" in lines
-    assert "crops_waiting_searches 0.0" in lines
+    assert "crops_batch_requests_count 1.0" in lines
+    assert "crops_waiting_requests 0.0" in lines
+    assert any(line.startswith("crops_loop_lag_seconds ") for line in lines)
 
 
 def test_titles_are_escaped_in_every_page(client):

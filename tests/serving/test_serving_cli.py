@@ -70,6 +70,23 @@ def test_what_is_missing_is_named_before_the_server_starts(world, served, tmp_pa
     assert served == []
 
 
+@pytest.mark.parametrize("key", ["", " ", "secret\n"])
+def test_an_empty_key_is_no_open_server(world, served, key):
+    for result in (run(world / "new", CROPS_API_KEY=key), run(world / "new", "--api-key", key)):
+        assert isinstance(result.exception, CropsError)
+        assert "CROPS_API_KEY" in str(result.exception)
+    assert served == []
+
+
+def test_an_index_is_called_by_its_name_not_by_its_place(world, served):
+    assert run(world / "new", "--baseline", f"bm25:{world / 'old'}").exit_code == 0
+    slots = served[0][0].service.slots
+    assert {name: slot.searcher.name for name, slot in slots.items()} == {"baseline": "old", "index": "new"}
+    assert serve_module._shown("milvus:http://10.0.0.1:19530#items") == "items"
+    assert serve_module._shown("milvus:http://10.0.0.1:19530") == "crops"
+    assert serve_module._shown("milvus:out/items.db") == "items.db"
+
+
 def test_a_damaged_index_is_not_served(world, served, tmp_path):
     folder = shutil.copytree(world / "new", tmp_path / "index")
     (folder / "versions" / "000001" / "vectors.npy").write_bytes(b"garbage")

@@ -118,9 +118,21 @@ def test_a_query_that_nobody_asked_is_explained_by_its_neighbours(desk):
 
 def test_what_is_far_from_all_training_queries_has_no_evidence(desk, client):
     assert desk.explainer.explain("ficus", [6]).queries == ()
-    page = client.get("/", params={"q": "ficus"}).text
+    page = client.get("/", params={"q": "ficus", "open": 6}).text
     assert "No training query of at least 3 people is near." in page
     assert "the model found it by its text" in page
+
+
+def test_a_page_explains_the_result_that_is_open_and_no_other(desk, client, monkeypatch):
+    asked = []
+    explain = desk.explainer.explain
+    monkeypatch.setattr(
+        desk.explainer, "explain", lambda query, items: asked.append(list(items)) or explain(query, items)
+    )
+    assert "consumed after rewording" not in client.get("/", params={"q": "jaguar"}).text
+    assert "consumed after rewording" in client.get("/", params={"q": "jaguar", "open": 3}).text
+    assert client.get("/", params={"q": "jaguar", "open": 99}).status_code == 200  # an old link
+    assert asked == [[], [3], [99], []]
 
 
 def test_generated_text_can_speak_for_a_result(desk):

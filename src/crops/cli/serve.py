@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated
@@ -38,9 +39,6 @@ def serve(
     api_key: Annotated[
         str | None, typer.Option(envvar="CROPS_API_KEY", help="What requests must carry.", show_envvar=True)
     ] = None,
-    rate: Annotated[
-        float | None, typer.Option(help="Requests per second of one client.", show_default="no limit")
-    ] = None,
     shown_users: Annotated[
         int | None,
         typer.Option(help="Show evidence of at least so many users.", show_default="engine.k of the mining"),
@@ -52,22 +50,33 @@ def serve(
     settings = {
         "host": host,
         "port": port,
-        "rate": rate,
         "shown_users": shown_users,
         "log_queries": log_queries,
     }
     run = load_config(config, **{f"serving__{name}": value for name, value in settings.items()}).serving
     opening, server = _parts()
+    key = os.environ.get("CROPS_API_KEY") if api_key is None else api_key  # an empty one is no absent one
+    if key is not None:
+        server.check_key(key)
     if is_demo(Path(target)):
         indexes = demo_indexes(Path(target))
         samples, logs = Path(target) / "samples", Path(target) / "checked" / "accepted"
         truth = Path(target) / "world" / "truth"
         run = run.model_copy(update={"shown_users": run.shown_users or SIMULATED_USERS})
     else:
-        indexes = {"index": (target, target)}
+        indexes = {"index": (target, _shown(target))}
         if baseline is not None:
-            indexes = {"baseline": (baseline, baseline), **indexes}
-    server.run(opening.open_desk(indexes, run, samples, logs, truth, model), api_key)
+            indexes = {"baseline": (baseline, _shown(baseline)), **indexes}
+    server.run(opening.open_desk(indexes, run, samples, logs, truth, model), key)
+
+
+def _shown(uri: str) -> str:
+    """Return what people call an index: not where on this machine, or on which other one, it is."""
+    from crops.retrieval.uri import locate
+
+    target = locate(uri).target
+    address, _, alias = target.partition("#")
+    return (alias or "crops") if "://" in address else Path(address).resolve().name
 
 
 def is_demo(folder: Path) -> bool:

@@ -15,34 +15,30 @@ class ServingConfig(Section):
     port: int = Field(8000, ge=0, le=65535)
     """0 takes a free one."""
     max_k: int = Field(1000, ge=1)
-    """Most results of one request."""
+    """Most results of one request; a page shows at most 50."""
     max_query_chars: int = Field(1000, ge=1)
     """Longest query; what is longer is refused, not cut."""
+    max_header_bytes: int = Field(32_768, ge=1024)
+    """Request line and headers together; more is refused (431)."""
     max_body_bytes: int = Field(65_536, ge=1024)
     max_batch: int = Field(32, ge=1)
     """Searches that are encoded and searched together; a batch takes what waits and never waits for more."""
-    max_waiting: int = Field(128, ge=1)
-    """Searches that may wait for their batch; more are refused (503)."""
+    max_requests: int = Field(128, ge=1)
+    """Requests under way; more are refused (503)."""
+    max_connections: int = Field(500, ge=1)
+    """Open connections; more are refused (503)."""
     max_wait_s: float = Field(1.0, gt=0)
-    """A search that has waited this long for its batch is refused (503); keep it below `timeout_s`."""
-    max_connections: int = Field(1000, ge=1)
-    """Open connections and requests under way; more are refused (503)."""
+    """A request that would wait longer than this before its turn is refused (503); keep it below `timeout_s`."""
     timeout_s: float = Field(2.0, gt=0)
-    """A search that takes longer is given up (504)."""
+    """A request that is not answered in this time, counted from its arrival at the machine, is given up (504)."""
     read_timeout_s: float = Field(5.0, gt=0)
-    """A client must have sent its request in this time (408)."""
-    rate: float | None = Field(None, gt=0)
-    """Requests per second of one client, by its address; no limit when absent."""
-    burst: int = Field(20, ge=1)
-    """Requests that a client may send at once, where there is a rate."""
-    trusted_proxies: tuple[str, ...] = ("127.0.0.1",)
-    """Addresses whose X-Forwarded-For says who the client is."""
+    """A client must have sent its request in this time (408), and must go on reading its answer."""
     log_queries: bool = False
     """Whether the log holds the queries: they are personal data."""
     reload_s: float = Field(2.0, gt=0)
     """Seconds between two looks for a new version of the index."""
     grace_s: float = Field(10.0, gt=0)
-    """How long requests under way may take when the server is stopped."""
+    """How long requests under way may take when the server is stopped; then they are cut off."""
     torch_threads: int | None = Field(None, ge=1)
     """Threads of the encoder; what torch chooses when absent."""
     shown_users: int | None = Field(None, ge=1)

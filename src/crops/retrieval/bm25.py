@@ -15,7 +15,7 @@ from crops.retrieval.catalogue import (
     best_positions,
     check_k,
     no_results,
-    positions_of,
+    padded_positions_of,
     sorted_catalogue,
 )
 from crops.retrieval.words import Tokeniser, splitter
@@ -80,7 +80,7 @@ class BM25Retriever:
         Raises:
             CropsError: a candidate is not in the catalogue.
         """
-        positions = positions_of(self.item_ids, candidates, "the index")
+        positions = padded_positions_of(self.item_ids, candidates, "the index")
         scores = np.full(candidates.shape, -np.inf, dtype=np.float32)
         for row, words in enumerate(self._words(queries)):
             present = positions[row] != NO_ITEM

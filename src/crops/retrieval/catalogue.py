@@ -5,7 +5,7 @@ Inside the retrievers a document is its position in that order: a tie broken by 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from crops.errors import CropsError
+from crops.errors import CropsError, UnknownItemError
 from crops.logs.files import column_faults, refuse_lake_tables
 from crops.logs.sources import parquet_schema
 from crops.schema import ARROW_TYPES, ITEMS
@@ -132,16 +132,24 @@ def sorted_catalogue(
 
 
 def positions_of(ids: NDArray[np.int64], wanted: NDArray[np.int64], where: str) -> NDArray[np.int64]:
-    """Return the positions of `wanted` (any shape) in the ascending `ids`; `NO_ITEM` stays `NO_ITEM`.
+    """Return the positions of `wanted` (any shape) in the ascending `ids`.
 
     Raises:
-        CropsError: a wanted id is not there; `where` names the collection.
+        UnknownItemError: a wanted id is not there; `where` names the collection.
     """
     positions = np.minimum(np.searchsorted(ids, wanted), len(ids) - 1)
-    unknown = (ids[positions] != wanted) & (wanted != NO_ITEM)
+    unknown = ids[positions] != wanted
     if unknown.any():
-        raise CropsError(f"item_id {wanted[unknown].flat[0]} is not in {where} ({unknown.sum()} unknown ids)")
-    return np.where(wanted == NO_ITEM, NO_ITEM, positions)
+        raise UnknownItemError(int(wanted[unknown].flat[0]), where, int(unknown.sum()))
+    return positions
+
+
+def padded_positions_of(ids: NDArray[np.int64], padded: NDArray[np.int64], where: str) -> NDArray[np.int64]:
+    """Return the positions of padded result lists: `NO_ITEM` stays `NO_ITEM`; see `positions_of`."""
+    positions = np.full(padded.shape, NO_ITEM, dtype=np.int64)
+    present = padded != NO_ITEM
+    positions[present] = positions_of(ids, padded[present], where)
+    return positions
 
 
 def best_positions(scores: NDArray[np.float32], k: int) -> NDArray[np.int64]:
@@ -156,6 +164,21 @@ def best_positions(scores: NDArray[np.float32], k: int) -> NDArray[np.int64]:
 def no_results(queries: int, k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Return the ids and scores [queries, k] of searches that found nothing: all -1 and -inf."""
     return np.full((queries, k), NO_ITEM, dtype=np.int64), np.full((queries, k), -np.inf, dtype=np.float32)
+
+
+def search_known(
+    vectors: NDArray[np.float32],
+    k: int,
+    search: Callable[[NDArray[np.float32]], tuple[NDArray[np.int64], NDArray[np.float32]]],
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Search with the vectors that are not zero: a text of which the encoder knows no token finds nothing."""
+    known = vectors.any(axis=1)
+    if known.all():
+        return search(vectors)
+    ids, scores = no_results(len(vectors), k)
+    if known.any():
+        ids[known], scores[known] = search(vectors[known])
+    return ids, scores
 
 
 def best_results(

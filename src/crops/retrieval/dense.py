@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from crops.retrieval.catalogue import check_k, no_results
+from crops.retrieval.catalogue import check_k, no_results, search_known
 from crops.retrieval.encoding import Encoder, encode_texts
 
 Results = tuple[NDArray[np.int64], NDArray[np.float32]]
@@ -41,11 +41,15 @@ class DenseRetriever:
     def search(self, queries: Sequence[str], k: int) -> Results:
         """Return item ids and cosines, each [q, k], best first, ties by id; -1 and -inf pad short lists.
 
+        A query of which the encoder knows no token finds nothing.
+
         Raises:
             CropsError: k < 1, or the encoder gives NaN for a query.
         """
         check_k(k)
-        return self._nearest(self.encode(queries), k) if queries else no_results(0, k)
+        if not queries:
+            return no_results(0, k)
+        return search_known(self.encode(queries), k, lambda known: self._nearest(known, k))
 
     def encode(self, queries: Sequence[str]) -> NDArray[np.float32]:
         """Return the unit vectors [q, d] of at least one query."""

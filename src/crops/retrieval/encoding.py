@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from tokenizers import Tokenizer
 
 from crops.config import TrainingConfig
 from crops.errors import CropsError
@@ -68,7 +69,8 @@ def encode_texts(
         batch_size: texts per forward pass.
 
     Returns:
-        Unit vectors [n, d]; a text the encoder knows no part of may have the zero vector.
+        Unit vectors [n, d]; zero for a text the encoder knows no part of, and for a query that holds no
+        token of its vocabulary: all of these would have one vector and find the same.
 
     Raises:
         CropsError: a vector holds NaN or infinity.
@@ -84,7 +86,22 @@ def encode_texts(
             display.advance(task, len(chunk))
     vectors = np.concatenate(parts)
     _refuse_not_finite(vectors, texts)
+    if role == "query":
+        vectors[~_known(encoder, texts)] = 0
     return vectors
+
+
+def _known(encoder: Encoder, texts: Sequence[str]) -> NDArray[np.bool_]:
+    """Return which texts hold a token of the encoder's vocabulary; all where it has no token for the others."""
+    tokenizer = getattr(encoder, "tokenizer", None)
+    backend = getattr(tokenizer, "backend_tokenizer", tokenizer)  # transformers wrap the one of `tokenizers`
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    if isinstance(tokenizer, Tokenizer) and (name := getattr(tokenizer.model, "unk_token", None)):
+        unknown = tokenizer.token_to_id(name)
+    if unknown is None or not isinstance(backend, Tokenizer):
+        return np.ones(len(texts), dtype=np.bool_)
+    found = backend.encode_batch_fast(list(texts), add_special_tokens=False)
+    return np.array([any(token != unknown for token in one.ids) for one in found], dtype=np.bool_)
 
 
 def _refuse_not_finite(vectors: NDArray[np.float32], texts: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ from crops.retrieval.catalogue import (
     SCORE_DECIMALS,
     check_k,
     no_results,
-    positions_of,
+    padded_positions_of,
     sorted_catalogue,
 )
 from crops.retrieval.dense import DenseRetriever
@@ -109,7 +109,7 @@ class FlatIndex:
         Raises:
             CropsError: a candidate is not in the index.
         """
-        positions = positions_of(self.ids, candidates, "the index")
+        positions = padded_positions_of(self.ids, candidates, "the index")
         scores = np.full(candidates.shape, -np.inf, dtype=np.float32)
         for row, (vector, own) in enumerate(zip(vectors, positions, strict=True)):
             present = own != NO_ITEM

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,6 +34,11 @@ class Filter(NamedTuple):
     uploaded_before: int | None = None
     """Microseconds UTC, exclusive."""
 
+    def key(self) -> Hashable:
+        """Return what two filters share if and only if they ask for the same."""
+        ids = None if self.item_ids is None else np.asarray(self.item_ids, dtype=np.int64).tobytes()
+        return ids, *self[1:]
+
     def mask(self, items: pa.Table) -> NDArray[np.bool_]:
         """Return which rows of `items`, with the columns of `ITEM_SCHEMA`, meet the conditions: [n]."""
         mask: NDArray[np.bool_] = np.ones(items.num_rows, dtype=np.bool_)
@@ -47,7 +51,7 @@ class Filter(NamedTuple):
 
     def expression(self) -> str:
         """Return the conditions in the language of Milvus, empty when there are none."""
-        parts = [f"{name} {relation} {json.dumps(value)}" for name, relation, value in self._comparisons()]
+        parts = [f"{name} {relation} {_literal(value)}" for name, relation, value in self._comparisons()]
         if self.item_ids is not None:
             parts.append(f"item_id in {self.item_ids.tolist()}")
         return " and ".join(parts)
@@ -60,6 +64,14 @@ class Filter(NamedTuple):
             ("uploaded_at", "<", self.uploaded_before),
         ]
         return [(column, relation, value) for column, relation, value in wanted if value is not None]
+
+
+_ESCAPES = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r", "\t": "\\t"})
+"""What Milvus reads inside quotes; it knows no code points, so that all other letters stand for themselves."""
+
+
+def _literal(value: int | str) -> str:
+    return str(value) if isinstance(value, int) else f'"{value.translate(_ESCAPES)}"'
 
 
 def item_rows(table: pa.Table) -> pa.Table:

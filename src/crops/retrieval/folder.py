@@ -10,7 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from crops.retrieval import structures
-from crops.retrieval.catalogue import best_results, check_k, no_results, positions_of
+from crops.retrieval.catalogue import best_results, check_k, no_results, positions_of, search_known
 from crops.retrieval.dense import Results
 from crops.retrieval.exact import FlatIndex
 from crops.retrieval.filters import SCAN_BELOW, Filter
@@ -56,6 +56,9 @@ class FolderIndex:
         check_k(k)
         queries = query_vectors(vectors, self.manifest)
         allowed = None if where is None else where.mask(self._items)
+        return search_known(queries, k, lambda known: self._search(known, k, allowed))
+
+    def _search(self, queries: NDArray[np.float32], k: int, allowed: NDArray[np.bool_] | None) -> Results:
         if not len(queries) or (allowed is not None and not allowed.any()):
             return no_results(len(queries), k)
         if self._structure is None:

@@ -24,7 +24,8 @@ class VectorIndex(Protocol):
         """Return ids and scores, each [q, k], best first, ties by id; padded with -1 and -inf.
 
         Args:
-            vectors: unit vectors [q, d] of queries, as wide as the model gives or as the index keeps them.
+            vectors: unit vectors [q, d] of queries, as wide as the model gives or as the index keeps them; a
+                zero vector finds nothing.
             k: length of the result lists.
             where: which items may be found.
 
@@ -37,7 +38,7 @@ class VectorIndex(Protocol):
         """Return the vectors [n, dim] of items.
 
         Raises:
-            CropsError: an id is not in the index.
+            UnknownItemError: an id is not in the index.
         """
         ...
 
@@ -45,7 +46,7 @@ class VectorIndex(Protocol):
         """Return the rows of items, in the order of `ids`, with the columns of `ITEM_SCHEMA`.
 
         Raises:
-            CropsError: an id is not in the index.
+            UnknownItemError: an id is not in the index.
         """
         ...
 

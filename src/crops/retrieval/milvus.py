@@ -13,8 +13,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from crops.errors import CropsError
-from crops.retrieval.catalogue import check_k, no_results, positions_of
+from crops.errors import CropsError, UnknownItemError
+from crops.retrieval.catalogue import check_k, no_results, search_known
 from crops.retrieval.dense import Results
 from crops.retrieval.exact import FlatIndex
 from crops.retrieval.filters import ITEM_SCHEMA, SCAN_BELOW, Filter, item_rows
@@ -70,8 +70,9 @@ class MilvusIndex:
         if k > MOST:
             raise CropsError(f"k = {k}: Milvus returns at most {MOST:,} results")
         queries = query_vectors(vectors, self.manifest)
+        expression = "" if where is None else where.expression()
         with answers(self._target):
-            return self._search(queries, k, "" if where is None else where.expression())
+            return search_known(queries, k, lambda known: self._search(known, k, expression))
 
     def _search(self, queries: NDArray[np.float32], k: int, expression: str) -> Results:
         share = 1.0
@@ -118,7 +119,8 @@ class MilvusIndex:
             with answers(self._target):
                 found = self._client.get(self._collection, some, output_fields=fields)
             rows.update((row["item_id"], dict(row)) for row in found)
-        positions_of(np.array(sorted(rows) or [-1], dtype=np.int64), ids, self._target)
+        if unknown := [one for one in ids.tolist() if one not in rows]:
+            raise UnknownItemError(unknown[0], self._target, len(unknown))
         return [rows[one] for one in ids.tolist()]
 
     def update(self, items: pa.Table, vectors: NDArray[np.float32], deleted: NDArray[np.int64]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -99,6 +100,8 @@ def connect(address: str) -> Any:  # noqa: ANN401  (MilvusClient)
         import pymilvus
     except ImportError as error:
         raise MissingExtraError("pymilvus", "milvus") from error
+    for name in ("pymilvus", "milvus_lite"):  # they would log what was asked for, filters included
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         return pymilvus.MilvusClient(uri=address, token=os.environ.get("MILVUS_TOKEN", ""))
     except (fault(), OSError) as error:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from crops.errors import CropsError
 from crops.retrieval.filters import Filter
 from crops.serving.desk import Desk
 from crops.serving.inputs import (
@@ -24,7 +24,7 @@ from crops.serving.replies import Because, ExplainReply, Health, Hit, Near, Prob
 from crops.serving.searcher import Job, Result
 
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
-    status: {"model": Problem} for status in (400, 401, 404, 408, 413, 415, 422, 429, 500, 503, 504)
+    status: {"model": Problem} for status in (400, 401, 404, 408, 413, 415, 422, 431, 500, 503, 504)
 }
 
 
@@ -36,7 +36,7 @@ def make_api(desk: Desk) -> APIRouter:
     @router.post("/search", summary="Find items for a text")
     async def search(asked: SearchRequest, request: Request) -> SearchReply:
         query = check_query(asked.query, config)
-        job = Job(check_k(asked.k, config), query, where=_filter(asked.where), texts=asked.texts)
+        job = Job(check_k(asked.k, config.max_k), query, where=_filter(asked.where), texts=asked.texts)
         result = await service.find(asked.index, job)
         facts = {"query": query} if config.log_queries else {}
         _note(request, index=asked.index, version=result.version, k=asked.k, letters=len(query), **facts)
@@ -45,7 +45,7 @@ def make_api(desk: Desk) -> APIRouter:
     @router.post("/similar", summary="Find items like an item")
     async def similar(asked: SimilarRequest, request: Request) -> SearchReply:
         where = _filter(asked.where)
-        job = Job(check_k(asked.k, config), item_id=asked.item_id, where=where, texts=asked.texts)
+        job = Job(check_k(asked.k, config.max_k), item_id=asked.item_id, where=where, texts=asked.texts)
         result = await service.find(asked.index, job)
         _note(request, index=asked.index, version=result.version, k=asked.k)
         return _reply(asked.index, result)
@@ -70,10 +70,7 @@ def make_api(desk: Desk) -> APIRouter:
 async def _explain(desk: Desk, query: str, items: list[int]) -> ExplainReply:
     if desk.evidence is None:
         raise BadRequestError(404, "this server knows no training data; start it with --samples")
-    try:
-        explained = await desk.explain(query, items)
-    except CropsError as error:  # an item that is not in the index
-        raise BadRequestError(404, str(error)) from error
+    explained = await desk.service.do(partial(desk.explain, query, items))
     traces = [
         Trace(item_id=str(item), pairs=[Because.of(pair) for pair in explained.pairs[item]]) for item in items
     ]
@@ -104,4 +101,4 @@ def _reply(index: str, result: Result) -> SearchReply:
             zip(result.ids, result.scores, titles, strict=True), 1
         )
     ]
-    return SearchReply(index=index, version=result.version, hits=hits)
+    return SearchReply(index=index, version=result.version, hits=hits, note=result.note)

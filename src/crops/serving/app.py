@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Scope
 
 from crops.outputs import versions
 from crops.serving.api import make_api
 from crops.serving.desk import Desk
-from crops.serving.gate import Gate, failed
+from crops.serving.door import Door, Refusal, failed, refusal_json
 from crops.serving.inputs import BadRequestError
 from crops.serving.pages import Explorer, make_pages
 
@@ -38,8 +38,10 @@ def make_app(
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        watching = asyncio.create_task(desk.service.lag.watch())
         async with background():
             yield
+        watching.cancel()
         await desk.service.batcher.stop()
         if desk.evidence is not None:
             desk.evidence.close()
@@ -51,42 +53,45 @@ def make_app(
         docs_url=None,
         redoc_url=None,
         lifespan=lifespan,
+        redirect_slashes=False,  # a redirect would go wherever the Host header says
     )
     explorer = Explorer(desk)
     app.include_router(make_api(desk))
     app.include_router(make_pages(explorer))
 
-    _explain_errors(app, explorer)
-    return Gate(app, desk.service.config, desk.service.metrics, api_key)
+    def refusal(scope: Scope, status: int, detail: str) -> Response:
+        """Answer in the form that was asked for: a page to a browser, JSON to a program."""
+        if scope["path"] not in _PAGES:
+            return refusal_json(scope, status, detail)
+        return explorer.error(status, detail, Request(scope).query_params.get("q", ""))
+
+    _explain_errors(app, refusal)
+    return Door(app, desk.service, api_key, refusal)
 
 
-def _explain_errors(app: FastAPI, explorer: Explorer) -> None:
-    """Answer errors in the form that was asked for: a page to a browser, JSON to a program."""
-
-    def refuse(request: Request, status: int, detail: str) -> Response:
-        headers = {"retry-after": "1"} if status == 503 else {}
-        if request.url.path in _PAGES:
-            page = explorer.error(status, detail, request.query_params.get("q", ""))
-            page.headers.update(headers)
-            return page
-        return JSONResponse({"detail": detail}, status, headers)
+def _explain_errors(app: FastAPI, refusal: Refusal) -> None:
+    """Say what is wrong with a request."""
 
     @app.exception_handler(BadRequestError)
     async def bad_request(request: Request, error: BadRequestError) -> Response:
-        return refuse(request, error.status, str(error))
+        response = refusal(request.scope, error.status, str(error))
+        if error.status == 503:
+            response.headers["retry-after"] = "1"
+        return response
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
-        return refuse(request, error.status_code, str(error.detail))
+        response = refusal(request.scope, error.status_code, str(error.detail))
+        response.headers.update(error.headers or {})
+        return response
 
     @app.exception_handler(Exception)
     async def failure(request: Request, _: Exception) -> Response:
-        return refuse(request, 500, failed(request.state.id))  # the gate logs it
+        return refusal(request.scope, 500, failed(request.state.id))  # the door logs it
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        status, detail = explain_invalid(request.headers.get("content-type", ""), error)
-        return refuse(request, status, detail)
+        return refusal(request.scope, *explain_invalid(request.headers.get("content-type", ""), error))
 
 
 def explain_invalid(content_type: str, error: RequestValidationError) -> tuple[int, str]:

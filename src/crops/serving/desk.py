@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -25,12 +24,12 @@ class Desk:
     senses: Senses | None = None
     """In a simulation only."""
 
-    async def explain(self, query: str, items: Sequence[int]) -> Explained:
+    def explain(self, query: str, items: Sequence[int]) -> Explained:
         """Return the evidence for items that the index finds for a normalised query.
 
+        It computes: call it in the queue (`Service.do`).
+
         Raises:
-            CropsError: an item is not in the index.
+            UnknownItemError: an item is not in the index.
         """
-        if self.explainer is None:
-            return NOTHING
-        return await asyncio.to_thread(self.explainer.explain, query, items)
+        return NOTHING if self.explainer is None else self.explainer.explain(query, items)

@@ -130,12 +130,12 @@ def check_query(text: str, config: ServingConfig) -> str:
     return query
 
 
-def check_k(k: int, config: ServingConfig) -> int:
+def check_k(k: int, most: int) -> int:
     """Return k.
 
     Raises:
         BadRequestError: it is no length of a list that the server gives.
     """
-    if not 1 <= k <= config.max_k:
-        raise BadRequestError(422, f"k = {k}: ask for 1 to {config.max_k:,} results")
+    if not 1 <= k <= most:
+        raise BadRequestError(422, f"k = {k}: ask for 1 to {most:,} results")
     return k

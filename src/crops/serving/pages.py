@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import importlib.resources
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import HTMLResponse
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from crops.errors import CropsError
+from crops.errors import UnknownItemError
 from crops.report.render import label_meanings
-from crops.serving.desk import NOTHING, Desk
+from crops.serving.desk import Desk
+from crops.serving.evidence import Evidence
 from crops.serving.explain import Explained
 from crops.serving.inputs import BadRequestError, check_k, check_query
 from crops.serving.searcher import Job, Result
@@ -23,6 +24,7 @@ from crops.text import query_id
 _EXAMPLES = 12
 """Training queries that the first page offers."""
 _LENGTHS = (10, 20, 50)
+"""Results that a page offers to show; more than the last are too much for one."""
 _FOREVER = "public, max-age=31536000, immutable"
 
 
@@ -37,19 +39,26 @@ class Explorer:
 
     async def explore(self, request: Request) -> HTMLResponse:
         """Return the page of a search, or the first page where nothing is searched."""
-        state = State.read(request.query_params)
+        state, config = State.read(request.query_params), self._desk.service.config
         if not state.q.strip():
             examples = self._desk.evidence.queries[:_EXAMPLES] if self._desk.evidence else ()
             return self._page("start.html", state=State(), examples=examples)
-        config = self._desk.service.config
         query = check_query(state.q, config)
-        results = await self._results(Job(check_k(state.k, config), query))
-        explained = await self._explained(query, results["index"][1])
-        evidence = self._desk.evidence
-        stages = await asyncio.to_thread(evidence.stages, query_id(query)) if evidence else None
-        full = columns(results, explained, stages, self._desk.senses)
+        job = Job(check_k(state.k, min(config.max_k, _LENGTHS[-1])), query)
+        return await self._desk.service.do(partial(self._results, state, job))
+
+    def _results(self, state: State, job: Job) -> HTMLResponse:
+        """Return the page of a search; runs in the queue."""
+        desk, query = self._desk, job.query or ""
+        results = {
+            name: (slot.searcher.name, _found(slot.searcher.answer([job])[0]))
+            for name, slot in desk.service.slots.items()
+        }
+        explained = self._explained(query, state.open)
+        stages = desk.evidence.stages(query_id(query)) if desk.evidence else None
+        full = columns(results, explained, stages, desk.senses)
         compared = len(full) == 2
-        about = "senses" if self._desk.senses else "categories"
+        about = "senses" if desk.senses else "categories"
         return self._page(
             "results.html",
             state=state,
@@ -60,6 +69,13 @@ class Explorer:
             explained=explained,
         )
 
+    def _explained(self, query: str, opened: int | None) -> Explained:
+        """Return the evidence near the query, and that of the result that is open."""
+        try:
+            return self._desk.explain(query, [] if opened is None else [opened])
+        except UnknownItemError:  # an old link: the item has left the index
+            return self._desk.explain(query, [])
+
     async def group(self, request: Request) -> HTMLResponse:
         """Return the page of a query's training group.
 
@@ -67,13 +83,16 @@ class Explorer:
             BadRequestError: there are no samples, or the query is none of at least k users.
         """
         query = check_query(request.query_params.get("q", ""), self._desk.service.config)
-        evidence = self._desk.evidence
-        if evidence is None:
+        if self._desk.evidence is None:
             raise BadRequestError(404, "this server knows no training data; start it with --samples")
-        known = await asyncio.to_thread(evidence.query, query_id(query))
+        return await self._desk.service.do(partial(self._group, self._desk.evidence, query))
+
+    def _group(self, evidence: Evidence, query: str) -> HTMLResponse:
+        """Return the page of a training group; runs in the queue."""
+        known = evidence.query(query_id(query))
         if known is None:
             raise BadRequestError(404, f"“{query}” is no training query of at least {evidence.k} people")
-        pairs = await asyncio.to_thread(evidence.group, known.query_id)
+        pairs = evidence.group(known.query_id)
         labels = sorted({pair.label for pair in pairs}, reverse=True)
         return self._page(
             "group.html",
@@ -87,20 +106,6 @@ class Explorer:
         """Return the page that says what is wrong with a request."""
         return self._page("error.html", status, state=State(q=asked), detail=detail)
 
-    async def _explained(self, query: str, result: Result) -> Explained:
-        try:
-            return await self._desk.explain(query, result.ids)
-        except CropsError:  # the index was replaced in between, and an item has left it
-            return NOTHING
-
-    async def _results(self, job: Job) -> dict[str, tuple[str, Result]]:
-        service = self._desk.service
-        names = [name for name in ("baseline", "index") if name in service.slots]
-        found = await asyncio.gather(*(service.find(name, job) for name in names))
-        return {
-            name: (service.searcher(name).name, result) for name, result in zip(names, found, strict=True)
-        }
-
     def _page(self, name: str, status: int = 200, **values: Any) -> HTMLResponse:  # noqa: ANN401 (any template)
         text = self._environment.get_template(name).render(desk=self._desk, lengths=_LENGTHS, **values)
         page = HTMLResponse(status_code=status, headers={"cache-control": "no-store"})
@@ -108,6 +113,12 @@ class Explorer:
         page.body = text.encode(errors="replace")
         page.headers["content-length"] = str(len(page.body))
         return page
+
+
+def _found(answer: Result | Exception) -> Result:
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
 
 
 def make_pages(explorer: Explorer) -> APIRouter:

@@ -27,6 +27,8 @@ class SearchReply(BaseModel):
     index: str
     version: str
     hits: list[Hit]
+    note: str | None = None
+    """Why nothing was found, where that is known."""
 
 
 class Told(BaseModel):

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
-from itertools import groupby
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +20,9 @@ from crops.text import DOCUMENT_FIELDS
 
 _ENCODING = threading.Lock()
 """Tokenizers of the transformers library are for one thread at a time."""
+_AT_ONCE = 64
+"""Texts encoded before another thread may encode: a new version's evidence must not hold up the searches."""
+UNKNOWN_WORDS = "the model knows no word of this query"
 
 
 class Job(NamedTuple):
@@ -50,6 +52,8 @@ class Result(NamedTuple):
     scores: list[float]
     documents: list[Document]
     """As the ids, or none where no texts were wanted."""
+    note: str | None = None
+    """Why nothing was found."""
 
 
 class Searcher:
@@ -84,30 +88,31 @@ class Searcher:
         if self.model is None:
             raise CropsError(f"{self.name} searches words: it has no vectors")
         rendered = [self.model.rendering.query(text) for text in texts] if role == "query" else texts
-        with _ENCODING:
-            return encode_texts(self.model.encoder, rendered, role=role)
+        parts = []
+        for start in range(0, len(rendered), _AT_ONCE):
+            with _ENCODING:
+                parts.append(encode_texts(self.model.encoder, rendered[start : start + _AT_ONCE], role=role))
+        return np.concatenate(parts)
 
-    def answer(self, jobs: Sequence[Job]) -> list[Result | CropsError]:
+    def answer(self, jobs: Sequence[Job]) -> list[Result | Exception]:
         """Return what each job found, or what is wrong with it.
 
-        Jobs that ask for the same items are encoded and searched together; a shorter list is the head of a
+        Jobs that may find the same items are encoded and searched together; a shorter list is the head of a
         longer one.
         """
-        answers: list[Result | CropsError] = [CropsError("not answered")] * len(jobs)
-        kinds = sorted(range(len(jobs)), key=lambda row: _kind(jobs[row]))
-        for _, rows in groupby(kinds, key=lambda row: _kind(jobs[row])):
-            same = list(rows)
+        answers: list[Result | Exception] = [CropsError("not answered")] * len(jobs)
+        alike: dict[Hashable, list[int]] = {}
+        for row, job in enumerate(jobs):
+            alike.setdefault((job.query is None, job.where and job.where.key()), []).append(row)
+        for rows in alike.values():
             try:
-                found = self._found([jobs[row] for row in same])
-            except CropsError as error:
-                if len(same) == 1:
-                    answers[same[0]] = error
-                    continue
-                for row in same:  # one of them is wrong: the others get their answers
-                    answers[row] = self.answer([jobs[row]])[0]
-                continue
-            for row, result in zip(same, found, strict=True):
-                answers[row] = result
+                found: Sequence[Result | Exception] = self._found([jobs[row] for row in rows])
+            except CropsError as error:  # one of them is wrong: the others get their answers
+                found = [error] if len(rows) == 1 else [self.answer([jobs[row]])[0] for row in rows]
+            except Exception as error:
+                found = [error] * len(rows)
+            for row, answer in zip(rows, found, strict=True):
+                answers[row] = answer
         return answers
 
     def _found(self, jobs: Sequence[Job]) -> list[Result]:
@@ -115,6 +120,7 @@ class Searcher:
         similar = jobs[0].query is None
         k = max(job.k for job in jobs) + similar  # an item is most like itself
         where = jobs[0].where
+        said = [True] * len(jobs)
         if similar:
             vectors = self.index.vectors(np.array([job.item_id for job in jobs], dtype=np.int64))
             ids, scores = self.index.search(vectors, k, where)
@@ -122,7 +128,9 @@ class Searcher:
             with _ENCODING:
                 ids, scores = self.words.search([job.query or "" for job in jobs], k)
         else:
-            ids, scores = self.index.search(self.encode([job.query or "" for job in jobs]), k, where)
+            vectors = self.encode([job.query or "" for job in jobs])
+            said = vectors.any(axis=1).tolist()
+            ids, scores = self.index.search(vectors, k, where)
         lists = [
             _cut(job, own.tolist(), values.tolist())
             for job, own, values in zip(jobs, ids, scores, strict=True)
@@ -130,8 +138,14 @@ class Searcher:
         wanted = {item for job, (own, _) in zip(jobs, lists, strict=True) if job.texts for item in own}
         documents = self.documents(sorted(wanted))
         return [
-            Result(self.version, own, values, [documents[item] for item in own] if job.texts else [])
-            for job, (own, values) in zip(jobs, lists, strict=True)
+            Result(
+                self.version,
+                own,
+                values,
+                [documents[item] for item in own] if job.texts else [],
+                None if known else UNKNOWN_WORDS,
+            )
+            for job, (own, values), known in zip(jobs, lists, said, strict=True)
         ]
 
     def documents(self, ids: Sequence[int]) -> dict[int, Document]:
@@ -151,10 +165,6 @@ def document_of(row: Mapping[str, Any]) -> Document:
     texts = [text for field in DOCUMENT_FIELDS if (text := (row.get(field) or "").strip())]
     title, *rest = texts or ["(no text)"]
     return Document(title, " · ".join(rest), row.get("category"))
-
-
-def _kind(job: Job) -> tuple[bool, str]:
-    return job.query is None, repr(job.where)
 
 
 def _cut(job: Job, ids: list[int], scores: list[float]) -> tuple[list[int], list[float]]:

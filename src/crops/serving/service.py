@@ -1,17 +1,30 @@
-"""What the server does, whoever asks: searches in batches, over indexes that may be replaced meanwhile."""
+"""What the server does, whoever asks: all work in one queue, over indexes that may be replaced meanwhile."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple, TypeVar, cast
 
 from crops.config import ServingConfig
-from crops.errors import CropsError
-from crops.serving.batching import Batcher, SaturatedError, StoppedError
+from crops.errors import UnknownItemError
+from crops.serving.batching import Batcher, StoppedError
 from crops.serving.inputs import BadRequestError
 from crops.serving.searcher import Job, Result, Searcher
-from crops.serving.telemetry import Metrics
+from crops.serving.telemetry import Lag, Metrics
+
+Made = TypeVar("Made")
+
+
+class Search(NamedTuple):
+    """A search in one of the indexes."""
+
+    name: str
+    job: Job
+
+
+Task = Search | Callable[[], object]
+"""What the queue runs: searches together, anything else one by one."""
 
 
 @dataclass
@@ -29,10 +42,9 @@ class Service:
     def __init__(self, slots: dict[str, Slot], config: ServingConfig) -> None:
         """Serve `slots`, by the names `index` and `baseline`."""
         self.slots, self.config = slots, config
-        self.batcher: Batcher[tuple[str, Job], Result | CropsError] = Batcher(
-            self._answer, config.max_batch, config.max_waiting, config.max_wait_s
-        )
-        self.metrics = Metrics(lambda: float(len(self.batcher)))
+        self.batcher: Batcher[Task, object] = Batcher(self._run, config.max_batch, config.max_wait_s / 2)
+        self.lag = Lag()
+        self.metrics = Metrics(lambda: float(len(self.batcher)), self.lag.seconds)
         for name, slot in slots.items():
             self._count(name, slot.searcher)
 
@@ -57,37 +69,52 @@ class Service:
         """Return what a job finds.
 
         Raises:
-            BadRequestError: there is no such index or item (404), the index takes no filter (422), too much
-                waits or the server stops (503), or it took too long (504).
+            BadRequestError: there is no such index or item (404), or the index takes no filter (422).
         """
         if job.where is not None and job.query is not None and self.searcher(name).words is not None:
-            raise BadRequestError(422, f"{self.searcher(name).name} searches words and takes no filter")
+            raise BadRequestError(422, "this index searches words and takes no filter")
         self.searcher(name)
+        return cast(Result, await self._queued(Search(name, job)))
+
+    async def do(self, work: Callable[[], Made]) -> Made:
+        """Return what any other work makes, in its turn.
+
+        Raises:
+            BadRequestError: it names an item that is not in the index (404), or whatever the work raises.
+        """
+        return cast(Made, await self._queued(work))
+
+    async def _queued(self, task: Task) -> object:
         try:
-            async with asyncio.timeout(self.config.timeout_s):
-                answer = await self.batcher((name, job))
-        except SaturatedError:
-            self.metrics.refused.labels("saturated").inc()
-            raise BadRequestError(503, "too many searches wait; try again in a second") from None
+            answer = await self.batcher(task)
         except StoppedError:
             raise BadRequestError(503, "the server is being stopped") from None
-        except TimeoutError:
-            self.metrics.refused.labels("timeout").inc()
-            raise BadRequestError(504, f"no answer in {self.config.timeout_s:g} s") from None
-        if isinstance(answer, CropsError):
-            raise answer if job.item_id is None else BadRequestError(404, str(answer))
+        if isinstance(answer, UnknownItemError):  # where the index is, is not told
+            raise BadRequestError(404, f"item_id {answer.item_id} is not in the index") from answer
+        if isinstance(answer, Exception):
+            raise answer
         return answer
 
-    def _answer(self, jobs: Sequence[tuple[str, Job]]) -> list[Result | CropsError]:
-        """Answer a batch; runs on the batcher's thread."""
-        self.metrics.batches.observe(len(jobs))
-        answers: dict[int, Result | CropsError] = {}
+    def _run(self, tasks: Sequence[Task]) -> list[object]:
+        """Answer a batch; runs on the batcher's thread. An error is the answer of the task that raised it."""
+        self.metrics.batches.observe(len(tasks))
+        answers: list[object] = [None] * len(tasks)
         for name, slot in self.slots.items():
-            rows = [row for row, (asked, _) in enumerate(jobs) if asked == name]
-            if rows:
-                found = slot.searcher.answer([jobs[row][1] for row in rows])
-                answers.update(zip(rows, found, strict=True))
-        return [answers[row] for row in range(len(jobs))]
+            found = {row: task.job for row, task in enumerate(tasks) if isinstance(task, Search) and task.name == name}
+            if found:
+                for row, answer in zip(found, slot.searcher.answer(list(found.values())), strict=True):
+                    answers[row] = answer
+        for row, task in enumerate(tasks):
+            if not isinstance(task, Search):
+                answers[row] = _tried(task)
+        return answers
 
     def _count(self, name: str, searcher: Searcher) -> None:
         self.metrics.items.labels(name, searcher.version).set(searcher.index.manifest.count)
+
+
+def _tried(work: Callable[[], object]) -> object:
+    try:
+        return work()
+    except Exception as error:  # it belongs to the one who asked
+        return error

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
+import math
 import sys
 import time
 import traceback
@@ -16,11 +18,39 @@ _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 _SIZES = (1, 2, 4, 8, 16, 32, 64)
 
 
+_TICK = 0.05
+"""Seconds between two measurements of the event loop's lag."""
+
+
+class Lag:
+    """How late the event loop is: what it does now should have been done so long ago."""
+
+    def __init__(self) -> None:
+        """Know of no lag until `watch` runs."""
+        self._last, self._due = 0.0, math.inf
+
+    def seconds(self) -> float:
+        """Return the lag."""
+        return max(self._last, time.monotonic() - self._due, 0.0)
+
+    async def watch(self) -> None:
+        """Measure for ever, by how late this is woken."""
+        while True:
+            self._due = time.monotonic() + _TICK
+            await asyncio.sleep(_TICK)
+            self._last = time.monotonic() - self._due
+
+
 class Metrics:
     """The metrics of one application, in a registry of their own."""
 
-    def __init__(self, waiting: Callable[[], float]) -> None:
-        """Make them all at zero; `waiting` tells how many searches wait for their batch."""
+    def __init__(self, waiting: Callable[[], float], lag: Callable[[], float]) -> None:
+        """Make them all at zero.
+
+        Args:
+            waiting: how many requests wait for their turn.
+            lag: how many seconds late the event loop is.
+        """
         self.registry = CollectorRegistry()
         registry = self.registry
         self.requests = Counter(
@@ -28,13 +58,13 @@ class Metrics:
         )
         self.seconds = Histogram(
             "crops_request_seconds",
-            "Time to the end of the answer.",
+            "Time from the arrival at the machine to the end of the answer.",
             ["route"],
             buckets=_SECONDS,
             registry=registry,
         )
         self.batches = Histogram(
-            "crops_batch_searches", "Searches in a batch.", buckets=_SIZES, registry=registry
+            "crops_batch_requests", "Requests in a batch.", buckets=_SIZES, registry=registry
         )
         self.refused = Counter("crops_refused_total", "Requests refused.", ["reason"], registry=registry)
         self.active = Gauge("crops_active_requests", "Requests under way.", registry=registry)
@@ -44,8 +74,10 @@ class Metrics:
         self.items = Gauge(
             "crops_index_items", "Items of the index.", ["index", "version"], registry=registry
         )
-        queue = Gauge("crops_waiting_searches", "Searches that wait for their batch.", registry=registry)
+        queue = Gauge("crops_waiting_requests", "Requests that wait for their turn.", registry=registry)
         queue.set_function(waiting)
+        late = Gauge("crops_loop_lag_seconds", "How late the event loop is.", registry=registry)
+        late.set_function(lag)
 
 
 def log_event(event: str, **facts: object) -> None:

@@ -41,8 +41,6 @@ class State:
     q: str = ""
     k: int = 10
     show: Show = "all"
-    source: str = ""
-    """One of `SOURCE_NAMES`' values, or empty."""
     topic: str = ""
     open: int | None = None
     """The item whose evidence is open."""
@@ -62,12 +60,10 @@ class State:
                 except ValueError:
                     raise BadRequestError(422, f"{name} = {text[:20]!r} is not a number") from None
         show: Show = "changed" if values.get("show") == "changed" else "all"
-        source = values.get("source", "")
         return cls(
             q=values.get("q", ""),
             k=numbers.get("k", cls.k),
             show=show,
-            source=source if source in SOURCE_NAMES.values() else "",
             topic=values.get("topic", ""),
             open=numbers.get("open"),
         )
@@ -96,14 +92,7 @@ class Entry:
     other_rank: int | None
     """Its rank in the other column."""
     pairs: tuple[NearPair, ...] = ()
-
-    @property
-    def sources(self) -> list[str]:
-        """Return the positive sources of the pairs that speak for it."""
-        found = Source(0)
-        for one in self.pairs:
-            found |= one.pair.sources
-        return source_names(found)
+    """What speaks for it, where it is the result that is open."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +106,8 @@ class Column:
     entries: tuple[Entry, ...]
     found: int
     """Results before the filters."""
+    note: str | None = None
+    """Why nothing was found."""
 
     @property
     def topics(self) -> int:
@@ -139,7 +130,7 @@ def columns(
 
     Args:
         results: title and result by name, `baseline` (if there is one) and `index`.
-        explained: the evidence behind the results of `index`.
+        explained: the evidence behind the result of `index` that is open.
         stages: what the old system did with items for this query.
         senses: what items are about, in a simulation; their category stands for it otherwise.
     """
@@ -166,7 +157,7 @@ def columns(
                 zip(result.ids, result.scores, result.documents, strict=True), 1
             )
         )
-        made.append(Column(name, title, result.version, entries, len(entries)))
+        made.append(Column(name, title, result.version, entries, len(entries), result.note))
     return made
 
 
@@ -179,8 +170,6 @@ def filtered(column: Column, state: State, *, compared: bool) -> Column:
             for entry in column.entries
             if not (compared and state.show == "changed" and entry.other_rank is not None)
             and (not state.topic or entry.topic == state.topic)
-            # The evidence is that of the model behind the second column.
-            and (not state.source or column.name != "index" or state.source in entry.sources)
         ),
     )
 

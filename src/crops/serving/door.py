@@ -1,0 +1,262 @@
+"""What every request passes: limits before it is read, a deadline, a metric and a line of log after it."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import hmac
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from crops.errors import CropsError
+from crops.serving.service import Service
+from crops.serving.telemetry import log_event, log_failure
+
+_OPEN = ("/healthz",)
+"""Paths that need no key: those a load balancer asks."""
+_ALWAYS = ("/healthz", "/metrics")
+"""Paths that are answered by a server that is full, too: they say so."""
+DRAINED = 16
+"""A body of so many times the limit is refused without being read to its end."""
+_CLOSE = {"connection": "close"}
+_HEADERS = {
+    "content-security-policy": "default-src 'none'; style-src 'self'; img-src 'self' data:; "
+    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "x-frame-options": "DENY",
+}
+Refusal = Callable[[Scope, int, str], Response]
+"""Makes the answer to a request that is refused: a page for a browser, JSON for a program."""
+
+
+class _RefusedError(Exception):
+    """A request that is not passed on."""
+
+    def __init__(
+        self, status: int, reason: str, detail: str, headers: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(detail)
+        self.status, self.reason, self.headers = status, reason, headers or {}
+
+
+class Door:
+    """ASGI middleware: refuses what must not reach the application, and watches what does."""
+
+    def __init__(self, app: ASGIApp, service: Service, api_key: str | None, refusal: Refusal) -> None:
+        """Stand before `app`; with an `api_key`, only those who carry it pass."""
+        self._app, self._service, self._key, self._refusal = app, service, api_key, refusal
+        self._config, self._metrics = service.config, service.metrics
+        self._active = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        watch = _Watch(scope, send, self._arrival(scope))
+        if scope["method"] == "HEAD":  # the answer to GET, without its body
+            scope = {**scope, "method": "GET"}
+        self._active += 1
+        self._metrics.active.set(self._active)
+        try:
+            await self._pass(scope, receive, watch)
+        except _RefusedError as refused:
+            self._metrics.refused.labels(refused.reason).inc()
+            await self._refuse(scope, receive, watch, refused)
+        except Exception as error:  # whatever the application raised: the client gets no trace of it
+            log_failure("error", error, message=self._config.log_queries, request=watch.id)
+            refused = _RefusedError(500, "error", failed(watch.id))
+            await self._refuse(scope, receive, watch, refused)
+        finally:
+            self._active -= 1
+            self._metrics.active.set(self._active)
+            self._note(scope, watch)
+
+    def _arrival(self, scope: Scope) -> float:
+        """Return when the request reached the machine: as its connection knows, else by the loop's lag."""
+        arrived = scope.setdefault("state", {}).get("arrived")
+        return time.monotonic() - self._service.lag.seconds() if arrived is None else float(arrived)
+
+    async def _pass(self, scope: Scope, receive: Receive, watch: _Watch) -> None:
+        config, headers, path = self._config, dict(scope["headers"]), scope["path"]
+        if _head_bytes(scope) > config.max_header_bytes:
+            raise _RefusedError(431, "header", too_long(config.max_header_bytes), _CLOSE)
+        if self._key is not None and path not in _OPEN and not has_key(headers, self._key):
+            challenge = {"www-authenticate": 'Basic realm="crops: the password is the API key"'}
+            raise _RefusedError(401, "key", "send the API key as X-API-Key or as a bearer token", challenge)
+        if path not in _ALWAYS:
+            self._check_room(watch.arrived)
+        body = await self._body(headers, receive, watch)
+        if body is None:  # the client has gone
+            return
+        try:
+            async with asyncio.timeout_at(watch.arrived + config.timeout_s) as deadline:
+                watch.deadline = deadline
+                try:
+                    await self._app(scope, _replay(body, receive), watch.send)
+                finally:
+                    watch.deadline = None
+        except TimeoutError:
+            if not deadline.expired():
+                raise
+            raise _RefusedError(504, "timeout", f"no answer in {config.timeout_s:g} s") from None
+
+    def _check_room(self, arrived: float) -> None:
+        """Refuse what would be answered too late, before it costs anything."""
+        late = time.monotonic() - arrived
+        if self._active > self._config.max_requests or late + self._service.batcher.wait() > self._config.max_wait_s:
+            detail = "more is asked than can be answered in time; try again in a second"
+            raise _RefusedError(503, "saturated", detail, {"retry-after": "1"})
+
+    async def _body(self, headers: Mapping[bytes, bytes], receive: Receive, watch: _Watch) -> bytes | None:
+        """Return the whole body; None if the client went away while it sent it.
+
+        Raises:
+            _RefusedError: it is too large or too slow.
+        """
+        limit = self._config.max_body_bytes
+        length = headers.get(b"content-length", b"0")
+        too_large = f"the body is larger than {limit:,} bytes"
+        if not length.isdigit() or int(length) > DRAINED * limit:
+            raise _RefusedError(413, "body", too_large, _CLOSE)
+        body, size, more = bytearray(), 0, True
+        try:
+            async with asyncio.timeout(self._config.read_timeout_s):
+                # What is a little too large is read to its end: a client that is still sending would find the
+                # connection reset, and not the answer.
+                while more and size <= DRAINED * limit:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        return None
+                    part = message.get("body", b"")
+                    size += len(part)
+                    more = message.get("more_body", False)
+                    body += part if size <= limit else b""
+                    if more:  # the deadline is for the server, not for the client
+                        watch.arrived = time.monotonic()
+        except TimeoutError:
+            detail = f"the request was not there after {self._config.read_timeout_s:g} s"
+            raise _RefusedError(408, "slow", detail, _CLOSE) from None
+        if size > limit:
+            raise _RefusedError(413, "body", too_large, _CLOSE)
+        return bytes(body)
+
+    async def _refuse(self, scope: Scope, receive: Receive, watch: _Watch, refused: _RefusedError) -> None:
+        """Answer with a refusal, unless an answer has begun."""
+        if watch.status is not None:
+            return
+        # Who has no key is shown no page.
+        known = refused.status not in (401, 431)
+        make = self._refusal if known else refusal_json
+        response = make(scope, refused.status, str(refused))
+        response.headers.update(refused.headers)
+        await response(scope, receive, watch.send)
+
+    def _note(self, scope: Scope, watch: _Watch) -> None:
+        route = getattr(scope.get("route"), "path", "other")
+        seconds = time.monotonic() - watch.arrived
+        self._metrics.requests.labels(route, str(watch.status)).inc()
+        self._metrics.seconds.labels(route).observe(seconds)
+        noted: dict[str, Any] = scope["state"].get("noted", {})
+        log_event(
+            "request",
+            request=watch.id,
+            method=watch.method,
+            route=route,
+            status=watch.status,
+            ms=round(1000 * seconds, 2),
+            **noted,
+        )
+
+
+def refusal_json(_: Scope, status: int, detail: str) -> Response:
+    """Return a refusal for a program."""
+    return JSONResponse({"detail": detail}, status)
+
+
+def failed(request: str) -> str:
+    """Return what a client is told of a failure that is none of its own."""
+    return f"this failed on the server's side; its log has the reason under {request}"
+
+
+def too_long(limit: int) -> str:
+    """Return what a client is told whose headers are too long."""
+    return f"the request line and headers are longer than {limit:,} bytes"
+
+
+def check_key(key: str) -> None:
+    """Raise `CropsError` unless a client can send the key."""
+    if not key or key != key.strip() or not key.isprintable():
+        raise CropsError(
+            "the API key (--api-key or CROPS_API_KEY) is empty, or holds a line break or spaces at its ends, "
+            "which no header carries; give another one, or unset CROPS_API_KEY to serve without a key"
+        )
+
+
+def has_key(headers: Mapping[bytes, bytes], key: str) -> bool:
+    """Return whether a request carries the API key.
+
+    It may come as `Authorization: Bearer KEY`, as `X-API-Key: KEY`, or as the password of HTTP Basic, which
+    is what a browser can send.
+    """
+    given = headers.get(b"x-api-key") or _credentials(headers.get(b"authorization", b""))
+    return hmac.compare_digest(given, key.encode())
+
+
+def _credentials(header: bytes) -> bytes:
+    scheme, _, value = header.partition(b" ")
+    if scheme.lower() == b"bearer":
+        return value.strip()
+    if scheme.lower() == b"basic":
+        try:
+            return base64.b64decode(value, validate=True).partition(b":")[2]
+        except binascii.Error:
+            return b""
+    return b""
+
+
+def _head_bytes(scope: Scope) -> int:
+    line = len(scope.get("raw_path") or b"") + len(scope.get("query_string") or b"")
+    return line + sum(len(name) + len(value) + 4 for name, value in scope["headers"])
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """Return what hands the application the body that was read, then what the client does."""
+    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def read() -> Message:
+        return messages.pop() if messages else await receive()
+
+    return read
+
+
+class _Watch:
+    """Sends the answer on, with the headers that every answer has, and remembers its status."""
+
+    def __init__(self, scope: Scope, send: Send, arrived: float) -> None:
+        self.id = uuid.uuid4().hex[:12]
+        self.method, self.arrived = scope["method"], arrived
+        self.status: int | None = None
+        self.deadline: asyncio.Timeout | None = None
+        """Ends the request, unless its answer has begun."""
+        self._send = send
+        scope["state"]["id"] = self.id
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            if self.deadline is not None and not self.deadline.expired():
+                self.deadline.reschedule(None)
+            self.status = message["status"]
+            added = {**_HEADERS, "x-request-id": self.id}
+            raw = [(name.encode(), value.encode()) for name, value in added.items()]
+            message = {**message, "headers": [*message.get("headers", ()), *raw]}
+        elif self.method == "HEAD":
+            message = {**message, "body": b""}
+        await self._send(message)

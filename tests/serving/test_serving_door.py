@@ -1,0 +1,272 @@
+"""What does not reach the application: keys, sizes, slow senders, and a server that is full."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from served_world import open_world
+from starlette.testclient import TestClient
+
+from crops.errors import CropsError
+from crops.serving.app import make_app
+from crops.serving.door import Door, check_key, has_key, refusal_json
+from crops.serving.searcher import Searcher
+
+SEARCH = {"query": "jaguar"}
+
+
+def opened(world, api_key=None, **config):
+    return TestClient(make_app(open_world(world, **config), api_key))
+
+
+def test_with_a_key_nothing_but_health_is_open(world, fake_models):
+    with opened(world, api_key="secret") as client:
+        for path in ("/", "/metrics", "/openapi.json", "/static/explorer.css"):
+            refused = client.get(path)
+            assert refused.status_code == 401
+            assert refused.headers["www-authenticate"].startswith("Basic")
+        assert client.post("/search", json=SEARCH).status_code == 401
+        assert client.get("/healthz").status_code == 200
+        assert client.post("/search", json=SEARCH, headers={"x-api-key": "secret"}).status_code == 200
+        assert client.get("/", auth=("me", "secret")).status_code == 200
+
+
+def held(monkeypatch):
+    """Make searches wait; return what lets them go, and what says that one has begun."""
+    go, begun = threading.Event(), threading.Event()
+    answer = Searcher.answer
+
+    def wait(self, jobs):
+        begun.set()
+        assert go.wait(10)
+        return answer(self, jobs)
+
+    monkeypatch.setattr(Searcher, "answer", wait)
+    return go, begun
+
+
+def test_a_full_server_sheds_at_once_and_stays_alive(world, fake_models, monkeypatch):
+    """Three requests may be under way: of seven more than one, five are refused while none is answered."""
+    desk = open_world(world, max_requests=3, max_batch=1, timeout_s=10)
+    go, begun = held(monkeypatch)
+    with TestClient(make_app(desk)) as client, ThreadPoolExecutor(8) as pool:
+        first = pool.submit(client.post, "/search", json=SEARCH)
+        assert begun.wait(5)
+        more = [pool.submit(client.post, "/search", json=SEARCH) for _ in range(7)]
+        until = time.monotonic() + 5
+        while sum(one.done() for one in more) < 5 and time.monotonic() < until:
+            time.sleep(0.01)
+        refused = [one.result() for one in more if one.done()]
+        assert [reply.status_code for reply in refused] == [503] * 5
+        assert {reply.headers["retry-after"] for reply in refused} == {"1"}
+        assert client.get("/healthz").status_code == 200
+        assert client.get("/", params={"q": "jaguar"}).status_code == 503
+        assert client.post("/explain", json={"query": "jaguar", "item_ids": [1]}).status_code == 503
+        metrics = client.get("/metrics").text
+        assert 'crops_refused_total{reason="saturated"} 7.0' in metrics
+        assert "crops_waiting_requests 2.0" in metrics
+        go.set()
+        assert sorted(one.result().status_code for one in [first, *more]) == [200] * 3 + [503] * 5
+        assert client.post("/search", json=SEARCH).status_code == 200
+
+
+def test_who_would_wait_too_long_is_refused_before_it_waits(world, fake_models, monkeypatch):
+    """At 0.2 s a search and 0.5 s of patience, two may wait behind one: a fourth would wait for 0.6 s."""
+    desk = open_world(world, max_batch=1, max_wait_s=0.5, timeout_s=10)
+    answer = Searcher.answer
+
+    def slow(self, jobs):
+        time.sleep(0.2)
+        return answer(self, jobs)
+
+    monkeypatch.setattr(Searcher, "answer", slow)
+    with TestClient(make_app(desk)) as client, ThreadPoolExecutor(8) as pool:
+        assert client.post("/search", json=SEARCH).status_code == 200
+        replies = list(pool.map(lambda _: client.post("/search", json=SEARCH), range(8)))
+        assert sorted(reply.status_code for reply in replies) == [200] * 3 + [503] * 5
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/search", SEARCH),
+        ("/similar", {"item_id": 1}),
+        ("/explain", {"query": "jaguar", "item_ids": [1]}),
+        ("/?q=jaguar", None),
+        ("/group?q=jaguar", None),
+    ],
+)
+def test_whatever_takes_too_long_is_given_up(world, fake_models, path, body):
+    """One queue and one deadline for all: something else holds the queue for longer."""
+    desk = open_world(world, timeout_s=0.05)
+    go = threading.Event()
+    with TestClient(make_app(desk)) as client:
+        client.portal.start_task_soon(desk.service.do, lambda: go.wait(10))
+        reply = client.get(path) if body is None else client.post(path, json=body)
+        assert reply.status_code == 504
+        assert "0.05 s" in reply.text
+        go.set()
+
+
+def test_a_request_that_lay_before_the_door_too_long_is_refused(desk):
+    """The time counts from its arrival at the machine, not from when the event loop came to it."""
+
+    async def ask(arrived):
+        sent = []
+
+        async def send(message):
+            sent.append(message)
+
+        async def receive():
+            return {"type": "http.request", "body": b"{}"}
+
+        asked = {**scope([(b"content-type", b"application/json")]), "state": {"arrived": arrived}}
+        await make_app(desk)({**asked, "query_string": b"", "raw_path": b"/search"}, receive, send)
+        return sent[0]["status"]
+
+    assert asyncio.run(ask(time.monotonic() - 1.5)) == 503
+    assert asyncio.run(ask(time.monotonic())) == 422
+    asyncio.run(desk.service.batcher.stop())
+
+
+def test_the_lag_of_the_event_loop_is_told_and_sheds(desk):
+    """A loop that was held for 0.3 s: what it finds then has waited, where the connection does not know how long."""
+    lag = desk.service.lag
+
+    async def run():
+        watching = asyncio.create_task(lag.watch())
+        await asyncio.sleep(0.06)
+        quiet = lag.seconds()
+        time.sleep(0.3)
+        held_up = lag.seconds()
+        await asyncio.sleep(0.001)
+        watching.cancel()
+        return quiet, held_up, lag.seconds()
+
+    quiet, held_up, after = asyncio.run(run())
+    assert quiet < 0.2 < held_up < 0.5
+    assert after == pytest.approx(held_up, abs=0.1)
+
+
+def scope(headers):
+    asked = {"type": "http", "method": "POST", "path": "/search", "client": ("1.1.1.1", 1)}
+    return {**asked, "headers": list(headers)}
+
+
+def through(door, messages, headers=()):
+    """Send ASGI messages through the door; return the statuses of the answers."""
+    sent = []
+
+    async def receive():
+        if not messages:
+            await asyncio.sleep(60)
+        return messages.pop(0)
+
+    async def send(message):
+        sent.append(message)
+
+    asyncio.run(door(scope(headers), receive, send))
+    return [message["status"] for message in sent if message["type"] == "http.response.start"]
+
+
+@pytest.fixture
+def with_key():
+    """Whether the door asks for a key."""
+    return False
+
+
+@pytest.fixture
+def door(desk, with_key):
+    async def application(scope, receive, send):
+        raise AssertionError("the request was passed on")
+
+    desk.service.config = desk.service.config.model_copy(
+        update={"read_timeout_s": 0.05, "max_body_bytes": 1024, "max_header_bytes": 1024}
+    )
+    return Door(application, desk.service, "secret" if with_key else None, refusal_json)
+
+
+def part(size, more=True):
+    return {"type": "http.request", "body": b"a" * size, "more_body": more}
+
+
+def test_a_body_that_does_not_come_is_given_up(door):
+    assert through(door, [part(10)]) == [408]
+
+
+def test_a_body_without_a_length_is_stopped_when_it_is_far_too_large(door):
+    messages = [part(9000), part(9000), part(9000)]  # 16 times 1,024 are 16,384
+    assert through(door, messages) == [413]
+    assert len(messages) == 1  # the rest is not read
+
+
+def test_a_body_a_little_too_large_is_read_to_its_end_before_it_is_refused(door):
+    """A client that is still sending would see a reset connection in place of the answer."""
+    messages = [part(600), part(600), part(600, more=False)]
+    assert through(door, messages, [(b"content-length", b"1800")]) == [413]
+    assert messages == []
+
+
+@pytest.mark.parametrize("length", [b"16385", b"-1", b"many", b"1e3"])
+def test_a_length_that_is_far_too_large_or_none_is_refused_before_reading(door, length):
+    messages = [part(10)]
+    assert through(door, messages, [(b"content-length", length)]) == [413]
+    assert len(messages) == 1
+
+
+@pytest.mark.parametrize("with_key", [False, True])
+def test_headers_that_are_too_long_are_refused_before_the_key_is_looked_at(door, with_key):
+    assert through(door, [part(1, more=False)], [(b"x-padding", b"a" * 2000)]) == [431]
+    assert through(door, [part(1, more=False)], [(b"x-%d" % number, b"") for number in range(300)]) == [431]
+
+
+def test_a_client_that_goes_away_while_it_sends_is_not_answered(door):
+    assert through(door, [part(10), {"type": "http.disconnect"}]) == []
+
+
+def test_a_head_request_gets_the_answer_to_get_without_its_body(client):
+    for path in ("/healthz", "/metrics", "/", "/?q=jaguar", "/static/explorer.css", "/openapi.json"):
+        head, full = client.head(path), client.get(path)
+        assert (head.status_code, head.content) == (200, b"")
+        assert head.headers["content-type"] == full.headers["content-type"]
+        assert int(head.headers["content-length"]) > 0
+    assert client.head("/search").status_code == 405
+    assert client.head("/nothing").status_code == 404
+
+
+@pytest.mark.parametrize("path", ["/search/", "/explain/", "/group/", "/healthz/", "/metrics/"])
+def test_nothing_is_redirected_to_the_host_that_a_client_names(client, path):
+    for ask in (client.get, client.post):
+        reply = ask(path, headers={"host": "elsewhere.example"}, follow_redirects=False)
+        assert reply.status_code == 404
+        assert "elsewhere" not in str(reply.headers) + reply.text
+
+
+@pytest.mark.parametrize("key", ["", " ", "\n", "secret\n", " secret", "se\x00cret"])
+def test_a_key_that_no_request_can_carry_is_refused(key):
+    with pytest.raises(CropsError, match="CROPS_API_KEY"):
+        check_key(key)
+    check_key("two words")
+
+
+@pytest.mark.parametrize(
+    ("headers", "expected"),
+    [
+        ({b"x-api-key": b"secret"}, True),
+        ({b"authorization": b"Bearer secret"}, True),
+        ({b"authorization": b"bearer  secret"}, True),
+        ({b"authorization": b"Basic " + base64.b64encode(b"anyone:secret")}, True),
+        ({b"authorization": b"Basic " + base64.b64encode(b"secret:")}, False),
+        ({b"authorization": b"Basic !!!"}, False),
+        ({b"authorization": b"secret"}, False),
+        ({b"x-api-key": b"secre"}, False),
+        ({}, False),
+    ],
+)
+def test_keys(headers, expected):
+    assert has_key(headers, "secret") is expected
