@@ -85,8 +85,8 @@ def saturation(args: argparse.Namespace) -> None:
                 f"open loop at {args.over:g} times = {args.over * most:.0f}/s: {told(over)}; "
                 f"{answered / args.seconds:.0f} answers/s; from the first byte: answers "
                 f"{spread(over.sent_seconds)}, refusals {spread(over.refused_seconds)}; "
-                f"CPU {cpu:.1f} s, {1000 * cpu / max(1, answered):.1f} ms an answer; RSS {running.rss_mb():.0f} MB; "
-                f"load {os.getloadavg()[0]:.1f}",
+                f"CPU {cpu:.1f} s, {1000 * cpu / max(1, answered):.1f} ms an answer; "
+                f"RSS {running.rss_mb():.0f} MB, load {os.getloadavg()[0]:.1f}",
                 flush=True,
             )
             after = await open_loop(client, asked, most / 4, args.seconds / 2)

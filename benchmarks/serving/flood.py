@@ -1,8 +1,8 @@
 """An open-loop flood from a process of its own, on bare sockets: the client must not be what is late.
 
-Prints one line of JSON: status counts, and for answers (200) and refusals (503) the milliseconds from the first
-byte sent to the last byte received; `late` is how long after it was due a request left.
-    python benchmarks/serving/flood.py PORT RATE SECONDS [--keep] [--path /explain --body '{"query": ...}']
+Prints one line of JSON: status counts, and for answers (200) and refusals (503) the milliseconds from the
+first byte sent to the last byte received; `late` is how long after it was due a request left.
+    python benchmarks/serving/flood.py PORT RATE SECONDS [--keep] [--path /explain] [--bodies FILE]
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ def request(path: str, body: bytes | None, *, keep: bool) -> bytes:
     return head.encode() + b"\r\n" + (body or b"")
 
 
-def flood(port: int, rate: float, seconds: float, requests: Sequence[bytes], *, keep: bool) -> dict[str, object]:
+def flood(
+    port: int, rate: float, seconds: float, requests: Sequence[bytes], *, keep: bool
+) -> dict[str, object]:
     """Send requests at Poisson times, wait for the answers, and return what became of them."""
     rng, poll = random.Random(0), select.epoll()
     under_way: dict[int, Sent] = {}
@@ -100,7 +102,9 @@ def _step(sent: Sent, poll: select.epoll) -> str | None:
     sent.answer += part
     head, end, body = sent.answer.partition(b"\r\n\r\n")
     if end:
-        length = next((line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")), None)
+        length = next(
+            (line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")), None
+        )
         if length is None or len(body) >= int(length.partition(b":")[2]):
             return head[9:12].decode()
     return None if part else "closed"
@@ -116,11 +120,15 @@ def spread(seconds: Sequence[float]) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("port", type=int)
     parser.add_argument("rate", type=float)
     parser.add_argument("seconds", type=float)
-    parser.add_argument("--keep", action="store_true", help="keep connections alive; else one for each request")
+    parser.add_argument(
+        "--keep", action="store_true", help="keep connections alive; else one for each request"
+    )
     parser.add_argument("--path", default="/search")
     parser.add_argument("--bodies", help="file of bodies, one a line; GET without")
     args = parser.parse_args()

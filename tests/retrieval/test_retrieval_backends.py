@@ -16,7 +16,8 @@ from crops.serving.searcher import Job, Searcher
 KINDS = ["exact", "exact int8", "hnsw", "hnsw int8", "ivf", "ivf int8", "ivfpq"]
 STORES = [*(f"faiss {kind}" for kind in KINDS), "milvus exact", "milvus hnsw"]
 COUNT, DIM = 400, 16
-STRANGE = ["café", "動物", "🐆", "back\\slash", "it's", "two\nlines", "\x01\t{x}", "\\u00e9", '" or item_id > 0 or "']
+QUOTED = '" or item_id > 0 or "'
+STRANGE = ["café", "動物", "🐆", "back\\slash", "it's", "two\nlines", "\x01\t{x}", "\\u00e9", QUOTED]
 NO_MILVUS = importlib.util.find_spec("milvus_lite") is None
 
 COLUMNS = {
@@ -135,7 +136,7 @@ def test_a_query_without_a_vector_finds_nothing(index):
 
 
 def test_searches_at_once_each_get_their_own_filter(index, monkeypatch):
-    """Filters of more than 1,000 ids, which numpy abbreviates when it prints them, in one batch of a server."""
+    """Filters of more than 1,000 ids, which numpy prints abbreviated, in one batch of a server."""
     monkeypatch.setattr(index, "close", lambda: None)  # the searcher's end is not the index's here
     searcher = Searcher("name", index, word_model(dim=DIM))
     every, padding = np.arange(10, 10 * COUNT + 10, 10), np.arange(10**6, 10**6 + 1000)

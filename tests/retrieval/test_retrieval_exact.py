@@ -46,7 +46,7 @@ def test_results_are_best_first_with_ties_by_id_and_padding():
 
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_a_query_without_a_known_token_finds_nothing(wrapped):
-    """All such queries would have the vector of the unknown token, or none: they would find the same items."""
+    """All such queries have the vector of the unknown token, or none: they would find the same items."""
     tokenizer = Tokenizer(WordLevel({"[UNK]": 0, "to": 1, "the": 2, "east": 3}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = Whitespace()
     encoder = TableEncoder({**ENCODER, "☃": [1, 0], "\u0301": [0, 0], "☃ east": [1, 0]})

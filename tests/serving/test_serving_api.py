@@ -72,7 +72,7 @@ def test_more_results_than_items_are_all_items(client):
 
 
 def test_each_of_many_gets_its_own_filter(client):
-    """Eight clients at once, each without one item: ids by the thousand are abbreviated when they are printed."""
+    """Eight clients at once, each without one item: ids by the thousand are printed abbreviated."""
     padding = list(range(10**6, 10**6 + 2000))
 
     def ask(left_out):

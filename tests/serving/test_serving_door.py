@@ -135,7 +135,7 @@ def test_a_request_that_lay_before_the_door_too_long_is_refused(desk):
 
 
 def test_the_lag_of_the_event_loop_is_told_and_sheds(desk):
-    """A loop that was held for 0.3 s: what it finds then has waited, where the connection does not know how long."""
+    """A loop that was held for 0.3 s: what it finds then has waited, if not longer than that."""
     lag = desk.service.lag
 
     async def run():

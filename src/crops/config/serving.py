@@ -28,9 +28,9 @@ class ServingConfig(Section):
     max_connections: int = Field(500, ge=1)
     """Open connections; more are refused (503)."""
     max_wait_s: float = Field(1.0, gt=0)
-    """A request that would wait longer than this before its turn is refused (503); keep it below `timeout_s`."""
+    """A request that would wait longer than this for its turn is refused (503); keep it below `timeout_s`."""
     timeout_s: float = Field(2.0, gt=0)
-    """A request that is not answered in this time, counted from its arrival at the machine, is given up (504)."""
+    """A request that is not answered in this time from its arrival at the machine is given up (504)."""
     read_timeout_s: float = Field(5.0, gt=0)
     """A client must have sent its request in this time (408), and must go on reading its answer."""
     log_queries: bool = False

@@ -92,7 +92,7 @@ def encode_texts(
 
 
 def _known(encoder: Encoder, texts: Sequence[str]) -> NDArray[np.bool_]:
-    """Return which texts hold a token of the encoder's vocabulary; all where it has no token for the others."""
+    """Return which texts hold a token of the vocabulary; all where there is no token for unknown ones."""
     tokenizer = getattr(encoder, "tokenizer", None)
     backend = getattr(tokenizer, "backend_tokenizer", tokenizer)  # transformers wrap the one of `tokenizers`
     unknown = getattr(tokenizer, "unk_token_id", None)

@@ -67,7 +67,7 @@ class Filter(NamedTuple):
 
 
 _ESCAPES = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r", "\t": "\\t"})
-"""What Milvus reads inside quotes; it knows no code points, so that all other letters stand for themselves."""
+"""What Milvus reads inside quotes; it knows no code points: all other letters stand for themselves."""
 
 
 def _literal(value: int | str) -> str:

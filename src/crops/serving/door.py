@@ -72,8 +72,7 @@ class Door:
             await self._refuse(scope, receive, watch, refused)
         except Exception as error:  # whatever the application raised: the client gets no trace of it
             log_failure("error", error, message=self._config.log_queries, request=watch.id)
-            refused = _RefusedError(500, "error", failed(watch.id))
-            await self._refuse(scope, receive, watch, refused)
+            await self._refuse(scope, receive, watch, _RefusedError(500, "error", failed(watch.id)))
         finally:
             self._active -= 1
             self._metrics.active.set(self._active)
@@ -110,8 +109,8 @@ class Door:
 
     def _check_room(self, arrived: float) -> None:
         """Refuse what would be answered too late, before it costs anything."""
-        late = time.monotonic() - arrived
-        if self._active > self._config.max_requests or late + self._service.batcher.wait() > self._config.max_wait_s:
+        wait = time.monotonic() - arrived + self._service.batcher.wait()
+        if self._active > self._config.max_requests or wait > self._config.max_wait_s:
             detail = "more is asked than can be answered in time; try again in a second"
             raise _RefusedError(503, "saturated", detail, {"retry-after": "1"})
 

@@ -120,7 +120,7 @@ class Searcher:
         similar = jobs[0].query is None
         k = max(job.k for job in jobs) + similar  # an item is most like itself
         where = jobs[0].where
-        said = [True] * len(jobs)
+        said: list[bool] = [True] * len(jobs)
         if similar:
             vectors = self.index.vectors(np.array([job.item_id for job in jobs], dtype=np.int64))
             ids, scores = self.index.search(vectors, k, where)
@@ -129,7 +129,7 @@ class Searcher:
                 ids, scores = self.words.search([job.query or "" for job in jobs], k)
         else:
             vectors = self.encode([job.query or "" for job in jobs])
-            said = vectors.any(axis=1).tolist()
+            said = np.any(vectors != 0, axis=1).tolist()
             ids, scores = self.index.search(vectors, k, where)
         lists = [
             _cut(job, own.tolist(), values.tolist())

@@ -10,7 +10,6 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -49,7 +48,7 @@ def run(desk: Desk, api_key: str | None = None) -> None:
     listening = listen(config)
     settings = uvicorn.Config(
         make_app(desk, api_key, partial(watching, desk)),
-        http=bounded(config),
+        http=type("Bounded", (_Bounded,), {"bounds": config}),
         lifespan="on",
         log_config=None,
         access_log=False,
@@ -92,85 +91,82 @@ def listen(config: ServingConfig) -> socket.socket:
         ) from error
 
 
-def bounded(config: ServingConfig) -> type[HttpToolsProtocol]:
-    """Return uvicorn's protocol with bounds on what it leaves open: connections, and bytes and time of each.
+class _Bounded(HttpToolsProtocol):
+    """uvicorn's protocol with bounds on what it leaves open: connections, and bytes and time of each.
 
     A connection that has not sent its request line and headers in time, or does not read its answer, is
     closed. It tells when a request reached the machine, however long that was before the event loop saw it.
     """
-    drained = DRAINED * config.max_body_bytes
 
-    class Bounded(HttpToolsProtocol):
-        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-            super().connection_made(transport)
-            self._received, self._limit = 0, config.max_header_bytes
-            self._refused = False
-            self._reading: TimerHandle | None = None
-            self._writing: TimerHandle | None = None
-            self._expect_head()
-            if len(self.connections) > config.max_connections:
-                self._refuse(503, "too many connections; try again in a second", "retry-after: 1\r\n")
+    bounds: ServingConfig
 
-        def data_received(self, data: bytes) -> None:
-            if self._refused:
-                return
-            self._received += len(data)
-            super().data_received(data)
-            if self._received > self._limit and not self.transport.is_closing():
-                if self._reading is not None:
-                    self._refuse(431, too_long(self._limit))
-                else:
-                    self.transport.close()
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._received, self._limit = 0, self.bounds.max_header_bytes
+        self._refused = False
+        self._reading: TimerHandle | None = None
+        self._writing: TimerHandle | None = None
+        self._expect_head()
+        if len(self.connections) > self.bounds.max_connections:
+            self._refuse(503, "too many connections; try again in a second", "retry-after: 1\r\n")
 
-        def on_message_begin(self) -> None:
-            super().on_message_begin()
-            self._expect_head()
+    def data_received(self, data: bytes) -> None:
+        if self._refused:
+            return
+        self._received += len(data)
+        super().data_received(data)
+        if self._received > self._limit and not self.transport.is_closing():
+            if self._reading is not None:
+                self._refuse(431, too_long(self._limit))
+            else:
+                self.transport.close()
 
-        def on_headers_complete(self) -> None:
-            _stop(self._reading)
-            self._reading = None
-            self._received, self._limit = 0, drained
-            self.scope["state"]["arrived"] = arrival(self.transport)
-            super().on_headers_complete()
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._expect_head()
 
-        def on_message_complete(self) -> None:
-            self._received, self._limit = 0, config.max_header_bytes
-            super().on_message_complete()
+    def on_headers_complete(self) -> None:
+        _stop(self._reading)
+        self._reading = None
+        self._received, self._limit = 0, DRAINED * self.bounds.max_body_bytes
+        self.scope["state"]["arrived"] = arrival(self.transport)
+        super().on_headers_complete()
 
-        def pause_writing(self) -> None:
-            super().pause_writing()
-            self._writing = self.loop.call_later(config.read_timeout_s, self.transport.abort)
+    def on_message_complete(self) -> None:
+        self._received, self._limit = 0, self.bounds.max_header_bytes
+        super().on_message_complete()
 
-        def resume_writing(self) -> None:
-            super().resume_writing()
-            _stop(self._writing)
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._writing = self.loop.call_later(self.bounds.read_timeout_s, self.transport.abort)
 
-        def shutdown(self) -> None:
-            super().shutdown()
-            _stop(self._writing)
-            self._writing = self.loop.call_later(config.grace_s, self.transport.abort)
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        _stop(self._writing)
 
-        def connection_lost(self, exc: Exception | None) -> None:
-            _stop(self._reading)
-            _stop(self._writing)
-            super().connection_lost(exc)
+    def shutdown(self) -> None:
+        super().shutdown()
+        self.loop.call_later(self.bounds.grace_s, self.transport.abort)
 
-        def _expect_head(self) -> None:
-            _stop(self._reading)
-            self._reading = self.loop.call_later(config.read_timeout_s, self.transport.close)
+    def connection_lost(self, exc: Exception | None) -> None:
+        _stop(self._reading)
+        _stop(self._writing)
+        super().connection_lost(exc)
 
-        def _refuse(self, status: int, detail: str, headers: str = "") -> None:
-            """Answer without the application, and read on for a moment: what is reset is not read."""
-            body = json.dumps({"detail": detail})
-            length = f"content-length: {len(body)}\r\n"
-            head = f"content-type: application/json\r\n{length}{headers}connection: close\r\n\r\n"
-            self.transport.write(STATUS_LINE[status] + (head + body).encode())
-            self.transport.write_eof()
-            self._refused = True
-            _stop(self._reading)
-            self._reading = self.loop.call_later(_LINGER_S, self.transport.close)
+    def _expect_head(self) -> None:
+        _stop(self._reading)
+        self._reading = self.loop.call_later(self.bounds.read_timeout_s, self.transport.close)
 
-    return Bounded
+    def _refuse(self, status: int, detail: str, headers: str = "") -> None:
+        """Answer without the application, and read on for a moment: what is reset is not read."""
+        body = json.dumps({"detail": detail})
+        length = f"content-length: {len(body)}\r\n"
+        head = f"content-type: application/json\r\n{length}{headers}connection: close\r\n\r\n"
+        self.transport.write(STATUS_LINE[status] + (head + body).encode())
+        self.transport.write_eof()
+        self._refused = True
+        _stop(self._reading)
+        self._reading = self.loop.call_later(_LINGER_S, self.transport.close)
 
 
 def _stop(timer: TimerHandle | None) -> None:

@@ -100,9 +100,13 @@ class Service:
         self.metrics.batches.observe(len(tasks))
         answers: list[object] = [None] * len(tasks)
         for name, slot in self.slots.items():
-            found = {row: task.job for row, task in enumerate(tasks) if isinstance(task, Search) and task.name == name}
-            if found:
-                for row, answer in zip(found, slot.searcher.answer(list(found.values())), strict=True):
+            jobs = {
+                row: task.job
+                for row, task in enumerate(tasks)
+                if isinstance(task, Search) and task.name == name
+            }
+            if jobs:
+                for row, answer in zip(jobs, slot.searcher.answer(list(jobs.values())), strict=True):
                     answers[row] = answer
         for row, task in enumerate(tasks):
             if not isinstance(task, Search):
