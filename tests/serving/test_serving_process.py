@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import socket
@@ -11,13 +12,14 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 
 from crops.config import ServingConfig
 from crops.errors import CropsError
-from crops.serving.server import listen
+from crops.serving.server import arrival, listen
 
 SCRIPT = """
 import sys, time
@@ -27,7 +29,9 @@ from served_world import fake_load_model, open_world
 from crops.serving import opening, server
 from crops.serving.searcher import Searcher
 opening.load_model = fake_load_model
-desk = open_world(Path(sys.argv[2]), port=0, read_timeout_s=0.5, reload_s=0.1)
+desk = open_world(
+    Path(sys.argv[2]), port=0, read_timeout_s=0.5, reload_s=0.1, grace_s=2, max_connections=20, max_wait_s=0.5
+)
 answer = Searcher.answer
 def slow(self, jobs):
     time.sleep(1.0 if jobs[0].query == "slowly" else 0)
@@ -45,10 +49,25 @@ def process(world):
     try:
         said = json.loads(running.stdout.readline())
         assert said["event"] == "listening"
+        running.lines = []  # a pipe that nobody reads would hold the server up
+        threading.Thread(target=lambda: running.lines.extend(running.stdout), daemon=True).start()
         yield said["port"], running
     finally:
         running.kill()
         running.wait()
+
+
+STYLE = b"GET /static/explorer.css HTTP/1.1\r\nhost: a\r\n\r\n"
+
+
+def deaf_to(port):
+    """Return a connection that asks for more than sockets hold, and reads nothing."""
+    deaf = socket.socket()
+    deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    deaf.settimeout(5)
+    deaf.connect(("127.0.0.1", port))
+    deaf.sendall(STYLE * 1000)
+    return deaf
 
 
 def search(port, query):
@@ -72,6 +91,113 @@ def test_headers_that_do_not_come_end_the_connection(process):
         assert silent.recv(100) == b""
         assert dribbling.recv(100) == b""
         assert time.monotonic() - start < 4
+
+
+def answered(connection):
+    """Return all that a server sends until it closes."""
+    said = b""
+    while part := connection.recv(65_536):
+        said += part
+    return said
+
+
+@pytest.mark.parametrize("field", [b"x-a: " + b"a" * 70_000, b"x-a: b\r\n" * 7000, b"a" * 70_000])
+def test_headers_of_more_than_32_kb_are_refused_before_they_end(process, field):
+    port, _ = process
+    with connected(port) as large:
+        large.sendall(b"GET /healthz HTTP/1.1\r\nhost: a\r\n" + field)  # and no end
+        said = answered(large)
+    assert b" 431 " in said
+    assert b"32,768" in said
+    assert search(port, "jaguar")["hits"]
+
+
+def test_whole_headers_of_more_than_32_kb_and_endless_lines_are_refused(process):
+    port, _ = process
+    for head in (
+        b"GET /healthz HTTP/1.1\r\nhost: a\r\nx-a: " + b"a" * 40_000 + b"\r\n\r\n",
+        b"GET /?q=" + b"a" * 70_000,
+        b"GET /?q=" + b"a" * 40_000 + b" HTTP/1.1\r\nhost: a\r\n\r\n",
+    ):
+        with connected(port) as large:
+            large.sendall(head)
+            assert b" 431 " in answered(large)
+
+
+def test_trailers_without_an_end_are_cut_off(process):
+    port, running = process
+    with connected(port) as large:
+        large.sendall(b"POST /search HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n0\r\nx-a: ")
+        sent = 0
+        with contextlib.suppress(ConnectionError):
+            while sent < 100:
+                large.sendall(b"a" * 65_536)
+                sent += 1
+        assert sent < 100  # of 6 MB, which sockets hold in part
+
+
+def test_connections_beyond_the_limit_are_told_to_come_back(process):
+    port, _ = process
+    idle = [connected(port) for _ in range(20)]
+    with connected(port) as late:
+        late.sendall(b"GET /healthz HTTP/1.1\r\nhost: a\r\n\r\n")
+        said = answered(late).lower()
+    for one in idle:
+        one.close()
+    assert b" 503 " in said
+    assert b"retry-after: 1" in said
+    until = time.monotonic() + 5
+    while time.monotonic() < until:
+        try:
+            assert search(port, "jaguar")["hits"]
+            break
+        except urllib.error.HTTPError:
+            time.sleep(0.1)
+
+
+def test_a_search_behind_a_slow_one_is_refused_by_the_time_it_would_take(process):
+    """A search takes a second, then the pace is known: behind another, half a second is not enough."""
+    port, _ = process
+    for _ in range(5):
+        assert search(port, "slowly")["hits"]
+    threads = [threading.Thread(target=search, args=(port, "slowly"))]
+    threads[0].start()
+    time.sleep(0.3)
+    start = time.monotonic()
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        search(port, "jaguar")
+    assert (refused.value.code, refused.value.headers["retry-after"]) == (503, "1")
+    assert time.monotonic() - start < 0.5
+    threads[0].join()
+    for _ in range(10):
+        assert search(port, "jaguar")["hits"]
+
+
+def test_the_arrival_of_a_request_is_known_before_it_is_accepted():
+    """A connection that lies in the kernel's queue for 0.3 s: the socket knows since when."""
+
+    class Transport:
+        def get_extra_info(self, name):
+            return accepted
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        with socket.create_connection(listening.getsockname()) as client:
+            client.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            sent = time.monotonic()
+            time.sleep(0.3)
+            accepted, _ = listening.accept()
+            with accepted:
+                assert arrival(Transport()) == pytest.approx(sent, abs=0.1)
+
+
+def test_a_client_that_does_not_read_is_cut_off(process):
+    port, _ = process
+    with deaf_to(port) as deaf:
+        time.sleep(2)
+        said = b""
+        with contextlib.suppress(ConnectionResetError):
+            said = answered(deaf)
+    assert said.count(b"HTTP/1.1 200") < 1000
 
 
 def test_a_body_that_does_not_come_is_answered_with_408(process):
@@ -105,17 +231,24 @@ def test_a_port_that_is_taken_is_a_refusal_to_start(process):
 
 
 def test_a_stopped_server_answers_what_is_under_way_and_ends_well(process):
-    """The last test of the process: SIGTERM arrives while a search takes a second."""
+    """The last test of the process: SIGTERM arrives while a search takes a second, and others never read."""
     port, running = process
     found = []
     thread = threading.Thread(target=lambda: found.append(search(port, "slowly")))
     thread.start()
-    time.sleep(0.4)
+    time.sleep(0.3)
+    deaf = [deaf_to(port) for _ in range(2)]
+    time.sleep(0.1)
+    start = time.time()
     running.send_signal(signal.SIGTERM)
     thread.join(10)
     assert found[0]["hits"]
-    assert running.wait(10) == 0
-    lines = [json.loads(line) for line in running.stdout.read().splitlines()]
+    assert running.wait(20) == 0
+    lines = [json.loads(line) for line in running.lines]
     assert lines[-1]["event"] == "stopped"
+    stopped = datetime.fromisoformat(lines[-1]["time"]).timestamp()
+    assert stopped - start < 4  # grace_s is 2; what Python takes to end is not counted
     assert all("time" in line and "level" in line for line in lines)
     assert "jaguar" not in json.dumps(lines)
+    for one in deaf:
+        one.close()
