@@ -276,8 +276,8 @@ def test_a_body_of_100_kb_is_refused(client):
 def test_unknown_ids_paths_and_methods(client):
     for item in (99, -1, -(2**63)):  # -1 stands for "no item" inside result lists
         for path, asked in (
-            ("/similar", {"item_id": item}),
-            ("/explain", {"query": "jaguar", "item_ids": [1, item]}),
+            ("/similar", {"item_id": str(item)}),
+            ("/explain", {"query": "jaguar", "item_ids": ["1", str(item)]}),
         ):
             unknown = client.post(path, json=asked)
             assert unknown.status_code == 404
