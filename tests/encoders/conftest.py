@@ -1,9 +1,15 @@
+import json
+
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
-from transformers import BertConfig, BertModel, BertTokenizerFast, Qwen2Config, Qwen2Model
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.trainers import BpeTrainer
+from transformers import BertConfig, BertModel, BertTokenizerFast, Qwen2Config, Qwen2Model, Qwen2Tokenizer
 
 from crops.encoders import load
 
@@ -28,9 +34,9 @@ WORDS = [
 VOCABULARY = ["[PAD]", "[unused0]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
 
 
-def save_tokenizer(folder, **options):
+def save_tokenizer(folder):
     (folder / "vocab.txt").write_text("\n".join(VOCABULARY))
-    BertTokenizerFast(str(folder / "vocab.txt"), **options).save_pretrained(folder)
+    BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
 
 
 @pytest.fixture(scope="session")
@@ -51,11 +57,23 @@ def tiny_base(tmp_path_factory):
     return folder
 
 
+def byte_pairs(**options):
+    """Return a tokenizer of bytes and their pairs, which as Qwen's puts no marks around a text."""
+    pairs = Tokenizer(BPE())
+    pairs.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    trainer = BpeTrainer(vocab_size=300, initial_alphabet=ByteLevel.alphabet(), show_progress=False)
+    pairs.train_from_iterator([f" {word} {word}" for word in WORDS], trainer)
+    learned = json.loads(pairs.to_str())["model"]
+    merges = [tuple(pair) for pair in learned["merges"]]
+    return Qwen2Tokenizer(vocab=learned["vocab"], merges=merges, model_max_length=32, **options)
+
+
 def save_decoder(folder, **options):
     """Write a one-layer Qwen2 as the Hub has such models: half precision, no pooling."""
     torch.manual_seed(0)
+    tokenizer = byte_pairs(**options)
     config = Qwen2Config(
-        vocab_size=len(VOCABULARY),
+        vocab_size=len(tokenizer),
         hidden_size=8,
         num_hidden_layers=1,
         num_attention_heads=2,
@@ -63,7 +81,7 @@ def save_decoder(folder, **options):
         intermediate_size=16,
     )
     Qwen2Model(config).to(torch.bfloat16).save_pretrained(folder)
-    save_tokenizer(folder, **options)
+    tokenizer.save_pretrained(folder)
     return folder
 
 

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
+from transformers import Qwen2Tokenizer
 
 from crops.encoders import distill, encode, only_used_tokens, texts, tokenise
-from crops.errors import CropsError
 
 TEXTS = ["the cat sits", "red", "a dog runs of the park s", "blue car", "the red tree house"]
 
@@ -46,10 +46,22 @@ def test_tokens_are_kept_text_after_text(tiny_base):
     assert len(pool) == 3
 
 
-def test_a_text_without_a_token_is_named(tiny_base):
-    encoder = distill(SentenceTransformer(str(tiny_base), device="cpu"), 8, 128)
-    with pytest.raises(CropsError, match="the text '  ' has no token"):
-        tokenise(encoder, ["red cat", "  "])
+def test_a_text_without_a_token_has_no_ids(encoder):
+    """Neither those of the marks that a transformer puts around every text."""
+    alone = tokenise(encoder, ["red cat", "dog"])
+    first, second = alone.lengths(np.arange(2)).tolist()
+    of_bytes = isinstance(encoder.tokenizer, Qwen2Tokenizer)  # it knows white space, too
+    for nothing in ("",) if of_bytes else ("", "  ", "\u200b"):
+        pool = tokenise(encoder, ["red cat", nothing, "dog"])
+        assert pool.lengths(np.arange(3)).tolist() == [first, 0, second]
+        assert pool.ids.tolist() == alone.ids.tolist()
+
+
+def test_a_prompt_makes_no_token(encoder):
+    encoder.prompts["query"] = "red "
+    pool = tokenise(encoder, ["cat", "", "dog runs"], "query")
+    assert pool.lengths(np.arange(3)).tolist()[1] == 0
+    assert (pool.lengths(np.array([0, 2])) > 1).all()
 
 
 def test_a_static_encoder_can_be_narrowed_to_the_used_tokens(tiny_base):

@@ -66,6 +66,22 @@ def by_text(table, column):
     return {text: values[one] for text, one in IDS.items()}
 
 
+def test_logs_without_upload_times_and_of_one_file_have_facts_too(day, tmp_path):
+    """Columns of the contract that may be absent, and both layouts of a table."""
+    logs, _ = day
+    expected = build_facts(logs, "2026-01-05", sets(), None, "500MB")
+    searches = pq.read_table(logs / "search_impressions", partitioning=None)
+    items = pq.read_table(logs / "items.parquet").select(["item_id", "keyword"])
+    bare = tmp_path / "bare [1]"
+    bare.mkdir()
+    pq.write_table(searches.add_column(0, "Query", searches["stage"]), bare / "search_impressions.parquet")
+    pq.write_table(items, bare / "items.parquet")
+    facts = build_facts(bare, "2026-01-05", sets(), None, "500MB")
+    assert facts.queries.equals(expected.queries)
+    assert facts.shown.equals(expected.shown)
+    assert facts.ages.to_pylist() == [{"item_id": item, "age": None} for item in range(1, 6)]
+
+
 def test_frequency_is_thirds_of_the_training_searches(day):
     """Of 6 searches ape has the first 3 (starts at 0), bee the next 2 (starts at 1/2), cow starts at 5/6."""
     facts = build_facts(day[0], "2026-01-05", sets(), None, "500MB")

@@ -12,10 +12,10 @@ import torch
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+from tokenizers import Tokenizer
 from torch import Tensor
 
 from crops.encoders.towers import ID_ROWS, Role, input_module, prompt_of, skipped_prompt_tokens
-from crops.errors import CropsError
 
 TOKENISE_BATCH = 4096
 ENCODE_BATCH = 1024
@@ -49,29 +49,43 @@ class TokenisedTexts:
 def tokenise(encoder: SentenceTransformer, texts: Sequence[str], role: Role = "document") -> TokenisedTexts:
     """Tokenise texts for `encoder`, behind its prompt for their role and cut to its maximum length.
 
-    Raises:
-        CropsError: a text has no token.
+    A text of which the tokenizer makes nothing gets no ids, those of prompt and marks neither: it cannot be
+    encoded.
     """
     parts, lengths = [], []
-    prompt = prompt_of(encoder, role)
+    fewest = len(_ids(encoder, [""], role)[0])
     for start in range(0, len(texts), TOKENISE_BATCH):
         batch = list(texts[start : start + TOKENISE_BATCH])
-        features = encoder.preprocess(batch, prompt=prompt, task=role)
-        ids = features["input_ids"].numpy()
-        if "offsets" in features:
-            lengths.append(np.diff(features["offsets"].numpy(), append=len(ids)))
-            parts.append(ids)
-        else:
-            mask = features["attention_mask"].numpy().astype(bool)
-            lengths.append(mask.sum(axis=1))
-            parts.append(ids[mask])
+        ids, sizes = _ids(encoder, batch, role)
+        kept = np.ones(len(batch), dtype=np.bool_)
+        for row in np.flatnonzero(sizes <= fewest):
+            kept[row] = _has_token(encoder, batch[row], role)
+        parts.append(ids[np.repeat(kept, sizes)])
+        lengths.append(sizes * kept)
     sizes = np.concatenate(lengths) if lengths else np.empty(0, dtype=np.int64)
-    if (sizes == 0).any():
-        text = texts[int(np.argmin(sizes))]
-        raise CropsError(f"the text {text!r} has no token for this encoder; drop it or give it words")
     return TokenisedTexts(
         np.concatenate([*parts, np.empty(0, np.int64)]), np.concatenate([[0], np.cumsum(sizes)])
     )
+
+
+def _ids(
+    encoder: SentenceTransformer, texts: list[str], role: Role
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the ids of texts with their prompt, text after text, and how many each has."""
+    features = encoder.preprocess(texts, prompt=prompt_of(encoder, role), task=role)
+    ids = features["input_ids"].numpy().astype(np.int64)
+    if "offsets" in features:
+        return ids, np.diff(features["offsets"].numpy(), append=len(ids))
+    mask = features["attention_mask"].numpy().astype(bool)
+    return ids[mask], mask.sum(axis=1)
+
+
+def _has_token(encoder: SentenceTransformer, text: str, role: Role) -> bool:
+    """Return whether a text has a token of its own, beside prompt and marks."""
+    tokenizer = input_module(encoder, role).tokenizer
+    if isinstance(tokenizer, Tokenizer):
+        return len(tokenizer.encode(text, add_special_tokens=False).ids) > 0
+    return len(tokenizer(text, add_special_tokens=False)["input_ids"]) > 0
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from crops.errors import CropsError
 from crops.evaluation.testsets import TestSets
+from crops.logs import open_logs
 from crops.logs.tables import literal
 from crops.logs.texts import add_texts
 
@@ -58,14 +59,15 @@ def build_facts(
     truth = None if truth is None else Path(truth)
     logs = Path(logs)
     end = int(datetime.strptime(train_day, "%Y-%m-%d").replace(tzinfo=UTC).timestamp()) * 1_000_000 + _DAY_US
-    files = f"read_parquet({literal(f'{logs}/search_impressions/*/*.parquet')}, hive_partitioning = true)"
+    opened = open_logs(logs)
+    searched, items = f"({opened.sql('search_impressions')})", f"({opened.sql('items')})"
     try:
         with duckdb.connect(config={"memory_limit": memory}) as db:
-            add_texts(db, f"select query from {files}")
+            add_texts(db, f"select query from {searched}")
             db.register("wanted", testsets.queries)
             db.register("candidates", testsets.candidates)
-            db.execute(_TABLES.format(files=files, train=train_day, test=testsets.day))
-            ages = _arrow(db, _AGES.format(items=_items(logs), end=end, recent=end - RECENT_DAYS * _DAY_US))
+            db.execute(_TABLES.format(searched=searched, train=train_day, test=testsets.day))
+            ages = _arrow(db, _AGES.format(items=items, end=end, recent=end - RECENT_DAYS * _DAY_US))
             senses = None if truth is None else _arrow(db, _senses_sql(truth))
             counted = "select null::BIGINT as query_id, null::BIGINT as senses where false"
             if senses is not None:
@@ -105,14 +107,14 @@ def load_facts(folder: str | Path) -> Facts:
 
 _TABLES = """
 create table events as
-    select distinct day::varchar as day, search_id, t.query from {files} f join texts t on t.raw = f.query;
+    select distinct day, search_id, t.query from {searched} f join texts t on t.raw = f.query;
 create table trained as
     select query, count(*) as n from events where day = '{train}' group by query;
 create table placed as
     select query, (sum(n) over (order by n desc, query) - n) / sum(n) over () as before from trained;
 create table exposed as
-    select distinct t.query, item_id from {files} f join texts t on t.raw = f.query
-    where stage = 'exposed' and day::varchar <= '{train}';
+    select distinct t.query, item_id from {searched} f join texts t on t.raw = f.query
+    where stage = 'exposed' and day <= '{train}';
 create table tested as select * from events where day = '{test}';
 """
 _QUERIES = """
@@ -148,11 +150,6 @@ def _senses_sql(truth: Path) -> str:
     select m.query_id, m.head || ' / ' || m.sense as sense, a.item_id
     from meant m join about a using (head, sense) order by all
     """
-
-
-def _items(logs: Path) -> str:
-    single = logs / "items.parquet"
-    return f"read_parquet({literal(str(single if single.is_file() else logs / 'items' / '*.parquet'))})"
 
 
 def _arrow(db: duckdb.DuckDBPyConnection, sql: str) -> pa.Table:

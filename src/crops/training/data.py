@@ -33,6 +33,21 @@ class Catalogue(NamedTuple):
     texts: list[str]
     """D texts."""
 
+    def without(self, texts: frozenset[str]) -> Catalogue:
+        """Return the documents that have none of these texts."""
+        kept = [row for row, text in enumerate(self.texts) if text not in texts]
+        return Catalogue(self.ids[kept], [self.texts[row] for row in kept])
+
+
+class Wordless(NamedTuple):
+    """Texts without a token for an encoder."""
+
+    queries: frozenset[str]
+    documents: frozenset[str]
+
+
+_PAIR_COLUMNS = ("doc", "label", "source", "weight")
+
 
 @dataclass(frozen=True)
 class TrainingData:
@@ -77,8 +92,22 @@ class TrainingData:
             query_id=self.query_id[keep],
             searches=self.searches[keep],
             offsets=np.concatenate([[0], np.cumsum(np.diff(self.offsets)[keep])]),
-            **{name: getattr(self, name)[pairs] for name in ("doc", "label", "source", "weight")},
+            **{name: getattr(self, name)[pairs] for name in _PAIR_COLUMNS},
         )
+
+    def without(self, texts: Wordless) -> TrainingData:
+        """Return what is left without these texts; groups that lose their query or all documents go."""
+        gone = np.array([text in texts.documents for text in self.doc_texts], dtype=np.bool_)
+        kept = ~gone[self.doc]
+        sizes = np.bincount(self.group_of_pair()[kept], minlength=self.groups)
+        left = dataclasses.replace(
+            self,
+            offsets=np.concatenate([[0], np.cumsum(sizes)]),
+            **{name: getattr(self, name)[kept] for name in _PAIR_COLUMNS},
+        )
+        known = np.array([text not in texts.queries for text in self.query_texts], dtype=np.bool_)
+        emptied = (sizes == 0) & (np.diff(self.offsets) > 0)
+        return left.select(known & ~emptied)
 
     def with_anchors(self, lowest: int) -> TrainingData:
         """Return the groups that have a document of at least the label `lowest`."""

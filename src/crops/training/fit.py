@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from crops.encoders import load_encoder, rendering_of, save_encoder
 from crops.errors import CropsError
 from crops.outputs import console, publish, timed, write_manifest
 from crops.training.checkpoint import drop_partial, last_checkpoint, same_run, work_folder
-from crops.training.data import TrainingData
+from crops.training.data import TrainingData, Wordless
 from crops.training.distributed import (
     first_process_first,
     is_first_process,
@@ -29,7 +30,7 @@ from crops.training.memory import MemoryGroups
 from crops.training.mining import Joined, Mining
 from crops.training.model import GroupLoss, contrast_facts
 from crops.training.objective import objective
-from crops.training.pool import TextPool, UsedTokens, tokenise_pool
+from crops.training.pool import TextPool, UsedTokens, tokenise_pool, wordless_texts
 from crops.training.sample import GroupSampler
 from crops.training.samples import Samples
 from crops.training.steps import Share, Steps
@@ -61,7 +62,7 @@ def train(
 
     Args:
         data: the training groups, in memory or as a mined folder, which is streamed; groups without an anchor
-            under the settings' loss are left out.
+            under the settings' loss are left out, and so are texts without a token for the encoder.
         out: the folder to write, whole or not at all.
         config: encoder, loss, batches, optimiser.
         seed: of batches and dropout; the same seed gives the same weights on a CPU.
@@ -73,12 +74,13 @@ def train(
 
     Returns:
         `seconds` (by part), `loss` (mean of the last tenth of the steps), `temperature`, `groups`,
-        `dropped_groups`, `contrast` (see `contrast_facts`; of the first batch, as drawn), and with `mining`
+        `dropped_groups`, `without_token` (what was left out for that: queries, documents, and groups with
+        them), `contrast` (see `contrast_facts`; of the first batch, as drawn), and with `mining`
         what it saw (`crops.training.mining.Joined.facts`).
 
     Raises:
-        CropsError: fewer than two groups have an anchor, a text has no token, the checkpoints are of other
-            settings or data, or a step's loss or gradient is not finite (then nothing is written).
+        CropsError: fewer than two groups have an anchor, the checkpoints are of other settings or data,
+            or a step's loss or gradient is not finite (then nothing is written).
     """
     cache = None if cache is None else Path(cache)
     out = Path(out)
@@ -113,6 +115,8 @@ class _Run(NamedTuple):
     pool: TextPool
     work: Path
     mining: Mining | None
+    left_out: dict[str, int]
+    """Queries and documents without a token for this encoder, and the groups that went with them."""
 
 
 def _prepare(
@@ -124,26 +128,53 @@ def _prepare(
     seconds: dict[str, float],
     mining: Mining | None,
 ) -> _Run:
-    lowest = objective(config).lowest_anchor
     with first_process_first():
         with timed(seconds, "load the encoder"):
             encoder = load_encoder(config, cache)
             if config.compile:
                 compile_transformers(encoder)
         with timed(seconds, "put the groups together"):
-            source: GroupSource = (
-                MemoryGroups(data, lowest, config.beta, None if mining is None else mining.catalogue)
-                if isinstance(data, TrainingData)
-                else store_samples(data, work / "groups", rendering_of(encoder), lowest, config.beta)
-            )
+            source = _source(data, mining, config, work, encoder)
         _require_two_groups(source, config)
         decisive = config.model_dump(mode="json", exclude=_FREE) | {"seed": seed}
         name = same_run(work, decisive, source.fingerprint())
+        # Data in memory is small enough to be tokenised again.
+        kept = None if isinstance(data, TrainingData) else work / f"tokens-{name}"
         with timed(seconds, "tokenise"):
-            # Data in memory is small enough to be tokenised again.
-            kept = None if isinstance(data, TrainingData) else work / f"tokens-{name}"
             pool = tokenise_pool(encoder, source, kept)
-    return _Run(encoder, source, pool, work, mining)
+        without = wordless_texts(source, pool)
+        left_out = {"queries": 0, "documents": 0, "groups": 0}
+        if without is not None:
+            before = source.groups
+            with timed(seconds, "leave out texts without a token"):
+                if mining is not None:
+                    mining = replace(mining, catalogue=mining.catalogue.without(without.documents))
+                source = _source(data, mining, config, work, encoder, without)
+                pool = tokenise_pool(encoder, source, kept and kept.with_name(f"{kept.name}-kept"))
+            left_out = {
+                "queries": len(without.queries),
+                "documents": len(without.documents),
+                "groups": before - source.groups,
+            }
+            _require_two_groups(source, config, left_out)
+    return _Run(encoder, source, pool, work, mining, left_out)
+
+
+def _source(
+    data: TrainingData | Samples,
+    mining: Mining | None,
+    config: TrainingConfig,
+    work: Path,
+    encoder: SentenceTransformer,
+    without: Wordless | None = None,
+) -> GroupSource:
+    """Return the groups that have an anchor, without the texts that the encoder cannot read."""
+    lowest = objective(config).lowest_anchor
+    if isinstance(data, Samples):
+        folder = work / ("groups" if without is None else "groups-with-tokens")
+        return store_samples(data, folder, rendering_of(encoder), lowest, config.beta, without)
+    kept = data if without is None else data.without(without)
+    return MemoryGroups(kept, lowest, config.beta, None if mining is None else mining.catalogue)
 
 
 def _learn(
@@ -159,7 +190,7 @@ def _learn(
         sampler = GroupSampler(run.source, config, seed)
         contrast = contrast_facts(Steps(sampler, pool, config.steps, wanted)[0], config.in_batch)
         if is_first_process():
-            console.print(_start_line(contrast, run.source))
+            console.print(_start_line(contrast, run.source, run.left_out))
         steps = Steps(sampler, pool, config.steps, wanted, Share(*processes()))
         model = GroupLoss(run.encoder, pool, config)
         join = None
@@ -183,6 +214,7 @@ def _learn(
         "temperature": model.temperature,
         "groups": run.source.groups,
         "dropped_groups": run.source.dropped,
+        "without_token": run.left_out,
         "contrast": contrast,
         **({} if join is None else join.facts()),
     }
@@ -226,12 +258,20 @@ def _working(work: Path, fresh: bool) -> Iterator[None]:
     shutil.rmtree(work, ignore_errors=True)
 
 
-def _require_two_groups(source: GroupSource, config: TrainingConfig) -> None:
+def _require_two_groups(
+    source: GroupSource, config: TrainingConfig, left_out: dict[str, int] | None = None
+) -> None:
     if source.groups >= 2:
         return
     found = source.groups + source.dropped
     if found < 2:
-        raise CropsError(f"the training data has {found} group(s); contrast needs at least two queries")
+        why = ""
+        if left_out:
+            why = (
+                f" ({left_out['queries']} queries and {left_out['documents']} documents have no token for "
+                f"{config.encoder})"
+            )
+        raise CropsError(f"the training data has {found} group(s); contrast needs at least two queries{why}")
     lowest = objective(config).lowest_anchor
     raise CropsError(
         f"of {found} groups only {source.groups} have a document of label {lowest} or more, "
@@ -239,7 +279,7 @@ def _require_two_groups(source: GroupSource, config: TrainingConfig) -> None:
     )
 
 
-def _start_line(contrast: dict[str, float], source: GroupSource) -> str:
+def _start_line(contrast: dict[str, float], source: GroupSource, left_out: dict[str, int]) -> str:
     line = (
         f"{source.groups:,} groups; a step draws {contrast['queries']:,} queries and "
         f"{contrast['documents']:,} documents ({contrast['texts']:,} distinct texts); "
@@ -247,6 +287,9 @@ def _start_line(contrast: dict[str, float], source: GroupSource) -> str:
         f"{contrast['duplicates']:.1%} of the documents are duplicates"
     )
     remarks = (
+        (left_out["queries"], "queries have no token for this encoder and are left out"),
+        (left_out["documents"], "documents have no token for this encoder and are left out"),
+        (left_out["groups"], "groups were left out with them"),
         (source.dropped, "groups have no anchor and are left out"),
         (source.undocumented, "queries have no document and are left out"),
         (source.one_label, "groups have one label only: other queries' documents are their only contrast"),

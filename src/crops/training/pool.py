@@ -18,6 +18,7 @@ from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from crops.encoders import Role, TokenisedTexts, asymmetric, only_used_tokens, tokenise
 from crops.encoders.towers import input_modules
 from crops.errors import CropsError
+from crops.training.data import Wordless
 from crops.training.groups import GroupSource
 
 IN_MEMORY = 256 * 2**20
@@ -46,6 +47,11 @@ class TextPool:
         parts = [side.tokens.lengths(own) for side, own in self.split(rows)]
         return np.concatenate(parts)
 
+    def wordless(self) -> NDArray[np.int64]:
+        """Return the rows of the texts without a token, ascending."""
+        lengths = np.concatenate([np.diff(side.tokens.offsets) for side in self.sides])
+        return np.flatnonzero(lengths == 0)
+
     def split(self, rows: NDArray[np.int64]) -> list[tuple[Side, NDArray[np.int64]]]:
         """Return each side with its own rows among `rows`, which ascend."""
         cuts = np.searchsorted(rows, [side.first for side in self.sides[1:]])
@@ -53,7 +59,7 @@ class TextPool:
 
 
 def tokenise_pool(encoder: SentenceTransformer, source: GroupSource, folder: Path | None = None) -> TextPool:
-    """Tokenise the texts of a source, a batch at a time.
+    """Tokenise the texts of a source, a batch at a time; those without a token have length 0.
 
     Args:
         encoder: the model that will read them.
@@ -62,7 +68,7 @@ def tokenise_pool(encoder: SentenceTransformer, source: GroupSource, folder: Pat
             None.
 
     Raises:
-        CropsError: a text has no token, or the folder is damaged.
+        CropsError: the folder is damaged.
     """
     if folder is None:
         ids, lengths = zip(*_tokenised(encoder, source), strict=True)
@@ -119,6 +125,28 @@ def _pool(
     # Offsets count from the beginning of the ids, so the sides can share them.
     query = Side("query", TokenisedTexts(ids, offsets[: queries + 1]), 0)
     return TextPool((query, Side("document", TokenisedTexts(ids, offsets[queries:]), queries)))
+
+
+def wordless_texts(source: GroupSource, pool: TextPool) -> Wordless | None:
+    """Return the texts of a source that have no token, None where all have one."""
+    rows = pool.wordless()
+    if len(rows) == 0:
+        return None
+    queries = rows < source.queries
+    return Wordless(
+        _texts_at(source.query_texts(), rows[queries]),
+        _texts_at(source.doc_texts(), rows[~queries] - source.queries),
+    )
+
+
+def _texts_at(batches: Iterable[list[str]], rows: NDArray[np.int64]) -> frozenset[str]:
+    """Return the texts of ascending rows, counted through all batches."""
+    found, start = set(), 0
+    for texts in batches:
+        here = rows[(rows >= start) & (rows < start + len(texts))] - start
+        found |= {texts[row] for row in here.tolist()}
+        start += len(texts)
+    return frozenset(found)
 
 
 class UsedTokens:

@@ -17,7 +17,7 @@ from crops.errors import CropsError
 from crops.labels import ALL_SOURCES, DEFAULT_LABELS, Source
 from crops.logs.files import refuse_lake_tables
 from crops.text import PLAIN, Rendering
-from crops.training.data import TrainingData
+from crops.training.data import TrainingData, Wordless
 
 BATCH_ROWS = 65_536
 """Rows between SQL and Python at a time."""
@@ -104,8 +104,11 @@ def opened(
     lowest_anchor: int,
     rendering: Rendering,
     labels: Mapping[Source, int] = DEFAULT_LABELS,
+    without: Wordless | None = None,
 ) -> Iterator[duckdb.DuckDBPyConnection]:
     """Yield a database with the groups that have an anchor.
+
+    Queries and documents of the texts `without` are left out, as rendered.
 
     It spills to disk beyond its memory limit. Tables: `all_groups` (query_id, highest, lowest label),
     `groups` (query_text, query_id, query, searches), `rendered` (item_id, text), `doc_texts` (doc_text,
@@ -124,6 +127,10 @@ def opened(
             _grade(database, samples, labels)
             _number_queries(database, samples, lowest_anchor)
             _number_documents(database, samples, rendering)
+            if without is not None:
+                _leave_out(database, rendering, without)
+                _number_queries(database, samples, lowest_anchor)
+                _number_documents(database, samples, rendering)
             yield database
 
 
@@ -150,6 +157,19 @@ def _grade(database: duckdb.DuckDBPyConnection, samples: Samples, labels: Mappin
     )
     if only_row(database, "select count(*) from graded") == (0,):
         raise CropsError(f"{files[0]}: no sample comes from the sources {samples.keep!r}; keep more sources")
+
+
+def _leave_out(database: duckdb.DuckDBPyConnection, rendering: Rendering, without: Wordless) -> None:
+    """Drop the pairs of texts from `graded`, and the tables that were made of it."""
+    known = database.sql("select query_id, query from groups").to_arrow_table()
+    gone = [rendering.query(text) in without.queries for text in known["query"].to_pylist()]
+    database.register("wordless_queries", known.filter(pa.array(gone, pa.bool_())))
+    database.register("wordless_documents", pa.table({"text": pa.array(without.documents, pa.string())}))
+    database.execute("delete from graded where query_id in (select query_id from wordless_queries)")
+    items = "select item_id from rendered semi join wordless_documents using (text)"
+    database.execute(f"delete from graded where item_id in ({items})")
+    for table in ("all_groups", "groups", "used", "rendered", "doc_texts", "docs"):
+        database.execute(f"drop table {table}")
 
 
 def _number_queries(database: duckdb.DuckDBPyConnection, samples: Samples, lowest_anchor: int) -> None:

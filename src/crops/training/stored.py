@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from crops.errors import CropsError
 from crops.text import Rendering
+from crops.training.data import Wordless
 from crops.training.groups import Groups
 from crops.training.samples import BATCH_ROWS, PAIRS, Samples, only_row, opened
 
@@ -88,7 +89,12 @@ class StoredGroups:
 
 
 def store_samples(
-    samples: Samples, folder: Path, rendering: Rendering, lowest_anchor: int, beta: float
+    samples: Samples,
+    folder: Path,
+    rendering: Rendering,
+    lowest_anchor: int,
+    beta: float,
+    without: Wordless | None = None,
 ) -> StoredGroups:
     """Write the groups of a mined folder as shards, or open them if they are there and still true.
 
@@ -100,18 +106,19 @@ def store_samples(
         rendering: what the encoder reads of a query and of an item.
         lowest_anchor: groups without a document of at least this label are left out.
         beta: groups are drawn with weight searches^beta.
+        without: texts that are left out, with their queries and documents.
 
     Raises:
         CropsError: as `load_samples`.
     """
-    key = _key(samples, rendering, lowest_anchor, beta)
+    key = _key(samples, rendering, lowest_anchor, beta) | {"without": _digest(without)}
     with contextlib.suppress(OSError, ValueError, KeyError):
         if json.loads((folder / _INDEX).read_text())["key"] == key:
             return StoredGroups(folder, rendering)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     content = hashlib.sha256()
-    with opened(samples, lowest_anchor, rendering) as database:
+    with opened(samples, lowest_anchor, rendering, without=without) as database:
         counts = _counts(database, samples)
         for name, query in (
             ("queries", "select query as text from groups order by query_text"),
@@ -140,6 +147,12 @@ def _key(samples: Samples, rendering: Rendering, lowest_anchor: int, beta: float
         "lowest_anchor": lowest_anchor,
         "beta": beta,
     }
+
+
+def _digest(without: Wordless | None) -> str | None:
+    if without is None:
+        return None
+    return hashlib.sha256(json.dumps([sorted(texts) for texts in without]).encode()).hexdigest()
 
 
 def _counts(database: duckdb.DuckDBPyConnection, samples: Samples) -> dict[str, int]:

@@ -1,0 +1,127 @@
+"""Texts without a token for the chosen encoder are left out and counted; the training goes on."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from crops.config import TrainingConfig
+from crops.errors import CropsError
+from crops.labels import Source
+from crops.text import PLAIN
+from crops.training import Samples, load_samples, train
+from crops.training.data import Catalogue, Wordless
+from crops.training.memory import MemoryGroups
+from crops.training.mining import Mining
+from crops.training.stored import store_samples
+
+S = Source
+NOTHING = ("   ", "\u3000")
+
+
+@pytest.fixture
+def mined(write_mined):
+    """Six queries: two without a token, one whose clicked document has none, three sound ones.
+
+    Items 8 and 9 have no token; 9 is the only positive of query 6, 8 one of two documents of query 5.
+    """
+    queries = {
+        1: ("q0_0 q0_1", 3),
+        2: ("\u2003", 2),
+        3: ("q1_0", 1),
+        4: (" ", 1),
+        5: ("q2_0 q2_1", 5),
+        6: ("q3_0", 1),
+    }
+    rows = [(query, query, S.CLICKED) for query in (1, 2, 3, 4, 5)] + [
+        (query, 7, S.EXPOSED) for query in queries
+    ]
+    rows += [(5, 8, S.EXPOSED), (6, 9, S.CLICKED)]
+    titles = {item: f"d{item % 6}_{item % 4} d{item % 3}_0" for item in range(1, 8)}
+    return write_mined(rows, titles | {8: "\u2003", 9: ""}, queries)
+
+
+def everything(source):
+    groups = source.read(np.arange(len(source.part_groups)))
+    texts = [text for part in (*source.query_texts(), *source.doc_texts()) for text in part]
+    return {
+        texts[groups.query_text[row]]: sorted(
+            (texts[groups.doc_text[pair]], int(groups.label[pair]))
+            for pair in range(groups.offsets[row], groups.offsets[row + 1])
+        )
+        for row in range(len(groups))
+    }
+
+
+def test_memory_and_disk_leave_out_the_same(mined, tmp_path):
+    without = Wordless(frozenset(("\u2003", " ")), frozenset(("\u2003", "")))
+    stored = store_samples(Samples(mined), tmp_path / "groups", PLAIN, 3, 0.5, without)
+    held = MemoryGroups(load_samples(mined).without(without), 3, 0.5)
+    assert everything(stored) == everything(held)
+    assert {query: len(docs) for query, docs in everything(held).items()} == {
+        "q0_0 q0_1": 2,
+        "q1_0": 2,
+        "q2_0 q2_1": 2,
+        "q3_0": 1,
+    }
+    assert (stored.groups, stored.dropped) == (held.groups, held.dropped) == (4, 0)
+    # Opened again, not made again; other texts make other groups.
+    content = stored.fingerprint()
+    assert store_samples(Samples(mined), tmp_path / "groups", PLAIN, 3, 0.5, without).fingerprint() == content
+    assert store_samples(Samples(mined), tmp_path / "groups", PLAIN, 3, 0.5).groups == 6
+
+
+@pytest.mark.parametrize("encoder", ["random_encoder", "tiny_transformer"])
+@pytest.mark.parametrize("stored", [True, False])
+def test_a_training_says_what_it_left_out(mined, tmp_path, capsys, request, encoder, stored):
+    config = TrainingConfig(
+        encoder=str(request.getfixturevalue(encoder)), steps=2, batch_queries=2, min_anchor_label=4
+    )
+    facts = train(Samples(mined) if stored else load_samples(mined), tmp_path / "model", config, seed=0)
+    # Queries 2 and 4 have no token, and query 6 loses its only document of label 4.
+    expected = {"queries": 2, "documents": 2, "groups": 3}
+    assert facts["without_token"] == expected
+    assert facts["groups"] == 3
+    assert json.loads((tmp_path / "model/manifest.json").read_text())["without_token"] == expected
+    said = " ".join(capsys.readouterr().err.split())
+    assert "2 queries have no token for this encoder and are left out" in said
+    assert "2 documents have no token for this encoder and are left out" in said
+
+
+def test_an_interrupted_training_goes_on_without_them(mined, random_encoder, tmp_path, monkeypatch):
+    config = TrainingConfig(encoder=str(random_encoder), steps=6, batch_queries=2, checkpoint_steps=2)
+    whole = train(Samples(mined), tmp_path / "whole", config, seed=0)
+
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("crops.training.fit.save_encoder", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(Samples(mined), tmp_path / "model", config, seed=0)
+    again = train(Samples(mined), tmp_path / "model", config, seed=0)
+    assert again["loss"] == whole["loss"]
+    assert again["without_token"] == whole["without_token"]
+
+
+def test_a_mined_catalogue_loses_them_too(mined, random_encoder, tmp_path):
+    catalogue = Catalogue(np.arange(1, 10), [*(f"d{n % 6}_{n % 4}" for n in range(1, 8)), *NOTHING])
+    config = TrainingConfig(encoder=str(random_encoder), steps=2, batch_queries=2)
+    facts = train(
+        load_samples(mined), tmp_path / "model", config, seed=0, mining=Mining(catalogue, 12), fresh=True
+    )
+    assert facts["without_token"] == {"queries": 2, "documents": 4, "groups": 2}
+    assert facts["budget"] == 12
+
+
+def test_nothing_but_such_texts_is_too_little(write_mined, random_encoder, tmp_path):
+    rows = [(query, query, S.CLICKED) for query in (1, 2, 3)]
+    mined = write_mined(
+        rows, {1: "d0_0", 2: "d1_0", 3: "d2_0"}, {1: ("q0_0", 1), 2: (" ", 1), 3: ("\u2003", 1)}
+    )
+    config = TrainingConfig(encoder=str(random_encoder), steps=2, batch_queries=2)
+    with pytest.raises(CropsError, match=r"has 1 group\(s\).*2 queries and 0 documents have no token"):
+        train(Samples(mined), tmp_path / "model", config, seed=0)
+    assert not (tmp_path / "model").exists()
