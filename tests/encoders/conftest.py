@@ -65,7 +65,7 @@ def byte_pairs(**options):
     pairs.train_from_iterator([f" {word} {word}" for word in WORDS], trainer)
     learned = json.loads(pairs.to_str())["model"]
     merges = [tuple(pair) for pair in learned["merges"]]
-    return Qwen2Tokenizer(vocab=learned["vocab"], merges=merges, model_max_length=32, **options)
+    return Qwen2Tokenizer(vocab=learned["vocab"], merges=merges, **options)
 
 
 def save_decoder(folder, **options):

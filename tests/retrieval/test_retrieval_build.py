@@ -11,8 +11,12 @@ from tokenizers.pre_tokenizers import Whitespace
 
 from crops.config import IndexConfig
 from crops.errors import CropsError
+from crops.evaluation.ranking import Rankings
 from crops.relevance.models import model_hash
 from crops.retrieval import (
+    BM25Retriever,
+    ExactRetriever,
+    Model,
     build_index,
     check_model,
     load_model,
@@ -23,6 +27,7 @@ from crops.retrieval import (
     write_vectors,
 )
 from crops.retrieval import shards as sharding
+from crops.retrieval.encoding import encode_texts
 from crops.text import PLAIN, query_id
 
 NONE = np.empty(0, dtype=np.int64)
@@ -254,3 +259,28 @@ def test_unit_vectors_stay_unit_when_cut():
     cut = narrowed(vectors, 4)
     assert np.linalg.norm(cut, axis=1) == pytest.approx([1, 0, 1])
     assert cut[0] == pytest.approx(vectors[0, :4] / np.linalg.norm(vectors[0, :4]))
+
+
+class Picky:
+    """Breaks on texts of which its tokenizer makes nothing, as decoders do; knows no word but `moss`."""
+
+    def encode(self, texts, *, batch_size, normalize_embeddings, show_progress_bar):
+        assert all(text.strip() for text in texts)
+        return np.array([[1.0, 0.0] if "moss" in text else [0.0, 0.0] for text in texts], dtype=np.float32)
+
+
+def test_texts_without_a_token_have_zero_vectors_and_are_counted(tmp_path, capsys):
+    texts = ["moss", "", "\ufeff", "fern", "moss pot"]
+    assert encode_texts(Picky(), texts)[:, 0].tolist() == [1, 0, 0, 0, 1]
+    assert encode_texts(Picky(), ["", " "]).tolist() == [[0, 0], [0, 0]]
+    model = Model("picky", Picky(), PLAIN, "hash")
+    write_vectors(model, np.arange(1, 6), texts, tmp_path / "vectors.parquet")
+    assert "3 of 5 documents have no token for this model" in capsys.readouterr().err
+    ExactRetriever(Picky(), [1, 2], ["moss", ""])
+    assert "1 of 2 documents have no token for this model" in capsys.readouterr().err
+
+
+def test_queries_that_find_nothing_are_counted(capsys):
+    retriever = BM25Retriever([1, 2], ["moss pot", "fern"])
+    Rankings(retriever, np.array([1, 2, 3]), ["moss", "lichen", "?"], 2)
+    assert "2 of 3 queries found nothing" in capsys.readouterr().err

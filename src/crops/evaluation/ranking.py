@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from crops.errors import CropsError
 from crops.evaluation.metrics import Grades, Ids, pad
+from crops.outputs import console
 from crops.protocols import Retriever
 
 
@@ -38,6 +39,11 @@ class Rankings:
         """
         self._query_ids = query_ids
         self._ranked, _ = retriever.search(texts, k)
+        nothing = int((self._ranked < 0).all(axis=1).sum())
+        if nothing:
+            console.print(
+                f"[yellow]{nothing:,} of {len(texts):,} queries found nothing:[/yellow] no known word"
+            )
 
     def of(self, query_ids: Ids) -> Ids:
         """Return the ranked item ids [n, k] of known queries [n] (repeated at will)."""

@@ -15,7 +15,7 @@ from crops.config import IndexConfig
 from crops.errors import CropsError
 from crops.outputs import cache_folder
 from crops.retrieval.catalogue import load_items
-from crops.retrieval.encoding import Model, encode_texts, narrowed
+from crops.retrieval.encoding import Model, encode_texts, narrowed, say_zero
 from crops.retrieval.index import check_model
 from crops.retrieval.inputs import load_item_rows, load_queries
 from crops.retrieval.publish import SAMPLE, Catalogue, publish_catalogue, sampled
@@ -85,6 +85,7 @@ def update_index(
         if items:
             _, texts = load_items(items, rendering=model.rendering)
             vectors = narrowed(encode_texts(model.encoder, texts), index.manifest.dim)
+            say_zero([vectors], "documents")
         index.update(rows, vectors, deleted)
     finally:
         index.close()

@@ -11,9 +11,11 @@ from tokenizers import Tokenizer
 
 from crops.config import TrainingConfig
 from crops.errors import CropsError
-from crops.outputs import cache_folder, progress
-from crops.text import Rendering
+from crops.outputs import cache_folder, console, progress
+from crops.text import Rendering, has_text
 
+_PROBE = "?"
+"""Encoded where no text has anything to read, to learn how wide a vector is."""
 _CHUNK = 4096
 """Texts encoded between two steps of the progress display; the encoder batches by length inside a chunk."""
 
@@ -69,26 +71,53 @@ def encode_texts(
         batch_size: texts per forward pass.
 
     Returns:
-        Unit vectors [n, d]; zero for a text the encoder knows no part of, and for a query that holds no
-        token of its vocabulary: all of these would have one vector and find the same.
+        Unit vectors [n, d]; zero for a text with nothing to read or of which the encoder knows no part, and
+        for a query that holds no token of its vocabulary: all of these would have one vector and find the same.
 
     Raises:
         CropsError: a vector holds NaN or infinity.
     """
     encode = getattr(encoder, f"encode_{role}", encoder.encode)
+    told = np.array([has_text(text) for text in texts], dtype=np.bool_)
+    readable = [text for text, has in zip(texts, told, strict=True) if has] or [_PROBE]
     parts: list[NDArray[np.float32]] = []
     with progress() as display:
-        task = display.add_task(f"encode {role} texts", total=len(texts), visible=len(texts) > _CHUNK)
-        for start in range(0, len(texts), _CHUNK):
-            chunk = list(texts[start : start + _CHUNK])
+        task = display.add_task(f"encode {role} texts", total=len(readable), visible=len(readable) > _CHUNK)
+        for start in range(0, len(readable), _CHUNK):
+            chunk = readable[start : start + _CHUNK]
             part = encode(chunk, batch_size=batch_size, normalize_embeddings=True, show_progress_bar=False)
             parts.append(np.asarray(part, dtype=np.float32))
             display.advance(task, len(chunk))
-    vectors = np.concatenate(parts)
-    _refuse_not_finite(vectors, texts)
+    found = np.concatenate(parts)
+    _refuse_not_finite(found, readable)
     if role == "query":
-        vectors[~_known(encoder, texts)] = 0
+        found[~_known(encoder, readable)] = 0
+    if told.all():
+        return found
+    vectors = np.zeros((len(texts), found.shape[1]), dtype=np.float32)
+    if told.any():
+        vectors[told] = found
     return vectors
+
+
+def say_zero(blocks: Sequence[NDArray[np.float32]], what: str) -> int:
+    """Say how many vectors are zero: their texts have no token for the encoder.
+
+    Args:
+        blocks: the vectors, [n_i, d] each.
+        what: whose they are, e.g. "documents".
+
+    Returns:
+        How many.
+    """
+    zero = sum(int((~block.any(axis=1)).sum()) for block in blocks)
+    if zero:
+        total = sum(map(len, blocks))
+        console.print(
+            f"[yellow]{zero:,} of {total:,} {what} have no token for this model:[/yellow] "
+            "their vectors are zero"
+        )
+    return zero
 
 
 def _known(encoder: Encoder, texts: Sequence[str]) -> NDArray[np.bool_]:

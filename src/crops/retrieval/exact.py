@@ -18,7 +18,7 @@ from crops.retrieval.catalogue import (
     sorted_catalogue,
 )
 from crops.retrieval.dense import DenseRetriever
-from crops.retrieval.encoding import Encoder, encode_texts
+from crops.retrieval.encoding import Encoder, encode_texts, say_zero
 from crops.retrieval.structures import lone_query, parameters
 
 _SLACK = 64
@@ -142,7 +142,9 @@ class ExactRetriever(DenseRetriever):
             CropsError: the catalogue is empty or holds repeated or negative ids; an embedding is not finite.
         """
         self.item_ids, ordered = sorted_catalogue(item_ids, texts)
-        self._index = FlatIndex(self.item_ids, encode_texts(encoder, ordered, batch_size=batch_size))
+        vectors = encode_texts(encoder, ordered, batch_size=batch_size)
+        say_zero([vectors], "documents")
+        self._index = FlatIndex(self.item_ids, vectors)
         super().__init__(encoder, self._index.nearest, batch_size=batch_size, render_query=render_query)
 
     def nearest(self, vectors: NDArray[np.float32], k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:

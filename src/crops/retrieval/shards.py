@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from crops.errors import CropsError
 from crops.outputs import console
-from crops.retrieval.encoding import Model, encode_texts, narrowed
+from crops.retrieval.encoding import Model, encode_texts, narrowed, say_zero
 
 SHARD = 16_384
 """Texts between two points from which a killed run goes on."""
@@ -44,7 +44,9 @@ def encode_shards(
     for shard, file in zip(shards, files, strict=True):
         if not file.exists():
             _save(file, encode_texts(model.encoder, shard, role=role))
-    return [np.load(file, mmap_mode="r") for file in files]
+    blocks = [np.load(file, mmap_mode="r") for file in files]
+    say_zero(blocks, "queries" if role == "query" else "documents")
+    return blocks
 
 
 def _save(file: Path, vectors: NDArray[np.float32]) -> None:
