@@ -72,7 +72,7 @@ def encode_texts(
 
     Returns:
         Unit vectors [n, d]; zero for a text with nothing to read or of which the encoder knows no part, and
-        for a query that holds no token of its vocabulary: all of these would have one vector and find the same.
+        for a query without a token of its vocabulary: all of these would have one vector and find the same.
 
     Raises:
         CropsError: a vector holds NaN or infinity.
