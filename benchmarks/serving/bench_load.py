@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import os
-from collections.abc import Sequence
+import subprocess
+import sys
 from pathlib import Path
 
 from faults import Fault, change, damage, kills, oversized, publish, slow, updating
-from load import Client, Outcome, closed_loop, open_loop, percentile
+from load import Client, Outcome, closed_loop, open_loop
 from served import Server, prepare, server
 
 WARM_S = 2.0
@@ -69,31 +71,35 @@ def table(args: argparse.Namespace) -> None:
 
 
 def saturation(args: argparse.Namespace) -> None:
-    """Find what the server can do, then ask for `--over` times as much."""
+    """Find what the server can do, then ask for `--over` times as much, from a process of its own."""
     folder, asked = prepare(args.work, args.items, args.kinds[0], args.encoder)
+    bodies = args.work / "bodies"
+    bodies.write_text("\n".join(json.dumps({"query": query}) for query in asked[:500]))
     with server(str(folder), args.work / "server.log", threads=args.threads) as running:
 
-        async def run() -> None:
-            client = Client("127.0.0.1", running.port, keep=not args.fresh)
-            most = await closed_loop(client, asked, 64, args.seconds)
-            print(f"closed loop, 64 clients: {most:.0f} answers/s, load {os.getloadavg()[0]:.1f}", flush=True)
+        async def closed(client: Client) -> float:
+            return await closed_loop(client, asked, 16, args.seconds)
+
+        client = Client("127.0.0.1", running.port)
+        most = asyncio.run(closed(client))
+        print(f"closed loop, 16 clients: {most:.0f} answers/s, load {os.getloadavg()[0]:.1f}", flush=True)
+        for options in (["--bodies", bodies], ["--bodies", bodies, "--keep"]):
             before = running.cpu_s()
-            over = await open_loop(client, asked, args.over * most, args.seconds)
-            cpu = running.cpu_s() - before
-            answered = over.statuses["200"]
+            command = [sys.executable, Path(__file__).with_name("flood.py"), running.port, args.over * most]
+            told = subprocess.check_output([*map(str, [*command, args.seconds, *options])], text=True)
+            cpu, answered = running.cpu_s() - before, json.loads(told)["statuses"].get("200", 0)
             print(
-                f"open loop at {args.over:g} times = {args.over * most:.0f}/s: {told(over)}; "
-                f"{answered / args.seconds:.0f} answers/s; from the first byte: answers "
-                f"{spread(over.sent_seconds)}, refusals {spread(over.refused_seconds)}; "
-                f"CPU {cpu:.1f} s, {1000 * cpu / max(1, answered):.1f} ms an answer; "
+                f"{args.over:g} times = {args.over * most:.0f}/s, "
+                f"{'kept connections' if '--keep' in options else 'a connection each'}: {told}; "
+                f"server CPU {cpu:.1f} s, {1000 * cpu / max(1, answered):.1f} ms an answer; "
                 f"RSS {running.rss_mb():.0f} MB, load {os.getloadavg()[0]:.1f}",
                 flush=True,
             )
-            after = await open_loop(client, asked, most / 4, args.seconds / 2)
-            print(f"afterwards at {most / 4:.0f}/s: {told(after)}; alive: {running.alive()}")
-            client.close()
 
-        asyncio.run(run())
+        async def quiet() -> Outcome:
+            return await open_loop(Client("127.0.0.1", running.port), asked, most / 4, args.seconds / 2)
+
+        print(f"afterwards at {most / 4:.0f}/s: {told_of(asyncio.run(quiet()))}; alive: {running.alive()}")
 
 
 def swaps(args: argparse.Namespace) -> None:
@@ -119,7 +125,7 @@ def swaps(args: argparse.Namespace) -> None:
                 return await run(running, updater, changed)
 
         outcome = asyncio.run(all_of_it())
-        print(f"{args.swaps} swaps: {told(outcome)}; RSS {running.rss_mb():.0f} MB")
+        print(f"{args.swaps} swaps: {told_of(outcome)}; RSS {running.rss_mb():.0f} MB")
 
 
 def faults(args: argparse.Namespace) -> None:
@@ -138,7 +144,7 @@ def faults(args: argparse.Namespace) -> None:
                 return await load, said
 
             outcome, said = asyncio.run(run())
-            print(f"{name}: {said}; {told(outcome)}; alive: {running.alive()}", flush=True)
+            print(f"{name}: {said}; {told_of(outcome)}; alive: {running.alive()}", flush=True)
 
 
 def often(work: Path) -> list[str]:
@@ -147,13 +153,7 @@ def often(work: Path) -> list[str]:
     return ["--config", str(work / "serve.toml")]
 
 
-def spread(seconds: Sequence[float]) -> str:
-    return "p50 {:.0f}, p99 {:.0f}, longest {:.0f} ms".format(
-        *(percentile(seconds, share) for share in (0.5, 0.99, 1.0))
-    )
-
-
-def told(outcome: Outcome) -> str:
+def told_of(outcome: Outcome) -> str:
     failed = {status: count for status, count in outcome.statuses.items() if status != "200"}
     return (
         f"{len(outcome.seconds):,} searches, {failed or 'none'} failed, "
@@ -175,7 +175,6 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--swaps", type=int, default=20)
     parser.add_argument("--over", type=float, default=3.0, help="saturation: times the load it can take")
-    parser.add_argument("--fresh", action="store_true", help="saturation: a connection for each request")
     parser.add_argument("--threads", type=int, default=1, help="OMP_NUM_THREADS of the server")
     parser.add_argument("--work", type=Path, default=Path("out/bench-serving"))
     args = parser.parse_args()

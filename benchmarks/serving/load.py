@@ -18,55 +18,42 @@ class Outcome:
     seconds: list[float] = field(default_factory=list)
     statuses: Counter[str] = field(default_factory=Counter)
     ok_seconds: list[float] = field(default_factory=list)
-    sent_seconds: list[float] = field(default_factory=list)
-    """Of the answered requests, from their first byte on the wire."""
-    refused_seconds: list[float] = field(default_factory=list)
-    """Of the requests that were shed (503), from their first byte."""
 
-    def add(self, status: str, seconds: float, sent: float) -> None:
+    def add(self, status: str, seconds: float) -> None:
         self.statuses[status] += 1
         self.seconds.append(seconds)
         if status == "200":
             self.ok_seconds.append(seconds)
-            self.sent_seconds.append(sent)
-        elif status == "503":
-            self.refused_seconds.append(sent)
 
     def percentile(self, share: float) -> float:
         """Return a percentile of the answered requests, in milliseconds."""
-        return percentile(self.ok_seconds, share)
-
-
-def percentile(seconds: Sequence[float], share: float) -> float:
-    """Return a percentile in milliseconds."""
-    ordered = sorted(seconds)
-    return 1000 * ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else float("nan")
+        ordered = sorted(self.ok_seconds)
+        return 1000 * ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else float("nan")
 
 
 class Client:
-    """HTTP/1.1 over kept-alive connections, as many as are needed at once; or one for each request."""
+    """HTTP/1.1 over kept-alive connections, as many as are needed at once."""
 
-    def __init__(self, host: str, port: int, *, keep: bool = True) -> None:
-        self.host, self.port, self._keep = host, port, keep
+    def __init__(self, host: str, port: int) -> None:
+        self.host, self.port = host, port
         self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
 
-    async def post(self, path: str, body: dict[str, object]) -> tuple[str, bytes, float]:
-        """Return status, body, and the seconds since the first byte was sent."""
+    async def post(self, path: str, body: dict[str, object]) -> tuple[str, bytes]:
+        """Return status and body."""
         data = json.dumps(body).encode()
         head = f"POST {path} HTTP/1.1\r\nhost: {self.host}\r\ncontent-type: application/json\r\n"
         return await self._send(f"{head}content-length: {len(data)}\r\n\r\n".encode() + data)
 
-    async def get(self, path: str) -> tuple[str, bytes, float]:
+    async def get(self, path: str) -> tuple[str, bytes]:
         return await self._send(f"GET {path} HTTP/1.1\r\nhost: {self.host}\r\n\r\n".encode())
 
-    async def _send(self, request: bytes) -> tuple[str, bytes, float]:
+    async def _send(self, request: bytes) -> tuple[str, bytes]:
         while True:
             reused = bool(self._idle)
             reader, writer = (
                 self._idle.pop() if reused else await asyncio.open_connection(self.host, self.port)
             )
             try:
-                sent = time.perf_counter()
                 writer.write(request)
                 status, body, keep = await _read(reader)
             except (OSError, asyncio.IncompleteReadError):
@@ -74,11 +61,11 @@ class Client:
                 if reused:
                     continue  # an idle connection that the server has closed meanwhile
                 raise
-            if keep and self._keep:
+            if keep:
                 self._idle.append((reader, writer))
             else:
                 writer.close()
-            return status, body, time.perf_counter() - sent
+            return status, body
 
     def close(self) -> None:
         for _, writer in self._idle:
@@ -122,9 +109,8 @@ async def closed_loop(client: Client, queries: Sequence[str], workers: int, seco
 
 
 async def _one(client: Client, query: str, due: float, outcome: Outcome) -> None:
-    sent = float("nan")
     try:
-        status, _, sent = await client.post("/search", {"query": query})
+        status, _ = await client.post("/search", {"query": query})
     except (OSError, asyncio.IncompleteReadError) as error:
         status = type(error).__name__
-    outcome.add(status, time.perf_counter() - due, sent)
+    outcome.add(status, time.perf_counter() - due)

@@ -118,6 +118,7 @@ def test_vectors_and_rows_of_items_come_in_the_order_asked(index):
     assert rows.schema.names == ITEM_SCHEMA.names
     assert rows["ocr_cover"].to_pylist() == ["title 200", "title 1", "title 0"]
     assert rows["category"].to_pylist() == [None, 'odd "quoted"', None]
+    assert index.known(np.array([15, 20, -1, 10, -(2**63)])).tolist() == [False, True, False, True, False]
     for method in (index.vectors, index.items):
         for unknown in (15, -1, -(2**63)):  # -1 pads result lists
             with pytest.raises(UnknownItemError, match=f"item_id {unknown} is not in"):

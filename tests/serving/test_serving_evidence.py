@@ -135,6 +135,30 @@ def test_a_page_explains_the_result_that_is_open_and_no_other(desk, client, monk
     assert asked == [[], [3], [99], []]
 
 
+def test_a_query_is_explained_with_three_look_ups_at_most(desk, monkeypatch):
+    """Queries are in memory; the pairs that are named, their trails and new texts are looked up."""
+    asked = []
+    rows = desk.evidence._rows
+    monkeypatch.setattr(desk.evidence, "_rows", lambda sql: asked.append(sql) or rows(sql))
+    first = desk.explainer.explain("jaguar", [3, 6])
+    assert len(asked) == 3
+    assert desk.explainer.explain("jaguar", [3, 6]) == first
+    assert len(asked) == 5
+    assert desk.explainer.explain("jaguar", []).queries == first.queries
+    assert len(asked) == 5
+
+
+def test_what_has_left_the_index_speaks_for_nothing(desk, monkeypatch):
+    """Item 1 is a positive of "jaguar"; an index without it explains the others."""
+    index = desk.service.searcher("index").index
+    known = type(index).known
+    monkeypatch.setattr(index, "known", lambda ids: known(index, ids) & (ids != 1), raising=False)
+    pairs = desk.explainer.explain("jaguar", [3])
+    assert 1 not in {one.pair.item_id for one in pairs.pairs[3]}
+    with pytest.raises(CropsError, match="item_id 1 is not in the index"):
+        desk.explainer.explain("jaguar", [1])
+
+
 def test_generated_text_can_speak_for_a_result(desk):
     named = desk.explainer.explain("jaguar", [3])
     written = [one for one in named.pairs[3] if one.pair.model]

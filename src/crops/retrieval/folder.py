@@ -94,6 +94,12 @@ class FolderIndex:
         found[new] = parts.delta_vectors[np.searchsorted(parts.delta_ids, ids[new])]
         return found
 
+    def known(self, ids: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return which of `ids` [n] are in the index."""
+        nearest = np.minimum(np.searchsorted(self._ids, ids), len(self._ids) - 1)
+        met: NDArray[np.bool_] = self._ids[nearest] == ids
+        return met
+
     def items(self, ids: NDArray[np.int64]) -> pa.Table:
         """Return the rows of items, in the order of `ids`; see `VectorIndex.items`."""
         return self._items.take(pa.array(positions_of(self._ids, ids, str(self._root))))

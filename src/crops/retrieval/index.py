@@ -42,6 +42,10 @@ class VectorIndex(Protocol):
         """
         ...
 
+    def known(self, ids: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return which of `ids` [n] are in the index."""
+        ...
+
     def items(self, ids: NDArray[np.int64]) -> pa.Table:
         """Return the rows of items, in the order of `ids`, with the columns of `ITEM_SCHEMA`.
 

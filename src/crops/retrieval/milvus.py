@@ -105,6 +105,11 @@ class MilvusIndex:
         rows = self._rows(ids, ["item_id", "vector"])
         return np.array([row["vector"] for row in rows], dtype=np.float32).reshape(-1, self.manifest.dim)
 
+    def known(self, ids: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return which of `ids` [n] are in the index."""
+        rows = self._found(ids, ["item_id"])
+        return np.array([one in rows for one in ids.tolist()], dtype=np.bool_)
+
     def items(self, ids: NDArray[np.int64]) -> pa.Table:
         """Return the rows of items, in the order of `ids`; see `VectorIndex.items`."""
         rows = self._rows(ids, ITEM_SCHEMA.names)
@@ -113,15 +118,19 @@ class MilvusIndex:
         )
 
     def _rows(self, ids: NDArray[np.int64], fields: list[str]) -> list[dict[str, Any]]:
+        rows = self._found(ids, fields)
+        if unknown := [one for one in ids.tolist() if one not in rows]:
+            raise UnknownItemError(unknown[0], self._target, len(unknown))
+        return [rows[one] for one in ids.tolist()]
+
+    def _found(self, ids: NDArray[np.int64], fields: list[str]) -> dict[int, dict[str, Any]]:
         rows: dict[int, dict[str, Any]] = {}
         for start in range(0, len(ids), BATCH):
             some = ids[start : start + BATCH].tolist()
             with answers(self._target):
                 found = self._client.get(self._collection, some, output_fields=fields)
             rows.update((row["item_id"], dict(row)) for row in found)
-        if unknown := [one for one in ids.tolist() if one not in rows]:
-            raise UnknownItemError(unknown[0], self._target, len(unknown))
-        return [rows[one] for one in ids.tolist()]
+        return rows
 
     def update(self, items: pa.Table, vectors: NDArray[np.float32], deleted: NDArray[np.int64]) -> str:
         """Put items in and take others out, in the collection that is served; see `VectorIndex.update`.

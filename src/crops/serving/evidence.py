@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
-from crops.engine.backend import DuckDBBackend
+from crops.engine.backend import DuckDBBackend, id_sql
 from crops.engine.disclosure import Trail, tell_trails, told_queries_sql
 from crops.engine.events import load_events
 from crops.engine.mined import Mined, read_mined
@@ -92,11 +94,9 @@ class Evidence:
         self._backend = DuckDBBackend(mined.config.memory)
         _read_logs(self._backend, mined, logs)
         _read_samples(self._backend, mined, self.k, limit)
-        rows = self._backend.rows("select * from asked order by searches desc, query")
-        self.queries = tuple(
-            TrainingQuery(row["query_id"], row["query"], row["searches"], row["users"]) for row in rows
-        )
+        self.queries = _training_queries(self._backend)
         self._by_id = {query.query_id: query for query in self.queries}
+        self._positives = _positives(self._backend)
 
     def close(self) -> None:
         """Close the database."""
@@ -104,54 +104,60 @@ class Evidence:
 
     def query(self, query_id: int) -> TrainingQuery | None:
         """Return a training query of at least k users with what each source says about it."""
-        known = self._by_id.get(query_id)
-        if known is None:
-            return None
-        rows = self._rows(f"select * from totals where query_id = {query_id} order by source desc")
-        later = self._rows(
-            f"select via from trails where query_id = {query_id} and via is not null "
-            f"group by via order by sum(events) desc, via limit {_REWORDINGS}"
-        )
-        return replace(
-            known,
-            totals=tuple(
-                SourceTotal(Source(row["source"]), row["items"], row["events"], row["users"]) for row in rows
-            ),
-            rewordings=tuple(row["via"] for row in later),
-        )
+        return self._by_id.get(query_id)
 
-    def positives(self, query_ids: Collection[int]) -> list[Pair]:
-        """Return the most telling positives of training queries, with their trails."""
-        return self._pairs("positives", query_ids, f"place <= {_POSITIVES}")
+    def positives(self, query_id: int) -> NDArray[np.int64]:
+        """Return the items [n] that are the most telling positives of a training query."""
+        return self._positives.get(query_id, np.empty(0, dtype=np.int64))
+
+    def pairs(self, wanted: Collection[tuple[int, int]]) -> dict[tuple[int, int], Pair]:
+        """Return pairs of training queries and their items, with their trails."""
+        if not wanted:
+            return {}
+        queries, items = ({pair[place] for pair in wanted} for place in (0, 1))
+        found = self._pairs(f"query_id in ({_listed(queries)}) and item_id in ({_listed(items)})")
+        pairs = {(pair.query_id, pair.item_id): pair for pair in found}
+        return {pair: pairs[pair] for pair in wanted}
+
+    def written(self, items: Collection[int]) -> dict[int, Document]:
+        """Return generated documents."""
+        if not items:
+            return {}
+        rows = self._rows(f"select * from written where item_id in ({_listed(items)})")
+        return {row["item_id"]: document_of(row) for row in rows}
 
     def group(self, query_id: int) -> list[Pair]:
         """Return the training group of a query, highest label first."""
-        return self._pairs("members", [query_id], f"place <= {_GROUP}")
+        return self._pairs(f"query_id = {id_sql(query_id)}", f"and place <= {_GROUP}")
 
     def stages(self, query_id: int) -> dict[int, Source] | None:
         """Return how far the old system let each item come; None for a query of fewer than k users."""
         if query_id not in self._by_id:
             return None
-        rows = self._rows(f"select item_id, source from stages where query_id = {query_id}")
+        rows = self._rows(f"select item_id, source from stages where query_id = {id_sql(query_id)}")
         return {row["item_id"]: Source(row["source"]) for row in rows}
 
-    def _pairs(self, table: str, query_ids: Collection[int], where: str) -> list[Pair]:
-        if not query_ids:
-            return []
-        wanted = ", ".join(str(one) for one in query_ids)
-        rows = self._rows(
-            f"select * from {table} where query_id in ({wanted}) and {where} order by query_id, place"
-        )
+    def _pairs(self, wanted: str, more: str = "") -> list[Pair]:
+        """Return the pairs that meet conditions, the second of them on the place in the group."""
+        rows = self._rows(f"select * from members where {wanted} {more}")
         trails: dict[tuple[int, int], list[Trail]] = {}
-        for row in self._rows(
-            f"select * from trails where query_id in ({wanted}) order by source desc, users desc, via"
-        ):
+        for row in sorted(self._rows(f"select * from trails where {wanted}"), key=_telling):
             trails.setdefault((row["query_id"], row["item_id"]), []).append(Trail.of(row))
+        rows.sort(key=lambda row: (row["query_id"], row["place"]))
         return [_pair(row, trails.get((row["query_id"], row["item_id"]), ())) for row in rows]
 
     def _rows(self, sql: str) -> list[dict[str, Any]]:
         with self._lock:
             return self._backend.rows(sql)
+
+
+def _listed(ids: Collection[int]) -> str:
+    return ", ".join(id_sql(one) for one in sorted(ids))
+
+
+def _telling(trail: dict[str, Any]) -> tuple[int, int, str]:
+    """Return what trails are sorted by: the highest source first, then the most people."""
+    return -trail["source"], -(trail["users"] or 0), trail["via"] or ""
 
 
 def _pair(row: dict[str, Any], trails: Sequence[Trail]) -> Pair:
@@ -165,6 +171,48 @@ def _pair(row: dict[str, Any], trails: Sequence[Trail]) -> Pair:
         (row["model"] or "a language model") if generated else None,
         tuple(trails),
     )
+
+
+def _training_queries(backend: DuckDBBackend) -> tuple[TrainingQuery, ...]:
+    """Return the queries of `asked` with what is told of each, the most searched first."""
+    totals: dict[int, list[SourceTotal]] = {}
+    for row in backend.rows("select * from totals order by source desc"):
+        total = SourceTotal(Source(row["source"]), row["items"], row["events"], row["users"])
+        totals.setdefault(row["query_id"], []).append(total)
+    later: dict[int, list[str]] = {}
+    for row in backend.rows(_LATER):
+        later.setdefault(row["query_id"], []).append(row["via"])
+    return tuple(
+        TrainingQuery(
+            row["query_id"],
+            row["query"],
+            row["searches"],
+            row["users"],
+            tuple(totals.get(row["query_id"], ())),
+            tuple(later.get(row["query_id"], ())),
+        )
+        for row in backend.rows("select * from asked order by searches desc, query")
+    )
+
+
+_LATER = f"""
+select query_id, via from (
+    select query_id, via,
+        row_number() over (partition by query_id order by sum(events) desc, via) as place
+    from trails where via is not null group by query_id, via
+) t where place <= {_REWORDINGS} order by query_id, place
+"""
+
+
+def _positives(backend: DuckDBBackend) -> dict[int, NDArray[np.int64]]:
+    """Return the first positives of each training query."""
+    rows = backend.arrow(
+        f"select query_id, item_id from members where label >= {POSITIVE_LABEL} and place <= {_POSITIVES} "
+        "order by query_id, place"
+    )
+    queries, starts = np.unique(rows["query_id"].to_numpy(), return_index=True)
+    items = np.split(rows["item_id"].to_numpy(), starts[1:])
+    return dict(zip(queries.tolist(), items, strict=False))
 
 
 def _read_logs(backend: DuckDBBackend, mined: Mined, logs: Path | None) -> None:
@@ -188,12 +236,17 @@ def _read_samples(backend: DuckDBBackend, mined: Mined, k: int, limit: int) -> N
     backend.table(
         "stages",
         "select s.query_id, item_id, max(source) as source from seen s "
-        "join asked a on a.query_id = s.query_id group by s.query_id, item_id",
+        "join asked a on a.query_id = s.query_id group by s.query_id, item_id order by s.query_id",
     )
     _name_writers(backend, mined)
-    backend.table("members", _MEMBERS)
-    backend.view("positives", f"select * from members where label >= {POSITIVE_LABEL}")
+    backend.table("members", f"{_MEMBERS} order by s.query_id")  # so that a look-up skips the other queries
+    backend.table("trails", "select * from trails order by query_id")
     backend.drop("searchers", "seen", "own", "counted")
+    backend.table(
+        "written",
+        f"select item_id, {', '.join(DOCUMENT_FIELDS)} from synthetic_items "
+        "where item_id in (select item_id from members)",
+    )
 
 
 _TEXTS = ", ".join(f"coalesce(i.{field}, g.{field}) as {field}" for field in DOCUMENT_FIELDS)

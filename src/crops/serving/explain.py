@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from crops.errors import CropsError
+from crops.errors import UnknownItemError
 from crops.retrieval import FlatIndex
 from crops.retrieval.encoding import narrowed
 from crops.serving.evidence import Evidence, Pair, TrainingQuery
-from crops.serving.searcher import Searcher
+from crops.serving.searcher import Document, Searcher
 from crops.text import PLAIN, query_id
 
 NEAREST = 6
@@ -86,23 +86,30 @@ class Explainer:
             items: ids of real items.
 
         Raises:
-            CropsError: an item is not in the index.
+            UnknownItemError: an item is not in the index.
         """
+        asked = np.array(items, dtype=np.int64)
+        if (unknown := asked[~self._searcher.index.known(asked)]).size:
+            raise UnknownItemError(int(unknown[0]), "the index", unknown.size)
         near = self._near(query)
-        pairs = self._evidence.positives([one.query.query_id for one in near])
-        own = {one.query.query_id: one for one in near}
-        similar = self._similarities(items, pairs)
-        named = {}
-        for row, item in enumerate(items):
-            weights = [
-                own[pair.query_id].similarity * similar[row, column] for column, pair in enumerate(pairs)
-            ]
-            best = np.argsort(np.array(weights), kind="stable")[::-1][:PAIRS].tolist()
-            named[item] = tuple(
-                NearPair(own[pairs[column].query_id], pairs[column], float(similar[row, column]))
-                for column in best
-                if weights[column] > 0
+        found = [self._evidence.positives(one.query.query_id) for one in near]
+        documents = np.concatenate([*found, np.empty(0, dtype=np.int64)])
+        owner = np.repeat(np.arange(len(near)), [len(one) for one in found])
+        own = np.array([one.similarity for one in near], dtype=np.float32)[owner]
+        similar = self._similarities(asked, documents)
+        weights = own * similar
+        best = np.argsort(weights, axis=1, kind="stable")[:, ::-1][:, :PAIRS]
+        chosen = [
+            [(near[owner[column]], int(documents[column]), float(similar[row, column])) for column in columns]
+            for row, columns in enumerate([some[weights[row, some] > 0] for row, some in enumerate(best)])
+        ]
+        pairs = self._evidence.pairs({(one.query.query_id, item) for some in chosen for one, item, _ in some})
+        named = {
+            item: tuple(
+                NearPair(one, pairs[one.query.query_id, document], cosine) for one, document, cosine in some
             )
+            for item, some in zip(items, chosen, strict=True)
+        }
         known = bool(near) and near[0].query.query_id == query_id(query)
         return Explained(known, tuple(near), named)
 
@@ -121,38 +128,37 @@ class Explainer:
                 near.append(NearQuery(found, score))
         return near
 
-    def _similarities(self, items: Sequence[int], pairs: Sequence[Pair]) -> NDArray[np.float32]:
-        """Return the cosines [items, pairs] of items with the documents of pairs; 0 where one is unknown."""
-        same = np.array([[item == pair.item_id for pair in pairs] for item in items], dtype=np.float32)
-        if self._index is None or not pairs or not items:
-            return same.reshape(len(items), len(pairs))
-        vectors = self._searcher.index.vectors(np.array(items, dtype=np.int64))
-        documents = np.stack([self._vector(pair, vectors.shape[1]) for pair in pairs])
-        near: NDArray[np.float32] = np.where(same == 1, np.float32(1), vectors @ documents.T)
+    def _similarities(self, items: NDArray[np.int64], documents: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return the cosines [items, documents] of items with documents; 0 for one that is unknown."""
+        same: NDArray[np.float32] = np.equal.outer(items, documents).astype(np.float32)
+        if self._index is None or not same.size:
+            return same
+        vectors = self._searcher.index.vectors(items)
+        others = np.zeros((len(documents), vectors.shape[1]), dtype=np.float32)
+        known = self._searcher.index.known(documents)  # the others have left the index, or are generated
+        others[known] = self._searcher.index.vectors(documents[known])
+        if self._reads_texts():
+            written = documents < 0
+            others[written] = self._written_vectors(documents[written].tolist(), vectors.shape[1])
+        near: NDArray[np.float32] = np.where(same == 1, np.float32(1), vectors @ others.T)
         return near
-
-    def _vector(self, pair: Pair, width: int) -> NDArray[np.float32]:
-        """Return the vector of a pair's document; zeros where there is none."""
-        nothing = np.zeros(width, dtype=np.float32)
-        if pair.model is not None:
-            return self._written_vector(pair, width) if self._reads_texts() else nothing
-        try:
-            found = self._searcher.index.vectors(np.array([pair.item_id], dtype=np.int64))
-        except CropsError:  # it has left the index
-            return nothing
-        return found.reshape(width)
 
     def _reads_texts(self) -> bool:
         """Return whether the model reads texts, and not ids, which what is written has none of."""
         return self._searcher.model is not None and self._searcher.model.rendering is PLAIN
 
-    def _written_vector(self, pair: Pair, width: int) -> NDArray[np.float32]:
-        """Return the vector of a generated document, encoded when it is first asked for."""
-        vector = self._written.get(pair.item_id)
-        if vector is None:
-            text = " ".join([pair.document.title, *pair.document.text.split(" · ")]).strip()
-            vector = narrowed(self._searcher.encode([text], role="document"), width)[0]
-            self._written[pair.item_id] = vector
-            if len(self._written) > _WRITTEN:
-                self._written.popitem(last=False)
-        return vector
+    def _written_vectors(self, items: Sequence[int], width: int) -> NDArray[np.float32]:
+        """Return the vectors [n, width] of generated documents, encoded when they are first asked for."""
+        missing = self._evidence.written({item for item in items if item not in self._written})
+        if missing:
+            texts = [_text(document) for document in missing.values()]
+            encoded = narrowed(self._searcher.encode(texts, role="document"), width)
+            self._written.update(zip(missing, encoded, strict=True))
+        found = np.array([self._written[item] for item in items], dtype=np.float32).reshape(len(items), width)
+        while len(self._written) > _WRITTEN:
+            self._written.popitem(last=False)
+        return found
+
+
+def _text(document: Document) -> str:
+    return " ".join([document.title, *document.text.split(" · ")]).strip()
