@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+import shutil
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -190,3 +193,20 @@ def test_foreign_columns_change_no_sample(tmp_path, settings, foreign):
     (tmp_path / "foreign").mkdir()
     plain = whole_way(tmp_path / "plain", settings, optional_columns())
     assert whole_way(tmp_path / "foreign", settings, optional_columns(), foreign=foreign).equals(plain)
+
+
+@pytest.mark.verify
+@pytest.mark.skipif(
+    importlib.util.find_spec("pyspark") is None or shutil.which("java") is None,
+    reason="needs pyspark (extra [spark]) and Java 17",
+)
+@pytest.mark.parametrize(
+    "foreign", [(), HOSTILE, OTHER_CASE], ids=["required only", "own names", "other case"]
+)
+def test_spark_mines_the_same_on_the_way(tmp_path, settings, foreign):
+    kept = optional_columns() if foreign else ()
+    found = []
+    for engine in ("duckdb", "spark"):
+        (tmp_path / engine).mkdir()
+        found.append(whole_way(tmp_path / engine, settings, kept, foreign=foreign, engine=engine))
+    assert found[0].equals(found[1])

@@ -151,7 +151,7 @@ def test_generated_is_not_read_when_p3_is_off(tmp_path):
         (json.dumps({"query": "boots", "keyword": ["a"]}), r"line 2: 'keyword' is \['a'\]"),
         ('{"query": "boots", "keyword": "\\ud83d"}', "line 2: 'keyword' is"),
         (
-            json.dumps({"query": "boots", "ocr_cover": " ", "click_query": "x"}),
+            json.dumps({"query": "boots", "ocr_cover": " ", "keyword": "\u200b", "click_query": "x"}),
             "line 2: no text in any of ocr_cover",
         ),
     ],

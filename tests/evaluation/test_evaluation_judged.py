@@ -56,7 +56,7 @@ def test_without_text_all_string_columns_make_the_document(tmp_path):
 
 
 def test_what_cannot_be_used_is_left_out_and_counted(tmp_path):
-    docs = {"doc_id": ["d1", "d1", "d2", None], "title": ["one", "again", " ", "nameless"]}
+    docs = {"doc_id": ["d1", "d1", "d2", None], "title": ["one", "again", "\ufeff\x00", "nameless"]}
     queries = {"query_id": ["a", "b", "a"], "text": ["first", "\u3000", "second"]}
     qrels = {
         "query_id": ["a", "a", "b", "a", "z", "a"],
@@ -75,6 +75,14 @@ def test_what_cannot_be_used_is_left_out_and_counted(tmp_path):
         "queries.empty_text": 1,
     }
     assert judged.judgements.to_pylist() == [{"query_id": 1, "item_id": 1, "grade": 2}]
+
+
+def test_a_column_that_is_there_twice_is_named(tmp_path):
+    folder = write(tmp_path)
+    queries = pq.read_table(folder / "queries.parquet")
+    pq.write_table(queries.append_column("text", queries["text"]), folder / "queries.parquet")
+    with pytest.raises(CropsError, match="queries.parquet: column text is there 2 times; keep one"):
+        load_judged(folder)
 
 
 def test_grades_must_be_integers_from_0(tmp_path):

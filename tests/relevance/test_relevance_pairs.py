@@ -29,9 +29,22 @@ def test_three_forms_read_the_same(tmp_path, suffix):
     assert pairs.relevant.tolist() == [True, False]
 
 
+def test_columns_that_differ_in_case_are_not_taken_for_the_pairs(tmp_path):
+    columns = {"Query": ["no"], "query": ["fig"], "TEXT": ["no"], "text": ["a tree"], "relevant": [1]}
+    pq.write_table(pa.table(columns), tmp_path / "pairs.parquet")
+    pairs = read_pairs(tmp_path / "pairs.parquet")
+    assert (pairs.left, pairs.right) == (["fig"], ["a tree"])
+    pq.write_table(
+        pa.table({"Query": ["fig"], "text": ["a tree"], "relevant": [1]}), tmp_path / "pairs.parquet"
+    )
+    with pytest.raises(CropsError, match="need the columns query, text, relevant"):
+        read_pairs(tmp_path / "pairs.parquet")
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
+        ("query,text,relevant\na,b,1\na,\u200b,0\n", "pair 2: no text in column 'text'"),
         ("query,text\na,b\n", "need the columns query, text, relevant"),
         ("query,text,relevant\n", "no pairs"),
         ("query,text,relevant\na,b,1\na,,0\n", "pair 2: no text in column 'text'"),

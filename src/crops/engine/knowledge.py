@@ -14,7 +14,7 @@ from crops.engine.backend import BATCH_ROWS, SQL_TYPES, Backend
 from crops.engine.sampling import random_order
 from crops.errors import CropsError
 from crops.schema import ARROW_TYPES, SYNTHETIC_ITEMS
-from crops.text import DOCUMENT_FIELDS, content_id, query_id
+from crops.text import DOCUMENT_FIELDS, content_id, has_text, query_id
 
 _FIELDS = (*DOCUMENT_FIELDS, "click_query")
 _SCHEMA = pa.schema(
@@ -122,7 +122,7 @@ def _row(path: Path, number: int, line: bytes) -> dict[str, int | str | None] | 
         if text is not None and not _is_text(text):
             raise CropsError(f"{where}: '{name}' is {text!r}; write one text, or leave it out")
     document = tuple(texts[name] for name in DOCUMENT_FIELDS)
-    if not any(text and text.strip() for text in document):
+    if not any(text and has_text(text) for text in document):
         raise CropsError(f"{where}: no text in any of {', '.join(DOCUMENT_FIELDS)}; drop the line")
     return {"query_id": query_id(record["query"]), "item_id": synthetic_id(document), **texts}
 

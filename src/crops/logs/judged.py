@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from crops.errors import CropsError
 from crops.logs.files import refuse_lake_tables
-from crops.text import normalise_query
+from crops.logs.sources import parquet_schema
+from crops.text import has_text, normalise_query
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,10 @@ def _read(folder: Path, name: str, columns: tuple[str, ...]) -> pa.Table:
             f"{file} is missing; a judged collection is docs, queries and qrels as Parquet files"
         )
     refuse_lake_tables([file])
-    table = pq.read_table(file)
+    names = parquet_schema(file).names
+    if twice := [column for column in names if names.count(column) > 1]:
+        raise CropsError(f"{file}: column {twice[0]} is there {names.count(twice[0])} times; keep one")
+    table = pq.read_table(file, partitioning=None)
     if absent := [column for column in columns if column not in table.column_names]:
         raise CropsError(
             f"{file} lacks the column {', '.join(absent)}; it has {', '.join(table.column_names)}"
@@ -147,7 +151,7 @@ def _accepted(
             rejects.append((table, row, "missing_id"))
         elif str(identity) in accepted:
             rejects.append((table, row, "duplicate_id"))
-        elif not text:
+        elif not has_text(text):
             rejects.append((table, row, "empty_text"))
         else:
             accepted[str(identity)] = text

@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 from crops.errors import CropsError
 from crops.labels import Source
 from crops.logs.files import refuse_lake_tables
-from crops.text import document_text_sql
+from crops.logs.sources import parquet_schema
+from crops.logs.tables import rows_of
+from crops.text import document_text_sql, has_text
 
 _READERS = {
     ".csv": "read_csv($path, all_varchar = true, header = true)",
     ".jsonl": "read_json($path, format = 'newline_delimited')",
-    ".parquet": "read_parquet($path)",
 }
 _JUDGED = {"1": True, "true": True, "0": False, "false": False}
 
@@ -85,13 +86,19 @@ def read_pairs(path: str | Path) -> Pairs:
             f"{path} is a simulator's truth; theta is fitted on pairs from outside the evaluated world"
         )
     refuse_lake_tables([path])
-    if path.suffix not in _READERS:
-        raise CropsError(f"{path}: name a file of judged pairs that ends in {', '.join(_READERS)}")
+    if path.suffix == ".parquet":
+        schema = parquet_schema(path)
+        columns = {name: name for name in ("query", "text", "relevant") if name in schema.names}
+        source, given = rows_of([path], [schema], columns), {}
+    elif path.suffix in _READERS:
+        source, given = _READERS[path.suffix], {"path": str(path)}
+    else:
+        raise CropsError(
+            f"{path}: name a file of judged pairs that ends in {', '.join(_READERS)} or .parquet"
+        )
     try:
         with duckdb.connect() as connection:
-            rows = connection.execute(
-                f"select query, text, relevant from {_READERS[path.suffix]}", {"path": str(path)}
-            ).fetchall()
+            rows = connection.execute(f"select query, text, relevant from {source}", given).fetchall()
     except duckdb.Error as error:
         raise CropsError(
             f"{path}: cannot read the pairs, which need the columns query, text, relevant: {error}"
@@ -105,7 +112,7 @@ def read_pairs(path: str | Path) -> Pairs:
 def _judged(path: Path, number: int, row: tuple[Any, ...]) -> bool:
     query, text, relevant = row
     for name, value in (("query", query), ("text", text)):
-        if not isinstance(value, str) or not value.strip():
+        if not isinstance(value, str) or not has_text(value):
             raise CropsError(f"{path}, pair {number}: no text in column '{name}'; drop the pair")
     judgement = _JUDGED.get(str(relevant).strip().casefold())
     if judgement is None:

@@ -22,7 +22,7 @@ from crops.evaluation import recall_at_k
 from crops.labels import Source
 from crops.protocols import Retriever
 from crops.retrieval import load_items
-from crops.text import Rendering
+from crops.text import Rendering, has_text
 from crops.training.data import Catalogue
 from crops.training.samples import Samples
 
@@ -50,7 +50,7 @@ def load_catalogue(mined: Path, rendering: Rendering) -> Catalogue:
     )
     uploaded = table["uploaded_at"].cast(pa.int64()).fill_null(0).to_numpy()
     ids, texts = load_items(mined, table["item_id"].to_numpy()[uploaded < _end_of_days(mined)], rendering)
-    kept = [row for row, text in enumerate(texts) if text.strip()]
+    kept = [row for row, text in enumerate(texts) if has_text(text)]
     return Catalogue(ids[kept], [texts[row] for row in kept])
 
 
