@@ -151,8 +151,19 @@ def test_parity_without_theta_or_similarity(tmp_path, session, scored):
 def test_columns_of_any_name_change_nothing_on_either_engine(tmp_path, session):
     """Names that the engines use themselves, and names that differ from the contract's in case only."""
     logs = large_logs(tmp_path / "logs", 200)
-    before, _ = mined(logs, tmp_path / "plain", "duckdb")
-    names = ("Query", "ITEM_ID", "_file", "_row", "_day", "_reasons", "file_row_number", "_metadata", "day")
+    before, _ = mined(logs, tmp_path / "plain", "duckdb", "theta", None)
+    names = [
+        "Query",
+        "ITEM_ID",
+        "_file",
+        "_row",
+        "_day",
+        "_reasons",
+        "file_row_number",
+        "_metadata",
+        "day",
+        "",
+    ]
     for file in logs.path.rglob("*.parquet"):
         table = pq.read_table(file, partitioning=None)
         for number, name in enumerate(names):
@@ -160,7 +171,7 @@ def test_columns_of_any_name_change_nothing_on_either_engine(tmp_path, session):
             table = table.add_column(number % 2 * len(table.schema), name, column)
         pq.write_table(table, file)
     for engine in ("duckdb", "spark"):
-        after, _ = mined(open_logs(logs.path), tmp_path / engine, engine)
+        after, _ = mined(open_logs(logs.path), tmp_path / engine, engine, "theta", None)
         assert all(after[name].equals(before[name]) for name in TABLES)
 
 

@@ -53,6 +53,7 @@ def found(report):
         ((), HOSTILE),
         (HOSTILE, ()),
         (("Query", "ITEM_ID", "Stage"), ("QUERY", "Searched_At", "_FILE", "File_Row_Number")),
+        (("", '"', "a\nb", "query ", "query\u200b"), ("\u0130", "i\u0307", "I", "\u212a", "k", "select")),
         (("extra_0", "c0", "query 0", "Query"), ("rows", "suspect", "_mixed", "file", "File")),
         *(((name,), ()) for name in HOSTILE),
     ],

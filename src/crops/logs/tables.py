@@ -164,9 +164,14 @@ def rows_of(files: Sequence[Path], footers: Sequence[pa.Schema], columns: Mappin
 
 
 def _told_apart(names: Sequence[str]) -> list[str]:
-    """Return names that differ not in case only: the places of columns are added where they would."""
+    """Return names that differ not in case only: the places of columns are added where they would.
+
+    An empty name gets its place too.
+    """
     counts = Counter(name.lower() for name in names)
-    return [name if counts[name.lower()] == 1 else f"{name} {place}" for place, name in enumerate(names)]
+    return [
+        name if name and counts[name.lower()] == 1 else f"{name} {place}" for place, name in enumerate(names)
+    ]
 
 
 def _select(files: Sequence[Path], names: Sequence[str], chosen: Sequence[str]) -> str:

@@ -79,7 +79,7 @@ def _extra_names(files: TableFiles) -> list[str]:
     taken = {*_ADDED, *files.found}
     names = []
     for name in files.extra:
-        while name.lower() in taken:
+        while not name or name.lower() in taken:
             name += "_"
         taken.add(name.lower())
         names.append(name)
