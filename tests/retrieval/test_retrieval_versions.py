@@ -1,5 +1,6 @@
 import json
 import os
+import resource
 import subprocess
 import sys
 import textwrap
@@ -8,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from retrieval_hand import publish, unit
+from retrieval_hand import publish, unit, word_model
 
 from crops.errors import CropsError
 from crops.retrieval import current_version, open_index
+from crops.retrieval.shards import encode_shards
 from crops.retrieval.versions import open_snapshot, writing
 
 KILLED = """
@@ -182,3 +184,33 @@ def test_the_manifest_says_what_the_index_is(tmp_path):
         "structure.faiss",
         "vectors.npy",
     }
+
+
+@pytest.mark.parametrize(
+    ("kind", "most"), [("exact", 1000), ("exact", 100_000), ("hnsw", 260_000), ("ivf", 260_000)]
+)
+def test_a_disk_that_is_full_leaves_the_version_in_service(tmp_path, kind, most):
+    """Files end at `most` bytes: the ids, the vectors (256,000 bytes) or what searches them is too large."""
+    publish(tmp_path, unit(50, 64))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
+    try:
+        with pytest.raises(CropsError, match="cannot be written.*free disk space"):
+            publish(tmp_path, unit(1000, 64), kind=kind, target_recall=0.1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [path.name for path in (tmp_path / "versions").iterdir()] == ["000001"]
+    assert open_index(str(tmp_path)).manifest.count == 50
+    assert publish(tmp_path, unit(1000, 64), kind=kind, target_recall=0.1).manifest.version == "000002"
+    assert open_index(str(tmp_path)).manifest.count == 1000
+
+
+def test_a_full_disk_stops_an_encoding_with_a_sentence(tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(CropsError, match="cannot be written"):
+            encode_shards(word_model(), [f"text {number}" for number in range(100)], tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []

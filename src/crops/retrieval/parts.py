@@ -83,14 +83,14 @@ def write_base(
         dim: numbers kept.
     """
     np.save(folder / IDS, ids)
-    kept = np.lib.format.open_memmap(folder / VECTORS, mode="w+", dtype=np.float32, shape=(len(ids), dim))
-    start = 0
-    for block in blocks:
-        kept[start : start + len(block)] = narrowed(block, dim)
-        start += len(block)
-    kept.flush()
-    none = np.empty(0, dtype=np.int64)
-    write_delta(folder, Parts(ids, kept, none, np.empty((0, dim), dtype=np.float32), none))
+    # Not through a memory map: there a full disk would be the end of the process.
+    facts = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.float32)), "fortran_order": False}
+    with (folder / VECTORS).open("wb") as stream:
+        np.lib.format.write_array_header_1_0(stream, {**facts, "shape": (len(ids), dim)})
+        for block in blocks:
+            stream.write(narrowed(block, dim).data)
+    none, nothing = np.empty(0, dtype=np.int64), np.empty((0, dim), dtype=np.float32)
+    write_delta(folder, Parts(ids, nothing, none, nothing, none))
     return read_parts(folder)
 
 

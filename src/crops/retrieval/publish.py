@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import faiss
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
@@ -108,7 +107,7 @@ def _finish(folder: Path, parts: Parts, catalogue: Catalogue, config: IndexConfi
         config.target_recall,
     )
     if not plain:
-        faiss.write_index(structure.searched, str(folder / STRUCTURE))
+        structures.write(structure, folder / STRUCTURE)
     return described(config, catalogue, effort, at_100, found(effort)[0])
 
 

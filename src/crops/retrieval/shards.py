@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from crops.errors import CropsError
 from crops.outputs import console
 from crops.retrieval.encoding import Model, encode_texts, narrowed, say_zero
+from crops.retrieval.versions import written
 
 SHARD = 16_384
 """Texts between two points from which a killed run goes on."""
@@ -35,7 +36,8 @@ def encode_shards(
     Returns:
         Memory maps of the shards, [n_i, d] each.
     """
-    work.mkdir(parents=True, exist_ok=True)
+    with written(work):
+        work.mkdir(parents=True, exist_ok=True)
     shards = [texts[start : start + SHARD] for start in range(0, len(texts), SHARD)]
     files = [work / f"{_digest(model, role, shard)}.npy" for shard in shards]
     there = sum(file.exists() for file in files)
@@ -43,7 +45,9 @@ def encode_shards(
         console.print(f"{there} of {len(files)} shards were encoded before")
     for shard, file in zip(shards, files, strict=True):
         if not file.exists():
-            _save(file, encode_texts(model.encoder, shard, role=role))
+            vectors = encode_texts(model.encoder, shard, role=role)
+            with written(work):
+                _save(file, vectors)
     blocks = [np.load(file, mmap_mode="r") for file in files]
     say_zero(blocks, "queries" if role == "query" else "documents")
     return blocks
@@ -51,11 +55,14 @@ def encode_shards(
 
 def _save(file: Path, vectors: NDArray[np.float32]) -> None:
     staging = file.with_suffix(".tmp")
-    with staging.open("wb") as stream:
-        np.save(stream, vectors)
-        stream.flush()
-        os.fsync(stream.fileno())
-    staging.replace(file)
+    try:
+        with staging.open("wb") as stream:
+            np.save(stream, vectors)
+            stream.flush()
+            os.fsync(stream.fileno())
+        staging.replace(file)
+    finally:
+        staging.unlink(missing_ok=True)
 
 
 def _digest(model: Model, role: str, texts: Sequence[str]) -> str:
@@ -97,7 +104,8 @@ def write_vectors(
     out = Path(out)
     if out.is_dir():
         raise CropsError(f"{out} is a folder; name a Parquet file for the vectors")
-    out.parent.mkdir(parents=True, exist_ok=True)
+    with written(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
     work, staging = Path(f"{out}.building"), Path(f"{out}.tmp")
     shards = encode_shards(model, texts, work, role)
     width = dims or shards[0].shape[1]
@@ -106,7 +114,7 @@ def write_vectors(
     column = "item_id" if role == "document" else "query_id"
     schema = pa.schema([(column, pa.int64()), ("vector", vector)], metadata=facts)
     start = 0
-    with pq.ParquetWriter(staging, schema) as writer:
+    with written(out), pq.ParquetWriter(staging, schema) as writer:
         for shard in shards:
             flat = pa.array(narrowed(shard, width).ravel())
             rows = [ids[start : start + len(shard)], pa.FixedSizeListArray.from_arrays(flat, type=vector)]

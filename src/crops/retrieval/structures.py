@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import faiss
@@ -145,6 +146,30 @@ def lone_query() -> faiss.SearchParameters:
     """
     params: faiss.SearchParameters = _faiss.SearchParameters(sel=_faiss.IDSelectorAll())
     return params
+
+
+def write(structure: Structure, file: Path) -> None:
+    """Write what is searched to a file.
+
+    Raises:
+        OSError: the file cannot be written, e.g. as the disk is full; faiss by itself does not always see it.
+    """
+    faults: list[OSError] = []
+    with file.open("wb") as stream:
+
+        def put(part: bytes) -> int:
+            try:
+                return stream.write(part)
+            except OSError as fault:
+                faults.append(fault)
+                raise
+
+        try:
+            faiss.write_index(structure.searched, faiss.PyCallbackIOWriter(put))  # type: ignore[attr-defined]
+        except RuntimeError:
+            if faults:
+                raise faults[0] from None
+            raise
 
 
 def candidates(

@@ -11,7 +11,7 @@ import fcntl
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -166,6 +166,21 @@ def publish_version(
     for stale in versions.glob(".*.tmp"):
         shutil.rmtree(stale)
     staging = versions / f".{name}.tmp"
+    try:
+        with written(root):
+            return _published(root, staging, fill, former, names)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _published(
+    root: Path,
+    staging: Path,
+    fill: Callable[[Path], IndexManifest],
+    former: Snapshot | None,
+    names: Sequence[str],
+) -> Snapshot:
+    versions, name = root / VERSIONS, staging.name.removeprefix(".").removesuffix(".tmp")
     staging.mkdir()
     manifest = fill(staging)
     facts = {file.name: _fact(file, former) for file in sorted(staging.iterdir())}
@@ -182,6 +197,18 @@ def publish_version(
         if old != replaced:
             shutil.rmtree(versions / old)
     return Snapshot(versions / name, manifest)
+
+
+@contextlib.contextmanager
+def written(target: Path) -> Iterator[None]:
+    """Turn a disk that is full or cannot be written into a `CropsError`."""
+    try:
+        yield
+    except OSError as error:
+        raise CropsError(
+            f"{target} cannot be written: {error}; free disk space, or name a folder on another disk. "
+            "What was there before is as it was"
+        ) from error
 
 
 def write_synced(path: Path, text: str) -> None:
