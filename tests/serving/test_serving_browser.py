@@ -116,14 +116,14 @@ def test_open_the_evidence_and_follow_it_to_the_training_group(open_page, addres
     page = open_page(f"{address}/?q=jaguar")
     hit = page.locator("#index-3")
     evidence = hit.get_by_text("consumed after rewording as “spotted cat”: 4 times by 4 people")
-    assert not evidence.is_visible()
-    hit.locator("summary").click()
+    assert evidence.count() == 0
+    hit.get_by_role("link", name="Why?").click()
+    assert "open=3" in page.url
+    assert page.url.endswith("#index-3")
     assert evidence.is_visible()
     assert hit.get_by_text("Test-LM 1B").is_visible()
+    assert page.locator("details").count() == 1
     picture(page, "evidence")
-    hit.get_by_role("link", name="link to this").click()
-    assert "open=3" in page.url
-    assert page.locator("#index-3 details").get_attribute("open") is not None
     page.locator("#index-3").get_by_role("link", name="“jaguar”").first.click()
     assert page.get_by_role("heading", name="Training group of “jaguar”").is_visible()
     assert [page.locator(f"#label-{label} .hit").count() for label in (5, 4, 1)] == [2, 3, 1]
@@ -135,11 +135,11 @@ def test_open_the_evidence_and_follow_it_to_the_training_group(open_page, addres
 def test_filters_are_in_the_address_and_back_brings_them_back(open_page, address):
     page = open_page(f"{address}/?q=jaguar")
     page.get_by_label("category").select_option("cars")
-    page.get_by_label("evidence").select_option("P1")
     page.get_by_role("button", name="Apply").click()
-    assert {"topic=cars", "source=P1", "q=jaguar"} <= set(page.url.partition("?")[2].split("&"))
-    assert page.get_by_test_id("baseline").locator(".hit").count() == 3
-    assert page.get_by_test_id("index").get_by_text("of 8 results").is_visible()
+    assert {"topic=cars", "q=jaguar"} <= set(page.url.partition("?")[2].split("&"))
+    for name in ("baseline", "index"):
+        assert page.get_by_test_id(name).locator(".hit").count() == 3
+        assert page.get_by_test_id(name).get_by_text("3 of 8 results").is_visible()
     page.get_by_label("category").select_option("")
     page.get_by_label("show").select_option("changed")
     page.get_by_role("button", name="Apply").click()
@@ -189,10 +189,11 @@ def test_it_works_by_keyboard_alone(open_page, address):
     page.keyboard.press("Enter")
     for _ in range(3):
         page.keyboard.press("Tab")
-        if page.evaluate("document.activeElement.tagName") == "SUMMARY":
+        if page.evaluate("document.activeElement.textContent") == "Why?":
             break
-    assert page.evaluate("document.activeElement.tagName") == "SUMMARY"
+    assert page.evaluate("document.activeElement.textContent") == "Why?"
     page.keyboard.press("Enter")
+    page.wait_for_url("**open=*")
     assert page.locator("details[open]").count() == 1
 
 
@@ -214,7 +215,9 @@ def test_light_and_dark(open_page, address):
 
 def test_a_phone_shows_one_column_and_nothing_beyond_its_edge(open_page, address):
     page = open_page(f"{address}/?q=jaguar&open=3", width=375, height=700, has_touch=True)
+    page.locator("select[name=topic] option").first.evaluate("one => one.textContent = 'a'.repeat(99)")
     assert page.evaluate("document.documentElement.scrollWidth") <= 375
+    assert page.locator("select[name=show]").bounding_box()["x"] < 200
     boxes = [page.get_by_test_id(name).bounding_box() for name in ("baseline", "index")]
     assert boxes[0]["x"] == boxes[1]["x"]
     assert boxes[1]["y"] > boxes[0]["y"] + boxes[0]["height"]
