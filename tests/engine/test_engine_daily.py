@@ -16,6 +16,7 @@ from crops.cli.app import app
 from crops.engine.backend import DuckDBBackend
 from crops.engine.content import table_content, write_content
 from crops.engine.daily import exclusive, mine_daily
+from crops.engine.window import built_days
 from crops.errors import CropsError
 from crops.labels import Source
 from crops.text import query_id
@@ -235,3 +236,82 @@ def test_the_command(tmp_path):
     assert len(contents(tmp_path / "out")) == 3
     done = CliRunner().invoke(app, [*arguments, "--window", "2"])
     assert "add --daily" in str(done.exception)
+
+
+@pytest.fixture
+def at(monkeypatch):
+    """Set what day it is."""
+
+    def set_today(day: str) -> None:
+        for module in ("crops.logs.days", "crops.engine.daily"):
+            monkeypatch.setattr(f"{module}.today", lambda: day)
+
+    set_today("2026-01-31")
+    return set_today
+
+
+def on(*numbers: int):
+    """Return a search on each of some days, from 2026-01-05 on."""
+    return [clicked(number + 1, 1, "a", number * DAY_S, 1) for number in numbers]
+
+
+def test_a_row_from_the_future_moves_nothing(tmp_path, at, capsys):
+    week = [*range(7)]
+    logs = write_logs(tmp_path / "logs", on(*week))
+    mine_daily(logs, tmp_path / "out", plain_job())
+    later = write_logs(tmp_path / "later", on(*week, 7, 8, 400))
+    report = mine_daily(later, tmp_path / "out", plain_job())
+    days = [f"2026-01-{number:02}" for number in range(7, 14)]
+    assert built_days(tmp_path / "out") == report["days"] == days
+    said = " ".join(capsys.readouterr().err.split())
+    assert "2027-02-09 is left out: it is after today, 2026-01-31; name it with --day" in said
+    assert "day=2026-01-05 is removed: 2026-01-05 left the window (2026-01-07 to 2026-01-13)" in said
+    assert "2026-01-06 left the window (2026-01-07 to 2026-01-13)" in report["notes"]
+    at("2026-01-12")  # tomorrow is the future too
+    mine_daily(write_logs(tmp_path / "more", on(*week, 7, 8, 9)), tmp_path / "else", plain_job())
+    assert built_days(tmp_path / "else")[-1] == "2026-01-12"
+
+
+def test_a_jump_of_more_than_the_window_must_be_named(tmp_path, at, capsys):
+    out, job = tmp_path / "out", plain_job(daily={"window": 3})
+    mine_daily(write_logs(tmp_path / "first", on(0, 1)), out, job)
+    grown = write_logs(tmp_path / "grown", on(0, 1, 2, 6))
+    assert mine_daily(grown, out, job)["days"] == ["2026-01-05", "2026-01-06", "2026-01-07"]
+    said = " ".join(capsys.readouterr().err.split())
+    assert "2026-01-11 is left out: it is more than 3 days after 2026-01-07; name it with --day" in said
+    before = contents(out)
+    with pytest.raises(
+        CropsError,
+        match="nothing was added: 2026-01-11 is more than 3 days after 2026-01-07, the newest day built",
+    ):
+        mine_daily(grown, out, job)
+    assert contents(out) == before
+    assert mine_daily(grown, out, job, ["2026-01-11"])["days"] == ["2026-01-11"]
+    exactly = write_logs(tmp_path / "exactly", on(6, 9))
+    assert mine_daily(exactly, out, job)["days"] == ["2026-01-14"]
+
+
+def test_the_first_build_takes_the_days_that_are_meant(tmp_path, at):
+    job = plain_job(daily={"window": 3})
+    old = write_logs(tmp_path / "old", on(-2000, 5, 6))
+    assert mine_daily(old, tmp_path / "a", job)["days"] == ["2026-01-10", "2026-01-11"]
+    unclear = write_logs(tmp_path / "unclear", on(0, 1, 20))
+    with pytest.raises(
+        CropsError,
+        match="2026-01-25 lies more than 3 days after the other days, 2026-01-05 to 2026-01-06; name",
+    ):
+        mine_daily(unclear, tmp_path / "b", job)
+    assert built_days(tmp_path / "b") == []
+    with pytest.raises(CropsError, match="all days are after today, 2026-01-31: 2027-02-09; correct"):
+        mine_daily(write_logs(tmp_path / "future", on(400)), tmp_path / "c", job)
+
+
+def test_a_build_that_holds_a_day_of_a_wrong_clock(tmp_path, at):
+    out, job = tmp_path / "out", plain_job(daily={"window": 3})
+    logs = write_logs(tmp_path / "logs", on(0, 1, 400))
+    mine_daily(logs, out, job, ["2027-02-09"])
+    with pytest.raises(CropsError, match="no day can be added; .*day=2027-02-09 lies after today: delete it"):
+        mine_daily(logs, out, job)
+    with pytest.raises(CropsError, match="2026-01-05 is before the window .*day=2027-02-09 lies after today"):
+        mine_daily(logs, out, job, ["2026-01-05"])
+    assert built_days(out) == ["2027-02-09"]

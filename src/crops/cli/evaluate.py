@@ -25,6 +25,7 @@ from crops.config import RunConfig, load_config
 from crops.errors import CropsError
 from crops.evaluation import MIN_QUERIES, Evaluation, Facts, Interval, TestSets
 from crops.logs import open_logs
+from crops.logs.days import newest_day
 from crops.outputs import console, publish, timed, to_json, write_manifest
 from crops.retrieval import load_items
 
@@ -161,11 +162,11 @@ def day_testsets(
     """Build the test sets of a day of accepted logs.
 
     Raises:
-        CropsError: the test day was mined for the training samples.
+        CropsError: the test day was mined for the training samples, or it is not named and not clear.
     """
     opened = open_logs(logs)
     relevance, similarity = theta(logs, run)
-    test_day = day or opened.search_days[-1]
+    test_day = day or newest_day(logs, opened.search_days, run.engine.daily.window)
     return evaluation.build_testsets(
         opened,
         test_day,

@@ -81,9 +81,10 @@ def refuse_trained_on(model: str, test_day: str) -> None:
 
 
 def facts_of(logs: Path, samples: Path, testsets: TestSets, truth: Path | None, run: RunConfig) -> Facts:
-    """Return the facts that breakdowns need; the training day is the last one that was mined."""
+    """Return the facts that breakdowns need; the training day is the last one mined before the test day."""
     days = json.loads((samples / "report.json").read_text())["days"]
-    return build_facts(logs, max(days), testsets, truth, run.engine.memory)
+    train_day = max([day for day in days if day < testsets.day] or days)
+    return build_facts(logs, train_day, testsets, truth, run.engine.memory)
 
 
 def breakdown(results: Mapping[str, Evaluation], facts: Facts, k: int) -> Table:

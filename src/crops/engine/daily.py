@@ -14,7 +14,7 @@ import shutil
 import tomllib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import date, timedelta
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from crops.engine.subtract import FORGOTTEN, SCRATCH, Forgotten, read_forgotten,
 from crops.engine.window import WINDOW, built_days, day_folder, discard, merge_window
 from crops.errors import CropsError
 from crops.logs import Logs
+from crops.logs.days import days_before, spans, today, usual_days
 from crops.outputs import MANIFEST, RESOLVED_CONFIG, console, publish, read_manifest
 from crops.protocols import PairScorer
 
@@ -75,7 +76,8 @@ def mine_daily(
         logs: accepted logs that hold the days.
         out: the folder of the build.
         job: settings and scorers, the same for all days of a window.
-        days: the days to add, YYYY-MM-DD; all days of the logs that fall into the window when empty.
+        days: the days to add, YYYY-MM-DD; when empty all days of the logs that fall into the window, but none
+            after today or more than a window's length after the day before it.
         rebuild: mine these days anew, from other settings or logs than before.
 
     Returns:
@@ -83,6 +85,7 @@ def mine_daily(
 
     Raises:
         CropsError: a day is no day, not in the logs, before the window, or built from other settings or logs;
+            no day is named and which are meant is not clear;
             another build is at work; a forget was not finished; or as `crops.engine.mine`.
     """
     with exclusive(out):
@@ -194,18 +197,40 @@ def _clear(out: Path) -> None:
 def _wanted_days(logs: Logs, out: Path, config: EngineConfig, days: Sequence[str]) -> list[str]:
     for day in days:
         _check_day(logs, day)
-    known = [*(days or logs.search_days), *built_days(out)]
-    if not known:
-        raise CropsError(f"{logs.path}: no day holds a search, so there is nothing to build")
-    last = date.fromisoformat(max(known))
-    first = (last - timedelta(days=config.daily.window - 1)).isoformat()
+    window, built = config.daily.window, built_days(out)
+    wanted = days or _unasked_days(logs, out, built, window)
+    last = max([*wanted, *built])
+    first = days_before(last, window - 1)
     for day in days:
         if day < first:
             raise CropsError(
-                f"{day} is before the window ({first} to {last}); set engine.daily.window above "
-                f"{config.daily.window} to keep more days"
+                f"{day} is before the window ({first} to {last}); set engine.daily.window above {window} to "
+                f"keep more days{_wrong_clock(out, built)}"
             )
-    return sorted({day for day in days or logs.search_days if day >= first})
+    return sorted({day for day in wanted if day >= first})
+
+
+def _unasked_days(logs: Logs, out: Path, built: Sequence[str], window: int) -> list[str]:
+    """Return the days of the logs that are added where none is named.
+
+    Raises:
+        CropsError: none can be: what is built, or what is new, may come from a wrong clock.
+    """
+    if remedy := _wrong_clock(out, built):
+        raise CropsError(f"{out}: no day can be added{remedy}, or name days with --day")
+    usual = usual_days(logs.path, logs.search_days, window, built[-1] if built else None)
+    jumps = [day for day in logs.search_days if day not in usual and day <= today()]
+    if jumps and not set(usual) - set(built):
+        raise CropsError(
+            f"{logs.path}: nothing was added: {spans(jumps)} is more than {window} days after {built[-1]}, "
+            "the newest day built; name the days that you mean with --day"
+        )
+    return usual
+
+
+def _wrong_clock(out: Path, built: Sequence[str]) -> str:
+    future = [day_folder(out, day) for day in built if day > today()]
+    return f"; {future[0]} lies after today: delete it if a wrong clock made it" if future else ""
 
 
 def _check_day(logs: Logs, day: str) -> None:

@@ -17,6 +17,7 @@ from crops.engine.report import p3_coverage
 from crops.engine.tables import columns_sql
 from crops.engine.totals import add_reports
 from crops.labels import DEFAULT_LABELS, SOURCE_GROUPS, Source
+from crops.logs.days import days_before
 from crops.outputs import console, publish, read_manifest, timed, write_manifest
 from crops.schema import EVIDENCE, ITEMS, QUERIES, SAMPLES, SYNTHETIC_ITEMS, Table
 
@@ -44,7 +45,7 @@ def merge_window(out: Path, config: EngineConfig) -> dict[str, Any]:
     reason: the largest w * decay(s) ^ age over the days and sources s that earned this label, where w is the
     weight on that day, age its distance to the last day in days. `searches` of a query is the sum over the
     days; `users`, where the days cannot be told apart, the largest of a day: a lower bound. Of an item, the
-    latest day's row counts. Folders of days before the window are removed.
+    latest day's row counts. Folders of days before the window are removed, and named.
 
     Args:
         out: folder of the daily build.
@@ -60,18 +61,26 @@ def merge_window(out: Path, config: EngineConfig) -> dict[str, Any]:
     if not built:
         discard(out / WINDOW)
         return {}
-    first = (date.fromisoformat(built[-1]) - timedelta(days=config.daily.window - 1)).isoformat()
+    first = days_before(built[-1], config.daily.window - 1)
     days = [day for day in built if day >= first]
+    expired = [day for day in built if day < first]
+    for day in expired:
+        what = _left(day, first, built[-1])
+        console.print(f"[yellow]{day_folder(out, day)} is removed:[/yellow] {what}", soft_wrap=True)
     state = {
         "parts": {day: read_content(day_folder(out, day)) for day in days},
         "daily": config.daily.model_dump(mode="json"),
     }
     if not _is_current(out / WINDOW, state):
-        _publish_window(out, days, config, state)
-    for day in set(built) - set(days):
+        _publish_window(out, days, config, state, [_left(day, first, built[-1]) for day in expired])
+    for day in expired:
         discard(day_folder(out, day))
     report: dict[str, Any] = json.loads((out / WINDOW / REPORT).read_text())
     return report
+
+
+def _left(day: str, first: str, last: str) -> str:
+    return f"{day} left the window ({first} to {last})"
 
 
 def discard(folder: Path) -> None:
@@ -88,7 +97,9 @@ def _is_current(window: Path, state: dict[str, Any]) -> bool:
     return all(manifest.get(name) == value for name, value in state.items())
 
 
-def _publish_window(out: Path, days: Sequence[str], config: EngineConfig, state: dict[str, Any]) -> None:
+def _publish_window(
+    out: Path, days: Sequence[str], config: EngineConfig, state: dict[str, Any], left: Sequence[str]
+) -> None:
     parts = {day: day_folder(out, day) for day in days}
     missing = _missing(days)
     if missing:
@@ -101,6 +112,7 @@ def _publish_window(out: Path, days: Sequence[str], config: EngineConfig, state:
         report = {**add_reports(reports), "labels": labels, "p3_coverage": coverage}
         report["input"]["queries"] = coverage["queries"]
         report["notes"] += [f"no build of {day}: the window goes on without" for day in missing]
+        report["notes"] += left
         (folder / REPORT).write_text(json.dumps(report, indent=2) + "\n")
         last = read_manifest(parts[days[-1]], "mine")
         engine = config.model_copy(update={"days": tuple(days)}).model_dump(mode="json", exclude_none=True)

@@ -11,6 +11,8 @@ from rich.console import Group, RenderableType
 from rich.table import Column, Table
 from rich.text import Text
 
+from crops.logs.days import spans, today
+
 
 @dataclass(frozen=True)
 class RowFault:
@@ -77,8 +79,12 @@ class Facts:
         if not self.p2:
             lines.append("P2 will be absent: there are no feed events")
         lines += [
-            f"{table} has no rows on {', '.join(days)}: is a day missing?"
+            f"{table} has no rows on {spans(days)}: is a day missing?"
             for table, days in self.missing_days.items()
+        ]
+        lines += [
+            f"{table} has rows after today, {today()}: {spans(days)}: was a clock wrong?"
+            for table, days in self._future().items()
         ]
         lines += [
             f"{table} has no {', '.join(columns)}"
@@ -90,6 +96,11 @@ class Facts:
             for table, columns in self.other_case.items()
         ]
         return lines
+
+    def _future(self) -> dict[str, list[str]]:
+        days = {"search_impressions": self.search_days, "feed_events": self.feed_days}
+        future = {table: [day for day in found if day > today()] for table, found in days.items()}
+        return {table: found for table, found in future.items() if found}
 
 
 @dataclass(frozen=True)
