@@ -40,7 +40,9 @@ def evaluate(
         list[str], typer.Argument(help="Model folders to compare, or bm25; with --qrels TREC run files.")
     ],
     logs: Annotated[Path | None, typer.Option(help="Accepted logs that hold the test day.")] = None,
-    day: Annotated[str | None, typer.Option(help="Test day, YYYY-MM-DD.", show_default="the last")] = None,
+    day: Annotated[
+        str | None, typer.Option(help="Test day, YYYY-MM-DD.", show_default="the last, up to today")
+    ] = None,
     truth: Annotated[
         Path | None, typer.Option(help="truth/ of a simulation, for the metrics that need it.")
     ] = None,
