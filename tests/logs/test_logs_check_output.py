@@ -190,7 +190,7 @@ def test_a_day_missing_in_the_window_is_said(write_logs, tmp_path):
         "search_impressions": ("2026-01-06", "2026-01-07"),
         "feed_events": ("2026-01-05", "2026-01-07", "2026-01-08"),
     }
-    assert any("search_impressions has no rows on 2026-01-06, 2026-01-07" in note for note in facts.notes())
+    assert any("search_impressions has no rows on 2026-01-06 to 2026-01-07" in note for note in facts.notes())
     one = check(write_logs(tmp_path / "one")).facts
     assert one.missing_days == {}
 
