@@ -99,6 +99,14 @@ def test_a_query_of_unknown_words_finds_nothing_and_says_so(client, desk, monkey
     assert [len(one.ids) for one in desk.service.searcher("index").answer(jobs)] == [0, 2, 0]
 
 
+@pytest.mark.parametrize("number", ["9" * 30, "-" + "9" * 30, "9" * 5000, "x", "1.5"])
+def test_addresses_with_strange_numbers_get_a_sentence(client, number):
+    for name in ("k", "open"):
+        page = client.get("/", params={"q": "jaguar", name: number})
+        assert page.status_code == 422
+        assert f"{name} = " in page.text
+
+
 @pytest.mark.parametrize(("k", "status"), [(50, 200), (51, 422), (1000, 422)])
 def test_a_page_shows_at_most_50_results(client, k, status):
     page = client.get("/", params={"q": "jaguar", "k": k})

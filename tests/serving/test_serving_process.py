@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import signal
 import socket
 import subprocess
@@ -14,12 +15,13 @@ import urllib.error
 import urllib.request
 from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from crops.config import ServingConfig
 from crops.errors import CropsError
-from crops.serving.server import arrival, listen
+from crops.serving.server import _Bounded, arrival, listen
 
 SCRIPT = """
 import sys, time
@@ -198,6 +200,20 @@ def test_a_client_that_does_not_read_is_cut_off(process):
         with contextlib.suppress(ConnectionResetError):
             said = answered(deaf)
     assert said.count(b"HTTP/1.1 200") < 1000
+
+
+def test_a_client_that_reads_something_now_and_then_is_waited_for():
+    """Of 300 bytes that wait, 200 are left after a while, then 200 again: now it reads nothing."""
+    waits, left = [], [300, 200, 200]
+    transport = SimpleNamespace(
+        get_write_buffer_size=lambda: left[len(waits)], abort=lambda: waits.append("aborted")
+    )
+    loop = SimpleNamespace(call_later=lambda seconds, call, *values: waits.append((seconds, *values)))
+    protocol = SimpleNamespace(transport=transport, loop=loop, bounds=ServingConfig(read_timeout_s=3))
+    protocol._expect_reading = None
+    for before in (math.inf, 300, 200):
+        _Bounded._expect_reading(protocol, before)
+    assert waits == [(3, 300), (3, 200), "aborted"]
 
 
 def test_a_body_that_does_not_come_is_answered_with_408(process):

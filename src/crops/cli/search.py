@@ -39,4 +39,6 @@ def search(
     for rank, (item, score, document) in enumerate(hits, 1):
         table.add_row(str(rank), str(item), f"{score:.3f}", document)
     console.print(table)
+    if not hits:
+        console.print("nothing was found: the model knows no word of this query, or no item holds one")
     return hits

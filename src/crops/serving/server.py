@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import json
+import math
 import signal
 import socket
 import struct
@@ -138,7 +139,7 @@ class _Bounded(HttpToolsProtocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._writing = self.loop.call_later(self.bounds.read_timeout_s, self.transport.abort)
+        self._expect_reading()
 
     def resume_writing(self) -> None:
         super().resume_writing()
@@ -152,6 +153,14 @@ class _Bounded(HttpToolsProtocol):
         _stop(self._reading)
         _stop(self._writing)
         super().connection_lost(exc)
+
+    def _expect_reading(self, left: float = math.inf) -> None:
+        """Abort the connection when its client has read nothing of what was `left` for too long."""
+        size = self.transport.get_write_buffer_size()
+        if size >= left:
+            self.transport.abort()
+        else:
+            self._writing = self.loop.call_later(self.bounds.read_timeout_s, self._expect_reading, size)
 
     def _expect_head(self) -> None:
         _stop(self._reading)

@@ -59,6 +59,8 @@ class State:
                     numbers[name] = int(text)
                 except ValueError:
                     raise BadRequestError(422, f"{name} = {text[:20]!r} is not a number") from None
+                if not -(2**63) <= numbers[name] < 2**63:
+                    raise BadRequestError(422, f"{name} = {text[:20]!r} has more than 64 bits")
         show: Show = "changed" if values.get("show") == "changed" else "all"
         return cls(
             q=values.get("q", ""),
