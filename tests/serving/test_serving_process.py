@@ -31,9 +31,8 @@ from served_world import fake_load_model, open_world
 from crops.serving import opening, server
 from crops.serving.searcher import Searcher
 opening.load_model = fake_load_model
-desk = open_world(
-    Path(sys.argv[2]), port=0, read_timeout_s=0.5, reload_s=0.1, grace_s=2, max_connections=20, max_wait_s=0.5
-)
+limits = {"max_connections": 20, "max_requests": 10, "max_wait_s": 0.5, "read_timeout_s": 0.5, "grace_s": 2}
+desk = open_world(Path(sys.argv[2]), port=0, reload_s=0.1, **limits)
 answer = Searcher.answer
 def slow(self, jobs):
     time.sleep(1.0 if jobs[0].query == "slowly" else 0)
@@ -221,6 +220,26 @@ def test_a_body_that_does_not_come_is_answered_with_408(process):
     with connected(port) as slow:
         slow.sendall(b"POST /search HTTP/1.1\r\nhost: a\r\ncontent-length: 100\r\n\r\n{")
         assert b" 408 " in slow.recv(1000)
+
+
+def test_who_is_slow_to_send_holds_no_place_and_no_connection(process):
+    """Eighteen send a letter now and then, ten may be answered at once: a search is, and all are closed."""
+    port, _ = process
+    slow = [connected(port) for _ in range(18)]
+    for one in slow:
+        one.sendall(b"POST /search HTTP/1.1\r\nhost: a\r\ncontent-length: 100\r\n\r\n{")
+    assert search(port, "jaguar")["hits"]
+    begun, open_ = time.monotonic(), set(slow)
+    while open_ and time.monotonic() < begun + 5:
+        for one in list(open_):
+            try:
+                one.sendall(b"a")
+            except OSError:
+                open_.discard(one)
+        time.sleep(0.1)
+    assert not open_
+    for one in slow:
+        one.close()
 
 
 def test_a_query_of_100_kb_gets_its_answer_over_the_wire(process):

@@ -63,8 +63,6 @@ class Door:
         watch = _Watch(scope, send, self._arrival(scope))
         if scope["method"] == "HEAD":  # the answer to GET, without its body
             scope = {**scope, "method": "GET"}
-        self._active += 1
-        self._metrics.active.set(self._active)
         try:
             await self._pass(scope, receive, watch)
         except _RefusedError as refused:
@@ -74,8 +72,6 @@ class Door:
             log_failure("error", error, message=self._config.log_queries, request=watch.id)
             await self._refuse(scope, receive, watch, _RefusedError(500, "error", failed(watch.id)))
         finally:
-            self._active -= 1
-            self._metrics.active.set(self._active)
             self._note(scope, watch)
 
     def _arrival(self, scope: Scope) -> float:
@@ -90,11 +86,12 @@ class Door:
         if self._key is not None and path not in _OPEN and not has_key(headers, self._key):
             challenge = {"www-authenticate": 'Basic realm="crops: the password is the API key"'}
             raise _RefusedError(401, "key", "send the API key as X-API-Key or as a bearer token", challenge)
-        if path not in _ALWAYS:
-            self._check_room(watch.arrived)
         body = await self._body(headers, receive, watch)
         if body is None:  # the client has gone
             return
+        if path not in _ALWAYS:  # only now: who is slow to send holds no place
+            self._check_room(watch.arrived)
+        self._count(+1)
         try:
             async with asyncio.timeout_at(watch.arrived + config.timeout_s) as deadline:
                 watch.deadline = deadline
@@ -102,15 +99,20 @@ class Door:
                     await self._app(scope, _replay(body, receive), watch.send)
                 finally:
                     watch.deadline = None
+                    self._count(-1)
         except TimeoutError:
             if not deadline.expired():
                 raise
             raise _RefusedError(504, "timeout", f"no answer in {config.timeout_s:g} s") from None
 
+    def _count(self, more: int) -> None:
+        self._active += more
+        self._metrics.active.set(self._active)
+
     def _check_room(self, arrived: float) -> None:
         """Refuse what would be answered too late, before it costs anything."""
         wait = time.monotonic() - arrived + self._service.batcher.wait()
-        if self._active > self._config.max_requests or wait > self._config.max_wait_s:
+        if self._active >= self._config.max_requests or wait > self._config.max_wait_s:
             detail = "more is asked than can be answered in time; try again in a second"
             raise _RefusedError(503, "saturated", detail, {"retry-after": "1"})
 

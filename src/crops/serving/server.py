@@ -95,8 +95,8 @@ def listen(config: ServingConfig) -> socket.socket:
 class _Bounded(HttpToolsProtocol):
     """uvicorn's protocol with bounds on what it leaves open: connections, and bytes and time of each.
 
-    A connection that has not sent its request line and headers in time, or does not read its answer, is
-    closed. It tells when a request reached the machine, however long that was before the event loop saw it.
+    A connection that has not sent its request in time, or does not read its answer, is closed. It tells when
+    a request reached the machine, however long that was before the event loop saw it.
     """
 
     bounds: ServingConfig
@@ -104,10 +104,10 @@ class _Bounded(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._received, self._limit = 0, self.bounds.max_header_bytes
-        self._refused = False
+        self._in_head, self._refused = True, False
         self._reading: TimerHandle | None = None
         self._writing: TimerHandle | None = None
-        self._expect_head()
+        self._expect_more(self.bounds.read_timeout_s)
         if len(self.connections) > self.bounds.max_connections:
             self._refuse(503, "too many connections; try again in a second", "retry-after: 1\r\n")
 
@@ -117,23 +117,25 @@ class _Bounded(HttpToolsProtocol):
         self._received += len(data)
         super().data_received(data)
         if self._received > self._limit and not self.transport.is_closing():
-            if self._reading is not None:
+            if self._in_head:
                 self._refuse(431, too_long(self._limit))
             else:
                 self.transport.close()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._expect_head()
+        self._expect_more(self.bounds.read_timeout_s)
 
     def on_headers_complete(self) -> None:
-        _stop(self._reading)
-        self._reading = None
+        self._expect_more(self.bounds.read_timeout_s + _LINGER_S)  # the application answers 408 before
+        self._in_head = False
         self._received, self._limit = 0, DRAINED * self.bounds.max_body_bytes
         self.scope["state"]["arrived"] = arrival(self.transport)
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
+        _stop(self._reading)
+        self._in_head = True
         self._received, self._limit = 0, self.bounds.max_header_bytes
         super().on_message_complete()
 
@@ -162,9 +164,9 @@ class _Bounded(HttpToolsProtocol):
         else:
             self._writing = self.loop.call_later(self.bounds.read_timeout_s, self._expect_reading, size)
 
-    def _expect_head(self) -> None:
+    def _expect_more(self, seconds: float) -> None:
         _stop(self._reading)
-        self._reading = self.loop.call_later(self.bounds.read_timeout_s, self.transport.close)
+        self._reading = self.loop.call_later(seconds, self.transport.close)
 
     def _refuse(self, status: int, detail: str, headers: str = "") -> None:
         """Answer without the application, and read on for a moment: what is reset is not read."""
@@ -174,8 +176,7 @@ class _Bounded(HttpToolsProtocol):
         self.transport.write(STATUS_LINE[status] + (head + body).encode())
         self.transport.write_eof()
         self._refused = True
-        _stop(self._reading)
-        self._reading = self.loop.call_later(_LINGER_S, self.transport.close)
+        self._expect_more(_LINGER_S)
 
 
 def _stop(timer: TimerHandle | None) -> None:
