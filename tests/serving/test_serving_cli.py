@@ -8,7 +8,7 @@ import json
 import shutil
 
 import pytest
-from served_world import MODELS, fake_load_model
+from served_world import MODELS, fake_load_model, open_world
 from typer.testing import CliRunner
 
 from crops.cli.app import app
@@ -169,3 +169,17 @@ def _toml(folder, text):
     path = folder / "bad.toml"
     path.write_text(text)
     return path
+
+
+@pytest.mark.parametrize(
+    ("host", "key", "warned"),
+    [("0.0.0.0", None, True), ("::", None, True), ("0.0.0.0", "secret", False), ("127.0.0.1", None, False)],
+)
+def test_a_server_that_others_reach_without_a_key_says_so(world, fake_models, monkeypatch, host, key, warned):
+    said = []
+    monkeypatch.setattr(server.uvicorn.Server, "run", lambda self, sockets: sockets[0].close())
+    monkeypatch.setattr(server, "log_to_stdout", lambda: None)
+    monkeypatch.setattr(server.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(server.console, "print", said.append)
+    server.run(open_world(world, host=host, port=0), key)
+    assert any("no API key" in line and host in line for line in said) is warned
