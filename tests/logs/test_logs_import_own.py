@@ -97,7 +97,7 @@ def test_columns_units_and_constants_are_mapped(source, mapping, tmp_path):
 
 
 def test_columns_that_are_not_mapped_are_never_read(source, mapping):
-    tables = {one.table.name: one for one in own_tables(source, load_mapping(mapping)).tables}
+    tables = {one.table.name: one for one in own_tables(source, load_mapping(mapping), source).tables}
     for name, projected in {
         "search_impressions": {"uid", "sid", "q", "ts", "sku", "pos", "action", "dwell"},
         "feed_events": {"uid", "sku", "at"},
@@ -223,4 +223,4 @@ def test_a_qilin_list_without_its_fields_is_named(tmp_path):
     with pytest.raises(
         CropsError, match=r"search_result_details_with_idx holds no field position .*'positon'"
     ):
-        qilin(folder)
+        qilin(folder, tmp_path)

@@ -177,3 +177,36 @@ def test_logs_without_any_item_text_ask_for_a_mapping(source, tmp_path):
     write_lines(source / "ubi_events.jsonl", bare)
     with pytest.raises(CropsError, match=r"nothing of items can be imported: no_text \(1 rows\)"):
         import_logs("ubi", source, tmp_path / "logs")
+
+
+def test_a_repeated_query_id_multiplies_nothing(source, tmp_path):
+    later = query("q-2", ["sku-9"], at="2026-01-05T12:10:00Z", client="browser-c", text="another")
+    write_lines(source / "ubi_queries.jsonl", [later, *QUERIES, QUERIES[0]])
+    counts = import_logs("ubi", source, tmp_path / "logs").tables["search_impressions"]
+    assert impressions(tmp_path / "logs") == EXPECTED  # the earliest line of q-2 stands
+    assert counts.reasons["repeated_query_id"] == 2
+    assert counts.rows == counts.imported + counts.rejected
+
+
+def test_hits_that_repeat_or_are_no_ids_are_counted(source, tmp_path):
+    found = query("q-2", ["sku-9", "sku-10", "sku-9", {"id": "sku-9"}, None])
+    write_lines(source / "ubi_queries.jsonl", [found, *QUERIES[1:]])
+    reasons = import_logs("ubi", source, tmp_path / "logs").tables["search_impressions"].reasons
+    assert impressions(tmp_path / "logs") == EXPECTED
+    assert (reasons["repeated_hit"], reasons["unmapped_item_id"]) == (1, 2 + 1)  # and q-3 without hits
+
+
+def test_lists_are_no_ids_and_clicks_without_an_object_are_counted(source, tmp_path):
+    odd = [event("click", None, "q-2"), event("watch", "sku-9", client_id=["browser-b"])]
+    write_lines(source / "ubi_events.jsonl", [*EVENTS, *odd])
+    write_lines(source / "ubi_queries.jsonl", [*QUERIES, query("q-5", ["sku-9"], client=["browser-a"])])
+    report = import_logs("ubi", source, tmp_path / "logs")
+    assert impressions(tmp_path / "logs") == EXPECTED
+    assert report.tables["search_impressions"].reasons["unmapped_user_id"] == 1 + 1  # and q-lost
+    assert report.tables["feed_events"].reasons == {"unmapped_item_id": 1, "unmapped_user_id": 1}
+
+
+def test_a_file_that_is_queries_and_events_is_refused(source, tmp_path):
+    write_lines(source / "ubi_queries_and_events.jsonl", [*QUERIES, *EVENTS])
+    with pytest.raises(CropsError, match=r"ubi_queries_and_events.jsonl is called both queries and events"):
+        import_logs("ubi", source, tmp_path / "logs")

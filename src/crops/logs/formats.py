@@ -43,12 +43,14 @@ def import_logs(
     if format_ in ("kuaisar", "qilin") and mapping is not None:
         raise CropsError(f"{format_} has a mapping of its own; leave --mapping out, or import it as `table`")
     columns = load_mapping(mapping) if mapping else Mapping()
-    return import_dataset(format_, source, out, _dataset(format_, source, columns), memory)
+    return import_dataset(
+        format_, source, out, lambda scratch: _dataset(format_, source, columns, scratch), memory
+    )
 
 
-def _dataset(format_: str, source: Path, columns: Mapping) -> Dataset:
+def _dataset(format_: str, source: Path, columns: Mapping, scratch: Path) -> Dataset:
     if format_ == "kuaisar":
-        return kuaisar(source)
+        return kuaisar(source, scratch)
     if format_ == "qilin":
-        return qilin(source)
-    return ubi(source, columns) if format_ == "ubi" else own_tables(source, columns)
+        return qilin(source, scratch)
+    return (ubi if format_ == "ubi" else own_tables)(source, columns, scratch)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import date, timedelta
 from pathlib import Path
 
@@ -15,8 +15,10 @@ from crops.logs.datasets import Dataset, MappedTable
 from crops.logs.files import OPTIONAL_TABLES
 from crops.logs.ids import id_sql, number_ids, write_maps
 from crops.logs.import_report import ImportCounts, ImportReport
+from crops.logs.sources import LISTS, nested_message
 from crops.logs.split import count
-from crops.logs.tables import DAY_US, literal, quoted
+from crops.logs.tables import DAY_US, literal, path_literal, quoted
+from crops.logs.values import given
 from crops.outputs import publish, timed, write_manifest
 from crops.schema import Table
 
@@ -25,7 +27,9 @@ _FIRST = ("searched_at", "watched_at", "search_id", "rank")
 """Rows are ordered by these and then by the other columns: equal sources give equal files."""
 
 
-def import_dataset(name: str, source: Path, out: Path, dataset: Dataset, memory: str = "2GB") -> ImportReport:
+def import_dataset(
+    name: str, source: Path, out: Path, how: Callable[[Path], Dataset], memory: str = "2GB"
+) -> ImportReport:
     """Write a source as a logs folder.
 
     Rows that cannot be mapped go to `out/rejects/<table>.parquet` with their reasons and the columns that
@@ -37,14 +41,15 @@ def import_dataset(name: str, source: Path, out: Path, dataset: Dataset, memory:
         name: of the format, for the manifest.
         source: the folder that is read.
         out: where to write, whole or not at all.
-        dataset: how its columns map.
+        how: gives the mapping of its columns, given a folder for clean copies of files.
         memory: memory limit of DuckDB; what does not fit spills to disk beside `out`.
 
     Returns:
         what was imported and what was not.
 
     Raises:
-        CropsError: a file cannot be read, no row can be mapped, or `out` cannot be written.
+        CropsError: a file cannot be read, no row can be mapped, no value of a mapped column can be read, a
+            column holds lists, or `out` cannot be written.
     """
     if source.resolve().is_relative_to(out.resolve()):
         raise CropsError(f"{out} holds the source; name another folder for the output")
@@ -54,7 +59,10 @@ def import_dataset(name: str, source: Path, out: Path, dataset: Dataset, memory:
             tempfile.TemporaryDirectory(dir=staging) as spill,
             import_database(memory, Path(spill)) as connection,
         ):
-            report = interruptible(connection, lambda: _import(connection, name, dataset, staging, seconds))
+            dataset = how(Path(spill))
+            report = interruptible(
+                connection, lambda: _import(connection, name, dataset, staging, Path(spill), seconds)
+            )
         rows = {table: vars(counts) for table, counts in report.tables.items()}
         write_manifest(
             staging,
@@ -76,6 +84,7 @@ def _import(
     name: str,
     dataset: Dataset,
     staging: Path,
+    scratch: Path,
     seconds: dict[str, float],
 ) -> ImportReport:
     tables = {}
@@ -84,6 +93,8 @@ def _import(
     for mapped in dataset.tables:
         with timed(seconds, f"read {mapped.table.name}"):
             _read(connection, mapped)
+            _refuse_lists(connection, mapped)
+            _demand_values(connection, mapped)
             tables[mapped.table.name] = _count(connection, mapped)
         _demand_rows(mapped.table, tables[mapped.table.name])
     with timed(seconds, "number the ids"):
@@ -93,37 +104,41 @@ def _import(
         with timed(seconds, f"write {mapped.table.name}"):
             _write(connection, mapped, ids, staging)
             _write_rejects(connection, mapped.table, tables[mapped.table.name], staging / "rejects")
-    lines = _write_lines(connection, staging / "rejects")
+    lines = _write_lines(connection, scratch, staging / "rejects")
     return ImportReport(name, tables, lines, ids, dataset.text, dataset.notes)
 
 
 def _read(connection: duckdb.DuckDBPyConnection, mapped: MappedTable) -> None:
-    """Make `mapped_<name>`: the columns of the contract, `_reasons`, `_lost`, `_source`, `_file`, `_row`.
+    """Make `mapped_<name>`: the columns of the contract and what was found out about each row.
 
-    `_lost` names the optional columns that hold something unreadable; `_source` is what was read of a
-    rejected row, as JSON.
+    `_reasons` says why it is rejected; `_given` names the columns whose texts say something, `_lost` those of
+    them whose value became NULL or false, and `_unread` those that cannot be read; `_source` is what was read
+    of a rejected row, as JSON; and there are `_file` and `_row`.
     """
     required = {column.name for column in mapped.table.columns if not column.nullable}
     values = ", ".join(f"{quoted(name)} := {value.sql}" for name, value in mapped.columns.items())
     refused = [_case(bad, reason) for reason, bad in mapped.refused.items()]
-    raw = {name: value.raw for name, value in mapped.columns.items() if value.raw and name not in required}
-    given = [_case(f"nullif(trim({text}), '') is not null", name) for name, text in raw.items()]
+    raw = {name: value for name, value in mapped.columns.items() if value.raw}
+    said = [_case(given(value.raw or ""), name) for name, value in raw.items()]
+    odd = [_case(value.unread, name) for name, value in raw.items() if value.unread]
     lacking = [
         _case(f"v.{quoted(name)} is null", f"unmapped_{name}") for name in mapped.columns if name in required
     ]
-    lost = [
-        _case(f"v.{quoted(name)} is null and list_contains(given, {literal(name)})", name) for name in raw
-    ]
+    none = {name: f"v.{quoted(name)} is null and list_contains(_given, {literal(name)})" for name in raw}
+    named = {name: f"list_contains(odd, {literal(name)})" for name, value in raw.items() if value.unread}
+    lost = [_case(f"({none[name]} or {named.get(name, 'false')})", name) for name in raw]
+    unread = [_case(named.get(name, none[name]), name) for name in raw]
     columns = ", ".join(f"v.{quoted(name)} as {quoted(name)}" for name in mapped.columns)
     connection.execute(f"""
         create table mapped_{mapped.table.name} as
-        select {columns}, _reasons, {_present(lost)} as _lost,
+        select {columns}, _reasons, _given, {_present(lost)} as _lost, {_present(unread)} as _unread,
             case when len(_reasons) > 0 then to_json(_source_row) end as _source, _file, _row
         from (
             select *, list_concat(refused, {_present(lacking)}) as _reasons
             from (
                 select struct_pack({values}) as v, {_present(refused)} as refused,
-                    {_present(given)} as given, _source_row, _source_row._file, _source_row._row
+                    {_present(said)} as _given, {_present(odd)} as odd, _source_row,
+                    _source_row._file, _source_row._row
                 from ({mapped.rows}) _source_row
             )
         )""")
@@ -136,6 +151,52 @@ def _case(condition: str, word: str) -> str:
 def _present(words: list[str]) -> str:
     """Return the SQL list of those words that are not NULL."""
     return f"list_filter([{', '.join(words)}]::VARCHAR[], lambda word: word is not null)"
+
+
+def _refuse_lists(connection: duckdb.DuckDBPyConnection, mapped: MappedTable) -> None:
+    for reason in mapped.refused:
+        if not reason.startswith(LISTS):
+            continue
+        found = connection.execute(
+            f"select _file, _row, _source ->> {literal(reason.removeprefix(LISTS))}"
+            f" from mapped_{mapped.table.name} where list_contains(_reasons, {literal(reason)}) limit 1"
+        ).fetchall()
+        for file, row, value in found:
+            raise CropsError(
+                f"{file}, line {row}: {nested_message(reason.removeprefix(LISTS), _short(value))}"
+            )
+
+
+def _demand_values(connection: duckdb.DuckDBPyConnection, mapped: MappedTable) -> None:
+    """Refuse a column that says something in some rows and can be read in none."""
+    table = f"mapped_{mapped.table.name}"
+    counts = {
+        which: dict(
+            connection.execute(
+                f"select unnest({which}) as word, count(*) from {table} group by word"
+            ).fetchall()
+        )
+        for which in ("_given", "_unread")
+    }
+    columns = {column.name: column for column in mapped.table.columns}
+    for name, rows in sorted(counts["_unread"].items()):
+        value = mapped.columns[name]
+        if value.raw is None or rows < counts["_given"][name]:
+            continue
+        found = connection.execute(
+            f"select distinct {value.raw} as raw from ({mapped.rows}) where {given(value.raw)}"
+            " order by raw limit 3"
+        ).fetchall()
+        raise CropsError(
+            f"{mapped.table.name}: no value for {name} can be read, of {rows:,}, such as"
+            f" {', '.join(repr(_short(raw)) for (raw,) in found)}; expected:"
+            f" {value.expected or columns[name].doc}: correct the column or its unit in the mapping, or leave"
+            " the column out if it is optional"
+        )
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _count(connection: duckdb.DuckDBPyConnection, mapped: MappedTable) -> ImportCounts:
@@ -198,16 +259,20 @@ def _write_rejects(
         _copy(connection, f"{select} {where}", folder / f"{table.name}.parquet")
 
 
-def _write_lines(connection: duckdb.DuckDBPyConnection, folder: Path) -> int:
-    """Write the places of the lines that DuckDB could not take apart, not their texts; return how many."""
+def _write_lines(connection: duckdb.DuckDBPyConnection, scratch: Path, folder: Path) -> int:
+    """Write the places of the lines that could not be taken apart, not their texts; return how many."""
+    parts = [f"select * from read_parquet({path_literal(one)})" for one in scratch.glob("left_out_*.parquet")]
     tables = "select count(*) from duckdb_tables() where table_name = 'reject_errors'"
-    if connection.execute(tables).fetchall() == [(0,)]:
+    if connection.execute(tables).fetchall() != [(0,)]:
+        parts.append("""
+            select s.file_path as file, e.line, cast(e.error_type as VARCHAR) as reason
+            from reject_errors e join reject_scans s using (scan_id, file_id)""")
+    if not parts:
         return 0
-    connection.execute("""
-        create table malformed as
-        select s.file_path as file, e.line, min(cast(e.error_type as VARCHAR)) as reason
-        from reject_errors e join reject_scans s using (scan_id, file_id)
-        group by s.file_path, e.line""")
+    connection.execute(
+        "create table malformed as select file, line, min(reason) as reason"
+        f" from ({' union all '.join(parts)}) group by file, line"
+    )
     lines = count(connection, "malformed")
     if lines:
         folder.mkdir(exist_ok=True)

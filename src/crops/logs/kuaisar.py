@@ -18,14 +18,14 @@ _KINDS = ("VIDEO", "IMAGE_ATLAS")
 _LEVELS = ("first", "second", "third", "fourth")
 
 
-def kuaisar(folder: Path) -> Dataset:
+def kuaisar(folder: Path, scratch: Path) -> Dataset:
     """Return the mapping of a folder with `src_inter.csv`, `rec_inter.csv` and `item_features.csv`.
 
     Raises:
         CropsError: a file or column is missing.
     """
     return Dataset(
-        (_items(folder), _searches(folder), _feed(folder)),
+        (_items(folder, scratch), _searches(folder, scratch), _feed(folder, scratch)),
         text=TOKENS,
         notes=(
             "texts are token ids: theta is `none`, or an encoder trained on these logs",
@@ -35,7 +35,7 @@ def kuaisar(folder: Path) -> Dataset:
     )
 
 
-def _searches(folder: Path) -> MappedTable:
+def _searches(folder: Path, scratch: Path) -> MappedTable:
     columns = (
         "user_id",
         "search_session_id",
@@ -45,7 +45,7 @@ def _searches(folder: Path) -> MappedTable:
         "click_cnt",
         "item_type",
     )
-    rows = read_sql(find_files(folder, "src_inter.csv*"), {name: name for name in columns})
+    rows = read_sql(find_files(folder, "src_inter.csv*"), {name: name for name in columns}, scratch)
     return MappedTable(
         SEARCH_IMPRESSIONS,
         rows,
@@ -63,9 +63,9 @@ def _searches(folder: Path) -> MappedTable:
     )
 
 
-def _feed(folder: Path) -> MappedTable:
+def _feed(folder: Path, scratch: Path) -> MappedTable:
     columns = ("user_id", "item_id", "playing_time", "duration_ms", "timestamp", "click", "like")
-    rows = read_sql(find_files(folder, "rec_inter.csv*"), {name: name for name in columns})
+    rows = read_sql(find_files(folder, "rec_inter.csv*"), {name: name for name in columns}, scratch)
     return MappedTable(
         FEED_EVENTS,
         rows,
@@ -82,12 +82,12 @@ def _feed(folder: Path) -> MappedTable:
     )
 
 
-def _items(folder: Path) -> MappedTable:
+def _items(folder: Path, scratch: Path) -> MappedTable:
     names = [f"{level}_level_category_name" for level in _LEVELS]
     names += [f"{name}_en" for name in names]
     columns = {name: name for name in ("item_id", "caption", "author_id", "item_type", "upload_time", *names)}
     files = find_files(folder, "item_features.csv*")
-    rows = read_sql(files, columns, optional=("author_id", "upload_time", *names))
+    rows = read_sql(files, columns, scratch, optional=("author_id", "upload_time", *names))
     levels = [f"coalesce({text(f'{name}_en').sql}, {text(name).sql})" for name in names[: len(_LEVELS)]]
     return MappedTable(
         ITEMS,

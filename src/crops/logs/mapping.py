@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from crops.errors import CropsError, nearest
 from crops.logs.datasets import Dataset, MappedTable
-from crops.logs.sources import find_files, read_sql
+from crops.logs.sources import LISTS, find_files, read_sql
 from crops.logs.tables import literal, quoted
 from crops.logs.values import Value, duration, flag, identifier, integer, text, time
 from crops.schema import FEED_EVENTS, ITEMS, SEARCH_IMPRESSIONS, Column, Table
@@ -93,7 +93,7 @@ def load_mapping(path: Path) -> Mapping:
         raise CropsError(f"{path}: {'; '.join(faults)}") from error
 
 
-def own_tables(folder: Path, mapping: Mapping) -> Dataset:
+def own_tables(folder: Path, mapping: Mapping, scratch: Path) -> Dataset:
     """Return the mapping of a team's own tables.
 
     Raises:
@@ -108,11 +108,15 @@ def own_tables(folder: Path, mapping: Mapping) -> Dataset:
         (SEARCH_IMPRESSIONS, mapping.search_impressions),
         (FEED_EVENTS, mapping.feed_events),
     )
-    tables = [mapped_table(table, section, folder, mapping) for table, section in sections if section]
+    tables = [
+        mapped_table(table, section, folder, mapping, scratch) for table, section in sections if section
+    ]
     return Dataset(tuple(tables), text=mapping.text)
 
 
-def mapped_table(table: Table, section: TableMapping, folder: Path, mapping: Mapping) -> MappedTable:
+def mapped_table(
+    table: Table, section: TableMapping, folder: Path, mapping: Mapping, scratch: Path
+) -> MappedTable:
     """Return one table of the contract from its section.
 
     Raises:
@@ -134,7 +138,9 @@ def mapped_table(table: Table, section: TableMapping, folder: Path, mapping: Map
         for name, one in how.items()
     }
     read = {one.column: one.column for one in how.values() if one.column}
-    return MappedTable(table, read_sql(find_files(folder, section.files), read), columns)
+    refused = {"malformed_json": "_problem = 'malformed_json'"}
+    refused |= {f"{LISTS}{name}": f"_problem = {literal(LISTS + name)}" for name in read}
+    return MappedTable(table, read_sql(find_files(folder, section.files), read, scratch), columns, refused)
 
 
 def _value(where: str, column: Column, how: ColumnMapping, offset_minutes: int) -> Value:
@@ -155,7 +161,7 @@ def _value(where: str, column: Column, how: ColumnMapping, offset_minutes: int) 
         return text(raw)
     if column.type == "DOUBLE":
         return Value(f"case when isfinite(try_cast({raw} as DOUBLE)) then try_cast({raw} as DOUBLE) end", raw)
-    whole = f"{integer(raw).sql} + {1 - how.base if column.name == 'rank' else 0}"
+    whole = f"try({integer(raw).sql} + {1 - how.base if column.name == 'rank' else 0})"
     return Value(f"try_cast({whole} as {column.type})", raw)
 
 

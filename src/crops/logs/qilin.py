@@ -24,7 +24,7 @@ _FEED_LIST = "rec_result_details_with_idx"
 _FEED_FIELDS = ("note_idx", "click", "like", "page_time", "request_timestamp")
 
 
-def qilin(folder: Path) -> Dataset:
+def qilin(folder: Path, scratch: Path) -> Dataset:
     """Return the mapping of a folder with the Parquet configurations of the hub.
 
     `search_train`, `search_test`, `recommendation_train`, `recommendation_test` and `notes`, each a folder of
@@ -37,7 +37,7 @@ def qilin(folder: Path) -> Dataset:
     shown = _exploded(files, ("search_idx", "user_idx", "query"), _SEARCH_LIST, _SEARCH_FIELDS)
     first = f"select min(try_cast(position as BIGINT)) as position from ({shown}) where position >= '0'"
     return Dataset(
-        (_items(folder), _searches(shown), _feed(folder)),
+        (_items(folder, scratch), _searches(shown), _feed(folder)),
         setup=(f"create temp table first_position as {first}",),
         notes=(
             "page_time is taken for seconds: its unit is not stated",
@@ -83,12 +83,11 @@ def _feed(folder: Path) -> MappedTable:
     )
 
 
-def _items(folder: Path) -> MappedTable:
+def _items(folder: Path, scratch: Path) -> MappedTable:
     names = ("note_idx", "note_title", "note_content", "taxonomy1_id", "taxonomy2_id", "taxonomy3_id")
     counts = ("click_num", "like_num", "full_view_times")
-    rows = read_sql(
-        find_files(folder, "**/notes*"), {name: name for name in (*names, *counts)}, (*names[3:], *counts)
-    )
+    columns = {name: name for name in (*names, *counts)}
+    rows = read_sql(find_files(folder, "**/notes*"), columns, scratch, (*names[3:], *counts))
     levels = ", ".join(text(name).sql for name in names[3:])
     return MappedTable(
         ITEMS,

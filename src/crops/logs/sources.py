@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 
 from crops.errors import CropsError, nearest
 from crops.logs.files import refuse_lake_tables
-from crops.logs.tables import literal, path_literal, quoted, rows_of
+from crops.logs.lines import MAX_LINE_BYTES, clean_csv, clean_json
+from crops.logs.tables import literal, path_literal, quoted, rows_of, told_apart
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _LINES = (".jsonl", ".ndjson", ".json")
-_MAX_LINE_BYTES = 64_000_000
 
 
 def find_files(folder: Path, pattern: str) -> tuple[Path, ...]:
@@ -43,24 +43,30 @@ def find_files(folder: Path, pattern: str) -> tuple[Path, ...]:
     return tuple(sorted(found))
 
 
-def read_sql(files: Sequence[Path], columns: Mapping[str, str], optional: Sequence[str] = ()) -> str:
-    """Return the SELECT of the named columns as text, and of `_file` and `_row`.
+def read_sql(
+    files: Sequence[Path], columns: Mapping[str, str], scratch: Path, optional: Sequence[str] = ()
+) -> str:
+    """Return the SELECT of the named columns as text, and of `_problem`, `_file` and `_row`.
 
-    Lines that cannot be taken apart go to DuckDB's table `reject_errors` and are left out. `_row` counts from
-    0 in Parquet files and is NULL in others.
+    Lines that cannot be taken apart go to DuckDB's table `reject_errors`, or beside a clean copy, and are
+    left out; `_problem` says of a JSON line why it has no columns. `_row` counts from 0 in Parquet files,
+    lines from 1 in JSON lines, and is NULL in others.
 
     Args:
         files: files of one kind.
         columns: name in the SELECT -> column of the files; in JSON lines a path such as `a.b.c`.
+        scratch: folder for clean copies, see `crops.logs.lines`.
         optional: names that the files may lack; they read as NULL.
 
     Raises:
-        CropsError: a file is not readable, or lacks a column.
+        CropsError: a file is not readable, lacks a column or has it twice, or the column holds lists.
     """
     kind = _kind(files[0])
     if kind in _LINES:
         fields = [f"{json_text('doc', column)} as {quoted(name)}" for name, column in columns.items()]
-        return f"select {', '.join(fields)}, _file, _row from ({lines_sql(files)}) where doc is not null"
+        problem = _nested_problem({column: json_type("doc", column) for column in columns.values()})
+        fields.append(f"{problem} as _problem")
+        return f"select {', '.join(fields)}, _file, _row from ({lines_sql(files, scratch)})"
     parquet = kind == ".parquet"
     schemas = [parquet_schema(file) for file in files] if parquet else []
     headers = [list(schema.names) for schema in schemas] or [_header(file) for file in files]
@@ -69,53 +75,108 @@ def read_sql(files: Sequence[Path], columns: Mapping[str, str], optional: Sequen
         for column in wanted.values():
             if column not in header:
                 raise CropsError(f"{file}: column {column} is missing.{nearest(column, header)}")
+        for column in columns.values():
+            if header.count(column) > 1:
+                raise CropsError(f"{file}: column {column} is there {header.count(column)} times; keep one")
     if parquet:
+        for file, schema in zip(files, schemas, strict=True):
+            refuse_nested(file, schema, columns.values())
         fields = [f"cast({quoted(name)} as VARCHAR) as {quoted(name)}" for name in columns]
-        return f"select {', '.join(fields)}, _file, _row from {rows_of(files, schemas, columns)}"
+        problem = "cast(null as VARCHAR) as _problem"
+        return f"select {', '.join(fields)}, {problem}, _file, _row from {rows_of(files, schemas, columns)}"
     return " union all ".join(
-        f"select {_fields(columns, header)}, _file, cast(null as BIGINT) as _row from {_csv(file, header)}"
+        f"select {_fields(columns, header)}, cast(null as VARCHAR) as _problem,"
+        f" {literal(str(file))} as _file, cast(null as BIGINT) as _row from {_csv(file, header, scratch)}"
         for file, header in zip(files, headers, strict=True)
     )
 
 
-def lines_sql(files: Sequence[Path]) -> str:
+def lines_sql(files: Sequence[Path], scratch: Path) -> str:
     """Return the SELECT of the JSON lines: `doc` (NULL where a line is no JSON object), `_file`, `_row`.
 
-    What exports of OpenSearch wrap in `_source` is unwrapped.
+    What exports of OpenSearch wrap in `_source` is unwrapped. Empty lines are none; `_row` counts from 1.
     """
-    names = ", ".join(path_literal(file) for file in files)
     options = (
         "columns={'line': 'VARCHAR'}, auto_detect=false, header=false, delim='\x01', quote='', escape='',"
-        f" comment='', store_rejects=true, filename='_file', max_line_size={_MAX_LINE_BYTES}"
+        f" comment='', store_rejects=true, max_line_size={MAX_LINE_BYTES}"
+    )
+    lines = " union all ".join(
+        f"select line, {literal(str(file))} as _file, row_number() over () as _row"
+        f" from read_csv({path_literal(clean_json(file, scratch))}, {options})"
+        for file in files
     )
     doc = "case when json_valid(line) and json_type(line) = 'OBJECT' then cast(line as JSON) end"
     return (
-        "select coalesce(doc->'_source', doc) as doc, _file, cast(null as BIGINT) as _row"
-        f" from (select {doc} as doc, _file from read_csv([{names}], {options}))"
+        "select coalesce(doc->'_source', doc) as doc, _file, _row"
+        f" from (select {doc} as doc, _file, _row from ({lines}) where trim(line, ' \t\r') <> '')"
     )
+
+
+LISTS = "lists in "
+"""How `_problem` begins where a column holds lists or structs."""
+
+
+def _nested_problem(types: Mapping[str, str]) -> str:
+    """Return the SQL of what is wrong with a document, given the SQL of the JSON types of its columns."""
+    nested = (
+        f"when {type_} in ('ARRAY', 'OBJECT') then {literal(LISTS + column)}"
+        for column, type_ in types.items()
+    )
+    return f"case when doc is null then 'malformed_json' {' '.join(nested)} end"
+
+
+def refuse_nested(file: Path, schema: pa.Schema, columns: Collection[str]) -> None:
+    """Refuse Parquet columns of lists or structs where one value is wanted.
+
+    Raises:
+        CropsError: one of the columns is nested.
+    """
+    for field in schema:
+        if field.name in columns and pa.types.is_nested(field.type):
+            raise CropsError(f"{file}: {nested_message(field.name, str(field.type))}")
+
+
+def nested_message(column: str, found: str) -> str:
+    """Return what is wrong with a column of lists or structs, and the remedy."""
+    return (
+        f"column {column} holds lists or structs ({found}), where one value is wanted in each row:"
+        " write one row per element (UNNEST in SQL, explode in pandas and Spark), or map a field of it"
+    )
+
+
+def json_type(doc: str, path: str) -> str:
+    """Return the SQL expression of the JSON type at a dotted path of a JSON document."""
+    return f"json_type({doc}, {_json_path(path)})"
 
 
 def json_text(doc: str, path: str) -> str:
     """Return the SQL expression of the text at a dotted path of a JSON document."""
-    return f"json_extract_string({doc}, {literal('$.' + '.'.join(quoted(part) for part in path.split('.')))})"
+    return f"json_extract_string({doc}, {_json_path(path)})"
 
 
-def _fields(columns: Mapping[str, str], present: Collection[str]) -> str:
+def _json_path(path: str) -> str:
+    return literal("$." + ".".join(quoted(part) for part in path.split(".")))
+
+
+def _fields(columns: Mapping[str, str], header: Sequence[str]) -> str:
+    present = dict(zip(header, told_apart(header), strict=True))
     fields = (
-        f"cast({quoted(column) if column in present else 'null'} as VARCHAR) as {quoted(name)}"
+        f"cast({quoted(present[column]) if column in present else 'null'} as VARCHAR) as {quoted(name)}"
         for name, column in columns.items()
     )
     return ", ".join(fields)
 
 
-def _csv(file: Path, header: Sequence[str]) -> str:
+def _csv(file: Path, header: Sequence[str], scratch: Path) -> str:
     # Without the types and names of a header that was read here, DuckDB would guess them from dirty rows.
-    names = ", ".join(f"{literal(name)}: 'VARCHAR'" for name in header)
+    names = ", ".join(f"{literal(name)}: 'VARCHAR'" for name in told_apart(header))
+    delimiter = _DELIMITERS[_kind(file)]
     options = (
-        "auto_detect=false, header=true, store_rejects=true, quote='\"', escape='\"', filename='_file',"
-        f" delim={literal(_DELIMITERS[_kind(file)])}, max_line_size={_MAX_LINE_BYTES}"
+        "auto_detect=false, header=true, store_rejects=true, quote='\"', escape='\"',"
+        f" delim={literal(delimiter)}, max_line_size={MAX_LINE_BYTES}"
     )
-    return f"read_csv({path_literal(file)}, columns={{{names}}}, {options})"
+    clean = clean_csv(file, len(header), delimiter, scratch)
+    return f"read_csv({path_literal(clean)}, columns={{{names}}}, {options})"
 
 
 def _kind(file: Path) -> str:
@@ -138,7 +199,7 @@ def parquet_schema(file: Path) -> pa.Schema:
 def _header(file: Path) -> list[str]:
     try:
         opener = gzip.open if file.suffix == ".gz" else open
-        with opener(file, "rt", encoding="utf-8-sig", newline="") as lines:
+        with opener(file, "rt", encoding="utf-8-sig", errors="replace", newline="") as lines:
             return next(csv.reader(lines, delimiter=_DELIMITERS[_kind(file)]), [])
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise CropsError(f"{file} is not readable ({error}); write the file again, as UTF-8") from error
+    except (OSError, EOFError, csv.Error) as error:
+        raise CropsError(f"{file} is not readable ({error}); write the file again") from error

@@ -152,7 +152,7 @@ def rows_of(files: Sequence[Path], footers: Sequence[pa.Schema], columns: Mappin
     for _, run in itertools.groupby(zip(files, footers, strict=True), key=_layout):
         alike = list(run)
         footer = alike[0][1]
-        names = dict(zip(footer.names, _told_apart(footer.names), strict=True))
+        names = dict(zip(footer.names, told_apart(footer.names), strict=True))
         values = {column.name: quoted(names[column.name]) for column in footer if kind(column.type) != "null"}
         chosen = []
         for name, column in columns.items():
@@ -163,7 +163,7 @@ def rows_of(files: Sequence[Path], footers: Sequence[pa.Schema], columns: Mappin
     return f"({' union all '.join(parts)})"
 
 
-def _told_apart(names: Sequence[str]) -> list[str]:
+def told_apart(names: Sequence[str]) -> list[str]:
     """Return names that differ not in case only: the places of columns are added where they would.
 
     An empty name gets its place too.

@@ -14,7 +14,7 @@ import pyarrow as pa
 from crops.errors import CropsError, nearest
 from crops.logs.datasets import Dataset, MappedTable
 from crops.logs.mapping import Mapping, mapped_table
-from crops.logs.sources import find_files, json_text, lines_sql, parquet_schema
+from crops.logs.sources import find_files, json_text, json_type, lines_sql, parquet_schema, refuse_nested
 from crops.logs.tables import literal, quoted, rows_of
 from crops.logs.values import Value, identifier, text, time
 from crops.schema import FEED_EVENTS, ITEMS, SEARCH_IMPRESSIONS
@@ -22,10 +22,11 @@ from crops.schema import FEED_EVENTS, ITEMS, SEARCH_IMPRESSIONS
 _QUERY = ("query_id", "client_id", "user_query", "timestamp", "query_response_hit_ids")
 _EVENT = ("action_name", "timestamp", "query_id", "client_id", "user_id", "event_attributes")
 _REQUIRED = ("query_id", "user_query", "action_name", "timestamp")
+_NESTED = ("query_response_hit_ids", "event_attributes")
 _TITLES = ("name", "title", "object_name")
 
 
-def ubi(folder: Path, mapping: Mapping) -> Dataset:
+def ubi(folder: Path, mapping: Mapping, scratch: Path) -> Dataset:
     """Return the mapping of a folder with UBI queries and events, as JSON lines or Parquet.
 
     Files or folders whose names hold `queries` and `events`. Item texts come from `[items]` of the mapping;
@@ -34,18 +35,26 @@ def ubi(folder: Path, mapping: Mapping) -> Dataset:
     Args:
         folder: the folder.
         mapping: `[items]` and `[actions]` are read.
+        scratch: folder for clean copies.
 
     Raises:
-        CropsError: a file or column is missing.
+        CropsError: a file or column is missing, or a file is called queries and events.
     """
     queries, events = (find_files(folder, f"*{name}*") for name in ("queries", "events"))
-    items = mapped_table(ITEMS, mapping.items, folder, mapping) if mapping.items else _items_of_events()
+    if both := sorted(set(queries) & set(events)):
+        raise CropsError(
+            f"{both[0]} is called both queries and events and would be read twice: write its queries and its"
+            " events into files of their own"
+        )
+    items = (
+        mapped_table(ITEMS, mapping.items, folder, mapping, scratch) if mapping.items else _items_of_events()
+    )
     notes = () if mapping.items else ("item texts are those of the events' objects: map [items] for more",)
     return Dataset(
         (items, _searches(), _feed()),
         setup=(
-            f"create table ubi_queries as {_queries_sql(queries)}",
-            f"create table ubi_events as {_events_sql(events, mapping)}",
+            f"create table ubi_queries as {_queries_sql(queries, scratch)}",
+            f"create table ubi_events as {_events_sql(events, mapping, scratch)}",
             f"create table ubi_actions as {_ACTIONS}",
         ),
         text=mapping.text,
@@ -53,15 +62,22 @@ def ubi(folder: Path, mapping: Mapping) -> Dataset:
     )
 
 
-def _queries_sql(files: Sequence[Path]) -> str:
+def _queries_sql(files: Sequence[Path], scratch: Path) -> str:
     hits = "query_response_hit_ids"
     return f"""
-        select * exclude ({hits}), case when json_valid({hits}) and json_type({hits}) = 'ARRAY'
-            then cast({hits} as JSON[]) end as hits
-        from ({_documents(files, _QUERY)})"""
+        select * replace (case
+                when problem is null and query_id is not null and row_number() over (
+                    partition by problem, query_id
+                    order by "timestamp", client_id, user_query, hits, _file, _row
+                ) > 1 then 'repeated_query_id'
+                else problem end as problem)
+        from (
+            select * exclude ({hits}), case when json_valid({hits}) and json_type({hits}) = 'ARRAY'
+                then cast({hits} as JSON[]) end as hits
+            from ({_documents(files, _QUERY, scratch)}))"""
 
 
-def _events_sql(files: Sequence[Path], mapping: Mapping) -> str:
+def _events_sql(files: Sequence[Path], mapping: Mapping, scratch: Path) -> str:
     attributes = "case when json_valid(event_attributes) then cast(event_attributes as JSON) end"
     title = ", ".join(json_text("attributes", f"object.{name}") for name in _TITLES)
     return f"""
@@ -71,7 +87,7 @@ def _events_sql(files: Sequence[Path], mapping: Mapping) -> str:
             coalesce({title}) as title, {json_text("attributes", "object.description")} as description,
             action_name in ({_words(mapping.actions.click)}) as clicked,
             action_name in ({_words(mapping.actions.like)}) as liked
-        from (select *, {attributes} as attributes from ({_documents(files, _EVENT)}))"""
+        from (select *, {attributes} as attributes from ({_documents(files, _EVENT, scratch)}))"""
 
 
 _ACTIONS = """
@@ -82,10 +98,17 @@ _ACTIONS = """
 """
 
 _SHOWN = """
-    select query_id, unnest(hits) ->> '$' as object_id, generate_subscripts(hits, 1) as position, _file, _row
-    from ubi_queries where problem is null
+    select *, row_number() over (partition by query_id, object_id order by position) as turn
+    from (
+        select query_id, position, _file, _row,
+            case when json_type(hit) not in ('ARRAY', 'OBJECT') then hit ->> '$' end as object_id
+        from (
+            select query_id, unnest(hits) as hit, generate_subscripts(hits, 1) as position, _file, _row
+            from ubi_queries where problem is null
+        )
+    )
 """
-"""Position is the order of the hits."""
+"""Position is the order of the hits; `turn` counts those of one object."""
 
 
 def _searches() -> MappedTable:
@@ -93,15 +116,16 @@ def _searches() -> MappedTable:
     rows = f"""
         with shown as ({_SHOWN}),
         considered as (
-            select query_id, object_id, min(position) as rank, min(_file) as _file, min(_row) as _row
-            from shown group by query_id, object_id
+            select query_id, object_id, position as rank, _file, _row,
+                case when turn > 1 and object_id is not null then 'repeated_hit' end as problem
+            from shown
             union all
-            select query_id, object_id, ordinal as rank, _file, _row
+            select query_id, object_id, ordinal as rank, _file, _row, null
             from ubi_actions a anti join shown using (query_id, object_id)
         )
         select h.query_id, q.client_id, q.user_query, q."timestamp", h.object_id, h.rank,
             coalesce(a.clicked, false) as clicked, coalesce(a.liked, false) as liked,
-            case when q.query_id is null then 'unknown_query' end as problem, h._file, h._row
+            case when q.query_id is null then 'unknown_query' else h.problem end as problem, h._file, h._row
         from considered h left join ubi_actions a using (query_id, object_id)
             left join (select * from ubi_queries where problem is null) q on q.query_id = h.query_id
         union all
@@ -122,7 +146,10 @@ def _searches() -> MappedTable:
             "clicked": Value("clicked"),
             "liked": Value("liked"),
         },
-        {reason: f"problem = '{reason}'" for reason in ("malformed_json", "unknown_query", "no_hits")},
+        {
+            reason: f"problem = '{reason}'"
+            for reason in ("malformed_json", "repeated_query_id", "repeated_hit", "unknown_query", "no_hits")
+        },
     )
 
 
@@ -131,7 +158,7 @@ def _feed() -> MappedTable:
         select coalesce(client_id, user_id) as client_id, object_id, "timestamp", clicked, liked, problem,
             _file, _row
         from ubi_events
-        where problem is not null or (query_id is null and object_id is not null and (clicked or liked))"""
+        where problem is not null or ((query_id is null or object_id is null) and (clicked or liked))"""
     return MappedTable(
         FEED_EVENTS,
         rows,
@@ -159,25 +186,33 @@ def _items_of_events() -> MappedTable:
     return MappedTable(ITEMS, rows, columns, {"no_text": "title is null and description is null"})
 
 
-def _documents(files: Sequence[Path], names: Sequence[str]) -> str:
+def _documents(files: Sequence[Path], names: Sequence[str], scratch: Path) -> str:
     """Return the SELECT of the named fields as text, `problem` (of a line that is no JSON), `_file`, `_row`.
 
     Raises:
         CropsError: a Parquet file is not readable or lacks a required field.
     """
     if files[0].suffix != ".parquet":
-        fields = ", ".join(f"{json_text('doc', name)} as {quoted(name)}" for name in names)
+        fields = ", ".join(f"{_json_value(name)} as {quoted(name)}" for name in names)
         problem = "case when doc is null then 'malformed_json' end as problem"
-        return f"select {fields}, {problem}, _file, _row from ({lines_sql(files)})"
+        return f"select {fields}, {problem}, _file, _row from ({lines_sql(files, scratch)})"
     schemas = [parquet_schema(file) for file in files]
     for file, schema in zip(files, schemas, strict=True):
         for name in names:
             if name in _REQUIRED and name not in schema.names:
                 raise CropsError(f"{file}: column {name} is missing.{nearest(name, schema.names)}")
+        refuse_nested(file, schema, [name for name in names if name not in _NESTED])
     present = {field.name: field.type for schema in schemas for field in schema}
     fields = ", ".join(f"{_parquet_text(name, present.get(name))} as {quoted(name)}" for name in names)
     select = f"select {fields}, cast(null as VARCHAR) as problem, _file, _row"
     return f"{select} from {rows_of(files, schemas, {name: name for name in names})}"
+
+
+def _json_value(name: str) -> str:
+    """Return the SQL of a field of `doc` as text; a list or struct is no value where one is wanted."""
+    if name in _NESTED:
+        return json_text("doc", name)
+    return f"case when {json_type('doc', name)} not in ('ARRAY', 'OBJECT') then {json_text('doc', name)} end"
 
 
 def _parquet_text(name: str, type_: pa.DataType | None) -> str:

@@ -10,16 +10,24 @@ FACTORS = {"s": 1_000_000, "ms": 1_000, "us": 1}
 """Microseconds in a unit of time."""
 TOKENS = "anonymised tokens"
 """Texts are token ids: no pre-trained model can read them."""
+_ZONED = r":\d\d([.,]\d+)?\s*([+-]\d\d(:?\d\d(:\d\d)?)?|[A-Za-z][A-Za-z0-9_+/-]*)\s*$"
+"""A zone behind a time of day: an offset, `Z` or a name."""
+_TIMES = {"iso": "ISO 8601 such as 2026-01-05T12:00:00+08:00", "any": "ISO 8601 or a number of s, ms or us"}
 PLAIN = "plain"
 """Texts are words."""
 
 
 @dataclass(frozen=True)
 class Value:
-    """What a column becomes: `sql`, and the text `raw` that it is made from, if there is one."""
+    """What a column becomes."""
 
     sql: str
     raw: str | None = None
+    """The text that it is made from, if there is one."""
+    unread: str | None = None
+    """Predicate of texts that cannot be read; None: those that are there while `sql` is NULL."""
+    expected: str = ""
+    """What can be read, in words; empty where the contract's words for the column say it."""
 
 
 def text(raw: str) -> Value:
@@ -53,14 +61,30 @@ def flag(raw: str) -> Value:
     """Return whether a count or a truth value is positive; what is absent or unreadable is false."""
     number = f"try_cast({raw} as DOUBLE)"
     is_true = f"case when isfinite({number}) then {number} > 0 end"
-    return Value(f"coalesce({is_true}, try_cast({raw} as BOOLEAN), false)")
+    found = f"coalesce({is_true}, try_cast({raw} as BOOLEAN))"
+    return Value(
+        f"coalesce({found}, false)",
+        raw,
+        f"{given(raw)} and {found} is null",
+        "a number or a truth value (or name the texts that mean yes: equals = [...])",
+    )
 
 
 def duration(raw: str, unit: str) -> Value:
     """Return milliseconds from a number of `unit`; negative and infinite ones, and NaN, stand for unknown."""
     number = f"try_cast({raw} as DOUBLE)"
     known = f"isfinite({number}) and {number} between 0 and 1e15"
-    return Value(f"case when {known} then cast(round({number} * {FACTORS[unit]} / 1000) as BIGINT) end")
+    return Value(
+        f"case when {known} then cast(round({number} * {FACTORS[unit]} / 1000) as BIGINT) end",
+        raw,
+        f"{given(raw)} and {number} is null",
+        f"a number of {unit}",
+    )
+
+
+def given(raw: str) -> str:
+    """Return the predicate of texts that say something."""
+    return f"nullif(trim({raw}), '') is not null"
 
 
 def time(raw: str, unit: str, offset_minutes: int = 0) -> Value:
@@ -70,10 +94,11 @@ def time(raw: str, unit: str, offset_minutes: int = 0) -> Value:
         raw: the text.
         unit: `s`, `ms` or `us` since 1970 UTC; `iso` for ISO 8601; `any` for ISO 8601 or a number whose unit
             its size tells.
-        offset_minutes: of the zone in which ISO times without a zone are, ahead of UTC.
+        offset_minutes: of the zone in which ISO times without a zone are, ahead of UTC; a zone that is named
+            (`Z`, `+08`, `+05:30:00`, ` UTC`, ` Europe/Berlin`) wins.
     """
     number = f"try_cast({raw} as DOUBLE)"
-    zoned = rf"regexp_matches({raw}, '(Z|[+-]\d\d:?\d\d)\s*$')"
+    zoned = f"regexp_matches({raw}, '{_ZONED}')"
     shift = f"case when {zoned} then 0 else {offset_minutes * 60_000_000} end"
     iso = f"epoch_us(try_cast({raw} as TIMESTAMPTZ)) - {shift}"
     if unit == "iso":
@@ -83,7 +108,11 @@ def time(raw: str, unit: str, offset_minutes: int = 0) -> Value:
         found = f"case when isfinite({number}) then {_rounded(number, factor)} else {iso} end"
     else:
         found = f"case when isfinite({number}) then {_rounded(number, str(FACTORS[unit]))} end"
-    return Value(f"case when {found} between {EARLIEST_US} and {LATEST_US} then {found} end", raw)
+    return Value(
+        f"case when {found} between {EARLIEST_US} and {LATEST_US} then {found} end",
+        raw,
+        expected=_TIMES.get(unit, f"{unit} since 1970 UTC, of a year that can be"),
+    )
 
 
 def _rounded(number: str, factor: str) -> str:
