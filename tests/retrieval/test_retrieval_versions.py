@@ -214,3 +214,28 @@ def test_a_full_disk_stops_an_encoding_with_a_sentence(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("junk", [b"\0\0\0", b"\xff\xfe\n", b"", b"../../other\n"])
+def test_a_damaged_pointer_is_a_sentence_and_can_be_published_over(tmp_path, junk):
+    root = tmp_path / "index"
+    publish(root, unit(30, 16))
+    (root / "current").write_bytes(junk)
+    with pytest.raises(CropsError, match=r"current is damaged.*`crops index` again, or serve version 000001"):
+        open_index(str(root))
+    with pytest.raises(CropsError, match="current is damaged"):
+        current_version(str(root))
+    publish(root, unit(40, 16))
+    assert current_version(str(root)) == "000002"
+    assert (root / "versions" / "000001").is_dir()  # a reader may hold it
+
+
+@pytest.mark.parametrize("junk", [b"\0\0\0", b"\xff\xfe\n", b"", b"[]"])
+def test_a_damaged_manifest_is_a_sentence_and_can_be_published_over(tmp_path, junk):
+    root = tmp_path / "index"
+    publish(root, unit(30, 16))
+    (root / "versions" / "000001" / "manifest.json").write_bytes(junk)
+    with pytest.raises(CropsError, match=r"manifest.json is damaged or of another release; run `crops index`"):
+        open_index(str(root))
+    publish(root, unit(40, 16))
+    assert open_index(str(root)).manifest.count == 40

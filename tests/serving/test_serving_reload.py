@@ -97,6 +97,38 @@ def test_a_damaged_version_is_not_served(own_world, tmp_path):
         until(lambda: version(client) == published)
 
 
+@pytest.mark.parametrize("junk", [b"\0\0\0", b"\xff\xfe\n", b"", b"../new/versions/000001\n"])
+def test_a_damaged_current_is_told_once_and_its_repair_is_noticed(own_world, tmp_path, junk):
+    desk = open_world(own_world, reload_s=0.02)
+    failed = 'crops_reloads_total{index="index",result="failed"} %s.0'
+    current = own_world / "new" / "current"
+    with TestClient(make_app(desk, background=partial(watching, desk))) as client:
+        for turn in (1, 2):
+            current.write_bytes(junk)
+            until(lambda turn=turn: failed % turn in client.get("/metrics").text)
+            time.sleep(0.1)
+            assert failed % turn in client.get("/metrics").text
+            current.write_text("000001\n")
+            time.sleep(0.2)
+        published = publish(own_world / "new", "zebra", tmp_path)
+        until(lambda: version(client) == published)
+
+
+def test_an_error_that_nobody_expects_does_not_end_the_watch(own_world, tmp_path, monkeypatch):
+    def fail(*_):
+        raise MemoryError("no room")
+
+    desk = open_world(own_world, reload_s=0.02)
+    failed = 'crops_reloads_total{index="index",result="failed"} 1.0'
+    with TestClient(make_app(desk, background=partial(watching, desk))) as client:
+        with monkeypatch.context() as patch:
+            patch.setattr("crops.serving.reload.open_searcher", fail)
+            publish(own_world / "new", "zebra", tmp_path)
+            until(lambda: failed in client.get("/metrics").text)
+        published = publish(own_world / "new", "yak", tmp_path)
+        until(lambda: version(client) == published)
+
+
 def test_an_index_of_another_model_brings_its_model_and_evidence(own_world):
     desk = open_world(own_world)
     former = desk.explainer

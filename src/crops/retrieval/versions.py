@@ -81,12 +81,17 @@ def current_name(root: Path) -> str:
     """Return the name of the version in service.
 
     Raises:
-        CropsError: the folder is no index.
+        CropsError: the folder is no index, or the file that names its version is damaged.
     """
     try:
-        return (root / CURRENT).read_text().strip()
+        name = (root / CURRENT).read_bytes().strip()
     except OSError as error:
         raise CropsError(f"{root} is no index (no file {CURRENT}); make one with `crops index`") from error
+    if not name.isdigit():
+        raise CropsError(
+            f"{root / CURRENT} is damaged: it holds {name[:20]!r} and no version; {_mend(root, '')}"
+        )
+    return name.decode()
 
 
 def open_snapshot(root: Path) -> Snapshot:
@@ -102,28 +107,28 @@ def open_snapshot(root: Path) -> Snapshot:
         except FileNotFoundError as error:
             if current_name(root) == name:  # otherwise it was replaced meanwhile: open its successor
                 raise CropsError(
-                    f"{error.filename} is missing: version {name} cannot be served; {_mend(root)}"
+                    f"{error.filename} is missing: version {name} cannot be served; {_mend(root, name)}"
                 ) from error
 
 
 def _checked(folder: Path) -> Snapshot:
     root = folder.parent.parent
-    text = (folder / MANIFEST).read_text()
+    text = (folder / MANIFEST).read_bytes()
     try:
         manifest = IndexManifest.model_validate_json(text)
     except ValidationError as error:
-        raise CropsError(f"{folder / MANIFEST} is damaged or of another release; {_mend(root)}") from error
+        raise CropsError(f"{folder / MANIFEST} is damaged or of another release; {_mend(root, folder.name)}") from error
     for name, fact in manifest.files.items():
         size = (folder / name).stat().st_size
         if size != fact.bytes:
-            raise CropsError(f"{folder / name} has {size} bytes instead of {fact.bytes}; {_mend(root)}")
+            raise CropsError(f"{folder / name} has {size} bytes instead of {fact.bytes}; {_mend(root, folder.name)}")
         if _sha256(folder / name) != fact.sha256:
-            raise CropsError(f"{folder / name} was changed or damaged (its checksum differs); {_mend(root)}")
+            raise CropsError(f"{folder / name} was changed or damaged (its checksum differs); {_mend(root, folder.name)}")
     return Snapshot(folder, manifest)
 
 
-def _mend(root: Path) -> str:
-    name = current_name(root)
+def _mend(root: Path, name: str) -> str:
+    """Return what can be done about a version that cannot be served."""
     others = sorted(path.name for path in (root / VERSIONS).glob("[0-9]*") if path.name != name)
     back = f", or serve version {others[-1]} by writing that name into {root / CURRENT}" if others else ""
     return f"run `crops index` again{back}"
@@ -189,7 +194,7 @@ def _published(
     _sync(staging)
     staging.rename(versions / name)
     _sync(versions)
-    replaced = current_name(root) if (root / CURRENT).exists() else None
+    replaced = _replaced(root, names)
     write_synced(root / f".{CURRENT}.tmp", f"{name}\n")
     (root / f".{CURRENT}.tmp").replace(root / CURRENT)
     _sync(root)
@@ -197,6 +202,14 @@ def _published(
         if old != replaced:
             shutil.rmtree(versions / old)
     return Snapshot(versions / name, manifest)
+
+
+def _replaced(root: Path, names: Sequence[str]) -> str | None:
+    """Return the version before, which readers may hold; where that is not to be read, the newest."""
+    try:
+        return current_name(root)
+    except CropsError:
+        return max(names, key=int, default=None)
 
 
 @contextlib.contextmanager

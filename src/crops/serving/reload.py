@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
-from crops.errors import CropsError
 from crops.retrieval.uri import current_version
 from crops.serving.desk import Desk
 from crops.serving.explain import Explainer
@@ -39,7 +38,9 @@ async def _watch(desk: Desk, name: str, slot: Slot) -> None:
             version = await asyncio.to_thread(current_version, slot.uri or "")
             if version not in (slot.searcher.version, failed):
                 await replace(desk, name, slot)
-        except (CropsError, OSError) as error:  # what is in service goes on
+            if version == slot.searcher.version:
+                failed = None
+        except Exception as error:  # whatever it is, what is in service goes on, and so does the watch
             if version != failed or failed is None:
                 desk.service.metrics.reloads.labels(name, "failed").inc()
                 log_failure("reload", error, message=True, index=name, version=version)
