@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
+import glob
 import importlib.metadata
 import json
 import math
 import os
 import platform
+import re
+import secrets
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -43,25 +49,114 @@ _PACKAGES = ("duckdb", "numpy", "pyarrow", "sentence-transformers", "torch", "tr
 def publish(target: str | Path, command: str) -> Iterator[Path]:
     """Yield an empty folder that becomes `target` when the block ends well and vanishes otherwise.
 
+    What a killed process left is put right first: its half-written folders go, and where it was killed
+    between the two renames, the former output is back in its place.
+
     Args:
         target: the folder to write; an earlier output of the same command is replaced.
         command: the command, as `write_manifest` is told.
 
     Raises:
-        CropsError: `target` is a file, or holds anything but an output of this command.
+        CropsError: `target` is a file or a mount point, names no folder of this machine, or holds anything
+            but an output of this command; another process writes to it; or the disk is full or read-only.
     """
-    target = Path(target)
-    if target.exists():
-        _refuse_foreign(target, command)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    staging = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir()
+    check_local(Path(target))
+    place = Path(os.path.realpath(target))  # a link is followed: it is not what is to be replaced
+    with _writable(target):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if _is_mount(place):
+            raise CropsError(f"{target} is a mount point, which cannot be replaced; name a folder inside it")
+    with _alone(target, place):
+        _clear(place)
+        if place.exists():
+            _refuse_foreign(place, command)
+        staging = unique(place, "tmp")
+        try:
+            with _writable(target):
+                staging.mkdir()
+            # An output inside another that is being written leaves its failures to that one.
+            inside = place.parent.name.endswith(".tmp")
+            with contextlib.nullcontext() if inside else _writable(target, *_FULL):
+                yield staging
+            with _writable(target):
+                _swap(staging, place)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+
+
+def check_local(path: Path) -> None:
+    """Raise `CropsError` if a path is the address of another store: it would be a folder named `s3:`."""
+    if _SCHEME.match(str(path)):
+        raise CropsError(
+            f"{path} is no path of this machine: crops reads and writes local and mounted folders only; "
+            "mount or copy it, and name the folder"
+        )
+
+
+def unique(path: Path, kind: str) -> Path:
+    """Return a hidden name beside `path` that no other process, here or in another container, has."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}.{kind}")
+
+
+@contextlib.contextmanager
+def _writable(target: str | Path, *numbers: int) -> Iterator[None]:
+    """Turn failures of the disk (with one of `numbers`, if any is given) into a sentence."""
     try:
-        yield staging
-        _swap(staging, target)
+        yield
+    except OSError as error:
+        if numbers and error.errno not in numbers:
+            raise
+        raise CropsError(
+            f"{target} cannot be written, nothing was published: {error}; free disk space, or name another "
+            "folder"
+        ) from error
+
+
+@contextlib.contextmanager
+def _alone(target: str | Path, place: Path) -> Iterator[None]:
+    """Be the only writer of a folder; the lock dies with its process."""
+    path = place.with_name(f".{place.name}.lock")
+    while True:
+        with _writable(target):
+            lock = path.open("w")
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                lock.close()
+                raise CropsError(f"another process writes to {target}; wait until it has ended") from error
+            if path.exists() and os.path.samestat(path.stat(), os.fstat(lock.fileno())):
+                break
+            lock.close()  # its owner has just removed it
+    try:
+        yield
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        path.unlink(missing_ok=True)
+        fcntl.flock(lock, fcntl.LOCK_UN)  # a child process may have it open, too
+        lock.close()
+
+
+def _clear(place: Path) -> None:
+    left = f".{glob.escape(place.name)}.{'[0-9a-f]' * 16}"
+    for old in place.parent.glob(f"{left}.old"):
+        if not place.exists():
+            old.rename(place)
+    for path in [*place.parent.glob(f"{left}.old"), *place.parent.glob(f"{left}.tmp")]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_mount(place: Path) -> bool:
+    if place.is_mount():
+        return True
+    with contextlib.suppress(OSError):  # a folder of the same disk, as containers have: only Linux tells
+        for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
+            escaped = line.split()[4]
+            if re.sub(rb"\\(\d{3})", lambda code: bytes([int(code[1], 8)]), escaped) == os.fsencode(place):
+                return True
+    return False
 
 
 def _refuse_foreign(target: Path, command: str) -> None:
@@ -77,11 +172,45 @@ def _refuse_foreign(target: Path, command: str) -> None:
 
 
 def _swap(staging: Path, target: Path) -> None:
-    old = target.with_name(f".{target.name}.{os.getpid()}.old")
+    old = unique(target, "old")
     if target.exists():
         target.rename(old)
     staging.rename(target)
     shutil.rmtree(old, ignore_errors=True)
+
+
+class Scratch(tempfile.TemporaryDirectory[str]):
+    """A temporary folder; those of its kind that killed processes left go when the next is made."""
+
+    def __init__(self, prefix: str) -> None:
+        """Make a folder whose name begins with `prefix`."""
+        for path in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
+            with contextlib.suppress(OSError):  # in use, of another user, or gone
+                if time.time() - path.stat().st_mtime > _FRESH_S:
+                    _remove_unlocked(path)
+        super().__init__(prefix=prefix)
+        self._lock = os.open(self.name, os.O_RDONLY)
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+
+    def cleanup(self) -> None:
+        """Remove the folder."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+        super().cleanup()
+
+
+_FRESH_S = 60
+"""A folder may be so many seconds old before its maker has locked it."""
+
+
+def _remove_unlocked(path: Path) -> None:
+    lock = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(path)
+    finally:
+        os.close(lock)
 
 
 def versions() -> dict[str, str]:

@@ -235,7 +235,9 @@ def test_a_damaged_manifest_is_a_sentence_and_can_be_published_over(tmp_path, ju
     root = tmp_path / "index"
     publish(root, unit(30, 16))
     (root / "versions" / "000001" / "manifest.json").write_bytes(junk)
-    with pytest.raises(CropsError, match=r"manifest.json is damaged or of another release; run `crops index`"):
+    with pytest.raises(
+        CropsError, match=r"manifest.json is damaged or of another release; run `crops index`"
+    ):
         open_index(str(root))
     publish(root, unit(40, 16))
     assert open_index(str(root)).manifest.count == 40

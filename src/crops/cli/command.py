@@ -8,6 +8,7 @@ import inspect
 import numbers
 import os
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Any, ParamSpec, TypeVar, get_args, get_origin, get_type_hints
 
@@ -15,6 +16,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from typer.models import ParameterInfo
 
 from crops.errors import CropsError
+from crops.outputs import check_local
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -73,11 +75,15 @@ def _argument(
         alone = isinstance(value, str | os.PathLike) or not isinstance(value, Iterable)
         plain = [plain] if alone else [_plain(one) for one in value]
     try:
-        return adapter.validate_python(plain)
+        found = adapter.validate_python(plain)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         wrong = "a path is text or a pathlib.Path" if first["type"] == "path_type" else first["msg"]
         raise CropsError(f"crops.{command}: {name}={value!r}: {wrong[0].lower()}{wrong[1:]}") from error
+    for one in found if isinstance(found, list) else [found]:
+        if isinstance(one, Path):
+            check_local(one)
+    return found
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401

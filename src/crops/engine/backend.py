@@ -7,7 +7,6 @@ The SQL of this room keeps to the common subset of DuckDB and Spark; whatever di
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from crops.engine.pieces import ROW_GROUP, check_rows, open_parquet
 from crops.errors import CropsError
 from crops.logs import Logs, interruptible
 from crops.logs.tables import literal, path_literal
+from crops.outputs import Scratch
 from crops.schema import ARROW_TYPES
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ class DuckDBBackend:
         self._files: list[Path] = []
         self._writers: dict[Path, pq.ParquetWriter] = {}
         self._counted: Counter[Path] = Counter()
-        self._spill = tempfile.TemporaryDirectory(prefix="crops-engine-")
+        self._spill = Scratch("crops-engine-")
         config: dict[str, str | bool | int | float | list[str]] = {
             "memory_limit": f"{duckdb_limit(self.memory)}B",
             "temp_directory": self._spill.name,

@@ -187,7 +187,7 @@ def _clear(out: Path) -> None:
         target = out / old.name[1:].rsplit(".", 2)[0]
         if not target.exists():  # killed between the two renames of a publish
             old.rename(target)
-    for path in [*out.glob(".*.old"), *out.glob(".*.tmp"), *out.glob(f"{SCRATCH}*")]:
+    for path in [*out.glob(".*.old"), *out.glob(".*.tmp"), *out.glob(".*.lock"), *out.glob(f"{SCRATCH}*")]:
         if path.is_dir():
             shutil.rmtree(path)
         else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from crops.engine.events import load_events
 from crops.engine.scoring import CachedScorer, cached, key_documents, score_pairs
 from crops.labels import Source
 from crops.logs import Logs
+from crops.outputs import Scratch
 from crops.protocols import PairScorer
 from crops.signals import within_sql
 
@@ -127,7 +127,7 @@ def reformulation_positives(
     Raises:
         CropsError: the days hold no search, or a scorer broke its contract.
     """
-    with DuckDBBackend(memory) as backend, tempfile.TemporaryDirectory() as scratch:
+    with DuckDBBackend(memory) as backend, Scratch("crops-queries-") as scratch:
         load_events(backend, logs, days, keep=False)
         backend.table("p1_found", reformulations_sql(config))
         keep_similar(backend, config, cached(similarity, Path(scratch) / "similarity"))

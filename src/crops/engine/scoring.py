@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ import pyarrow.parquet as pq
 
 from crops.engine.backend import Backend, id_sql
 from crops.errors import CropsError
-from crops.outputs import progress
+from crops.outputs import progress, unique
 from crops.protocols import PairScorer
 from crops.text import content_id
 
@@ -205,7 +204,7 @@ def _save(folder: Path, batches: list[pa.RecordBatch]) -> None:
         b"".join(column.to_numpy().tobytes() for column in table.itercolumns())
     ).hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)
-    staging = folder / f".{name}.{os.getpid()}.tmp"
+    staging = unique(folder / name, "tmp")
     try:
         pq.write_table(table, staging)
         staging.replace(folder / f"part-{name}.parquet")

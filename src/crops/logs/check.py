@@ -17,7 +17,7 @@ from crops.logs.rules import KNOWN_ITEMS
 from crops.logs.split import count, count_rejected, split
 from crops.logs.tables import Logs, open_logs, text_kind
 from crops.logs.write import count_accepted, keep_accepted, row_faults, write_rejects
-from crops.outputs import publish, timed, write_manifest
+from crops.outputs import Scratch, publish, timed, write_manifest
 from crops.schema import STAGES
 
 _STAGE_LABELS = {
@@ -52,7 +52,7 @@ def check(logs: str | Path, out: str | Path | None = None, memory: str = "2GB") 
     source = open_logs(logs)
     seconds: dict[str, float] = {}
     if out is None:
-        with tempfile.TemporaryDirectory() as spill, database(source, memory, spill) as connection:
+        with Scratch("crops-check-") as spill, database(source, memory, spill) as connection:
             return interruptible(connection, lambda: _check(connection, source, None, seconds))
     if source.path.resolve().is_relative_to(Path(out).resolve()):
         raise CropsError(f"{out} holds the logs that are checked; name another folder for the output")

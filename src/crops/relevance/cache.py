@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from crops.errors import CropsError
+from crops.outputs import unique
 
 
 def text_key(text: str) -> bytes:
@@ -58,7 +58,7 @@ class VectorStore:
         """Write one more part: `keys` and their vectors [n, dim]."""
         name = hashlib.sha256(b"".join(keys)).hexdigest()[:16]
         self.folder.mkdir(parents=True, exist_ok=True)
-        staging = self.folder / f".{name}.{os.getpid()}.tmp"
+        staging = unique(self.folder / name, "tmp")
         flat = pa.array(np.ascontiguousarray(vectors, np.float32).ravel())
         table = pa.table(
             {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from functools import cache
 from importlib import resources
@@ -13,6 +12,7 @@ from markupsafe import Markup
 
 from crops.evaluation import MIN_QUERIES
 from crops.labels import DEFAULT_LABELS, Source
+from crops.outputs import unique
 from crops.report.calibration import CalibrationReport, calibration_charts
 from crops.report.data import SIGNIFICANT, DemoReport, Hit, QueryCase, ResultTable
 from crops.report.engine import EngineReport, engine_charts
@@ -94,7 +94,7 @@ def write_report(data: Report, path: str | Path) -> None:
     path = Path(path)
     page = render_report(data)
     path.parent.mkdir(parents=True, exist_ok=True)
-    staging = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    staging = unique(path, "tmp")
     try:
         staging.write_text(page, encoding="utf-8", errors="replace")
         staging.replace(path)

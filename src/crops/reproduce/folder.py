@@ -6,13 +6,12 @@ import contextlib
 import errno
 import fcntl
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from crops.errors import CropsError
-from crops.outputs import MANIFEST
+from crops.outputs import MANIFEST, unique
 from crops.platform import platform_version
 from crops.reproduce.version import RESULTS_VERSION
 
@@ -92,7 +91,7 @@ def _sweep(out: Path) -> None:
 def write_atomically(path: Path, text: str) -> None:
     """Write a text file that appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    staging = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    staging = unique(path, "tmp")
     try:
         staging.write_text(text)
         staging.replace(path)

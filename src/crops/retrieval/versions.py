@@ -112,18 +112,18 @@ def open_snapshot(root: Path) -> Snapshot:
 
 
 def _checked(folder: Path) -> Snapshot:
-    root = folder.parent.parent
+    mend = _mend(folder.parent.parent, folder.name)
     text = (folder / MANIFEST).read_bytes()
     try:
         manifest = IndexManifest.model_validate_json(text)
     except ValidationError as error:
-        raise CropsError(f"{folder / MANIFEST} is damaged or of another release; {_mend(root, folder.name)}") from error
+        raise CropsError(f"{folder / MANIFEST} is damaged or of another release; {mend}") from error
     for name, fact in manifest.files.items():
         size = (folder / name).stat().st_size
         if size != fact.bytes:
-            raise CropsError(f"{folder / name} has {size} bytes instead of {fact.bytes}; {_mend(root, folder.name)}")
+            raise CropsError(f"{folder / name} has {size} bytes instead of {fact.bytes}; {mend}")
         if _sha256(folder / name) != fact.sha256:
-            raise CropsError(f"{folder / name} was changed or damaged (its checksum differs); {_mend(root, folder.name)}")
+            raise CropsError(f"{folder / name} was changed or damaged (its checksum differs); {mend}")
     return Snapshot(folder, manifest)
 
 

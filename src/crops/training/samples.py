@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import pyarrow.parquet as pq
 from crops.errors import CropsError
 from crops.labels import ALL_SOURCES, DEFAULT_LABELS, Source
 from crops.logs.files import refuse_lake_tables
+from crops.outputs import Scratch
 from crops.text import PLAIN, Rendering
 from crops.training.data import TrainingData, Wordless
 
@@ -118,7 +118,7 @@ def opened(
     Raises:
         CropsError: as `load_samples`.
     """
-    with tempfile.TemporaryDirectory(prefix="crops-training-") as spill:
+    with Scratch("crops-training-") as spill:
         settings: dict[str, str | bool | int | float | list[str]] = {
             "memory_limit": samples.memory,
             "temp_directory": spill,

@@ -1,0 +1,164 @@
+"""Outputs and scratch folders when processes are killed, meet, or name a place that cannot be written."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+import crops
+from crops import outputs
+from crops.errors import CropsError
+from crops.outputs import Scratch, publish, write_manifest
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import test_publish
+
+steps, fatal = 0, int(sys.argv[3])
+
+def counted(real):
+    def step(*args, **options):
+        global steps
+        if steps == fatal:
+            os.kill(os.getpid(), signal.SIGKILL)
+        steps += 1
+        return real(*args, **options)
+    return step
+
+Path.rename, Path.write_text = counted(Path.rename), counted(Path.write_text)
+test_publish.write(Path(sys.argv[2]) / "out", "two")
+"""
+
+
+def write(target, text="one"):
+    with publish(target, "mine") as staging:
+        (staging / "data.txt").write_text(text)
+        write_manifest(staging, "mine", config={}, seconds={})
+
+
+@pytest.mark.parametrize("step", range(5))
+def test_what_a_kill_left_is_put_right_by_the_next_run(tmp_path, step):
+    """Killed before each of the three files is written, and before each of the two renames."""
+    write(tmp_path / "out")
+    command = [sys.executable, "-c", KILLED, str(Path(__file__).parent), str(tmp_path), str(step)]
+    assert subprocess.run(command).returncode == -signal.SIGKILL
+    assert len(list(tmp_path.iterdir())) > 1
+    with publish(tmp_path / "out", "mine"):
+        assert (tmp_path / "out" / "data.txt").read_text() == "one"
+        assert len(list(tmp_path.iterdir())) == 3  # the output, the lock, and what is being written
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_former_output_is_back_even_if_the_next_run_fails(tmp_path):
+    write(tmp_path / "out")
+    (tmp_path / "out").rename(tmp_path / f".out.{'0f' * 8}.old")
+    with pytest.raises(ValueError, match="wrong"), publish(tmp_path / "out", "mine"):
+        raise ValueError("wrong")
+    assert (tmp_path / "out" / "data.txt").read_text() == "one"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_two_processes_of_one_number_do_not_touch_each_others_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "getpid", lambda: 1)  # as in two containers
+    with publish(tmp_path / "out", "mine") as first:
+        (first / "data.txt").write_text("first")
+        with pytest.raises(CropsError, match="another process writes to .*out; wait"):
+            write(tmp_path / "out", "second")
+        write_manifest(first, "mine", config={}, seconds={})
+    assert (tmp_path / "out" / "data.txt").read_text() == "first"
+    write(tmp_path / "out", "third")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_outputs_whose_names_begin_alike_stay_apart(tmp_path):
+    with publish(tmp_path / "out.b", "mine") as other:
+        write(tmp_path / "out")
+        assert other.is_dir()
+
+
+def test_a_mount_point_is_refused_before_the_work(tmp_path, monkeypatch):
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr(Path, "is_mount", lambda path: path == tmp_path / "out")
+    with pytest.raises(CropsError, match="out is a mount point.*name a folder inside"):
+        write(tmp_path / "out")
+    write(tmp_path / "out" / "inside")
+
+
+def test_a_folder_that_cannot_be_written_is_a_sentence():
+    with pytest.raises(CropsError, match="/proc/out cannot be written"):
+        write(Path("/proc/out"))
+    with pytest.raises(CropsError, match="cannot be written"):
+        write(Path("/proc/version/out"))
+
+
+def test_a_disk_that_fills_up_is_a_sentence_and_leaves_the_former_output(tmp_path):
+    write(tmp_path / "out")
+    with pytest.raises(CropsError, match="No space left on device; free disk space"):
+        with publish(tmp_path / "out", "mine"):
+            raise OSError(28, "No space left on device")
+    assert (tmp_path / "out" / "data.txt").read_text() == "one"
+
+
+def test_a_link_goes_on_naming_the_output(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "disk" / "out")
+    for text in ("one", "two"):
+        write(tmp_path / "out", text)
+        assert (tmp_path / "out").is_symlink()
+        assert (tmp_path / "disk" / "out" / "data.txt").read_text() == text
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "out"]
+
+
+@pytest.mark.parametrize(
+    "address", ["s3://bucket/out", "gs://b/o", "hdfs://n/o", "file:///tmp/o", "abfss://c@a/o"]
+)
+def test_addresses_of_other_stores_are_refused(tmp_path, monkeypatch, write_logs, address):
+    monkeypatch.chdir(tmp_path)
+    logs = write_logs(tmp_path / "logs")
+    with pytest.raises(CropsError, match="is no path of this machine"):
+        write(address)
+    with pytest.raises(CropsError, match="is no path of this machine"):
+        crops.check(logs, address)
+    with pytest.raises(CropsError, match="is no path of this machine"):
+        crops.check(Path(address), tmp_path / "checked")
+    with pytest.raises(CropsError, match="is no path of this machine"):
+        crops.mine(logs, address, relevance="none")
+    assert [path.name for path in tmp_path.iterdir()] == ["logs"]
+
+
+SPILLING = """
+import os, signal, sys
+from crops.outputs import Scratch
+folder = Scratch("crops-test-")
+print(folder.name, flush=True)
+if sys.argv[1] == "die":
+    os.kill(os.getpid(), signal.SIGKILL)
+sys.stdin.read()
+"""
+
+
+def test_scratch_folders_of_killed_processes_go_and_those_in_use_stay(tmp_path, monkeypatch):
+    def start(fate):
+        command = [sys.executable, "-c", SPILLING, fate]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        process = subprocess.Popen(command, env={**os.environ, "TMPDIR": str(tmp_path)}, **pipes)
+        return process, Path(process.stdout.readline().strip())
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(outputs, "_FRESH_S", -1)
+    killed, left = start("die")
+    killed.wait()
+    living, used = start("live")
+    assert left.is_dir()
+    with Scratch("crops-test-") as own:
+        assert sorted(tmp_path.iterdir()) == sorted([used, Path(own)])
+    living.communicate("")
+    assert list(tmp_path.iterdir()) == []
