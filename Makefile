@@ -34,7 +34,7 @@ demo: $(VENV)/.demo  ## simulate, mine, train, evaluate; writes out/demo/report.
 	$(BIN)/crops demo --out $(OUT)
 
 test: $(VENV)/.dev  ## the test suite with coverage
-	$(BIN)/python -m pytest --cov --cov-report=term -m 'not verify and not smoke'
+	$(BIN)/python -m pytest -n auto --dist loadfile --cov --cov-report=term -m 'not verify and not smoke'
 
 smoke: $(VENV)/.dev  ## 20,000 items from logs to two evaluated retrievers, in minutes
 	$(BIN)/python -m pytest -m smoke

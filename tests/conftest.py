@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,6 +15,15 @@ import pytest
 from crops.schema import ARROW_TYPES, FEED_EVENTS, ITEMS, SEARCH_IMPRESSIONS, Table
 
 Row = Mapping[str, Any]
+
+
+def pytest_configure() -> None:
+    """Prepare a worker of pytest-xdist: no width of a terminal that there is not, one thread each."""
+    os.environ.pop("COLUMNS", None)
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
 NOON_US = 1_767_614_400_000_000
 """2026-01-05 12:00:00 UTC, the time of a row that names none."""
 DEFAULTS: dict[str, dict[str, Any]] = {
