@@ -62,7 +62,17 @@ def test_the_platform_knows_no_room_that_learns():
         for name in imported(file)
         if name.startswith("crops.")
     }
-    assert rooms <= {"platform", "logs", "schema", "config", "errors", "labels", "protocols", "signals", "text"}
+    assert rooms <= {
+        "platform",
+        "logs",
+        "schema",
+        "config",
+        "errors",
+        "labels",
+        "protocols",
+        "signals",
+        "text",
+    }
 
 
 def test_rooms_that_learn_do_not_name_the_files_of_the_truth():
