@@ -134,7 +134,10 @@ def _read(connection: duckdb.DuckDBPyConnection, mapped: MappedTable) -> None:
         select {columns}, _reasons, _given, {_present(lost)} as _lost, {_present(unread)} as _unread,
             case when len(_reasons) > 0 then to_json(_source_row) end as _source, _file, _row
         from (
-            select *, list_concat(refused, {_present(lacking)}) as _reasons
+            select *, list_concat(
+                refused,
+                case when list_contains(refused, 'malformed_json') then [] else {_present(lacking)} end
+            ) as _reasons
             from (
                 select struct_pack({values}) as v, {_present(refused)} as refused,
                     {_present(said)} as _given, {_present(odd)} as odd, _source_row,

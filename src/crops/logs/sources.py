@@ -200,6 +200,9 @@ def _header(file: Path) -> list[str]:
     try:
         opener = gzip.open if file.suffix == ".gz" else open
         with opener(file, "rt", encoding="utf-8-sig", errors="replace", newline="") as lines:
-            return next(csv.reader(lines, delimiter=_DELIMITERS[_kind(file)]), [])
+            header = next(csv.reader(lines, delimiter=_DELIMITERS[_kind(file)]), [])
     except (OSError, EOFError, csv.Error) as error:
         raise CropsError(f"{file} is not readable ({error}); write the file again") from error
+    if any(letter in name for name in header for letter in "\ufffd\0"):
+        raise CropsError(f"{file}: its header is not UTF-8; write the file again, as UTF-8")
+    return header

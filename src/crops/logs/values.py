@@ -12,6 +12,8 @@ TOKENS = "anonymised tokens"
 """Texts are token ids: no pre-trained model can read them."""
 _ZONED = r":\d\d([.,]\d+)?\s*([+-]\d\d(:?\d\d(:\d\d)?)?|[A-Za-z][A-Za-z0-9_+/-]*)\s*$"
 """A zone behind a time of day: an offset, `Z` or a name."""
+_APART = r"(:\d\d(?:[.,]\d+)?)\s+([+-]\d\d[:\d]*\s*)$"
+"""An offset that white space parts from the time: DuckDB wants none."""
 _TIMES = {"iso": "ISO 8601 such as 2026-01-05T12:00:00+08:00", "any": "ISO 8601 or a number of s, ms or us"}
 PLAIN = "plain"
 """Texts are words."""
@@ -100,7 +102,8 @@ def time(raw: str, unit: str, offset_minutes: int = 0) -> Value:
     number = f"try_cast({raw} as DOUBLE)"
     zoned = f"regexp_matches({raw}, '{_ZONED}')"
     shift = f"case when {zoned} then 0 else {offset_minutes * 60_000_000} end"
-    iso = f"epoch_us(try_cast({raw} as TIMESTAMPTZ)) - {shift}"
+    joined = f"regexp_replace({raw}, '{_APART}', '\\1\\2')"
+    iso = f"epoch_us(try_cast({joined} as TIMESTAMPTZ)) - {shift}"
     if unit == "iso":
         found = iso
     elif unit == "any":
