@@ -226,6 +226,7 @@ def write_manifest(
     folder = Path(folder)
     manifest = {
         "command": command,
+        "made_in": str(folder.absolute().parent),
         "created_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "seed": config.get("seed"),
         "python": platform.python_version(),
@@ -264,6 +265,25 @@ def read_manifest(folder: str | Path, made_by: str) -> dict[str, Any]:
         raise CropsError(f"{folder} is not an output of `crops {made_by}` (no {MANIFEST} in it)")
     manifest: dict[str, Any] = json.loads(path.read_text())
     return manifest
+
+
+def recorded(path: str, folder: str | Path, made_in: str | None) -> Path:
+    """Return where a path is now that an output recorded.
+
+    Args:
+        path: as it was recorded, absolute.
+        folder: the output, where it is now.
+        made_in: the folder that it was made in, as its manifest says.
+
+    Returns:
+        `path` if it is there; else what lies now where it lay, as seen from the output: they were moved
+        together. `path` if that is not there either.
+    """
+    if made_in and not Path(path).exists():
+        moved = Path(os.path.abspath(Path(folder).parent / os.path.relpath(path, made_in)))
+        if moved.exists():
+            return moved
+    return Path(path)
 
 
 @contextlib.contextmanager

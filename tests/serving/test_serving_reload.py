@@ -176,3 +176,29 @@ class Narrow:
 
     def encode(self, texts, **_):
         return np.full((len(texts), 4), 0.5, dtype=np.float32)
+
+
+def test_an_index_is_served_from_anywhere_and_moves_with_its_model(world, tmp_path, monkeypatch):
+    asked = []
+
+    def load(name):
+        asked.append(name)
+        return MODELS["new"]
+
+    monkeypatch.setattr(opening, "load_model", load)
+    before, after = tmp_path / "before", tmp_path / "after"
+    (before / "model").mkdir(parents=True)
+    monkeypatch.chdir(before)
+    build_index("index", MODELS["new"]._replace(name="model"), world / "logs", IndexConfig())
+    monkeypatch.chdir(tmp_path)
+    opening.open_searcher("before/index", "new")
+    before.rename(after)
+    opening.open_searcher(str(after / "index"), "new")
+    publish(after / "index", "zebra", tmp_path)
+    opening.open_searcher(str(after / "index"), "new")
+    assert asked == [str(before / "model"), str(after / "model"), str(after / "model")]
+    shutil.rmtree(after / "model")
+    with pytest.raises(CropsError, match="no such folder any more; say with --model where it is now"):
+        opening.open_searcher(str(after / "index"), "new")
+    assert len(asked) == 3  # a path is no name to ask a hub for
+    opening.open_searcher(str(after / "index"), "new", [MODELS["new"]])

@@ -111,8 +111,8 @@ def build_day(logs: Logs, out: Path, day: str, job: Job, forgotten: Forgotten) -
             return False
         with publish(target, "mine") as folder:
             mine_into(folder, remaining, [day], job)
-            facts = {"logs": str(logs.path), "inputs": _inputs(logs, day), "forgotten": forgotten.digest()}
-            complete(folder, job, facts)
+            facts = {"inputs": _inputs(logs, day), "forgotten": forgotten.digest()}
+            complete(folder, job, {"logs": str(logs.path.absolute()), **facts})
     return True
 
 
@@ -126,7 +126,7 @@ def mine_into(folder: Path, logs: Logs, days: Sequence[str] | None, job: Job) ->
 
 def complete(folder: Path, job: Job, facts: dict[str, Any]) -> None:
     """Add facts to the manifest of a mined folder, and its content manifest."""
-    manifest = {**read_manifest(folder, "mine"), **facts}
+    manifest = {**read_manifest(folder, "mine"), "made_in": str(folder.absolute().parent), **facts}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
     write_content(folder, job.config.memory)
 

@@ -38,7 +38,7 @@ from crops.engine.subtract import (
 from crops.engine.window import built_days, day_folder, merge_window
 from crops.errors import CropsError
 from crops.logs import Logs, open_logs
-from crops.outputs import MANIFEST, publish, read_manifest
+from crops.outputs import MANIFEST, publish, read_manifest, recorded
 
 LEFT = (
     "the logs still hold them: a new mining from there brings them back, but for builds of this folder",
@@ -158,12 +158,13 @@ def _forget_folder(
         with publish(out, "mine") as folder:
             mine_into(folder, remaining, job.config.days, job)
             write_forgotten(folder, replace(forgotten, pending=False))
-            complete(folder, job, {"logs": str(source.path)})
+            complete(folder, job, {"logs": str(source.path.absolute())})
     return [str(out)]
 
 
 def _logs_of(folder: Path, logs: Path | None) -> Logs:
-    path = logs or Path(read_manifest(folder, "mine")["logs"])
+    manifest = read_manifest(folder, "mine")
+    path = logs or recorded(manifest["logs"], folder, manifest.get("made_in"))
     if not path.is_dir():
         raise CropsError(f"{path}: the logs that {folder} was mined from are gone; give --logs")
     return open_logs(path)
@@ -175,8 +176,10 @@ def _job_of(folder: Path, job: Job) -> Job:
         raise CropsError(
             f"{folder} was mined otherwise: {'; '.join(changed)}; give the same --relevance and --config"
         )
-    generated = read_manifest(folder, "mine")["generated"]
-    return replace(job, generated=None if generated is None else Path(generated))
+    manifest = read_manifest(folder, "mine")
+    if (generated := manifest["generated"]) is None:
+        return replace(job, generated=None)
+    return replace(job, generated=recorded(generated, folder, manifest.get("made_in")))
 
 
 def _trained_on(out: Path, roots: Sequence[Path]) -> Iterator[str]:
@@ -190,6 +193,6 @@ def _trained_on(out: Path, roots: Sequence[Path]) -> Iterator[str]:
 def _names(folder: Path, out: Path) -> bool:
     manifest = read_manifest(folder, "train")
     samples = manifest.get("samples")
-    return (
-        manifest["command"] == "train" and samples is not None and Path(samples).resolve().is_relative_to(out)
-    )
+    if manifest["command"] != "train" or samples is None:
+        return False
+    return recorded(samples, folder, manifest.get("made_in")).resolve().is_relative_to(out)

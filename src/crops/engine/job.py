@@ -108,7 +108,7 @@ def mine(
             "mine",
             config=settings,
             seconds=seconds,
-            logs=str(logs.path),
+            logs=str(logs.path.absolute()),
             days=report["days"],
             generated=None if generated is None else str(generated.absolute()),
             scorers=scorer_names(relevance, similarity),

@@ -14,7 +14,7 @@ from crops.engine.backend import Backend
 from crops.engine.window import REPORT, WINDOW
 from crops.errors import CropsError
 from crops.logs import Logs, open_logs
-from crops.outputs import RESOLVED_CONFIG, read_manifest
+from crops.outputs import RESOLVED_CONFIG, read_manifest, recorded
 from crops.schema import EVIDENCE, ITEMS, QUERIES, SAMPLES, SYNTHETIC_ITEMS
 
 TABLES = (SAMPLES, QUERIES, EVIDENCE, ITEMS, SYNTHETIC_ITEMS)
@@ -72,7 +72,8 @@ def read_mined(out: Path) -> Mined:
     logs: dict[str, list[str]] = {}
     of_days = manifest.get("logs_of_days") or {day: manifest["logs"] for day in report["days"]}
     for day, path in of_days.items():
-        logs.setdefault(path, []).append(day)
+        now = str(recorded(path, folder, manifest.get("made_in")))
+        logs.setdefault(now, []).append(day)
     return Mined(folder, EngineConfig.model_validate(run["engine"]), report, logs)
 
 

@@ -18,7 +18,7 @@ from crops.engine.tables import columns_sql
 from crops.engine.totals import add_reports
 from crops.labels import DEFAULT_LABELS, SOURCE_GROUPS, Source
 from crops.logs.days import days_before
-from crops.outputs import console, publish, read_manifest, timed, write_manifest
+from crops.outputs import console, publish, read_manifest, recorded, timed, write_manifest
 from crops.schema import EVIDENCE, ITEMS, QUERIES, SAMPLES, SYNTHETIC_ITEMS, Table
 
 WINDOW = "window"
@@ -121,13 +121,20 @@ def _publish_window(
             "mine",
             config={"seed": last["seed"], "engine": engine},
             seconds=seconds,
-            **{name: last[name] for name in ("logs", "generated", "scorers")},
+            **{name: last[name] for name in ("generated", "scorers")},
+            logs=_logs_of(parts[days[-1]]),
             days=list(days),
             missing_days=missing,
-            logs_of_days={day: read_manifest(part, "mine")["logs"] for day, part in parts.items()},
+            logs_of_days={day: _logs_of(part) for day, part in parts.items()},
             **state,
         )
         write_content(folder, config.memory)
+
+
+def _logs_of(part: Path) -> str:
+    """Return where the logs of a day are now."""
+    manifest = read_manifest(part, "mine")
+    return str(recorded(manifest["logs"], part, manifest.get("made_in")))
 
 
 def _missing(days: Sequence[str]) -> list[str]:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from crops.config import IndexConfig
 from crops.errors import CropsError
 from crops.outputs import cache_folder
+from crops.relevance.models import PACKAGED
 from crops.retrieval.catalogue import load_items
 from crops.retrieval.encoding import Model, encode_texts, narrowed, say_zero
 from crops.retrieval.index import check_model
@@ -105,7 +106,13 @@ def _catalogue(
         chosen = np.random.default_rng(config.seed).permutation(len(known))[:SAMPLE]
         rendered = [model.rendering.query(known[row]) for row in chosen]
         asked, source = encode_texts(model.encoder, rendered, role="query"), str(queries)
-    return Catalogue(rows, blocks, model.name, model.hash, blocks[0].shape[1], asked, source)
+    return Catalogue(rows, blocks, _recorded_name(model.name), model.hash, blocks[0].shape[1], asked, source)
+
+
+def _recorded_name(name: str) -> str:
+    """Return a model's name as it can be found from anywhere; that of a folder is its absolute path."""
+    is_folder = name not in PACKAGED and Path(name).is_dir()
+    return str(Path(name).absolute()) if is_folder else name
 
 
 def _work_folder(location: Location) -> Path:

@@ -74,8 +74,13 @@ def gather(blocks: Sequence[NDArray[np.float32]], rows: NDArray[np.int64]) -> ND
     return found
 
 
-def publish_catalogue(root: Path, catalogue: Catalogue, config: IndexConfig) -> Snapshot:
-    """Build a version from a catalogue and put it in service; call it inside `writing`."""
+def publish_catalogue(
+    root: Path, catalogue: Catalogue, config: IndexConfig, former: Snapshot | None = None
+) -> Snapshot:
+    """Build a version from a catalogue and put it in service; call it inside `writing`.
+
+    `former` is the version that an update goes on from: its model lies where that says.
+    """
     ids = catalogue.items["item_id"].to_numpy()
     dim = config.dims or catalogue.model_dim
 
@@ -84,7 +89,7 @@ def publish_catalogue(root: Path, catalogue: Catalogue, config: IndexConfig) -> 
         write_items(folder, catalogue.items)
         return _finish(folder, parts, catalogue, config)
 
-    return publish_version(root, fill)
+    return publish_version(root, fill, former)
 
 
 def _finish(folder: Path, parts: Parts, catalogue: Catalogue, config: IndexConfig) -> IndexManifest:
@@ -182,7 +187,7 @@ def update_folder(
         raise CropsError("the update deletes every item; an index cannot be empty")
     parts = read_parts(former.folder).updated(ids, vectors, deleted)
     if len(parts.delta_ids) + len(parts.deleted) > REBUILD_ABOVE * len(parts.ids):
-        return publish_catalogue(root, *_again(former.manifest, rows, parts))
+        return publish_catalogue(root, *_again(former.manifest, rows, parts), former)
 
     def fill(folder: Path) -> IndexManifest:
         for name in (IDS, VECTORS, STRUCTURE):

@@ -60,6 +60,7 @@ class IndexManifest(BaseModel):
     dim: int
     """Numbers of a vector that are kept."""
     model: str
+    """A preset, a name, or the absolute path of a folder."""
     model_hash: str
     model_dim: int
     """Numbers of a vector that the model gives."""
@@ -67,6 +68,8 @@ class IndexManifest(BaseModel):
     """efSearch of a graph, nprobe of clusters; 0 where all is searched."""
     recall: Recall
     created_at: str
+    made_in: str = ""
+    """The folder in which the index was made; "" for one on a server."""
     files: dict[str, FileFact] = {}
 
 
@@ -189,7 +192,9 @@ def _published(
     staging.mkdir()
     manifest = fill(staging)
     facts = {file.name: _fact(file, former) for file in sorted(staging.iterdir())}
-    manifest = manifest.model_copy(update={"version": name, "files": facts})
+    # A successor names the model as it was named in the version before.
+    made_in = former.manifest.made_in if former else str(root.absolute().parent)
+    manifest = manifest.model_copy(update={"version": name, "made_in": made_in, "files": facts})
     write_synced(staging / MANIFEST, manifest.model_dump_json(indent=2) + "\n")
     _sync(staging)
     staging.rename(versions / name)

@@ -19,7 +19,7 @@ from crops.engine.mined import Mined, read_mined
 from crops.errors import CropsError
 from crops.labels import POSITIVE_LABEL, Source
 from crops.logs.tables import path_literal
-from crops.outputs import read_manifest
+from crops.outputs import read_manifest, recorded
 from crops.serving.searcher import Document, document_of
 from crops.text import DOCUMENT_FIELDS
 
@@ -267,13 +267,14 @@ def _name_writers(backend: DuckDBBackend, mined: Mined) -> None:
     backend.table(
         "writers", "select item_id, cast(null as VARCHAR) as model from synthetic_items where 1 = 0"
     )
-    generated = read_manifest(mined.folder, "mine").get("generated")
-    if generated is None or not Path(generated).is_file():
+    manifest = read_manifest(mined.folder, "mine")
+    if manifest.get("generated") is None:
+        return
+    generated = recorded(manifest["generated"], mined.folder, manifest.get("made_in"))
+    if not generated.is_file():
         return
     columns = ", ".join(f"{field}: 'VARCHAR'" for field in (*DOCUMENT_FIELDS, "model"))
-    source = (
-        f"read_json({path_literal(Path(generated))}, format = 'newline_delimited', columns = {{{columns}}})"
-    )
+    source = f"read_json({path_literal(generated)}, format = 'newline_delimited', columns = {{{columns}}})"
     same = " and ".join(f"coalesce(g.{field}, '') = coalesce(i.{field}, '')" for field in DOCUMENT_FIELDS)
     backend.append(
         "writers",

@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from crops.config import ServingConfig
-from crops.retrieval import Model, load_model
+from crops.errors import CropsError
+from crops.outputs import recorded
+from crops.retrieval import IndexManifest, Model, load_model
 from crops.retrieval.index import VectorIndex, check_model
-from crops.retrieval.uri import locate, open_index, open_retriever
+from crops.retrieval.uri import Location, locate, open_index, open_retriever
 from crops.serving.desk import Desk
 from crops.serving.evidence import Evidence, Senses
 from crops.serving.explain import Explainer
@@ -32,7 +34,7 @@ def open_searcher(uri: str, name: str, known: Sequence[Model] = ()) -> Searcher:
         return _tried(Searcher(name, _vectors(uri), None, open_retriever(uri)))
     index = _vectors(uri)
     same = [one for one in known if one.hash == index.manifest.model_hash]
-    loaded = same[0] if same else load_model(index.manifest.model)
+    loaded = same[0] if same else load_model(_model_of(index.manifest, location))
     check_model(index.manifest, loaded)
     words = open_retriever(uri, loaded) if location.scheme == "hybrid" else None
     return _tried(Searcher(name, index, loaded, words))
@@ -76,6 +78,23 @@ def open_desk(
         return Desk(service, senses=senses)
     evidence = Evidence(samples, logs, k=config.shown_users, limit=config.evidence_queries)
     return Desk(service, evidence, Explainer(evidence, slots["index"].searcher), senses)
+
+
+def _model_of(manifest: IndexManifest, location: Location) -> str:
+    """Return the name of the model of an index, or the path where it is now.
+
+    Raises:
+        CropsError: its folder is gone.
+    """
+    if not Path(manifest.model).is_absolute():
+        return manifest.model
+    found = recorded(manifest.model, location.folder, manifest.made_in)
+    if not found.is_dir():
+        raise CropsError(
+            f"{location.target} was built with the model {manifest.model}, and there is no such folder any "
+            "more; say with --model where it is now"
+        )
+    return str(found)
 
 
 def _vectors(uri: str) -> VectorIndex:
