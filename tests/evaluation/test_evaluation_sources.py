@@ -9,6 +9,7 @@ import pytest
 
 from crops.errors import CropsError
 from crops.evaluation.sheets import (
+    COLUMNS,
     GRADE_NAMES,
     grades_of,
     key_path,
@@ -230,3 +231,12 @@ def test_a_filled_sheet_is_not_overwritten(mined, tmp_path):
 def test_nothing_to_draw_is_an_error(mined, tmp_path):
     with pytest.raises(CropsError, match="lower engine.k"):
         write_sheet(mined, tmp_path / "sheet.csv", each=1, k=1000, seed=0)
+
+
+@pytest.mark.parametrize("fault", ['"open,1', '"closed" too soon,1'])
+def test_a_quote_that_breaks_a_sheet_is_refused(tmp_path, fault):
+    sheet = tmp_path / "sheet.csv"
+    lines = [",".join(COLUMNS), *(f"{pair:04d},q,9,t,d,k,1" for pair in range(3)), f"0009,q,9,t,d,{fault}"]
+    sheet.write_text("\n".join([*lines, "0010,q,9,t,d,k,1", ""]))
+    with pytest.raises(CropsError, match=r"sheet\.csv: cannot read the sheet: .*; save it as CSV in UTF-8"):
+        read_sheet(sheet)

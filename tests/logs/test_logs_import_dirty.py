@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import random
 from datetime import UTC, datetime, timedelta, timezone
@@ -174,7 +175,7 @@ def test_mixed_line_ends_in_a_csv(importing, head):
 
 
 @pytest.mark.parametrize("seed", range(6))
-@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+@pytest.mark.parametrize("kind", ["csv", "jsonl.gz", "parquet"])
 def test_rows_in_are_rows_out_of_random_dirty_files(importing, seed, kind):
     draw = random.Random(seed)
     faults = [{}, {}, {}, {"ts": "soon"}, {"q": " "}, {"uid": ""}, {"c": "maybe"}, {"dwell": "long"}]
@@ -192,12 +193,14 @@ def test_rows_in_are_rows_out_of_random_dirty_files(importing, seed, kind):
         lines = [draw.choice(bad) if i in broken else csv_line(**row) for i, row in enumerate(rows)]
         text = b"".join(line + draw.choice(ends) for line in [",".join(GOOD).encode(), *lines])
         (importing.source / "shown.csv").write_bytes(text)
+    elif kind == "parquet":
+        broken = set()
+        pq.write_table(pa.Table.from_pylist(rows), importing.source / "shown.parquet")
     else:
         bad = ["{", "[]", '{"uid": "u"}}', "nul"]
-        as_json(
-            importing.source / "shown.jsonl",
-            [draw.choice(bad) if i in broken else row for i, row in enumerate(rows)],
-        )
+        lines = [draw.choice(bad) if i in broken else json.dumps(row) for i, row in enumerate(rows)]
+        with gzip.open(importing.source / "shown.jsonl.gz", "wt") as file:
+            file.write("\n".join(lines))
     report = importing()
     counts = report.tables["search_impressions"]
     assert counts.rows == counts.imported + counts.rejected

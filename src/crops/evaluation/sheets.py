@@ -224,7 +224,7 @@ def read_key(path: Path) -> dict[str, Source]:
 def _read(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, restval="")
+            reader = csv.DictReader(file, restval="", strict=True)  # else an open quote takes in the rest
             missing = [name for name in columns if name not in (reader.fieldnames or ())]
             if missing:
                 raise CropsError(f"{path}: no column {', '.join(missing)}; keep the columns of the sheet")
