@@ -45,6 +45,18 @@ def test_logs(write_logs, tmp_path, kind, place):
 
 
 @every_format
+def test_links_into_a_lake_table(write_logs, tmp_path, kind):
+    table = write_logs(tmp_path / "table")
+    mark(table, kind)
+    links = tmp_path / "logs"
+    links.mkdir()
+    for name in ("items.parquet", "search_impressions"):
+        (links / name).symlink_to(table / name)
+    with refused(kind, ""):
+        open_logs(links)
+
+
+@every_format
 def test_a_lake_table_in_place_of_the_logs_folder(write_logs, tmp_path, kind):
     logs = write_logs(tmp_path / "logs")
     data = tmp_path / "table" / "data"

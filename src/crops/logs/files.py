@@ -33,7 +33,8 @@ _ICEBERG = re.compile(r"(v\d+|\d{5}-[0-9a-f-]{36})(\.gz)?\.metadata\.json|versio
 
 def lake_table(path: Path) -> tuple[str, Path] | None:
     """Return the format and the folder of the Delta Lake, Iceberg or Hudi table that a path is or lies in."""
-    for folder in (path, *path.parents):
+    real = path.resolve()  # a link into such a table is read as its files are
+    for folder in dict.fromkeys((path, *path.parents, real, *real.parents)):
         if (folder / "_delta_log").is_dir():
             return "Delta Lake", folder
         if (folder / ".hoodie").is_dir():
