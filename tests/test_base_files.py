@@ -21,8 +21,7 @@ from crops.labels import (
     parse_sources,
 )
 from crops.outputs import publish, write_manifest
-from crops.schema import LOG_TABLES
-from crops.schema.rules import blank
+from crops.schema import LOG_TABLES, blank
 from crops.text import (
     CONTROL,
     content_id,

@@ -16,7 +16,7 @@ import numpy as np
 from fit_theta import KINDS, half, measure
 
 from crops.relevance import load_calibration, text_encoder
-from crops.relevance.models import PACKAGED
+from crops.relevance.encode import PACKAGED
 from crops.relevance.score import prefixes
 
 

@@ -20,8 +20,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from crops.relevance import load_calibration, model_hash, resolve_model
-from crops.relevance.encode import sentence_embedder
-from crops.relevance.models import MAX_TOKENS
+from crops.relevance.encode import MAX_TOKENS, sentence_embedder
 
 ROUNDS = 2
 BATCH = 64

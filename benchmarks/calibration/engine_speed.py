@@ -24,8 +24,7 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from sentence_transformers import SentenceTransformer
 
 from crops.relevance import load_calibration, model_hash, resolve_model
-from crops.relevance.encode import sentence_embedder
-from crops.relevance.models import MAX_TOKENS
+from crops.relevance.encode import MAX_TOKENS, sentence_embedder
 
 INPUTS = ["input_ids", "attention_mask"]
 Run = Callable[[np.ndarray, np.ndarray], np.ndarray]

@@ -32,7 +32,7 @@ from crops.relevance import (
     text_encoder,
 )
 from crops.relevance.calibrate import PACKAGED_CALIBRATIONS, Kind
-from crops.relevance.models import PACKAGED
+from crops.relevance.encode import PACKAGED
 from crops.relevance.score import prefixes
 
 SEED = 0

@@ -13,7 +13,7 @@ import polars as pl
 import pyarrow.parquet as pq
 
 from crops.config import EngineConfig
-from crops.engine.sampling import PRIME
+from crops.engine.merge import PRIME
 from crops.text import content_id, document_text, normalise_query
 
 CAPS = {8: 50, 4: 20, 2: 20, 1: 20}

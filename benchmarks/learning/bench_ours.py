@@ -17,21 +17,26 @@ from pathlib import Path
 import numpy as np
 from sentence_transformers import SentenceTransformer
 
-from crops.cli.stages import STAGES
-from crops.cli.warm import packaged_documents
+from crops.cli.experiment import packaged_documents
+from crops.cli.reproduce import STAGES
 from crops.config import RunConfig
 from crops.encoders import rendering_for
-from crops.evaluation.nested import nested_bootstrap
+from crops.evaluation.significance import nested_bootstrap
 from crops.labels import DEFAULT_LABELS, Source
 from crops.outputs import cache_folder, console
-from crops.reproduce.cells import Cell
-from crops.reproduce.folder import opened
-from crops.reproduce.measure import make_samples
-from crops.reproduce.plan import Plan, generated_files, stored_points
-from crops.reproduce.worlds import DEFAULT, World, build_world, parse_seeds
+from crops.reproduce.cells import (
+    DEFAULT,
+    Cell,
+    Plan,
+    World,
+    build_world,
+    generated_files,
+    parse_seeds,
+    stored_points,
+)
+from crops.reproduce.make import make_samples, opened
 from crops.retrieval import ExactRetriever
-from crops.training.methods import METHODS, fit_method
-from crops.training.validation import SHARE, load_catalogue, recalls, validation_sets
+from crops.training.methods import METHODS, SHARE, fit_method, load_catalogue, recalls, validation_sets
 
 REFERENCE = "CroPS"
 RESAMPLES = 4000

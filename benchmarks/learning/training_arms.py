@@ -24,7 +24,7 @@ from sentence_transformers.sentence_transformer.losses import (
 from transformers import TrainerCallback
 
 from crops.config import TrainingConfig
-from crops.training import TrainingData, fit, journal, train, trainer
+from crops.training import TrainingData, fit, train, trainer
 
 TAU = 0.05
 
@@ -62,7 +62,7 @@ def crops_arm(model: Path, data: TrainingData, queries: int, steps: int, **setti
     """Train `steps` batches of all of `data` with crops."""
     clock = Clock()
 
-    class Timed(journal.Journal):
+    class Timed(trainer.Journal):
         def on_step_begin(self, *args, **kwargs) -> None:
             clock.on_step_begin(*args, **kwargs)
 

@@ -16,9 +16,8 @@ import statistics
 from pathlib import Path
 
 from crops.llm import Endpoint, Exemplar, Request, generate, load_prompt
-from crops.llm.guards import MIN_USERS
-from crops.llm.prompt import FIELDS
-from crops.llm.store import read_rows
+from crops.llm.generate import read_rows
+from crops.llm.prompt import FIELDS, MIN_USERS
 
 
 def requests(template: str, most: int) -> list[Request]:

@@ -14,15 +14,13 @@ from pathlib import Path
 
 import numpy as np
 
-from crops.cli.online_logs import reading
+from crops.cli.analyse import reading
 from crops.config import load_config
 from crops.logs import open_logs
+from crops.online.analysis import everybody, pre_panel
 from crops.online.metrics import PRIMARY, metrics_of
-from crops.online.panel import everybody, pre_panel
-from crops.online.planning import SRM_ALPHA, sample_check
-from crops.online.resalt import false_positives, memberships, resalted
-from crops.online.sequential import looks
-from crops.online.statistics import ALPHA, corrected
+from crops.online.power import SRM_ALPHA, sample_check
+from crops.online.statistics import ALPHA, corrected, false_positives, looks, memberships, resalted
 from crops.online.userdays import user_days
 
 ROUTES = {"dense": 1, "sparse": 2}

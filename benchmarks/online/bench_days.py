@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
-from crops.cli.models import BM25, load_retriever
+from crops.cli.search import BM25, load_retriever
 from crops.cli.simulate import document_texts
 from crops.config import PlatformConfig
+from crops.online.assign import Trial, route_traffic
 from crops.online.experiment import A_A, Start, in_own_layer, open_world
-from crops.online.routing import Trial, route_traffic
-from crops.online.store import live_through
+from crops.online.userdays import live_through
 from crops.platform import SIZES, build_platform, simulate_day
 
 

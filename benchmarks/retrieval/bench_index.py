@@ -68,8 +68,8 @@ def build(folder: Path, count: int, dim: int, kind: str) -> dict[str, object]:
     import pyarrow as pa
 
     from crops.config import IndexConfig
-    from crops.retrieval.filters import item_rows
-    from crops.retrieval.publish import Catalogue, publish_catalogue
+    from crops.retrieval.catalogue import item_rows
+    from crops.retrieval.folder import Catalogue, publish_catalogue
     from crops.retrieval.versions import writing
 
     made = blocks(folder / "vectors", count, dim)

@@ -21,8 +21,8 @@ import pyarrow.parquet as pq
 from crops.config import IndexConfig
 from crops.retrieval import load_model
 from crops.retrieval.build import build_index
-from crops.retrieval.filters import item_rows
-from crops.retrieval.publish import Catalogue, publish_catalogue, sampled
+from crops.retrieval.catalogue import item_rows
+from crops.retrieval.folder import Catalogue, publish_catalogue, sampled
 from crops.retrieval.versions import writing
 
 TOPICS = 2000

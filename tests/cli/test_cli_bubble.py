@@ -4,11 +4,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from crops.cli.bubble import bubble_table
-from crops.cli.cases import Evidence, choose_cases
+from crops.cli.bubble_loop import bubble_table
 from crops.config import EngineConfig
 from crops.engine import mine
 from crops.logs import open_logs
+from crops.report.demo import Evidence, choose_cases
 
 DAY_US = 86_400_000_000
 DENSE = 2  # second bit: bm25, dense, ...

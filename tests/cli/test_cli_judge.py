@@ -8,7 +8,7 @@ import pytest
 
 from crops.cli.judge import judge_report
 from crops.errors import CropsError
-from crops.evaluation.sheets import COLUMNS
+from crops.evaluation.raters import COLUMNS
 from crops.labels import Source
 
 SOURCES = {"0001": Source.CLICKED, "0002": Source.KNOWLEDGE, "0003": Source.FEED | Source.REFORMULATION}

@@ -1,6 +1,6 @@
 import pytest
 
-from crops.cli.models import load_retriever
+from crops.cli.search import load_retriever
 from crops.errors import CropsError
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import crops
-from crops.cli.command import command
+from crops.cli.options import command
 from crops.engine import CachedScorer
 from crops.errors import CropsError
 from crops.training import Samples

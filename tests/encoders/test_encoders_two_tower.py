@@ -17,13 +17,7 @@ from crops.encoders import (
     tokenise,
 )
 from crops.encoders.towers import ID_ROWS, input_module
-from crops.encoders.two_tower import (
-    FEATURES,
-    item_features,
-    popularity_bucket,
-    query_features,
-    two_tower,
-)
+from crops.encoders.two_tower import FEATURES, item_features, popularity_bucket, query_features, two_tower
 from crops.errors import CropsError
 from crops.losses import h_infonce
 from crops.text import PLAIN

@@ -9,9 +9,8 @@ from random_logs import random_logs
 from test_engine_equality import hashed
 
 from crops.config import EngineConfig
-from crops.engine.content import read_content
-from crops.engine.daily import Job
-from crops.engine.window import built_days, day_folder
+from crops.engine.daily import Job, built_days, day_folder
+from crops.engine.subtract import read_content
 from crops.logs import Logs
 
 DAY_S = 86_400

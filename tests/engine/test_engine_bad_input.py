@@ -11,7 +11,7 @@ from handmade import DAY, clicked, evidence, labels, run, shown, watched, write_
 
 from crops.config import EngineConfig
 from crops.engine import mine
-from crops.engine.pieces import open_parquet
+from crops.engine.backend import open_parquet
 from crops.errors import CropsError
 from crops.labels import Source
 from crops.logs import open_logs

@@ -14,9 +14,8 @@ from typer.testing import CliRunner
 
 from crops.cli.app import app
 from crops.engine.backend import DuckDBBackend
-from crops.engine.content import table_content, write_content
-from crops.engine.daily import exclusive, mine_daily
-from crops.engine.window import built_days
+from crops.engine.daily import built_days, exclusive, mine_daily
+from crops.engine.subtract import table_content, write_content
 from crops.errors import CropsError
 from crops.labels import Source
 from crops.text import query_id
@@ -243,7 +242,7 @@ def at(monkeypatch):
     """Set what day it is."""
 
     def set_today(day: str) -> None:
-        for module in ("crops.logs.days", "crops.engine.daily"):
+        for module in ("crops.logs.tables", "crops.engine.daily"):
             monkeypatch.setattr(f"{module}.today", lambda: day)
 
     set_today("2026-01-31")

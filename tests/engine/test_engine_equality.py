@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -49,7 +50,9 @@ def test_row_order_and_threads_do_not_matter(tmp_path, monkeypatch, seed):
     results = []
     for threads in (1, 4):
         monkeypatch.setattr(
-            "crops.engine.job.DuckDBBackend", functools.partial(DuckDBBackend, threads=threads)
+            sys.modules["crops.engine.mine"],
+            "DuckDBBackend",
+            functools.partial(DuckDBBackend, threads=threads),
         )
         results.append(
             run(

@@ -11,8 +11,7 @@ from typer.testing import CliRunner
 
 from crops.cli.app import app
 from crops.engine.daily import mine_daily
-from crops.engine.disclosure import Trail
-from crops.engine.explain import explain
+from crops.engine.evidence import Trail, explain
 from crops.errors import CropsError
 
 SEARCHES = [

@@ -16,9 +16,9 @@ from typer.testing import CliRunner
 
 import crops.engine.forget
 from crops.cli.app import app
-from crops.engine.content import read_content
 from crops.engine.daily import mine_daily
 from crops.engine.forget import forget
+from crops.engine.subtract import read_content
 from crops.errors import CropsError
 from crops.logs import open_logs
 

@@ -19,7 +19,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-import crops.engine.daily, crops.engine.window, crops.outputs
+import crops.engine.daily, crops.engine.daily, crops.outputs
 from crops.logs import open_logs
 from days import DAYS, hashed_job
 
@@ -39,7 +39,7 @@ match sys.argv[3]:
     case "scoring": object.__setattr__(job, "relevance", kill)
     case "day": crops.engine.daily.complete = kill
     case "before window": crops.engine.daily.merge_window = kill
-    case "window": crops.engine.window.write_content = kill
+    case "window": crops.engine.daily.write_content = kill
     case "between renames":
         crops.outputs._swap, rebuild = rename_once, True
 folder = Path(sys.argv[2])
@@ -79,7 +79,7 @@ PRUNED = """
 import os, shutil, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-import crops.engine.window
+import crops.engine.daily
 from crops.logs import open_logs
 from days import DAYS, hashed_job
 
@@ -93,8 +93,8 @@ def half(path, **options):
 
 folder = Path(sys.argv[2])
 job = hashed_job(daily={"window": 1})
-crops.engine.window.shutil.rmtree = half
-crops.engine.window.merge_window(folder / "out", job.config)
+crops.engine.daily.shutil.rmtree = half
+crops.engine.daily.merge_window(folder / "out", job.config)
 """
 
 

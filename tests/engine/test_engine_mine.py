@@ -4,17 +4,7 @@ import json
 
 import pyarrow.parquet as pq
 import pytest
-from handmade import (
-    DAY,
-    FakeScorer,
-    clicked,
-    evidence,
-    labels,
-    run,
-    scores,
-    shown,
-    watched,
-)
+from handmade import DAY, FakeScorer, clicked, evidence, labels, run, scores, shown, watched
 from random_logs import random_logs
 
 from crops.errors import CropsError

@@ -13,7 +13,7 @@ from large_logs import large_logs
 from random_logs import random_logs
 from test_engine_equality import hashed
 
-from crops.engine.memory import duckdb_limit, merge_parts, parse_memory, pieces, shards
+from crops.engine.backend import duckdb_limit, merge_parts, parse_memory, pieces, shards
 from crops.errors import CropsError
 from crops.labels import Source
 
@@ -25,10 +25,12 @@ SETTINGS = {
 
 
 def in_parts(monkeypatch, number: int) -> None:
-    monkeypatch.setattr("crops.engine.parts.shards", lambda rows, row_bytes, memory: number)
-    monkeypatch.setattr("crops.engine.parts.merge_parts", lambda rows, memory: number)
-    for module in ("events", "job"):
-        monkeypatch.setattr(f"crops.engine.{module}.pieces", lambda rows, memory: 2 * number - 1)
+    monkeypatch.setattr(sys.modules["crops.engine.mine"], "shards", lambda rows, row_bytes, memory: number)
+    monkeypatch.setattr(sys.modules["crops.engine.mine"], "merge_parts", lambda rows, memory: number)
+    for module in ("events", "mine"):
+        monkeypatch.setattr(
+            sys.modules[f"crops.engine.{module}"], "pieces", lambda rows, memory: 2 * number - 1
+        )
 
 
 @pytest.mark.parametrize("group_by", ["query", "event"])

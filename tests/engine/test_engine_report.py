@@ -11,7 +11,7 @@ from random_logs import random_logs
 from typer.testing import CliRunner
 
 from crops.cli.app import app
-from crops.engine.insight import insights
+from crops.engine.mined import insights
 from crops.errors import CropsError
 
 SEARCHES = [

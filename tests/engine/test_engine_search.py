@@ -5,8 +5,7 @@ import pytest
 from handmade import EXPOSED, FILTERED, P0, UNEXPOSED, clicked, labels, run, shown
 
 from crops.engine.backend import DuckDBBackend
-from crops.engine.merge import label_sql
-from crops.engine.sampling import random_order
+from crops.engine.merge import label_sql, random_order
 from crops.labels import assign_labels
 
 

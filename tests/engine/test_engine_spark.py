@@ -16,8 +16,7 @@ from large_logs import large_logs
 
 from crops.config import EngineConfig
 from crops.engine import mine
-from crops.engine.spark import SparkBackend, _check_master
-from crops.engine.workers import check_workers
+from crops.engine.spark import SparkBackend, _check_master, check_workers
 from crops.errors import CropsError, MissingExtraError
 from crops.logs import open_logs
 

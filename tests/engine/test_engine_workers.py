@@ -11,7 +11,7 @@ import pytest
 
 from crops.config import RelevanceConfig
 from crops.engine import probe
-from crops.engine.workers import _check, explain_failure
+from crops.engine.spark import _check, explain_failure
 from crops.errors import CropsError
 from crops.relevance import model_hash, scorers
 

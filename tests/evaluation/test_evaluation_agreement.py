@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from crops.evaluation.agreement import agreements, common_counts, fleiss_kappa, middle_grades
+from crops.evaluation.raters import agreements, common_counts, fleiss_kappa, middle_grades
 
 
 def test_cohens_kappa_by_hand():

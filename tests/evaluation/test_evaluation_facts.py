@@ -7,8 +7,7 @@ import pytest
 
 from crops.errors import CropsError
 from crops.evaluation import TestSets, TruthSets, build_facts, load_facts, save_facts
-from crops.evaluation.detail import detail
-from crops.evaluation.ranking import Rankings
+from crops.evaluation.evaluate import Rankings, detail
 from crops.text import query_id
 
 DAY = 86_400_000_000
@@ -160,7 +159,7 @@ def test_detail_by_hand(day):
 
 def test_senses_covered_of_an_ambiguous_query():
     """Two senses; the results answer the one, with two items."""
-    from crops.evaluation.detail import _senses
+    from crops.evaluation.evaluate import _senses
 
     senses = pa.table({"query_id": [1, 1, 1, 2], "sense": ["a", "a", "b", "a"], "item_id": [7, 8, 9, 7]})
     rankings = Rankings(Fixed([8, 7]), np.array([1, 2]), ["x", "y"], 2)

@@ -3,7 +3,7 @@ import pytest
 
 from crops.errors import CropsError
 from crops.evaluation import paired_bootstrap
-from crops.evaluation.nested import holm, nested_bootstrap
+from crops.evaluation.significance import holm, nested_bootstrap
 
 
 def columns(*systems):
@@ -51,7 +51,7 @@ def test_one_world_is_the_paired_bootstrap_over_queries():
 
 def test_chunks_do_not_change_the_spread(monkeypatch):
     """The standard error of a mean of n uniform values is sqrt(1 / 12 / n)."""
-    monkeypatch.setattr("crops.evaluation.nested._CHUNK", 1000)
+    monkeypatch.setattr("crops.evaluation.significance._CHUNK", 1000)
     values = np.random.default_rng(0).random((300, 1))
     draws = nested_bootstrap([values], 3000, seed=0).draws[:, 0]
     assert draws.std() == pytest.approx(np.sqrt(1 / 12 / 300), rel=0.08)

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from crops.errors import CropsError
-from crops.evaluation.sheets import (
+from crops.evaluation.raters import (
     COLUMNS,
     GRADE_NAMES,
     grades_of,

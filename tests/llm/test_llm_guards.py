@@ -1,7 +1,7 @@
 import pytest
 
 from crops.llm import Exemplar, Request, load_prompt
-from crops.llm.guards import (
+from crops.llm.prompt import (
     check_answer,
     check_exemplar,
     check_query,

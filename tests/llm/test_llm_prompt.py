@@ -5,8 +5,7 @@ import pytest
 
 from crops.errors import CropsError
 from crops.llm import Exemplar, Request, load_prompt
-from crops.llm.guards import check_answer, tidy
-from crops.llm.prompt import FIELDS
+from crops.llm.prompt import FIELDS, check_answer, tidy
 
 TEXTS = {"ocr_cover": 'My "best" fig', "photo_caption": "A tree by the window", "keyword": "plants"}
 

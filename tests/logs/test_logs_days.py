@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from crops.errors import CropsError
 from crops.logs import check
-from crops.logs.days import days_before, newest_day, runs, spans, today, usual_days
+from crops.logs.tables import days_before, newest_day, runs, spans, today, usual_days
 
 LOGS = Path("logs")
 WEEK = [f"2026-01-{number:02}" for number in range(5, 12)]
@@ -17,8 +18,8 @@ WEEK = [f"2026-01-{number:02}" for number in range(5, 12)]
 
 @pytest.fixture(autouse=True)
 def late_january(monkeypatch):
-    for module in ("crops.logs.days", "crops.logs.report"):
-        monkeypatch.setattr(f"{module}.today", lambda: "2026-01-31")
+    for module in ("crops.logs.tables", "crops.logs.check"):
+        monkeypatch.setattr(sys.modules[module], "today", lambda: "2026-01-31")
 
 
 def test_today_is_never_behind_utc():

@@ -12,7 +12,7 @@ from crops.errors import CropsError
 from crops.logs import import_logs, open_logs
 from crops.relevance import read_pairs
 from crops.retrieval import load_items
-from crops.retrieval.inputs import load_queries
+from crops.retrieval.catalogue import load_queries
 from crops.training.samples import Samples
 
 MARKS = {

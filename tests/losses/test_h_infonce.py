@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from loss_oracles import eq3_loop
 
-from crops.losses import contrast, h_infonce, infonce_binary
+from crops.losses import h_infonce, infonce_binary, kernel
 
 
 def grads(loss, *leaves):
@@ -222,8 +222,8 @@ def test_chunks_do_not_change_anything(ragged, monkeypatch, reduction):
     ids = {"query_id": torch.arange(9) % 5, "doc_id": torch.arange(len(index)) % 11}
     results = []
     for rows in (32, 2):
-        monkeypatch.setattr(contrast, "MIN_CHUNK", rows)
-        monkeypatch.setattr(contrast, "CHUNK_BYTES", 1)
+        monkeypatch.setattr(kernel, "MIN_CHUNK", rows)
+        monkeypatch.setattr(kernel, "CHUNK_BYTES", 1)
         loss = h_infonce(query_emb, doc_emb, index, labels, temperature=0.1, reduction=reduction, **ids).sum()
         results.append((loss, *grads(loss, query_emb, doc_emb)))
     for one, two in zip(*results, strict=True):
@@ -282,7 +282,7 @@ def test_memory_is_a_chunk_of_scores_never_all_of_them(ragged):
             return result
 
     with Watch(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(contrast, "CHUNK_BYTES", 2**18)
+        patch.setattr(kernel, "CHUNK_BYTES", 2**18)
         h_infonce(
             query_emb.requires_grad_(),
             doc_emb,
@@ -292,4 +292,4 @@ def test_memory_is_a_chunk_of_scores_never_all_of_them(ragged):
             doc_id=torch.arange(len(doc_emb)),
         ).backward()
     assert len(doc_emb) > 5000
-    assert 0 < largest <= contrast.MIN_CHUNK * len(doc_emb) < scores / 10
+    assert 0 < largest <= kernel.MIN_CHUNK * len(doc_emb) < scores / 10

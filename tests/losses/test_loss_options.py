@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from crops.losses import contrast, h_infonce, infonce_graded, nce, softmax_ce
+from crops.losses import h_infonce, infonce_graded, kernel, nce, softmax_ce
 
 QUERY = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
 
@@ -109,8 +109,8 @@ def test_chunks_do_not_change_options(ragged, monkeypatch, loss):
     }
     values = []
     for rows in (32, 2):
-        monkeypatch.setattr(contrast, "MIN_CHUNK", rows)
-        monkeypatch.setattr(contrast, "CHUNK_BYTES", 1)
+        monkeypatch.setattr(kernel, "MIN_CHUNK", rows)
+        monkeypatch.setattr(kernel, "CHUNK_BYTES", 1)
         value = loss(query_emb, doc_emb, index, labels, temperature=0.1, **options)
         values.append((value, *torch.autograd.grad(value, query_emb)))
     torch.testing.assert_close(*values, rtol=1e-12, atol=1e-12)

@@ -13,7 +13,7 @@ import crops
 from crops.errors import CropsError
 from crops.online.analysis import analyse, with_pairs
 from crops.online.assign import Experiment, assign, split
-from crops.online.sequential import obrien_fleming
+from crops.online.statistics import obrien_fleming
 
 NOON = 1_767_614_400_000_000
 DAY = 86_400_000_000

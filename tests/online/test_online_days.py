@@ -10,11 +10,10 @@ import pytest
 from online_hand import SESSIONS, Pick, make_start
 
 from crops.errors import CropsError
-from crops.online import store
-from crops.online.assign import Experiment, assign, split
+from crops.online import userdays
+from crops.online.assign import Experiment, Trial, assign, log_exposures, name_arms, route_traffic, split
 from crops.online.experiment import in_own_layer, run_live, run_paired, write_plan
-from crops.online.routing import Trial, log_exposures, name_arms, route_traffic
-from crops.online.store import online_day
+from crops.online.userdays import online_day
 from crops.platform import ROUTES, same_for_all, simulate_day
 
 HALF = split({"control": 0.4, "treatment": 0.4})
@@ -167,7 +166,7 @@ def test_a_killed_run_ends_as_if_it_never_stopped(start, tmp_path, monkeypatch):
         written.append(path)
         write(table, path, **options)
 
-    monkeypatch.setattr(store.pq, "write_table", die)
+    monkeypatch.setattr(userdays.pq, "write_table", die)
     with pytest.raises(KeyboardInterrupt):
         run_live(tmp_path / "killed", start, trials, days=3)
     monkeypatch.undo()

@@ -14,13 +14,12 @@ from test_online_analyse import DAYS, NOON, sums_table
 import crops
 from crops.cli.app import _tell_warning
 from crops.cli.bubble_loop import OBSERVABLES, loop_page
-from crops.cli.online_summary import headline
-from crops.cli.online_tables import section
 from crops.config import RunConfig
 from crops.errors import CropsError
 from crops.online.analysis import analyse
 from crops.online.bubble import Measured
 from crops.report import TablesReport, render_report
+from crops.report.experiment import headline, section
 
 BAD = re.compile(r"\b(nan|inf)\b|[+\N{MINUS SIGN}-](nan|inf)", re.IGNORECASE)
 

@@ -11,9 +11,8 @@ from online_hand import SESSIONS, Pick, make_start
 from crops.cli.bubble_loop import loop_page, shared_days
 from crops.config import RunConfig
 from crops.errors import CropsError
-from crops.online.arms import SOURCES, recipe
 from crops.online.bubble import Evidence, measure_days
-from crops.online.loop import Loop, Workshop, read_days, run_loop
+from crops.online.experiment import SOURCES, Loop, Workshop, read_days, recipe, run_loop
 from crops.platform import day_name, simulate_day, write_day, write_items, write_truth
 from crops.report import render_report
 

@@ -8,8 +8,8 @@ from crops.config import ReformulationConfig
 from crops.engine import CachedScorer
 from crops.errors import CropsError
 from crops.logs import open_logs
+from crops.online.analysis import arms_of, everybody
 from crops.online.metrics import metrics_of
-from crops.online.panel import arms_of, everybody
 from crops.online.userdays import Reading, creator_reach, user_days
 
 NOON = 1_767_614_400_000_000

@@ -5,8 +5,7 @@ import pytest
 
 from crops.errors import CropsError
 from crops.online.metrics import Metric
-from crops.online.resalt import false_positives, memberships, resalted, significant
-from crops.online.statistics import effect
+from crops.online.statistics import effect, false_positives, memberships, resalted, significant
 
 RATIO = Metric("ratio", "ratio", "n", "d", "")
 SALTS = [f"salt-{i}" for i in range(1000)]
@@ -41,7 +40,7 @@ def test_chunks_change_nothing(monkeypatch):
     """Up to the last digits: products of another shape may add their terms in another order."""
     sums, _ = heavy_users(300, 1)
     whole = resalted(RATIO, sums, np.arange(300), SALTS[:50])
-    monkeypatch.setattr("crops.online.resalt._CHUNK", 300 * 7)
+    monkeypatch.setattr("crops.online.statistics._CHUNK", 300 * 7)
     np.testing.assert_allclose(
         whole.p, resalted(RATIO, sums, np.arange(300), SALTS[:50]).p, rtol=1e-9, atol=1e-12
     )

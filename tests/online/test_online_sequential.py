@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from crops.errors import CropsError
-from crops.online.sequential import crossing, looks, obrien_fleming
+from crops.online.statistics import crossing, looks, obrien_fleming
 
 # Jennison & Turnbull (2000), Table 2.3, two-sided alpha 0.05.
 PUBLISHED = {1: 1.960, 2: 1.977, 3: 2.004, 4: 2.024, 5: 2.040, 6: 2.053, 7: 2.063, 10: 2.087}

@@ -10,9 +10,8 @@ from scipy import stats
 
 from crops.errors import CropsError, MissingExtraError
 from crops.online.metrics import Metric
-from crops.online.planning import plan, sample_check
-from crops.online.ratios import level, paired_effect
-from crops.online.statistics import DETECTABLE, corrected, effect
+from crops.online.power import plan, sample_check
+from crops.online.statistics import DETECTABLE, corrected, effect, level, paired_effect
 
 RATIO = Metric("ratio", "ratio", "n", "d", "")
 

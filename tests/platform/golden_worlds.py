@@ -1,4 +1,4 @@
-"""Tiny worlds, and fingerprints of all their tables: what `crops.platform.version.VERSION` stands for.
+"""Tiny worlds, and fingerprints of all their tables: what `crops.platform.world.VERSION` stands for.
 
 `python tests/platform/golden_worlds.py` writes the fingerprints of the code as it is to golden_worlds.json.
 Do so only together with a new version: worlds of one version must be the same worlds.

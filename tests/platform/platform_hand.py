@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 
 from crops.platform import Platform
-from crops.platform.bubble import Bubble
-from crops.platform.memory import Memory
-from crops.platform.topics import Head, Need, Sense
-from crops.platform.topics_world import TopicsWorld, build_intents
-from crops.platform.users import Users
+from crops.platform.learned import Memory
+from crops.platform.people import Users
+from crops.platform.search import Bubble
+from crops.platform.topics import Head, Need, Sense, TopicsWorld, build_intents
 from crops.platform.world import Corpus, Intents
 from crops.text import DOCUMENT_FIELDS, document_text
 

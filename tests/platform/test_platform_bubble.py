@@ -19,7 +19,7 @@ from crops.platform import (
     write_items,
     write_truth,
 )
-from crops.platform.bubble import BUBBLES
+from crops.platform.search import BUBBLES
 from crops.retrieval import BM25Retriever
 
 ORDER = ("weak", "default", "strong")

@@ -18,19 +18,21 @@ from platform_hand import (
     memory_of,
 )
 
-from crops.platform.cascade import (
+from crops.platform.search import (
     FILTERED,
     INTEREST_WEIGHT,
     MATCH_WEIGHT,
     RANKED,
+    ROUTES,
     TASTE_WEIGHT,
+    TEXT_MATCH,
     ProductionRanker,
     RelevanceModel,
+    Routes,
     recall,
     recall_for_users,
 )
-from crops.platform.noise import mix, normal, uniform
-from crops.platform.routes import ROUTES, TEXT_MATCH, Routes
+from crops.platform.world import mix, normal, uniform
 
 BIT = {name: 1 << place for place, name in enumerate(ROUTES)}
 SAYS_HUM = np.array([[0, ELECTRIC, HUM]])
@@ -110,7 +112,7 @@ def test_a_query_that_finds_nothing_stays_empty():
 
 
 def test_blocks_of_queries_are_stacked_in_order(monkeypatch):
-    monkeypatch.setattr("crops.platform.cascade._BLOCK", 2)
+    monkeypatch.setattr("crops.platform.search._BLOCK", 2)
     _, routes, model = build([HUM] * 6, {"bm25": [0, 1]}, clicks={"a": {2: 1}, "c": {3: 1}, "e": {4: 1}})
     found, leaf = recall(routes, model, PLAIN_BUBBLE, list("abcde"), np.repeat(SAYS_HUM, 5, axis=0))
     assert found.rows.shape == (5, WIDTH)

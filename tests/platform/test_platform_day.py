@@ -11,11 +11,9 @@ from platform_hand import Fixed, document_texts
 from crops.config import PlatformConfig
 from crops.logs import check
 from crops.platform import DayLogs, build_platform, simulate_day, write_day, write_items, write_truth
-from crops.platform.cascade import FILTERED, PAGE, RANKED
-from crops.platform.corpus import items_table
-from crops.platform.routes import ROUTES
-from crops.platform.searchlog import click_queries, counters
-from crops.platform.users import ABUSE_SESSIONS
+from crops.platform.people import ABUSE_SESSIONS
+from crops.platform.search import FILTERED, PAGE, RANKED, ROUTES, click_queries, counters
+from crops.platform.world import items_table
 from crops.retrieval import BM25Retriever
 from crops.schema import FEED_EVENTS, ITEMS, SEARCH_IMPRESSIONS
 

@@ -6,10 +6,10 @@ import pytest
 from golden_worlds import RECORDED, WORLDS, fingerprint, shared_parts, write_world
 
 from crops.config import PlatformConfig
-from crops.platform.version import NAME, VERSION, platform_version
+from crops.platform.world import NAME, VERSION, platform_version
 
 GOLDEN = json.loads(RECORDED.read_text())
-MEND = "undo what changed it, or change VERSION in crops/platform/version.py and record: see golden_worlds.py"
+MEND = "undo what changed it, or change VERSION in crops/platform/world.py and record: see golden_worlds.py"
 
 
 @pytest.mark.parametrize("name", WORLDS)

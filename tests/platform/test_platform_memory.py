@@ -6,7 +6,7 @@ import pytest
 from platform_hand import memory_of
 from scipy import sparse
 
-from crops.platform.memory import NEIGHBOURS, Memory, best_per_group, pad_groups, top_per_row
+from crops.platform.learned import NEIGHBOURS, Memory, best_per_group, pad_groups, top_per_row
 
 
 def brute_best(group, item, score, k):
@@ -106,7 +106,7 @@ def test_co_watched_by_hand():
 
 
 def test_co_watched_equals_brute_force_across_blocks(monkeypatch):
-    monkeypatch.setattr("crops.platform.memory._BLOCK", 7)
+    monkeypatch.setattr("crops.platform.learned._BLOCK", 7)
     rng = np.random.default_rng(0)
     watched = [(int(u), int(i)) for u, i in zip(rng.integers(0, 9, 80), rng.integers(0, 30, 80), strict=True)]
     near = memory_of(30, watched=watched).co_watched()

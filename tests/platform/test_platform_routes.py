@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from platform_hand import ATTENTION, HUM, PLAIN_BUBBLE, WATERING, WINDING, Fixed, hand_world, memory_of
 
-from crops.platform.bubble import Bubble
-from crops.platform.routes import DEPTH, ROUTES, Routes
+from crops.platform.search import DEPTH, ROUTES, Bubble, Routes
 
 ITEMS = 12
 NEEDS = [HUM, WINDING, ATTENTION, WATERING] * 3

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from platform_hand import HUM, hand_heads, within
 
-from crops.platform import texts
-from crops.platform.texts import (
+from crops.platform import topics
+from crops.platform.topics import (
     ASKED,
     BAIT,
     DETAIL,
@@ -21,13 +21,14 @@ from crops.platform.texts import (
     SIGNATURE,
     SPEECHLESS,
     STYLE_PURITY,
+    Need,
     Uploads,
     _break_letter,
     _split_by_style,
+    build_intents,
+    load_topics,
     write_texts,
 )
-from crops.platform.topics import Need, load_topics
-from crops.platform.topics_world import build_intents
 
 N = 6_000
 
@@ -44,7 +45,7 @@ def about_hum(n=N, *, partial=False, authors=200):
 def undisturbed(monkeypatch):
     """Switch off what would blur a share: reposts, silence, losses, broken letters and strangers' tags."""
     for name in ("REPOST", "SPEECHLESS", "MISSING", "OCR_ERROR", "OFF_TOPIC_TAG"):
-        monkeypatch.setattr(texts, name, 0.0)
+        monkeypatch.setattr(topics, name, 0.0)
 
 
 def test_plain_phrases_are_the_two_that_share_most_words_with_the_searches():
@@ -77,7 +78,7 @@ def test_tags_details_questions_and_signatures_have_their_shares(undisturbed):
     assert within(sum(title.endswith("at home") for title in titles), N, DETAIL)
     asked = [caption.split(". ")[1:] for caption in captions]
     assert within(sum(bool({"why does it hum", "loud hum"} & set(parts)) for parts in asked), N, ASKED)
-    signatures = {f"{adjective} {place}" for adjective in texts._ADJECTIVES for place in texts._PLACES}
+    signatures = {f"{adjective} {place}" for adjective in topics._ADJECTIVES for place in topics._PLACES}
     assert within(sum(bool(signatures & set(parts)) for parts in asked), N, SIGNATURE)
 
 
@@ -88,7 +89,7 @@ def test_promises_stand_on_partial_answers_only(undisturbed):
 
 
 def test_speechless_uploads_say_nothing_of_the_need(monkeypatch):
-    monkeypatch.setattr(texts, "SPEECHLESS", 1.0)
+    monkeypatch.setattr(topics, "SPEECHLESS", 1.0)
     heads = load_topics(4)
     intents = build_intents(heads, np.random.default_rng(0))
     need = np.random.default_rng(1).integers(0, len(intents.need_sense), 1_500)
@@ -106,7 +107,7 @@ def test_speechless_uploads_say_nothing_of_the_need(monkeypatch):
 
 
 def test_silence_reposts_and_losses_have_their_shares(monkeypatch):
-    monkeypatch.setattr(texts, "OCR_ERROR", 0.0)
+    monkeypatch.setattr(topics, "OCR_ERROR", 0.0)
     titles, captions, tags = write(about_hum())
     speechless = sum(tag in GENERIC_TAGS for tag in tags)
     spoken = [tag not in GENERIC_TAGS for tag in tags]
@@ -121,15 +122,15 @@ def test_silence_reposts_and_losses_have_their_shares(monkeypatch):
 
 
 def test_reposts_copy_the_whole_text(monkeypatch):
-    monkeypatch.setattr(texts, "REPOST", 1.0)
-    monkeypatch.setattr(texts, "SPEECHLESS", 0.0)
+    monkeypatch.setattr(topics, "REPOST", 1.0)
+    monkeypatch.setattr(topics, "SPEECHLESS", 0.0)
     rows = set(zip(*write(about_hum(50)), strict=True))
     assert len(rows) == 1
 
 
 def test_strangers_tags_are_rare(monkeypatch):
     for name in ("REPOST", "SPEECHLESS"):
-        monkeypatch.setattr(texts, name, 0.0)
+        monkeypatch.setattr(topics, name, 0.0)
     _, _, tags = write(about_hum())
     foreign = {"windingtag", "windinglife", "attentiontag", "attentionlife", "wateringtag", "wateringlife"}
     # six of the eight tags of this world belong to others

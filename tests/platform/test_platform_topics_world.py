@@ -17,9 +17,8 @@ from platform_hand import (
 from scipy import stats
 
 from crops.errors import CropsError
-from crops.platform.sizes import SIZES, Size
-from crops.platform.topics_world import PARTIAL, SECOND_NEED, build_topics_world
-from crops.platform.world import HEAD_LEVEL, NEED_LEVEL, SENSE_LEVEL, split_shares, zipf
+from crops.platform.topics import PARTIAL, SECOND_NEED, build_topics_world
+from crops.platform.world import HEAD_LEVEL, NEED_LEVEL, SENSE_LEVEL, SIZES, Size, split_shares, zipf
 
 
 def test_grades_by_definition():

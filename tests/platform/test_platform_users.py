@@ -8,11 +8,7 @@ from platform_hand import ATTENTION, ELECTRIC, FIG, HUM, MODEL, hand_intents, ha
 from scipy import stats
 
 from crops.config import PlatformConfig
-from crops.platform.behaviour import start_times
-from crops.platform.simulate import behaviour
-from crops.platform.sizes import SIZES
-from crops.platform.topics_world import build_topics_world
-from crops.platform.users import (
+from crops.platform.people import (
     ABUSE_SESSIONS,
     ABUSERS,
     DRIFT,
@@ -22,7 +18,11 @@ from crops.platform.users import (
     draw_rows,
     draw_sessions,
     drift,
+    start_times,
 )
+from crops.platform.simulate import behaviour
+from crops.platform.topics import build_topics_world
+from crops.platform.world import SIZES
 
 NOBODY = (np.zeros(0, np.int64), np.zeros(0, np.int64))
 

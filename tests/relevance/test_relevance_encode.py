@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from crops.errors import CropsError
-from crops.relevance.cache import VectorStore, text_key
-from crops.relevance.encode import TextEncoder
+from crops.relevance.encode import TextEncoder, VectorStore, text_key
 
 
 class FakeModel:

@@ -19,7 +19,7 @@ from crops.config import RelevanceConfig
 from crops.errors import CropsError, MissingExtraError
 from crops.relevance import model_hash, pair_scorer, resolve_model, scorers, text_encoder
 from crops.relevance.calibrate import PACKAGED_CALIBRATIONS
-from crops.relevance.models import local_folder
+from crops.relevance.encode import local_folder
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pytest
 from crops.errors import CropsError
 from crops.labels import Source
 from crops.relevance import Pairs, log_pairs, read_pairs
-from crops.relevance.pairs import held_out
+from crops.relevance.calibrate import held_out
 from crops.schema import EVIDENCE, ITEMS, QUERIES, SAMPLES
 from crops.text import query_id
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from crops.errors import CropsError
-from crops.relevance.quality import AlphaPoint, Bin, by_alpha, calibration_error, log_loss, reliability
+from crops.relevance.calibrate import AlphaPoint, Bin, by_alpha, calibration_error, log_loss, reliability
 
 P = np.array([0.9, 0.7, 0.3, 0.8, 0.2, 0.1])
 RELEVANT = np.array([True, True, False, False, False, False])

@@ -8,7 +8,7 @@ import pytest
 
 from crops.errors import CropsError
 from crops.relevance import Calibration, CosineScorer, TextEncoder
-from crops.relevance.cache import VectorStore
+from crops.relevance.encode import VectorStore
 
 VECTORS = {"x": (1.0, 0.0), "y": (0.0, 1.0), "d": (0.6, 0.8)}
 

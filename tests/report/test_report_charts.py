@@ -7,8 +7,19 @@ import xml.etree.ElementTree as ET
 import pytest
 
 from crops.errors import CropsError
-from crops.report.charts import Bar, Line, SplitBar, bar_chart, line_chart, split_bar_chart
-from crops.report.svg import axis, clip, element, nice_step, tick_format
+from crops.report.charts import (
+    Bar,
+    Line,
+    SplitBar,
+    axis,
+    bar_chart,
+    clip,
+    element,
+    line_chart,
+    nice_step,
+    split_bar_chart,
+    tick_format,
+)
 
 LEFT, RIGHT = 1.0, 399.0
 """Both ends of the axis of a bar chart: 398 units for its range."""

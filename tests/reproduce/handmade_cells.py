@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from crops.evaluation.results import metric_values
+from crops.evaluation.evaluate import metric_values
 from crops.reproduce.results import Measured, read_measured
 
 

@@ -11,8 +11,7 @@ from crops.cli.app import app
 from crops.config import load_config
 from crops.errors import CropsError
 from crops.reproduce import run
-from crops.reproduce.cells import Cell, base_run
-from crops.reproduce.worlds import build_world
+from crops.reproduce.cells import Cell, base_run, build_world
 
 SETTINGS = """
 [training]
@@ -98,7 +97,7 @@ def test_bad_requests_make_nothing(tmp_path):
 
 def test_a_watched_training_is_looked_at_on_held_out_queries(done, tmp_path, monkeypatch):
     """Four steps, a look every two; the queries looked at are not trained on."""
-    from crops.reproduce import learn as learning
+    from crops.reproduce import make as learning
 
     folder, _ = done
     samples = min((folder / "out" / "mined").iterdir())

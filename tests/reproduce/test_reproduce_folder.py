@@ -6,8 +6,8 @@ import json
 import pytest
 
 from crops.errors import CropsError
-from crops.reproduce import folder
-from crops.reproduce.folder import naming_full_disk, opened, write_atomically
+from crops.reproduce import make
+from crops.reproduce.make import naming_full_disk, opened, write_atomically
 
 
 def test_a_folder_of_another_version_is_refused(tmp_path):
@@ -69,7 +69,7 @@ def test_a_text_file_appears_whole_or_not_at_all(tmp_path, monkeypatch):
         path.touch()
         raise OSError(errno.ENOSPC, "full")
 
-    monkeypatch.setattr(folder.Path, "write_text", fail)
+    monkeypatch.setattr(make.Path, "write_text", fail)
     with pytest.raises(OSError, match="full"):
         write_atomically(tmp_path / "a" / "t.md", "new")
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["t.md"]

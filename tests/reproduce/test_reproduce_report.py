@@ -12,15 +12,13 @@ from crops.config import RunConfig, load_config
 from crops.errors import CropsError
 from crops.report import Line, LineFigure, Section, TablesReport, TextTable, render_report
 from crops.reproduce import dials
+from crops.reproduce.cells import CT, QR, Plan, build_world
 from crops.reproduce.dials import DIALS, map_cells, map_sections, misplaced
-from crops.reproduce.figures import precision_section, temperature_section, unfiltered
-from crops.reproduce.paper import CT, QR
-from crops.reproduce.plan import Plan
-from crops.reproduce.record import cells_csv
+from crops.reproduce.produce import markdown, verdict_tables, write_all, write_docs
 from crops.reproduce.results import Measured, read_measured
+from crops.reproduce.run import precision_section, temperature_section, unfiltered
+from crops.reproduce.tables import cells_csv
 from crops.reproduce.verdicts import Verdict
-from crops.reproduce.worlds import build_world
-from crops.reproduce.write import markdown, verdict_tables, write_all, write_docs
 
 
 def test_temperature_is_the_mean_over_worlds(tmp_path):

@@ -18,12 +18,10 @@ from crops.config import load_config
 from crops.errors import CropsError
 from crops.evaluation import Evaluation, Facts, TestSets
 from crops.outputs import publish, write_manifest
-from crops.reproduce import measure, run
-from crops.reproduce.cells import Cell, base_run
-from crops.reproduce.measure import make_cell, make_samples, refuse_overlap
+from crops.reproduce import make, run
+from crops.reproduce.cells import Cell, base_run, build_world
+from crops.reproduce.make import Stages, make_cell, make_samples, refuse_overlap
 from crops.reproduce.run import make_cells
-from crops.reproduce.stages import Stages
-from crops.reproduce.worlds import build_world
 
 MADE: list[str] = []
 
@@ -68,8 +66,8 @@ def killed(out, settings):
 def made(monkeypatch):
     """The list of what was made; facts, training and evaluation are left out."""
     MADE.clear()
-    monkeypatch.setattr(measure, "build_facts", lambda *_: None)
-    monkeypatch.setattr(measure, "save_facts", lambda *_: None)
+    monkeypatch.setattr(make, "build_facts", lambda *_: None)
+    monkeypatch.setattr(make, "save_facts", lambda *_: None)
     return MADE
 
 
@@ -210,18 +208,18 @@ def test_a_model_that_was_not_evaluated_is_not_trained_again(tmp_path, made, mon
 
     (cell,) = cells("fs_lr")
     day = testsets(None, "2026-01-08", None, None, None)
-    monkeypatch.setattr(measure, "load_testsets", lambda _: day)
-    monkeypatch.setattr(measure, "load_facts", lambda _: Facts(day.queries, day.ct, day.ct, None))
-    monkeypatch.setattr(measure, "_described", lambda *_: day.queries)
-    monkeypatch.setattr(measure, "learn", learn)
-    monkeypatch.setattr(measure, "_evaluate", stop)
+    monkeypatch.setattr(make, "load_testsets", lambda _: day)
+    monkeypatch.setattr(make, "load_facts", lambda _: Facts(day.queries, day.ct, day.ct, None))
+    monkeypatch.setattr(make, "_described", lambda *_: day.queries)
+    monkeypatch.setattr(make, "learn", learn)
+    monkeypatch.setattr(make, "_evaluate", stop)
     with pytest.raises(KeyboardInterrupt):
         make_cell(cell, tmp_path, STAGES, None)
     samples = Path(make_samples(cell, tmp_path, STAGES, None))
     (samples / "report.json").write_text(
         json.dumps({"days": ["2026-01-06"], "labels": {}, "p3_coverage": {}})
     )
-    monkeypatch.setattr(measure, "_evaluate", lambda *_: Evaluation(pa.table({"metric": ["x"]}), {}))
+    monkeypatch.setattr(make, "_evaluate", lambda *_: Evaluation(pa.table({"metric": ["x"]}), {}))
     folder = make_cell(cell, tmp_path, STAGES, None)
     assert made.count("learn") == 1
     assert json.loads((folder / "cell.json").read_text())["training"] == {"cpu_seconds": 7.0}
@@ -233,8 +231,8 @@ def test_a_cell_whose_samples_hold_the_test_day_is_not_made(tmp_path, made, monk
     samples = Path(make_samples(cell, tmp_path, STAGES, None))
     (samples / "report.json").write_text(json.dumps({"days": ["2026-01-08"]}))
     day = testsets(None, "2026-01-08", None, None, None)
-    monkeypatch.setattr(measure, "load_testsets", lambda _: day)
-    monkeypatch.setattr(measure, "load_facts", lambda _: None)
+    monkeypatch.setattr(make, "load_testsets", lambda _: day)
+    monkeypatch.setattr(make, "load_facts", lambda _: None)
     with pytest.raises(CropsError, match="was mined from 2026-01-08, the test day"):
         make_cell(cell, tmp_path, STAGES, None)
     assert not (tmp_path / "cells").exists()

@@ -7,11 +7,10 @@ from typer.testing import CliRunner
 
 from crops.cli.app import app
 from crops.config import load_config
-from crops.reproduce import produce, tuning
-from crops.reproduce.plan import Plan
-from crops.reproduce.worlds import build_world
+from crops.reproduce import produce, run
+from crops.reproduce.cells import Plan, build_world
 from crops.training import tune as grid
-from crops.training.validation import SHARE
+from crops.training.methods import SHARE
 
 
 @pytest.fixture
@@ -27,7 +26,7 @@ def asked(monkeypatch, tmp_path):
         return found
 
     monkeypatch.setattr(grid, "tune_method", tune_method)
-    monkeypatch.setattr(tuning, "make_samples", lambda cell, out, *rest: out / "mined" / "samples-1")
+    monkeypatch.setattr(run, "make_samples", lambda cell, out, *rest: out / "mined" / "samples-1")
     return tuned
 
 

@@ -5,10 +5,16 @@ from handmade_cells import write_cell
 
 from crops.errors import CropsError
 from crops.evaluation import Difference
-from crops.reproduce.paper import CT, LAYOUTS, NDCG, QR, QR_TRUTH
+from crops.reproduce.cells import CT, LAYOUTS, NDCG, QR, QR_TRUTH
 from crops.reproduce.results import differences, group, means, read_measured
-from crops.reproduce.speed import converged_at, convergence
-from crops.reproduce.tables import breakdown_table, cost_table, result_table, speed_table
+from crops.reproduce.tables import (
+    breakdown_table,
+    converged_at,
+    convergence,
+    cost_table,
+    result_table,
+    speed_table,
+)
 from crops.reproduce.verdicts import ONLINE, Claim, Rules, judge, read_rules, rule
 
 N = 60
@@ -165,7 +171,7 @@ def test_convergence_by_hand(tmp_path):
 )
 def test_speed_is_judged_seed_by_seed(tmp_path, slow, ruling):
     """Wanted: 1.6 times 10 CPU-s."""
-    from crops.reproduce.speed import Convergence
+    from crops.reproduce.tables import Convergence
 
     metrics = {name: spread(0.5) for name in (CT, QR, QR_TRUTH)}
     methods = ("infonce_graded", "softmax_ce", "crops")

@@ -4,9 +4,20 @@ import pytest
 
 from crops.config import load_config
 from crops.errors import CropsError
-from crops.reproduce.cells import Cell, base_run, mined_name, sets_name, world_name
-from crops.reproduce.plan import Plan, generated_files, parse_target, stored_points
-from crops.reproduce.worlds import build_world, parse_seeds, parse_worlds
+from crops.reproduce.cells import (
+    Cell,
+    Plan,
+    base_run,
+    build_world,
+    generated_files,
+    mined_name,
+    parse_seeds,
+    parse_target,
+    parse_worlds,
+    sets_name,
+    stored_points,
+    world_name,
+)
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ import pyarrow as pa
 
 from crops.config import IndexConfig
 from crops.retrieval import Model
-from crops.retrieval.filters import item_rows
-from crops.retrieval.publish import Catalogue, publish_catalogue
+from crops.retrieval.catalogue import item_rows
+from crops.retrieval.folder import Catalogue, publish_catalogue
 from crops.retrieval.versions import writing
 from crops.text import PLAIN
 

@@ -10,7 +10,7 @@ from retrieval_hand import catalogue, publish, unit, word_model
 from crops.config import IndexConfig
 from crops.errors import CropsError, UnknownItemError
 from crops.retrieval import Filter, FlatIndex, current_version, open_index
-from crops.retrieval.filters import ITEM_SCHEMA, item_rows
+from crops.retrieval.catalogue import ITEM_SCHEMA, item_rows
 from crops.serving.searcher import Job, Searcher
 
 KINDS = ["exact", "exact int8", "hnsw", "hnsw int8", "ivf", "ivf int8", "ivfpq"]
@@ -47,7 +47,7 @@ def make(store, folder, vectors=None, **config):
         return f"faiss:{folder / 'index'}"
     if NO_MILVUS:
         pytest.skip("milvus-lite is not installed")
-    from crops.retrieval.milvus_build import publish_milvus
+    from crops.retrieval.milvus import publish_milvus
 
     target = f"{folder / 'x.db'}"
     publish_milvus(target, catalogue(vectors, **COLUMNS), IndexConfig(**{"target_recall": 1.0, **config}))
@@ -253,7 +253,7 @@ def test_the_measured_recalls_are_those_of_a_full_sort(tmp_path):
 def test_a_milvus_build_moves_the_alias_and_keeps_the_collection_before(tmp_path):
     from pymilvus import MilvusClient
 
-    from crops.retrieval.milvus_build import publish_milvus
+    from crops.retrieval.milvus import publish_milvus
 
     target = str(tmp_path / "x.db")
     for count in (30, 40, 50):

@@ -11,8 +11,8 @@ from tokenizers.pre_tokenizers import Whitespace
 
 from crops.config import IndexConfig
 from crops.errors import CropsError
-from crops.evaluation.ranking import Rankings
-from crops.relevance.models import model_hash
+from crops.evaluation.evaluate import Rankings
+from crops.relevance.encode import model_hash
 from crops.retrieval import (
     BM25Retriever,
     ExactRetriever,
@@ -26,7 +26,7 @@ from crops.retrieval import (
     update_index,
     write_vectors,
 )
-from crops.retrieval import shards as sharding
+from crops.retrieval import build as sharding
 from crops.retrieval.encoding import encode_texts
 from crops.text import PLAIN, query_id
 

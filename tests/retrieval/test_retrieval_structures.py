@@ -5,8 +5,8 @@ from retrieval_hand import unit
 
 from crops.config import IndexConfig
 from crops.retrieval import structures
-from crops.retrieval.publish import gather, scored
-from crops.retrieval.recall import last_scores, least_effort, recalls
+from crops.retrieval.folder import gather, scored
+from crops.retrieval.structures import last_scores, least_effort, recalls
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from retrieval_hand import publish, unit, word_model
 
 from crops.errors import CropsError
 from crops.retrieval import current_version, open_index
-from crops.retrieval.shards import encode_shards
+from crops.retrieval.build import encode_shards
 from crops.retrieval.versions import open_snapshot, writing
 
 KILLED = """

@@ -2,7 +2,7 @@ import pytest
 
 from crops.errors import CropsError
 from crops.retrieval import BM25Retriever
-from crops.retrieval.words import splitter
+from crops.retrieval.bm25 import splitter
 
 
 @pytest.mark.parametrize(

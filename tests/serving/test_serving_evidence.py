@@ -8,7 +8,7 @@ from served_world import GENERATED, ITEMS, MODELS, SECRET
 from starlette.testclient import TestClient
 
 from crops.config import ServingConfig
-from crops.engine.disclosure import Trail
+from crops.engine.evidence import Trail
 from crops.errors import CropsError
 from crops.labels import Source
 from crops.serving import opening

@@ -10,8 +10,8 @@ from urllib.parse import parse_qsl, urlsplit
 import pytest
 
 from crops.config import ServingConfig
-from crops.serving.batching import Batcher, StoppedError
-from crops.serving.inputs import BadRequestError, check_query
+from crops.serving.searcher import Batcher, StoppedError
+from crops.serving.service import BadRequestError, check_query
 from crops.serving.view import State
 
 

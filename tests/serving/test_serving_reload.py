@@ -22,7 +22,7 @@ from crops.retrieval import build_index, update_index
 from crops.retrieval.folder import FolderIndex
 from crops.serving import opening
 from crops.serving.app import make_app
-from crops.serving.reload import replace, watching
+from crops.serving.opening import replace, watching
 from crops.serving.searcher import Job
 
 NEW_ITEM = 50
@@ -122,7 +122,7 @@ def test_an_error_that_nobody_expects_does_not_end_the_watch(own_world, tmp_path
     failed = 'crops_reloads_total{index="index",result="failed"} 1.0'
     with TestClient(make_app(desk, background=partial(watching, desk))) as client:
         with monkeypatch.context() as patch:
-            patch.setattr("crops.serving.reload.open_searcher", fail)
+            patch.setattr("crops.serving.opening.open_searcher", fail)
             publish(own_world / "new", "zebra", tmp_path)
             until(lambda: failed in client.get("/metrics").text)
         published = publish(own_world / "new", "yak", tmp_path)

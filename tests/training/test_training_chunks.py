@@ -7,9 +7,9 @@ import worker
 
 from crops.config import TrainingConfig
 from crops.encoders import load_encoder
-from crops.training import embed as embedding
-from crops.training.memory import MemoryGroups
-from crops.training.pool import tokenise_pool
+from crops.training import texts as embedding
+from crops.training.groups import MemoryGroups
+from crops.training.texts import tokenise_pool
 
 
 @pytest.fixture

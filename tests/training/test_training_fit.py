@@ -9,13 +9,13 @@ from crops.config import TrainingConfig
 from crops.encoders import load_encoder, tokenise
 from crops.errors import CropsError
 from crops.outputs import read_manifest
-from crops.training import fit, journal, pool, train, trainer
-from crops.training.memory import MemoryGroups
-from crops.training.model import contrast_facts
-from crops.training.objective import objective
-from crops.training.pool import tokenise_pool
-from crops.training.sample import Batch
-from crops.training.steps import Share, step_inputs
+from crops.training import fit, train, trainer
+from crops.training import texts as pool
+from crops.training.groups import MemoryGroups
+from crops.training.model import contrast_facts, objective
+from crops.training.sampler import Batch
+from crops.training.texts import tokenise_pool
+from crops.training.trainer import Share, step_inputs
 
 
 @pytest.fixture
@@ -121,7 +121,7 @@ def test_a_gradient_that_is_not_finite_is_not_applied(toy, config, tmp_path, mon
         steps.append([p.detach().clone() for p in parameters])
         return torch.nn.utils.clip_grad_norm_(parameters, *args, **kwargs)
 
-    monkeypatch.setattr(journal, "clip_grad_norm_", poisoned)
+    monkeypatch.setattr(trainer, "clip_grad_norm_", poisoned)
     with pytest.raises(CropsError, match="step 3: the gradient is not finite"):
         train(toy, tmp_path / "model", config(), seed=0)
     assert len(steps) == 3

@@ -15,12 +15,11 @@ from crops.errors import CropsError
 from crops.labels import Source
 from crops.outputs import read_manifest
 from crops.training import methods, tune
-from crops.training.data import Catalogue
-from crops.training.methods import METHODS, find_method, fit_method
+from crops.training.groups import Catalogue
+from crops.training.methods import METHODS, find_method, fit_method, is_validation
 from crops.training.mining import Mining
 from crops.training.samples import Samples
 from crops.training.tune import tune_method
-from crops.training.validation import is_validation
 
 QUERIES, ITEMS = 30, 60
 

@@ -7,12 +7,20 @@ from sentence_transformers import SentenceTransformer
 
 from crops.config import TrainingConfig
 from crops.losses import h_infonce, nce
-from crops.training.data import Catalogue
-from crops.training.memory import MemoryGroups
-from crops.training.miners import Schedule, mine_adore, mine_ance, mine_bm25, mine_star, mine_tri
-from crops.training.mining import Corpus, Moment, with_documents
-from crops.training.objective import objective
-from crops.training.pool import tokenise_pool
+from crops.training.groups import Catalogue, MemoryGroups
+from crops.training.mining import (
+    Corpus,
+    Moment,
+    Schedule,
+    mine_adore,
+    mine_ance,
+    mine_bm25,
+    mine_star,
+    mine_tri,
+    with_documents,
+)
+from crops.training.model import objective
+from crops.training.texts import tokenise_pool
 
 NONE = -1
 

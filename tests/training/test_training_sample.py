@@ -5,8 +5,8 @@ import pytest
 
 from crops.config import TrainingConfig
 from crops.labels import Source
-from crops.training.memory import MemoryGroups
-from crops.training.sample import GroupSampler
+from crops.training.groups import MemoryGroups
+from crops.training.sampler import GroupSampler
 
 S = Source
 POPULAR = [(5, S.REFORMULATION)] * 2 + [(4, S.CLICKED)] * 3 + [(4, S.FEED)] * 9 + [(1, S.FILTERED)] * 7

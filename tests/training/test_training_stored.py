@@ -9,10 +9,11 @@ from crops.config import TrainingConfig
 from crops.errors import CropsError
 from crops.labels import SEARCH_SOURCES, Source
 from crops.text import PLAIN
-from crops.training import Samples, load_samples, pool, read_log, stored, train
-from crops.training.memory import MemoryGroups
-from crops.training.sample import GroupSampler
-from crops.training.stored import StoredGroups, store_samples
+from crops.training import Samples, load_samples, read_log, samples, train
+from crops.training import texts as pool
+from crops.training.groups import MemoryGroups
+from crops.training.sampler import GroupSampler
+from crops.training.samples import StoredGroups, store_samples
 
 S = Source
 QUERIES, ITEMS = 50, 40
@@ -41,9 +42,9 @@ def mined(write_mined):
 
 @pytest.fixture
 def small_parts(monkeypatch):
-    monkeypatch.setattr(stored, "PART_GROUPS", 4)
-    monkeypatch.setattr(stored, "SHARD_PARTS", 3)
-    monkeypatch.setattr(stored, "BATCH_ROWS", 7)
+    monkeypatch.setattr(samples, "PART_GROUPS", 4)
+    monkeypatch.setattr(samples, "SHARD_PARTS", 3)
+    monkeypatch.setattr(samples, "BATCH_ROWS", 7)
 
 
 def everything(source):

@@ -12,8 +12,8 @@ from transformers.integrations import integration_utils
 from crops.config import TrainingConfig
 from crops.errors import CropsError
 from crops.training import Evaluation, read_log, train, trainer
-from crops.training.checkpoint import last_checkpoint, work_folder
 from crops.training.model import GroupLoss
+from crops.training.trainer import last_checkpoint, work_folder
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from sentence_transformers import SentenceTransformer
 from crops.config import TrainingConfig
 from crops.errors import CropsError
 from crops.training import TrainingData, read_log, train
-from crops.training.steps import Share
+from crops.training.trainer import Share
 
 
 @pytest.fixture(scope="module")

@@ -6,14 +6,7 @@ import pytest
 from crops.errors import CropsError
 from crops.labels import Source
 from crops.text import PLAIN, query_id
-from crops.training.validation import (
-    SHARE,
-    is_validation,
-    load_catalogue,
-    summarise,
-    validate,
-    validation_sets,
-)
+from crops.training.methods import SHARE, is_validation, load_catalogue, summarise, validate, validation_sets
 
 
 @pytest.fixture

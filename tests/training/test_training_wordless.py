@@ -12,10 +12,9 @@ from crops.errors import CropsError
 from crops.labels import Source
 from crops.text import PLAIN
 from crops.training import Samples, load_samples, train
-from crops.training.data import Catalogue, Wordless
-from crops.training.memory import MemoryGroups
+from crops.training.groups import Catalogue, MemoryGroups, Wordless
 from crops.training.mining import Mining
-from crops.training.stored import store_samples
+from crops.training.samples import store_samples
 
 S = Source
 NOTHING = ("   ", "\u3000")

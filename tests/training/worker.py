@@ -9,12 +9,11 @@ import torch
 from crops.encoders import load_encoder
 from crops.training import train
 from crops.training.distributed import average, average_gradients, join_processes, processes
-from crops.training.memory import MemoryGroups
-from crops.training.model import GroupLoss
-from crops.training.objective import objective
-from crops.training.pool import tokenise_pool
-from crops.training.sample import GroupSampler
-from crops.training.steps import Share, Steps
+from crops.training.groups import MemoryGroups
+from crops.training.model import GroupLoss, objective
+from crops.training.sampler import GroupSampler
+from crops.training.texts import tokenise_pool
+from crops.training.trainer import Share, Steps
 
 
 def gradients(data, config):

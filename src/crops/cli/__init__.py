@@ -4,20 +4,16 @@ from crops.cli.analyse import analyse
 from crops.cli.app import main
 from crops.cli.bubble_loop import bubble_loop
 from crops.cli.calibrate import calibrate
-from crops.cli.check import check
 from crops.cli.demo import demo
-from crops.cli.encode import encode
 from crops.cli.engine_report import engine_report
 from crops.cli.evaluate import evaluate
 from crops.cli.experiment import experiment
-from crops.cli.explain import explain
-from crops.cli.export import export
-from crops.cli.forget import forget
 from crops.cli.generate import generate
-from crops.cli.import_logs import import_logs
-from crops.cli.index import index
+from crops.cli.index import encode, index
 from crops.cli.judge import judge_llm, judge_report, judge_sheet, judge_truth
+from crops.cli.logs import check, import_logs
 from crops.cli.mine import mine
+from crops.cli.mined import explain, export, forget
 from crops.cli.platform_report import platform_report
 from crops.cli.power import power
 from crops.cli.reproduce import reproduce

@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import typer
 
-from crops.cli.command import command
-from crops.cli.options import ConfigOption, RelevanceOption
+from crops.cli.mine import accepted_logs, job
+from crops.cli.options import ConfigOption, RelevanceOption, command
 from crops.config import RunConfig, load_config
-from crops.errors import CropsError
-from crops.outputs import console, finite, publish, to_json, write_manifest
+from crops.engine import CachedScorer
+from crops.engine.scoring import cached
+from crops.errors import CropsError, nearest
+from crops.logs import Logs, open_logs
+from crops.online.analysis import Analysis, arms_of, with_pairs
+from crops.online.analysis import analyse as analyse_logs_folder
+from crops.online.experiment import LIVE, PAIRED, PLAN
+from crops.online.userdays import Reading, creator_reach, user_days
+from crops.outputs import MANIFEST, cache_folder, console, finite, publish, timed, to_json, write_manifest
+from crops.platform import ROUTES
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from crops.online.analysis import Analysis
     from crops.report import TextTable
 
 COMMAND = "analyse"
@@ -60,8 +70,8 @@ def analyse(
     config: ConfigOption = None,
 ) -> dict[str, Any]:
     """Test an experiment: CTR, LPR, RQR, Ratio_rank, Ratio_show, with user-level intervals and checks."""
-    from crops.cli.online_text import checked_effect
     from crops.online.experiment import PLAN
+    from crops.report.experiment import checked_effect
 
     checked_effect(effect)
     if (logs / PLAN).is_file():
@@ -70,7 +80,6 @@ def analyse(
         raise CropsError(
             f"{logs}: name the arms, e.g. --control A --treatment B; a folder with {PLAN} needs none"
         )
-    from crops.cli.online_sources import log_analysis
 
     run = load_config(config, relevance__model=relevance)
     target = out or logs.with_name(f"{logs.name}.{COMMAND}")
@@ -112,8 +121,6 @@ def analyse_experiment(
     Raises:
         CropsError: the folder is no such output, or its logs cannot be analysed.
     """
-    from crops.cli.online_sources import experiment_analyses
-
     run = load_config(config, relevance__model=relevance)
     analyses, facts = experiment_analyses(folder, run, wanted=effect, salts=salts)
     facts = {"experiment": str(folder), **facts}
@@ -139,9 +146,8 @@ def _write(
     run: RunConfig,
     facts: Mapping[str, str],
 ) -> dict[str, Any]:
-    from crops.cli.online_summary import headline
-    from crops.cli.online_tables import section
     from crops.report import TablesReport, write_report
+    from crops.report.experiment import headline, section
 
     report = TablesReport(
         title="What the experiment shows",
@@ -186,3 +192,224 @@ def as_json(analysis: Analysis) -> dict[str, Any]:
         data["checks"][arm]["holds"] = check.holds
     cleaned: dict[str, Any] = finite(data)
     return cleaned
+
+
+# ------------------------------------------------------------------------------
+# Which logs an analysis reads: those of a team, or the folders of `crops experiment`.
+
+
+WORLD = "world"
+
+"""Folder of `crops experiment` with the days before it."""
+
+
+def log_analysis(
+    logs: Path,
+    target: Path,
+    run: RunConfig,
+    *,
+    arms: Sequence[str],
+    experiment: str | None,
+    ratios: dict[str, float],
+    before: tuple[Path | None, Sequence[str] | None],
+    routes: Sequence[str] | None,
+    truth: Path | None,
+    wanted: float | None,
+    salts: int,
+) -> Analysis:
+    """Analyse the logs of a team; raw ones are checked first.
+
+    Args:
+        logs: the logs folder.
+        target: where the analysis goes; the accepted rows of raw logs go to a folder beside it.
+        run: settings.
+        arms: control first.
+        experiment: whose arms, where `arm` names several experiments.
+        ratios: promised users per user of the control, by treatment.
+        before: logs folder of days before (None: the same logs), and those days (None: all before the arms).
+        routes: recall routes to report, see `crops.cli.analyse.route_bits`.
+        truth: truth of a simulation.
+        wanted: relative effect that matters.
+        salts: re-salted A/A assignments.
+
+    Raises:
+        CropsError: the logs or the arms cannot be analysed.
+    """
+    bits = route_bits(logs, routes)
+    opened = open_logs(accepted_logs(logs, target.with_name(f"{target.name}.checked"), run))
+    how = reading(opened.path, run, bits)
+    seconds: dict[str, float] = {}
+    with timed(seconds, "sums per user and day"):
+        table = user_days(opened, how, truth=[truth] if truth else ())
+        ours = arms_of(table, experiment) if experiment else table
+        pre_logs, pre_days = before
+        other = table
+        if pre_logs is not None:
+            other = user_days(open_logs(pre_logs), how, truth=[truth] if truth else ())
+        past = _earlier(other, ours, pre_days)
+    with timed(seconds, "tests"):
+        analysis = analyse_logs_folder(
+            ours,
+            arms[0],
+            arms[1:],
+            routes=tuple(bits),
+            before=past,
+            ratios=ratios,
+            wanted=wanted,
+            salts=salts,
+            name=experiment or "",
+        )
+    return _with_reach(analysis, opened, how, experiment)
+
+
+def _earlier(table: pa.Table, experiment: pa.Table, days: Sequence[str] | None) -> pa.Table:
+    """Return the rows of days before the first day with an arm, or of the given days.
+
+    Raises:
+        CropsError: a given day has no search, or is not before the experiment.
+    """
+    first = pc.min(experiment.filter(pc.is_valid(experiment["arm"]))["day"]).as_py() or ""
+    for day in days or ():
+        if day not in table["day"].to_pylist() or day >= first:
+            raise CropsError(
+                f"--pre-day {day}: the days before the experiment end before {first} and need searches"
+            )
+    kept = pc.is_in(table["day"], pa.array(days)) if days else pc.less(table["day"], first)
+    return table.filter(kept)
+
+
+def experiment_analyses(
+    folder: Path, run: RunConfig, *, wanted: float | None, salts: int
+) -> tuple[list[Analysis], dict[str, str]]:
+    """Analyse every experiment of an output of `crops experiment`, and say what was read.
+
+    Raises:
+        CropsError: a folder is missing, or its logs cannot be analysed.
+    """
+    plan = json.loads((folder / PLAN).read_text())
+    live, seconds = open_logs(folder / LIVE / "logs"), dict[str, float]()
+    if missing := sorted(set(plan["days"]) - set(live.search_days)):
+        raise CropsError(
+            f"{folder / LIVE}: no searches on {', '.join(missing)}; run `crops experiment` again, it goes on "
+            "where it stopped"
+        )
+    bits = {name: ROUTES.index(name) for name in _routes(plan)}
+    how, static = reading(live.path, run, bits), folder / WORLD / "truth"
+    with timed(seconds, "sums per user and day"):
+        table = user_days(live, how, plan["days"], [folder / LIVE / "truth", static])
+        before = user_days(open_logs(folder / WORLD / "logs"), how, truth=[static])
+    analyses = []
+    for one in plan["experiments"]:
+        with timed(seconds, f"experiment {one['name']}"):
+            analyses.append(_planned(one, folder, live, table, before, how, plan["days"], wanted, salts))
+    facts = {key: str(plan[key]) for key in ("seed", "size", "platform", "notes") if plan.get(key)}
+    return analyses, facts
+
+
+def _routes(plan: dict[str, Any]) -> list[str]:
+    named = (name for one in plan["experiments"] for name in (one["route"] or "").split("+") if name)
+    return list(dict.fromkeys(named))
+
+
+def _planned(
+    one: dict[str, Any],
+    folder: Path,
+    live: Logs,
+    table: pa.Table,
+    before: pa.Table,
+    how: Reading,
+    days: Sequence[str],
+    wanted: float | None,
+    salts: int,
+) -> Analysis:
+    """Analyse one experiment of a plan, with its paired worlds where there are any."""
+    shares = {arm["name"]: arm["share"] for arm in one["arms"]}
+    control = one["control"]
+    treatments = [arm for arm in shares if arm != control]
+    routes = tuple((one["route"] or "").split("+")) if one["route"] else ()
+    analysis = analyse_logs_folder(
+        arms_of(table, one["name"]),
+        control,
+        treatments,
+        routes=routes,
+        before=before,
+        ratios={arm: shares[arm] / shares[control] for arm in treatments},
+        wanted=wanted,
+        salts=salts,
+        name=one["name"],
+    )
+    worlds = {arm: folder / PAIRED / one["name"] / arm for arm in shares}
+    lived = {
+        arm: user_days(logs, how, days, [worlds[arm] / "truth", folder / WORLD / "truth"])
+        for arm in shares
+        if (logs := _whole(worlds[arm] / "logs", days)) is not None
+    }
+    if control in lived:
+        analysis = with_pairs(analysis, lived[control], lived)
+    return _with_reach(analysis, live, how, one["name"])
+
+
+def _whole(logs: Path, days: Sequence[str]) -> Logs | None:
+    """Return the logs of a paired world that has lived through all days."""
+    if not logs.is_dir():
+        return None
+    opened = open_logs(logs)
+    if missing := sorted(set(days) - set(opened.search_days)):
+        console.print(f"left out: {logs} has not lived through {', '.join(missing)} yet", highlight=False)
+        return None
+    return opened
+
+
+def _with_reach(analysis: Analysis, logs: Logs, how: Reading, experiment: str | None) -> Analysis:
+    """Add the share of the creators that each arm's users were shown."""
+    found = creator_reach(logs, how.memory, analysis.days, experiment)
+    reach = {arm: found[arm][0] / found[arm][1] for arm in analysis.users if found.get(arm)}
+    return dataclasses.replace(analysis, reach=reach if len(reach) == len(analysis.users) else {})
+
+
+# ------------------------------------------------------------------------------
+# How the commands on experiments read logs.
+
+
+def reading(logs: Path, run: RunConfig, routes: Mapping[str, int]) -> Reading:
+    """Return how logs are read: the reformulations of P1 by the run's theta, and the routes of interest."""
+    return Reading(routes, run.engine.reformulation, _similarity(logs, run), run.engine.memory)
+
+
+def _similarity(logs: Path, run: RunConfig) -> CachedScorer | None:
+    return cached(job(logs, run, None).similarity, cache_folder() / "scores")
+
+
+def route_bits(logs: Path, wanted: Sequence[str] | None) -> dict[str, int]:
+    """Return recall routes and their bits.
+
+    Args:
+        logs: the logs folder; the manifest in it or beside it may name the bits of `routes`.
+        wanted: names of that manifest, or `name=bit` for logs without one; none when None.
+
+    Raises:
+        CropsError: a name is unknown, or a bit is no number.
+    """
+    names = _route_names(logs)
+    bits: dict[str, int] = {}
+    for route in wanted or ():
+        name, given, bit = route.partition("=")
+        if given and not bit.isdigit():
+            raise CropsError(f"--route {route}: '{bit}' is no bit; give the position in the mask, 0 = lowest")
+        if not given and name not in names:
+            known = ", ".join(names) or "none (no manifest names them)"
+            raise CropsError(
+                f"--route {route}: the routes with a name are: {known}.{nearest(name, names)} Say NAME=BIT "
+                "where the mask has no names, e.g. dense=1"
+            )
+        bits[name] = int(bit) if given else names.index(name)
+    return bits
+
+
+def _route_names(logs: Path) -> list[str]:
+    for folder in (logs, logs.parent, logs.parent.parent):
+        if (folder / MANIFEST).is_file():
+            names: list[str] = json.loads((folder / MANIFEST).read_text()).get("routes", [])
+            if names:
+                return names
+    return []

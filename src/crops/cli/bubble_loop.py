@@ -11,23 +11,39 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from crops.cli.command import command
-from crops.cli.experiment import MODELS, GeneratedOption, arm_names
+from crops.cli.experiment import (
+    MODELS,
+    GeneratedOption,
+    arm_names,
+    mined_samples,
+    packaged_documents,
+    warm_start,
+    with_days,
+)
 from crops.cli.mine import mine_logs
-from crops.cli.models import load_retriever
-from crops.cli.options import DEFAULTS, ConfigOption, RelevanceOption, SeedOption
+from crops.cli.options import DEFAULTS, ConfigOption, RelevanceOption, SeedOption, command
+from crops.cli.search import load_retriever
 from crops.cli.simulate import document_texts
-from crops.cli.warm import mined_samples, packaged_documents, warm_start, with_days
 from crops.config import RunConfig, TrainingConfig, load_config
 from crops.errors import CropsError, nearest
-from crops.online.arms import recipe, train_arm
-from crops.online.bubble import Measured
-from crops.online.experiment import Start, write_plan
-from crops.online.loop import Loop, Workshop, read_days, run_loop
+from crops.online.bubble import Evidence, Measured, measure_days
+from crops.online.experiment import Loop, Start, Workshop, read_days, recipe, run_loop, train_arm, write_plan
 from crops.outputs import cache_folder, console, to_json
-from crops.platform import SIZES, day_name, platform_version
+from crops.platform import ROUTES, SIZES, day_name, platform_version
 from crops.protocols import Retriever
-from crops.report import Line, LineFigure, Section, TablesReport, TextTable, write_report
+from crops.report import (
+    Estimate,
+    Line,
+    LineFigure,
+    MetricColumn,
+    ResultRow,
+    ResultTable,
+    Section,
+    TablesReport,
+    TextTable,
+    write_report,
+)
+from crops.retrieval import load_items
 
 Days = Mapping[str, Mapping[str, Measured]]
 
@@ -51,10 +67,15 @@ OBSERVABLES = {
     ),
     "recall": ("True recall@100 of the model", "of what meets the needs of the day's first searches"),
 }
+
 """What is drawn and tabled, with headings and explanations."""
+
 _COUNTS = {"senses"}
+
 """Observables that are no shares."""
+
 _TOLD = ("top", "unseen", "satisfied", "recall")
+
 """Observables whose course stands in the headline."""
 
 
@@ -213,3 +234,51 @@ def _scaled(key: str, row: Mapping[str, Measured]) -> float | None:
 
 def _told(value: float | None, decimals: int) -> str:
     return "–" if value is None else f"{value:.{decimals}f}"
+
+
+# ------------------------------------------------------------------------------
+# How the bubble forms: what the platform's own logs show of it, day by day.
+
+
+_COLUMNS = (
+    MetricColumn("own", "found by the own model", "share of shown results that the deployed retriever found"),
+    MetricColumn(
+        "again", "shown again", "share of shown results that this query had already been shown before"
+    ),
+    MetricColumn(
+        "top", "shown from 1 % of items", "share of all exposures that goes to the most shown 1 % of items"
+    ),
+    MetricColumn(
+        "unseen", "relevant, never shown", "share of what answers the query's needs that it was never shown"
+    ),
+)
+
+
+def bubble_table(logs: Path, truth: Path) -> ResultTable:
+    """Return the observables of the bubble per simulated day, over that day's shown results.
+
+    Args:
+        logs: accepted logs of a simulation.
+        truth: its truth; tells what the searchers needed.
+    """
+    evidence = Evidence(
+        logs=(logs,),
+        searches=(f"{truth}/searches.parquet",),
+        truth=truth,
+        items=load_items(logs)[0].size,
+        route=ROUTES.index("dense"),
+    )
+    measured = measure_days(evidence, [column.key for column in _COLUMNS])
+    rows = [
+        ResultRow(
+            day,
+            {
+                key: Estimate(one.value, None, None, one.n)
+                for key, one in measured[day].items()
+                if one.value is not None
+            },
+        )
+        for day in sorted(measured)
+    ]
+    note = "The first day has no own model; one is then trained on that day's clicks and deployed."
+    return ResultTable("How the bubble forms", note, _COLUMNS, rows, subject="Day", contest=False)

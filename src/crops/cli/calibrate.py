@@ -13,8 +13,7 @@ import typer
 from numpy.typing import NDArray
 from rich.table import Table
 
-from crops.cli.command import command
-from crops.cli.options import DEFAULTS
+from crops.cli.options import DEFAULTS, command
 from crops.outputs import cache_folder, console, publish, write_manifest
 from crops.relevance import (
     Calibration,
@@ -27,11 +26,9 @@ from crops.relevance import (
     store_calibration,
     text_encoder,
 )
-from crops.relevance.cross import cross_logits
-from crops.relevance.models import local_folder
-from crops.relevance.pairs import held_out
-from crops.relevance.quality import AlphaPoint, by_alpha, calibration_error, log_loss, reliability
-from crops.relevance.score import pair_cosines, prefixes
+from crops.relevance.calibrate import AlphaPoint, by_alpha, calibration_error, held_out, log_loss, reliability
+from crops.relevance.encode import local_folder
+from crops.relevance.score import cross_logits, pair_cosines, prefixes
 from crops.report import AlphaRow, CalibrationReport, ReliabilityBin, write_report
 
 COMMAND = "calibrate"

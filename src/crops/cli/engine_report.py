@@ -9,19 +9,11 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from crops.cli.command import command
-from crops.cli.options import LogsOption
-from crops.cli.source_counts import source_counts
-from crops.engine.insight import insights
+from crops.cli.options import LogsOption, command
+from crops.engine.mined import insights
 from crops.outputs import console, publish, write_manifest
-from crops.report import (
-    Block,
-    Disagreement,
-    EngineReport,
-    FrequencyRow,
-    Influence,
-    write_report,
-)
+from crops.report import Block, Disagreement, EngineReport, FrequencyRow, Influence, write_report
+from crops.report.pages import source_counts
 
 _SEARCH_SAID = {
     "clicked": "clicked",

@@ -4,33 +4,47 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import typer
 from rich.table import Table
 
 from crops import evaluation
-from crops.cli.command import command
-from crops.cli.gate import breakdown, facts_of, gate, refuse_trained_on
-from crops.cli.models import load_retriever
-from crops.cli.options import ConfigOption, RelevanceOption, SeedOption
-from crops.cli.theta import independent_theta, theta
-from crops.cli.trec import evaluate_runs, file_names, write_trec_qrels, write_trec_run
+from crops.cli.mine import independent_theta, theta
+from crops.cli.options import ConfigOption, RelevanceOption, SeedOption, command
+from crops.cli.search import load_retriever
 from crops.config import RunConfig, load_config
-from crops.errors import CropsError
-from crops.evaluation import MIN_QUERIES, Evaluation, Facts, Interval, TestSets
+from crops.errors import CropsError, RegressionError
+from crops.evaluation import (
+    FREQUENCIES,
+    MIN_QUERIES,
+    Evaluation,
+    Facts,
+    Interval,
+    ScoringRetriever,
+    TestSets,
+    build_facts,
+    compare,
+)
+from crops.evaluation.significance import holm
+from crops.evaluation.trec import evaluate_run, read_qrels, read_run, write_qrels, write_run
 from crops.logs import open_logs
-from crops.logs.days import newest_day
-from crops.outputs import console, publish, timed, to_json, write_manifest
+from crops.logs.tables import newest_day
+from crops.outputs import MANIFEST, console, publish, timed, to_json, write_manifest
 from crops.retrieval import load_items
 
 COMMAND = "evaluate"
+
 _DETAIL = re.compile(r"_events|/catalogue|/seen|/unseen|mrr@|never_shown|senses@|\|")
+
 """Metrics that the printed table leaves out."""
 
 
@@ -242,3 +256,151 @@ def _mean_cell(one: Interval) -> str:
         return "–"
     half = "–" if one.n < MIN_QUERIES else f"{50 * (one.ci_high - one.ci_low):.1f}"
     return f"{100 * one.mean:.1f} ±{half}"
+
+
+# ------------------------------------------------------------------------------
+# The regression gate: is a model significantly worse than the one in use? And what a mean hides.
+
+
+SIGNIFICANT = 0.05
+
+
+def gate(results: Mapping[str, Evaluation], against: str, metrics: Sequence[str], run: RunConfig) -> None:
+    """Compare each model with the one in use, print the differences, and refuse a significant loss.
+
+    Args:
+        results: evaluations on the same queries, by model.
+        against: the model in use.
+        metrics: what counts.
+        run: resamples and seed.
+
+    Raises:
+        RegressionError: a difference is below 0 with p < 0.05, corrected by Holm over models and metrics.
+        CropsError: no metric has enough queries for a test.
+    """
+    found = {
+        (name, metric): difference
+        for name, one in results.items()
+        if name != against
+        for metric, difference in compare(one, results[against], run.evaluation.resamples, run.seed).items()
+        if metric in metrics and difference.n > 0
+    }
+    if len(results) > 1 and all(one.n < MIN_QUERIES for one in found.values()):
+        raise CropsError(
+            f"no metric has {MIN_QUERIES} queries to compare with {against} on, so a test would say nothing; "
+            "evaluate on a day with more searches"
+        )
+    corrected = dict(zip(found, holm([one.p for one in found.values()]), strict=True))
+    table = Table(
+        "model", "metric", "difference", "95 % interval", "p, corrected", title=f"Against {against}"
+    )
+    losses = []
+    for (name, metric), one in found.items():
+        p = corrected[name, metric]
+        interval = one.ends("+.1f")
+        told = "–" if one.n < MIN_QUERIES else f"{p:.3f}"
+        table.add_row(name, metric, f"{100 * one.mean:+.2f}", interval, told)
+        if one.mean < 0 and p < SIGNIFICANT:
+            losses.append(f"{name} loses {-100 * one.mean:.2f} points of {metric} {interval}, p = {p:.3f}")
+    console.print(table)
+    if losses:
+        raise RegressionError(f"significantly worse than {against}: {'; '.join(losses)}")
+
+
+def refuse_trained_on(model: str, test_day: str) -> None:
+    """Refuse a model of ours whose samples were mined from the test day; others do not name their samples.
+
+    Raises:
+        CropsError: test and training overlap.
+    """
+    manifest = Path(model) / MANIFEST
+    if not manifest.is_file():
+        return
+    samples = json.loads(manifest.read_text()).get("samples")
+    report = Path(samples or "") / "report.json"
+    if samples and report.is_file() and test_day in json.loads(report.read_text())["days"]:
+        raise CropsError(
+            f"{model} was trained on {samples}, mined from {test_day} too; evaluate it on a day that its "
+            "training has not seen"
+        )
+
+
+def facts_of(logs: Path, samples: Path, testsets: TestSets, truth: Path | None, run: RunConfig) -> Facts:
+    """Return the facts that breakdowns need; the training day is the last one mined before the test day."""
+    days = json.loads((samples / "report.json").read_text())["days"]
+    train_day = max([day for day in days if day < testsets.day] or days)
+    return build_facts(logs, train_day, testsets, truth, run.engine.memory)
+
+
+def breakdown(results: Mapping[str, Evaluation], facts: Facts, k: int) -> Table:
+    """Return recall by frequency of the query, and of clicked items by age: means in %."""
+    by_name = {name: facts.queries.filter(pc.field("frequency") == name) for name in FREQUENCIES}
+    groups = {name: own["query_id"].to_numpy() for name, own in by_name.items()}
+    ages = [metric for metric in next(iter(results.values())).summary if "|age=" in metric and "/" in metric]
+    ages = [metric for metric in ages if not metric.endswith(("/seen", "/unseen"))]
+    heads = [f"{metric} {name}" for metric in ("CT", "QR") for name in groups]
+    heads += [f"CT {metric.rpartition('=')[2]} items" for metric in ages]
+    title = f"Recall@{k} by frequency of the query and age of the item, %"
+    table = Table("model", *heads, title=title, caption="–: no such query has a value")
+    names = file_names(list(results))
+    for name, one in results.items():
+        cells = [
+            _mean(one, f"recall@{k}/{metric}", ids) for metric in ("ct", "qr") for ids in groups.values()
+        ]
+        cells += [_mean(one, metric, None) for metric in ages]
+        table.add_row(names[name], *cells)
+    return table
+
+
+def _mean(one: Evaluation, metric: str, ids: np.ndarray | None) -> str:
+    rows = one.values.filter((pc.field("metric") == metric) & pc.field("value").is_valid())
+    values = rows["value"].to_numpy()
+    if ids is not None:
+        values = values[np.isin(rows["query_id"].to_numpy(), ids)]
+    return f"{100 * values.mean():.1f}\nn = {len(values)}" if len(values) else "–"
+
+
+# ------------------------------------------------------------------------------
+# TREC files for `crops evaluate`: rankings and test sets out, other systems' runs in.
+
+
+def evaluate_runs(models: Sequence[str], qrels: Path, run: RunConfig) -> dict[str, Evaluation]:
+    """Evaluate run files against qrels, by the name of the file.
+
+    Raises:
+        CropsError: a file cannot be read, or run and qrels share no query.
+    """
+    judged = read_qrels(qrels)
+    return {name: evaluate_run(read_run(Path(name)), judged, run.evaluation, run.seed) for name in models}
+
+
+def write_trec_run(folder: Path, name: str, retriever: ScoringRetriever, testsets: TestSets, k: int) -> None:
+    """Write the k best items of every test query as `<name>.run`."""
+    ids, scores = retriever.search(testsets.queries["query"].to_pylist(), k)
+    write_run(folder / f"{name}.run", testsets.queries["query_id"].to_numpy(), ids, scores.tolist(), name)
+
+
+def file_names(models: Sequence[str]) -> dict[str, str]:
+    """Return a file name for each model: the last part of its path, the whole where two share that.
+
+    Raises:
+        CropsError: even the whole paths of two models give one file name.
+    """
+    last = {model: _plain(Path(model).resolve().name) for model in models}
+    twice = {name for name, count in Counter(last.values()).items() if count > 1}
+    names = {model: _plain(str(model)) if name in twice else name for model, name in last.items()}
+    if len(set(names.values())) < len(names):
+        raise CropsError(f"{', '.join(models)}: two of these give one file name; rename a folder")
+    return names
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9+._-]+", "-", text).strip("-")
+
+
+def write_trec_qrels(folder: Path, testsets: TestSets) -> None:
+    """Write ct.qrels and qr.qrels, and, by truth, annotation.qrels with its grades."""
+    write_qrels(folder / "ct.qrels", testsets.ct)
+    write_qrels(folder / "qr.qrels", testsets.qr)
+    if testsets.truth is not None:
+        write_qrels(folder / "annotation.qrels", testsets.truth.annotation)

@@ -2,32 +2,54 @@
 
 from __future__ import annotations
 
+import importlib.resources
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import typer
 
 from crops.cli.analyse import analyse_experiment
-from crops.cli.command import command
-from crops.cli.models import load_retriever, require_encoder
-from crops.cli.options import DEFAULTS, ConfigOption, RelevanceOption, SeedOption
-from crops.cli.simulate import document_texts
-from crops.cli.warm import FIRST_DAY, mined_samples, warm_start, with_days
+from crops.cli.mine import accepted_logs, mine_logs
+from crops.cli.options import DEFAULTS, ConfigOption, RelevanceOption, SeedOption, command
+from crops.cli.search import BM25, load_retriever, require_encoder
+from crops.cli.simulate import TRAIN, WARM_UP, IdRetriever, document_texts, sessions_per_day, simulate_days
 from crops.config import RunConfig, load_config
-from crops.engine.job import REPORT
+from crops.engine.mine import REPORT
 from crops.errors import CropsError, nearest
-from crops.online.arms import recipe, train_arm
-from crops.online.assign import split
-from crops.online.experiment import A_A, LIVE, PAIRED, Start, in_own_layer, run_live, run_paired, write_plan
-from crops.online.routing import Routes, Trial
+from crops.online.assign import Routes, Trial, split
+from crops.online.experiment import (
+    A_A,
+    LIVE,
+    PAIRED,
+    Start,
+    in_own_layer,
+    recipe,
+    run_live,
+    run_paired,
+    train_arm,
+    write_plan,
+)
 from crops.online.statistics import require_tea_tasting
-from crops.outputs import cache_folder, console, timed
-from crops.platform import SIZES, day_name, platform_version
+from crops.online.userdays import replay_day
+from crops.outputs import MANIFEST, cache_folder, console, publish, read_manifest, timed, write_manifest
+from crops.platform import (
+    ROUTES,
+    SIZES,
+    Platform,
+    build_platform,
+    day_name,
+    fit_id_model,
+    platform_version,
+    write_truth,
+)
+from crops.protocols import Retriever
 
 MODELS = {"dense": "static", "sparse": "two_tower"}
+
 """Kinds of model: the route that the arms swap, and the encoder that is trained for it."""
+
 GeneratedOption = Annotated[
     Path | None,
     typer.Option(help="JSON lines of documents that an LLM wrote (P3).", show_default="those of the demo"),
@@ -133,4 +155,114 @@ def _facts(run: RunConfig, days: int, samples: Path, kinds: list[str]) -> dict[s
         "platform": platform_version(),
         "routes": kinds,
         "p3_share_of_queries": coverage,
+    }
+
+
+# ------------------------------------------------------------------------------
+# The days before an experiment: a platform with its own models deployed, and the samples mined from it.
+
+
+FIRST_DAY = TRAIN + 1
+
+"""Day number of the first day of an experiment."""
+
+LEAST_DAYS = 4
+
+"""Days that a simulated world has at least."""
+
+
+def with_days(run: RunConfig, days: int) -> RunConfig:
+    """Return the settings of a world that lasts for the days before and `days` of an experiment.
+
+    Raises:
+        CropsError: that is more than a world lasts.
+    """
+    field = type(run.platform).model_fields["days"]
+    longest = next(one.le for one in field.metadata if hasattr(one, "le"))
+    if not 1 <= days <= longest - FIRST_DAY:
+        raise CropsError(f"--days {days}: an experiment lasts from 1 to {longest - FIRST_DAY} days")
+    platform = run.platform.model_copy(update={"days": max(LEAST_DAYS, FIRST_DAY + days)})
+    return run.model_copy(update={"platform": platform})
+
+
+def warm_start(world: Path, run: RunConfig) -> Start:
+    """Return the platform after its training day; simulate the days up to it unless `world` has them.
+
+    Args:
+        world: gets logs/, truth/ and deployed_model/, as of `crops simulate`.
+        run: the settings; `platform.days` covers the experiment.
+
+    Raises:
+        CropsError: `world` was made with other settings or by another version of the platform.
+    """
+    if not (world / MANIFEST).exists():
+        _simulate(world, run)
+    made = read_manifest(world, "simulate")
+    if (made["platform"], made["settings"]) != (platform_version(), _settings(run)):
+        raise CropsError(
+            f"{world} was simulated with other settings or another platform; name another folder"
+        )
+    platform = build_platform(run.platform, run.seed)
+    routes = _deployed(world, platform, run)
+    return Start(platform, routes, FIRST_DAY, sessions_per_day(run))
+
+
+def mined_samples(out: Path, world: Path, run: RunConfig, generated: Path | None) -> Path:
+    """Mine the training day with all sources into OUT/samples, unless that is done; return the folder.
+
+    Args:
+        out: folder of the experiment.
+        world: the days before.
+        run: the settings.
+        generated: documents of an LLM; those packaged for the demo's queries if None.
+    """
+    samples = out / "samples"
+    if not (samples / REPORT).exists():
+        logs = accepted_logs(world / "logs", out / "checked", run)
+        engine = run.engine.model_copy(update={"days": (day_name(TRAIN),)})
+        mine_logs(logs, samples, run.model_copy(update={"engine": engine}), generated or packaged_documents())
+    return samples
+
+
+def packaged_documents() -> Path:
+    """Return the documents that an LLM wrote for the demo's queries, generated once and shipped."""
+    return Path(str(importlib.resources.files("crops.llm") / "data" / "documents.jsonl"))
+
+
+def _settings(run: RunConfig) -> dict[str, Any]:
+    """Return what decides the days before: the platform, the seed and how its own model is trained."""
+    kept = run.model_dump(mode="json", include={"seed", "platform", "training"})
+    return dict(kept)
+
+
+def _simulate(world: Path, run: RunConfig) -> None:
+    seconds: dict[str, float] = {}
+    platform = build_platform(run.platform, run.seed)
+    with publish(world, "simulate") as folder:
+        searches = simulate_days(folder, platform, run, FIRST_DAY, seconds)
+        write_truth(folder / "truth", platform, searches)
+        write_manifest(
+            folder,
+            "simulate",
+            config=run.dump(),
+            seconds=seconds,
+            days={"warm_up": day_name(WARM_UP), "train": day_name(TRAIN)},
+            routes=ROUTES,
+            platform=platform_version(),
+            settings=_settings(run),
+        )
+
+
+def _deployed(world: Path, platform: Platform, run: RunConfig) -> dict[str, Retriever]:
+    """Replay the days of a world on a new platform; return the routes that were deployed after the first."""
+    texts = document_texts(platform)
+    ids = np.arange(1, len(texts) + 1)
+    replay_day(world, platform, WARM_UP)
+    sparse = IdRetriever(fit_id_model(platform.memory, run.seed))
+    for day in range(WARM_UP + 1, FIRST_DAY):
+        replay_day(world, platform, day)
+    return {
+        "bm25": load_retriever(BM25, ids, texts),
+        "dense": load_retriever(world / "deployed_model", ids, texts, world / "logs"),
+        "sparse": sparse,
     }

@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from crops.cli.command import command
-from crops.cli.llm import (
-    BaseUrlOption,
-    ConcurrencyOption,
-    CostBudgetOption,
-    GgufOption,
-    ModelOption,
-    RemoteOption,
-    RetryOption,
-    Sha256Option,
-    TokenBudgetOption,
-    budget_of,
-    open_endpoint,
-)
-from crops.cli.options import DEFAULTS, ConfigOption, SeedOption
-from crops.config import load_config
+from crops.cli.options import DEFAULTS, ConfigOption, SeedOption, command
+from crops.config import LLMConfig, load_config
 from crops.errors import CropsError
-from crops.llm import generate_documents
-from crops.llm.store import quarantine_path
+from crops.llm import Budget, Endpoint, embedded_server, generate_documents, smoke_model
+from crops.llm.embedded import SMOKE_MODEL, SMOKE_SHA256
+from crops.llm.endpoint import API_KEY, NO_KEY
+from crops.llm.generate import quarantine_path
 from crops.outputs import console
 
 
@@ -112,3 +103,99 @@ def generate(
         console.print(f"refused requests and answers, with reasons: {quarantine_path(out)}")
     console.print(f"next: crops mine LOGS OUT --generated {out}")
     return counts
+
+
+# ------------------------------------------------------------------------------
+# The LLM that the settings name: an OpenAI-compatible endpoint, or a model file served in this process.
+
+
+BaseUrlOption = Annotated[
+    str | None,
+    typer.Option(help=f"OpenAI-compatible endpoint, e.g. of vLLM; its key is in ${API_KEY}."),
+]
+
+ModelOption = Annotated[str | None, typer.Option(help="The model's name at the endpoint.")]
+
+GgufOption = Annotated[
+    Path | None, typer.Option(help="Model file for the embedded server.", show_default=SMOKE_MODEL)
+]
+
+Sha256Option = Annotated[str | None, typer.Option(help="SHA-256 of the model's weights.")]
+
+RemoteOption = Annotated[
+    bool | None,
+    typer.Option("--allow-remote", help="Let queries go to another machine.", show_default="no"),
+]
+
+TokenBudgetOption = Annotated[
+    int | None, typer.Option(help="Stop after so many tokens, read and written.", show_default="none")
+]
+
+CostBudgetOption = Annotated[
+    float | None,
+    typer.Option(help="Stop after so much money, at llm.price_in and llm.price_out.", show_default="none"),
+]
+
+ConcurrencyOption = Annotated[
+    int | None,
+    typer.Option(help="Requests under way at once.", show_default=str(DEFAULTS.llm.concurrency)),
+]
+
+RetryOption = Annotated[
+    bool, typer.Option("--retry-refused", help="Ask again for what was answered unusably before.")
+]
+
+
+def budget_of(config: LLMConfig) -> Budget:
+    """Return what a run may use."""
+    return Budget(
+        config.token_budget, config.cost_budget, config.price_in, config.price_out, config.max_unusable
+    )
+
+
+@contextlib.contextmanager
+def open_endpoint(config: LLMConfig) -> Iterator[Endpoint]:
+    """Yield the endpoint that the settings name; an embedded server stops with the block.
+
+    Raises:
+        CropsError: the settings contradict each other, name a model file without its hash, or no model is
+            to be had; or as `embedded_server`.
+    """
+    if config.base_url and config.gguf:
+        raise CropsError("llm.base_url and llm.gguf are both set; name one of them")
+    if config.base_url:
+        if not config.model:
+            raise CropsError(f"{config.base_url}: name the model there with llm.model (--model)")
+        yield _endpoint(config, config.base_url, config.model, config.sha256)
+        return
+    file, sha256, name = _model_file(config)
+    with embedded_server(file, sha256, name=name, slots=config.concurrency) as base_url:
+        yield _endpoint(config, base_url, name, sha256)
+
+
+def _model_file(config: LLMConfig) -> tuple[Path, str, str]:
+    if config.gguf:
+        file = Path(config.gguf)
+        if not config.sha256:
+            raise CropsError(f"{file}: pin the model with llm.sha256 (--sha256)")
+        return file, config.sha256, config.model or file.stem
+    file = smoke_model()
+    console.print(
+        f"[yellow]no model named: {SMOKE_MODEL} tries the plumbing out. "
+        "Its texts are worthless: never train on them and never publish a figure made with them.[/yellow]"
+    )
+    return file, SMOKE_SHA256, SMOKE_MODEL
+
+
+def _endpoint(config: LLMConfig, base_url: str, model: str, sha256: str | None) -> Endpoint:
+    return Endpoint(
+        base_url,
+        model,
+        sha256,
+        api_key=os.environ.get(API_KEY) or NO_KEY,
+        concurrency=config.concurrency,
+        timeout_s=config.timeout_s,
+        retries=config.retries,
+        max_tokens=config.max_tokens,
+        allow_remote=config.allow_remote,
+    )

@@ -9,12 +9,19 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
-from crops.cli.command import command
-from crops.cli.options import DEFAULTS, ConfigOption
+from crops.cli.options import DEFAULTS, ConfigOption, command
 from crops.config import load_config
 from crops.errors import CropsError
 from crops.outputs import console, timed
-from crops.retrieval import IndexManifest, build_index, load_model, update_index
+from crops.retrieval import (
+    IndexManifest,
+    build_index,
+    load_items,
+    load_model,
+    load_queries,
+    update_index,
+    write_vectors,
+)
 from crops.retrieval.catalogue import read_item_columns
 
 
@@ -92,3 +99,38 @@ def summary(manifest: IndexManifest) -> str:
     if found.at_100 < found.target:
         lines.append(f"[yellow]below the target {found.target}[/yellow]: choose another kind or no int8")
     return "\n".join(lines)
+
+
+# ------------------------------------------------------------------------------
+# `crops encode`: vectors for any other store.
+
+
+@command
+def encode(
+    model: Annotated[str, typer.Argument(help="Model folder, preset or SentenceTransformer.")],
+    source: Annotated[
+        Path,
+        typer.Argument(help="Items (logs folder, mined samples, items.parquet), or queries."),
+    ],
+    out: Annotated[Path, typer.Option(help="Parquet file to write.")],
+    queries: Annotated[
+        bool, typer.Option("--queries", help="Encode the queries of a logs folder, mined samples or a table.")
+    ] = False,
+    dims: Annotated[
+        int | None, typer.Option(min=1, help="Keep the first numbers of a vector.", show_default="all")
+    ] = None,
+) -> Path:
+    """Write ids and unit vectors as Parquet; an interrupted run goes on where it was."""
+    seconds: dict[str, float] = {}
+    with timed(seconds, f"load {model}"):
+        loaded = load_model(model)
+    if queries:
+        ids, texts = load_queries(source)
+        texts = [loaded.rendering.query(text) for text in texts]
+    else:
+        ids, texts = load_items(source, rendering=loaded.rendering)
+    role = "query" if queries else "document"
+    with timed(seconds, f"encode {len(ids):,} texts"):
+        width = write_vectors(loaded, ids, texts, out, role=role, dims=dims)
+    console.print(f"{len(ids):,} vectors of {width} numbers in [bold]{out}[/bold]")
+    return out

@@ -13,8 +13,7 @@ import typer
 from rich.table import Table
 from scipy.stats import binomtest
 
-from crops.cli.command import command
-from crops.cli.llm import (
+from crops.cli.generate import (
     BaseUrlOption,
     ConcurrencyOption,
     CostBudgetOption,
@@ -27,23 +26,21 @@ from crops.cli.llm import (
     budget_of,
     open_endpoint,
 )
-from crops.cli.options import DEFAULTS, ConfigOption, RelevanceOption, SeedOption
+from crops.cli.options import DEFAULTS, ConfigOption, RelevanceOption, SeedOption, command
 from crops.config import load_config
 from crops.engine.mined import read_mined
 from crops.errors import CropsError
 from crops.evaluation import MIN_QUERIES
-from crops.evaluation.agreement import (
+from crops.evaluation.raters import (
+    GRADE_NAMES,
+    SOURCES,
     Agreement,
     Ratings,
     agreements,
     common_counts,
     fleiss_kappa,
-    middle_grades,
-)
-from crops.evaluation.sheets import (
-    GRADE_NAMES,
-    SOURCES,
     grades_of,
+    middle_grades,
     read_key,
     read_sheet,
     write_grades,

@@ -12,11 +12,10 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from crops.cli.command import command
 from crops.cli.evaluate import evaluate
 from crops.cli.mine import mine_logs
-from crops.cli.models import BM25
-from crops.cli.options import ConfigOption
+from crops.cli.options import ConfigOption, command
+from crops.cli.search import BM25
 from crops.config import RunConfig, load_config
 from crops.errors import CropsError
 from crops.logs import check

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from crops.cli.command import command
-from crops.cli.options import ConfigOption, RelevanceOption
+from crops.cli.options import ConfigOption, RelevanceOption, command
 from crops.config import load_config
 from crops.errors import CropsError
 from crops.outputs import console
@@ -18,9 +17,9 @@ from crops.outputs import console
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from crops.online.analysis import Panel
     from crops.online.metrics import Metric
-    from crops.online.panel import Panel
-    from crops.online.planning import Plan
+    from crops.online.power import Plan
 
 
 @command
@@ -39,12 +38,12 @@ def power(
     config: ConfigOption = None,
 ) -> list[dict[str, Any]]:
     """Print the minimal detectable effect of each metric, and the users that the asked effect needs."""
+    from crops.cli.analyse import reading, route_bits
     from crops.cli.mine import accepted_logs
-    from crops.cli.online_logs import reading, route_bits
-    from crops.cli.online_text import checked_effect
     from crops.logs import open_logs
-    from crops.online.panel import everybody
+    from crops.online.analysis import everybody
     from crops.online.userdays import user_days
+    from crops.report.experiment import checked_effect
 
     checked_effect(effect)
     if not 0.5 <= chance <= 0.999:
@@ -73,7 +72,7 @@ def _plans(
 ) -> list[tuple[Metric, Plan]]:
     """Return what can be planned; what cannot is said."""
     from crops.online.metrics import metrics_of
-    from crops.online.planning import plan
+    from crops.online.power import plan
 
     days = [day for day in panel.days if day not in pre_days]
     sums, before = panel.sums(days), panel.sums(pre_days) if pre_days else None
@@ -91,7 +90,7 @@ def _plans(
 def _printed(plans: Sequence[tuple[Metric, Plan]], users: int, effect: float | None) -> Table:
     from rich.table import Table
 
-    from crops.cli.online_text import value
+    from crops.report.experiment import value
 
     table = Table("metric", "mean", "MDE", "MDE, relative", title=f"{users:,} users per arm")
     if effect:

@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Annotated
 
+import tomli_w
 import typer
 
-from crops.cli.command import command
-from crops.cli.models import require_encoder
-from crops.cli.options import DEFAULTS, ConfigOption
-from crops.cli.stages import STAGES
-from crops.cli.warm import packaged_documents
-from crops.config import load_config
+from crops.cli.evaluate import day_testsets
+from crops.cli.experiment import packaged_documents
+from crops.cli.mine import mine_logs, theta
+from crops.cli.options import DEFAULTS, ConfigOption, command
+from crops.cli.search import load_retriever, require_encoder
+from crops.cli.simulate import simulate
+from crops.config import RunConfig, load_config
 from crops.errors import CropsError
+from crops.logs import check
 from crops.outputs import console
-from crops.reproduce.folder import opened
-from crops.reproduce.plan import MAP_NAME, TARGETS, Plan, generated_files, parse_target, stored_points
-from crops.reproduce.produce import produce, produce_map, tuned
-from crops.reproduce.worlds import DEFAULT, build_world, parse_seeds, parse_worlds
-from crops.reproduce.write import PAGE, show, write_all, write_docs
+from crops.reproduce.cells import (
+    DEFAULT,
+    MAP_NAME,
+    TARGETS,
+    Plan,
+    build_world,
+    generated_files,
+    parse_seeds,
+    parse_target,
+    parse_worlds,
+    stored_points,
+)
+from crops.reproduce.make import Stages, opened
+from crops.reproduce.produce import PAGE, produce, produce_map, show, tuned, write_all, write_docs
 
 
 @command
@@ -94,3 +107,18 @@ def reproduce(
             f"{len(made.failed)} of the cells failed, e.g. {label}: {why}; run again to try them anew"
         )
     return tables / PAGE
+
+
+# ------------------------------------------------------------------------------
+# The commands' functions as the stages of a reproduction.
+
+
+def simulate_run(out: Path, run: RunConfig) -> None:
+    """Simulate the world that resolved settings describe."""
+    with tempfile.TemporaryDirectory(prefix="crops-world-") as scratch:
+        settings = Path(scratch) / "run.toml"
+        settings.write_text(tomli_w.dumps(run.dump()))
+        simulate(out, config=settings)
+
+
+STAGES = Stages(simulate_run, check, mine_logs, day_testsets, load_retriever, theta)

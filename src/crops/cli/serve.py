@@ -9,14 +9,13 @@ from typing import Annotated
 
 import typer
 
-from crops.cli.cases import SIMULATED_USERS
-from crops.cli.command import command
 from crops.cli.demo import BASELINE
-from crops.cli.options import DEFAULTS, ConfigOption, LogsOption
+from crops.cli.options import DEFAULTS, ConfigOption, LogsOption, command
 from crops.config import IndexConfig, load_config
 from crops.errors import CropsError, MissingExtraError
 from crops.labels import SEARCH_SOURCES, SOURCE_GROUPS, Source
 from crops.outputs import console
+from crops.report.demo import SIMULATED_USERS
 
 
 @command

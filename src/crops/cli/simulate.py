@@ -14,9 +14,8 @@ import typer
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from crops.cli.command import command
-from crops.cli.models import BM25, load_retriever
-from crops.cli.options import DEFAULTS, ConfigOption, SeedOption
+from crops.cli.options import DEFAULTS, ConfigOption, SeedOption, command
+from crops.cli.search import BM25, load_retriever
 from crops.config import EngineConfig, RunConfig, TrainingConfig, load_config
 from crops.engine import mine
 from crops.labels import Source

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from crops.cli.command import command
-from crops.cli.curves import curves_report
 from crops.cli.evaluate import day_testsets
-from crops.cli.options import DEFAULTS, ConfigOption, SeedOption
+from crops.cli.options import DEFAULTS, ConfigOption, SeedOption, command
 from crops.config import RunConfig, load_config
 from crops.errors import CropsError
 from crops.labels import ALL_SOURCES, parse_sources
 from crops.outputs import RESOLVED_CONFIG, cache_folder, console
-from crops.report import write_report
+from crops.report import DemoReport, TrainingCurve, write_report
 from crops.retrieval import ExactRetriever, load_items
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from crops.training import Evaluation
 
 FEWEST_RESAMPLES = 100
+
 """During a training the means count, not their intervals."""
 
 
@@ -145,3 +146,47 @@ def _evaluation(logs: Path, day: str | None, samples: Path, run: RunConfig) -> E
         return {name: value.mean for name, value in summary.items()}
 
     return Evaluation(metrics, run.training.eval_metric)
+
+
+# ------------------------------------------------------------------------------
+# The page of a training run: its loss and its temperature, step by step (CroPS, Figure 7).
+
+
+def curves_report(folders: Sequence[Path]) -> DemoReport:
+    """Return the curves of trained models, with where each temperature converges.
+
+    Args:
+        folders: outputs of `crops train`; several are drawn in one chart.
+
+    Raises:
+        CropsError: a folder holds no training log, or a damaged one.
+    """
+    from crops.training import read_log, settles  # torch takes seconds to import: not for --help
+
+    curves, sentences = [], []
+    for folder in folders:
+        log = read_log(folder)
+        value, step = settles(log)
+        start = f"{folder.name}: the temperature goes from {log.temperature[0]:.4f} to {value:.4f}"
+        end = "and still moves" if step is None else f"and stays within 1 % of it from step {step:,} on"
+        sentences.append(f"{start} in {len(log.step):,} steps {end}.")
+        curves.append(
+            TrainingCurve(folder.name, log.step.tolist(), log.loss.tolist(), log.temperature.tolist())
+        )
+    return DemoReport(title="Training", headline=sentences, facts=_facts(folders[0]), curves=curves)
+
+
+def _facts(folder: Path) -> list[tuple[str, str]]:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    contrast = manifest["contrast"]
+    return [
+        ("training groups", f"{manifest['groups']:,}"),
+        (
+            "a step",
+            f"{contrast['queries']:,} queries, {contrast['documents']:,} documents, "
+            f"{contrast['texts']:,} distinct texts",
+        ),
+        ("documents of others that a query is told from", f"{contrast['contrasted']:,.0f}"),
+        ("seed", str(manifest["seed"])),
+        ("seconds", f"{sum(manifest['seconds'].values()):,.0f}"),
+    ]

@@ -10,13 +10,12 @@ from sentence_transformers.sentence_transformer.modules import Normalize, Poolin
 from transformers.utils import logging as transformers_logging
 
 from crops.config import PRESET_TRAINING, TrainingConfig
-from crops.encoders.lora import attach_lora, merge_lora
 from crops.encoders.static import distill
-from crops.encoders.towers import freeze_documents, input_modules, separate_towers
+from crops.encoders.towers import attach_lora, freeze_documents, input_modules, merge_lora, separate_towers
 from crops.encoders.two_tower import FEATURES, hide_ids, rendering_of, two_tower
 from crops.errors import CropsError, nearest
 from crops.outputs import cache_folder, publish, timed, write_manifest
-from crops.relevance.models import local_folder, model_hash
+from crops.relevance.encode import local_folder, model_hash
 from crops.text import PLAIN, Rendering
 
 BASE = "minilm"

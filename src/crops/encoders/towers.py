@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, cast
 
+import torch
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.base.modules import InputModule, Module, Router
+from sentence_transformers.base.modules import InputModule, Module, Router, Transformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.functional import normalize
 
-from crops.errors import CropsError
+from crops.errors import CropsError, MissingExtraError
 
 Role = Literal["query", "document"]
+
 ROLES: tuple[Role, ...] = ("query", "document")
+
 ID_ROWS = "id_rows"
+
 """Attribute of a table of token vectors: which rows training may hide (see `two_tower.hide_ids`)."""
+
 _PROMPT_NAMES: dict[Role, tuple[str, ...]] = {
     "query": ("query",),
     "document": ("document", "passage", "corpus"),
 }
+
 """Where SentenceTransformer.encode_query and encode_document look for their prompts."""
 
 
@@ -99,3 +108,72 @@ def freeze_documents(encoder: SentenceTransformer) -> None:
     if not isinstance(encoder[0], Router):
         raise CropsError("train_documents = false: queries share the documents' tower; set towers = separate")
     encoder[0].sub_modules["document"].requires_grad_(False)
+
+
+# ------------------------------------------------------------------------------
+# LoRA: train small low-rank additions to the weights of a transformer (Hu et al. 2021), through `peft`.
+
+
+def attach_lora(encoder: SentenceTransformer, rank: int) -> None:
+    """Freeze the transformers of `encoder` and add adapters of `rank` to all their linear layers, in place.
+
+    The additions start at zero and are scaled by alpha / rank = 2; their other factor has a fixed seed.
+
+    Raises:
+        MissingExtraError: `peft` is not installed.
+        CropsError: the encoder has no transformer.
+    """
+    if importlib.util.find_spec("peft") is None:
+        raise MissingExtraError("peft", "lora")
+    import peft  # an optional dependency, and slow to import
+
+    transformers = [module for module in encoder.modules() if isinstance(module, Transformer)]
+    if not transformers:
+        raise CropsError("lora_rank: this encoder has no transformer to adapt; set lora_rank = 0")
+    config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules="all-linear")
+    for module in transformers:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            module.model = peft.get_peft_model(module.model, config)
+
+
+def merge_lora(encoder: SentenceTransformer) -> None:
+    """Add the adapters to the weights, in place; an encoder without adapters stays as it is."""
+    for module in encoder.modules():
+        if isinstance(module, Transformer) and hasattr(module.model, "merge_and_unload"):
+            module.model = module.model.merge_and_unload()
+
+
+# ------------------------------------------------------------------------------
+# Embeddings whose first numbers are embeddings too (Kusupati et al. 2022, Matryoshka representations).
+
+
+Loss = Callable[..., Tensor]
+
+
+def over_dims(loss: Loss, dims: Sequence[int]) -> Loss:
+    """Return the sum of `loss` on the full embeddings and on their first `dims` numbers, made unit length.
+
+    Args:
+        loss: called as loss(query_emb [Q, d], doc_emb [N, d], *args, **options), like `h_infonce`.
+        dims: widths below the full one; the loss is returned as it is when there are none.
+
+    Returns:
+        A loss of the same signature, which raises CropsError for a width that is not below d.
+    """
+    if not dims:
+        return loss
+
+    def summed(query_emb: Tensor, doc_emb: Tensor, *args: Any, **options: Any) -> Tensor:  # noqa: ANN401
+        width = query_emb.shape[1]
+        if max(dims) >= width:
+            raise CropsError(
+                f"matryoshka_dims: {max(dims)} is not below the {width} dimensions of the encoder"
+            )
+        total = loss(query_emb, doc_emb, *args, **options)
+        for dim in dims:
+            query, doc = (normalize(embeddings[:, :dim], dim=1) for embeddings in (query_emb, doc_emb))
+            total = total + loss(query, doc, *args, **options)
+        return total
+
+    return summed

@@ -7,6 +7,7 @@ The SQL of this room keeps to the common subset of DuckDB and Spark; whatever di
 from __future__ import annotations
 
 import contextlib
+import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -17,8 +18,6 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from crops.engine.memory import duckdb_limit, parse_memory
-from crops.engine.pieces import ROW_GROUP, check_rows, open_parquet
 from crops.errors import CropsError
 from crops.logs import Logs, interruptible
 from crops.logs.tables import literal, path_literal
@@ -29,15 +28,19 @@ if TYPE_CHECKING:
     from crops.engine.scoring import CachedScorer
 
 BATCH_ROWS = 8192
+
 """Rows per Arrow batch between SQL and Python: texts of a batch stay in the megabytes."""
 
 SQL_TYPES = {type_: "STRING" if name == "VARCHAR" else name for name, type_ in ARROW_TYPES.items()}
+
 """Names that DuckDB and Spark both know."""
 
 _FAST_PARQUET = "compression lz4_raw, parquet_version v2, dictionary_size_limit 1"
+
 """Without dictionaries: a quarter less CPU time where most columns are ids."""
 
 BatchFunction = Callable[[Iterator[pa.RecordBatch]], Iterable[pa.RecordBatch]]
+
 """Batches in, batches out; on Spark it is pickled and runs in the workers."""
 
 
@@ -334,3 +337,116 @@ def _blame_file(files: Sequence[Path], error: duckdb.Error) -> None:
                 ).fetchall()
             except duckdb.Error as fault:
                 raise CropsError(f"{file} is damaged ({fault}); write the file again") from error
+
+
+# ------------------------------------------------------------------------------
+# How much a job may hold at once, and into how many parts that cuts its work.
+
+
+_UNITS = {"": 1, "B": 1}
+
+_UNITS |= {f"{prefix}B": 1000**power for power, prefix in enumerate("KMGT", 1)}
+
+_UNITS |= {f"{prefix}IB": 1024**power for power, prefix in enumerate("KMGT", 1)}
+
+_PROCESS = 260_000_000
+
+"""Python, Arrow and the code of the database, beside the rows."""
+
+_LEAST = 64_000_000
+
+_SMALL_PART = 3_000_000
+
+_PIECES = 4
+
+"""By a part: its bounds follow its rows and not the pieces, and it reads those that it touches."""
+
+MERGE_ROW = 200
+
+"""Bytes that an impression or a candidate takes in the hash tables and sorts of merging, with room to
+spare."""
+
+SEARCH_ROW = 300
+
+"""Bytes that a search takes in those of mining, which joins feed events and later searches to it."""
+
+
+def parse_memory(text: str) -> int:
+    """Return the bytes of a size such as "2GB", "512MiB" or "1.5 GB".
+
+    Raises:
+        CropsError: `text` is no size.
+    """
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*", text)
+    if match is None or match[2].upper() not in _UNITS or float(match[1]) <= 0:
+        raise CropsError(f"engine.memory = '{text}': write a size such as '2GB'")
+    return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+def duckdb_limit(memory: int) -> int:
+    """Return what DuckDB may use of the memory of the whole process, in bytes."""
+    return max(memory - _PROCESS, memory // 3, _LEAST)
+
+
+def merge_parts(rows: int, memory: int | None) -> int:
+    """Return into how many parts merging is cut so that its hash tables stay small and fit into memory."""
+    return 1 if memory is None else max(shards(rows, MERGE_ROW, memory), rows // _SMALL_PART)
+
+
+def pieces(rows: int, memory: int | None) -> int:
+    """Return into how many pieces `rows` impressions are laid apart for parts to read (see `Backend.cut`)."""
+    parts = merge_parts(rows, memory)
+    return 1 if parts == 1 else parts * _PIECES
+
+
+def shards(rows: int, row_bytes: int, memory: int | None) -> int:
+    """Return into how many parts `rows` rows are cut so that a step on one part fits into memory."""
+    if memory is None:
+        return 1
+    return max(1, -(-rows * row_bytes // duckdb_limit(memory)))
+
+
+# ------------------------------------------------------------------------------
+# Parquet files in pieces, as shards and Spark tasks write them, joined to one.
+
+
+ROW_GROUP = 122_880
+
+_DISTINCT = ("item_id", "search_id", "watched_at", "theta")
+
+"""Columns of too many values for a dictionary."""
+
+
+def open_parquet(target: Path, schema: pa.Schema) -> pq.ParquetWriter:
+    """Return a writer of a table of the engine; give it batches of `ROW_GROUP` rows."""
+    # Engines differ in what they call nullable, and leave notes of their own.
+    fields = [field.with_nullable(True).remove_metadata() for field in schema]
+    repeated = [field.name for field in fields if field.name not in _DISTINCT]
+    return pq.ParquetWriter(target, pa.schema(fields), compression="snappy", use_dictionary=repeated)
+
+
+def check_rows(files: Sequence[Path], counted: int, target: Path) -> None:
+    """Compare the rows that files say they hold with the rows that were counted before they were written.
+
+    Raises:
+        CropsError: some are missing (or too many): what wrote the files did not see the driver's folder.
+    """
+    written = sum(pq.read_metadata(file).num_rows for file in files)
+    if written != counted:
+        raise CropsError(
+            f"{target.name}: {written:,} of {counted:,} rows arrived in {target.parent}, so nothing is "
+            "published; all workers must see this folder at this path, and the disk must keep what is written"
+        )
+
+
+def join_pieces(pieces: Sequence[Path], target: Path) -> None:
+    """Make one Parquet file of the rows of the pieces, in their order; the pieces are gone afterwards.
+
+    One row group is in memory at a time.
+    """
+    with open_parquet(target, pq.read_schema(pieces[0])) as writer:
+        for piece in pieces:
+            with pq.ParquetFile(piece) as parquet:
+                for batch in parquet.iter_batches(ROW_GROUP):
+                    writer.write_batch(batch.cast(writer.schema))
+            piece.unlink()

@@ -22,8 +22,7 @@ from typing import Literal
 import pyarrow as pa
 
 from crops.config import BotConfig
-from crops.engine.backend import Backend
-from crops.engine.memory import pieces
+from crops.engine.backend import Backend, pieces
 from crops.errors import CropsError
 from crops.labels import Source
 from crops.logs import Logs

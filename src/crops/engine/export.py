@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from crops.engine.backend import DuckDBBackend
 from crops.engine.daily import explained
-from crops.engine.disclosure import told_queries_sql
+from crops.engine.evidence import told_queries_sql
 from crops.engine.mined import Mined, read_mined
 from crops.errors import CropsError, MissingExtraError, nearest
 from crops.labels import Source

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from crops.config import FeedConfig
-from crops.engine.candidates import COLUMNS
+from crops.engine.scoring import COLUMNS
 from crops.labels import Source
 from crops.signals import MICROSECONDS
 

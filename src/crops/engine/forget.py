@@ -19,23 +19,18 @@ from crops.engine.daily import (
     FORGET_REPORT,
     Job,
     build_day,
+    built_days,
     complete,
+    day_folder,
     differences,
     exclusive,
     explained,
+    merge_window,
     mine_into,
     settings_of,
 )
 from crops.engine.mined import mined_folder
-from crops.engine.subtract import (
-    Forgotten,
-    finish_forgotten,
-    holds,
-    read_forgotten,
-    without,
-    write_forgotten,
-)
-from crops.engine.window import built_days, day_folder, merge_window
+from crops.engine.subtract import Forgotten, finish_forgotten, holds, read_forgotten, without, write_forgotten
 from crops.errors import CropsError
 from crops.logs import Logs, open_logs
 from crops.outputs import MANIFEST, publish, read_manifest, recorded

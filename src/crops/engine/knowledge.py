@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from crops.config import KnowledgeConfig
 from crops.engine.backend import BATCH_ROWS, SQL_TYPES, Backend
-from crops.engine.sampling import random_order
+from crops.engine.merge import random_order
 from crops.errors import CropsError
 from crops.schema import ARROW_TYPES, SYNTHETIC_ITEMS
 from crops.text import DOCUMENT_FIELDS, content_id, has_text, query_id

@@ -9,9 +9,8 @@ import pyarrow as pa
 
 from crops.config import ReformulationConfig
 from crops.engine.backend import Backend, DuckDBBackend
-from crops.engine.candidates import COLUMNS, keep_relevant
 from crops.engine.events import load_events
-from crops.engine.scoring import CachedScorer, cached, key_documents, score_pairs
+from crops.engine.scoring import COLUMNS, CachedScorer, cached, keep_relevant, key_documents, score_pairs
 from crops.labels import Source
 from crops.logs import Logs
 from crops.outputs import Scratch

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from crops.config import OnlineSearchConfig
 from crops.engine.backend import Backend
-from crops.engine.sampling import random_order
+from crops.engine.merge import random_order
 from crops.labels import Source
 
 

@@ -1,11 +1,15 @@
 """Evaluation: metrics, test sets of a day of logs, judged collections, significance."""
 
-from crops.evaluation.evaluate import evaluate
-from crops.evaluation.facts import AGES, FREQUENCIES, Facts, build_facts, load_facts, save_facts
+from crops.evaluation.evaluate import (
+    Evaluation,
+    ScoringRetriever,
+    Summary,
+    compare,
+    evaluate,
+    pool_evaluations,
+)
 from crops.evaluation.judged import Fold, evaluate_judged, folds
 from crops.evaluation.metrics import grades_of, ndcg_at_k, recall_at_k, reciprocal_rank
-from crops.evaluation.ranking import ScoringRetriever
-from crops.evaluation.results import Evaluation, Summary, compare, pool_evaluations
 from crops.evaluation.significance import (
     MIN_QUERIES,
     Difference,
@@ -13,8 +17,19 @@ from crops.evaluation.significance import (
     bootstrap_interval,
     paired_bootstrap,
 )
-from crops.evaluation.testsets import TestSets, build_testsets, load_testsets, save_testsets
-from crops.evaluation.truth import TruthSets
+from crops.evaluation.testsets import (
+    AGES,
+    FREQUENCIES,
+    Facts,
+    TestSets,
+    TruthSets,
+    build_facts,
+    build_testsets,
+    load_facts,
+    load_testsets,
+    save_facts,
+    save_testsets,
+)
 
 __all__ = [
     "AGES",

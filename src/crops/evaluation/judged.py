@@ -9,10 +9,17 @@ from numpy.typing import NDArray
 
 from crops.config import EvaluationConfig
 from crops.errors import CropsError
+from crops.evaluation.evaluate import (
+    Evaluation,
+    Rankings,
+    ScoringRetriever,
+    check_catalogue,
+    grades_by_score,
+    metric_values,
+    summarise,
+)
 from crops.evaluation.metrics import Ids, grades_of, ndcg_at_k, pad, recall_at_k
-from crops.evaluation.ranking import Rankings, ScoringRetriever, check_catalogue, grades_by_score
-from crops.evaluation.results import Evaluation, metric_values, summarise
-from crops.evaluation.tables import grouped
+from crops.evaluation.testsets import grouped
 from crops.logs import Judged
 
 _NDCG_K = 10

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,8 +13,11 @@ from crops.errors import CropsError
 Values = NDArray[np.float64]
 
 MIN_QUERIES = 10
+
 """Fewer queries carry no interval and no test: resamples of a handful show too little spread."""
+
 _CHUNK = 2_000_000
+
 """Numbers drawn at a time: bounds the memory at 16 MB whatever the number of queries."""
 
 
@@ -125,3 +129,103 @@ def _percentiles(means: Values, confidence: float) -> tuple[float, float]:
         return float("nan"), float("nan")
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
+
+
+# ------------------------------------------------------------------------------
+# Means over worlds and queries of several systems at once: the nested bootstrap, and Holm's correction.
+# Worlds (seeds) are drawn with replacement, then queries within each drawn world (Davison & Hinkley 1997,
+# section 3.8, with replacement at both levels). All systems see the same draws, so any difference or contrast
+# of systems is paired by query.
+
+
+_NESTED_CHUNK = 4_000_000
+
+"""Numbers drawn at a time: bounds the memory whatever the number of queries."""
+
+
+@dataclass(frozen=True)
+class Resampled:
+    """The means of A systems, and those of R resamples."""
+
+    means: Values
+    """[A] mean over worlds of the mean over queries."""
+    draws: Values
+    """[R, A]; empty where all worlds together have fewer than `MIN_QUERIES` queries."""
+    n: int
+    """Queries in all worlds."""
+
+    def interval(self, weights: Values, confidence: float = 0.95) -> Interval:
+        """Return the mean and percentile interval of a weighted sum [A] of the systems."""
+        low, high = self._percentiles(weights, confidence)
+        return Interval(float(self.means @ weights), low, high, self.n)
+
+    def contrast(self, weights: Values, confidence: float = 0.95) -> Difference:
+        """Return the interval and two-sided p-value of a weighted sum [A] of the systems against 0.
+
+        p is twice the smaller share of resamples on either side of 0, the observed sample counted as one of
+        them: never 0, at least 2 / (R + 1).
+        """
+        sums = self.draws @ weights
+        low, high = self._percentiles(weights, confidence)
+        below, above = int((sums <= 0).sum()), int((sums >= 0).sum())
+        p = min(1.0, 2 * (min(below, above) + 1) / (len(sums) + 1)) if len(sums) else float("nan")
+        return Difference(float(self.means @ weights), low, high, self.n, p)
+
+    def _percentiles(self, weights: Values, confidence: float) -> tuple[float, float]:
+        if not len(self.draws):
+            return float("nan"), float("nan")
+        low, high = np.quantile(self.draws @ weights, [(1 - confidence) / 2, (1 + confidence) / 2])
+        return float(low), float(high)
+
+
+def nested_bootstrap(worlds: Sequence[Values], resamples: int, seed: int) -> Resampled:
+    """Resample worlds, then the queries of each.
+
+    Args:
+        worlds: for each of W worlds, the values [queries, A] of A systems on the same queries, finite.
+        resamples: R.
+        seed: of the draws.
+
+    Raises:
+        CropsError: there is no world, a world has no query, or a value is not finite.
+    """
+    if not worlds or any(not len(values) for values in worlds):
+        raise CropsError("a mean over worlds needs at least one world, and a query in each")
+    if not all(np.isfinite(values).all() for values in worlds):
+        raise CropsError("a bootstrap needs finite values: leave queries without a value out and count them")
+    means = np.mean([values.mean(axis=0) for values in worlds], axis=0)
+    total = sum(len(values) for values in worlds)
+    if total < MIN_QUERIES:
+        return Resampled(means, np.empty((0, len(means))), total)
+    rng = np.random.default_rng(seed)
+    # Row r: which world each of the W places of resample r is given.
+    drawn = rng.integers(len(worlds), size=(resamples, len(worlds)))
+    sums = np.zeros((resamples, len(means)))
+    for number, values in enumerate(worlds):
+        rows = np.nonzero(drawn == number)[0]
+        np.add.at(sums, rows, _query_means(values, len(rows), rng))
+    return Resampled(means, sums / len(worlds), total)
+
+
+def _query_means(values: Values, count: int, rng: np.random.Generator) -> Values:
+    """Return `count` means [count, A] of as many queries as there are, drawn with replacement."""
+    n = len(values)
+    found = np.empty((count, values.shape[1]))
+    rows = max(1, _NESTED_CHUNK // n)
+    for start in range(0, count, rows):
+        size = min(rows, count - start)
+        places = rng.integers(n, size=(size, n)) + n * np.arange(size)[:, None]
+        times = np.bincount(places.ravel(), minlength=size * n).reshape(size, n)
+        found[start : start + size] = times @ values / n
+    return found
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p-values corrected for their number (Holm 1979), in their order; NaN stays, uncounted."""
+    known = [place for place, p in enumerate(p_values) if not np.isnan(p)]
+    corrected = list(p_values)
+    highest = 0.0
+    for rank, place in enumerate(sorted(known, key=lambda one: p_values[one])):
+        highest = max(highest, min(1.0, (len(known) - rank) * p_values[place]))
+        corrected[place] = highest
+    return corrected

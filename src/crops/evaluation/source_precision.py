@@ -16,8 +16,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from crops.errors import CropsError
-from crops.evaluation.sheets import SOURCES
-from crops.evaluation.truth import RELEVANT_GRADE
+from crops.evaluation.raters import SOURCES
+from crops.evaluation.testsets import RELEVANT_GRADE
 from crops.labels import Source
 from crops.protocols import PairScorer, Retriever
 from crops.text import document_text

@@ -4,7 +4,7 @@ One set of relevant items per distinct normalised query of the test day: the uni
 
 - CT: clicked items.
 - QR: items consumed after a reformulation, credited to the first query and kept by the training theta (CroPS,
-  section on evaluation), beside it by an independent theta; by truth in `crops.evaluation.truth`.
+  section on evaluation), beside it by an independent theta; by truth in `crops.evaluation.testsets`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -27,15 +28,31 @@ from crops.engine import reformulation_positives
 from crops.engine.backend import DuckDBBackend
 from crops.engine.events import load_events
 from crops.errors import CropsError
-from crops.evaluation.tables import sample_queries
-from crops.evaluation.truth import TruthSets, build_truth_sets
-from crops.logs import Logs
+from crops.logs import Logs, open_logs
+from crops.logs.tables import add_texts, literal
 from crops.protocols import PairScorer
 
 _FACTS = "testsets.json"
+
 _TABLES = ("queries", "candidates", "ct", "qr")
+
 _INDEPENDENT = "qr_independent"
+
 _TRUTH_TABLES = ("qr", "needs", "annotation", "grades")
+
+
+@dataclass(frozen=True)
+class TruthSets:
+    """Test sets by truth; every table is sorted by its columns, in order."""
+
+    qr: pa.Table
+    """query_id, search_id, item_id: consumed after that event under another query, relevant to its need."""
+    needs: pa.Table
+    """query_id, need_id, searches: how many searches of the query had the need."""
+    annotation: pa.Table
+    """query_id, need_id, position (1-based in the old system's list), item_id, grade."""
+    grades: pa.Table
+    """need_id, item_id, grade: all candidates with a grade above 0 for the needs of the tables above."""
 
 
 @dataclass(frozen=True)
@@ -176,6 +193,7 @@ _CLICKED = """
 select t.query_id, l.search_id, l.item_id
 from log_impressions l join texts t on t.raw = l.query where l.clicked
 """
+
 _LATER = "select distinct query_id, search_id, item_id from later"
 
 
@@ -231,3 +249,296 @@ def _queries(backend: DuckDBBackend, used: list[pa.Table], seen: Collection[int]
     if seen is not None:
         flags = pc.is_in(queries["query_id"], pa.array(sorted(seen), pa.int64()))
     return queries.append_column("seen", flags)
+
+
+# ------------------------------------------------------------------------------
+# The test sets that need a simulator's truth: which need was behind a search, and which items meet it. - QR
+# by truth: consumed after a reformulation, grade >= 2 for the need of the first search; no theta. - Needs:
+# what true recall asks for, the needs behind the searches of each query. - Annotation: for each query its
+# most frequent need of the day (ties: the smaller need_id) and the list that the old system ranked at the
+# first event with that need: exposed by rank, then unexposed by pre_score.
+
+
+RELEVANT_GRADE = 2
+
+"""From this grade on an item meets a need (grades are 0 to 3)."""
+
+_COLUMNS = {"searches": ("search_id", "need_id"), "grades": ("need_id", "item_id", "grade")}
+
+
+def build_truth_sets(
+    backend: DuckDBBackend, truth: Path, config: EvaluationConfig, seed: int
+) -> tuple[TruthSets, dict[str, int]]:
+    """Build the test sets by truth, and count what they were drawn from.
+
+    Args:
+        backend: holds the events of the test day, `candidates` and `later_any` (QR without theta).
+        truth: folder of searches.parquet and grades.parquet.
+        config: sizes.
+        seed: seed of the samples.
+
+    Raises:
+        CropsError: a truth file is missing or lacks a column.
+    """
+    for name, columns in _COLUMNS.items():
+        backend.view(f"truth_{name}", f"select {', '.join(columns)} from {_scan(truth, name, columns)}")
+    backend.table("event_needs", _EVENT_NEEDS)
+    backend.table("need_grades", _NEED_GRADES)
+    backend.table("query_needs", _QUERY_NEEDS)
+    backend.table("annotated", _annotated_sql(config.ndcg_pool))
+    counts = {
+        "searches_without_need": backend.count("searches") - backend.count("event_needs"),
+        "qr_truth_queries": backend.count(f"(select distinct query_id from ({_QR}))"),
+        "needs_queries": backend.count("(select distinct query_id from query_needs)"),
+        "annotated_queries": backend.count("(select distinct query_id from annotated)"),
+    }
+    needs = sample_queries(_sorted(backend, "query_needs"), config.max_ct, seed)
+    annotation = sample_queries(_sorted(backend, "annotated"), config.max_annotated, seed)
+    grades = _sorted(backend, "need_grades")
+    used = pa.chunked_array([*needs["need_id"].chunks, *annotation["need_id"].chunks], pa.int64())
+    sets = TruthSets(
+        qr=sample_queries(_sorted(backend, f"({_QR})"), config.max_qr, seed),
+        needs=needs,
+        annotation=annotation,
+        grades=grades.filter(pc.is_in(grades["need_id"], used.unique())),
+    )
+    return sets, counts
+
+
+_EVENT_NEEDS = """
+select s.search_id, s.query_id, s.searched_at, t.need_id
+from searches s join truth_searches t on t.search_id = s.search_id
+"""
+
+_NEED_GRADES = """
+select g.need_id, g.item_id, cast(g.grade as BIGINT) as grade
+from truth_grades g join candidates c on c.item_id = g.item_id
+where g.grade > 0 and g.need_id in (select need_id from event_needs)
+"""
+
+_QUERY_NEEDS = "select query_id, need_id, count(*) as searches from event_needs group by query_id, need_id"
+
+_QR = f"""
+select distinct l.query_id, l.search_id, l.item_id
+from later_any l
+join event_needs e on e.search_id = l.search_id
+join need_grades g on g.need_id = e.need_id and g.item_id = l.item_id
+where g.grade >= {RELEVANT_GRADE}
+"""
+
+
+def _annotated_sql(pool: int) -> str:
+    return f"""
+    with majority as (
+        select query_id, need_id from query_needs
+        qualify row_number() over (partition by query_id order by searches desc, need_id) = 1
+    ), first_event as (
+        select e.query_id, e.need_id, e.search_id
+        from event_needs e join majority m on m.query_id = e.query_id and m.need_id = e.need_id
+        qualify row_number() over (partition by e.query_id order by e.searched_at, e.search_id) = 1
+    ), ranked as (
+        select f.query_id, f.need_id, l.item_id,
+            row_number() over (
+                partition by f.query_id
+                order by l.stage = 'unexposed', l.rank nulls last, l.pre_score desc nulls last, l.item_id
+            ) as position
+        from first_event f
+        join log_impressions l on l.search_id = f.search_id and l.stage in ('exposed', 'unexposed')
+        join candidates c on c.item_id = l.item_id
+    )
+    select r.query_id, r.need_id, r.position, r.item_id, coalesce(g.grade, 0) as grade
+    from ranked r left join need_grades g on g.need_id = r.need_id and g.item_id = r.item_id
+    where r.position <= {pool}
+    """
+
+
+def _sorted(backend: DuckDBBackend, relation: str) -> pa.Table:
+    return backend.arrow(f"select * from {relation} order by all")
+
+
+def _scan(truth: Path, name: str, columns: tuple[str, ...]) -> str:
+    file = truth / f"{name}.parquet"
+    if not file.is_file():
+        raise CropsError(f"{file} is missing: give the truth/ folder that `crops simulate` wrote, or none")
+    if absent := set(columns) - set(pq.read_schema(file).names):
+        raise CropsError(f"{file} lacks the columns {', '.join(sorted(absent))}")
+    return f"read_parquet({literal(str(file))})"
+
+
+# ------------------------------------------------------------------------------
+# What is known of a test day beside its answers: frequency and senses of queries, age and exposure of items.
+# Breakdowns and diversity need it; nothing of it is shown to a model.
+
+
+FREQUENCIES = ("head", "torso", "tail", "unseen")
+
+"""A third of the training searches each: the most frequent queries, the next, the rest; never searched."""
+
+AGES = ("new", "recent", "old")
+
+"""Uploaded after the training day ended; within `RECENT_DAYS` before that; earlier."""
+
+RECENT_DAYS = 7
+
+_DAY_US = 86_400_000_000
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Tables beside the test sets of a day; every table is sorted by its columns, in order."""
+
+    queries: pa.Table
+    """query_id, frequency (of `FREQUENCIES`), senses (how many its test searches meant; null: unknown)."""
+    shown: pa.Table
+    """query_id, item_id: shown for that query up to the training day."""
+    ages: pa.Table
+    """item_id, age (one of `AGES`, null if the upload time is not known) of the candidates."""
+    senses: pa.Table | None
+    """query_id, sense, item_id: candidates of each sense that the query's test searches meant."""
+
+
+def build_facts(
+    logs: str | Path, train_day: str, testsets: TestSets, truth: str | Path | None, memory: str
+) -> Facts:
+    """Look the facts of a test day up.
+
+    Args:
+        logs: accepted logs with the days up to the training day.
+        train_day: the training day, YYYY-MM-DD.
+        testsets: the test sets; their queries and candidates are described.
+        truth: the simulator's `truth/` folder; None where there is no truth.
+        memory: memory limit of DuckDB.
+
+    Raises:
+        CropsError: the logs or the truth cannot be read.
+    """
+    truth = None if truth is None else Path(truth)
+    logs = Path(logs)
+    end = int(datetime.strptime(train_day, "%Y-%m-%d").replace(tzinfo=UTC).timestamp()) * 1_000_000 + _DAY_US
+    opened = open_logs(logs)
+    searched, items = f"({opened.sql('search_impressions')})", f"({opened.sql('items')})"
+    try:
+        with duckdb.connect(config={"memory_limit": memory}) as db:
+            add_texts(db, f"select query from {searched}")
+            db.register("wanted", testsets.queries)
+            db.register("candidates", testsets.candidates)
+            db.execute(_FACT_TABLES.format(searched=searched, train=train_day, test=testsets.day))
+            ages = _arrow(db, _AGES.format(items=items, end=end, recent=end - RECENT_DAYS * _DAY_US))
+            senses = None if truth is None else _arrow(db, _senses_sql(truth))
+            counted = "select null::BIGINT as query_id, null::BIGINT as senses where false"
+            if senses is not None:
+                db.register("senses", senses)
+                counted = "select query_id, count(distinct sense) as senses from senses group by query_id"
+            return Facts(_arrow(db, _QUERIES.format(senses=counted)), _arrow(db, _SHOWN), ages, senses)
+    except duckdb.Error as error:
+        raise CropsError(f"{logs}: cannot read what the breakdowns need: {error}") from error
+
+
+def save_facts(facts: Facts, folder: str | Path) -> None:
+    """Write the tables as Parquet files into an existing folder."""
+    folder = Path(folder)
+    for name in ("queries", "shown", "ages", "senses"):
+        if (table := getattr(facts, name)) is not None:
+            pq.write_table(table, folder / f"facts_{name}.parquet")
+
+
+def load_facts(folder: str | Path) -> Facts:
+    """Read what `save_facts` wrote.
+
+    Raises:
+        CropsError: a file is missing or damaged.
+    """
+    folder = Path(folder)
+    try:
+        tables = {
+            name: pq.read_table(folder / f"facts_{name}.parquet") for name in ("queries", "shown", "ages")
+        }
+        senses = folder / "facts_senses.parquet"
+        return Facts(**tables, senses=pq.read_table(senses) if senses.exists() else None)
+    except (OSError, ValueError) as error:
+        raise CropsError(
+            f"{folder} does not hold the facts of test sets: {error}; build them again"
+        ) from error
+
+
+_FACT_TABLES = """
+create table events as
+    select distinct day, search_id, t.query from {searched} f join texts t on t.raw = f.query;
+create table trained as
+    select query, count(*) as n from events where day = '{train}' group by query;
+create table placed as
+    select query, (sum(n) over (order by n desc, query) - n) / sum(n) over () as before from trained;
+create table exposed as
+    select distinct t.query, item_id from {searched} f join texts t on t.raw = f.query
+    where stage = 'exposed' and day <= '{train}';
+create table tested as select * from events where day = '{test}';
+"""
+
+_QUERIES = """
+select w.query_id,
+    case when p.before is null then 'unseen' when p.before < 1 / 3 then 'head'
+         when p.before < 2 / 3 then 'torso' else 'tail' end as frequency, s.senses
+from wanted w left join placed p using (query) left join ({senses}) s on s.query_id = w.query_id
+order by w.query_id
+"""
+
+_SHOWN = """
+select w.query_id, e.item_id from exposed e join wanted w using (query)
+join candidates using (item_id) order by all
+"""
+
+_AGES = """
+select item_id, case when uploaded_at is null then null when uploaded_at >= {end} then 'new'
+                     when uploaded_at >= {recent} then 'recent' else 'old' end as age
+from {items} join candidates using (item_id) order by item_id
+"""
+
+
+def _senses_sql(truth: Path) -> str:
+    searches, needs, grades = (
+        f"read_parquet({literal(str(truth / f'{name}.parquet'))})" for name in ("searches", "needs", "grades")
+    )
+    return f"""
+    with meant as (
+        select distinct w.query_id, n.head, n.sense from tested e join wanted w using (query)
+        join {searches} using (search_id) join {needs} n using (need_id)
+    ), about as (
+        select distinct n.head, n.sense, g.item_id from {grades} g join {needs} n using (need_id)
+        join candidates using (item_id) where g.grade >= 2
+    )
+    select m.query_id, m.head || ' / ' || m.sense as sense, a.item_id
+    from meant m join about a using (head, sense) order by all
+    """
+
+
+def _arrow(db: duckdb.DuckDBPyConnection, sql: str) -> pa.Table:
+    table: pa.Table = db.sql(sql).to_arrow_table()
+    return table
+
+
+# ------------------------------------------------------------------------------
+# Arrow tables of test sets: samples of their queries, and their ids group by group.
+
+
+def sample_queries(table: pa.Table, limit: int, seed: int) -> pa.Table:
+    """Keep the rows of at most `limit` queries, each as likely as any other; the order of rows stays."""
+    ids = np.unique(table["query_id"].to_numpy())
+    if len(ids) <= limit:
+        return table
+    drawn = np.random.default_rng(seed).choice(ids, size=limit, replace=False)
+    return table.filter(pc.is_in(table["query_id"], pa.array(drawn)))
+
+
+def grouped(
+    keys: NDArray[np.int64], *columns: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], tuple[list[NDArray[np.int64]], ...]]:
+    """Split columns [n] by key.
+
+    Returns:
+        The distinct keys [g], ascending, and each column as g arrays, rows in the order they came.
+    """
+    order = np.argsort(keys, kind="stable")
+    distinct, starts = np.unique(keys[order], return_index=True)
+    # Splitting an empty column would still give one (empty) group.
+    split = (np.split(column[order], starts[1:]) if len(distinct) else [] for column in columns)
+    return distinct, tuple(split)

@@ -16,8 +16,8 @@ import pyarrow as pa
 
 from crops.config import EvaluationConfig
 from crops.errors import CropsError
+from crops.evaluation.evaluate import Evaluation, metric_values, summarise
 from crops.evaluation.metrics import Ids, grades_of, ndcg_at_k, pad, recall_at_k, reciprocal_rank
-from crops.evaluation.results import Evaluation, metric_values, summarise
 from crops.text import content_id
 
 Run = Mapping[str, Sequence[str]]

@@ -1,10 +1,8 @@
 """World knowledge (P3): an LLM as pseudo-retriever, from the prompt to checked documents; an LLM as judge."""
 
-from crops.llm.client import generate
-from crops.llm.dispatch import Budget
-from crops.llm.documents import generate_documents, training_requests
 from crops.llm.embedded import embedded_server, smoke_model
-from crops.llm.endpoint import Endpoint
+from crops.llm.endpoint import Budget, Endpoint
+from crops.llm.generate import generate, generate_documents, training_requests
 from crops.llm.judge import Judged, judge_pairs, load_rubric
 from crops.llm.prompt import Exemplar, Prompt, Request, load_prompt
 

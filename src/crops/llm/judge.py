@@ -13,20 +13,20 @@ from pathlib import Path
 from typing import Any
 
 from crops.errors import CropsError
-from crops.llm.dispatch import Budget, Dispatcher
-from crops.llm.endpoint import Answer, Endpoint, Payload, connect
-from crops.llm.guards import (
+from crops.llm.endpoint import Answer, Budget, Dispatcher, Endpoint, Payload, Refusal, connect
+from crops.llm.generate import admit, append_row, open_append, quarantine_path, read_rows
+from crops.llm.prompt import (
+    FIELDS,
     MAX_EXEMPLAR_CHARS,
     MAX_QUERY_CHARS,
     MIN_USERS,
+    Exemplar,
     check_exemplar,
     check_query,
     check_users,
     clean,
+    template_file,
 )
-from crops.llm.prompt import FIELDS, Exemplar, template_file
-from crops.llm.reply import Refusal
-from crops.llm.store import admit, append_row, open_append, quarantine_path, read_rows
 
 GRADES = ("irrelevant", "relevant", "very relevant")
 """The rubric's grades; a grade is its place, 0 to 2."""
@@ -85,7 +85,7 @@ def judge_pairs(
     with the reason, and get no grade; unusable answers are asked for again only with `retry_refused`.
 
     Returns:
-        The grades (0 to 2) by the names of the pairs, and the counts as `crops.llm.client.generate`.
+        The grades (0 to 2) by the names of the pairs, and the counts as `crops.llm.generate.generate`.
 
     Raises:
         MissingExtraError: the `openai` package is not installed.

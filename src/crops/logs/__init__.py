@@ -1,11 +1,9 @@
 """Bring logs in: import foreign ones, open a logs folder, check it, put the rejects aside."""
 
-from crops.logs.check import check
-from crops.logs.database import interruptible
-from crops.logs.formats import FORMATS, import_logs
-from crops.logs.import_report import ImportCounts, ImportReport, render_import
+from crops.database import interruptible
+from crops.logs.check import CheckReport, Facts, RowFault, TableCounts, check, render
+from crops.logs.importing import FORMATS, ImportCounts, ImportReport, import_logs, render_import
 from crops.logs.judged import Judged, load_judged
-from crops.logs.report import CheckReport, Facts, RowFault, TableCounts, render
 from crops.logs.tables import Logs, open_logs, text_kind
 from crops.logs.values import PLAIN, TOKENS
 

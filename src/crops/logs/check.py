@@ -2,23 +2,43 @@
 
 from __future__ import annotations
 
+import json
+import math
+import shutil
 import tempfile
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, field
 from datetime import date, timedelta
 from pathlib import Path
+from typing import Any
 
 import duckdb
+from rich.console import Group, RenderableType
+from rich.table import Column as RichColumn
+from rich.table import Table as RichTable
+from rich.text import Text
 
+from crops.database import database, interruptible
 from crops.errors import CropsError
 from crops.labels import DEFAULT_LABELS, Source
-from crops.logs.database import database, interruptible
-from crops.logs.files import TableFiles
-from crops.logs.report import CheckReport, Facts, RowFault, TableCounts, explain
-from crops.logs.rules import KNOWN_ITEMS
-from crops.logs.split import count, count_rejected, split
-from crops.logs.tables import Logs, open_logs, text_kind
-from crops.logs.write import count_accepted, keep_accepted, row_faults, write_rejects
+from crops.logs.rules import KNOWN_ITEMS, count, count_rejected, merged_columns, rows_sql, split
+from crops.logs.tables import (
+    Logs,
+    TableFiles,
+    day_bounds,
+    inspect,
+    literal,
+    open_logs,
+    quoted,
+    select_sql,
+    spans,
+    table_days,
+    text_kind,
+    today,
+)
 from crops.outputs import Scratch, publish, timed, write_manifest
-from crops.schema import STAGES
+from crops.schema import STAGES, Rule
+from crops.text import CONTROL
 
 _STAGE_LABELS = {
     "unexposed": DEFAULT_LABELS[Source.UNEXPOSED],
@@ -174,3 +194,371 @@ def _missing_days(days: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]
         name: tuple(day for day in within if day not in table) for name, table in days.items() if table
     }
     return {name: table for name, table in missing.items() if table}
+
+
+# ------------------------------------------------------------------------------
+# What a check found, as data and for people.
+
+
+@dataclass(frozen=True)
+class RowFault:
+    """One reason for which rows of a table were rejected."""
+
+    table: str
+    reason: str
+    column: str
+    count: int
+    """Rows with this reason; a row may have several."""
+    files: int
+    """Files with such rows."""
+    file: str
+    """File of the example, relative to the logs folder."""
+    row: int
+    """Row number of the example in its file, from 0."""
+    example: dict[str, Any]
+    """The example's values by contract column, nulls left out."""
+    remedy: str
+
+
+@dataclass(frozen=True)
+class TableCounts:
+    """Rows of one table: `rows == accepted + rejected`."""
+
+    rows: int
+    accepted: int
+    rejected: int
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the accepted rows hold."""
+
+    searches: int
+    searches_without_click: int
+    """Valid: reformulation starts there, and shown documents still train as negatives."""
+    users: int
+    """Users who searched."""
+    stages: tuple[str, ...]
+    absent_labels: tuple[int, ...]
+    """Labels that no row can earn because its stage is not logged."""
+    p2: bool
+    """Whether there are feed events to mine."""
+    search_days: tuple[str, ...]
+    feed_days: tuple[str, ...]
+    missing_days: dict[str, tuple[str, ...]]
+    """Days between the first and the last of the logs on which a table has no rows, by table."""
+    absent_columns: dict[str, tuple[str, ...]]
+    """Optional columns that no file has, by table."""
+    other_case: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Columns that differ from one of those in case only, and are not read, by table."""
+
+    def notes(self) -> list[str]:
+        """Return the facts as sentences."""
+        lines = [
+            f"{self.searches:,} searches by {self.users:,} users on {len(self.search_days)} day(s),"
+            f" {self.searches_without_click:,} of them without a click (valid)",
+            f"stages present: {', '.join(self.stages)}",
+        ]
+        if self.absent_labels:
+            labels = " and ".join(str(label) for label in self.absent_labels)
+            lines.append(f"label {labels} will be absent: the logs hold no documents of that stage")
+        if not self.p2:
+            lines.append("P2 will be absent: there are no feed events")
+        lines += [
+            f"{table} has no rows on {spans(days)}: is a day missing?"
+            for table, days in self.missing_days.items()
+        ]
+        lines += [
+            f"{table} has rows after today, {today()}: {spans(days)}: was a clock wrong?"
+            for table, days in self._future().items()
+        ]
+        lines += [
+            f"{table} has no {', '.join(columns)}"
+            for table, columns in self.absent_columns.items()
+            if columns
+        ]
+        lines += [
+            f"{table}: {', '.join(columns)} not read: names of columns are told by case"
+            for table, columns in self.other_case.items()
+        ]
+        return lines
+
+    def _future(self) -> dict[str, list[str]]:
+        days = {"search_impressions": self.search_days, "feed_events": self.feed_days}
+        future = {table: [day for day in found if day > today()] for table, found in days.items()}
+        return {table: found for table, found in future.items() if found}
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """The result of a check."""
+
+    logs: str
+    tables: dict[str, TableCounts]
+    faults: tuple[RowFault, ...]
+    facts: Facts
+    merged: dict[str, int] = field(default_factory=dict)
+    """By table the accepted rows that were merged from several of one key that differed."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Wall time of each part."""
+    control_characters: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Accepted rows in which control characters became spaces, by table and column."""
+
+    def notes(self) -> list[str]:
+        """Return what was found, as sentences."""
+        changed = [
+            f"{table}.{column}: control characters became spaces in {rows:,} rows"
+            for table, columns in self.control_characters.items()
+            for column, rows in columns.items()
+        ]
+        changed += [
+            f"{count:,} rows of {name} were merged from several of one key that differed"
+            for name, count in self.merged.items()
+        ]
+        return [*self.facts.notes(), *changed]
+
+    def to_json(self) -> str:
+        """Return the report as JSON; values that JSON does not know (NaN) are written as text."""
+        return json.dumps(_plain(asdict(self)), indent=2) + "\n"
+
+
+def explain(fault: RowFault) -> str:
+    """Return a fault as one line."""
+    return (
+        f"{fault.table}: {fault.reason} ({fault.column}): {fault.count:,} rows,"
+        f" e.g. {fault.file} row {fault.row}: {_example(fault)}; {fault.remedy}"
+    )
+
+
+def render(report: CheckReport) -> RenderableType:
+    """Return the report as rich tables, the balance of rows first, and the facts."""
+    counts = RichTable(
+        "table", *(_right(name) for name in ("rows", "accepted", "rejected")), title=report.logs
+    )
+    for name, table in report.tables.items():
+        counts.add_row(name, f"{table.rows:,}", f"{table.accepted:,}", f"{table.rejected:,}")
+    parts: list[RenderableType] = [counts]
+    if report.faults:
+        parts.append(_fault_table(report.faults))
+    parts.append(Text("\n".join(f"· {note}" for note in report.notes())))
+    return Group(*parts)
+
+
+def _fault_table(faults: tuple[RowFault, ...]) -> RichTable:
+    table = RichTable(
+        "file", "column", "reason", "rows", "example", "remedy", title="rejected rows", show_lines=True
+    )
+    table.columns[3].justify = "right"
+    for fault in faults:
+        more = f" (and {fault.files - 1} more)" if fault.files > 1 else ""
+        example = f"row {fault.row}: {_example(fault)}"
+        cells = (fault.file + more, fault.column, fault.reason, f"{fault.count:,}", example, fault.remedy)
+        table.add_row(*(Text(cell, overflow="fold") for cell in cells))
+    return table
+
+
+def _example(fault: RowFault) -> str:
+    """Return the value of the faulty column, and what identifies the row."""
+    faulty = fault.column.split(", ")
+    known = [name for name in ("search_id", "user_id", "item_id") if name in fault.example]
+    return ", ".join(f"{name}={fault.example.get(name)!r}" for name in dict.fromkeys([*faulty, *known]))
+
+
+def _right(name: str) -> RichColumn:
+    return RichColumn(name, justify="right")
+
+
+def _plain(value: object) -> object:
+    """Return `value` with ids and numbers that are not finite as text: many readers round above 2^53."""
+    if isinstance(value, dict):
+        ids = {key: str(part) for key, part in value.items() if key.endswith("_id") and isinstance(part, int)}
+        return {key: _plain(part) for key, part in value.items()} | ids
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+# ------------------------------------------------------------------------------
+# Writes what a split found: the accepted rows as a logs folder, the rejected ones with their reasons.
+
+
+_ADDED = ("reasons", "file", "row")
+
+"""Columns that the rejects add; an own column of such a name, or of one that differs from another's in case
+only, gets a `_` behind it."""
+
+_EXAMPLE_CHARS = 100
+
+
+def keep_accepted(
+    connection: duckdb.DuckDBPyConnection, files: TableFiles, folder: Path | None
+) -> dict[str, int]:
+    """Create the view `accepted_<name>` over the rows that were not rejected.
+
+    Control characters in what people wrote become spaces.
+
+    Args:
+        connection: where the table was split.
+        files: the table.
+        folder: a logs folder to write the rows to; without one the view reads the source again.
+
+    Returns:
+        the rows whose text was changed, by column.
+    """
+    changed = _controlled(connection, files)
+    if folder is None:
+        select = _accepted(connection, files, changed)
+    else:
+        _write_accepted(connection, files, folder, changed)
+        select = select_sql(inspect(folder, files.table)[0])
+    connection.execute(f"create temp view accepted_{files.table.name} as {select}")
+    return changed
+
+
+def _controlled(connection: duckdb.DuckDBPyConnection, files: TableFiles) -> dict[str, int]:
+    """Return in how many accepted rows each column of prose has control characters, where it has."""
+    prose = [column.name for column in files.table.columns if column.prose and column.name in files.found]
+    if not prose:
+        return {}
+    counts = ", ".join(f"count(*) filter (where regexp_matches({name}, '{CONTROL}'))" for name in prose)
+    rows = f"{_with_merged(connection, files, None)} rows{_without_rejected(connection, files)}"
+    (found,) = connection.execute(f"select {counts} from {rows}").fetchall()
+    return {name: rows for name, rows in zip(prose, found, strict=True) if rows}
+
+
+def count_accepted(connection: duckdb.DuckDBPyConnection, files: TableFiles) -> int:
+    """Return the number of rows in `accepted_<name>`, counted on its own."""
+    return count(connection, f"accepted_{files.table.name}")
+
+
+def write_rejects(connection: duckdb.DuckDBPyConnection, files: TableFiles, logs: Path, folder: Path) -> None:
+    """Write the rejected rows in the order of the files, with `reasons`, `file` (below `logs`) and `row`."""
+    folder.mkdir(parents=True)
+    columns = [quoted(column) for column in files.table.names() if column in files.found]
+    columns += [f"extra_{number} as {quoted(name)}" for number, name in enumerate(_extra_names(files))]
+    columns += ["_reasons as reasons", f"{_relative(logs)} as file", "_row as row"]
+    select = f"select {', '.join(columns)} from rejected_{files.table.name} order by _file, _row"
+    target = literal(str(folder / "rejects.parquet"))
+    connection.execute(f"copy ({select}) to {target} (format parquet)")
+
+
+def _extra_names(files: TableFiles) -> list[str]:
+    """Return the names that the other columns get in the rejects: no two differ in case only."""
+    taken = {*_ADDED, *files.found}
+    names = []
+    for name in files.extra:
+        while not name or name.lower() in taken:
+            name += "_"
+        taken.add(name.lower())
+        names.append(name)
+    return names
+
+
+def row_faults(
+    connection: duckdb.DuckDBPyConnection, files: TableFiles, logs: Path, rules: list[Rule]
+) -> list[RowFault]:
+    """Return the count of each reason with its first row by file and row number as the example."""
+    name = files.table.name
+    values = ", ".join(f"{column} := {column}" for column in files.table.names())
+    first = "row(_file, _row)"
+    query = f"""
+        select reason, count(*), count(distinct _file), min_by({_relative(logs)}, {first}),
+               min_by(_row, {first}), min_by(struct_pack({values}), {first})
+        from (select unnest(_reasons) as reason, * from rejected_{name})
+        group by reason"""
+    found: dict[str, tuple[Any, ...]] = {row[0]: row[1:] for row in connection.execute(query).fetchall()}
+    faults = []
+    for rule in rules:
+        if rule.reason in found:
+            rows, n_files, file, row, example = found[rule.reason]
+            kept = {column: _cut(value) for column, value in example.items() if value is not None}
+            place = (rows, n_files, file, row, kept)
+            faults.append(RowFault(name, rule.reason, rule.column, *place, rule.remedy))
+    return faults
+
+
+def _write_accepted(
+    connection: duckdb.DuckDBPyConnection, files: TableFiles, folder: Path, changed: Collection[str]
+) -> None:
+    """Write one file per day: partitioned writes of DuckDB hold every day open and cost twice the CPU."""
+    table = files.table
+    # The rows keep the order of the files: one thread, and no join whose sides are swapped.
+    connection.execute("set threads=1")
+    connection.execute("set disabled_optimizers='build_side_probe_side'")
+    for day in table_days(files) if table.partitioned else (None,):
+        target = folder / (f"{table.name}/day={day}/part-0.parquet" if day else f"{table.name}.parquet")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = files.on(day and [day])
+        clean = not changed and not any(
+            count(connection, f"{kind}_{table.name}{_on(day)}") for kind in ("rejected", "merged")
+        )
+        if clean and part.exact and len(part.files) == 1 and (files.partitioned or not day):
+            shutil.copyfile(part.files[0], target)
+        else:
+            rows = _accepted(connection, files, changed, day)
+            query = f"copy ({rows}) to {literal(str(target))} (format parquet)"
+            if connection.execute(query).fetchall() == [(0,)]:
+                target.unlink()
+    connection.execute("reset disabled_optimizers")
+    connection.execute("reset threads")
+
+
+def _accepted(
+    connection: duckdb.DuckDBPyConnection, files: TableFiles, changed: Collection[str], day: str | None = None
+) -> str:
+    """Return the SELECT of the accepted rows: of one day, or of all days with the column `day`."""
+    columns = []
+    for column in files.table.columns:
+        if column.name in files.found:
+            # The rules left whole numbers only, but DuckDB may cast rows that the join has yet to drop.
+            cast = "try_cast" if files.found[column.name] == "float" else "cast"
+            value = quoted(column.name)
+            if column.name in changed:
+                value = f"regexp_replace({value}, '{CONTROL}', ' ', 'g')"
+            columns.append(f"{cast}({value} as {column.type}) as {quoted(column.name)}")
+    if files.table.partitioned and day is None:
+        columns.append("_day as day")
+    select = f"select {', '.join(columns)} from {_with_merged(connection, files, day)}"
+    select += _without_rejected(connection, files, day)
+    if day and not files.partitioned:
+        first, last = day_bounds(day)
+        select += f" where {files.table.time} between {first} and {last}"
+    return select
+
+
+def _without_rejected(
+    connection: duckdb.DuckDBPyConnection, files: TableFiles, day: str | None = None
+) -> str:
+    """Return the join that leaves the rejected rows out, if there are any."""
+    rejected = f"rejected_{files.table.name}{_on(day)}"
+    if not count(connection, rejected):
+        return ""
+    return f" anti join (select _file, _row from {rejected}) using (_file, _row)"
+
+
+def _with_merged(connection: duckdb.DuckDBPyConnection, files: TableFiles, day: str | None) -> str:
+    """Return the relation of all rows of a day, or of all days, those of several with one key merged."""
+    rows, merged = rows_sql(files.on(day and [day])), f"merged_{files.table.name}"
+    if not count(connection, f"{merged}{_on(day)}"):
+        return rows
+    values = ", ".join(
+        f"case when m._row is null then r.{name} else m.{name} end as {name}"
+        for name in merged_columns(files)
+    )
+    return (
+        f"(select r.* replace ({values}) from {rows} r"
+        f" left join (select * from {merged}{_on(day)}) m on m._file = r._file and m._row = r._row)"
+    )
+
+
+def _on(day: str | None) -> str:
+    return f" where _day = {literal(day)}" if day else ""
+
+
+def _cut(value: object) -> object:
+    """Return an example's value, long texts cut."""
+    return f"{value[:_EXAMPLE_CHARS]}..." if isinstance(value, str) and len(value) > _EXAMPLE_CHARS else value
+
+
+def _relative(logs: Path) -> str:
+    return f"substr(_file, {len(str(logs)) + 2})"

@@ -3,27 +3,35 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from collections.abc import Mapping as MappingType
+from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
 
 import duckdb
+from rich.console import Group, RenderableType
+from rich.table import Column
+from rich.table import Table as RichTable
+from rich.text import Text
 
-from crops.errors import CropsError
-from crops.logs.database import import_database, interruptible
-from crops.logs.datasets import Dataset, MappedTable
-from crops.logs.files import OPTIONAL_TABLES
-from crops.logs.ids import id_sql, number_ids, write_maps
-from crops.logs.import_report import ImportCounts, ImportReport
-from crops.logs.sources import LISTS, nested_message
-from crops.logs.split import count
-from crops.logs.tables import DAY_US, literal, path_literal, quoted
+from crops.database import import_database, interruptible
+from crops.errors import CropsError, nearest
+from crops.logs.kuaisar import kuaisar
+from crops.logs.mapping import Dataset, MappedTable, MappingFile, load_mapping, own_tables
+from crops.logs.qilin import qilin
+from crops.logs.rules import count
+from crops.logs.sources import LISTS, id_sql, nested_message, number_ids, write_maps
+from crops.logs.tables import DAY_US, OPTIONAL_TABLES, literal, path_literal, quoted
+from crops.logs.ubi import ubi
 from crops.logs.values import given
 from crops.outputs import publish, timed, write_manifest
 from crops.schema import Table
 
 COMMAND = "import"
+
 _FIRST = ("searched_at", "watched_at", "search_id", "rank")
+
 """Rows are ordered by these and then by the other columns: equal sources give equal files."""
 
 
@@ -225,7 +233,7 @@ def _demand_rows(table: Table, counts: ImportCounts) -> None:
 
 
 def _write(
-    connection: duckdb.DuckDBPyConnection, mapped: MappedTable, ids: Mapping[str, str], staging: Path
+    connection: duckdb.DuckDBPyConnection, mapped: MappedTable, ids: MappingType[str, str], staging: Path
 ) -> None:
     name, time = mapped.table.name, mapped.table.time
     columns, joins = [], ""
@@ -285,3 +293,96 @@ def _write_lines(connection: duckdb.DuckDBPyConnection, scratch: Path, folder: P
 
 def _copy(connection: duckdb.DuckDBPyConnection, query: str, path: Path) -> None:
     connection.execute(f"copy ({query}) to {literal(str(path))} (format parquet)")
+
+
+# ------------------------------------------------------------------------------
+# The formats that `crops import` knows.
+
+
+FORMATS = ("kuaisar", "qilin", "ubi", "table")
+
+
+def import_logs(
+    format_: str, source: str | Path, out: str | Path, mapping: str | Path | None = None, memory: str = "2GB"
+) -> ImportReport:
+    """Import a foreign log as a logs folder; see `crops.logs.importing.import_dataset`.
+
+    Args:
+        format_: one of `FORMATS`.
+        source: the folder of the source.
+        out: the logs folder to write.
+        mapping: TOML of the columns; `table` needs one, `ubi` can use one.
+        memory: memory limit of DuckDB.
+
+    Raises:
+        CropsError: no such format, a mapping that is missing or of no use, or as in `import_dataset`.
+    """
+    mapping = None if mapping is None else Path(mapping)
+    out = Path(out)
+    source = Path(source)
+    if format_ not in FORMATS:
+        raise CropsError(
+            f"no such format: {format_}; there are {', '.join(FORMATS)}.{nearest(format_, FORMATS)}"
+        )
+    if format_ == "table" and mapping is None:
+        raise CropsError("own tables need --mapping FILE, a TOML that names their columns and units")
+    if format_ in ("kuaisar", "qilin") and mapping is not None:
+        raise CropsError(f"{format_} has a mapping of its own; leave --mapping out, or import it as `table`")
+    columns = load_mapping(mapping) if mapping else MappingFile()
+    return import_dataset(
+        format_, source, out, lambda scratch: _dataset(format_, source, columns, scratch), memory
+    )
+
+
+def _dataset(format_: str, source: Path, columns: MappingFile, scratch: Path) -> Dataset:
+    if format_ == "kuaisar":
+        return kuaisar(source, scratch)
+    if format_ == "qilin":
+        return qilin(source, scratch)
+    return (ubi if format_ == "ubi" else own_tables)(source, columns, scratch)
+
+
+# ------------------------------------------------------------------------------
+# What an import did, as data and for people.
+
+
+@dataclass(frozen=True)
+class ImportCounts:
+    """Rows of one table: `rows == imported + rejected`."""
+
+    rows: int
+    imported: int
+    rejected: int
+    reasons: MappingType[str, int]
+    """Rejected rows by reason; a row may have several."""
+    lost: MappingType[str, int]
+    """Unreadable values of optional columns, by column: null in rows that were imported."""
+
+
+@dataclass(frozen=True)
+class ImportReport:
+    """The result of an import."""
+
+    format: str
+    tables: MappingType[str, ImportCounts]
+    malformed_lines: int
+    """Lines that could not be taken apart: wrong number of fields, broken quotes, not UTF-8."""
+    ids: MappingType[str, str]
+    """`kept` or `numbered`, by column."""
+    text: str
+    notes: tuple[str, ...]
+
+
+def render_import(report: ImportReport) -> RenderableType:
+    """Return the report as a rich table with its notes."""
+    counts = (Column(name, justify="right") for name in ("rows", "imported", "rejected"))
+    table = RichTable("table", *counts, Column("why, and values lost", overflow="fold"), title=report.format)
+    for name, one in report.tables.items():
+        why = [f"{reason} {rows:,}" for reason, rows in one.reasons.items()]
+        why += [f"{column} unreadable {rows:,}" for column, rows in one.lost.items()]
+        table.add_row(name, f"{one.rows:,}", f"{one.imported:,}", f"{one.rejected:,}", ", ".join(why))
+    ids = ", ".join(f"{column} {kind}" for column, kind in report.ids.items())
+    notes = [f"ids: {ids}", f"texts: {report.text}", *report.notes]
+    if report.malformed_lines:
+        notes.insert(0, f"{report.malformed_lines:,} lines could not be taken apart (rejects/lines.parquet)")
+    return Group(table, Text("\n".join(f"· {note}" for note in notes)))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from crops.logs.datasets import Dataset, MappedTable
+from crops.logs.mapping import Dataset, MappedTable
 from crops.logs.sources import find_files, read_sql
 from crops.logs.values import TOKENS, Value, duration, flag, integer, integer_identifier, text, time, tokens
 from crops.schema import FEED_EVENTS, ITEMS, SEARCH_IMPRESSIONS

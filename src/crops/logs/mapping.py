@@ -1,22 +1,56 @@
-"""A team's own tables: one TOML names the files, the columns and their units."""
+"""What an importer says of its source: SQL from the source's columns to those of the contract."""
 
 from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Mapping as MappingType
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from crops.errors import CropsError, nearest
-from crops.logs.datasets import Dataset, MappedTable
 from crops.logs.sources import LISTS, find_files, read_sql
 from crops.logs.tables import literal, quoted
-from crops.logs.values import Value, duration, flag, identifier, integer, text, time
+from crops.logs.values import PLAIN, Value, duration, flag, identifier, integer, text, time
 from crops.schema import FEED_EVENTS, ITEMS, SEARCH_IMPRESSIONS, Column, Table
 
+
+@dataclass(frozen=True)
+class MappedTable:
+    """One table of the contract as SQL over a source."""
+
+    table: Table
+    rows: str
+    """SELECT of the source's columns that are needed, no others, with `_file` and `_row`."""
+    columns: MappingType[str, Value]
+    """Column of the contract -> its value; ids as text. A row whose required value is NULL is rejected."""
+    refused: MappingType[str, str] = field(default_factory=dict)
+    """Reason -> predicate of rows that are rejected for it."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A source that can be imported."""
+
+    tables: tuple[MappedTable, ...]
+    """Items, search_impressions and, where there is a feed, feed_events."""
+    setup: tuple[str, ...] = ()
+    """SQL statements that make what the tables read."""
+    text: str = PLAIN
+    """What the texts are: words, or `crops.logs.values.TOKENS`."""
+    notes: tuple[str, ...] = ()
+    """What a user of the data should know."""
+
+
+# ------------------------------------------------------------------------------
+# A team's own tables: one TOML names the files, the columns and their units.
+
+
 _IDS = ("user_id", "item_id", "search_id")
+
 _OFFSET = re.compile(r"([+-])(\d\d):(\d\d)")
 
 
@@ -55,7 +89,7 @@ class Actions(_Section):
     like: tuple[str, ...] = ("like", "add_to_cart", "add_to_favorites", "bookmark", "save", "purchase")
 
 
-class Mapping(_Section):
+class MappingFile(_Section):
     """The whole file."""
 
     text: Literal["plain", "anonymised tokens"] = "plain"
@@ -78,14 +112,14 @@ class Mapping(_Section):
         return -minutes if match[1] == "-" else minutes
 
 
-def load_mapping(path: Path) -> Mapping:
+def load_mapping(path: Path) -> MappingFile:
     """Read a mapping.
 
     Raises:
         CropsError: the file is unreadable, a key is unknown or a value is not of its kind.
     """
     try:
-        return Mapping.model_validate(tomllib.loads(path.read_text()))
+        return MappingFile.model_validate(tomllib.loads(path.read_text()))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise CropsError(f"{path}: cannot read the mapping: {error}") from error
     except ValidationError as error:
@@ -93,7 +127,7 @@ def load_mapping(path: Path) -> Mapping:
         raise CropsError(f"{path}: {'; '.join(faults)}") from error
 
 
-def own_tables(folder: Path, mapping: Mapping, scratch: Path) -> Dataset:
+def own_tables(folder: Path, mapping: MappingFile, scratch: Path) -> Dataset:
     """Return the mapping of a team's own tables.
 
     Raises:
@@ -115,7 +149,7 @@ def own_tables(folder: Path, mapping: Mapping, scratch: Path) -> Dataset:
 
 
 def mapped_table(
-    table: Table, section: TableMapping, folder: Path, mapping: Mapping, scratch: Path
+    table: Table, section: TableMapping, folder: Path, mapping: MappingFile, scratch: Path
 ) -> MappedTable:
     """Return one table of the contract from its section.
 

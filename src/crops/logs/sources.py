@@ -7,15 +7,17 @@ import gzip
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
+import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from crops.errors import CropsError, nearest
-from crops.logs.files import refuse_lake_tables
 from crops.logs.lines import MAX_LINE_BYTES, clean_csv, clean_json
-from crops.logs.tables import literal, path_literal, quoted, rows_of, told_apart
+from crops.logs.tables import literal, path_literal, quoted, refuse_lake_tables, rows_of, told_apart
+from crops.schema import Table
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
+
 _LINES = (".jsonl", ".ndjson", ".json")
 
 
@@ -113,6 +115,7 @@ def lines_sql(files: Sequence[Path], scratch: Path) -> str:
 
 
 LISTS = "lists in "
+
 """How `_problem` begins where a column holds lists or structs."""
 
 
@@ -207,3 +210,74 @@ def _header(file: Path) -> list[str]:
     if any(letter in name for name in header for letter in "\ufffd\0"):
         raise CropsError(f"{file}: its header is not UTF-8; write the file again, as UTF-8")
     return header
+
+
+# ------------------------------------------------------------------------------
+# Numbers for the ids of a source: users always, items and searches where theirs are no fit numbers.
+
+
+KEPT = "kept"
+
+NUMBERED = "numbered"
+
+_FIT = {"item_id": "[1-9][0-9]*", "search_id": "0|-?[1-9][0-9]*"}
+
+"""What an id must look like to be kept; a user's never is."""
+
+_FILES = {"user_id": "users", "item_id": "items", "search_id": "searches"}
+
+
+def number_ids(connection: duckdb.DuckDBPyConnection, tables: Sequence[Table]) -> dict[str, str]:
+    """Make `ids_<column>(original, number)` for the ids that are replaced.
+
+    Numbers run from 1 in the order of the originals, whole numbers first: equal sources get equal numbers.
+
+    Args:
+        connection: holds `mapped_<table>` of each table.
+        tables: the tables with ids.
+
+    Returns:
+        `kept` or `numbered`, by column.
+    """
+    kinds = {}
+    for column in _FILES:
+        parts = [
+            f"select {column} as original from mapped_{table.name} where len(_reasons) = 0"
+            for table in tables
+            if column in table.names()
+        ]
+        originals = f"select distinct original from ({' union all '.join(parts)})"
+        kinds[column] = KEPT if _fit(connection, column, originals) else NUMBERED
+        if kinds[column] == NUMBERED:
+            order = "try_cast(original as HUGEINT) nulls last, original"
+            connection.execute(
+                f"create table ids_{column} as"
+                f" select original, row_number() over (order by {order}) as number from ({originals})"
+            )
+    return kinds
+
+
+def id_sql(kinds: Mapping[str, str], column: str, table: str) -> tuple[str, str]:
+    """Return the SQL of a column of `mapped_<table>` with its ids replaced, and the join that it needs."""
+    original = f"mapped_{table}.{quoted(column)}"
+    if kinds.get(column) != NUMBERED:
+        return original, ""
+    return f"ids_{column}.number", f" join ids_{column} on ids_{column}.original = {original}"
+
+
+def write_maps(connection: duckdb.DuckDBPyConnection, kinds: Mapping[str, str], folder: Path) -> None:
+    """Write `<ids>.parquet(original, number)` for the ids that were replaced."""
+    folder.mkdir()
+    for column, kind in kinds.items():
+        if kind == NUMBERED:
+            target = literal(str(folder / f"{_FILES[column]}.parquet"))
+            select = f"select original, number from ids_{column} order by number"
+            connection.execute(f"copy ({select}) to {target} (format parquet)")
+
+
+def _fit(connection: duckdb.DuckDBPyConnection, column: str, originals: str) -> bool:
+    if column not in _FIT:
+        return False
+    fits = f"regexp_full_match(original, '{_FIT[column]}') and try_cast(original as BIGINT) is not null"
+    ((fit,),) = connection.execute(f"select bool_and({fits}) from ({originals})").fetchall()
+    return bool(fit)

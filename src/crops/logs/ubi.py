@@ -12,8 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from crops.errors import CropsError, nearest
-from crops.logs.datasets import Dataset, MappedTable
-from crops.logs.mapping import Mapping, mapped_table
+from crops.logs.mapping import Dataset, MappedTable, MappingFile, mapped_table
 from crops.logs.sources import find_files, json_text, json_type, lines_sql, parquet_schema, refuse_nested
 from crops.logs.tables import literal, quoted, rows_of
 from crops.logs.values import Value, identifier, text, time
@@ -26,7 +25,7 @@ _NESTED = ("query_response_hit_ids", "event_attributes")
 _TITLES = ("name", "title", "object_name")
 
 
-def ubi(folder: Path, mapping: Mapping, scratch: Path) -> Dataset:
+def ubi(folder: Path, mapping: MappingFile, scratch: Path) -> Dataset:
     """Return the mapping of a folder with UBI queries and events, as JSON lines or Parquet.
 
     Files or folders whose names hold `queries` and `events`. Item texts come from `[items]` of the mapping;
@@ -77,7 +76,7 @@ def _queries_sql(files: Sequence[Path], scratch: Path) -> str:
             from ({_documents(files, _QUERY, scratch)}))"""
 
 
-def _events_sql(files: Sequence[Path], mapping: Mapping, scratch: Path) -> str:
+def _events_sql(files: Sequence[Path], mapping: MappingFile, scratch: Path) -> str:
     attributes = "case when json_valid(event_attributes) then cast(event_attributes as JSON) end"
     title = ", ".join(json_text("attributes", f"object.{name}") for name in _TITLES)
     return f"""

@@ -8,11 +8,9 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from crops.losses.batch import Options, Reduction
-from crops.losses.identity import hidden_pairs
-from crops.losses.infonce import h_infonce, infonce_binary, infonce_graded
-from crops.losses.noise import nce
-from crops.losses.softmax import softmax_ce
+from crops.losses.checks import hidden_pairs
+from crops.losses.functions import h_infonce, infonce_binary, infonce_graded, nce, softmax_ce
+from crops.losses.kernel import Options, Reduction
 
 if TYPE_CHECKING:
     from crops.losses.sentence import GroupCollator, HInfoNCELoss

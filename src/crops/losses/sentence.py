@@ -21,7 +21,7 @@ from sentence_transformers.sentence_transformer.data_collator import SentenceTra
 from torch import Tensor, nn
 
 from crops.errors import CropsError
-from crops.losses.infonce import h_infonce
+from crops.losses.functions import h_infonce
 
 PADDING = -1
 """Label of a slot that holds no document."""

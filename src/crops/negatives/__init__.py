@@ -1,7 +1,7 @@
 """Negatives of the published baselines: from candidate lists and positives to documents, as pure functions.
 
 Each module is one paper's sampler and says what is kept of it and what differs. When an index is built and
-with which weights is the training's business (`crops.training.miners`).
+with which weights is the training's business (`crops.training.mining`).
 """
 
 from crops.negatives.adore import adore_negatives

@@ -9,9 +9,8 @@ from pathlib import Path
 import duckdb
 
 from crops.config import ReformulationConfig
-from crops.logs.tables import literal
-from crops.logs.texts import add_texts
-from crops.online.store import SEARCHES
+from crops.logs.tables import add_texts, literal
+from crops.online.userdays import SEARCHES
 from crops.signals import within_sql
 
 _SOON = within_sql("searched_at", "next_at", ReformulationConfig().window_s)

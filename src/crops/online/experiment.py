@@ -4,22 +4,35 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
-from crops.errors import CropsError
-from crops.online.assign import BUCKETS, Experiment, assign, split
-from crops.online.routing import Routes, Traffic, Trial, route_traffic
-from crops.online.store import SEARCHES, day_file, live_through
-from crops.platform import Platform, Served, same_for_all, write_items
+from crops.config import TrainingConfig
+from crops.errors import CropsError, nearest
+from crops.evaluation import recall_at_k
+from crops.labels import SEARCH_SOURCES, Source
+from crops.online.assign import BUCKETS, Experiment, Routes, Traffic, Trial, assign, route_traffic, split
+from crops.online.bubble import SHARES, Evidence, Measured, measure_days
+from crops.online.userdays import IMPRESSIONS, SEARCHES, day_file, live_through
+from crops.outputs import MANIFEST, console
+from crops.platform import ROUTES, Platform, Served, day_name, same_for_all, write_items
+from crops.platform.world import Ints
+from crops.protocols import Retriever
 
 PLAN = "plan.json"
+
 LIVE, PAIRED = "live", "paired"
+
 A_A = "aa"
+
 """The experiment whose arms change nothing: it runs beside the others, in a layer of its own."""
 
 
@@ -69,7 +82,7 @@ def run_live(out: Path, start: Start, trials: Sequence[Trial], days: int) -> Non
         days: how many.
 
     Raises:
-        CropsError: see `crops.online.routing.route_traffic`.
+        CropsError: see `crops.online.assign.route_traffic`.
     """
     traffic = route_traffic(start.deployed, trials, start.users)
     _live(out, start, traffic, days)
@@ -132,3 +145,277 @@ def _described(trial: Trial) -> dict[str, Any]:
         "route": "+".join(changed) or None,
         "arms": [asdict(arm) | {"share": (arm.end - arm.first) / BUCKETS} for arm in arms],
     }
+
+
+# ------------------------------------------------------------------------------
+# The closed loop: each day users search, the day's logs are mined, a model is trained on them and deployed.
+# Each arm is a world of its own with the same people, needs and random numbers; all begin on the same
+# morning.
+
+
+RECALL = "recall"
+
+DEPTH = 100
+
+"""Cut-off of true recall."""
+
+RELEVANT = 2
+
+"""From this grade on an item meets a need."""
+
+_SAMPLE = 2_000
+
+"""Searches per day that true recall is measured on; they are the same in all arms."""
+
+
+class Workshop(NamedTuple):
+    """How a model comes from a day's logs; each takes the folder that it writes last."""
+
+    mine: Callable[[Path, int, Path], object]
+    """Mine one day (by number) of a logs folder into a folder of samples."""
+    train: Callable[[str, Path, Path], object]
+    """Train the model of an arm on samples."""
+    load: Callable[[Path, Path], Retriever]
+    """Load a model over the catalogue of a logs folder."""
+
+
+@dataclass(frozen=True)
+class Loop:
+    """A closed loop on disk: a folder per arm with logs/, truth/, recall.json and the model in use."""
+
+    out: Path
+    world: Path
+    """The days before, with the truth of the world."""
+    samples: Path
+    """Mined from the last of them: what the first model learns from."""
+    route: str
+    """The text route that the arm's model serves."""
+    workshop: Workshop
+
+
+def run_loop(loop: Loop, start: Start, arms: Sequence[str], days: int, after_day: Callable[[], None]) -> None:
+    """Let all arms live day by day, so that at any time they can be compared.
+
+    What is on disk is not done again; a killed run goes on and ends as if it never stopped.
+
+    Args:
+        loop: where, and how models are made.
+        start: the platform before the first day.
+        arms: names that `loop.workshop.train` knows.
+        days: how many.
+        after_day: called when all arms are at the end of a day.
+    """
+    platforms = {arm: start.fork() for arm in arms}
+    for arm, platform in platforms.items():
+        open_world(loop.out / arm, platform)
+    for day in range(start.first_day, start.first_day + days):
+        for arm, platform in platforms.items():
+            _one_day(loop, start, arm, platform, day)
+        after_day()
+
+
+def _one_day(loop: Loop, start: Start, arm: str, platform: Platform, day: int) -> None:
+    folder = loop.out / arm
+    if str(day) in read_recall(folder):
+        live_through(folder, platform, day, start.sessions, same_for_all(start.deployed, start.users))
+        return
+    model = _model_of(loop, start, arm, platform, day)
+    served = same_for_all({**start.deployed, loop.route: model}, start.users)
+    live_through(folder, platform, day, start.sessions, served)
+    known = read_recall(folder) | {str(day): _true_recall(loop, folder, platform, day, model)}
+    staging = folder / ".recall.json"
+    staging.write_text(json.dumps(known, indent=2) + "\n")
+    staging.rename(folder / "recall.json")
+
+
+def _model_of(loop: Loop, start: Start, arm: str, platform: Platform, day: int) -> Retriever:
+    """Return the model trained on the logs of the day before; make it unless it is there, drop older ones."""
+    folder = loop.out / arm
+    first = day == start.first_day
+    logs = (loop.world if first else folder) / "logs"
+    model = folder / "models" / day_name(day)
+    if not model.exists():
+        samples = loop.samples if first else folder / "samples"
+        if not first:
+            write_items(logs, platform)
+            loop.workshop.mine(logs, day - 1, samples)
+        console.print(f"[bold]{arm}, {day_name(day)}[/bold]")
+        loop.workshop.train(arm, samples, model)
+    shutil.rmtree(folder / "models" / day_name(day - 1), ignore_errors=True)
+    return loop.workshop.load(model, logs)
+
+
+def read_recall(folder: Path) -> dict[str, dict[str, float | None]]:
+    """Return the true recall of an arm's models by day number: mean (None of none) and n searches."""
+    path = folder / "recall.json"
+    found: dict[str, dict[str, float | None]] = json.loads(path.read_text()) if path.exists() else {}
+    return found
+
+
+def _true_recall(
+    loop: Loop, folder: Path, platform: Platform, day: int, model: Retriever
+) -> dict[str, float | None]:
+    """Return the mean of |top 100 that meets the need| / min(100, |all that does|) over first searches."""
+    truth = pq.read_table(day_file(folder, SEARCHES, day), partitioning=None)
+    truth = truth.filter(pc.equal(truth["step"], 0))
+    rows = np.random.default_rng([platform.seed, day]).permutation(len(truth))[:_SAMPLE]
+    texts = _texts(folder, day, truth["search_id"].take(pa.array(rows)))
+    needs = dict(zip(*(truth.take(rows)[name].to_pylist() for name in ("search_id", "need_id")), strict=True))
+    live = np.flatnonzero(platform.world.corpus.uploaded_day <= day) + 1
+    relevant = _relevant(loop.world / "truth", live)
+    wanted = [relevant.get(needs[search], np.zeros(0, np.int64)) for search in texts]
+    found, _ = model.search(list(texts.values()), DEPTH)
+    recall = recall_at_k(found, wanted, DEPTH, capped=True)
+    known = recall[~np.isnan(recall)]
+    return {"mean": float(known.mean()) if len(known) else None, "n": len(known)}
+
+
+def _texts(folder: Path, day: int, searches: pa.Array) -> dict[int, str]:
+    columns = ["search_id", "query"]
+    logged = pq.read_table(day_file(folder, IMPRESSIONS, day), columns=columns, partitioning=None)
+    logged = (
+        logged.filter(pc.is_in(logged["search_id"], searches))
+        .group_by("search_id")
+        .aggregate([("query", "min")])
+    )
+    return dict(sorted(zip(logged["search_id"].to_pylist(), logged["query_min"].to_pylist(), strict=True)))
+
+
+def _relevant(truth: Path, live: Ints) -> dict[int, Ints]:
+    """Return the live items that meet each need."""
+    grades = pq.read_table(truth / "grades.parquet")
+    grades = grades.filter(pc.greater_equal(grades["grade"], RELEVANT))
+    need, item = grades["need_id"].to_numpy(), grades["item_id"].to_numpy()
+    there = np.isin(item, live)
+    need, item = need[there], item[there]
+    order = np.argsort(need, kind="stable")
+    ids, first = np.unique(need[order], return_index=True)
+    return dict(zip(ids.tolist(), np.split(item[order], first[1:]), strict=True))
+
+
+def read_days(loop: Loop, start: Start, arm: str) -> dict[str, dict[str, Measured]]:
+    """Return all observables of an arm's days, by day and name; `recall` is that of the day's model."""
+    folder = loop.out / arm
+    evidence = Evidence(
+        logs=(loop.world / "logs", folder / "logs"),
+        searches=(f"{loop.world}/truth/searches.parquet", f"{folder}/{SEARCHES}/*/*.parquet"),
+        truth=loop.world / "truth",
+        items=len(start.platform.world.corpus),
+        route=ROUTES.index(loop.route),
+        arm=folder,
+    )
+    measured = measure_days(evidence, SHARES)
+    for day, recall in read_recall(folder).items():
+        measured[day_name(int(day))][RECALL] = Measured(recall["mean"], int(recall["n"] or 0))
+    return {day: row for day, row in measured.items() if RECALL in row}
+
+
+# ------------------------------------------------------------------------------
+# What CroPS measured on people (arXiv 2511.15443, Tables 5, 6, 8 and 9), in %, by model type and arm. The
+# arms are cumulative. Whether the effects are absolute or relative is not stated.
+
+
+RATIO_TABLES: Mapping[str, str] = {"dense": "Table 5", "sparse": "Table 8"}
+
+EFFECT_TABLES: Mapping[str, str] = {"dense": "Table 6", "sparse": "Table 9"}
+
+RATIOS: Mapping[str, Mapping[str, tuple[float, float]]] = {
+    "dense": {
+        "baseline": (29.8, 32.5),
+        "+p1": (34.8, 35.1),
+        "+p2": (38.7, 41.8),
+        "crops": (40.9, 44.3),
+    },
+    "sparse": {
+        "baseline": (20.8, 29.1),
+        "+p1": (27.9, 38.7),
+        "+p2": (28.6, 40.6),
+        "crops": (33.8, 44.7),
+    },
+}
+
+"""Ratio_rank and Ratio_show."""
+
+EFFECTS: Mapping[str, Mapping[str, tuple[float, float, float]]] = {
+    "dense": {
+        "+p1": (0.448, 0.222, -0.334),
+        "+p2": (0.756, 0.361, -0.487),
+        "crops": (0.869, 0.483, -0.646),
+    },
+    "sparse": {
+        "+p1": (0.328, 0.187, -0.297),
+        "+p2": (0.573, 0.310, -0.458),
+        "crops": (0.783, 0.423, -0.614),
+    },
+}
+
+"""CTR, LPR and RQR against the baseline."""
+
+
+# ------------------------------------------------------------------------------
+# What arms are made of: a choice of sources, and the model trained on them.
+
+
+BASELINE = "baseline"
+
+_P1 = SEARCH_SOURCES | Source.REFORMULATION
+
+_P2 = _P1 | Source.FEED
+
+_ALL = _P2 | Source.KNOWLEDGE
+
+SOURCES = {
+    BASELINE: SEARCH_SOURCES,
+    "+p1": _P1,
+    "+p2": _P2,
+    "crops": _ALL,
+    "-p1": _ALL & ~Source.REFORMULATION,
+    "-p2": _ALL & ~Source.FEED,
+    "-p3": _ALL & ~Source.KNOWLEDGE,
+    "clicks": Source.CLICKED,
+}
+
+"""Arms by name. The baseline is online search alone with its stages as labels (FS-LR); +p1, +p2 and crops add
+one source each; -p1, -p2, -p3 are crops without one; clicks is the platform's own recipe: clicked or not."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How an arm's model comes from mined samples."""
+
+    sources: Source
+    training: TrainingConfig
+
+
+def recipe(arm: str, training: TrainingConfig) -> Recipe:
+    """Return the recipe of a named arm.
+
+    Raises:
+        CropsError: there is no such arm.
+    """
+    if arm not in SOURCES:
+        raise CropsError(f"unknown arm '{arm}'; arms: {', '.join(SOURCES)}.{nearest(arm, SOURCES)}")
+    if arm == "clicks":
+        training = TrainingConfig(**{**training.model_dump(), "loss": "infonce_binary"})
+    return Recipe(SOURCES[arm], training)
+
+
+def train_arm(samples: Path, out: Path, recipe: Recipe, seed: int, cache: Path) -> Path:
+    """Train an arm's model on mined samples, unless it is there; return its folder.
+
+    Args:
+        samples: output of a mining with all sources that the arm may want.
+        out: the model's folder.
+        recipe: sources and training.
+        seed: of the training.
+        cache: see `crops.encoders.load_encoder`.
+    """
+    if (out / MANIFEST).exists():
+        return out
+    from crops.encoders import rendering_for  # torch takes seconds to import: not for --help
+    from crops.training import load_samples, train
+
+    console.print(f"[bold]{out.parent.name} {out.name}[/bold]")
+    data = load_samples(samples, keep=recipe.sources, rendering=rendering_for(recipe.training))
+    train(data, out, recipe.training, seed=seed, cache=cache)
+    return out

@@ -8,33 +8,46 @@ searches takes the searches of a user for independent and promises far too much.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import false_discovery_control, norm, t
+from scipy.optimize import brentq
+from scipy.stats import binomtest, false_discovery_control, norm, t
 
 from crops.errors import CropsError, MissingExtraError
-from crops.evaluation.nested import holm
+from crops.evaluation.significance import holm
+from crops.online.assign import BUCKETS, buckets
 from crops.online.metrics import Metric
 
 if TYPE_CHECKING:
     from tea_tasting.aggr import Aggregates
 
 Floats = NDArray[np.float64]
+
 Flags = NDArray[np.bool_]
 
 ALPHA, POWER = 0.05, 0.8
+
 DETECTABLE = float(norm.ppf(1 - ALPHA / 2) + norm.ppf(POWER))
+
 """Standard errors that an effect must have to be found with chance `POWER` at level `ALPHA`: 2.80."""
+
 MIN_USERS = 20
+
 """Fewer users in an arm carry no interval: the delta method is an approximation for many."""
+
 FEWEST_EXPECTED = 5
+
 """Users with an event, and without one, that each arm must be expected to have."""
+
 EXPLAINED = 1e-10
+
 """Share of the variance below which nothing is left of a metric after CUPED: what rounding leaves."""
+
 _PARTS = ("numerator", "denominator", "numerator before", "denominator before")
 
 
@@ -291,3 +304,335 @@ def require_tea_tasting() -> None:
         import tea_tasting  # noqa: F401
     except ImportError as error:
         raise MissingExtraError("tea-tasting", "online") from error
+
+
+# ------------------------------------------------------------------------------
+# Looking at an experiment every day without fooling oneself: the O'Brien-Fleming boundary. O'Brien & Fleming
+# (Biometrics 1979): with K looks planned, look k claims an effect when |Z_k| >= c sqrt(K / k). The constant c
+# keeps the chance of any false claim at alpha (Jennison & Turnbull, Group Sequential Methods, 2000, Table
+# 2.3). Early looks ask for very much and the last one for little more than a single test would.
+
+
+_STEPS = 201
+
+"""Points of the numerical integration; the constant is right to 4 digits up to a year of daily looks."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """One planned look."""
+
+    number: int
+    z: float
+    """|Z| from which on an effect is claimed."""
+    p: float
+    """The same as a two-sided p-value."""
+
+
+def looks(planned: int, alpha: float = 0.05) -> tuple[Look, ...]:
+    """Return the O'Brien-Fleming boundary of equally spaced looks.
+
+    It holds for cumulated data whose looks bring equal information. Users who come back bring less with each
+    day; then the looks are more alike than assumed and the boundary promises less than it keeps.
+
+    Args:
+        planned: how many looks there will be; fixed before the first.
+        alpha: chance of any false claim.
+
+    Raises:
+        CropsError: no look, or alpha is not within (0, 0.5].
+    """
+    if planned < 1 or not 0 < alpha <= 0.5:
+        raise CropsError(f"{planned} looks at alpha {alpha}: plan at least one look, alpha within (0, 0.5]")
+    constant = obrien_fleming(planned, alpha)
+    bounds = [constant * np.sqrt(planned / k) for k in range(1, planned + 1)]
+    return tuple(Look(k, float(z), float(2 * norm.sf(z))) for k, z in enumerate(bounds, start=1))
+
+
+@cache
+def obrien_fleming(planned: int, alpha: float) -> float:
+    """Return c: the boundary of the last of `planned` equally spaced looks."""
+
+    def excess(constant: float) -> float:
+        return crossing(constant * np.sqrt(planned / np.arange(1, planned + 1))) - alpha
+
+    return float(brentq(excess, norm.ppf(1 - alpha / 2) - 1e-6, norm.ppf(1 - alpha / (2 * planned)) + 1e-6))
+
+
+def crossing(bounds: Sequence[float] | Floats) -> float:
+    """Return the chance that |Z_k| reaches its bound at any of the equally spaced looks, without an effect.
+
+    The sum S_k = sqrt(k) Z_k is a random walk with normal steps; its density among those who went on is
+    carried from look to look (Armitage, McPherson & Rowe, JRSS A 1969) by Gauss-Legendre quadrature.
+    """
+    points, weights = np.polynomial.legendre.leggauss(_STEPS)
+    reach = float(bounds[0])
+    place, weight = reach * points, reach * weights
+    density = norm.pdf(place)
+    for k, bound in enumerate(bounds[1:], start=2):
+        reach = float(bound) * np.sqrt(k)
+        onward = reach * points
+        density = norm.pdf(onward[:, None] - place[None, :]) @ (weight * density)
+        place, weight = onward, reach * weights
+    return float(1 - (weight * density).sum())
+
+
+# ------------------------------------------------------------------------------
+# A/A: how often would arms that differ in nothing be called different? By re-salting one log many times. The
+# sums of an arm are linear in who is in it, so all salts cost one matrix product per metric. The arithmetic
+# is that of `crops.online.statistics.effect`, for all salts at once.
+
+
+Ints = NDArray[np.int64]
+
+_CHUNK = 20_000_000
+
+"""Numbers of a membership matrix held at a time."""
+
+
+@dataclass(frozen=True)
+class Resalted:
+    """What the test says of each salt, [salts]; NaN where a drawn arm leaves nothing to test."""
+
+    z: Floats
+    p: Floats
+
+
+@dataclass(frozen=True)
+class FalsePositives:
+    """Salts at which arms that differ in nothing were called different, with a 95 % interval (Wilson)."""
+
+    metric: str
+    salts: int
+    positives: int
+    rate: float
+    low: float
+    high: float
+
+
+def false_positives(metric: str, found: NDArray[np.bool_]) -> FalsePositives:
+    """Return the rate of true values among `found` [salts]."""
+    test = binomtest(int(found.sum()), len(found))
+    interval = test.proportion_ci(method="wilson")
+    return FalsePositives(
+        metric, len(found), int(found.sum()), float(found.mean()), float(interval.low), float(interval.high)
+    )
+
+
+def resalted(
+    metric: Metric,
+    sums: Mapping[str, Floats],
+    users: Ints,
+    salts: Sequence[str],
+    *,
+    before: Mapping[str, Floats] | None = None,
+    share: float = 0.5,
+) -> Resalted:
+    """Return z and p of the difference of two arms drawn by each salt; nothing was done to either.
+
+    Args:
+        metric: the metric.
+        sums: statistics per user, [users] each.
+        users: user_id, [users].
+        salts: one assignment each.
+        before: statistics on earlier days, for CUPED.
+        share: of the users in each arm, at most 0.5.
+
+    Raises:
+        CropsError: arms of this share would have fewer than `MIN_USERS` users, or the metric's denominator
+            is 0, too few users have an event, or the metric says the same of everybody, as it is or after
+            CUPED.
+    """
+    if not 0 < share <= 0.5 or len(users) * share < MIN_USERS:
+        raise CropsError(
+            f"A/A with a share of {share:g} of {len(users):,} users per arm: shares are at most 0.5, and at "
+            f"least {MIN_USERS} users are needed in each arm"
+        )
+    if not sums[metric.denominator].any():
+        raise CropsError(f"{metric.label}: its denominator, {metric.denominator}, is 0 for everybody")
+    if not has_spread(metric, sums):
+        raise no_spread(metric)
+    check_events(metric, sums, share)
+    columns = np.stack(list(columns_of(metric, sums, before).values()), axis=1)
+    centre = columns.mean(axis=0)
+    shifted = columns - centre
+    i, j = np.triu_indices(columns.shape[1])
+    powers = np.concatenate([np.ones((len(users), 1)), shifted, shifted[:, i] * shifted[:, j]], axis=1)
+    z, freedom = [], []
+    for control, treatment in _memberships(users, salts, share):
+        sides = [_moments(arm.astype(np.float64) @ powers, centre) for arm in (control, treatment)]
+        # An arm without anything of the metric, or without anything left by CUPED, cannot be tested: NaN.
+        with np.errstate(divide="ignore", invalid="ignore"):
+            statistic, degrees = _test(*sides)
+        z.append(statistic)
+        freedom.append(degrees)
+    every = np.concatenate(z)
+    if not np.isfinite(every).any():
+        raise explained(metric)
+    return Resalted(every, 2 * t.sf(np.abs(every), np.concatenate(freedom)))
+
+
+def significant(found: Resalted) -> NDArray[np.bool_]:
+    """Return which salts a single test calls different, of those that can be tested."""
+    called: NDArray[np.bool_] = found.p[np.isfinite(found.p)] < ALPHA
+    return called
+
+
+def memberships(
+    users: Ints, salts: Sequence[str], share: float
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return who is in the control and who in the treatment of each salt, [salts, users]."""
+    bucket = np.stack([buckets(users, salt) for salt in salts])
+    width = round(share * BUCKETS)
+    return bucket < width, (bucket >= width) & (bucket < 2 * width)
+
+
+def _memberships(
+    users: Ints, salts: Sequence[str], share: float
+) -> Iterator[tuple[NDArray[np.bool_], NDArray[np.bool_]]]:
+    step = max(1, _CHUNK // len(users))
+    for start in range(0, len(salts), step):
+        yield memberships(users, salts[start : start + step], share)
+
+
+@dataclass(frozen=True)
+class _Moments:
+    """Of one arm for each of s salts: users [s], means [s, c], covariances [s, c, c]."""
+
+    n: Floats
+    mean: Floats
+    covariance: Floats
+
+    def __add__(self, other: _Moments) -> _Moments:
+        """Return the moments of both arms together."""
+        n = self.n + other.n
+        gap = other.mean - self.mean
+        mean = self.mean + gap * (other.n / n)[:, None]
+        inside = (
+            self.covariance * (self.n - 1)[:, None, None] + other.covariance * (other.n - 1)[:, None, None]
+        )
+        between = gap[:, :, None] * gap[:, None, :] * (self.n * other.n / n)[:, None, None]
+        return _Moments(n, mean, (inside + between) / (n - 1)[:, None, None])
+
+
+def _moments(sums: Floats, centre: Floats) -> _Moments:
+    n, width = sums[:, 0], len(centre)
+    shift = sums[:, 1 : width + 1] / n[:, None]
+    i, j = np.triu_indices(width)
+    covariance = np.empty((len(n), width, width))
+    covariance[:, i, j] = covariance[:, j, i] = (
+        sums[:, width + 1 :] - n[:, None] * shift[:, i] * shift[:, j]
+    ) / (n - 1)[:, None]
+    return _Moments(n, centre + shift, covariance)
+
+
+def _test(control: _Moments, treatment: _Moments) -> tuple[Floats, Floats]:
+    """Return Welch's statistic of the (CUPED-adjusted) ratios and its degrees of freedom, [salts]."""
+    total = control + treatment
+    before, slope = np.zeros(len(total.n)), np.zeros(len(total.n))
+    if total.mean.shape[1] > 2:
+        before = total.mean[:, 2] / total.mean[:, 3]
+        _, covariance, spread = _ratio_moments(total)
+        slope = np.divide(covariance, spread, out=slope, where=spread > 0)
+    values, errors, plain = [], [], np.zeros(len(total.n))
+    for side in (control, treatment):
+        variance, covariance, spread = _ratio_moments(side)
+        value = side.mean[:, 0] / side.mean[:, 1]
+        if total.mean.shape[1] > 2:
+            value = value - slope * (side.mean[:, 2] / side.mean[:, 3] - before)
+        values.append(value)
+        plain += variance / side.n
+        errors.append((variance + slope**2 * spread - 2 * slope * covariance) / side.n)
+    error = errors[0] + errors[1]
+    error[~(error > EXPLAINED * plain)] = np.nan
+    freedom = error**2 / (errors[0] ** 2 / (control.n - 1) + errors[1] ** 2 / (treatment.n - 1))
+    return (values[1] - values[0]) / np.sqrt(error), freedom
+
+
+def _ratio_moments(side: _Moments) -> tuple[Floats, Floats, Floats]:
+    """Return variance of the ratio, covariance with the ratio before, and variance of that, [salts]."""
+    weights = np.zeros((len(side.n), 2, side.mean.shape[1]))
+    for row, start in enumerate(range(0, side.mean.shape[1], 2)):
+        weights[:, row, start] = 1 / side.mean[:, start + 1]
+        weights[:, row, start + 1] = -side.mean[:, start] / side.mean[:, start + 1] ** 2
+    both = weights @ side.covariance @ weights.transpose(0, 2, 1)
+    return both[:, 0, 0], both[:, 0, 1], both[:, 1, 1]
+
+
+# ------------------------------------------------------------------------------
+# A ratio metric of one group of users, and the effect that only a simulator can see: the paired one.
+
+
+REACH = float(norm.ppf(1 - ALPHA / 2))
+
+"""Standard errors on either side of an interval."""
+
+
+@dataclass(frozen=True)
+class Level:
+    """A metric of one arm and its 95 % interval (user-level delta method)."""
+
+    value: float
+    low: float
+    high: float
+
+
+def level(metric: Metric, sums: Mapping[str, Floats]) -> Level:
+    """Return a metric over users, from their statistics [users] each.
+
+    Raises:
+        CropsError: fewer than `crops.online.statistics.MIN_USERS` users, or the metric's denominator is 0.
+    """
+    value, parts = _linear(metric, sums, "arm")
+    half = REACH * _standard_error(parts)
+    return Level(value, value - half, value + half)
+
+
+def paired_effect(metric: Metric, control: Mapping[str, Floats], treatment: Mapping[str, Floats]) -> Effect:
+    """Return the effect between two copies of one world: same users, same random numbers, one arm each.
+
+    With R the ratio of an arm, a user adds (n - R d) / mean(d) to it (delta method). A user's two
+    contributions are subtracted before their spread is measured: what the user would have done anyway leaves.
+    The interval is about other users of the same two worlds: users share a world, and what one of them
+    teaches the platform reaches the others.
+
+    Args:
+        metric: the metric.
+        control: statistics per user in the control's world, [users] each.
+        treatment: the same users, in the same order, in the treatment's.
+
+    Raises:
+        CropsError: fewer than `crops.online.statistics.MIN_USERS` users, or the metric's denominator is 0.
+    """
+    before, from_control = _linear(metric, control, "control")
+    after, from_treatment = _linear(metric, treatment, "treatment")
+    error = _standard_error(from_treatment - from_control)
+    relative, stretch = math.nan, math.nan
+    if before and after:
+        relative = after / before - 1
+        stretch = math.exp(REACH * _standard_error(from_treatment / after - from_control / before))
+    gap = after - before
+    return Effect(
+        control=before,
+        treatment=after,
+        absolute=gap,
+        low=gap - REACH * error,
+        high=gap + REACH * error,
+        relative=relative,
+        relative_low=(1 + relative) / stretch - 1,
+        relative_high=(1 + relative) * stretch - 1,
+        p=float(2 * norm.sf(abs(gap) / error)) if error else float(gap == 0),
+        standard_error=error,
+    )
+
+
+def _linear(metric: Metric, sums: Mapping[str, Floats], arm: str) -> tuple[float, Floats]:
+    """Return the ratio and the users' contributions to its error, [users]."""
+    check_sums(metric, sums, arm)
+    numerator, denominator = sums[metric.numerator], sums[metric.denominator]
+    ratio = float(numerator.sum() / denominator.sum())
+    return ratio, (numerator - ratio * denominator) / denominator.mean()
+
+
+def _standard_error(values: Floats) -> float:
+    return float(np.std(values, ddof=1) / math.sqrt(len(values)))

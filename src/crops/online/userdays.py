@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from crops.config import ReformulationConfig
 from crops.engine.backend import DuckDBBackend
-from crops.engine.events import load_events
+from crops.engine.events import add_texts, load_events
 from crops.engine.reformulation import keep_same_intent, later_searches_sql
 from crops.engine.scoring import CachedScorer
 from crops.errors import CropsError
 from crops.logs import Logs
 from crops.logs.tables import literal, quoted
+from crops.online.assign import Traffic, log_exposures, name_arms, set_arms
 from crops.online.metrics import BEHAVIOUR_STATISTICS, route_statistics
-from crops.online.truth import read_truth
+from crops.outputs import console
+from crops.platform import DayLogs, Platform, Served, day_name, simulate_day
+from crops.platform import replay_day as live_again
+from crops.platform.day import KeyedDraws
+from crops.platform.people import ABUSE_SESSIONS
 from crops.signals import LONG_PLAY
 
 MAX_ROUTES = 62
+
 """Bits of `routes` that hold a route."""
 
 
@@ -165,4 +173,170 @@ def _per_day_sql(reading: Reading, told: Sequence[str]) -> str:
     left join (select distinct search_id from same_intent) r on r.search_id = s.search_id
     {truth}
     group by s.user_id, p.arm, s.day order by s.user_id, s.day, p.arm
+    """
+
+
+# ------------------------------------------------------------------------------
+# Days on disk: each appears whole or not at all, and what is on disk is not simulated again.
+
+
+IMPRESSIONS, FEED, EXPOSURES = "logs/search_impressions", "logs/feed_events", "logs/exposures"
+
+SEARCHES = "truth/searches"
+
+"""The last table of a day to be written: a day that has it is complete."""
+
+_LEARNED = {
+    IMPRESSIONS: ["query", "item_id", "clicked"],
+    FEED: ["user_id", "item_id", "play_ms", "duration_ms"],
+}
+
+"""The columns that the platform's memory learns from."""
+
+
+def day_file(folder: Path, table: str, day: int) -> Path:
+    """Return the Parquet file of one day of a table, e.g. `logs/feed_events`."""
+    return folder / table / f"day={day_name(day)}" / "part-0.parquet"
+
+
+def online_day(platform: Platform, day: int, sessions: int, served: Served) -> DayLogs:
+    """Simulate a day with random numbers that belong to its searches, so that copies of a world compare."""
+    everybody = sessions + ABUSE_SESSIONS * int((platform.users.pushes >= 0).sum())
+    return simulate_day(platform, day, sessions, served, KeyedDraws(platform.seed, day, everybody))
+
+
+def live_through(
+    folder: Path, platform: Platform, day: int, sessions: int, traffic: Traffic | Served
+) -> None:
+    """Bring a platform to the end of a day: simulate and write the day, or replay it if `folder` has it.
+
+    Args:
+        folder: gets logs/ and truth/.
+        platform: the platform at the end of the day before.
+        day: day number.
+        sessions: search sessions of the day.
+        traffic: who is served how; as `Traffic`, the log names the arms and holds the exposures.
+    """
+    if day_file(folder, SEARCHES, day).exists():
+        replay_day(folder, platform, day)
+        return
+    console.print(f"[dim]·[/dim] {folder.name}: day {day_name(day)}")
+    served = traffic.served if isinstance(traffic, Traffic) else traffic
+    result = online_day(platform, day, sessions, served)
+    _write(folder, day, _tables(result, traffic if isinstance(traffic, Traffic) else None))
+
+
+def replay_day(folder: Path, platform: Platform, day: int) -> None:
+    """Bring a platform to the end of a day that `folder` has the logs of."""
+    impressions, feed = (
+        pq.read_table(day_file(folder, table, day), columns=columns, partitioning=None)
+        for table, columns in _LEARNED.items()
+    )
+    live_again(platform, day, impressions, feed)
+
+
+def _tables(result: DayLogs, traffic: Traffic | None) -> dict[str, pa.Table]:
+    tables = {IMPRESSIONS: result.impressions, FEED: result.feed}
+    if traffic is not None and traffic.experiments:
+        tables[IMPRESSIONS] = set_arms(result.impressions, name_arms(traffic))
+        tables[EXPOSURES] = log_exposures(traffic, result.searches)
+    return {**tables, SEARCHES: result.searches}
+
+
+def _write(folder: Path, day: int, tables: Mapping[str, pa.Table]) -> None:
+    """Write all tables aside, then move them to their places; what a killed run left there is replaced."""
+    staging = folder / ".day"
+    shutil.rmtree(staging, ignore_errors=True)
+    for name, table in tables.items():
+        (staging / name).mkdir(parents=True)
+        pq.write_table(table, staging / name / "part-0.parquet", compression="zstd")
+    for name in tables:
+        place = day_file(folder, name, day).parent
+        shutil.rmtree(place, ignore_errors=True)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        (staging / name).rename(place)
+    shutil.rmtree(staging)
+
+
+# ------------------------------------------------------------------------------
+# What only a simulator knows of a search: whether it satisfied, and how many meanings it covered.
+
+
+_NEEDED = {"items": ("item_id", "need_id"), "needs": ("need_id", "head", "sense")}
+
+
+def read_truth(backend: DuckDBBackend, truth: Sequence[Path]) -> tuple[str, ...]:
+    """Make `truth_per_search(search_id, senses, ambiguous[, satisfied])` and return its statistics.
+
+    A query is ambiguous when it says nothing but a word that has several senses. `senses` are the different
+    ones of them among the shown results of such a search.
+
+    Args:
+        backend: holds the events (see `crops.engine.events`).
+        truth: folders with items.parquet, needs.parquet and, for `satisfied`, searches.parquet or
+            searches/day=.../*.parquet; the first folder that has a file gives it.
+
+    Raises:
+        CropsError: a file is missing or lacks a column.
+    """
+    for name, columns in _NEEDED.items():
+        file = next((path for folder in truth if (path := folder / f"{name}.parquet").is_file()), None)
+        if file is None:
+            raise CropsError(
+                f"{name}.parquet is missing in {', '.join(map(str, truth))}: give the truth/ folder that the "
+                "simulation wrote, or none"
+            )
+        if absent := set(columns) - set(pq.read_schema(file).names):
+            raise CropsError(f"{file} lacks the columns {', '.join(sorted(absent))}")
+        backend.view(f"truth_{name}", f"select {', '.join(columns)} from read_parquet({literal(str(file))})")
+    add_texts(backend, "head_texts", "select distinct head as raw from truth_needs")
+    backend.view("meanings", _MEANINGS)
+    backend.table("search_senses", _SENSES)
+    told = _search_files(truth)
+    satisfied = bool(told) and "satisfied" in pq.read_schema(told[0]).names
+    if satisfied:
+        names = ", ".join(literal(str(file)) for file in told)
+        backend.view(
+            "truth_satisfied",
+            f"select search_id, satisfied from read_parquet([{names}], hive_partitioning=false)",
+        )
+    backend.table("truth_per_search", _truth_per_search_sql(satisfied))
+    return ("senses", "ambiguous", *(("satisfied",) if satisfied else ()))
+
+
+def _search_files(truth: Sequence[Path]) -> list[Path]:
+    """Return the files of searches, those by day first: they are what an experiment writes."""
+    by_day = [file for folder in truth for file in sorted((folder / "searches").glob("**/*.parquet"))]
+    return by_day or [file for folder in truth if (file := folder / "searches.parquet").is_file()]
+
+
+_MEANINGS = """
+select n.need_id, t.query as head, n.sense from truth_needs n join head_texts t on t.raw = n.head
+"""
+
+"""The needs, their heads normalised as queries are."""
+
+_SENSES = """
+with ambiguous as (
+    select s.search_id, h.head
+    from searches s join queries q on q.query_id = s.query_id
+    join (select head from meanings group by head having count(distinct sense) > 1) h
+        on h.head = q.query
+)
+select a.search_id, count(distinct n.sense) as senses
+from ambiguous a
+left join log_impressions l on l.search_id = a.search_id and l.stage = 'exposed'
+left join truth_items i on i.item_id = l.item_id
+left join meanings n on n.need_id = i.need_id and n.head = a.head
+group by a.search_id
+"""
+
+
+def _truth_per_search_sql(satisfied: bool) -> str:
+    column = ", case when k.satisfied then 1 else 0 end as satisfied" if satisfied else ""
+    join = "left join truth_satisfied k on k.search_id = s.search_id" if satisfied else ""
+    return f"""
+    select s.search_id, coalesce(a.senses, 0) as senses,
+        case when a.search_id is null then 0 else 1 end as ambiguous{column}
+    from searches s left join search_senses a on a.search_id = s.search_id {join}
     """

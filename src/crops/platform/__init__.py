@@ -1,15 +1,11 @@
 """The simulated short-video platform: it emits the tables of the contracts, and the truth beside them."""
 
 from crops.platform.day import DayLogs, Platform, Served, replay_day, same_for_all, simulate_day
-from crops.platform.id_model import IdModel, fit_id_model
-from crops.platform.judged_world import JudgedWorld
-from crops.platform.observe import Days, distributions, observe
-from crops.platform.realism import ANCHORS, BUBBLE, Anchor
-from crops.platform.routes import ROUTES
+from crops.platform.judged import JudgedWorld
+from crops.platform.realism import ANCHORS, BUBBLE, Anchor, Days, distributions, observe
+from crops.platform.search import ROUTES, IdModel, fit_id_model
 from crops.platform.simulate import build_platform, day_name, write_day, write_items, write_truth
-from crops.platform.sizes import SIZES, Size
-from crops.platform.version import platform_version
-from crops.platform.world import World
+from crops.platform.world import SIZES, Size, World, platform_version
 
 __all__ = [
     "ANCHORS",

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from crops.platform.behaviour import Behaviour, watch_ms
-from crops.platform.users import Sessions, Users, draw_rows
+from crops.platform.people import Behaviour, Sessions, Users, draw_rows, watch_ms
 from crops.platform.world import Corpus, Floats, Ints, World
 from crops.schema import FEED_EVENTS
 

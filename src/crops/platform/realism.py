@@ -7,7 +7,16 @@ augmented arm. Names are those of `observe`, or `<model> <metric>` of the old sy
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+
+import duckdb
+
+from crops.config import ReformulationConfig
+from crops.logs import open_logs
+from crops.logs.tables import add_texts, literal
+from crops.signals import LONG_PLAY, within_sql
 
 
 @dataclass(frozen=True)
@@ -34,7 +43,9 @@ def _around(name: str, figure: float, tolerance: float, source: str) -> Anchor:
 
 
 _COSOBE, _PAPER = "CosoBe (search sessions)", "CroPS, Table 2 and section 4"
+
 _BAND = "band around the CroPS tables"
+
 ANCHORS: tuple[Anchor, ...] = (
     _around("searches with a click", 0.60, 0.15, "KuaiSAR (short-video search)"),
     _around("same query again, of pairs within 90 s", 0.63, 0.10, "Excite 1997 log"),
@@ -62,6 +73,7 @@ ANCHORS: tuple[Anchor, ...] = (
     Anchor("feed: mean share of a video watched", "-", "none"),
     Anchor("search: long plays, of clicks", "-", "none; long play at 18 s as in KuaiRand"),
 )
+
 BUBBLE = (
     "exposure that the query's top 10 items get",
     "exposure that the top 1 % of items get",
@@ -70,4 +82,220 @@ BUBBLE = (
     "test clicks on items not shown for the query in training",
     "catalogue shown in search so far",
 )
+
 """What `observe` says of the filter bubble."""
+
+
+# ------------------------------------------------------------------------------
+# What the logs of a platform show, in figures: behaviour, funnel, repetition, and the filter bubble.
+# Everything but `BY_TRUTH` needs the logs alone, so a team can read the same figures off its own.
+
+
+_SOON = within_sql("searched", "next_at", ReformulationConfig().window_s)
+
+"""Neighbouring searches of a user count as a pair within the engine's window of rewording (90 s)."""
+
+HEAVY = 20
+
+"""Searches that a query needs in a day for its exposure to be measured."""
+
+
+@dataclass(frozen=True)
+class Days:
+    """The two days that are compared, YYYY-MM-DD."""
+
+    train: str
+    test: str
+
+
+_TABLES = """
+create view impressions as
+    select l.* replace (t.query as query) from ({impressions}) l join texts t on t.raw = l.query;
+create table items as {items};
+create table shown as
+    select day, query, search_id, item_id, rank, clicked, play_ms, duration_ms
+    from impressions where stage = 'exposed';
+create table ranked as select day, routes, stage from impressions where stage <> 'filtered';
+create table searches as
+    select day, search_id, any_value(user_id) as user_id, any_value(query) as query,
+           any_value(searched_at) as searched, bool_or(clicked) as clicked, sum(clicked::int) as clicks
+    from impressions group by all;
+create table pairs as
+    select day, query, next_query, next_at - searched as gap from (
+        select *, lead(query) over w as next_query, lead(searched) over w as next_at from searches
+        window w as (partition by user_id order by searched, search_id))
+    where {soon};
+create table train_shown as select distinct query, item_id from shown where day = '{train}';
+create table feed as {feed};
+"""
+
+_BY_LOGS = {
+    "searches": "select count(*) from searches where day = '{test}'",
+    "queries": "select count(distinct query) from searches where day = '{test}'",
+    "searches with a click": "select avg(clicked::int) from searches where day = '{test}'",
+    "clicks per search": "select avg(clicks) from searches where day = '{test}'",
+    **{
+        f"CTR at rank {rank}": f"select avg(clicked::int) from shown where day = '{{test}}' and rank = {rank}"
+        for rank in range(1, 11)
+    },
+    "same query again, of pairs within 90 s": """
+        select avg((query = next_query)::int) from pairs where day = '{test}'""",
+    "reworded by the next search within 90 s, of searches": """
+        select (select count(*) from pairs where day = '{test}' and query <> next_query)
+             / (select count(*) from searches where day = '{test}')""",
+    "median gap of reformulations, s": """
+        select median(gap) / 1e6 from pairs where day = '{test}' and query <> next_query""",
+    "exponent of the query frequency law": """
+        select -regr_slope(ln(n), ln(place)) from (
+            select n, row_number() over (order by n desc, query) as place from (
+                select query, count(*) as n from searches where day = '{test}' group by all)
+            qualify place <= 1000)""",
+    "test searches whose query is new": """
+        select avg((query not in (select query from searches where day = '{train}'))::int)
+        from searches where day = '{test}'""",
+    "test queries that are new": """
+        select avg((query not in (select query from searches where day = '{train}'))::int)
+        from (select distinct query from searches where day = '{test}')""",
+    "test clicks on items not shown for the query in training": """
+        select avg((t.item_id is null)::int) from shown s
+        left join train_shown t using (query, item_id)
+        where day = '{test}' and clicked and query in (select query from train_shown)""",
+    "exposure that the query's top 10 items get": """
+        select sum(top) / sum(n) from (
+            select query, sum(n) as n, sum(n) filter (place <= 10) as top from (
+                select query, item_id, count(*) as n,
+                       row_number() over (partition by query order by count(*) desc, item_id) as place
+                from shown where day = '{test}' group by query, item_id)
+            where query in (select query from searches where day = '{test}' group by query
+                            having count(*) >= {heavy}) group by query)""",
+    "exposure that the top 1 % of items get": """
+        select sum(n) filter (place <= items / 100) / sum(n) from (
+            select item_id, count(*) as n, row_number() over (order by count(*) desc, item_id) as place
+            from shown where day = '{test}' group by item_id), (select count(*) as items from items)""",
+    "catalogue shown in search so far": """
+        select (select count(distinct item_id) from shown) / (select count(*) from items)""",
+    "feed: mean share of a video watched": """
+        select avg(least(play_ms / duration_ms, 1)) from feed where day = '{test}' and {known}""",
+    "feed: long views": """
+        select avg(({long_play})::int) from feed where day = '{test}'""",
+    "search: long plays, of clicks": """
+        select avg(({long_play})::int) from shown where day = '{test}' and clicked""",
+}
+
+_BY_ROUTE = """
+    select avg(((routes >> {bit}) & 1)) from ranked where day = '{test}' and stage in ({stages})"""
+
+_BY_TRUTH = {
+    **{
+        f"P(click | shown, grade {name})": f"""
+        select avg(clicked::int) from shown join '{{truth}}/searches.parquet' using (search_id)
+        left join '{{truth}}/grades.parquet' g using (need_id, item_id)
+        where day = '{{test}}' and coalesce(grade, 0) in ({grades})"""
+        for name, grades in (("0", "0"), ("1", "1"), ("2 or 3", "2, 3"))
+    },
+    "senses shown per ambiguous query": """
+        select avg(senses) from (
+            select query, count(distinct sense) as senses from shown
+            join '{truth}/items.parquet' using (item_id) join needs n using (need_id)
+            where day = '{test}' and n.head = query group by query)""",
+    "relevant items that the query was ever shown": """
+        select avg((s.item_id is not null)::int) from (
+            select distinct query, g.item_id from searches
+            join '{truth}/searches.parquet' using (search_id)
+            join '{truth}/grades.parquet' g using (need_id) where day = '{test}' and grade >= 2)
+        left join (select distinct query, item_id from shown) s using (query, item_id)""",
+}
+
+_NEEDS = """
+create table needs as
+    select need_id, t.query as head, sense from '{truth}/needs.parquet' n join texts t on t.raw = n.head;
+"""
+
+
+def observe(
+    logs: str | Path, days: Days, routes: tuple[str, ...], truth: str | Path | None = None
+) -> dict[str, float]:
+    """Return what the logs show on the test day, by name; shares are in [0, 1].
+
+    Args:
+        logs: a logs folder with days as partitions.
+        days: the days that are compared.
+        routes: names of the bits of `routes`, lowest first.
+        truth: the simulator's truth, for what only it can tell; None for logs of real people.
+    """
+    truth = None if truth is None else Path(truth)
+    logs = Path(logs)
+    settings = _settings(days, truth)
+    queries = dict(_BY_LOGS)
+    for bit, route in enumerate(routes):
+        for name, stages in (("ranked", "'exposed', 'unexposed'"), ("shown", "'exposed'")):
+            queries[f"{name} set found by {route}"] = _BY_ROUTE.replace("{bit}", str(bit)).replace(
+                "{stages}", stages
+            )
+    if truth is not None:
+        queries |= _BY_TRUTH
+    with duckdb.connect() as db:
+        _load(db, logs, settings, truth)
+        measured = {}
+        for name, sql in queries.items():
+            row = db.execute(sql.format(**settings)).fetchone()
+            assert row is not None
+            measured[name] = float("nan") if row[0] is None else float(row[0])
+    return measured
+
+
+def _load(
+    db: duckdb.DuckDBPyConnection, logs: Path, settings: Mapping[str, object], truth: Path | None
+) -> None:
+    """Make the tables that the figures are read off."""
+    opened = open_logs(logs)
+    typed = [f"select query from ({opened.sql('search_impressions')})"]
+    if truth is not None:
+        typed.append(f"select head from {literal(str(truth / 'needs.parquet'))}")
+    add_texts(db, " union all ".join(typed))
+    names = {"impressions": "search_impressions", "feed": "feed_events", "items": "items"}
+    sources = {name: opened.sql(table) for name, table in names.items()}
+    db.execute((_TABLES + (_NEEDS if truth is not None else "")).format(**sources, **settings))
+
+
+def _settings(days: Days, truth: Path | None) -> dict[str, object]:
+    quoted = str(truth).replace("'", "''")
+    return {
+        "train": days.train,
+        "test": days.test,
+        "soon": _SOON,
+        "long_play": LONG_PLAY,
+        "known": "play_ms is not null and duration_ms > 0",
+        "heavy": HEAVY,
+        "truth": quoted,
+    }
+
+
+_CURVES = {
+    "CTR by rank": """
+        select rank, avg(clicked::int) from shown where day = '{test}' group by all order by all""",
+    "Query frequency (log10 of searches by log10 of place)": """
+        select log10(place), log10(n) from (
+            select n, row_number() over (order by n desc, query) as place from (
+                select query, count(*) as n from searches where day = '{test}' group by all))
+        where place = floor(power(1.3, round(ln(place) / ln(1.3)))) order by all""",
+    "Gaps between a search and its reformulation (share of pairs)": """
+        select 5 * floor(gap / 5e6), count(*) / sum(count(*)) over () from pairs
+        where day = '{test}' and query <> next_query group by all order by all""",
+    "Share of a feed video watched (share of views)": """
+        select floor(10 * least(play_ms / duration_ms, 0.999)) / 10, count(*) / sum(count(*)) over ()
+        from feed where day = '{test}' and {known} group by all order by all""",
+}
+
+
+def distributions(logs: str | Path, days: Days) -> dict[str, tuple[list[float], list[float]]]:
+    """Return x and y of the distributions worth drawing, by name; arguments as in `observe`."""
+    logs = Path(logs)
+    settings = _settings(days, None)
+    with duckdb.connect() as db:
+        _load(db, logs, settings, None)
+        curves = {}
+        for name, sql in _CURVES.items():
+            rows = db.execute(sql.format(**settings)).fetchall()
+            curves[name] = ([float(row[0]) for row in rows], [float(row[1]) for row in rows])
+    return curves

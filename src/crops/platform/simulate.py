@@ -11,17 +11,13 @@ import pyarrow.parquet as pq
 
 from crops.config import TOPICS, PlatformConfig
 from crops.errors import CropsError
-from crops.platform.behaviour import Behaviour
-from crops.platform.bubble import BUBBLES
-from crops.platform.corpus import items_table
 from crops.platform.day import DayLogs, Platform
-from crops.platform.judged_world import read_judged_world
-from crops.platform.memory import Memory
-from crops.platform.searchlog import click_queries, counters
-from crops.platform.sizes import SIZES
-from crops.platform.topics_world import build_topics_world
-from crops.platform.users import build_users
-from crops.platform.world import Ints, World
+from crops.platform.judged import read_judged_world
+from crops.platform.learned import Memory
+from crops.platform.people import Behaviour, build_users
+from crops.platform.search import BUBBLES, click_queries, counters
+from crops.platform.topics import build_topics_world
+from crops.platform.world import SIZES, Ints, World, items_table
 
 FIRST_DAY = dt.date(2026, 1, 5)
 PLAYS_BEFORE = 5.0

@@ -3,18 +3,18 @@
 from crops.relevance.calibrate import (
     Calibration,
     Kind,
+    Pairs,
     StoredCalibration,
     balanced_weights,
     fit,
     load_calibration,
+    log_pairs,
+    read_pairs,
     store_calibration,
 )
-from crops.relevance.cross import CrossScorer
-from crops.relevance.encode import TextEncoder, text_encoder
+from crops.relevance.encode import TextEncoder, model_hash, resolve_model, text_encoder
 from crops.relevance.finetune import fine_tune
-from crops.relevance.models import model_hash, resolve_model
-from crops.relevance.pairs import Pairs, log_pairs, read_pairs
-from crops.relevance.score import CosineScorer, pair_scorer, scorer_identity, scorers
+from crops.relevance.score import CosineScorer, CrossScorer, pair_scorer, scorer_identity, scorers
 
 __all__ = [
     "Calibration",

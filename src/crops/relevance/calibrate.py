@@ -7,20 +7,27 @@ it does. Calibrations come from pairs outside the evaluated world; the packaged 
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import duckdb
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import expit
 
 from crops.errors import CropsError, nearest
+from crops.labels import Source
+from crops.logs.sources import parquet_schema
+from crops.logs.tables import refuse_lake_tables, rows_of
+from crops.text import document_text_sql, has_text
 
 Kind = Literal["relevance", "similarity"]
+
 """P(document relevant to the query) or P(two queries have the same intent)."""
 
 PACKAGED_CALIBRATIONS = Path(__file__).with_name("calibrations.json")
@@ -177,3 +184,242 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise CropsError(f"{path}: cannot read the calibrations: {error}") from error
     return values
+
+
+# ------------------------------------------------------------------------------
+# Judged pairs to calibrate theta or fine-tune it: from a file of judgements, or from confident log pairs.
+
+
+_READERS = {
+    ".csv": "read_csv($path, all_varchar = true, header = true)",
+    ".jsonl": "read_json($path, format = 'newline_delimited')",
+}
+
+_JUDGED = {"1": True, "true": True, "0": False, "false": False}
+
+_LOG_SQL = f"""
+with clicks as (
+    select query_id, item_id, count(distinct search_id) as searches from read_parquet($evidence)
+    where source = $clicked group by query_id, item_id
+), confident as (
+    select query_id, item_id, row_number() over (
+        order by md5(concat_ws(' ', $seed, query_id, item_id))
+    ) as place from clicks where searches >= $min_searches and item_id > 0
+), dropped as (
+    select query_id, item_id, row_number() over (
+        partition by query_id order by md5(concat_ws(' ', $seed, 'dropped', query_id, item_id))
+    ) as turn
+    from read_parquet($samples)
+    where sources = $filtered and query_id in (select query_id from confident)
+), foreign_items as (
+    select c.query_id, d.item_id from confident c, (select count(*) as n from confident) total
+    join confident d on d.place = (c.place - 1 + n // 2) % n + 1
+    where (c.query_id, d.item_id) not in (select (query_id, item_id) from read_parquet($samples))
+), judged as (
+    select query_id, item_id, true as relevant from confident
+    union all select query_id, item_id, false from dropped where turn = 1
+    union all select distinct query_id, item_id, false from foreign_items
+)
+select q.query, {document_text_sql("i")}, j.relevant
+from judged j join read_parquet($queries) q using (query_id) join read_parquet($items) i using (item_id)
+order by q.query, j.item_id
+"""
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Judged pairs of texts, n of each."""
+
+    left: Sequence[str]
+    """Queries."""
+    right: Sequence[str]
+    """Documents, or queries for similarity."""
+    relevant: NDArray[np.bool_]
+
+    def part(self, chosen: NDArray[np.bool_]) -> Pairs:
+        """Return the chosen pairs."""
+        rows = np.flatnonzero(chosen).tolist()
+        return Pairs([self.left[row] for row in rows], [self.right[row] for row in rows], self.relevant[rows])
+
+
+def read_pairs(path: str | Path) -> Pairs:
+    """Read judgements.
+
+    Args:
+        path: `.csv`, `.jsonl` or `.parquet` with the columns `query`, `text` and `relevant` (1 or 0).
+
+    Raises:
+        CropsError: the file is of another kind, unreadable or empty, lacks a column, a text is missing, a
+            judgement is neither 1 nor 0, or it lies in a simulator's truth.
+    """
+    path = Path(path)
+    if path.resolve().parent.name == "truth":
+        raise CropsError(
+            f"{path} is a simulator's truth; theta is fitted on pairs from outside the evaluated world"
+        )
+    refuse_lake_tables([path])
+    if path.suffix == ".parquet":
+        schema = parquet_schema(path)
+        columns = {name: name for name in ("query", "text", "relevant") if name in schema.names}
+        source, given = rows_of([path], [schema], columns), {}
+    elif path.suffix in _READERS:
+        source, given = _READERS[path.suffix], {"path": str(path)}
+    else:
+        raise CropsError(
+            f"{path}: name a file of judged pairs that ends in {', '.join(_READERS)} or .parquet"
+        )
+    try:
+        with duckdb.connect() as connection:
+            rows = connection.execute(f"select query, text, relevant from {source}", given).fetchall()
+    except duckdb.Error as error:
+        raise CropsError(
+            f"{path}: cannot read the pairs, which need the columns query, text, relevant: {error}"
+        ) from error
+    if not rows:
+        raise CropsError(f"{path}: no pairs; give a few hundred, relevant and irrelevant ones")
+    judged = [_judged(path, number, row) for number, row in enumerate(rows, 1)]
+    return Pairs([row[0] for row in rows], [row[1] for row in rows], np.array(judged, np.bool_))
+
+
+def _judged(path: Path, number: int, row: tuple[Any, ...]) -> bool:
+    query, text, relevant = row
+    for name, value in (("query", query), ("text", text)):
+        if not isinstance(value, str) or not has_text(value):
+            raise CropsError(f"{path}, pair {number}: no text in column '{name}'; drop the pair")
+    judgement = _JUDGED.get(str(relevant).strip().casefold())
+    if judgement is None:
+        raise CropsError(f"{path}, pair {number}: relevant is '{relevant}'; write 1 or 0")
+    return judgement
+
+
+def log_pairs(samples: str | Path, *, min_searches: int = 2, seed: int = 0) -> Pairs:
+    """Return confident pairs of a mining, to fine-tune on where nobody judged anything.
+
+    Relevant: clicked in at least `min_searches` searches of the query. Irrelevant: per query one document
+    that the system only ever dropped before ranking, and per relevant pair the clicked document of another
+    query that no source connects with this one. Clicks follow what the system shows: a model trained on them
+    learns its taste too.
+
+    Raises:
+        CropsError: `samples` is no output of a mining, or it has no such pairs.
+    """
+    samples = Path(samples)
+    names = ("evidence", "samples", "queries", "items")
+    values: dict[str, object] = {name: str(samples / f"{name}.parquet") for name in names}
+    values |= {
+        "clicked": int(Source.CLICKED),
+        "filtered": int(Source.FILTERED),
+        "min_searches": min_searches,
+        "seed": seed,
+    }
+    try:
+        with duckdb.connect() as connection:
+            rows = connection.execute(_LOG_SQL, values).fetchall()
+    except duckdb.Error as error:
+        raise CropsError(f"{samples} is not an output of `crops mine`: {error}") from error
+    relevant = np.array([row[-1] for row in rows], np.bool_)
+    if not relevant.any() or relevant.all():
+        raise CropsError(f"{samples}: no pair clicked in {min_searches} searches; lower min_searches")
+    return Pairs([row[0] for row in rows], [row[1] for row in rows], relevant)
+
+
+def held_out(pairs: Pairs, seed: int = 0) -> NDArray[np.bool_]:
+    """Return which pairs are held out, [n]: about half of the queries, whole, chosen by their hash."""
+    return np.array(
+        [hashlib.sha256(f"{seed} {query}".encode()).digest()[0] % 2 == 1 for query in pairs.left], np.bool_
+    )
+
+
+# ------------------------------------------------------------------------------
+# What a calibrated theta is worth on judged pairs: precision and recall by alpha, reliability, log-loss. Both
+# classes weigh the same, whatever their numbers: the share of relevant pairs in a judged set says nothing
+# about that among candidates.
+
+
+@dataclass(frozen=True)
+class AlphaPoint:
+    """What passes `probability > alpha`; precision is None where nothing does."""
+
+    alpha: float
+    kept: int
+    precision: float | None
+    recall: float
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Pairs of like probability: the mean of it, the weighted share that is relevant, how many."""
+
+    predicted: float
+    observed: float
+    pairs: int
+
+
+def by_alpha(
+    probability: NDArray[np.float64], relevant: NDArray[np.bool_], alphas: Sequence[float]
+) -> list[AlphaPoint]:
+    """Return precision and recall above each threshold.
+
+    Args:
+        probability: P(relevant) by theta, [n].
+        relevant: the judgements, [n].
+        alphas: thresholds.
+
+    Raises:
+        CropsError: one of the two classes is empty.
+    """
+    weights = balanced_weights(relevant)
+    points = []
+    for alpha in alphas:
+        kept = probability > alpha
+        right, total = weights[kept & relevant].sum(), weights[kept].sum()
+        points.append(
+            AlphaPoint(
+                alpha,
+                int(kept.sum()),
+                float(right / total) if total else None,
+                float(right / weights[relevant].sum()),
+            )
+        )
+    return points
+
+
+def reliability(probability: NDArray[np.float64], relevant: NDArray[np.bool_], bins: int = 10) -> list[Bin]:
+    """Return bins of equal width over [0, 1] that hold a pair, lowest first.
+
+    Raises:
+        CropsError: one of the two classes is empty.
+    """
+    weights = balanced_weights(relevant)
+    place = np.minimum((probability * bins).astype(np.int64), bins - 1)
+    return [
+        Bin(
+            float(np.average(probability[own], weights=weights[own])),
+            float(np.average(relevant[own], weights=weights[own])),
+            int(own.sum()),
+        )
+        for own in (place == index for index in range(bins))
+        if own.any()
+    ]
+
+
+def calibration_error(probability: NDArray[np.float64], relevant: NDArray[np.bool_], bins: int = 10) -> float:
+    """Return the expected calibration error (Guo et al. 2017): the mean gap of the bins by their weight.
+
+    Raises:
+        CropsError: one of the two classes is empty.
+    """
+    weights = balanced_weights(relevant)
+    place = np.minimum((probability * bins).astype(np.int64), bins - 1)
+    gaps = np.bincount(place, weights * (probability - relevant), minlength=bins)
+    return float(np.abs(gaps).sum() / weights.sum())
+
+
+def log_loss(probability: NDArray[np.float64], relevant: NDArray[np.bool_]) -> float:
+    """Return the mean log-loss, in nats (0.693 = coin).
+
+    Raises:
+        CropsError: one of the two classes is empty.
+    """
+    p = np.clip(np.where(relevant, probability, 1 - probability), 1e-12, 1)
+    return float(-np.average(np.log(p), weights=balanced_weights(relevant)))

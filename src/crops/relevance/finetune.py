@@ -13,9 +13,8 @@ import numpy as np
 
 from crops.errors import CropsError
 from crops.outputs import progress
-from crops.relevance.calibrate import balanced_weights
-from crops.relevance.models import MAX_TOKENS, local_folder
-from crops.relevance.pairs import Pairs
+from crops.relevance.calibrate import Pairs, balanced_weights
+from crops.relevance.encode import MAX_TOKENS, local_folder
 
 if TYPE_CHECKING:
     import torch

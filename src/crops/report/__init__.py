@@ -1,6 +1,5 @@
 """Reports: self-contained pages with tables and inline SVG charts."""
 
-from crops.report.calibration import AlphaRow, CalibrationReport, ReliabilityBin
 from crops.report.charts import Bar, Line
 from crops.report.data import (
     Coverage,
@@ -16,11 +15,33 @@ from crops.report.data import (
     SourceRow,
     TrainingCurve,
 )
-from crops.report.engine import Block, Disagreement, EngineReport, FrequencyRow, Influence
-from crops.report.judge import JudgedSource, JudgeReport, RaterPair
-from crops.report.realism import Cell, Curve, RealismReport, RealismRow
-from crops.report.render import render_report, standalone, write_report
-from crops.report.tables import BarFigure, LineFigure, Section, TablesReport, TextTable
+from crops.report.pages import (
+    AlphaRow,
+    Block,
+    CalibrationReport,
+    Cell,
+    Curve,
+    Disagreement,
+    EngineReport,
+    FrequencyRow,
+    Influence,
+    JudgedSource,
+    JudgeReport,
+    RaterPair,
+    RealismReport,
+    RealismRow,
+    ReliabilityBin,
+)
+from crops.report.render import (
+    BarFigure,
+    LineFigure,
+    Section,
+    TablesReport,
+    TextTable,
+    render_report,
+    standalone,
+    write_report,
+)
 
 __all__ = [
     "AlphaRow",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -13,14 +14,28 @@ from markupsafe import Markup
 from crops.evaluation import MIN_QUERIES
 from crops.labels import DEFAULT_LABELS, Source
 from crops.outputs import unique
-from crops.report.calibration import CalibrationReport, calibration_charts
+from crops.report.charts import (
+    Bar,
+    Line,
+    bar_chart,
+    curve_charts,
+    line_chart,
+    metric_charts,
+    percent,
+    source_chart,
+    window,
+)
 from crops.report.data import SIGNIFICANT, DemoReport, Hit, QueryCase, ResultTable
-from crops.report.engine import EngineReport, engine_charts
-from crops.report.figures import curve_charts, metric_charts, source_chart, window
-from crops.report.judge import JudgeReport, judge_charts
-from crops.report.realism import RealismReport, realism_charts
-from crops.report.svg import percent
-from crops.report.tables import TablesReport, section_charts
+from crops.report.pages import (
+    CalibrationReport,
+    EngineReport,
+    JudgeReport,
+    RealismReport,
+    calibration_charts,
+    engine_charts,
+    judge_charts,
+    realism_charts,
+)
 
 _ORIGINS = {
     Source.REFORMULATION: "consumed after the search was reworded (P1)",
@@ -33,7 +48,73 @@ _ORIGINS = {
 }
 
 
+@dataclass(frozen=True)
+class BarFigure:
+    """Shares with their intervals."""
+
+    title: str
+    bars: Sequence[Bar]
+    reference: float | None = None
+
+    def drawn(self) -> Markup:
+        """Return the chart."""
+        return bar_chart(self.bars, title=self.title, reference=self.reference)
+
+
+@dataclass(frozen=True)
+class LineFigure:
+    """Lines over common axes."""
+
+    title: str
+    x_label: str
+    lines: Sequence[Line]
+
+    def drawn(self) -> Markup:
+        """Return the chart."""
+        return line_chart(self.lines, title=self.title, x_label=self.x_label)
+
+
+# ------------------------------------------------------------------------------
+# A page of sections, each with tables of ready texts and charts: what `crops reproduce` shows.
+
+
+@dataclass(frozen=True)
+class TextTable:
+    """Cells as they are to be read; a cell of several lines has them separated by line breaks."""
+
+    title: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+    reference: int | None = None
+    """The row that others are compared with."""
+    words: bool = False
+    """Whether the cells are words, not figures."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading with what stands under it."""
+
+    title: str
+    lead: str = ""
+    tables: Sequence[TextTable] = ()
+    figures: Sequence[LineFigure | BarFigure] = ()
+
+
+@dataclass(frozen=True)
+class TablesReport:
+    """The report of `crops reproduce`."""
+
+    title: str
+    headline: Sequence[str]
+    sections: Sequence[Section]
+    facts: Sequence[tuple[str, str]] = ()
+    notes: Sequence[str] = field(default_factory=tuple)
+
+
 Report = DemoReport | RealismReport | EngineReport | JudgeReport | CalibrationReport | TablesReport
+
 """Everything that becomes a page."""
 
 
@@ -186,3 +267,9 @@ def label_meanings() -> dict[int, str]:
         label: ", or ".join(text for source, text in _ORIGINS.items() if DEFAULT_LABELS[source] == label)
         for label in DEFAULT_LABELS.values()
     }
+
+
+def section_charts(section: Section) -> list[tuple[str, Markup]]:
+    """Return the charts that there is data for, with their captions."""
+    charts = [(figure.title, figure.drawn()) for figure in section.figures]
+    return [(caption, chart) for caption, chart in charts if chart]

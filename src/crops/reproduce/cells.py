@@ -7,21 +7,40 @@ on the same: one world per seed, one mining per set of settings, one set of test
 from __future__ import annotations
 
 import hashlib
+import importlib.resources
 import json
-from collections.abc import Mapping
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from crops.config import EvaluationConfig, RunConfig, TrainingConfig
+from crops.config import EvaluationConfig, PlatformConfig, RunConfig, TrainingConfig
+from crops.errors import CropsError, nearest
 from crops.labels import Source
-from crops.platform import platform_version
-from crops.reproduce.paper import BM25
-from crops.reproduce.version import RESULTS_VERSION
-from crops.reproduce.worlds import World
+from crops.platform import SIZES, platform_version
 
 FEWEST_RESAMPLES = 100
+
 """Intervals of a table come from all of its seeds: those of a single cell are not shown."""
+
+
+@dataclass(frozen=True)
+class World:
+    """A simulated platform; equal worlds are simulated once."""
+
+    name: str
+    """One of `WORLDS`, or what a dial of the map was turned to."""
+    platform: PlatformConfig
+    seed: int
+    collection: str = ""
+    """Hash of the judged collection's files."""
+
+    @property
+    def label(self) -> str:
+        """Return the name that files and messages use, e.g. `small-default-0`."""
+        return f"{self.platform.size}-{self.name}-{self.seed}"
 
 
 @dataclass(frozen=True)
@@ -143,3 +162,323 @@ def named(label: str, **facts: object) -> str:
     """Return a folder's name: the label and 12 hex digits over the facts."""
     written = json.dumps(facts, sort_keys=True, default=str)
     return f"{label}-{hashlib.sha256(written.encode()).hexdigest()[:12]}"
+
+
+# ------------------------------------------------------------------------------
+# What CroPS (arXiv 2511.15443) published, beside which our figures stand, and the rows of its tables.
+
+
+CT, QR, NDCG = "recall@100/ct", "recall@100/qr", "ndcg_exp2@4/pool"
+
+"""The paper's three columns: Recall@100 on clicks and on reformulations, NDCG@4 on annotated lists."""
+
+QR_TRUTH, TRUE = "recall@100/qr_truth", "true_recall@100"
+
+BM25 = "bm25"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a table: the method that fills it and the paper's figures."""
+
+    method: str
+    """`bm25`, or a key of `crops.training.methods.METHODS`."""
+    title: str
+    paper: tuple[float, float, float] | None
+    """CT, QR, NDCG@4, in %; None for a row of ours."""
+    hours: float | None = None
+    """Training time (Table 4)."""
+
+    def published(self) -> Mapping[str, float]:
+        """Return the paper's figures by metric, shares in [0, 1]."""
+        shares = (value / 100 for value in self.paper or ())
+        return dict(zip((CT, QR, NDCG), shares, strict=False))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A table of the paper."""
+
+    name: str
+    title: str
+    reference: str
+    """The method that all other rows are compared with."""
+    rows: tuple[Row, ...]
+    settings: str | None = None
+    """The method whose tuned settings all rows are trained with, so that an ablation changes one thing a row;
+    each row has its own when None."""
+
+
+LAYOUTS: dict[str, Layout] = {
+    "table2": Layout(
+        "table2",
+        "Table 2: CroPS beside other ways to train a retriever",
+        "crops",
+        (
+            Row(BM25, "BM25", (42.9, 22.5, 64.8)),
+            Row("nce", "NCE", (53.6, 27.5, 65.4)),
+            Row("dpr", "DPR", (56.0, 30.7, 66.5)),
+            Row("ance", "ANCE", (56.9, 31.3, 67.1)),
+            Row("adore", "ADORE+STAR", (59.4, 31.9, 67.4)),
+            Row("trisampler", "TriSampler", (59.8, 32.2, 66.9)),
+            Row("fs_lr", "FS-LR", (59.6, 33.0, 66.0)),
+            Row("crops", "CroPS", (69.1, 40.1, 67.0)),
+        ),
+    ),
+    "table3": Layout(
+        "table3",
+        "Table 3: what each source and each label adds",
+        "fs_lr",
+        (
+            Row("fs_lr", "baseline (FS-LR)", (59.6, 33.0, 66.0)),
+            Row("plus_p1", "+ P1", (63.3, 36.1, 66.5)),
+            Row("plus_p2", "+ P2", (65.7, 37.4, 66.7)),
+            Row("crops", "+ P3 = CroPS", (69.1, 40.1, 67.0)),
+            Row("binary", "CroPS, binary labels", (59.9, 32.1, 66.7)),
+            Row("p1_at_4", "CroPS, P1 at label 4", (67.1, 38.4, 66.8)),
+            Row("crops_anchors", "ours: CroPS, high anchors", None),
+        ),
+        settings="crops",
+    ),
+    "table4": Layout(
+        "table4",
+        "Table 4: losses on the same samples",
+        "crops",
+        (
+            Row("infonce_graded", "InfoNCE, one positive at a time", (67.8, 38.9, 66.9), 178),
+            Row("softmax_ce", "Softmax-CE", (65.3, 37.8, 66.8), 89),
+            Row("crops", "H-InfoNCE (CroPS)", (69.1, 40.1, 67.0), 88),
+            Row("softmax_ce_lower", "ours: Softmax-CE over lower labels", None),
+        ),
+    ),
+}
+
+FIG6 = {"very relevant": 0.813, "relevant": 0.145, "irrelevant": 0.042}
+
+"""Fig. 6: 1,000 documents that Qwen2.5-14B wrote, judged."""
+
+FIG7 = (0.05, 0.03)
+
+"""Fig. 7: the temperature at the start, and about where it ends."""
+
+
+# ------------------------------------------------------------------------------
+# The worlds that a claim is tried in: behaviour models, the null world, the bubble, human grades.
+
+
+DEFAULT = "default"
+
+JUDGED = "judged"
+
+WORLDS: Mapping[str, Mapping[str, object]] = MappingProxyType(
+    {
+        DEFAULT: {},
+        "dcm": {"click_model": "dcm"},
+        "pbm": {"click_model": "pbm"},
+        "null": {"informative": False},
+        "weak": {"bubble": "weak"},
+        "strong": {"bubble": "strong"},
+        JUDGED: {},
+    }
+)
+
+"""Settings of the platform in which each differs from the default, whose click model is `dbn`; `null`: later
+queries and the feed say nothing about a need; `judged`: real texts and human grades, from a folder."""
+
+_COLLECTION = ("docs.parquet", "queries.parquet", "qrels.parquet")
+
+
+def parse_worlds(names: str) -> list[str]:
+    """Return the worlds of a comma-separated list; `all` is all but the judged one, which needs a folder.
+
+    Raises:
+        CropsError: a name is unknown or repeated.
+    """
+    if names == "all":
+        return [name for name in WORLDS if name != JUDGED]
+    wanted = [name.strip() for name in names.split(",")]
+    for name in wanted:
+        if name not in WORLDS:
+            known = ", ".join(WORLDS)
+            raise CropsError(f"unknown world '{name}'; known: {known}, all.{nearest(name, WORLDS)}")
+    if len(set(wanted)) < len(wanted):
+        raise CropsError(f"worlds {names}: one is named twice; name each once")
+    return wanted
+
+
+def parse_seeds(seeds: str) -> list[int]:
+    """Return the seeds: `3` = 0, 1, 2; `4,7` = exactly these; `5,` = seed 5 alone.
+
+    Raises:
+        CropsError: one is no number, negative or repeated.
+    """
+    try:
+        wanted = [int(part) for part in seeds.split(",") if part.strip()]
+    except ValueError:
+        raise CropsError(f"seeds '{seeds}': give how many, e.g. 3, or a list, e.g. 0,1,2") from None
+    if "," not in seeds:
+        wanted = list(range(wanted[0])) if wanted else []
+    if not wanted or min(wanted) < 0:
+        raise CropsError(f"seeds '{seeds}': give at least one, none below 0")
+    if repeated := sorted({seed for seed in wanted if wanted.count(seed) > 1}):
+        raise CropsError(
+            f"seeds '{seeds}': {repeated[0]} is named twice, and would count twice; name it once"
+        )
+    return wanted
+
+
+def build_world(name: str, size: str, seed: int, judged: Path | None = None) -> World:
+    """Return a named world.
+
+    Args:
+        name: one of `WORLDS`.
+        size: one of `crops.platform.SIZES`.
+        seed: of everything random in it.
+        judged: folder of docs, queries and qrels, for `judged`.
+
+    Raises:
+        CropsError: the size is unknown, or the judged collection is not named or not there.
+    """
+    if size not in SIZES:
+        raise CropsError(f"unknown size '{size}'; known: {', '.join(SIZES)}.{nearest(size, SIZES)}")
+    settings = dict(WORLDS[name])
+    if name != JUDGED:
+        return World(name, PlatformConfig.model_validate({"size": size, **settings}), seed)
+    if judged is None:
+        raise CropsError("the world 'judged' needs --judged FOLDER with docs, queries and qrels as Parquet")
+    settings["world"] = str(judged.resolve())
+    return World(
+        name,
+        PlatformConfig.model_validate({"size": size, **settings}),
+        seed,
+        content_hash([judged / file for file in _COLLECTION]),
+    )
+
+
+def content_hash(files: Sequence[Path]) -> str:
+    """Return 16 hex digits of what the files hold.
+
+    Raises:
+        CropsError: one cannot be read.
+    """
+    digest = hashlib.sha256()
+    for file in files:
+        try:
+            digest.update(hashlib.sha256(file.read_bytes()).digest())
+        except OSError as error:
+            raise CropsError(f"{file}: cannot be read: {error}") from error
+    return digest.hexdigest()[:16]
+
+
+# ------------------------------------------------------------------------------
+# Which cells a table, a figure or the map needs.
+
+
+FIG6_NAME, FIG7_NAME, MAP_NAME, ALL = "fig6", "fig7", "map", "all"
+
+TARGETS = (*LAYOUTS, FIG6_NAME, FIG7_NAME, MAP_NAME, ALL)
+
+"""`all` is every table and figure; the map is a night's work of its own."""
+
+SPEED_METHODS = tuple(row.method for row in LAYOUTS["table4"].rows if row.hours is not None)
+
+FIG7_METHODS = ("fs_lr", "crops")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What all cells of a run have in common."""
+
+    config: RunConfig
+    points: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Tuned settings by method."""
+    generated: Mapping[str, Path] = field(default_factory=dict)
+    """File of documents that an LLM wrote, by the label of the world; `""` stands for all others."""
+
+    def documents(self, world: World) -> Path | None:
+        """Return the file of generated documents of a world."""
+        return self.generated.get(world.label, self.generated.get(""))
+
+    def files(self, cells: Iterable[Cell]) -> dict[str, Path]:
+        """Return the files of generated documents of cells, by their hash."""
+        return {cell.generated: file for cell in cells if (file := self.documents(cell.world))}
+
+    def cell(
+        self, world: World, method: str, *, settings: str | None = None, validated: bool = False
+    ) -> Cell:
+        """Return a cell of a world, with the tuned settings of the method `settings`; its own when None."""
+        documents = self.documents(world) if learns_from_generated(method) else None
+        return Cell(
+            world,
+            method,
+            base_run(world, self.config),
+            content_hash([documents]) if documents else "",
+            self.points.get(settings or method, {}),
+            validated,
+        )
+
+    def cells(self, target: str, world: World) -> list[Cell]:
+        """Return the cells of a table, of fig7, or of `all`, in a world."""
+        if target == ALL:
+            return [cell for name in (*LAYOUTS, FIG7_NAME) for cell in self.cells(name, world)]
+        if target == FIG7_NAME:
+            return [self.cell(world, method) for method in FIG7_METHODS]
+        if target == FIG6_NAME:
+            return []
+        layout = LAYOUTS[target]
+        cells = [self.cell(world, row.method, settings=layout.settings) for row in layout.rows]
+        if target == "table4":
+            cells += [self.cell(world, method, validated=True) for method in SPEED_METHODS]
+        return cells
+
+
+def parse_target(name: str) -> str:
+    """Return a target.
+
+    Raises:
+        CropsError: there is none of that name.
+    """
+    if name not in TARGETS:
+        raise CropsError(f"unknown table '{name}'; known: {', '.join(TARGETS)}.{nearest(name, TARGETS)}")
+    return name
+
+
+def stored_points(encoder: str) -> dict[str, dict[str, Any]]:
+    """Return the settings that were tuned for an encoder and are packaged, by method; BM25's for all."""
+    file = importlib.resources.files("crops.reproduce").joinpath("tuned.toml")
+    if not file.is_file():
+        return {}
+    stored: dict[str, Any] = tomllib.loads(file.read_text())
+    return {**stored.get(encoder, {}), **({BM25: stored[BM25]} if BM25 in stored else {})}
+
+
+def generated_files(folder: Path | None, packaged: Path) -> dict[str, Path]:
+    """Return the files of generated documents, by the label of their world; the packaged one for all others.
+
+    Args:
+        folder: holds `<size>-<world>-<seed>.jsonl`, e.g. small-default-0.jsonl.
+        packaged: the documents that come with crops.
+
+    Raises:
+        CropsError: the folder is not there or holds no such file.
+    """
+    if folder is None:
+        return {"": packaged}
+    found = {file.stem: file for file in sorted(folder.glob("*.jsonl"))}
+    if not found:
+        raise CropsError(f"{folder}: no <size>-<world>-<seed>.jsonl in it, e.g. small-default-0.jsonl")
+    return {"": packaged, **found}
+
+
+# ------------------------------------------------------------------------------
+# Which code made a cell.
+
+
+RESULTS_VERSION = 1
+
+"""Raised by hand when a change of the code changes results: cells of another number are not read."""
+
+CODE_VERSION = "cbbea9338c73"
+
+"""Changed by hand when the code from logs to figures changes so that figures may differ in ways that do not
+count (last digits, another order of ties): every cell notes it, and a table of cells that differ says so."""

@@ -12,12 +12,20 @@ import numpy as np
 
 from crops.platform import SIZES
 from crops.report import Line, LineFigure, Section, TextTable
-from crops.reproduce.cells import Cell
-from crops.reproduce.folder import write_atomically
-from crops.reproduce.paper import CT, QR, QR_TRUTH, TRUE
-from crops.reproduce.plan import Plan
+from crops.reproduce.cells import (
+    CT,
+    DEFAULT,
+    QR,
+    QR_TRUTH,
+    TRUE,
+    Cell,
+    Plan,
+    World,
+    build_world,
+    content_hash,
+)
+from crops.reproduce.make import write_atomically
 from crops.reproduce.results import Measured, group
-from crops.reproduce.worlds import DEFAULT, World, build_world, content_hash
 
 METHODS = ("fs_lr", "plus_p1", "plus_p2", "crops")
 LIFTS = {

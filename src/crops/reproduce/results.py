@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from crops.errors import CropsError
 from crops.evaluation import Difference, Interval
-from crops.evaluation.nested import Resampled, nested_bootstrap
+from crops.evaluation.significance import Resampled, nested_bootstrap
 from crops.reproduce.cells import read_cell
 
 RESAMPLES = 4000
@@ -42,7 +42,7 @@ class Measured:
 
     @cached_property
     def values(self) -> pa.Table:
-        """Return the values per query (`crops.evaluation.results.VALUES`)."""
+        """Return the values per query (`crops.evaluation.evaluate.VALUES`)."""
         return pq.read_table(self.folder / "values.parquet")
 
     @cached_property

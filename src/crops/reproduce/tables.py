@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from crops.config import RunConfig
+from crops.errors import CropsError
 from crops.evaluation import AGES, FREQUENCIES, Difference, Interval
-from crops.evaluation.nested import holm
+from crops.evaluation.significance import holm
 from crops.report import Bar, BarFigure, Estimate, TextTable
-from crops.reproduce.paper import CT, NDCG, QR, QR_TRUTH, TRUE, Layout, Row
-from crops.reproduce.results import Group, differences, means
-from crops.reproduce.speed import Convergence
+from crops.reproduce.cells import CT, NDCG, QR, QR_TRUTH, TRUE, Layout, Row
+from crops.reproduce.make import SCORE
+from crops.reproduce.results import Group, Measured, differences, means
 
 RESULTS = {
     CT: "CT recall@100",
@@ -21,14 +28,18 @@ RESULTS = {
     "recall@100/qr_independent": "QR, second theta",
     TRUE: "true recall@100",
 }
+
 """The columns of a table, by metric: the paper's three and others; those without any value are left out."""
+
 DIVERSITY = {
     "senses@100": "senses covered",
     "never_shown@100": "results never shown",
     "true_recall@100|never_shown": "true recall, never shown",
     "mrr@100/ct": "MRR of clicks",
 }
+
 SIGNIFICANT = 0.05
+
 _BREAKDOWNS = {
     **{f"CT: {name}": (CT, {"frequency": name}) for name in FREQUENCIES},
     "true recall: one sense": (TRUE, {"senses": "1"}),
@@ -214,3 +225,101 @@ def bars(layout: Layout, group: Group, metric: str, title: str) -> BarFigure | N
     ]
     reference = values[layout.reference].mean if layout.reference in values else None
     return BarFigure(title, drawn, reference)
+
+
+# ------------------------------------------------------------------------------
+# How long a method trains until it converges, by its watched cell (Table 4's hours).
+
+
+NEAR = 0.01
+
+"""A training has converged when its validation score first comes within this share of its best."""
+
+
+@dataclass(frozen=True)
+class Convergence:
+    """When one training converged."""
+
+    step: int
+    cpu_per_step: float
+    """CPU-seconds of a step of the same training without the looks at the validation queries."""
+    watched: str
+    """Folder of the cell with those looks."""
+
+    @property
+    def cpu_seconds(self) -> float:
+        """Return the CPU time until then."""
+        return self.step * self.cpu_per_step
+
+
+def converged_at(folder: Path, near: float = NEAR) -> int:
+    """Return the first evaluated step whose score is at least (1 - near) times the best of the run.
+
+    Raises:
+        CropsError: the folder holds no evaluations, or damaged ones.
+    """
+    from crops.training import EVALUATIONS  # torch takes seconds to import: not for --help
+
+    path = folder / EVALUATIONS
+    try:
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        scores = {int(row["step"]): float(row[f"eval_{SCORE}"]) for row in rows}
+        return min(step for step, score in scores.items() if score >= (1 - near) * max(scores.values()))
+    except (OSError, ValueError, KeyError) as error:
+        raise CropsError(f"{path} is damaged ({error}); remove its folder to make it again") from error
+
+
+def convergence(plain: Measured, watched: Measured) -> Convergence:
+    """Return when a method converged: the step of its watched cell, at the cost of its plain one's steps."""
+    training = plain.facts["training"]
+    per_step = training["cpu_seconds"] / training["steps"]
+    return Convergence(converged_at(watched.folder), per_step, watched.folder.name)
+
+
+# ------------------------------------------------------------------------------
+# The cells behind a page of results as one CSV: what each was, and what it found.
+
+
+_FACTS = ("method", "world", "size", "seed", "encoder", "validated", "code", "platform", "test_day")
+
+_TRAINING = ("queries_seen", "documents_seen", "cpu_seconds", "loss", "temperature")
+
+
+def cells_csv(cells: Sequence[Measured]) -> str:
+    """Return a row for each cell, ordered by name; a verdict of the page names the cells that it rests on.
+
+    `settings` are those that differ from the defaults of crops, `point` the tuned ones of the method. A
+    metric has two columns, its mean over queries in [0, 1] and, as `n <metric>`, their number; empty where a
+    world has no such query. Of a folder or file only the name is told: the record is read on other machines.
+    """
+    text = io.StringIO()
+    head = ["cell", *_FACTS, "point", "settings", "p3_share_of_queries", *_TRAINING]
+    metrics = [*RESULTS, *DIVERSITY]
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow([*head, *(name for metric in metrics for name in (metric, f"n {metric}"))])
+    defaults = RunConfig().model_dump(mode="json")
+    for cell in sorted(cells, key=lambda one: one.folder.name):
+        facts, training = cell.facts, cell.facts["training"]
+        row = [cell.folder.name, *(_portable(facts[name]) for name in _FACTS), json.dumps(facts["point"])]
+        row += [json.dumps(_changed(facts["settings"], defaults)), facts["p3_coverage"]["share_of_queries"]]
+        row += [training.get(name) for name in _TRAINING]
+        found = [facts["metrics"].get(metric, {}) for metric in metrics]
+        rows.writerow(row + [value for one in found for value in (one.get("mean"), one.get("n"))])
+    return text.getvalue()
+
+
+def _changed(settings: Mapping[str, Any], defaults: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the settings that are not the defaults, by their dotted name."""
+    changed: dict[str, Any] = {}
+    for name, value in settings.items():
+        default = defaults.get(name)
+        if isinstance(value, Mapping) and isinstance(default, Mapping):
+            changed |= _changed(value, default, f"{prefix}{name}.")
+        elif value != default:
+            changed[prefix + name] = _portable(value)
+    return changed
+
+
+def _portable(value: object) -> object:
+    """Return a value, or the name alone if it is the absolute path of a file or folder."""
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value

@@ -10,10 +10,10 @@ from typing import Any, Literal
 
 from crops.errors import CropsError
 from crops.evaluation import Difference
-from crops.evaluation.nested import holm
-from crops.reproduce.paper import CT, NDCG, QR, QR_TRUTH
+from crops.evaluation.significance import holm
+from crops.reproduce.cells import CT, NDCG, QR, QR_TRUTH
 from crops.reproduce.results import Group
-from crops.reproduce.speed import Convergence
+from crops.reproduce.tables import Convergence
 
 Ruling = Literal["reproduced", "not reproduced", "inconclusive", "not tested"]
 FEWEST_P3 = 0.05

@@ -1,16 +1,12 @@
 """Retrieval: vector indexes behind one URI, exact search, BM25 and their fusion."""
 
 from crops.retrieval.bm25 import BM25Retriever
-from crops.retrieval.build import build_index, update_index
-from crops.retrieval.catalogue import load_items
-from crops.retrieval.dense import DenseRetriever
+from crops.retrieval.build import build_index, update_index, write_vectors
+from crops.retrieval.catalogue import Filter, load_item_rows, load_items, load_queries
+from crops.retrieval.dense import DenseRetriever, FusedRetriever, fuse
 from crops.retrieval.encoding import Encoder, Model, encode_texts, load_model
 from crops.retrieval.exact import ExactRetriever, FlatIndex
-from crops.retrieval.filters import Filter
-from crops.retrieval.fusion import FusedRetriever, fuse
 from crops.retrieval.index import VectorIndex, check_model
-from crops.retrieval.inputs import load_item_rows, load_queries
-from crops.retrieval.shards import write_vectors
 from crops.retrieval.uri import current_version, open_index, open_retriever
 from crops.retrieval.versions import IndexManifest
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+import unicodedata
+from collections.abc import Callable, Sequence
+from typing import Literal, get_args
 
 import bm25s
 import numpy as np
+import Stemmer
 from numpy.typing import NDArray
 
-from crops.errors import CropsError
+from crops.errors import CropsError, nearest
 from crops.retrieval.catalogue import (
     NO_ITEM,
     SCORE_DECIMALS,
@@ -18,7 +22,6 @@ from crops.retrieval.catalogue import (
     padded_positions_of,
     sorted_catalogue,
 )
-from crops.retrieval.words import Tokeniser, splitter
 
 
 class BM25Retriever:
@@ -40,7 +43,7 @@ class BM25Retriever:
             texts: their document texts (`crops.text.document_text`).
             k1: saturation of the term frequency, at least 0.
             b: strength of the length normalisation, in [0, 1].
-            tokeniser: what a word is (`crops.retrieval.words`).
+            tokeniser: what a word is (`crops.retrieval.bm25`).
 
         Raises:
             CropsError: the catalogue is empty, holds repeated or negative ids, or has no word at all;
@@ -91,3 +94,55 @@ class BM25Retriever:
         known = self._index.get_tokens_ids(words)
         scores: NDArray[np.float32] = self._index.get_scores_from_ids(known)
         return np.round(scores, SCORE_DECIMALS)
+
+
+# ------------------------------------------------------------------------------
+# What BM25 takes for words, by language.
+
+
+Tokeniser = Literal["english", "bigrams"]
+
+"""`english`: runs of at least two letters or digits, in lower case, without English stop words, cut by the
+English Snowball stemmer. `bigrams`: two neighbouring characters each of a run of Chinese, Japanese or Korean,
+one that stands alone as it is, and other runs of letters or digits whole, as Lucene's CJKAnalyzer."""
+
+Splitter = Callable[[Sequence[str]], list[list[str]]]
+
+_CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff"
+
+"""Hiragana and katakana, Han with its extensions, Hangul."""
+
+_RUN = re.compile(rf"(?P<cjk>[{_CJK}]+)|[^\W{_CJK}]+")
+
+
+def splitter(tokeniser: Tokeniser) -> Splitter:
+    """Return the function from texts to the words of each.
+
+    Raises:
+        CropsError: there is no such tokeniser.
+    """
+    if tokeniser == "english":
+        stemmer = Stemmer.Stemmer("english")
+        return lambda texts: _english(texts, stemmer)
+    if tokeniser == "bigrams":
+        return lambda texts: [_bigrams(text) for text in texts]
+    known = get_args(Tokeniser)
+    raise CropsError(
+        f"unknown tokeniser '{tokeniser}'; known: {', '.join(known)}.{nearest(tokeniser, known)}"
+    )
+
+
+def _english(texts: Sequence[str], stemmer: Stemmer.Stemmer) -> list[list[str]]:
+    words: list[list[str]] = bm25s.tokenize(
+        list(texts), stopwords="en", stemmer=stemmer, return_ids=False, show_progress=False
+    )
+    return words
+
+
+def _bigrams(text: str) -> list[str]:
+    words: list[str] = []
+    for run in _RUN.finditer(unicodedata.normalize("NFKC", text).casefold()):
+        found = run.group()
+        pairs = [found[place : place + 2] for place in range(len(found) - 1)] if run.group("cjk") else []
+        words += pairs or [found]
+    return words

@@ -5,24 +5,30 @@ Inside the retrievers a document is its position in that order: a tie broken by 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from crops.errors import CropsError, UnknownItemError
-from crops.logs.files import column_faults, refuse_lake_tables
 from crops.logs.sources import parquet_schema
+from crops.logs.tables import column_faults, kind, refuse_lake_tables
 from crops.schema import ARROW_TYPES, ITEMS
-from crops.text import PLAIN, Rendering
+from crops.text import PLAIN, Rendering, normalise_query, query_id
 
 NO_ITEM = -1
+
 """Fills the places of a result list that found too little."""
+
 SCORE_DECIMALS = 6
+
 """Scores are rounded, so that the last bits of a sum decide no order."""
 
 
@@ -203,3 +209,141 @@ def check_k(k: int) -> None:
     """Raise `CropsError` unless k is a possible length of a result list."""
     if k < 1:
         raise CropsError(f"k = {k}: ask for at least one result")
+
+
+# ------------------------------------------------------------------------------
+# Which items a search may find, by their columns.
+
+
+ITEM_SCHEMA = pa.schema(
+    [(column.name, ARROW_TYPES[column.type]) for column in ITEMS.columns if column.name != "click_query"]
+)
+
+"""The columns of `items` that an index keeps; `click_query` holds what people typed and stays out."""
+
+SCAN_BELOW = 0.1
+
+"""A filter that lets less than this share through is searched exactly, and so is a search for more than this
+share: there structures lose recall, and graphs do not reach every item."""
+
+_COMPARE: dict[str, Callable[..., Any]] = {"==": pc.equal, ">=": pc.greater_equal, "<": pc.less}
+
+
+class Filter(NamedTuple):
+    """Conditions on items, all of which must hold; an item whose value is missing meets none."""
+
+    item_ids: NDArray[np.int64] | None = None
+    author_id: int | None = None
+    category: str | None = None
+    uploaded_since: int | None = None
+    """Microseconds UTC, inclusive."""
+    uploaded_before: int | None = None
+    """Microseconds UTC, exclusive."""
+
+    def key(self) -> Hashable:
+        """Return what two filters share if and only if they ask for the same."""
+        ids = None if self.item_ids is None else np.asarray(self.item_ids, dtype=np.int64).tobytes()
+        return ids, *self[1:]
+
+    def mask(self, items: pa.Table) -> NDArray[np.bool_]:
+        """Return which rows of `items`, with the columns of `ITEM_SCHEMA`, meet the conditions: [n]."""
+        mask: NDArray[np.bool_] = np.ones(items.num_rows, dtype=np.bool_)
+        if self.item_ids is not None:
+            mask &= np.isin(items["item_id"].to_numpy(), self.item_ids)
+        for column, relation, value in self._comparisons():
+            met = pc.fill_null(_COMPARE[relation](items[column], value), False)
+            mask &= met.to_numpy()
+        return mask
+
+    def expression(self) -> str:
+        """Return the conditions in the language of Milvus, empty when there are none."""
+        parts = [f"{name} {relation} {_literal(value)}" for name, relation, value in self._comparisons()]
+        if self.item_ids is not None:
+            parts.append(f"item_id in {self.item_ids.tolist()}")
+        return " and ".join(parts)
+
+    def _comparisons(self) -> list[tuple[str, str, int | str]]:
+        wanted: list[tuple[str, str, int | str | None]] = [
+            ("author_id", "==", self.author_id),
+            ("category", "==", self.category),
+            ("uploaded_at", ">=", self.uploaded_since),
+            ("uploaded_at", "<", self.uploaded_before),
+        ]
+        return [(column, relation, value) for column, relation, value in wanted if value is not None]
+
+
+_ESCAPES = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r", "\t": "\\t"})
+
+"""What Milvus reads inside quotes; it knows no code points: all other letters stand for themselves."""
+
+
+def _literal(value: int | str) -> str:
+    return str(value) if isinstance(value, int) else f'"{value.translate(_ESCAPES)}"'
+
+
+def item_rows(table: pa.Table) -> pa.Table:
+    """Return a table of items in the columns of `ITEM_SCHEMA`, ascending by id; absent columns are null."""
+    columns = [
+        table[field.name].cast(field.type)
+        if field.name in table.column_names
+        else pa.nulls(table.num_rows, field.type)
+        for field in ITEM_SCHEMA
+    ]
+    return pa.table(columns, schema=ITEM_SCHEMA).sort_by("item_id").combine_chunks()
+
+
+# ------------------------------------------------------------------------------
+# What is encoded: the rows and texts of items, and queries.
+
+
+_QUERY_TABLES = ("queries.parquet", "search_impressions")
+
+"""Where a folder has queries: mined samples, logs."""
+
+
+def load_item_rows(path: str | Path) -> pa.Table:
+    """Return the rows of `items` with the columns that an index keeps, ascending by id.
+
+    Args:
+        path: as `crops.retrieval.load_items`, which checks the ids.
+    """
+    path = Path(path)
+    tables = [item_rows(read_item_columns(file, ITEM_SCHEMA.names)) for file in item_files(path)]
+    return pa.concat_tables(tables).sort_by("item_id").combine_chunks()
+
+
+def load_queries(path: str | Path) -> tuple[NDArray[np.int64], list[str]]:
+    """Return the distinct normalised queries of a table.
+
+    Args:
+        path: Parquet with a column `query`, or a folder of mined samples or of logs.
+
+    Returns:
+        The ids [n], ascending (`crops.text.query_id`), and the n texts.
+
+    Raises:
+        CropsError: there is no such table, or no query in it.
+    """
+    path = Path(path)
+    table = _query_table(path)
+    if table is None:
+        raise CropsError(f"{path}: no Parquet table with a column query")
+    type_ = table.schema.field("query").type
+    if kind(type_) != "text":
+        raise CropsError(f"{path}: column query is {type_}; write the texts of the queries")
+    column = table.to_table(columns=["query"])["query"]
+    texts = {normalise_query(text) for text in column.unique().to_pylist() if text}
+    by_id = sorted((query_id(text), text) for text in texts if text)
+    if not by_id:
+        raise CropsError(f"{path}: not one query in it")
+    return np.array([one for one, _ in by_id], dtype=np.int64), [text for _, text in by_id]
+
+
+def _query_table(path: Path) -> ds.Dataset | None:
+    tables = [path] if path.is_file() else [path / name for name in _QUERY_TABLES if (path / name).exists()]
+    refuse_lake_tables(tables)
+    try:
+        found = (ds.dataset(table, format="parquet") for table in tables)
+        return next((table for table in found if "query" in table.schema.names), None)
+    except (pa.ArrowException, OSError) as error:
+        raise CropsError(f"{path} is not readable as Parquet ({error}); write it again") from error

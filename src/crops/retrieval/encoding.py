@@ -38,7 +38,7 @@ class Model(NamedTuple):
     rendering: Rendering
     """What the encoder reads in place of queries and documents."""
     hash: str
-    """`crops.relevance.models.model_hash` of its folder."""
+    """`crops.relevance.encode.model_hash` of its folder."""
 
 
 def load_model(name: str) -> Model:
@@ -51,7 +51,7 @@ def load_model(name: str) -> Model:
         CropsError: there is no such model.
     """
     from crops.encoders import encoder_folder, load_encoder, rendering_of  # torch takes seconds to import
-    from crops.relevance.models import model_hash
+    from crops.relevance.encode import model_hash
 
     config = TrainingConfig(encoder=name)
     identity = model_hash(encoder_folder(config, cache_folder()))

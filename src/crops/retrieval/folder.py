@@ -2,23 +2,53 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import faiss
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from crops.config import IndexConfig
+from crops.errors import CropsError
 from crops.retrieval import structures
-from crops.retrieval.catalogue import best_results, check_k, no_results, positions_of, search_known
+from crops.retrieval.catalogue import (
+    SCAN_BELOW,
+    Filter,
+    best_results,
+    check_k,
+    item_rows,
+    no_results,
+    positions_of,
+    search_known,
+)
 from crops.retrieval.dense import Results
+from crops.retrieval.encoding import narrowed
 from crops.retrieval.exact import FlatIndex
-from crops.retrieval.filters import SCAN_BELOW, Filter
-from crops.retrieval.index import query_vectors
-from crops.retrieval.parts import STRUCTURE, read_items, read_parts
-from crops.retrieval.publish import update_folder
-from crops.retrieval.structures import Structure
-from crops.retrieval.versions import open_snapshot, writing
+from crops.retrieval.index import check_update, query_vectors
+from crops.retrieval.structures import DEPTH, Structure, last_scores, least_effort, recalls
+from crops.retrieval.versions import (
+    IDS,
+    STRUCTURE,
+    VECTORS,
+    IndexManifest,
+    Parts,
+    Recall,
+    Snapshot,
+    open_snapshot,
+    publish_version,
+    read_items,
+    read_parts,
+    write_base,
+    write_delta,
+    write_items,
+    writing,
+)
 
 
 class FolderIndex:
@@ -115,3 +145,213 @@ class FolderIndex:
     def close(self) -> None:
         """Give back the memory of the structure."""
         self._structure = self._flat = None
+
+
+# ------------------------------------------------------------------------------
+# Making versions of an index folder: from a catalogue, and from the version before.
+
+
+REBUILD_ABOVE = 0.1
+
+"""Share of the base that updates may change before it is built anew."""
+
+SAMPLE = 500
+
+"""Queries that recall is measured with."""
+
+_BLOCK = 65_536
+
+"""Vectors that are in memory at a time when all are looked at."""
+
+
+class Catalogue(NamedTuple):
+    """Everything that a version is made of."""
+
+    items: pa.Table
+    """Columns of `ITEM_SCHEMA`, ascending by id [n]."""
+    blocks: Sequence[NDArray[np.float32]]
+    """Their vectors in the same order, [n_i, width of the model] each."""
+    model: str
+    model_hash: str
+    model_dim: int
+    queries: NDArray[np.float32]
+    """Vectors [q, width of the model] that recall is measured with."""
+    source: str
+    """Where these come from."""
+
+
+def sampled(blocks: Sequence[NDArray[np.float32]], seed: int) -> NDArray[np.float32]:
+    """Return up to `SAMPLE` of the vectors, to serve as queries where there are none."""
+    rows = np.random.default_rng(seed).permutation(sum(map(len, blocks)))[:SAMPLE]
+    return gather(blocks, np.sort(rows))
+
+
+def gather(blocks: Sequence[NDArray[np.float32]], rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Return the vectors of `rows` (any shape), counted through all blocks."""
+    ends = np.cumsum([len(block) for block in blocks])
+    found = np.empty((*rows.shape, blocks[0].shape[1]), dtype=np.float32)
+    for block, end in zip(blocks, ends, strict=True):
+        here = (rows >= end - len(block)) & (rows < end)
+        found[here] = block[rows[here] - (end - len(block))]
+    return found
+
+
+def publish_catalogue(
+    root: Path, catalogue: Catalogue, config: IndexConfig, former: Snapshot | None = None
+) -> Snapshot:
+    """Build a version from a catalogue and put it in service; call it inside `writing`.
+
+    `former` is the version that an update goes on from: its model lies where that says.
+    """
+    ids = catalogue.items["item_id"].to_numpy()
+    dim = config.dims or catalogue.model_dim
+
+    def fill(folder: Path) -> IndexManifest:
+        parts = write_base(folder, ids, catalogue.blocks, dim)
+        write_items(folder, catalogue.items)
+        return _finish(folder, parts, catalogue, config)
+
+    return publish_version(root, fill, former)
+
+
+def _finish(folder: Path, parts: Parts, catalogue: Catalogue, config: IndexConfig) -> IndexManifest:
+    """Build, tune and write the structure over a base, and describe the version."""
+    plain = config.kind == "exact" and not config.int8
+    if plain and parts.vectors.shape[1] == catalogue.model_dim:
+        return described(config, catalogue, 0, 1.0, np.empty((0, DEPTH), dtype=np.int64))
+    queries = narrowed(catalogue.queries, parts.vectors.shape[1])
+    structure = structures.build(config, parts.vectors)
+    truth = last_scores(queries, _in_blocks(parts.vectors))
+
+    def found(effort: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        tried = structure._replace(effort=effort)
+        return best_results(*structures.candidates(tried, parts.vectors, queries, DEPTH), DEPTH)
+
+    effort, at_100 = least_effort(
+        lambda effort: found(effort)[1],
+        structures.efforts(config.kind, structures.clusters(len(parts.ids))),
+        truth,
+        config.target_recall,
+    )
+    if not plain:
+        structures.write(structure, folder / STRUCTURE)
+    return described(config, catalogue, effort, at_100, found(effort)[0])
+
+
+def described(
+    config: IndexConfig, catalogue: Catalogue, effort: int, at_100: float, rows: NDArray[np.int64]
+) -> IndexManifest:
+    """Return the manifest of a new version; `rows` [q, 100] is what it found for the queries."""
+    dim = config.dims or catalogue.model_dim
+    full = at_100 if dim == catalogue.model_dim else _full_width(catalogue, rows)
+    return IndexManifest(
+        kind=config.kind,
+        int8=config.int8,
+        count=catalogue.items.num_rows,
+        dim=dim,
+        model=catalogue.model,
+        model_hash=catalogue.model_hash,
+        model_dim=catalogue.model_dim,
+        effort=effort,
+        recall=Recall(
+            at_100=round(at_100, 4),
+            full_width=None if full is None else round(full, 4),
+            target=config.target_recall,
+            queries=len(catalogue.queries),
+            source=catalogue.source,
+        ),
+        created_at=now(),
+    )
+
+
+def _full_width(catalogue: Catalogue, rows: NDArray[np.int64]) -> float | None:
+    """Return the recall of the documents `rows` [q, 100] against search in vectors of the full width."""
+    if catalogue.blocks[0].shape[1] < catalogue.model_dim:
+        return None
+    truth = last_scores(catalogue.queries, catalogue.blocks)
+    return float(recalls(scored(catalogue.blocks, rows, catalogue.queries), *truth).mean())
+
+
+def scored(
+    blocks: Sequence[NDArray[np.float32]], rows: NDArray[np.int64], queries: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Return the inner products [q, c] of `queries` [q, d] with the vectors `rows` [q, c], cut to d numbers.
+
+    -inf where a row is -1.
+    """
+    dim = queries.shape[1]
+    vectors = narrowed(gather(blocks, np.maximum(rows, 0)).reshape(-1, blocks[0].shape[1]), dim)
+    scores = np.einsum("qd,qcd->qc", queries, vectors.reshape(*rows.shape, dim))
+    return np.where(rows < 0, -np.inf, scores).astype(np.float32)
+
+
+def update_folder(
+    root: Path, items: pa.Table, vectors: NDArray[np.float32], deleted: NDArray[np.int64]
+) -> Snapshot:
+    """Publish a version with items put in and taken out; call it inside `writing`.
+
+    The base and its structure are linked, not copied, until updates have changed `REBUILD_ABOVE` of it; then
+    both are built anew, with the recall measured again.
+
+    Raises:
+        CropsError: as `VectorIndex.update`.
+    """
+    former = open_snapshot(root)
+    ids = items["item_id"].to_numpy()
+    check_update(ids, vectors, deleted, former.manifest.dim)
+    items_before = read_items(former.folder)
+    ids_before = items_before["item_id"].to_numpy()
+    positions_of(ids_before, deleted, str(root))
+    stays = ~np.isin(ids_before, np.concatenate([ids, deleted]))
+    rows = pa.concat_tables([items_before.filter(pa.array(stays)), item_rows(items)])
+    rows = rows.sort_by("item_id").combine_chunks()
+    if rows.num_rows == 0:
+        raise CropsError("the update deletes every item; an index cannot be empty")
+    parts = read_parts(former.folder).updated(ids, vectors, deleted)
+    if len(parts.delta_ids) + len(parts.deleted) > REBUILD_ABOVE * len(parts.ids):
+        return publish_catalogue(root, *_again(former.manifest, rows, parts), former)
+
+    def fill(folder: Path) -> IndexManifest:
+        for name in (IDS, VECTORS, STRUCTURE):
+            if (former.folder / name).exists():
+                _link(former.folder / name, folder / name)
+        write_delta(folder, parts)
+        write_items(folder, rows)
+        return former.manifest.model_copy(update={"count": rows.num_rows, "created_at": now()})
+
+    return publish_version(root, fill, former)
+
+
+def _again(manifest: IndexManifest, rows: pa.Table, parts: Parts) -> tuple[Catalogue, IndexConfig]:
+    """Return what the next base is built from, and how."""
+    config = IndexConfig(
+        kind=manifest.kind, int8=manifest.int8, dims=manifest.dim, target_recall=manifest.recall.target
+    )
+    blocks = [parts.merged()[1]]
+    catalogue = Catalogue(
+        rows,
+        blocks,
+        manifest.model,
+        manifest.model_hash,
+        manifest.model_dim,
+        sampled(blocks, config.seed),
+        "documents of the index",
+    )
+    return catalogue, config
+
+
+def _in_blocks(vectors: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+    return [vectors[start : start + _BLOCK] for start in range(0, len(vectors), _BLOCK)]
+
+
+def _link(source: Path, target: Path) -> None:
+    """Link a file where the file system can, and copy it where not."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def now() -> str:
+    """Return the time for a manifest, UTC."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

@@ -9,9 +9,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from crops.errors import CropsError
+from crops.retrieval.catalogue import Filter
 from crops.retrieval.dense import Results
 from crops.retrieval.encoding import Model, narrowed
-from crops.retrieval.filters import Filter
 from crops.retrieval.versions import IndexManifest
 
 

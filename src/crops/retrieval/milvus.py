@@ -6,6 +6,10 @@ Ask many queries in one search: in a hundred, one costs Lite a third of what it 
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +17,27 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from crops.errors import CropsError, UnknownItemError
-from crops.retrieval.catalogue import check_k, no_results, search_known
-from crops.retrieval.dense import Results
-from crops.retrieval.exact import FlatIndex
-from crops.retrieval.filters import ITEM_SCHEMA, SCAN_BELOW, Filter, item_rows
-from crops.retrieval.index import check_update, query_vectors
-from crops.retrieval.milvus_client import (
-    BATCH,
-    MOST,
-    answers,
-    connect,
-    describe,
-    insert,
-    manifest_of,
-    search_collection,
-    split,
-    the_served,
+from crops.config import IndexConfig, Kind
+from crops.errors import CropsError, MissingExtraError, UnknownItemError
+from crops.outputs import progress
+from crops.retrieval import structures
+from crops.retrieval.catalogue import (
+    ITEM_SCHEMA,
+    SCAN_BELOW,
+    Filter,
+    best_results,
+    check_k,
+    item_rows,
+    no_results,
+    search_known,
 )
+from crops.retrieval.dense import Results
+from crops.retrieval.encoding import narrowed
+from crops.retrieval.exact import FlatIndex
+from crops.retrieval.folder import Catalogue, described, scored
+from crops.retrieval.index import check_update, query_vectors
+from crops.retrieval.structures import DEPTH, last_scores, least_effort
+from crops.retrieval.versions import IndexManifest
 
 
 class MilvusIndex:
@@ -175,3 +182,247 @@ def served_version(target: str) -> str:
         return manifest_of(client, the_served(client, address, alias)).version
     finally:
         client.close()
+
+
+# ------------------------------------------------------------------------------
+# Building a Milvus index: a new collection is filled, measured, and then served under the alias.
+
+
+def publish_milvus(target: str, catalogue: Catalogue, config: IndexConfig) -> IndexManifest:
+    """Fill a new collection and move the alias to it; the collection before the last one is dropped.
+
+    Raises:
+        CropsError: Milvus has no such structure, or does not answer.
+    """
+    address, alias = split(target)
+    client = connect(address)
+    try:
+        former = served(client, alias)
+        number = 1 + max((number_of(name, alias) for name in client.list_collections()), default=0)
+        name = f"{alias}_{number:06d}"
+        with answers(address):
+            _create(client, name, config, catalogue)
+            manifest = _tuned(client, name, config, catalogue)
+            describe(client, name, manifest)
+            (client.create_alias if former is None else client.alter_alias)(name, alias)
+            for other in client.list_collections():
+                if number_of(other, alias) and other not in (name, former):
+                    client.drop_collection(other)
+    finally:
+        client.close()
+    return manifest
+
+
+def _create(client: Any, name: str, config: IndexConfig, catalogue: Catalogue) -> None:  # noqa: ANN401
+    from pymilvus import DataType, MilvusClient
+
+    dim = config.dims or catalogue.model_dim
+    schema = MilvusClient.create_schema(auto_id=False, enable_dynamic_field=True)
+    schema.add_field("item_id", DataType.INT64, is_primary=True)
+    schema.add_field("vector", DataType.FLOAT_VECTOR, dim=dim)
+    client.create_collection(name, schema=schema)
+    insert(client, name, catalogue.items, catalogue.blocks, dim)
+    client.flush(name)
+    index = client.prepare_index_params()
+    kind, options = _structure(config, catalogue.items.num_rows, dim)
+    index.add_index("vector", index_type=kind, metric_type="IP", params=options)
+    client.create_index(name, index)
+    client.load_collection(name)
+
+
+def _structure(config: IndexConfig, count: int, dim: int) -> tuple[str, dict[str, Any]]:
+    """Return Milvus' name of an index type and its parameters."""
+    graph = {"M": structures.LINKS, "efConstruction": structures.CARE}
+    clusters = {"nlist": structures.clusters(count)}
+    types: dict[tuple[str, bool], tuple[str, dict[str, Any]]] = {
+        ("exact", False): ("FLAT", {}),
+        ("hnsw", False): ("HNSW", graph),
+        ("hnsw", True): ("HNSW_SQ", {**graph, "sq_type": "SQ8"}),
+        ("ivf", False): ("IVF_FLAT", clusters),
+        ("ivf", True): ("IVF_SQ8", clusters),
+        ("ivfpq", False): ("IVF_PQ", {**clusters, "m": dim // 2, "nbits": 8}),
+    }
+    if (config.kind, config.int8) not in types:
+        raise CropsError(f"Milvus has no index of kind {config.kind} with int8; leave int8 out")
+    return types[config.kind, config.int8]
+
+
+def _tuned(client: Any, name: str, config: IndexConfig, catalogue: Catalogue) -> IndexManifest:  # noqa: ANN401
+    """Measure the recall of a collection, with the least effort that reaches the target."""
+    dim = config.dims or catalogue.model_dim
+    queries = narrowed(catalogue.queries, dim)
+    ids = catalogue.items["item_id"].to_numpy()
+    truth = last_scores(queries, (narrowed(block, dim) for block in catalogue.blocks))
+
+    def found(effort: int) -> NDArray[np.int64]:
+        results, _ = search_collection(client, name, config.kind, effort, queries, DEPTH)
+        return np.where(results < 0, -1, np.searchsorted(ids, results))
+
+    def scores(effort: int) -> NDArray[np.float32]:
+        return scored(catalogue.blocks, found(effort), queries)
+
+    efforts = structures.efforts(config.kind, structures.clusters(len(ids)))
+    effort, at_100 = least_effort(scores, efforts, truth, config.target_recall)
+    manifest = described(config, catalogue, effort, at_100, found(effort))
+    return manifest.model_copy(update={"version": name})
+
+
+# ------------------------------------------------------------------------------
+# What both sides of the Milvus adapter, reading and building, ask of pymilvus.
+
+
+ALIAS = "crops"
+
+MOST = 16_384
+
+"""Rows of one answer, by Milvus' rules."""
+
+BATCH = 5_000
+
+"""Rows of one request: below the 64 MB of a message at 1,024 dimensions."""
+
+_QUERIES = 1_000
+
+_SLACK = 64
+
+"""Results fetched beyond k, so that ties at rank k go by id."""
+
+_MANIFEST = "crops.manifest"
+
+"""Collection property that holds the manifest."""
+
+
+def search_collection(
+    client: Any,  # noqa: ANN401
+    collection: str,
+    kind: Kind,
+    effort: int,
+    queries: NDArray[np.float32],
+    k: int,
+    expression: str = "",
+) -> Results:
+    """Return the nearest items of `queries` [q, d] as Milvus finds them, best first, ties by id."""
+    fetch = min(k + _SLACK, MOST)
+    params = {"hnsw": {"ef": max(effort, fetch)}, "ivf": {"nprobe": effort}, "ivfpq": {"nprobe": effort}}
+    ids, scores = no_results(len(queries), fetch)
+    for start in range(0, len(queries), _QUERIES):
+        answers = client.search(
+            collection,
+            data=list(queries[start : start + _QUERIES]),
+            limit=fetch,
+            filter=expression,
+            output_fields=["item_id"],
+            search_params={"metric_type": "IP", "params": params.get(kind, {})},
+        )
+        for row, hits in enumerate(answers, start):
+            ids[row, : len(hits)] = [hit["item_id"] for hit in hits]
+            scores[row, : len(hits)] = [hit["distance"] for hit in hits]
+    return best_results(ids, scores, k)
+
+
+def insert(
+    client: Any,  # noqa: ANN401
+    collection: str,
+    items: pa.Table,
+    blocks: Sequence[NDArray[np.float32]],
+    dim: int,
+) -> None:
+    """Upsert rows with their vectors, both in the same order."""
+    start = 0
+    with progress() as display:
+        task = display.add_task("insert", total=items.num_rows, visible=items.num_rows > BATCH)
+        for block in blocks:
+            for at in range(0, len(block), BATCH):
+                vectors = narrowed(block[at : at + BATCH], dim)
+                rows = items.slice(start, len(vectors)).to_pylist()
+                present = [{key: value for key, value in row.items() if value is not None} for row in rows]
+                client.upsert(
+                    collection, [{**row, "vector": one} for row, one in zip(present, vectors, strict=True)]
+                )
+                start += len(vectors)
+                display.update(task, completed=start)
+
+
+def split(target: str) -> tuple[str, str]:
+    """Return the address and the alias that a target names."""
+    address, _, alias = target.partition("#")
+    return address, alias or ALIAS
+
+
+def connect(address: str) -> Any:  # noqa: ANN401  (MilvusClient)
+    """Return a client.
+
+    Raises:
+        MissingExtraError: pymilvus is not installed.
+        CropsError: nothing answers there, or another process has the file open.
+    """
+    try:
+        import pymilvus
+    except ImportError as error:
+        raise MissingExtraError("pymilvus", "milvus") from error
+    for name in ("pymilvus", "milvus_lite"):  # they would log what was asked for, filters included
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    try:
+        return pymilvus.MilvusClient(uri=address, token=os.environ.get("MILVUS_TOKEN", ""))
+    except (fault(), OSError) as error:
+        raise CropsError(
+            f"{address} cannot be opened: {error}. A Lite file serves one process at a time."
+        ) from error
+
+
+@contextlib.contextmanager
+def answers(address: str) -> Iterator[None]:
+    """Turn the errors of Milvus, e.g. a server that is gone, into a `CropsError` that names the address."""
+    try:
+        yield
+    except fault() as error:
+        raise CropsError(f"{address}: Milvus says: {error.message}") from error
+
+
+def fault() -> Any:  # noqa: ANN401  (the exception type)
+    """Return the class of errors that Milvus raises."""
+    from pymilvus.exceptions import MilvusException
+
+    return MilvusException
+
+
+def served(client: Any, alias: str) -> str | None:  # noqa: ANN401
+    """Return the collection behind an alias, None where there is none."""
+    if alias not in client.list_aliases()["aliases"]:
+        return None
+    return str(client.describe_alias(alias)["collection_name"])
+
+
+def the_served(client: Any, address: str, alias: str) -> str:  # noqa: ANN401
+    """Return the collection behind an alias.
+
+    Raises:
+        CropsError: there is none.
+    """
+    collection = served(client, alias)
+    if collection is None:
+        raise CropsError(f"{address} holds no index {alias}; make one with `crops index`")
+    return collection
+
+
+def number_of(collection: str, alias: str) -> int:
+    """Return the number of one of our collections, 0 for another's."""
+    prefix, _, number = collection.rpartition("_")
+    return int(number) if prefix == alias and number.isdigit() else 0
+
+
+def manifest_of(client: Any, collection: str) -> IndexManifest:  # noqa: ANN401
+    """Return the manifest of a collection.
+
+    Raises:
+        CropsError: it has none.
+    """
+    text = client.describe_collection(collection)["properties"].get(_MANIFEST)
+    if text is None:
+        raise CropsError(f"the collection {collection} was not made by `crops index`")
+    return IndexManifest.model_validate_json(text)
+
+
+def describe(client: Any, collection: str, manifest: IndexManifest) -> None:  # noqa: ANN401
+    """Write the manifest of a collection."""
+    client.alter_collection_properties(collection, {_MANIFEST: manifest.model_dump_json()})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,10 +10,10 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from crops.config import IndexConfig
-from crops.config.index import Kind
+from crops.config import IndexConfig, Kind
 from crops.errors import CropsError
 from crops.outputs import progress
+from crops.retrieval.catalogue import SCORE_DECIMALS
 
 # faiss by default leaves BLAS aside for small batches (fewer than 128,000 numbers in the queries), which made
 # 256 queries of 256 numbers over 50,000 vectors 2.7 times slower. The switch is global in faiss.
@@ -21,22 +22,39 @@ faiss.cvar.distance_compute_blas_threshold = 1
 _faiss: Any = faiss  # the stubs of faiss lack the keyword arguments that its Python layer takes
 
 LINKS = 32
+
 """Neighbours of a document in the graph, M of HNSW (Malkov & Yashunin 2016)."""
+
 CARE = 100
+
 """efConstruction: candidates among which the neighbours are chosen."""
+
 _CODE_RESCORED = 10
+
 """Candidates per result that 4-bit codes are trusted to hold, then scored again with the vectors."""
+
 _INT8_RESCORED = 2
+
 _SLACK = 32
+
 """Candidates beyond those, so that ties at the last rank go by id."""
+
 _POINTS_PER_CLUSTER = 64
+
 _ROUNDS = 10
+
 """Points and iterations of k-means: more cost minutes at a million vectors and gained no recall."""
+
 _CODE_POINTS = 16 * 39
+
 """Points that faiss asks for to learn the 16 values of a 4-bit code; fewer vectors are repeated."""
+
 _BLOCK = 65_536
+
 """Vectors added at a time: the source may be larger than the memory."""
+
 _GATHER = 65_536
+
 """Vectors gathered at a time to score candidates again."""
 
 
@@ -204,3 +222,69 @@ def candidates(
             part = slice(start, start + max(1, _GATHER // fetch))
             scores[part] = np.einsum("qd,qcd->qc", queries[part], vectors[np.maximum(rows[part], 0)])
     return rows, scores
+
+
+# ------------------------------------------------------------------------------
+# How much of exact search an index finds.
+
+
+DEPTH = 100
+
+"""Results that are compared."""
+
+
+def last_scores(
+    queries: NDArray[np.float32], blocks: Iterable[NDArray[np.float32]]
+) -> tuple[NDArray[np.float32], int]:
+    """Return the rounded score [q] of each query's hundredth nearest vector, and how many results that is.
+
+    Args:
+        queries: [q, d].
+        blocks: the vectors, [n_i, d] each; they are looked at one after the other.
+
+    Returns:
+        The scores, and min(100, number of vectors).
+    """
+    best = np.empty((len(queries), 0), dtype=np.float32)
+    for block in blocks:
+        vectors = np.ascontiguousarray(block, dtype=np.float32)
+        scores, _ = faiss.knn(queries, vectors, min(DEPTH, len(vectors)), metric=faiss.METRIC_INNER_PRODUCT)
+        best = -np.sort(-np.concatenate([best, scores], axis=1), axis=1)[:, :DEPTH]
+    return np.round(best[:, -1], SCORE_DECIMALS), best.shape[1]
+
+
+def recalls(scores: NDArray[np.float32], last: NDArray[np.float32], depth: int) -> NDArray[np.float64]:
+    """Return each query's share of the exact results that was found, by score: equal documents count alike.
+
+    Args:
+        scores: exact scores [q, depth] of what was found; -inf for nothing.
+        last: from `last_scores`.
+        depth: from `last_scores`.
+    """
+    good = np.round(scores[:, :depth], SCORE_DECIMALS) >= last[:, None] - 10.0**-SCORE_DECIMALS
+    return np.asarray(good.mean(axis=1), dtype=np.float64)
+
+
+def least_effort(
+    found: Callable[[int], NDArray[np.float32]],
+    efforts: Sequence[int],
+    truth: tuple[NDArray[np.float32], int],
+    target: float,
+) -> tuple[int, float]:
+    """Return the least effort that reaches a recall, and the mean recall there; the largest if none does.
+
+    Other queries than the sample must reach it too: the mean has to exceed the target by two standard errors.
+
+    Args:
+        found: from an effort to the scores [q, 100] of what it finds.
+        efforts: ascending, at least one.
+        truth: from `last_scores`.
+        target: mean recall wanted.
+    """
+    reached = 0.0
+    for effort in efforts:
+        shares = recalls(found(effort), *truth)
+        reached = float(shares.mean())
+        if reached - 2 * shares.std() / np.sqrt(len(shares)) >= target:
+            return effort, reached
+    return efforts[-1], reached

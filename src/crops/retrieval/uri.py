@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING, NamedTuple
 from crops.errors import CropsError, nearest
 from crops.protocols import Retriever
 from crops.retrieval.bm25 import BM25Retriever
-from crops.retrieval.dense import DenseRetriever
+from crops.retrieval.dense import DenseRetriever, FusedRetriever
 from crops.retrieval.encoding import Model
 from crops.retrieval.folder import FolderIndex
-from crops.retrieval.fusion import FusedRetriever
 from crops.retrieval.index import VectorIndex, check_model
-from crops.retrieval.parts import read_items
-from crops.retrieval.versions import current_name, open_snapshot
+from crops.retrieval.versions import current_name, open_snapshot, read_items
 from crops.text import document_text
 
 if TYPE_CHECKING:

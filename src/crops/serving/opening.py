@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from crops.config import ServingConfig
@@ -10,12 +13,11 @@ from crops.errors import CropsError
 from crops.outputs import recorded
 from crops.retrieval import IndexManifest, Model, load_model
 from crops.retrieval.index import VectorIndex, check_model
-from crops.retrieval.uri import Location, locate, open_index, open_retriever
-from crops.serving.desk import Desk
-from crops.serving.evidence import Evidence, Senses
-from crops.serving.explain import Explainer
+from crops.retrieval.uri import Location, current_version, locate, open_index, open_retriever
+from crops.serving.evidence import Evidence, Explained, Explainer, Senses
 from crops.serving.searcher import Job, Searcher
 from crops.serving.service import Service, Slot
+from crops.serving.telemetry import log_event, log_failure
 
 
 def open_searcher(uri: str, name: str, known: Sequence[Model] = ()) -> Searcher:
@@ -113,3 +115,92 @@ def _tried(searcher: Searcher) -> Searcher:
     if isinstance(answer, Exception):
         raise answer
     return searcher
+
+
+# ------------------------------------------------------------------------------
+# Everything a server knows: its indexes, and the evidence for what they find.
+
+
+NOTHING = Explained(False, (), {})
+
+
+@dataclass
+class Desk:
+    """What the endpoints and the pages ask."""
+
+    service: Service
+    evidence: Evidence | None = None
+    """None without the samples that the model was trained on."""
+    explainer: Explainer | None = None
+    """Replaced together with the index."""
+    senses: Senses | None = None
+    """In a simulation only."""
+
+    def explain(self, query: str, items: Sequence[int]) -> Explained:
+        """Return the evidence for items that the index finds for a normalised query.
+
+        It computes: call it in the queue (`Service.do`).
+
+        Raises:
+            UnknownItemError: an item is not in the index.
+        """
+        return NOTHING if self.explainer is None else self.explainer.explain(query, items)
+
+
+# ------------------------------------------------------------------------------
+# New versions of an index go into service while requests run.
+
+
+@contextlib.asynccontextmanager
+async def watching(desk: Desk) -> AsyncIterator[None]:
+    """Look for new versions of all indexes while the block runs."""
+    tasks = [
+        asyncio.create_task(_watch(desk, name, slot)) for name, slot in desk.service.slots.items() if slot.uri
+    ]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _watch(desk: Desk, name: str, slot: Slot) -> None:
+    failed: str | None = None
+    while True:
+        await asyncio.sleep(desk.service.config.reload_s)
+        version = failed
+        try:
+            version = await asyncio.to_thread(current_version, slot.uri or "")
+            if version not in (slot.searcher.version, failed):
+                await replace(desk, name, slot)
+            if version == slot.searcher.version:
+                failed = None
+        except Exception as error:  # whatever it is, what is in service goes on, and so does the watch
+            if version != failed or failed is None:
+                desk.service.metrics.reloads.labels(name, "failed").inc()
+                log_failure("reload", error, message=True, index=name, version=version)
+            failed = version or ""
+
+
+async def replace(desk: Desk, name: str, slot: Slot) -> None:
+    """Open the version of an index that is current now, and search it from the next batch on.
+
+    Raises:
+        CropsError: it cannot be opened; the former one stays in service.
+    """
+    searcher, explainer = await asyncio.to_thread(_opened, desk, name, slot)
+    desk.service.replace(name, searcher)
+    if explainer is not None:
+        desk.explainer = explainer
+    desk.service.metrics.reloads.labels(name, "done").inc()
+    log_event("reload", index=name, version=searcher.version, items=searcher.index.manifest.count)
+
+
+def _opened(desk: Desk, name: str, slot: Slot) -> tuple[Searcher, Explainer | None]:
+    """Open the current version; runs beside the requests."""
+    former = slot.searcher
+    models = [one.searcher.model for one in desk.service.slots.values()]
+    searcher = open_searcher(slot.uri or "", former.name, [model for model in models if model])
+    explainer = desk.explainer.on(searcher) if desk.explainer and name == "index" else None
+    return searcher, explainer

@@ -21,9 +21,8 @@ from crops.config import ServingConfig
 from crops.errors import CropsError
 from crops.outputs import console
 from crops.serving.app import make_app
-from crops.serving.desk import Desk
 from crops.serving.door import DRAINED, check_key, too_long
-from crops.serving.reload import watching
+from crops.serving.opening import Desk, watching
 from crops.serving.telemetry import LOGGER, log_event, log_to_stdout
 
 if TYPE_CHECKING:

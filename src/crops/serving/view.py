@@ -8,10 +8,9 @@ from typing import Literal, Self
 from urllib.parse import urlencode
 
 from crops.labels import Source
-from crops.serving.evidence import Senses
-from crops.serving.explain import Explained, NearPair
-from crops.serving.inputs import BadRequestError
+from crops.serving.evidence import Explained, NearPair, Senses
 from crops.serving.searcher import Document, Result
+from crops.serving.service import BadRequestError
 
 Show = Literal["all", "changed"]
 _TONES = 6

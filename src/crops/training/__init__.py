@@ -1,11 +1,10 @@
 """Learning from training groups: data, batches, and the trainer."""
 
-from crops.training.data import TrainingData, from_judgements
 from crops.training.distributed import is_first_process
 from crops.training.fit import train
-from crops.training.journal import EVALUATIONS, LOG, TrainingLog, read_log, settles
+from crops.training.groups import TrainingData, from_judgements
 from crops.training.samples import Samples, load_samples
-from crops.training.trainer import Evaluation
+from crops.training.trainer import EVALUATIONS, LOG, Evaluation, TrainingLog, read_log, settles
 
 __all__ = [
     "EVALUATIONS",

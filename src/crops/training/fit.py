@@ -15,27 +15,26 @@ from crops.config import TrainingConfig
 from crops.encoders import load_encoder, rendering_of, save_encoder
 from crops.errors import CropsError
 from crops.outputs import console, publish, timed, write_manifest
-from crops.training.checkpoint import drop_partial, last_checkpoint, same_run, work_folder
-from crops.training.data import TrainingData, Wordless
-from crops.training.distributed import (
-    first_process_first,
-    is_first_process,
-    join_processes,
-    processes,
-)
-from crops.training.embed import compile_transformers
-from crops.training.groups import GroupSource
-from crops.training.journal import EVALUATIONS, LOG, read_log
-from crops.training.memory import MemoryGroups
+from crops.training.distributed import first_process_first, is_first_process, join_processes, processes
+from crops.training.groups import GroupSource, MemoryGroups, TrainingData, Wordless
 from crops.training.mining import Joined, Mining
-from crops.training.model import GroupLoss, contrast_facts
-from crops.training.objective import objective
-from crops.training.pool import TextPool, UsedTokens, tokenise_pool, wordless_texts
-from crops.training.sample import GroupSampler
-from crops.training.samples import Samples
-from crops.training.steps import Share, Steps
-from crops.training.stored import store_samples
-from crops.training.trainer import Evaluation, fit
+from crops.training.model import GroupLoss, contrast_facts, objective
+from crops.training.sampler import GroupSampler
+from crops.training.samples import Samples, store_samples
+from crops.training.texts import TextPool, UsedTokens, compile_transformers, tokenise_pool, wordless_texts
+from crops.training.trainer import (
+    EVALUATIONS,
+    LOG,
+    Evaluation,
+    Share,
+    Steps,
+    drop_partial,
+    fit,
+    last_checkpoint,
+    read_log,
+    same_run,
+    work_folder,
+)
 
 _FREE = {"checkpoint_steps", "report_to"}
 """Settings that an interrupted run may change: they do not decide its result."""

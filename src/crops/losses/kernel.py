@@ -1,0 +1,548 @@
+"""Who contrasts with whom in a batch: all of a loss that does not depend on embeddings."""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple, Required, TypedDict
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from crops.errors import CropsError
+from crops.losses.checks import (
+    Facts,
+    check_embeddings,
+    check_identity,
+    check_ids,
+    check_log_frequency,
+    check_values,
+    hidden_pairs,
+    refuse_empty_query,
+)
+
+OWN_RANKS = 64
+
+"""Labels below it are their own ranks; larger ones are compressed, which takes a sort."""
+
+
+class Part(NamedTuple):
+    """The own documents of some consecutive queries (C of the Q), [m] each; rows count from the first."""
+
+    row: Tensor
+    """Query of the document."""
+    doc: Tensor
+    """Column of the document."""
+    cell: Tensor
+    """Place of (row, doc) in the flat scores."""
+    rank: Tensor
+    """Label, compressed to 0..levels-1."""
+    anchor: Tensor
+    """Whether it is an anchor."""
+    hidden: Tensor | None
+    """Places in the flat scores of the documents that leave the denominators."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Own documents (M of the N) in the order of their queries, and the options on their contrast."""
+
+    queries: int
+    documents: int
+    doc: Tensor
+    """[M] column of each own document."""
+    row: Tensor
+    """[M] its query, ascending."""
+    rank: Tensor
+    """[M] its label, compressed to 0..levels-1."""
+    anchor: Tensor
+    """[M] whether it is an anchor."""
+    factor: Tensor
+    """[M] double: what its loss is multiplied by, zero where it is no anchor."""
+    anchors: int
+    levels: int
+    hidden: tuple[Tensor, Tensor] | None = None
+    """Rows, ascending, and columns, [K] each, that leave the denominators."""
+    margin: float | None = None
+    """Foreign documents with a cosine above the query's best anchor's less this leave its denominator."""
+    log_q: Tensor | None = None
+    """[N] what is taken off the scores of foreign documents."""
+    log_q_size: float = 0.0
+    """The largest magnitude in it."""
+
+    def parts(self, size: int) -> Iterator[tuple[slice, Part]]:
+        """Yield chunks of at most `size` queries: their rows and their own documents."""
+        chunks = -(-self.queries // size)
+        starts = [self.queries * chunk // chunks for chunk in range(chunks + 1)]
+        own, hidden = self._bounds(self.row, starts), [0] * len(starts)
+        if self.hidden is not None:
+            hidden = self._bounds(self.hidden[0], starts)
+        for (first, m, k), (last, m_end, k_end) in itertools.pairwise(zip(starts, own, hidden, strict=True)):
+            yield slice(first, last), self._part(first, slice(m, m_end), slice(k, k_end))
+
+    def _bounds(self, rows: Tensor, starts: list[int]) -> list[int]:
+        if len(starts) == 2:
+            return [0, len(rows)]
+        return torch.searchsorted(rows, torch.tensor(starts, device=rows.device)).tolist()
+
+    def _part(self, first: int, own: slice, hidden: slice) -> Part:
+        row, doc = self.row[own], self.doc[own]
+        if first:
+            row = row - first
+        return Part(
+            row,
+            doc,
+            doc + row * self.documents,
+            self.rank[own],
+            self.anchor[own],
+            None
+            if self.hidden is None
+            else (self.hidden[0][hidden] - first) * self.documents + self.hidden[1][hidden],
+        )
+
+
+def build_plan(
+    queries: int,
+    query_index: Tensor,
+    labels: Tensor,
+    min_anchor_label: int,
+    facts: Facts,
+    label_weights: Mapping[int, float] | None,
+) -> Plan:
+    """Order the own documents by query, rank their labels and mark the anchors.
+
+    Args:
+        queries: Q.
+        query_index: [N].
+        labels: [N].
+        min_anchor_label: lowest label of an anchor.
+        facts: what `crops.losses.checks.check_values` learned of them.
+        label_weights: factor of an anchor's loss by its label, 1 where not named.
+
+    Warns:
+        UserWarning: the batch is one query with one label.
+
+    Raises:
+        CropsError: a query has no document, no document is an anchor, or a weight is negative.
+    """
+    row, doc, own_labels = query_index, torch.arange(len(query_index), device=query_index.device), labels
+    if not facts.ordered:
+        row, doc = row.sort(stable=True)
+        own_labels = labels.index_select(0, doc)
+    if facts.strays:
+        owned = row >= 0
+        row, doc, own_labels = row[owned], doc[owned], own_labels[owned]
+    rank, levels = own_labels, facts.highest + 1
+    if not 0 <= facts.highest < OWN_RANKS:
+        distinct, rank = torch.unique(own_labels, return_inverse=True)
+        levels = len(distinct)
+    anchor = own_labels >= min_anchor_label
+    smallest = torch.bincount(row, minlength=queries).min()
+    anchors, fewest = torch.stack([anchor.sum(), smallest]).tolist()
+    if fewest == 0:
+        refuse_empty_query(row, queries)
+    if anchors == 0:
+        raise CropsError(
+            f"the batch has no anchor: no document of a query has a label of {min_anchor_label} or more. "
+            "Draw groups with positives or lower the bound"
+        )
+    if queries == 1 and not facts.strays and bool((own_labels == own_labels[0]).all()):
+        warnings.warn(
+            "the batch is one query whose documents all have one label: none is told from a worse one. "
+            "Put more queries in a batch",
+            stacklevel=4,
+        )
+    factor = anchor.double()
+    for label, weight in (label_weights or {}).items():
+        if not 0 <= weight < float("inf"):
+            raise CropsError(f"label_weights gives label {label} the weight {weight}; give a number >= 0")
+        factor = factor.masked_fill(anchor & (own_labels == label), weight)
+    return Plan(queries, len(query_index), doc, row, rank, anchor, factor, anchors, levels)
+
+
+# ------------------------------------------------------------------------------
+# What each loss makes of a chunk of scores. An objective gets the scores [C, N] of the documents that all
+# anchors of a query share (own and hidden ones are minus infinity) and, in double precision, those of the own
+# documents [m]. It returns what each own document's loss is as an anchor [m] and, given weights, overwrites
+# the scores with the gradient of the weighted sum, save for factors of its rows [C, 1] that it may return:
+# they cost less on the embeddings.
+
+
+Objective = Callable[[Tensor, Tensor, Part, Plan, float, "Weights | None"], tuple[Tensor, Tensor | None]]
+
+"""(scores, own_score, part, plan, bound of the scores' magnitude, weights) -> losses, factors of the rows"""
+
+SAFE_EXPONENT = 45.0
+
+"""exp(45), summed over millions of documents, and its inverse fit single precision: no shift below it."""
+
+TINY = torch.finfo(torch.float64).tiny
+
+
+class Weights(NamedTuple):
+    """What the losses of some own documents are multiplied by in the sum whose gradient is wanted."""
+
+    each: Tensor
+    """[m] double, zero where no anchor."""
+    signed: bool
+    """Whether some may be negative."""
+
+    def part(self, own: slice) -> Weights:
+        """Return those of consecutive documents."""
+        return Weights(self.each[own], self.signed)
+
+
+def against_lower(
+    scores: Tensor, own_score: Tensor, part: Part, plan: Plan, bound: float, weights: Weights | None
+) -> tuple[Tensor, Tensor | None]:
+    r"""Graded InfoNCE: $\log(1 + (L_i + O_q) / e_i)$.
+
+    $L_i$ sums $e$ over the own documents of strictly lower label: bins by label, cumulated inside a query.
+    $O_q$ sums it over the documents that all anchors of the query share.
+    """
+    others, own = _exponentials(scores, own_score, part, bound)
+    stride = plan.levels + 1
+    base = part.row * stride
+    below = base + part.rank
+    bins = own.new_zeros(len(scores), stride)
+    bins[:, 0] = others
+    bins.view(-1)[1:].index_add_(0, below, own)
+    rest = bins.cumsum_(1).view(-1).index_select(0, below)
+    factors = None
+    if weights is not None:
+        pull = weights.each / (own + rest)
+        above = base.add_(plan.levels - 1).sub_(part.rank)
+        higher = bins.zero_()
+        higher.view(-1)[1:].index_add_(0, above, pull)
+        higher.cumsum_(1)
+        gradient = higher.view(-1).index_select(0, above).mul_(own).sub_(pull * rest)
+        factors = _write(scores, part, gradient, higher[:, -1], bound, weights)
+    return rest.div_(own).log1p_(), factors
+
+
+def against_all(
+    scores: Tensor, own_score: Tensor, part: Part, plan: Plan, bound: float, weights: Weights | None
+) -> tuple[Tensor, Tensor | None]:
+    r"""Cross-entropy: $\log((\sum_{own} e + O_q) / e_i)$, the own documents of higher label included."""
+    others, own = _exponentials(scores, own_score, part, bound)
+    total = others.index_add(0, part.row, own)
+    share = own / total.index_select(0, part.row)
+    factors = None
+    if weights is not None:
+        pull = torch.zeros_like(total).index_add_(0, part.row, weights.each)
+        gradient = share * pull.index_select(0, part.row) - weights.each
+        factors = _write(scores, part, gradient, pull / total, bound, weights)
+    return share.log().neg_(), factors
+
+
+def against_noise(
+    scores: Tensor, own_score: Tensor, part: Part, plan: Plan, bound: float, weights: Weights | None
+) -> tuple[Tensor, Tensor | None]:
+    r"""Binary logistic: $-\log\sigma(\Delta_i) - \sum_{noise} \log\sigma(-\Delta_j)$, $\Delta = s - \log k$.
+
+    The noise of a query: the shared documents and its own that are no anchors; k counts it.
+    """
+    if plan.log_q is not None:
+        own_score = own_score - plan.log_q.index_select(0, part.doc)
+    negative = (~part.anchor).double()
+    count = scores.isfinite().sum(1).double().index_add_(0, part.row, negative)
+    log_k = count.clamp_(min=1).log_()
+    scores -= log_k.to(scores.dtype).unsqueeze(1)
+    own = own_score - log_k.index_select(0, part.row)
+    noise = F.logsigmoid(-scores).sum(1).double().neg_()
+    noise.index_add_(0, part.row, F.logsigmoid(-own) * -negative)
+    if weights is not None:
+        pull = torch.zeros_like(noise).index_add_(0, part.row, weights.each)
+        scores.sigmoid_().mul_(pull.to(scores.dtype).unsqueeze(1))
+        drawn = own.sigmoid() * pull.index_select(0, part.row)
+        gradient = torch.where(part.anchor, (own.sigmoid() - 1) * weights.each, drawn)
+        scores.view(-1).index_copy_(0, part.cell, gradient.to(scores.dtype))
+    return noise.index_select(0, part.row) - F.logsigmoid(own), None
+
+
+def _write(
+    scores: Tensor, part: Part, gradient: Tensor, pull: Tensor, bound: float, weights: Weights
+) -> Tensor | None:
+    """Put the own documents' gradient [m] into the scores; return the factors [C, 1] that rows still lack.
+
+    The others' gradient is pull x exponential. Sparing the scores that pass leaves the own entries divided by
+    the pull, which is safe while it cannot cancel to zero and exponentials are not shifted.
+    """
+    factors = None
+    if weights.signed or bound > SAFE_EXPONENT:
+        scores *= pull.to(scores.dtype).unsqueeze(1)
+    else:
+        factors = pull.to(scores.dtype).unsqueeze(1)
+        gradient = gradient / pull.clamp(min=TINY).index_select(0, part.row)
+    scores.view(-1).index_copy_(0, part.cell, gradient.to(scores.dtype))
+    return factors
+
+
+def _exponentials(scores: Tensor, own_score: Tensor, part: Part, bound: float) -> tuple[Tensor, Tensor]:
+    """Exponentiate the scores in place; return their row sums [C] and exp(own_score) [m], in double.
+
+    Where exponentials could overflow, both are of scores less their row's largest shared one.
+    """
+    if bound > SAFE_EXPONENT:
+        shift = scores.amax(dim=1, keepdim=True).clamp_(min=-bound)
+        scores -= shift
+        own_score = own_score - shift.view(-1).index_select(0, part.row)
+    return scores.exp_().sum(dim=1).double(), own_score.exp()
+
+
+# ------------------------------------------------------------------------------
+# The kernel of the losses: exact, at the cost of its three matrix products. A loss over all queries and
+# documents of a batch needs the scores [Q, N], and their gradient gives those of the queries and of the
+# documents: three products. A chunk of queries at a time, the scores are made, turned into their gradient in
+# place by the loss's objective (`crops.losses.kernel`), multiplied on, and forgotten: no N x N and no
+# stored Q x N, and the backward pass has nothing left to do.
+
+
+CHUNK_BYTES = 12 * 2**20
+
+"""Scores held at a time: smaller chunks make thin, slow matrix products, larger ones gain almost nothing."""
+
+MIN_CHUNK = 32
+
+"""Rows of a chunk at least, however many documents there are."""
+
+
+class Contrast(NamedTuple):
+    """Losses and gradients of one batch."""
+
+    losses: Tensor
+    """[M] of each own document as an anchor, in the plan's order."""
+    query_grad: Tensor | None
+    """[Q, d]"""
+    doc_grad: Tensor | None
+    """[N, d]"""
+    temperature_grad: Tensor | None
+    """Scalar."""
+
+
+def contrast(
+    query_emb: Tensor,
+    doc_emb: Tensor,
+    temperature: float,
+    plan: Plan,
+    objective: Objective,
+    weights: Weights | None,
+) -> Contrast:
+    """Return the losses and, given weights, the gradient of their weighted sum.
+
+    Args:
+        query_emb: [Q, d] unit rows.
+        doc_emb: [N, d] unit rows.
+        temperature: tau.
+        plan: who contrasts with whom.
+        objective: which loss.
+        weights: [M], of each loss in the sum; None = no gradient.
+    """
+    scaled = query_emb / temperature
+    query_grad = doc_grad = None
+    if weights is not None:
+        query_grad, doc_grad = torch.empty_like(scaled), torch.empty_like(doc_emb)
+    losses, begin = [], 0
+    size = min(len(query_emb), _chunk_rows(query_emb, doc_emb))
+    buffer = scaled.new_empty(size, len(doc_emb))
+    for rows, part in plan.parts(size):
+        scores = torch.mm(scaled[rows], doc_emb.T, out=buffer[: rows.stop - rows.start])
+        own_score = _set_apart(scores, part, plan, 1 / temperature)
+        own = slice(begin, begin + len(part.doc))
+        begin = own.stop
+        bound = 1 / temperature + plan.log_q_size
+        some = None if weights is None else weights.part(own)
+        values, factors = objective(scores, own_score, part, plan, bound, some)
+        losses.append(values)
+        if query_grad is not None and doc_grad is not None:
+            chunk, chunk_grad = scaled[rows], torch.mm(scores, doc_emb, out=query_grad[rows])
+            if factors is not None:
+                chunk_grad *= factors
+                chunk = chunk * factors
+            # The first chunk overwrites: beta 0 spares the zeros.
+            torch.addmm(doc_grad, scores.T, chunk, beta=int(rows.start > 0), out=doc_grad)
+    joined = losses[0] if len(losses) == 1 else torch.cat(losses)
+    if query_grad is None:
+        return Contrast(joined, None, None, None)
+    query_grad /= temperature
+    # Cosines enter divided by tau only, so Euler gives tau's gradient from the queries' one.
+    tau_grad = torch.dot(query_emb.reshape(-1), query_grad.view(-1)) / -temperature
+    return Contrast(joined, query_grad, doc_grad, tau_grad)
+
+
+def _chunk_rows(query_emb: Tensor, doc_emb: Tensor) -> int:
+    return max(MIN_CHUNK, CHUNK_BYTES // (len(doc_emb) * query_emb.element_size()))
+
+
+def _set_apart(scores: Tensor, part: Part, plan: Plan, scale: float) -> Tensor:
+    """Return the own documents' scores [m] in double; leave in `scores` only what all anchors share.
+
+    Own documents are few: in double precision exp(2 / tau) cannot overflow. Own and hidden entries become
+    minus infinity.
+    """
+    flat = scores.view(-1)
+    own_score = flat.index_select(0, part.cell).double()
+    flat.index_fill_(0, part.cell, -torch.inf)
+    if part.hidden is not None:
+        flat.index_fill_(0, part.hidden, -torch.inf)
+    if plan.margin is not None:
+        best = own_score.new_full((len(scores),), torch.inf).scatter_reduce_(
+            0, part.row[part.anchor], own_score[part.anchor], "amax", include_self=False
+        )
+        limit = best - plan.margin * scale
+        scores.masked_fill_(scores > limit.to(scores.dtype).unsqueeze(1), -torch.inf)
+    if plan.log_q is not None:
+        scores -= plan.log_q
+    return own_score
+
+
+class ContrastFunction(torch.autograd.Function):
+    """`contrast` under autograd: a sum's gradient is made in the forward pass, a vector's in the backward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401
+        query_emb: Tensor,
+        doc_emb: Tensor,
+        temperature: Tensor,
+        tau: float,
+        plan: Plan,
+        objective: Objective,
+        scale: float | None,
+        trains: bool,
+    ) -> Tensor:
+        """Return scale x the sum of the losses, or the losses [N] when scale is None.
+
+        `trains`: whether autograd was on around the call, which a forward pass cannot tell.
+        """
+        ctx.reduced = scale is not None
+        if scale is None:
+            ctx.call = tau, plan, objective
+            ctx.save_for_backward(query_emb, doc_emb)
+            losses = contrast(query_emb, doc_emb, tau, plan, objective, None).losses * plan.factor
+            return query_emb.new_zeros(len(doc_emb)).index_copy_(0, plan.doc, losses.to(query_emb.dtype))
+        weight = plan.factor * scale
+        needed = Weights(weight, signed=False) if trains and any(ctx.needs_input_grad) else None
+        losses, *gradients = contrast(query_emb, doc_emb, tau, plan, objective, needed)
+        ctx.save_for_backward(*gradients)
+        return torch.dot(losses, weight).to(query_emb.dtype)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+        """Return the gradients of the embeddings and of tau."""
+        if ctx.reduced:
+            gradients = ctx.saved_tensors
+            # Mostly it is 1: multiplying by it would be a pass over gradients as large as the documents.
+            if upstream.item() != 1:
+                gradients = [gradient * upstream for gradient in gradients]
+        else:
+            query_emb, doc_emb = ctx.saved_tensors
+            tau, plan, objective = ctx.call
+            weight = upstream.index_select(0, plan.doc).double() * plan.factor
+            weights = Weights(weight, signed=True)
+            _, *gradients = contrast(query_emb, doc_emb, tau, plan, objective, weights)
+        return *gradients, None, None, None, None, None
+
+
+# ------------------------------------------------------------------------------
+# From a loss's arguments to its value: checks, plan, kernel. Shared by all losses of one signature.
+
+
+Reduction = Literal["mean", "sum", "none"]
+
+
+class Options(TypedDict, total=False):
+    """The keyword arguments that all losses share; `crops.losses.h_infonce` documents each."""
+
+    temperature: Required[Tensor | float]
+    query_id: Tensor | None
+    doc_id: Tensor | None
+    min_anchor_label: int
+    reduction: Reduction
+    known: tuple[Tensor, Tensor] | None
+    label_weights: Mapping[int, float] | None
+    margin: float | None
+    log_q: Tensor | None
+
+
+def prepare(
+    query_emb: Tensor, doc_emb: Tensor, query_index: Tensor, labels: Tensor, options: Options
+) -> tuple[tuple[Tensor, float], Plan]:
+    """Check the arguments; return the temperature as a tensor and as a number, and the plan.
+
+    Raises:
+        CropsError: see `crops.losses.h_infonce`.
+    """
+    check_embeddings(query_emb, doc_emb)
+    for name, values in (("query_index", query_index), ("labels", labels)):
+        check_ids(name, values, len(doc_emb))
+    reduction = options.get("reduction", "mean")
+    if reduction not in ("mean", "sum", "none"):
+        raise CropsError(f"unknown reduction '{reduction}'; known: mean, sum, none")
+    temperature = options["temperature"]
+    if not isinstance(temperature, Tensor):
+        temperature = torch.tensor(temperature, dtype=torch.float64, device=query_emb.device)
+    facts = check_values(query_emb, doc_emb, query_index, labels, temperature)
+    plan = build_plan(
+        len(query_emb),
+        query_index,
+        labels,
+        options.get("min_anchor_label", 1),
+        facts,
+        options.get("label_weights"),
+    )
+    return (temperature, facts.tau), _with_options(plan, query_index, options)
+
+
+def _with_options(plan: Plan, query_index: Tensor, options: Options) -> Plan:
+    query_id, doc_id, known = options.get("query_id"), options.get("doc_id"), options.get("known")
+    if query_id is not None or doc_id is not None or known is not None:
+        check_identity(plan.queries, plan.documents, query_id, doc_id, known)
+        row, doc = hidden_pairs(query_index, query_id, doc_id, known)
+        row, order = row.sort()
+        plan = replace(plan, hidden=(row, doc[order]))
+    margin = options.get("margin")
+    if margin is not None:
+        if not -2 <= margin <= 2:
+            raise CropsError(f"margin is {margin}; give a difference of cosines, from -2 to 2")
+        plan = replace(plan, margin=margin)
+    log_q = options.get("log_q")
+    if log_q is not None:
+        plan = replace(plan, log_q=log_q, log_q_size=check_log_frequency(log_q, plan.documents))
+    return plan
+
+
+def evaluate(
+    objective: Objective,
+    query_emb: Tensor,
+    doc_emb: Tensor,
+    temperature: tuple[Tensor, float],
+    plan: Plan,
+    reduction: Reduction = "mean",
+    count: int | None = None,
+) -> Tensor:
+    """Return the reduced loss, with its gradient.
+
+    Args:
+        objective: which loss.
+        query_emb: [Q, d].
+        doc_emb: [N, d].
+        temperature: tau as a tensor and as a number.
+        plan: who contrasts with whom.
+        reduction: see `crops.losses.h_infonce`.
+        count: what "mean" divides by, None = the anchors.
+    """
+    scale = {"mean": 1 / (count or plan.anchors), "sum": 1.0, "none": None}[reduction]
+    if query_emb.dtype in (torch.float16, torch.bfloat16):
+        query_emb, doc_emb = query_emb.float(), doc_emb.float()
+    if plan.log_q is not None:
+        plan = replace(plan, log_q=plan.log_q.detach().to(query_emb))
+    with torch.autocast(query_emb.device.type, enabled=False):
+        result: Tensor = ContrastFunction.apply(  # type: ignore[no-untyped-call]
+            query_emb, doc_emb, *temperature, plan, objective, scale, torch.is_grad_enabled()
+        )
+    return result

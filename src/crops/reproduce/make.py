@@ -1,0 +1,401 @@
+"""Makes a cell: world, check, mining, test sets, training, evaluation; what is there is not made again."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from crops.config import RunConfig, TrainingConfig
+from crops.errors import CropsError
+from crops.evaluation import (
+    Evaluation,
+    Facts,
+    ScoringRetriever,
+    TestSets,
+    build_facts,
+    evaluate,
+    load_facts,
+    load_testsets,
+    save_facts,
+    save_testsets,
+)
+from crops.outputs import MANIFEST, cache_folder, publish, read_manifest, unique, write_manifest
+from crops.platform import platform_version
+from crops.protocols import PairScorer
+from crops.reproduce.cells import (
+    BM25,
+    CODE_VERSION,
+    RESULTS_VERSION,
+    Cell,
+    World,
+    mined_name,
+    sets_name,
+    world_name,
+    world_run,
+)
+from crops.retrieval import load_items
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+    from crops.training import Evaluation as EvaluateFn
+
+COMMAND = "reproduce"
+
+
+def make_world(world: World, out: Path, stages: Stages) -> Path:
+    """Return the folder of a world, with world/ and checked/ in it; simulate and check it if need be."""
+    folder = out / WORLDS / world_name(world)
+    run = world_run(world)
+    if not is_done(folder / "world"):
+        stages.simulate(folder / "world", run)
+    if not is_done(folder / "checked"):
+        stages.check(folder / "world" / "logs", folder / "checked", run.engine.memory)
+    return folder
+
+
+def make_samples(cell: Cell, out: Path, stages: Stages, generated: Path | None) -> Path:
+    """Return the samples of a cell; mine them first if need be."""
+    folder = out / MINED / mined_name(cell)
+    if not is_done(folder):
+        world = make_world(cell.world, out, stages)
+        days = read_manifest(world / "world", "simulate")["days"]
+        engine = cell.run.engine.model_copy(update={"days": (days["train"],)})
+        run = cell.run.model_copy(update={"engine": engine})
+        stages.mine(world / "checked" / "accepted", folder, run, generated if cell.generated else None)
+    return folder
+
+
+def make_testsets(cell: Cell, out: Path, stages: Stages, generated: Path | None) -> Path:
+    """Return the test sets of a cell's world with their facts; build them first if need be."""
+    folder = out / TESTS / sets_name(cell)
+    if not is_done(folder):
+        world, samples = make_world(cell.world, out, stages), make_samples(cell, out, stages, generated)
+        days = read_manifest(world / "world", "simulate")["days"]
+        logs, truth = world / "checked" / "accepted", world / "world" / "truth"
+        # Whatever a cell mined, it is tested by the default engine's reading of the test day.
+        run = cell.run.model_copy(update={"engine": RunConfig().engine})
+        testsets = stages.testsets(logs, days["test"], truth, samples, run)
+        facts = build_facts(logs, days["train"], testsets, truth, run.engine.memory)
+        with publish(folder, COMMAND) as staging:
+            save_testsets(testsets, staging)
+            save_facts(facts, staging)
+            write_manifest(
+                staging, COMMAND, config=run.dump(), seconds={}, day=testsets.day, counts=testsets.counts
+            )
+    return folder
+
+
+def make_cell(cell: Cell, out: Path, stages: Stages, generated: Path | None) -> Path:
+    """Return the folder of a finished cell; make it and all it needs first if need be.
+
+    It holds cell.json, values.parquet (`crops.evaluation.evaluate.VALUES`), queries.parquet (frequency and
+    senses) and, of a training, training_log.jsonl and evaluations.jsonl.
+
+    Raises:
+        CropsError: the samples were mined from the test day, or a stage failed.
+    """
+    folder = out / CELLS / cell.name()
+    if is_done(folder):
+        return folder
+    samples = make_samples(cell, out, stages, generated)
+    tests = make_testsets(cell, out, stages, generated)
+    testsets, facts = load_testsets(tests), load_facts(tests)
+    refuse_overlap(samples, testsets.day)
+    model = out / MODELS / cell.name()
+    trained = {} if cell.method == BM25 else _train(cell, samples, model)
+    logs = make_world(cell.world, out, stages) / "checked" / "accepted"
+    start = time.process_time()
+    evaluation = _evaluate(cell, model, logs, testsets, facts, stages)
+    seconds = {"evaluate_cpu": time.process_time() - start}
+    with publish(folder, COMMAND) as staging:
+        pq.write_table(evaluation.values, staging / "values.parquet")
+        pq.write_table(_described(testsets, facts), staging / "queries.parquet")
+        for name in ("training_log.jsonl", "evaluations.jsonl"):
+            if (model / name).exists():
+                shutil.copy(model / name, staging / name)
+        written = _cell_json(cell, samples, testsets, evaluation, trained)
+        (staging / "cell.json").write_text(json.dumps(written, indent=2, default=str) + "\n")
+        write_manifest(staging, COMMAND, config=cell.run.dump(), seconds=seconds, cell=folder.name)
+    shutil.rmtree(model, ignore_errors=True)
+    _facts_file(model).unlink(missing_ok=True)
+    return folder
+
+
+def _facts_file(model: Path) -> Path:
+    """Return where the facts of a finished training are until it is evaluated."""
+    return model.with_name(f"{model.name}.json")
+
+
+def _train(cell: Cell, samples: Path, model: Path) -> dict[str, Any]:
+    """Train the model unless a run that ended before the evaluation did; return the facts of the training."""
+    facts = _facts_file(model)
+    if not (is_done(model) and facts.exists()):
+        write_atomically(facts, json.dumps(learn(cell, samples, model), default=str))
+    trained: dict[str, Any] = json.loads(facts.read_text())
+    return trained
+
+
+def refuse_overlap(samples: Path, test_day: str) -> None:
+    """Refuse to test on a day that the training samples were mined from.
+
+    Raises:
+        CropsError: they overlap.
+    """
+    days = json.loads((samples / "report.json").read_text())["days"]
+    if test_day in days:
+        raise CropsError(
+            f"{samples} was mined from {test_day}, the test day; mine an earlier day: it must be unseen"
+        )
+
+
+def _evaluate(
+    cell: Cell, model: Path, logs: Path, testsets: TestSets, facts: Facts, stages: Stages
+) -> Evaluation:
+    ids, texts = load_items(logs, testsets.candidate_ids())
+    if cell.method == BM25:
+        from crops.retrieval import BM25Retriever
+
+        return evaluate(
+            BM25Retriever(ids, texts, **cell.point), testsets, cell.run.evaluation, cell.run.seed, facts
+        )
+    retriever = stages.retriever(model, ids, texts, logs)
+    return evaluate(retriever, testsets, cell.run.evaluation, cell.run.seed, facts)
+
+
+def _described(testsets: TestSets, facts: Facts) -> pa.Table:
+    seen = testsets.queries.select(["query_id", "seen"])
+    return facts.queries.join(seen, "query_id", join_type="left outer").sort_by("query_id")
+
+
+def _cell_json(
+    cell: Cell, samples: Path, testsets: TestSets, evaluation: Evaluation, trained: dict[str, Any]
+) -> dict[str, Any]:
+    mined = json.loads((samples / "report.json").read_text())
+    return {
+        "method": cell.method,
+        "world": cell.world.name,
+        "size": cell.world.platform.size,
+        "seed": cell.world.seed,
+        "encoder": cell.run.training.encoder,
+        "point": dict(cell.point),
+        "validated": cell.validated,
+        "platform": platform_version(),
+        "results": RESULTS_VERSION,
+        "code": CODE_VERSION,
+        "settings": cell.run.model_dump(mode="json"),
+        "test_day": testsets.day,
+        "test_counts": testsets.counts,
+        "mined_days": mined["days"],
+        "mined_labels": mined["labels"],
+        "p3_coverage": mined["p3_coverage"],
+        "metrics": {name: {"mean": one.mean, "n": one.n} for name, one in evaluation.summary.items()},
+        "training": trained,
+    }
+
+
+# ------------------------------------------------------------------------------
+# The training of a cell: the method's own, or one that is watched on the validation queries.
+
+
+WATCHED_STEPS = 25
+
+"""Steps between two looks at the validation queries."""
+
+SCORE = "score"
+
+"""Mean of validation recall@100 on clicks and on reformulations (`crops.training.methods`)."""
+
+
+def learn(cell: Cell, samples: Path, model: Path) -> dict[str, Any]:
+    """Train a cell's method and write its model.
+
+    A validated cell is trained without the validation queries and evaluated on them every `WATCHED_STEPS`
+    (evaluations.jsonl), to the last step.
+
+    Returns:
+        What `crops.training.methods.fit_method` returns.
+
+    Raises:
+        CropsError: the method is unknown, or its training failed.
+    """
+    from crops.training.methods import fit_method  # torch takes seconds to import: not for --help
+
+    config = cell.run.training
+    watched: dict[str, Any] = {}
+    if cell.validated:
+        config = config.model_copy(update={"eval_steps": WATCHED_STEPS, "patience": config.steps})
+        watched = {"held_out": 0, "evaluation": _evaluation(config, samples)}
+    facts = fit_method(
+        cell.method,
+        samples,
+        model,
+        config,
+        seed=cell.run.seed,
+        cache=cache_folder(),
+        point=cell.point or None,
+        **watched,
+    )
+    return {**facts, "steps": config.steps}
+
+
+def _evaluation(config: TrainingConfig, samples: Path) -> EvaluateFn:
+    """Return the evaluation of an encoder on the validation queries."""
+    from crops.encoders import rendering_for
+    from crops.retrieval import ExactRetriever
+    from crops.training import Evaluation as EvaluateFn
+    from crops.training.methods import load_catalogue, validate, validation_sets
+
+    rendering = rendering_for(config)
+    catalogue = load_catalogue(samples, rendering)
+    sets = validation_sets(samples, catalogue.ids)
+
+    def metrics(encoder: SentenceTransformer) -> dict[str, float]:
+        retriever = ExactRetriever(encoder, *catalogue, render_query=rendering.query)
+        return validate(retriever, sets)
+
+    return EvaluateFn(metrics, SCORE)
+
+
+# ------------------------------------------------------------------------------
+# The folder of a reproduction: what is in it, who may write it, and whether it is ours.
+
+
+_FACTS = "reproduce.json"
+
+_LOCK = ".lock"
+
+CELLS, WORLDS, MINED, TESTS, MODELS, FIGURES = "cells", "worlds", "mined", "tests", "models", "figures"
+
+TUNED = "tuned"
+
+_STAGES = (CELLS, WORLDS, MINED, TESTS, MODELS, FIGURES)
+
+
+def is_done(folder: Path) -> bool:
+    """Return whether a stage's folder was published: it appears whole or not at all."""
+    return (folder / MANIFEST).exists()
+
+
+@contextlib.contextmanager
+def opened(out: Path) -> Iterator[Path]:
+    """Hold the folder of a reproduction for one process, and sweep up what a killed one left.
+
+    Raises:
+        CropsError: it is a file, holds other things, was made by another version of the platform or of the
+            results, or another process is at work in it.
+    """
+    if out.exists() and not out.is_dir():
+        raise CropsError(f"{out} is a file; name a folder for the cells and tables")
+    facts = {"platform": platform_version(), "results": RESULTS_VERSION}
+    with naming_full_disk(out):
+        out.mkdir(parents=True, exist_ok=True)
+        with (out / _LOCK).open("w") as lock:
+            _take(lock.fileno(), out)
+            _identify(out, facts)
+            _sweep(out)
+            yield out
+
+
+def _take(lock: int, out: Path) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise CropsError(
+            f"another `crops reproduce` is at work in {out}; wait for it, or name another --out"
+        ) from error
+
+
+def _identify(out: Path, facts: dict[str, object]) -> None:
+    """Write the facts into a new folder; compare them with those of an old one."""
+    path = out / _FACTS
+    if not path.exists():
+        if strangers := [file.name for file in out.iterdir() if file.name != _LOCK]:
+            raise CropsError(
+                f"{out} holds files that `crops reproduce` did not write ({strangers[0]}); name another"
+            )
+        write_atomically(path, json.dumps(facts, indent=2) + "\n")
+        return
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:
+        raise CropsError(
+            f"{path} is damaged: {error}; remove it if the folder is from this version"
+        ) from error
+    for name, value in facts.items():
+        if found.get(name) != value:
+            raise CropsError(
+                f"{out} was made by {name} version {found.get(name)}, this is {value}: their cells must not "
+                "stand in one table; name another --out, or run the version that made it"
+            )
+
+
+def _sweep(out: Path) -> None:
+    """Remove half-written folders of a killed process; checkpoints stay, a training goes on from them."""
+    for stage in _STAGES:
+        for pattern in (".*.tmp", ".*.old", "*/.*.tmp", "*/.*.old"):
+            for left in (out / stage).glob(pattern):
+                shutil.rmtree(left, ignore_errors=True)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file that appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staging = unique(path, "tmp")
+    try:
+        staging.write_text(text)
+        staging.replace(path)
+    finally:
+        staging.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def naming_full_disk(out: Path) -> Iterator[None]:
+    """Turn "no space left" into an error that says how to go on.
+
+    Raises:
+        CropsError: the disk is full.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise CropsError(
+            f"the disk of {out} is full ({error}); free space and run the same command again: "
+            "finished cells are kept"
+        ) from error
+
+
+# ------------------------------------------------------------------------------
+# What a cell is made with: the commands' own functions, handed in by the command line. They are module-level
+# functions, so that worker processes can be given them; each writes its folder whole or not at all.
+
+
+@dataclass(frozen=True)
+class Stages:
+    """From nothing to a retriever on its test sets."""
+
+    simulate: Callable[[Path, RunConfig], None]
+    """Writes a world into a folder: logs/, truth/ and deployed_model/."""
+    check: Callable[[Path, Path, str], object]
+    """Writes accepted/ and rejects/ of a logs folder, within so much memory."""
+    mine: Callable[[Path, Path, RunConfig, Path | None], dict[str, Any]]
+    """Writes the samples of accepted logs, with documents that an LLM wrote or without."""
+    testsets: Callable[[Path, str | None, Path | None, Path | None, RunConfig], TestSets]
+    """Returns the test sets of logs on a day, by truth and samples: refuses a day that was mined."""
+    retriever: Callable[..., ScoringRetriever]
+    """Returns a retriever: model folder, item ids, their texts, item table."""
+    theta: Callable[[Path, RunConfig], tuple[PairScorer | None, PairScorer | None]]
+    """Returns relevance and similarity scorers of a run on logs."""
