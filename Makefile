@@ -3,8 +3,9 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
-# Which torch build to install, e.g. https://download.pytorch.org/whl/cpu for the small CPU build.
+# Where torch comes from. Empty: the CPU build on Linux without an NVIDIA driver, if its index can be reached, else PyPI.
 TORCH_INDEX_URL ?=
+CPU_INDEX := https://download.pytorch.org/whl/cpu
 OUT ?= out/demo
 
 .DEFAULT_GOAL := help
@@ -13,13 +14,19 @@ OUT ?= out/demo
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
 	@echo
-	@echo "  TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu  installs the small CPU build of torch"
-	@echo "  (plain PyPI brings the CUDA build on Linux, several GB)."
+	@echo "  TORCH_INDEX_URL=...  takes torch from there; by default the CPU build where there is no NVIDIA driver"
 
 $(VENV)/.base: constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install -c constraints.txt $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL)) torch
+	@if [ -n "$(TORCH_INDEX_URL)" ]; then \
+	  echo "torch: from $(TORCH_INDEX_URL)"; $(PIP) install -c constraints.txt --index-url $(TORCH_INDEX_URL) torch; \
+	elif [ "$$(uname)" = Linux ] && [ ! -e /proc/driver/nvidia/version ] \
+	  && $(PIP) install -c constraints.txt --retries 0 --timeout 10 --index-url $(CPU_INDEX) torch 2>/dev/null; then \
+	  echo "torch: the CPU build, as there is no NVIDIA driver"; \
+	else \
+	  echo "torch: from PyPI"; $(PIP) install -c constraints.txt torch; \
+	fi
 	@touch $@
 
 $(VENV)/.demo: $(VENV)/.base pyproject.toml
