@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 
-import pyarrow.parquet as pq
 import pytest
-from days import DAY_S, plain_job
-from handmade import clicked, read_tables, run, shown, write_logs
+from handmade import clicked, read_tables, run, shown
 from typer.testing import CliRunner
 
 from crops.cli.app import app
 from crops.engine.backend import DuckDBBackend
-from crops.engine.daily import mine_daily
 from crops.engine.export import export
 from crops.errors import CropsError
 from crops.text import query_id
@@ -50,7 +46,7 @@ def test_the_papers_record_is_one_event(tmp_path):
     ]
 
 
-def test_json_lines_and_parquet(tmp_path):
+def test_json_lines(tmp_path):
     run(tmp_path, SEARCHES)
     assert export(tmp_path / "mined", tmp_path / "lines", "jsonl", owner=True) == 2
     records = {record["query"]: record for record in lines(tmp_path / "lines" / "samples.jsonl")}
@@ -60,26 +56,8 @@ def test_json_lines_and_parquet(tmp_path):
         {"item_id": "1", "label": 4, "weight": 1.0, "text": "doc 1", "sources": ["clicked"]},
         {"item_id": "2", "label": 3, "weight": 1.0, "text": "doc 2", "sources": ["exposed"]},
     ]
-    assert export(tmp_path / "mined", tmp_path / "flat", "parquet", owner=True) == 4
-    flat = pq.read_table(tmp_path / "flat" / "samples.parquet")
-    assert flat.column_names == ["query_id", "query", "item_id", "label", "sources", "weight", "text"]
-    assert flat.drop_columns(["query", "text"]).to_pylist() == read_tables(tmp_path / "mined")["samples"]
-    manifest = json.loads((tmp_path / "flat" / "manifest.json").read_text())
-    assert (manifest["command"], manifest["format"], manifest["records"]) == ("export", "parquet", 4)
-
-
-def test_delta_replaces_its_day_and_keeps_the_others(tmp_path):
-    deltalake = pytest.importorskip("deltalake")
-    logs = write_logs(tmp_path / "logs", [clicked(1, 1, "a", 0, 1), clicked(2, 1, "a", DAY_S, 2)])
-    table, job = tmp_path / "table", plain_job(daily={"window": 1})
-    for day in ("2026-01-05", "2026-01-06", "2026-01-06"):
-        mine_daily(logs, tmp_path / "out", job, [day])
-        assert export(tmp_path / "out", table, "delta", owner=True) == 1
-    rows = deltalake.DeltaTable(str(table)).to_pyarrow_table().sort_by("day").to_pylist()
-    assert [(row["day"], row["item_id"], row["text"]) for row in rows] == [
-        ("2026-01-05", 1, "doc 1"),
-        ("2026-01-06", 2, "doc 2"),
-    ]
+    manifest = json.loads((tmp_path / "lines" / "manifest.json").read_text())
+    assert (manifest["command"], manifest["format"], manifest["records"]) == ("export", "jsonl", 2)
 
 
 @pytest.mark.parametrize("group_by", ["query", "event"])
@@ -91,8 +69,6 @@ def test_only_the_owner_gets_queries_of_few_people(tmp_path, group_by, capsys):
     assert {record["query"] for record in lines(tmp_path / "lines" / "samples.jsonl")} == {"a b"}
     said = " ".join(capsys.readouterr().err.split())
     assert "of fewer than 2 users are left out; --owner" in said
-    export(tmp_path / "mined", tmp_path / "flat", "parquet")
-    assert set(pq.read_table(tmp_path / "flat" / "samples.parquet")["query"].to_pylist()) == {"a b"}
     assert export(tmp_path / "mined", tmp_path / "all", "jsonl", owner=True) == groups + 1
 
 
@@ -108,13 +84,6 @@ def test_no_query_of_k_people_is_an_error(tmp_path):
     with pytest.raises(CropsError, match="no query of at least k = 20 users; --owner"):
         export(tmp_path / "mined", tmp_path / "x", "jsonl")
     assert not (tmp_path / "x").exists()
-
-
-def test_delta_needs_its_extra(tmp_path, monkeypatch):
-    run(tmp_path, SEARCHES)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(CropsError, match=r"pip install 'crops-retrieval\[delta\]'"):
-        export(tmp_path / "mined", tmp_path / "x", "delta", owner=True)
 
 
 def test_what_cannot_be_exported(tmp_path):
@@ -133,12 +102,12 @@ def test_what_cannot_be_exported(tmp_path):
 def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
     run(tmp_path, SEARCHES)
 
-    def full(self, target):
+    def full(self, query):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(DuckDBBackend, "write", full)
+    monkeypatch.setattr(DuckDBBackend, "stream", full)
     with pytest.raises(CropsError, match="nothing was published"):
-        export(tmp_path / "mined", tmp_path / "x", "parquet", owner=True)
+        export(tmp_path / "mined", tmp_path / "x", "jsonl", owner=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["logs", "mined"]
 
 

@@ -93,7 +93,7 @@ def _raw_table(found: Explanation) -> Table:
 def export(
     samples: Annotated[Path, typer.Argument(help="Output of `crops mine`, daily or not.")],
     out: Annotated[Path, typer.Argument(help="Folder to write.")],
-    format: Annotated[str, typer.Option(help=f"One of {', '.join(FORMATS)}.")] = "parquet",
+    format: Annotated[str, typer.Option(help=f"One of {', '.join(FORMATS)}.")] = "jsonl",
     logs: LogsOption = None,
     owner: Annotated[
         bool,
@@ -102,7 +102,7 @@ def export(
         ),
     ] = False,
 ) -> int:
-    """Write samples as the paper's records (cpsqa), JSON lines, one flat Parquet file, or a Delta table.
+    """Write samples as the paper's records (cpsqa) or as JSON lines (jsonl); as Parquet they lie in SAMPLES.
 
     Only queries of at least engine.k users are written, unless the reader owns the logs.
     """

@@ -91,18 +91,18 @@ class Backend(Protocol):
         """Add a query's rows to a table, which is made if it is not there."""
         ...
 
-    def cut(self, name: str, query: str, pieces: int) -> None:
+    def append_partitioned(self, name: str, query: str, partitions: int) -> None:
         """Add a query's rows to a table that is read by ranges of its column `query_id`.
 
         Args:
             name: the table, made by the first call.
             query: the rows.
-            pieces: into how many ranges of all 64-bit numbers the rows are laid apart.
+            partitions: into how many ranges of all 64-bit numbers the rows are laid apart.
         """
         ...
 
-    def drop(self, *names: str) -> None:
-        """Forget tables."""
+    def drop_tables(self, *names: str) -> None:
+        """Drop tables, where they are there."""
         ...
 
     def load(self, name: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
@@ -215,27 +215,27 @@ class DuckDBBackend:
         self._execute(f"create table if not exists {name} as from ({query}) limit 0")
         self._execute(f"insert into {name} {query}")
 
-    def cut(self, name: str, query: str, pieces: int) -> None:
-        """Add a query's rows to a table that is read by ranges of `query_id` (see `Backend.cut`).
+    def append_partitioned(self, name: str, query: str, partitions: int) -> None:
+        """Add a query's rows to a table that is read by ranges (see `Backend.append_partitioned`).
 
-        Several pieces are files beside what is spilled; their statistics let a range skip the others.
+        Several partitions are files beside what is spilled; their statistics let a range skip the others.
         """
-        if pieces == 1:
+        if partitions == 1:
             self.append(name, query)
             return
         folder = Path(self._spill.name) / name
-        # As floating-point numbers: a rounded bound moves a row into the piece beside its own, no more.
-        piece = f"cast(floor(query_id / {2.0**64 / pieces}) as INTEGER)"
+        # As floating-point numbers: a rounded bound moves a row into the partition beside its own, no more.
+        bucket = f"cast(floor(query_id / {2.0**64 / partitions}) as INTEGER)"
         self._execute(
-            f"copy (select *, {piece} as piece from ({query}) q) to {literal(str(folder))} "
-            f"(format parquet, partition_by (piece), append, {_FAST_PARQUET})"
+            f"copy (select *, {bucket} as bucket from ({query}) q) to {literal(str(folder))} "
+            f"(format parquet, partition_by (bucket), append, {_FAST_PARQUET})"
         )
         names = ", ".join(path_literal(file) for file in sorted(folder.rglob("*.parquet")))
         source = f"read_parquet([{names}], hive_partitioning=false)" if names else f"({query}) q limit 0"
         self.view(name, f"select * from {source}")
 
-    def drop(self, *names: str) -> None:
-        """Forget tables."""
+    def drop_tables(self, *names: str) -> None:
+        """Drop tables, where they are there."""
         for name in names:
             self._execute(f"drop table if exists {name}")
 
@@ -394,7 +394,7 @@ def merge_parts(rows: int, memory: int | None) -> int:
 
 
 def pieces(rows: int, memory: int | None) -> int:
-    """Return into how many pieces `rows` impressions are laid apart for parts to read (see `Backend.cut`)."""
+    """Return into how many files `rows` impressions are laid apart, for parts to read."""
     parts = merge_parts(rows, memory)
     return 1 if parts == 1 else parts * _PIECES
 

@@ -75,14 +75,14 @@ def load_events(
     backend.table("bots", _NO_BOTS if bots is None else _bots_sql(bots))
     group = GROUP_COLUMN[group_by]
     size = pieces(backend.count("log_impressions"), backend.memory) if keep else 1
-    backend.cut("searches", _SEARCHES.format(group=group), size)
+    backend.append_partitioned("searches", _SEARCHES.format(group=group), size)
     backend.table("bot_searches", _BOT_SEARCHES)
     backend.table("queries", _QUERIES)
-    backend.drop("search_events")  # large, and nobody reads it again
+    backend.drop_tables("search_events")  # large, and nobody reads it again
     groups = "select query_id as group_id, query_id from queries"
     backend.view("groups", groups if group_by == "query" else "select group_id, query_id from searches")
     if keep:
-        backend.cut("staged_impressions", _IMPRESSIONS, size)
+        backend.append_partitioned("staged_impressions", _IMPRESSIONS, size)
     else:
         backend.view("staged_impressions", _IMPRESSIONS)
     backend.view("impressions", f"select *, {group} as group_id from staged_impressions")

@@ -148,12 +148,12 @@ def _find_candidates(backend: Backend, config: EngineConfig, wanted: Source) -> 
     p1, p2 = Source.REFORMULATION & wanted, Source.FEED & wanted
     number = pieces(backend.count("impressions"), backend.memory)
     backend.table("p1_found", NO_CANDIDATES)
-    backend.cut("p2_near", NOTHING_NEAR, number)
+    backend.append_partitioned("p2_near", NOTHING_NEAR, number)
     for users in user_conditions(backend):
         if p1:
             backend.append("p1_found", reformulations_sql(config.reformulation, users))
         if p2:
-            backend.cut("p2_near", near_sql(config.feed, users), number)
+            backend.append_partitioned("p2_near", near_sql(config.feed, users), number)
 
 
 def _mine_part(

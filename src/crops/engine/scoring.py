@@ -232,7 +232,7 @@ def score_pairs(
             "on n.left_key = f.left_id and n.right_key = f.right_key where f.score is null"
         )
     backend.table(name, scored)
-    backend.drop(found, missing, f"{name}_new")
+    backend.drop_tables(found, missing, f"{name}_new")
 
 
 def _texts(missing: str, right: str) -> str:

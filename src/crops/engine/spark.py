@@ -82,7 +82,7 @@ class SparkBackend:
             CropsError: Spark failed, with its cause in a sentence.
         """
         try:
-            self.drop(*list(self._tables))
+            self.drop_tables(*list(self._tables))
             if self._owned:
                 self._spark.stop()
         except _failures() as closing:  # where its process is gone, what it was asked before says more
@@ -127,19 +127,19 @@ class SparkBackend:
 
     def table(self, name: str, query: str) -> None:
         """Run a query once and keep its rows."""
-        self.drop(name)
+        self.drop_tables(name)
         self._keep(name, self._spark.sql(query))
 
     def append(self, name: str, query: str) -> None:
         """Add a query's rows to a table, which is made if it is not there."""
         self._keep(name, self._spark.sql(query))
 
-    def cut(self, name: str, query: str, pieces: int) -> None:
-        """Add a query's rows to a table (see `Backend.cut`); Spark cuts its tables itself."""
+    def append_partitioned(self, name: str, query: str, partitions: int) -> None:
+        """Add a query's rows to a table; Spark partitions its tables itself."""
         self.append(name, query)
 
-    def drop(self, *names: str) -> None:
-        """Forget tables."""
+    def drop_tables(self, *names: str) -> None:
+        """Drop tables, where they are there."""
         for name in names:
             self._tables.pop(name, None)
             self._spark.catalog.dropTempView(name)
@@ -147,12 +147,12 @@ class SparkBackend:
     def load(self, name: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
         """Keep the rows of Arrow batches, which the driver holds, as a table."""
         rows = pa.Table.from_batches(list(batches), schema)
-        self.drop(name)
+        self.drop_tables(name)
         self._keep(name, self._spark.createDataFrame(rows, _ddl(schema)))
 
     def map_batches(self, name: str, query: str, function: shared.BatchFunction, schema: pa.Schema) -> None:
         """Stream a query's rows through a Python function in the workers (see `Backend.map_batches`)."""
-        self.drop(name)
+        self.drop_tables(name)
         in_worker = functools.partial(_in_worker, function=function, names=schema.names)
         self._keep(name, self._spark.sql(query).mapInArrow(in_worker, _ddl(schema)))
 

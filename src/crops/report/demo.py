@@ -338,7 +338,7 @@ class Evidence:
             "select distinct group_id as query_id, item_id from impressions "
             f"where source in ({Source.CLICKED.value}, {Source.EXPOSED.value})",
         )
-        self._db.drop("queries")  # the mining has its own
+        self._db.drop_tables("queries")  # the mining has its own
         mined.open(self._db)
         name_searchers(self._db, mined.open_logs(logs))
         self._db.table("asked", told_queries_sql(k))

@@ -232,7 +232,7 @@ def _read_logs(backend: DuckDBBackend, mined: Mined, logs: Path | None) -> None:
             "seen",
             "select group_id as query_id, item_id, max(source) as source from impressions group by all",
         )
-        backend.drop("queries")  # the mining has its own
+        backend.drop_tables("queries")  # the mining has its own
 
 
 def _read_samples(backend: DuckDBBackend, mined: Mined, k: int, limit: int) -> None:
@@ -249,7 +249,7 @@ def _read_samples(backend: DuckDBBackend, mined: Mined, k: int, limit: int) -> N
     _name_writers(backend, mined)
     backend.table("members", f"{_MEMBERS} order by s.query_id")  # so that a look-up skips the other queries
     backend.table("trails", "select * from trails order by query_id")
-    backend.drop("searchers", "seen", "own", "counted")
+    backend.drop_tables("searchers", "seen", "own", "counted")
     backend.table(
         "written",
         f"select item_id, {', '.join(DOCUMENT_FIELDS)} from synthetic_items "
