@@ -24,7 +24,6 @@ _COMMANDS = (
     "experiment",
     "explain",
     "export",
-    "forget",
     "generate",
     "import_logs",
     "index",

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
-from handmade import FakeScorer, Row, write_logs
+from handmade import FakeScorer, Row, read_tables, write_logs
 from random_logs import random_logs
 from test_engine_equality import hashed
 
 from crops.config import EngineConfig
 from crops.engine.daily import Job, built_days, day_folder
-from crops.engine.subtract import read_content
 from crops.logs import Logs
 
 DAY_S = 86_400
@@ -48,6 +48,12 @@ def plain_job(**config: object) -> Job:
 
 
 def contents(out: Path) -> dict[str, str]:
-    """Return the content hash of every folder of a daily build."""
+    """Return a hash of the rows of every folder of a daily build, whatever their order."""
     folders = [*(day_folder(out, day) for day in built_days(out)), out / "window"]
-    return {folder.name: read_content(folder) for folder in folders}
+    return {folder.name: content(folder) for folder in folders}
+
+
+def content(folder: Path) -> str:
+    """Return a hash of the rows of a mined folder."""
+    rows = {name: sorted(map(str, table)) for name, table in read_tables(folder).items()}
+    return hashlib.sha256(repr(sorted(rows.items())).encode()).hexdigest()

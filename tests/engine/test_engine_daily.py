@@ -15,7 +15,6 @@ from typer.testing import CliRunner
 from crops.cli.app import app
 from crops.engine.backend import DuckDBBackend
 from crops.engine.daily import built_days, exclusive, mine_daily
-from crops.engine.subtract import table_content, write_content
 from crops.errors import CropsError
 from crops.labels import Source
 from crops.text import query_id
@@ -186,41 +185,6 @@ def test_a_full_disk_leaves_the_build_as_it_was(tmp_path, monkeypatch):
         mine_daily(logs, out, plain_job(), DAYS[1:2])
     assert contents(out) == before
     assert sorted(path.name for path in out.iterdir()) == [".lock", "day=2026-01-05", "window"]
-
-
-def test_content_is_that_of_the_rows(tmp_path):
-    rows = [{"a": 1, "b": "x"}, {"a": None, "b": "yy"}, {"a": 3, "b": None}, {"a": 1, "b": "é"}]
-    schema = pa.schema([("a", pa.int64()), ("b", pa.string())])
-
-    def content(name: str, rows: list, schema: pa.Schema = schema, **options) -> str:
-        pq.write_table(pa.Table.from_pylist(rows, schema), tmp_path / name, **options)
-        with DuckDBBackend("500MB") as backend:
-            return table_content(backend, tmp_path / name)
-
-    whole = content("whole.parquet", rows)
-    assert content("other.parquet", rows[::-1], row_group_size=1, compression="zstd") == whole
-    changed = [
-        content("null.parquet", [*rows[:1], {"a": 0, "b": "yy"}, *rows[2:]]),
-        content("text.parquet", [{"a": 1, "b": "xy"}, {"a": None, "b": "y"}, *rows[2:]]),
-        content("fewer.parquet", rows[:3]),
-        content("types.parquet", rows, pa.schema([("a", pa.int32()), ("b", pa.string())])),
-    ]
-    assert len({whole, *changed}) == 5
-
-
-def test_the_content_manifest(tmp_path):
-    pq.write_table(pa.table({"a": [1, 2]}), tmp_path / "t.parquet")
-    (tmp_path / "report.json").write_text("{}")
-    content = write_content(tmp_path, "500MB")
-    manifest = json.loads((tmp_path / "content.json").read_text())
-    assert manifest["content"] == content
-    assert manifest["files"]["t.parquet"]["rows"] == 2
-    assert manifest["files"]["t.parquet"]["bytes"] == (tmp_path / "t.parquet").stat().st_size
-    # sha256 of "{}"
-    assert manifest["files"]["report.json"] == {
-        "bytes": 2,
-        "sha256": "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a",
-    }
 
 
 def test_the_command(tmp_path):

@@ -19,7 +19,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-import crops.engine.daily, crops.engine.daily, crops.outputs
+import crops.engine.daily, crops.outputs
 from crops.logs import open_logs
 from days import DAYS, hashed_job
 
@@ -37,9 +37,9 @@ def rename_once(staging, target):
 job, rebuild = hashed_job(), False
 match sys.argv[3]:
     case "scoring": object.__setattr__(job, "relevance", kill)
-    case "day": crops.engine.daily.complete = kill
+    case "day": sys.modules["crops.engine.mine"].write_manifest = kill
     case "before window": crops.engine.daily.merge_window = kill
-    case "window": crops.engine.daily.write_content = kill
+    case "window": crops.engine.daily.write_manifest = kill
     case "between renames":
         crops.outputs._swap, rebuild = rename_once, True
 folder = Path(sys.argv[2])

@@ -10,24 +10,19 @@ from days import DAYS, hashed_job, write_days
 from crops.config import EngineConfig
 from crops.engine import mine
 from crops.engine.daily import mine_daily
-from crops.engine.forget import _trained_on
 from crops.engine.mined import read_mined
 from crops.errors import CropsError
 from crops.logs import open_logs
-from crops.outputs import write_manifest
 
 
 @pytest.fixture
 def made(tmp_path, monkeypatch):
-    """A folder with logs, a mining, a daily build and a model; made from inside, by relative paths."""
+    """A folder with logs, a mining and a daily build; made from inside, by relative paths."""
     folder = tmp_path / "before"
     write_days(folder / "logs")
     monkeypatch.chdir(folder)
     mine(open_logs("logs"), "mined", EngineConfig(), relevance=None, similarity=None)
     mine_daily(open_logs("logs"), folder / "daily", hashed_job(), DAYS[:2])
-    (folder / "models" / "one").mkdir(parents=True)
-    facts = {"samples": str(folder / "mined")}
-    write_manifest(folder / "models" / "one", "train", config={}, seconds={}, **facts)
     monkeypatch.chdir(tmp_path)
     return folder
 
@@ -48,9 +43,3 @@ def test_a_daily_build_goes_on_where_it_was_moved(made, tmp_path):
     moved = made.rename(tmp_path / "deep")
     mine_daily(open_logs(moved / "logs"), moved / "daily", hashed_job(), DAYS[:3])
     assert list(read_mined(moved / "daily").logs) == [str(moved / "logs")]
-
-
-def test_the_models_of_a_moved_mining_are_named_for_retraining(made, tmp_path):
-    assert list(_trained_on(made / "mined", [made / "models"])) == [str(made / "models" / "one")]
-    moved = made.rename(tmp_path / "deep")
-    assert list(_trained_on(moved / "mined", [moved / "models"])) == [str(moved / "models" / "one")]

@@ -13,7 +13,7 @@ from crops.cli.index import encode, index
 from crops.cli.judge import judge_llm, judge_report, judge_sheet, judge_truth
 from crops.cli.logs import check, import_logs
 from crops.cli.mine import mine
-from crops.cli.mined import explain, export, forget
+from crops.cli.mined import explain, export
 from crops.cli.platform_report import platform_report
 from crops.cli.power import power
 from crops.cli.reproduce import reproduce
@@ -34,7 +34,6 @@ __all__ = [
     "experiment",
     "explain",
     "export",
-    "forget",
     "generate",
     "import_logs",
     "index",

@@ -20,7 +20,7 @@ from crops.cli.generate import generate
 from crops.cli.index import encode, index
 from crops.cli.logs import check, import_logs
 from crops.cli.mine import mine
-from crops.cli.mined import explain, export, forget
+from crops.cli.mined import explain, export
 from crops.cli.platform_report import platform_report
 from crops.cli.power import power
 from crops.cli.reproduce import reproduce
@@ -57,7 +57,6 @@ for function in (
     engine_report,
     explain,
     export,
-    forget,
     train,
     evaluate,
     search,

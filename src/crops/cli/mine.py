@@ -12,6 +12,7 @@ from crops.cli.options import DEFAULTS, ConfigOption, RelevanceOption, SeedOptio
 from crops.config import RelevanceConfig, RunConfig, load_config
 from crops.engine import CachedScorer
 from crops.engine.daily import WINDOW, Job, mine_daily
+from crops.engine.without import Without, read_without
 from crops.errors import CropsError
 from crops.logs import TOKENS, check, open_logs, render, text_kind
 from crops.outputs import MANIFEST, cache_folder, console
@@ -55,6 +56,10 @@ def mine(
     rebuild: Annotated[
         bool, typer.Option("--rebuild", help="Mine days anew that are built already (--daily).")
     ] = False,
+    without: Annotated[
+        list[Path] | None,
+        typer.Option(help="List of ids to leave out, users.txt or items.txt, one a line; repeat for both."),
+    ] = None,
     relevance: RelevanceOption = None,
     seed: SeedOption = None,
     config: ConfigOption = None,
@@ -70,6 +75,9 @@ def mine(
 
     With --daily each day is mined once into a folder of its own, and OUT/window holds the last of them
     merged: what is older weighs less.
+
+    With --without the result is that of logs that never held these users and items; report.json counts the
+    rows. With --daily every day of the window that held them is mined again.
     """
     if not daily and (window is not None or rebuild):
         raise CropsError("--window and --rebuild belong to daily builds; add --daily")
@@ -84,12 +92,14 @@ def mine(
         engine__daily__window=window,
         relevance__model=relevance,
     )
+    left_out = None if without is None else read_without(without)
     accepted = accepted_logs(logs, out.with_name(f"{out.name}.checked"), run)
     if daily:
         days = run.engine.days or ()
-        report = mine_daily(open_logs(accepted), out, job(accepted, run, generated), days, rebuild=rebuild)
+        mining = job(accepted, run, generated, left_out)
+        report = mine_daily(open_logs(accepted), out, mining, days, rebuild=rebuild)
     else:
-        report = mine_logs(accepted, out, run, generated)
+        report = mine_logs(accepted, out, run, generated, left_out)
     samples = out / WINDOW if daily else out
     console.print(f"samples in [bold]{samples}[/bold]; next: crops train {samples} MODEL")
     return report
@@ -103,12 +113,14 @@ def accepted_logs(logs: Path, checked: Path, run: RunConfig) -> Path:
     return checked / "accepted"
 
 
-def mine_logs(logs: Path, out: Path, run: RunConfig, generated: Path | None) -> dict[str, Any]:
+def mine_logs(
+    logs: Path, out: Path, run: RunConfig, generated: Path | None, without: Without | None = None
+) -> dict[str, Any]:
     """Mine accepted logs with theta and the query similarity of the run's relevance model."""
-    return job(logs, run, generated).mine(open_logs(logs), out, run.engine.days)
+    return job(logs, run, generated, without).mine(open_logs(logs), out, run.engine.days)
 
 
-def job(logs: Path, run: RunConfig, generated: Path | None) -> Job:
+def job(logs: Path, run: RunConfig, generated: Path | None, without: Without | None = None) -> Job:
     """Return the run's settings with the scorers of its relevance model, whose scores are kept."""
     relevance, similarity = theta(logs, run)
     return Job(
@@ -117,6 +129,7 @@ def job(logs: Path, run: RunConfig, generated: Path | None) -> Job:
         similarity and _kept("similarity", similarity, run.relevance),
         generated,
         run.seed,
+        without,
     )
 
 

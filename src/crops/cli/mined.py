@@ -9,17 +9,13 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from crops.cli.mine import NONE, job
-from crops.cli.options import ConfigOption, LogsOption, RelevanceOption, command
-from crops.config import load_config
+from crops.cli.options import LogsOption, command
 from crops.engine.evidence import Explanation, Positive, Trail
 from crops.engine.evidence import explain as explain_query
 from crops.engine.export import FORMATS
 from crops.engine.export import export as export_samples
-from crops.engine.forget import ForgetReport, mined_with
-from crops.engine.forget import forget as forget_ids
 from crops.labels import Source
-from crops.outputs import RESOLVED_CONFIG, console
+from crops.outputs import console
 
 _DID = {
     Source.CLICKED: "clicked or liked",
@@ -109,45 +105,3 @@ def export(
     records = export_samples(samples, out, format, logs, owner=owner)
     console.print(f"{records:,} records in [bold]{out}[/bold]")
     return records
-
-
-# ------------------------------------------------------------------------------
-# `crops forget`: users and items out of everything that was mined.
-
-
-@command
-def forget(
-    samples: Annotated[Path, typer.Argument(help="Output of `crops mine`, daily or not.")],
-    user: Annotated[list[int] | None, typer.Option(help="Id of a user; repeat for more.")] = None,
-    item: Annotated[list[int] | None, typer.Option(help="Id of an item; repeat for more.")] = None,
-    logs: LogsOption = None,
-    models: Annotated[
-        list[Path] | None,
-        typer.Option(help="Folder to search for trained models.", show_default="the folder around SAMPLES"),
-    ] = None,
-    relevance: RelevanceOption = None,
-    config: ConfigOption = None,
-) -> ForgetReport:
-    """Remove users and items from mined samples, exactly, and list the models that must be retrained.
-
-    The days that held them are mined again from the logs without their rows, with the settings of the first
-    time; theta must be the same. SAMPLES/forget-report.json says what was done and what is left to do.
-    """
-    folder, manifest = mined_with(samples)
-    unscored = set(manifest["scorers"].values()) == {NONE}
-    named = load_config(config, relevance__model=relevance or (NONE if unscored else None))
-    run = load_config(folder / RESOLVED_CONFIG).model_copy(update={"relevance": named.relevance})
-    report = forget_ids(
-        samples,
-        job(logs or Path(manifest["logs"]), run, None),
-        users=user or (),
-        items=item or (),
-        logs=logs,
-        models=models or [samples.absolute().parent],
-    )
-    console.print(f"mined again: {', '.join(report.rebuilt) or 'nothing held them'}")
-    for model in report.retrain:
-        console.print(f"[bold]retrain[/bold] {model}")
-    for sentence in report.left:
-        console.print(f"· {sentence}")
-    return report

@@ -9,35 +9,29 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import re
+import secrets
 import shutil
 import tomllib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
 from crops.config import DecayConfig, EngineConfig
 from crops.engine.backend import DuckDBBackend
+from crops.engine.events import NoSearchError
 from crops.engine.mine import columns_sql, mine
 from crops.engine.report import p3_coverage, pair_counts, share
 from crops.engine.scoring import CachedScorer, scorer_names
-from crops.engine.subtract import (
-    CONTENT,
-    FORGOTTEN,
-    SCRATCH,
-    Forgotten,
-    read_content,
-    read_forgotten,
-    without,
-    write_content,
-)
+from crops.engine.without import Without, held
 from crops.errors import CropsError
 from crops.labels import DEFAULT_LABELS, SOURCE_GROUPS, Source
-from crops.logs import Logs
+from crops.logs import Logs, open_logs
 from crops.logs.tables import days_before, spans, today, usual_days
 from crops.outputs import (
     MANIFEST,
@@ -51,8 +45,6 @@ from crops.outputs import (
 )
 from crops.protocols import PairScorer
 from crops.schema import EVIDENCE, ITEMS, QUERIES, SAMPLES, SYNTHETIC_ITEMS, Table
-
-FORGET_REPORT = "forget-report.json"
 
 _LOCK = ".lock"
 
@@ -70,9 +62,10 @@ class Job:
     similarity: PairScorer | CachedScorer | None
     generated: Path | None = None
     seed: int = 0
+    without: Without | None = None
 
-    def mine(self, logs: Logs, out: Path, days: Sequence[str] | None) -> dict[str, Any]:
-        """Mine some days (all when None) of the logs."""
+    def mine(self, logs: Logs, out: Path, days: Sequence[str] | None, **noted: object) -> dict[str, Any]:
+        """Mine some days (all when None) of the logs; `noted` are further entries of the manifest."""
         return mine(
             logs,
             out,
@@ -81,6 +74,8 @@ class Job:
             similarity=self.similarity,
             generated=self.generated,
             seed=self.seed,
+            without=self.without,
+            noted=noted,
         )
 
     def settings(self) -> dict[str, Any]:
@@ -95,7 +90,8 @@ def mine_daily(
     """Add days to a daily build and merge its window: the last `config.daily.window` calendar days.
 
     A day sees its own rows only: nothing reaches over midnight, and all caps hold per day. Days that are
-    built already are not mined again. Folders of days that left the window are removed.
+    built already are not mined again, unless their logs hold other users or items to leave out than they were
+    mined without. Folders of days that left the window are removed.
 
     Args:
         logs: accepted logs that hold the days.
@@ -111,49 +107,73 @@ def mine_daily(
     Raises:
         CropsError: a day is no day, not in the logs, before the window, or built from other settings or logs;
             no day is named and which are meant is not clear;
-            another build is at work; a forget was not finished; or as `crops.engine.mine`.
+            another build is at work; what `job` leaves out is not what a day was mined without, and its logs
+            are gone; or as `crops.engine.mine`.
     """
     with exclusive(out):
-        forgotten = read_forgotten(out)
-        if forgotten.pending:
-            raise CropsError(f"{out}: `crops forget` did not finish; run it again before adding days")
         wanted = _wanted_days(logs, out, job.config, days)
-        due = [day for day in wanted if rebuild or not day_folder(out, day).exists()]
-        _check_built(logs, out, job, set(wanted), set(due))
-        for day in due:
+        new = {day for day in wanted if rebuild or not day_folder(out, day).exists()}
+        _check_built(logs, out, job, set(wanted), new)
+        stay = [day for day in _in_window([*wanted, *built_days(out)], job.config) if day not in new]
+        due = {day: (logs, job) for day in new} | _affected(logs, out, job, stay)
+        for day, (source, of_day) in sorted(due.items()):
             console.print(f"[dim]·[/dim] day {day}")
-            if not build_day(logs, out, day, job, forgotten):
+            if not build_day(source, out, day, of_day):
                 console.print(f"{day}: no search is left, its folder is gone")
         return merge_window(out, job.config)
 
 
-def build_day(logs: Logs, out: Path, day: str, job: Job, forgotten: Forgotten) -> bool:
-    """Mine one day into its folder; return whether it holds a search, or else remove the folder."""
-    target = day_folder(out, day)
-    with explained(out), without(logs, [day], forgotten, out, job.config.memory) as remaining:
-        if remaining is None:
-            discard(target)
+def build_day(logs: Logs, out: Path, day: str, job: Job) -> bool:
+    """Mine one day into its folder; return whether a search is left on it, or else remove the folder."""
+    found = held(logs, day, job.without, job.config.memory) if job.without else Without()
+    with explained(out):
+        try:
+            noted = {"build": secrets.token_hex(8), "inputs": _inputs(logs, day), "without": found.digest()}
+            job.mine(logs, day_folder(out, day), [day], **noted)
+        except NoSearchError:
+            if not found:
+                raise
+            discard(day_folder(out, day))
             return False
-        with publish(target, "mine") as folder:
-            mine_into(folder, remaining, [day], job)
-            facts = {"inputs": _inputs(logs, day), "forgotten": forgotten.digest()}
-            complete(folder, job, {"logs": str(logs.path.absolute()), **facts})
     return True
 
 
-def mine_into(folder: Path, logs: Logs, days: Sequence[str] | None, job: Job) -> None:
-    """Mine into an empty folder that is not published yet."""
-    job.mine(logs, folder / "mined", days)
-    for path in (folder / "mined").iterdir():
-        path.rename(folder / path.name)
-    (folder / "mined").rmdir()
+def _in_window(days: Iterable[str], config: EngineConfig) -> list[str]:
+    """Return the days that lie in the window that ends with the last of them, sorted."""
+    days = sorted(set(days))
+    return [day for day in days if day >= days_before(days[-1], config.daily.window - 1)]
 
 
-def complete(folder: Path, job: Job, facts: dict[str, Any]) -> None:
-    """Add facts to the manifest of a mined folder, and its content manifest."""
-    manifest = {**read_manifest(folder, "mine"), "made_in": str(folder.absolute().parent), **facts}
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-    write_content(folder, job.config.memory)
+def _affected(logs: Logs, out: Path, job: Job, built: Sequence[str]) -> dict[str, tuple[Logs, Job]]:
+    """Return those of the built days that hold other ids than they should, each with its logs and its job.
+
+    Raises:
+        CropsError: days were mined without ids and none are named now, or their logs are not what they were.
+    """
+    opened: dict[Path, Logs] = {logs.path: logs}
+    due = {}
+    for day in built:
+        folder = day_folder(out, day)
+        before = read_manifest(folder, "mine")
+        if job.without is None and not before.get("without"):
+            continue
+        if job.without is None:
+            raise CropsError(
+                f"{folder} was mined without some users or items; give their lists again (--without), or an "
+                "empty list, which takes them in again"
+            )
+        path = recorded(before["logs"], folder, before["made_in"])
+        if not path.is_dir():
+            raise CropsError(
+                f"{path}: the logs that {folder} was mined from are gone; put them back, or delete {folder}"
+            )
+        source = opened.setdefault(path, open_logs(path))
+        if before["inputs"] != _inputs(source, day):
+            raise CropsError(f"{folder} was built from other logs of that day; {_REBUILD}")
+        if held(source, day, job.without, job.config.memory).digest() != before.get("without", ""):
+            generated = before["generated"] and recorded(before["generated"], folder, before["made_in"])
+            due[day] = source, replace(job, generated=generated)
+    return due
 
 
 def settings_of(folder: Path) -> dict[str, Any]:
@@ -201,9 +221,8 @@ def explained(out: Path) -> Iterator[None]:
 def _refuse_foreign(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise CropsError(f"{out} is a file; name a folder for the daily build")
-    known = (WINDOW, FORGOTTEN, FORGET_REPORT)
     for path in out.iterdir() if out.exists() else ():
-        if not path.name.startswith((".", "day=")) and path.name not in known:
+        if not path.name.startswith((".", "day=")) and path.name != WINDOW:
             raise CropsError(f"{out} is no daily build: it holds {path.name}; name another folder")
 
 
@@ -212,7 +231,7 @@ def _clear(out: Path) -> None:
         target = out / old.name[1:].rsplit(".", 2)[0]
         if not target.exists():  # killed between the two renames of a publish
             old.rename(target)
-    for path in [*out.glob(".*.old"), *out.glob(".*.tmp"), *out.glob(".*.lock"), *out.glob(f"{SCRATCH}*")]:
+    for path in [*out.glob(".*.old"), *out.glob(".*.tmp"), *out.glob(".*.lock")]:
         if path.is_dir():
             shutil.rmtree(path)
         else:
@@ -270,17 +289,19 @@ def _check_day(logs: Logs, day: str) -> None:
         raise CropsError(f"{logs.path}: no search_impressions on {day}; the days there are: {days}")
 
 
+_REBUILD = "name another folder, or mine these days anew with --rebuild"
+
+
 def _check_built(logs: Logs, out: Path, job: Job, wanted: set[str], due: set[str]) -> None:
     """Raise where a day that stays was built from something else."""
-    remedy = "name another folder, or mine these days anew with --rebuild"
     for day in built_days(out):
         folder = day_folder(out, day)
         if day in due:
             continue
         if changed := differences(settings_of(folder), job.settings()):
-            raise CropsError(f"{folder} was built from other settings: {'; '.join(changed)}; {remedy}")
-        if day in wanted and read_manifest(folder, "mine")["inputs"] != _inputs(logs, day):
-            raise CropsError(f"{folder} was built from other logs of that day; {remedy}")
+            raise CropsError(f"{folder} was built from other settings: {'; '.join(changed)}; {_REBUILD}")
+        if day in wanted and read_manifest(folder, "mine").get("inputs") != _inputs(logs, day):
+            raise CropsError(f"{folder} was built from other logs of that day; {_REBUILD}")
 
 
 def _inputs(logs: Logs, day: str) -> dict[str, int]:
@@ -354,13 +375,13 @@ def merge_window(out: Path, config: EngineConfig) -> dict[str, Any]:
         discard(out / WINDOW)
         return {}
     first = days_before(built[-1], config.daily.window - 1)
-    days = [day for day in built if day >= first]
-    expired = [day for day in built if day < first]
+    days = _in_window(built, config)
+    expired = [day for day in built if day not in days]
     for day in expired:
         what = _left(day, first, built[-1])
         console.print(f"[yellow]{day_folder(out, day)} is removed:[/yellow] {what}", soft_wrap=True)
     state = {
-        "parts": {day: read_content(day_folder(out, day)) for day in days},
+        "parts": {day: _version(day_folder(out, day)) for day in days},
         "daily": config.daily.model_dump(mode="json"),
     }
     if not _is_current(out / WINDOW, state):
@@ -382,8 +403,13 @@ def discard(folder: Path) -> None:
         shutil.rmtree(gone)
 
 
+def _version(folder: Path) -> str:
+    """Return what no other mining of the day has: a hash of its manifest."""
+    return hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
+
+
 def _is_current(window: Path, state: dict[str, Any]) -> bool:
-    if not (window / CONTENT).exists():
+    if not (window / MANIFEST).exists():
         return False
     manifest = read_manifest(window, "mine")
     return all(manifest.get(name) == value for name, value in state.items())
@@ -420,7 +446,6 @@ def _publish_window(
             logs_of_days={day: _logs_of(part) for day, part in parts.items()},
             **state,
         )
-        write_content(folder, config.memory)
 
 
 def _logs_of(part: Path) -> str:

@@ -23,6 +23,7 @@ import pyarrow as pa
 
 from crops.config import BotConfig
 from crops.engine.backend import Backend, pieces
+from crops.engine.without import Without, read_logs
 from crops.errors import CropsError
 from crops.labels import Source
 from crops.logs import Logs
@@ -40,6 +41,11 @@ _SOURCE = f"""case
     when coalesce(clicked, false) or coalesce(liked, false) then {Source.CLICKED.value}
     else {Source.EXPOSED.value} end"""
 
+
+class NoSearchError(CropsError):
+    """There is nothing to mine."""
+
+
 _DAY_US = 86_400_000_000
 _TEXT_SCHEMA = pa.schema([("raw", pa.string()), ("query_id", pa.int64()), ("query", pa.string())])
 
@@ -52,6 +58,7 @@ def load_events(
     group_by: GroupBy = "query",
     *,
     keep: bool = True,
+    without: Without | None = None,
 ) -> None:
     """Make the tables named above from the logs of `days` (all days when None).
 
@@ -62,16 +69,16 @@ def load_events(
         bots: who counts as bot-like; None keeps everybody.
         group_by: what a training group is.
         keep: whether `impressions` is kept; a job that reads few of them once is faster without.
+        without: whose rows are left out.
 
     Raises:
-        CropsError: the days hold no search, or a search_id stands for two users or two queries.
+        NoSearchError: the days hold no search.
+        CropsError: a search_id stands for two users or two queries.
     """
-    backend.read_logs("log_impressions", logs, "search_impressions", days)
-    backend.read_logs("log_feed", logs, "feed_events", days)
-    backend.read_logs("log_items", logs, "items", None)
+    read_logs(backend, logs, days, without)
     add_texts(backend, "texts", "select distinct query as raw from log_impressions")
     backend.table("search_events", _SEARCH_EVENTS)
-    _check_searches(backend, days)
+    _check_searches(backend, days, without)
     backend.table("bots", _NO_BOTS if bots is None else _bots_sql(bots))
     group = GROUP_COLUMN[group_by]
     size = pieces(backend.count("log_impressions"), backend.memory) if keep else 1
@@ -156,10 +163,11 @@ def _normalise(batches: Iterator[pa.RecordBatch]) -> Iterable[pa.RecordBatch]:
         )
 
 
-def _check_searches(backend: Backend, days: Sequence[str] | None) -> None:
+def _check_searches(backend: Backend, days: Sequence[str] | None, without: Without | None) -> None:
     if not backend.count("search_events"):
         where = f"on {', '.join(days)}" if days else "on any day"
-        raise CropsError(
+        where += " without the users and items left out" if without else ""
+        raise NoSearchError(
             f"search_impressions: no search {where}, so nothing can be mined; "
             "check engine.days and the rejects of `crops check`"
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from crops.engine.scoring import (
 )
 from crops.engine.search import sample_searches
 from crops.engine.spark import SparkBackend
+from crops.engine.without import Without, count_left_out
 from crops.labels import Source, parse_sources
 from crops.logs import Logs
 from crops.outputs import publish, timed, write_manifest
@@ -62,6 +63,8 @@ def mine(
     similarity: PairScorer | CachedScorer | None,
     generated: str | Path | None = None,
     seed: int = 0,
+    without: Without | None = None,
+    noted: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Mine graded samples from accepted logs and write them to a folder.
 
@@ -78,6 +81,9 @@ def mine(
         similarity: P(same intent) over two query texts; without it P1 is not filtered by it.
         generated: JSON lines of LLM documents for P3.
         seed: of the random choices under the caps.
+        without: users and items that are left out, as if the logs had never held them; report.json counts
+            their rows.
+        noted: further entries of the manifest.
 
     Returns:
         The report (see `crops.engine.report.build_report`), as written to report.json.
@@ -96,7 +102,7 @@ def mine(
         theta, intent = cached(relevance, scratch / "relevance"), cached(similarity, scratch / "similarity")
         backend.check_workers(folder, logs, [scorer for scorer in (theta, intent) if scorer])
         with timed(seconds, "read the logs"):
-            load_events(backend, logs, config.days, config.bots, config.group_by)
+            load_events(backend, logs, config.days, config.bots, config.group_by, without=without)
             # Before the long work: a bad line in the file should not cost an hour of scoring.
             load_generated(backend, generated if Source.KNOWLEDGE & wanted else None, config.knowledge, seed)
         with timed(seconds, "P1 and P2 candidates"):
@@ -117,6 +123,8 @@ def mine(
             report = build_report(
                 backend, config, census, theta=theta is not None, similarity=intent is not None
             )
+            if without is not None:
+                report["input"]["without"] = count_left_out(backend)
             (folder / REPORT).write_text(json.dumps(report, indent=2) + "\n")
         settings = {"seed": seed, "engine": config.model_dump(mode="json", exclude_none=True)}
         write_manifest(
@@ -129,6 +137,7 @@ def mine(
             generated=None if generated is None else str(generated.absolute()),
             scorers=scorer_names(relevance, similarity),
             rules=RULES,
+            **(noted or {}),
         )
     return report
 

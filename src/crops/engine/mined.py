@@ -201,8 +201,8 @@ def _few(backend: Backend, mined: Mined, k: int) -> str:
 
 
 def _without_bots(report: dict[str, Any]) -> dict[str, Any]:
-    """Return a report that does not count what single users did who were left out as bot-like."""
-    counts = {name: value for name, value in report["input"].items() if name != "bots"}
+    """Return a report that does not count what single users did who were left out, as bot-like or by name."""
+    counts = {name: value for name, value in report["input"].items() if name not in ("bots", "without")}
     return {**report, "input": counts, "notes": [one for one in report["notes"] if BOT_LIKE not in one]}
 
 
