@@ -10,7 +10,7 @@ from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 from typer.main import get_command
 
 import crops
-from crops.cli.app import app
+from crops.cli.app import LazyCommand, app
 from sitegen.repository import INCLUDED
 from sitegen.usages import usages
 
@@ -20,9 +20,9 @@ HISTORY = ("CHANGELOG.md", "LOG.md")
 """Pages that tell what was, not how to use a command."""
 _FOOT = """
 Each command is a typed function, `crops.train(...)` in Python, and checks its arguments before it writes
-(`crops reproduce` is `crops.cli.reproduce`: `crops.reproduce` is the room). An option that is left out falls
-back to the `--config` TOML of the run, and that to the default ([settings](settings.md)). Exit code 2 is a
-fault that the user can mend, with a message that says how.
+(`crops reproduce` is `crops.cli.reproduce.reproduce`: `crops.reproduce` is the room). An option that is left
+out falls back to the `--config` TOML of the run, and that to the default ([settings](settings.md)). Exit code
+2 is a fault that the user can fix, with a message that says how.
 """
 
 
@@ -36,8 +36,8 @@ def _leaves(command: object, words: tuple[str, ...]) -> Iterator[tuple[str, Type
     if isinstance(command, TyperGroup):
         for name, child in command.commands.items():
             yield from _leaves(child, (*words, name))
-    elif isinstance(command, TyperCommand):
-        yield " ".join(words), command
+    elif isinstance(command, LazyCommand):
+        yield " ".join(words), command.load()
 
 
 def called(words: Sequence[str]) -> str | None:

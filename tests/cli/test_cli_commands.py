@@ -187,14 +187,6 @@ def test_bad_input_ends_with_a_message_and_code_2(tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_every_command_explains_itself_with_defaults():
-    runner = CliRunner()
-    for command in ("demo", "simulate", "check", "mine", "train", "evaluate", "search"):
-        result = runner.invoke(app, [command, "--help"])
-        assert result.exit_code == 0
-        assert "default" in result.output, command
-
-
 def test_ctrl_c_in_the_simulation_leaves_nothing(tmp_path, settings, monkeypatch):
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt

@@ -11,9 +11,8 @@ import pyarrow.compute as pc
 import pytest
 from ir_measures import R
 
-from crops.cli import evaluate
-from crops.cli.app import main
-from crops.cli.evaluate import gate, refuse_trained_on, results_table, write_results
+from crops.cli import main
+from crops.cli.evaluate import evaluate, gate, refuse_trained_on, results_table, write_results
 from crops.config import load_config
 from crops.errors import CropsError, RegressionError
 from crops.evaluation.evaluate import metric_values, summarise
@@ -152,7 +151,7 @@ def logs(tmp_path, write_logs):
 
 
 def mined(tmp_path, logs, *days):
-    from crops.cli import mine
+    from crops.cli.mine import mine
 
     mine(logs, tmp_path / "mined", day=list(days), relevance="none")
     return tmp_path / "mined"

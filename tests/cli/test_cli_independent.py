@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-import crops.cli.mine  # noqa: F401  (the module, which a function of that name hides)
+import crops.cli.mine  # noqa: F401  (for `sys.modules`)
 from crops.cli.evaluate import agreement
 from crops.config import load_config
 from crops.errors import CropsError

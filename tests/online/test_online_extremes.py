@@ -12,7 +12,7 @@ import pytest
 from test_online_analyse import DAYS, NOON, sums_table
 
 import crops
-from crops.cli.app import _tell_warning
+from crops.cli.app import _print_warning
 from crops.cli.bubble_loop import OBSERVABLES, loop_page
 from crops.config import RunConfig
 from crops.errors import CropsError
@@ -192,6 +192,6 @@ def test_a_day_without_a_case_is_a_dash_in_the_loop():
 def test_a_librarys_warning_is_told_in_a_line(capsys):
     with warnings.catch_warnings():
         warnings.simplefilter("always")
-        warnings.showwarning = _tell_warning
+        warnings.showwarning = _print_warning
         warnings.warn("precision\nmay be lost", RuntimeWarning, stacklevel=1)
     assert capsys.readouterr().err == "note (RuntimeWarning): precision may be lost\n"

@@ -1,53 +1,85 @@
-"""The commands. Each is a typed function: `crops mine ...` in a shell is `crops.mine(...)` in Python."""
+"""The commands. Each is a typed function: `crops mine ...` in a shell is `crops.mine(...)` in Python.
 
-from crops.cli.analyse import analyse
-from crops.cli.app import main
-from crops.cli.bubble_loop import bubble_loop
-from crops.cli.calibrate import calibrate
-from crops.cli.demo import demo
-from crops.cli.engine_report import engine_report
-from crops.cli.evaluate import evaluate
-from crops.cli.experiment import experiment
-from crops.cli.generate import generate
-from crops.cli.index import encode, index
-from crops.cli.judge import judge_llm, judge_report, judge_sheet, judge_truth
-from crops.cli.logs import check, import_logs
-from crops.cli.mine import mine
-from crops.cli.mined import explain, export
-from crops.cli.platform_report import platform_report
-from crops.cli.power import power
-from crops.cli.reproduce import reproduce
-from crops.cli.search import search
-from crops.cli.serve import serve
-from crops.cli.simulate import simulate
-from crops.cli.train import train
+Only their table is here, so that `crops --help` imports none of them; `crops.cli.app` runs them.
+"""
 
-__all__ = [
-    "analyse",
-    "bubble_loop",
-    "calibrate",
-    "check",
-    "demo",
-    "engine_report",
-    "encode",
-    "evaluate",
-    "experiment",
-    "explain",
-    "export",
-    "generate",
-    "import_logs",
-    "index",
-    "judge_llm",
-    "judge_report",
-    "judge_sheet",
-    "judge_truth",
-    "main",
-    "mine",
-    "platform_report",
-    "power",
-    "reproduce",
-    "search",
-    "serve",
-    "simulate",
-    "train",
-]
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+LOGS = "Your logs"
+LEARNING = "Train and evaluate"
+SERVING = "Serve"
+SIMULATION = "Simulate and reproduce"
+ONLINE = "Online"
+
+GROUPS = {"judge": (LOGS, "Are the positives relevant? By people, by an LLM, by truth.")}
+"""What commands of two words begin with: panel and help."""
+
+
+class Command(NamedTuple):
+    """A command of the shell, and the function behind it."""
+
+    words: str
+    """What is typed after `crops`."""
+    place: str
+    """module:function, below `crops.cli`."""
+    panel: str
+    """Where `crops --help` lists it."""
+    help: str
+    """A line for `crops --help`; the function's docstring says more."""
+
+    @property
+    def name(self) -> str:
+        """Return the name of the function."""
+        return self.place.partition(":")[2]
+
+    def function(self) -> Callable[..., Any]:
+        """Import the function."""
+        module, _, name = self.place.partition(":")
+        found: Callable[..., Any] = getattr(importlib.import_module(f"crops.cli.{module}"), name)
+        return found
+
+
+COMMANDS = (
+    Command("import", "logs:import_logs", LOGS, "Bring your logs, or a public data set, into our tables."),
+    Command("check", "logs:check", LOGS, "Test every row of the logs; rejected ones go aside."),
+    Command("mine", "mine:mine", LOGS, "Turn logs into graded training samples."),
+    Command("explain", "mined:explain", LOGS, "Show why each positive of a query is one."),
+    Command("engine-report", "engine_report:engine_report", LOGS, "Report what a mining found, by source."),
+    Command("export", "mined:export", LOGS, "Write samples in other formats."),
+    Command("generate", "generate:generate", LOGS, "Have an LLM write documents for mined queries."),
+    Command("judge sheet", "judge:judge_sheet", LOGS, "Draw positives for people to grade, blind."),
+    Command("judge llm", "judge:judge_llm", LOGS, "Have an LLM grade them, too."),
+    Command("judge report", "judge:judge_report", LOGS, "Report grades by source, and how far raters agree."),
+    Command("judge truth", "judge:judge_truth", LOGS, "Grade the sources by a simulator's truth."),
+    Command("calibrate", "calibrate:calibrate", LOGS, "Fit what the relevance model's scores mean."),
+    Command("train", "train:train", LEARNING, "Train a retriever on mined samples."),
+    Command("evaluate", "evaluate:evaluate", LEARNING, "Compare models on a later day of the logs."),
+    Command("index", "index:index", SERVING, "Build or change an index of a catalogue."),
+    Command("encode", "index:encode", SERVING, "Write vectors for any other store."),
+    Command("search", "search:search", SERVING, "Ask a model."),
+    Command("serve", "serve:serve", SERVING, "Search over HTTP and in a browser, with the evidence."),
+    Command("demo", "demo:demo", SIMULATION, "See a filter bubble form and break, in minutes."),
+    Command("simulate", "simulate:simulate", SIMULATION, "Simulate search and feed logs, with their truth."),
+    Command(
+        "platform-report",
+        "platform_report:platform_report",
+        SIMULATION,
+        "Compare the simulation with public figures.",
+    ),
+    Command("reproduce", "reproduce:reproduce", SIMULATION, "Make the paper's tables, and judge its claims."),
+    Command("experiment", "experiment:experiment", ONLINE, "Test retrievers on simulated users (A/B)."),
+    Command("analyse", "analyse:analyse", ONLINE, "Test the effects of an experiment in its logs."),
+    Command("power", "power:power", ONLINE, "Say what effect an experiment could see."),
+    Command("bubble-loop", "bubble_loop:bubble_loop", ONLINE, "Retrain every day, and watch the bubble."),
+)
+
+
+def main() -> None:
+    """Run the command line."""
+    from crops.cli.app import run
+
+    run()

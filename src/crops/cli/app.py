@@ -1,33 +1,15 @@
-"""The `crops` command: registers the functions, and turns errors into messages."""
+"""The `crops` command: loads the function that is asked for, and turns errors into messages."""
 
 from __future__ import annotations
 
 import sys
 import warnings
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
-from crops.cli import judge
-from crops.cli.analyse import analyse
-from crops.cli.bubble_loop import bubble_loop
-from crops.cli.calibrate import calibrate
-from crops.cli.demo import demo
-from crops.cli.engine_report import engine_report
-from crops.cli.evaluate import evaluate
-from crops.cli.experiment import experiment
-from crops.cli.generate import generate
-from crops.cli.index import encode, index
-from crops.cli.logs import check, import_logs
-from crops.cli.mine import mine
-from crops.cli.mined import explain, export
-from crops.cli.platform_report import platform_report
-from crops.cli.power import power
-from crops.cli.reproduce import reproduce
-from crops.cli.search import search
-from crops.cli.serve import serve
-from crops.cli.simulate import simulate
-from crops.cli.train import train
+from crops.cli import COMMANDS, GROUPS, Command
 from crops.errors import CropsError
 from crops.outputs import console, versions
 
@@ -37,44 +19,73 @@ HELP = (
 )
 
 
+def run() -> None:
+    """Run the command line; exit code 2 for what the user can fix, 1 for a worse model, 130 for Ctrl-C."""
+    warnings.showwarning = _print_warning
+    try:
+        app()
+    except CropsError as error:
+        console.print("[bold red]error:[/bold red]", end=" ")
+        console.print(str(error), markup=False, highlight=False)
+        sys.exit(error.exit_code)
+
+
+def _print_warning(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
+    """Print the warning of a library in a line, without the code that it came from."""
+    said = " ".join(str(message).split())
+    console.print(f"note ({category.__name__}): {said}", style="dim", markup=False, highlight=False)
+
+
+class LazyCommand(TyperCommand):
+    """A command that is imported when it is called; its help line is known before."""
+
+    def __init__(self, row: Command) -> None:
+        """Make the command of a row of the table."""
+        name = row.words.rpartition(" ")[2]
+        super().__init__(name, help=row.help, rich_help_panel=None if " " in row.words else row.panel)
+        self._row = row
+
+    def load(self) -> TyperCommand:
+        """Import the function and return the command with its options."""
+        single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+        single.command(self.name)(self._row.function())
+        loaded = typer.main.get_command(single)
+        assert isinstance(loaded, TyperCommand)
+        return loaded
+
+    def make_context(self, info_name: str | None, args: list[str], *rest: Any, **extra: Any) -> Any:  # noqa: ANN401
+        """Parse the arguments of the real command."""
+        return self.load().make_context(info_name, args, *rest, **extra)
+
+
+class Commands(TyperGroup):
+    """All commands of the table; those of two words in groups."""
+
+    def __init__(self, **attrs: Any) -> None:  # noqa: ANN401 (typer's)
+        """Fill the table in."""
+        super().__init__(**attrs)
+        groups = {
+            name: TyperGroup(name=name, help=text, rich_help_panel=panel, no_args_is_help=True)
+            for name, (panel, text) in GROUPS.items()
+        }
+        for row in COMMANDS:
+            first, _, second = row.words.partition(" ")
+            if second:
+                groups[first].add_command(LazyCommand(row))
+                self.add_command(groups[first])
+            else:
+                self.add_command(LazyCommand(row))
+
+
+app = typer.Typer(
+    name="crops", cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+)
+
+
 def _print_version(wanted: bool) -> None:
     if wanted:
         console.print(f"crops {versions()['crops']}", highlight=False)
         raise typer.Exit
-
-
-app = typer.Typer(
-    name="crops",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-for function in (
-    demo,
-    simulate,
-    check,
-    mine,
-    engine_report,
-    explain,
-    export,
-    train,
-    evaluate,
-    search,
-    serve,
-    index,
-    encode,
-    platform_report,
-    generate,
-    calibrate,
-    reproduce,
-    experiment,
-    bubble_loop,
-    analyse,
-    power,
-):
-    app.command()(function)
-app.command("import")(import_logs)
-app.add_typer(judge.app, name=judge.COMMAND)
 
 
 @app.callback(help=HELP)
@@ -84,20 +95,3 @@ def _options(
     ] = False,
 ) -> None:
     pass
-
-
-def _tell_warning(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
-    """Print the warning of a library in a line, without the code that it came from."""
-    said = " ".join(str(message).split())
-    console.print(f"note ({category.__name__}): {said}", style="dim", markup=False, highlight=False)
-
-
-def main() -> None:
-    """Run the command line; exit code 2 for what the user can mend, 1 for a worse model, 130 for Ctrl-C."""
-    warnings.showwarning = _tell_warning
-    try:
-        app()
-    except CropsError as error:
-        console.print("[bold red]error:[/bold red]", end=" ")
-        console.print(str(error), markup=False, highlight=False)
-        sys.exit(error.exit_code)

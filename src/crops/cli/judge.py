@@ -11,7 +11,6 @@ from typing import Annotated, Any
 
 import typer
 from rich.table import Table
-from scipy.stats import binomtest
 
 from crops.cli.generate import (
     BaseUrlOption,
@@ -57,10 +56,7 @@ from crops.retrieval import BM25Retriever, load_items
 COMMAND = "judge"
 ALPHAS = (0.5, DEFAULTS.engine.feed.relevance, 0.7)
 
-app = typer.Typer(help="Are the positives relevant? By people, by an LLM, by truth.", no_args_is_help=True)
 
-
-@app.command("sheet")
 @command
 def judge_sheet(
     samples: Annotated[Path, typer.Argument(help="Output of `crops mine`.")],
@@ -80,7 +76,6 @@ def judge_sheet(
     return pairs
 
 
-@app.command("llm")
 @command
 def judge_llm(
     sheet: Annotated[Path, typer.Argument(help="A sheet, filled or not: its grades are not read.")],
@@ -135,7 +130,6 @@ def judge_llm(
     return counts
 
 
-@app.command("report")
 @command
 def judge_report(
     sheets: Annotated[list[Path], typer.Argument(help="Filled sheets, one per person.")],
@@ -192,6 +186,8 @@ def _interval(useful: int, total: int) -> tuple[float | None, float | None]:
     """Return the 95 % interval of a share (Wilson); a handful of pairs carries none."""
     if total < MIN_QUERIES:
         return None, None
+    from scipy.stats import binomtest  # slow to import: not for --help
+
     interval = binomtest(useful, total).proportion_ci(method="wilson")
     return float(interval.low), float(interval.high)
 
@@ -229,7 +225,6 @@ def _fleiss(raters: dict[str, Ratings]) -> str:
     return "all grades equal" if kappa is None else f"{kappa:.2f} over {len(counts)} pairs"
 
 
-@app.command("truth")
 @command
 def judge_truth(
     samples: Annotated[Path, typer.Argument(help="A mining with both relevance thresholds at 0.")],

@@ -15,7 +15,6 @@ from typing import Any
 import duckdb
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import cohen_kappa_score
 
 from crops.engine.evidence import told_queries_sql
 from crops.engine.mined import mined_folder
@@ -284,6 +283,8 @@ def agreements(raters: Mapping[str, Ratings]) -> list[Agreement]:
 def _kappa(a: Sequence[int], b: Sequence[int], weights: str | None) -> float | None:
     if len({*a, *b}) == 1:
         return None
+    from sklearn.metrics import cohen_kappa_score  # slow to import: not for --help
+
     return float(cohen_kappa_score(a, b, weights=weights))
 
 

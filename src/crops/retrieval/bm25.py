@@ -7,7 +7,6 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
-import bm25s
 import numpy as np
 import Stemmer
 from numpy.typing import NDArray
@@ -56,6 +55,8 @@ class BM25Retriever:
         words = self._words(ordered)
         if not any(words):
             raise CropsError("no document of the catalogue holds a word that BM25 can index")
+        import bm25s  # brings jax where that is installed, which takes a second
+
         self._index = bm25s.BM25(k1=k1, b=b, method="lucene")
         self._index.index(words, create_empty_token=False, show_progress=False)
 
@@ -133,6 +134,8 @@ def splitter(tokeniser: Tokeniser) -> Splitter:
 
 
 def _english(texts: Sequence[str], stemmer: Stemmer.Stemmer) -> list[list[str]]:
+    import bm25s
+
     words: list[list[str]] = bm25s.tokenize(
         list(texts), stopwords="en", stemmer=stemmer, return_ids=False, show_progress=False
     )
