@@ -80,6 +80,21 @@ def document_text_sql(alias: str = "") -> str:
     return f"concat_ws(' ', {fields})"
 
 
+class Document(NamedTuple):
+    """What is shown of an item."""
+
+    title: str
+    text: str
+    category: str | None
+
+
+def document_of(row: Mapping[str, Any]) -> Document:
+    """Return what is shown of a row of items or of generated items: the first text is the title."""
+    texts = [text for name in DOCUMENT_FIELDS if (text := (row.get(name) or "").strip())]
+    title, *rest = texts or ["(no text)"]
+    return Document(title, " · ".join(rest), row.get("category"))
+
+
 class Rendering(NamedTuple):
     """How rows of `items` and queries become the texts that an encoder reads."""
 

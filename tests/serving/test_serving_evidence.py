@@ -8,12 +8,12 @@ from served_world import GENERATED, ITEMS, MODELS, SECRET
 from starlette.testclient import TestClient
 
 from crops.config import ServingConfig
-from crops.engine.evidence import Trail
+from crops.engine.evidence import Trail, TrainingEvidence
 from crops.errors import CropsError
 from crops.labels import Source
 from crops.serving import opening
 from crops.serving.app import make_app
-from crops.serving.evidence import Evidence, Senses
+from crops.serving.evidence import Senses
 from crops.text import query_id
 
 P0, P1, P2, P3 = Source.CLICKED, Source.REFORMULATION, Source.FEED, Source.KNOWLEDGE
@@ -32,7 +32,7 @@ def pairs(evidence, text):
 
 @pytest.fixture(scope="module")
 def evidence(world):
-    return Evidence(world / "samples")
+    return TrainingEvidence(world / "samples")
 
 
 def test_only_queries_of_k_users_are_known(evidence):
@@ -82,14 +82,17 @@ def test_stages_are_the_furthest_that_the_old_system_went(evidence):
 
 
 def test_a_higher_k_hides_more(world):
-    strict = Evidence(world / "samples", k=5)
+    strict = TrainingEvidence(world / "samples", k=5)
     assert [query.text for query in strict.queries] == ["jaguar"]
     found = totals(strict, "jaguar")
     assert found[P0] == (None, None, None)
     assert found[P1] == (None, None, None)
     assert pairs(strict, "jaguar")[3].trails == (Trail(P1, None, None),)
     assert strict.query(query_id("jaguar")).rewordings == ()
-    assert Evidence(world / "samples", limit=1).queries == Evidence(world / "samples").queries[:1]
+    assert (
+        TrainingEvidence(world / "samples", limit=1).queries
+        == TrainingEvidence(world / "samples").queries[:1]
+    )
 
 
 def test_the_nearest_pairs_by_hand(desk):
@@ -209,6 +212,6 @@ def test_without_samples_there_is_no_evidence(world, fake_models):
 
 def test_samples_that_do_not_fit_are_refused(tmp_path):
     with pytest.raises(CropsError, match="not an output of `crops mine`"):
-        Evidence(tmp_path)
+        TrainingEvidence(tmp_path)
     with pytest.raises(CropsError, match="no truth folder"):
         Senses(tmp_path)

@@ -21,13 +21,14 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Scope
 
+from crops.engine.evidence import TrainingEvidence
 from crops.errors import UnknownItemError
 from crops.labels import Source
 from crops.outputs import versions
 from crops.report.render import label_meanings
 from crops.retrieval.catalogue import Filter
 from crops.serving.door import Door, Refusal, failed, refusal_json
-from crops.serving.evidence import Evidence, Explained, NearPair, NearQuery
+from crops.serving.evidence import Explained, NearPair, NearQuery
 from crops.serving.opening import Desk
 from crops.serving.searcher import Job, Result
 from crops.serving.service import (
@@ -298,7 +299,7 @@ class Explorer:
             raise BadRequestError(404, "this server knows no training data; start it with --samples")
         return await self._desk.service.do(partial(self._group, self._desk.evidence, query))
 
-    def _group(self, evidence: Evidence, query: str) -> HTMLResponse:
+    def _group(self, evidence: TrainingEvidence, query: str) -> HTMLResponse:
         """Return the page of a training group; runs in the queue."""
         known = evidence.query(query_id(query))
         if known is None:

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from crops.config import ServingConfig
+from crops.engine.evidence import TrainingEvidence
 from crops.errors import CropsError
 from crops.outputs import recorded
 from crops.retrieval import IndexManifest, Model, load_model
 from crops.retrieval.index import VectorIndex, check_model
 from crops.retrieval.uri import Location, current_version, locate, open_index, open_retriever
-from crops.serving.evidence import Evidence, Explained, Explainer, Senses
+from crops.serving.evidence import Explained, Explainer, Senses
 from crops.serving.searcher import Job, Searcher
 from crops.serving.service import Service, Slot
 from crops.serving.telemetry import log_event, log_failure
@@ -78,7 +79,7 @@ def open_desk(
     senses = Senses(truth) if truth else None
     if samples is None:
         return Desk(service, senses=senses)
-    evidence = Evidence(samples, logs, k=config.shown_users, limit=config.evidence_queries)
+    evidence = TrainingEvidence(samples, logs, k=config.shown_users, limit=config.evidence_queries)
     return Desk(service, evidence, Explainer(evidence, slots["index"].searcher), senses)
 
 
@@ -129,7 +130,7 @@ class Desk:
     """What the endpoints and the pages ask."""
 
     service: Service
-    evidence: Evidence | None = None
+    evidence: TrainingEvidence | None = None
     """None without the samples that the model was trained on."""
     explainer: Explainer | None = None
     """Replaced together with the index."""

@@ -8,10 +8,10 @@ import statistics
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,7 @@ from crops.protocols import Retriever
 from crops.retrieval import Model, encode_texts
 from crops.retrieval.catalogue import NO_ITEM, Filter
 from crops.retrieval.index import VectorIndex
-from crops.text import DOCUMENT_FIELDS
+from crops.text import Document, document_of
 
 _ENCODING = threading.Lock()
 
@@ -43,14 +43,6 @@ class Job(NamedTuple):
     where: Filter | None = None
     texts: bool = True
     """Whether the texts of the items are wanted too."""
-
-
-class Document(NamedTuple):
-    """What is shown of an item."""
-
-    title: str
-    text: str
-    category: str | None
 
 
 class Result(NamedTuple):
@@ -167,13 +159,6 @@ class Searcher:
             return {}
         rows = self.index.items(np.array(ids, dtype=np.int64)).to_pylist()
         return {row["item_id"]: document_of(row) for row in rows}
-
-
-def document_of(row: Mapping[str, Any]) -> Document:
-    """Return what is shown of a row of items or of generated items: the first text is the title."""
-    texts = [text for field in DOCUMENT_FIELDS if (text := (row.get(field) or "").strip())]
-    title, *rest = texts or ["(no text)"]
-    return Document(title, " · ".join(rest), row.get("category"))
 
 
 def _cut(job: Job, ids: list[int], scores: list[float]) -> tuple[list[int], list[float]]:

@@ -9,8 +9,9 @@ from urllib.parse import urlencode
 
 from crops.labels import Source
 from crops.serving.evidence import Explained, NearPair, Senses
-from crops.serving.searcher import Document, Result
+from crops.serving.searcher import Result
 from crops.serving.service import BadRequestError
+from crops.text import Document
 
 Show = Literal["all", "changed"]
 _TONES = 6
