@@ -157,7 +157,7 @@ def test_labels_order_the_origins_as_the_paper():
 def test_source_names_cover_every_bit_once():
     assert sum(int(group) for group in SOURCE_GROUPS.values()) == sum(int(source) for source in Source)
     assert parse_sources(["search", "p1"]) == SEARCH_SOURCES | Source.REFORMULATION
-    with pytest.raises(CropsError, match="'p9'; known: search, p1, p2, p3"):
+    with pytest.raises(CropsError, match="'p9'; known: search, p1 .rewording., p2 .feed., p3 .LLM."):
         parse_sources(["p9"])
 
 

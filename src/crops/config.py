@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from crops.errors import CropsError, nearest
+from crops.labels import SOURCE_GROUPS
 
 __all__ = [
     "BotConfig",
@@ -130,7 +131,7 @@ class EngineConfig(Section):
     """Spark's master: local[n], spark://host:port, k8s://https://host:port or yarn."""
     days: tuple[str, ...] | None = None
     """Days to mine (YYYY-MM-DD); all when absent."""
-    sources: tuple[str, ...] = ("search", "p1", "p2", "p3")
+    sources: tuple[str, ...] = tuple(SOURCE_GROUPS)
     memory: str = "2GB"
     """Memory limit of the process that mines; theta's model comes on top."""
     group_by: Literal["query", "event"] = "query"

@@ -6,13 +6,18 @@ for any subset of sources: an ablation needs no second mining run.
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from enum import IntFlag
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from crops.errors import CropsError, nearest
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 class Source(IntFlag):
@@ -34,29 +39,103 @@ class Source(IntFlag):
     """Consumed after the same user reformulated the query: P1."""
 
 
+@dataclass(frozen=True)
+class Origin:
+    """All that distinguishes one source from the others; a row of `ORIGINS`."""
+
+    bit: Source
+    group: str
+    """What settings and commands call it: `search` or its own key."""
+    section: str
+    """Its section of the engine's settings."""
+    label: int
+    """The label it earns (CroPS, section on HLA); only the order of labels matters."""
+    meaning: str
+    """What happened, as the end of "the item was ..."."""
+    stage: str | None = None
+    """The same in short, for what the search itself had recalled."""
+    key: str = ""
+    """What reports on disk call a source of positives; empty for the negatives of search."""
+    name: str = ""
+    """What readers of the paper call a source of positives."""
+    human: str = ""
+    """What others call it."""
+    tone: int = 0
+    """Its colour in charts (`crops.report.charts`)."""
+
+
+ORIGINS = (
+    Origin(
+        Source.REFORMULATION,
+        group="p1",
+        section="reformulation",
+        label=5,
+        meaning="consumed after rewording",
+        key="p1",
+        name="P1",
+        human="rewording",
+        tone=2,
+    ),
+    Origin(
+        Source.FEED,
+        group="p2",
+        section="feed",
+        label=4,
+        meaning="consumed in the feed by its searchers",
+        key="p2",
+        name="P2",
+        human="feed",
+        tone=3,
+    ),
+    Origin(
+        Source.KNOWLEDGE,
+        group="p3",
+        section="knowledge",
+        label=4,
+        meaning="written by an LLM",
+        key="p3",
+        name="P3",
+        human="LLM",
+        tone=4,
+    ),
+    Origin(
+        Source.CLICKED,
+        group="search",
+        section="search",
+        label=4,
+        meaning="clicked or liked",
+        stage="clicked",
+        key="p0",
+        name="clicks",
+        human="search",
+        tone=1,
+    ),
+    Origin(Source.EXPOSED, "search", "search", 3, "shown, not consumed", "shown"),
+    Origin(Source.UNEXPOSED, "search", "search", 2, "ranked, not shown", "ranked, not shown"),
+    Origin(Source.FILTERED, "search", "search", 1, "found, filtered before ranking", "filtered"),
+)
+"""Every source, the most telling first. A new one has a bit in `Source` and a row here; its miner reads a
+section of `crops.config.EngineConfig`."""
+
+POSITIVE_ORIGINS = tuple(sorted((row for row in ORIGINS if row.key), key=lambda row: row.key))
+"""The sources of positives, P0 to P3."""
+
+SEARCH_STAGES = tuple(row.bit for row in ORIGINS if row.stage)
+"""What search did with an item, the furthest first."""
+
 ALL_SOURCES = ~Source(0)
 
-SEARCH_SOURCES = Source.FILTERED | Source.UNEXPOSED | Source.EXPOSED | Source.CLICKED
+SEARCH_SOURCES = functools.reduce(operator.or_, SEARCH_STAGES)
 """What online search alone gives: the multi-stage baseline (FS-LR)."""
 
 SOURCE_GROUPS: dict[str, Source] = {
     "search": SEARCH_SOURCES,
-    "p1": Source.REFORMULATION,
-    "p2": Source.FEED,
-    "p3": Source.KNOWLEDGE,
+    **{row.group: row.bit for row in POSITIVE_ORIGINS if row.group != "search"},
 }
 """The names that settings and commands use."""
 
-DEFAULT_LABELS: dict[Source, int] = {
-    Source.FILTERED: 1,
-    Source.UNEXPOSED: 2,
-    Source.EXPOSED: 3,
-    Source.CLICKED: 4,
-    Source.KNOWLEDGE: 4,
-    Source.FEED: 4,
-    Source.REFORMULATION: 5,
-}
-"""Labels by origin (CroPS, section on HLA); only their order matters. 0 is left to in-batch documents."""
+DEFAULT_LABELS: dict[Source, int] = {row.bit: row.label for row in reversed(ORIGINS)}
+"""Labels by origin. 0 is left to in-batch documents."""
 
 POSITIVE_LABEL = 4
 """The lowest label that counts as positive."""
@@ -72,7 +151,9 @@ def parse_sources(names: Iterable[str]) -> Source:
     for name in names:
         if name not in SOURCE_GROUPS:
             hint = nearest(name, SOURCE_GROUPS)
-            raise CropsError(f"unknown source '{name}'; known: {', '.join(SOURCE_GROUPS)}.{hint}")
+            humans = {row.group: row.human for row in POSITIVE_ORIGINS if row.human != row.group}
+            known = ", ".join(f"{one} ({humans[one]})" if one in humans else one for one in SOURCE_GROUPS)
+            raise CropsError(f"unknown source '{name}'; known: {known}.{hint}")
         mask |= SOURCE_GROUPS[name]
     return mask
 
@@ -89,6 +170,8 @@ def assign_labels(
         keep: the sources that may speak.
         labels: label by origin.
     """
+    import numpy as np  # Settings read this file, and should open fast.
+
     result = np.full(sources.shape, -1, dtype=np.int64)
     for source, label in labels.items():
         if source & keep:

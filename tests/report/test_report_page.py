@@ -249,7 +249,7 @@ def test_sources_count_what_was_found_kept_and_rescued():
     assert "cover 8 of 50 training queries and are 8 of 1,168 samples" in text
     assert "Rescued: 7 pairs" in text
     assert [label for label in Page(html).texts("th") if label.isdigit()] == ["5", "4", "3"]
-    assert "consumed after the search was reworded (P1)" in text
+    assert "consumed after rewording (P1)" in text
 
 
 def test_columns_that_no_source_uses_are_left_out():

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from crops.cli.options import LogsOption, command
 from crops.engine.mined import insights
+from crops.labels import POSITIVE_ORIGINS
 from crops.outputs import console, publish, write_manifest
 from crops.report import Block, Disagreement, EngineReport, FrequencyRow, Influence, write_report
 from crops.report.pages import source_counts
@@ -86,7 +87,7 @@ def _report(found: dict[str, Any]) -> EngineReport:
 
 
 def _disagreement(row: dict[str, Any]) -> Disagreement:
-    also = {_named(name): row["also"].get(name) for name in ("p0", "p1", "p2", "p3")}
+    also = {_named(name): row["also"].get(name) for name in (one.key for one in POSITIVE_ORIGINS)}
     search = {_SEARCH_SAID[stage]: count for stage, count in row["search"].items()}
     negatives = sum(row["search"][stage] for stage in _NEGATIVES)
     return Disagreement(_named(row["source"]), row["positives"], also, search, negatives)

@@ -14,15 +14,10 @@ from crops.engine.evidence import Explanation, Positive, Trail
 from crops.engine.evidence import explain as explain_query
 from crops.engine.export import FORMATS
 from crops.engine.export import export as export_samples
-from crops.labels import Source
+from crops.labels import ORIGINS, Source
 from crops.outputs import console
 
-_DID = {
-    Source.CLICKED: "clicked or liked",
-    Source.REFORMULATION: "consumed after rewording",
-    Source.FEED: "consumed in the feed",
-    Source.KNOWLEDGE: "written by an LLM",
-}
+_DID = {row.bit: row.meaning for row in ORIGINS}
 
 
 @command

@@ -12,9 +12,9 @@ from typing import Any
 from crops.config import EngineConfig
 from crops.engine.backend import Backend, DuckDBBackend
 from crops.engine.daily import REPORT, WINDOW
-from crops.engine.report import BOT_LIKE, STAGES, share, stage_of
+from crops.engine.report import BOT_LIKE, share, stage_of
 from crops.errors import CropsError
-from crops.labels import POSITIVE_LABEL, Source
+from crops.labels import POSITIVE_LABEL, POSITIVE_ORIGINS, SEARCH_STAGES, Source
 from crops.logs import Logs, open_logs
 from crops.outputs import RESOLVED_CONFIG, read_manifest, recorded
 from crops.schema import EVIDENCE, ITEMS, QUERIES, SAMPLES, SYNTHETIC_ITEMS
@@ -110,12 +110,7 @@ def name_searchers(backend: Backend, logs: Iterable[tuple[Logs, list[str]]]) -> 
 # What a mining did, beyond its own counts: coverage, disagreements, influence (`crops engine-report`).
 
 
-POSITIVES = {
-    "p0": Source.CLICKED,
-    "p1": Source.REFORMULATION,
-    "p2": Source.FEED,
-    "p3": Source.KNOWLEDGE,
-}
+POSITIVES = {row.key: row.bit for row in POSITIVE_ORIGINS}
 
 """The sources of positives by their short names."""
 
@@ -219,7 +214,7 @@ def _disagreements(mined: Mined) -> list[dict[str, Any]]:
             str(stage.name).lower() if stage else "nothing": sum(
                 row["pairs"] for row in own if stage_of(Source(row["considered"])) == stage
             )
-            for stage in (*STAGES, Source(0))
+            for stage in (*SEARCH_STAGES, Source(0))
         }
         rows.append(
             {"source": name, "positives": sum(row["pairs"] for row in own), "also": also, "search": reached}

@@ -12,9 +12,17 @@ from typing import Any
 
 from crops.config import EngineConfig
 from crops.engine.backend import Backend
-from crops.labels import DEFAULT_LABELS, POSITIVE_LABEL, SEARCH_SOURCES, Source, parse_sources
+from crops.labels import (
+    DEFAULT_LABELS,
+    POSITIVE_LABEL,
+    POSITIVE_ORIGINS,
+    SEARCH_SOURCES,
+    SEARCH_STAGES,
+    Source,
+    parse_sources,
+)
 
-_POSITIVE_SOURCES = {"p0": Source.CLICKED, "p1": Source.REFORMULATION, "p2": Source.FEED}
+_POSITIVE_SOURCES = {row.key: row.bit for row in POSITIVE_ORIGINS if row.bit is not Source.KNOWLEDGE}
 
 _SHOWN = Source.CLICKED | Source.EXPOSED
 
@@ -122,7 +130,7 @@ def _sources(
 
 
 def _search(census: Census) -> dict[str, dict[str, int]]:
-    counts = {stage: {"candidates": 0, "kept": 0} for stage in STAGES}
+    counts = {stage: {"candidates": 0, "kept": 0} for stage in SEARCH_STAGES}
     for (considered, sources), n in census.merged.items():
         if considered:
             stage = stage_of(Source(considered))
@@ -174,7 +182,7 @@ def _rescued(census: Census) -> dict[str, int]:
     for considered, sources, n in census.samples():
         if sources & (Source.REFORMULATION | Source.FEED):
             counts[stage_of(considered)] += n
-    by_label = {str(DEFAULT_LABELS[stage]): counts[stage] for stage in STAGES[1:]}
+    by_label = {str(DEFAULT_LABELS[stage]): counts[stage] for stage in SEARCH_STAGES[1:]}
     return {"pairs": sum(by_label.values()), **by_label}
 
 
@@ -250,11 +258,6 @@ def _notes(report: dict[str, Any], config: EngineConfig) -> list[str]:
 # Counts of a mining job that add up over its parts.
 
 
-STAGES = (Source.CLICKED, Source.EXPOSED, Source.UNEXPOSED, Source.FILTERED)
-
-"""Of online search, highest first."""
-
-
 @dataclass
 class Census:
     """Distinct pairs by where they come from; parts of a job are disjoint in their queries."""
@@ -290,7 +293,7 @@ def count_bit(counter: Counter[int], source: Source) -> int:
 
 def stage_of(considered: Source) -> Source:
     """Return the highest search bit, 0 for none."""
-    return next((stage for stage in STAGES if considered & stage), Source(0))
+    return next((stage for stage in SEARCH_STAGES if considered & stage), Source(0))
 
 
 def label_of(sources: Source) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from crops.config import OnlineSearchConfig
 from crops.engine.backend import Backend
 from crops.engine.merge import random_order
-from crops.labels import Source
+from crops.labels import SEARCH_STAGES, Source
 
 
 def sample_searches(backend: Backend, impressions: str, config: OnlineSearchConfig | None, seed: int) -> None:
@@ -55,6 +55,5 @@ def _capped_sql(pairs: str, config: OnlineSearchConfig, seed: int) -> str:
 
 def stage_sql(sources: str) -> str:
     """Return the SQL of the highest search bit in a bit mask, 0 for none."""
-    stages = (Source.CLICKED, Source.EXPOSED, Source.UNEXPOSED, Source.FILTERED)
-    cases = " ".join(f"when ({sources} & {stage.value}) <> 0 then {stage.value}" for stage in stages)
+    cases = " ".join(f"when ({sources} & {stage.value}) <> 0 then {stage.value}" for stage in SEARCH_STAGES)
     return f"case {cases} else 0 end"

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from crops.engine.evidence import told_queries_sql
 from crops.engine.mined import mined_folder
 from crops.errors import CropsError
-from crops.labels import POSITIVE_LABEL, Source
+from crops.labels import POSITIVE_LABEL, POSITIVE_ORIGINS, Source
 from crops.logs.tables import path_literal
 
 GRADE_NAMES = ("irrelevant", "relevant", "very relevant")
@@ -28,12 +28,7 @@ GRADE_NAMES = ("irrelevant", "relevant", "very relevant")
 
 COLUMNS = ("pair", "query", "users", "title", "description", "keywords", "grade")
 
-SOURCES = {
-    "clicks": Source.CLICKED,
-    "P1": Source.REFORMULATION,
-    "P2": Source.FEED,
-    "P3": Source.KNOWLEDGE,
-}
+SOURCES = {row.name: row.bit for row in POSITIVE_ORIGINS}
 
 """The sources of positives that are judged."""
 

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from crops.config import TrainingConfig
 from crops.errors import CropsError, nearest
 from crops.evaluation import recall_at_k
-from crops.labels import SEARCH_SOURCES, Source
+from crops.labels import SEARCH_SOURCES, SOURCE_GROUPS, Source, parse_sources
 from crops.online.assign import BUCKETS, Experiment, Routes, Traffic, Trial, assign, route_traffic, split
 from crops.online.bubble import SHARES, Evidence, Measured, measure_days
 from crops.online.userdays import IMPRESSIONS, SEARCHES, day_file, live_through
@@ -358,20 +358,15 @@ EFFECTS: Mapping[str, Mapping[str, tuple[float, float, float]]] = {
 
 BASELINE = "baseline"
 
-_P1 = SEARCH_SOURCES | Source.REFORMULATION
+_ADDED = [group for group in SOURCE_GROUPS if group != "search"]
 
-_P2 = _P1 | Source.FEED
-
-_ALL = _P2 | Source.KNOWLEDGE
+_ALL = parse_sources(SOURCE_GROUPS)
 
 SOURCES = {
     BASELINE: SEARCH_SOURCES,
-    "+p1": _P1,
-    "+p2": _P2,
+    **{f"+{_ADDED[n]}": parse_sources(["search", *_ADDED[: n + 1]]) for n in range(len(_ADDED) - 1)},
     "crops": _ALL,
-    "-p1": _ALL & ~Source.REFORMULATION,
-    "-p2": _ALL & ~Source.FEED,
-    "-p3": _ALL & ~Source.KNOWLEDGE,
+    **{f"-{group}": _ALL & ~SOURCE_GROUPS[group] for group in _ADDED},
     "clicks": Source.CLICKED,
 }
 

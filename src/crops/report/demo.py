@@ -16,7 +16,7 @@ from crops.engine.events import load_events
 from crops.engine.evidence import Trail, tell_trails, told_queries_sql
 from crops.engine.mined import name_searchers, read_mined
 from crops.evaluation import Evaluation, compare
-from crops.labels import Source
+from crops.labels import POSITIVE_ORIGINS, Source
 from crops.logs import Judged, open_logs
 from crops.logs.tables import add_texts, literal
 from crops.outputs import versions
@@ -397,12 +397,7 @@ class Evidence:
         ] or [f"no evidence of at least {self._k} people's queries names this item"]
 
 
-_NAMES = {
-    Source.CLICKED: "clicked",
-    Source.REFORMULATION: "P1",
-    Source.FEED: "P2",
-    Source.KNOWLEDGE: "P3",
-}
+_NAMES = {row.bit: row.stage or row.name for row in POSITIVE_ORIGINS}
 
 
 def _sentence(trail: Trail, k: int) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from crops.labels import POSITIVE_ORIGINS
 from crops.report.charts import Bar, Line, SplitBar, bar_chart, line_chart, split_bar_chart
 from crops.report.data import Coverage, SourceCounts, SourceRow
 
@@ -310,38 +311,20 @@ def realism_charts(report: RealismReport) -> list[tuple[str, Markup]]:
 
 def source_counts(mined: dict[str, Any]) -> SourceCounts:
     """Return where the samples come from, by the report of a mining."""
-    sources, novelty, coverage = mined["sources"], mined["novelty"], mined["p3_coverage"]
-    p1, p2, p3 = sources["p1"], sources["p2"], sources["p3"]
-    clicked = sources["search"]["clicked"]
-    shown = {name: row["never_shown"] for name, row in novelty.items()}
-    p1_filters = (p1["after_similarity"], p1["after_relevance"])
+    coverage = mined["p3_coverage"]
     return SourceCounts(
         rows=[
             SourceRow(
-                "clicks",
-                "clicked or liked in the search",
-                clicked["candidates"],
-                clicked["kept"],
-                never_shown=shown["p0"],
-            ),
-            SourceRow(
-                "P1",
-                "consumed after the query was reworded",
-                p1["candidates"],
-                p1["kept"],
-                *p1_filters,
-                shown["p1"],
-            ),
-            SourceRow(
-                "P2",
-                "consumed in the feed by its searchers",
-                p2["candidates"],
-                p2["kept"],
-                None,
-                p2["after_relevance"],
-                shown["p2"],
-            ),
-            SourceRow("P3", "written by an LLM", p3["candidates"], p3["kept"]),
+                row.name,
+                row.meaning,
+                found["candidates"],
+                found["kept"],
+                found.get("after_similarity"),
+                found.get("after_relevance"),
+                mined["novelty"].get(row.key, {}).get("never_shown"),
+            )
+            for row in POSITIVE_ORIGINS
+            for found in [mined["sources"].get(row.key) or mined["sources"]["search"][row.stage]]
         ],
         labels={int(label): count for label, count in mined["labels"].items()},
         p3=Coverage(

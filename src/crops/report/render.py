@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from crops.evaluation import MIN_QUERIES
-from crops.labels import DEFAULT_LABELS, Source
+from crops.labels import ORIGINS
 from crops.outputs import unique
 from crops.report.charts import (
     Bar,
@@ -36,16 +36,6 @@ from crops.report.pages import (
     judge_charts,
     realism_charts,
 )
-
-_ORIGINS = {
-    Source.REFORMULATION: "consumed after the search was reworded (P1)",
-    Source.FEED: "consumed in the feed by its searchers (P2)",
-    Source.KNOWLEDGE: "written by a language model (P3)",
-    Source.CLICKED: "clicked or liked",
-    Source.EXPOSED: "shown, not consumed",
-    Source.UNEXPOSED: "ranked, not shown",
-    Source.FILTERED: "found, filtered before ranking",
-}
 
 
 @dataclass(frozen=True)
@@ -263,10 +253,11 @@ def _tally(hits: Sequence[Hit], case: QueryCase) -> list[tuple[str, str]]:
 
 def label_meanings() -> dict[int, str]:
     """Return what earns each label by default."""
-    return {
-        label: ", or ".join(text for source, text in _ORIGINS.items() if DEFAULT_LABELS[source] == label)
-        for label in DEFAULT_LABELS.values()
-    }
+    meanings: dict[int, list[str]] = {}
+    for row in reversed(ORIGINS):
+        named = row.meaning if row.stage else f"{row.meaning} ({row.name})"
+        meanings.setdefault(row.label, []).insert(0, named)
+    return {label: ", or ".join(texts) for label, texts in meanings.items()}
 
 
 def section_charts(section: Section) -> list[tuple[str, Markup]]:

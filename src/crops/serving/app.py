@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Scope
 
 from crops.engine.evidence import TrainingEvidence
 from crops.errors import UnknownItemError
-from crops.labels import Source
+from crops.labels import POSITIVE_ORIGINS, Source
 from crops.outputs import versions
 from crops.report.render import label_meanings
 from crops.retrieval.catalogue import Filter
@@ -40,7 +40,7 @@ from crops.serving.service import (
     check_k,
     check_query,
 )
-from crops.serving.view import SOURCE_NAMES, State, columns, filtered, headline, source_names
+from crops.serving.view import SOURCE_NAMES, SOURCE_TONES, State, columns, filtered, headline, source_names
 from crops.text import query_id
 
 _PAGES = ("/", "/group")
@@ -362,7 +362,12 @@ def _environment(style_version: str) -> Environment:
         lstrip_blocks=True,
     )
     environment.filters["source_names"] = source_names
-    environment.globals.update(style_version=style_version, source_choices=list(SOURCE_NAMES.values()))
+    environment.globals.update(
+        style_version=style_version,
+        source_choices=list(SOURCE_NAMES.values()),
+        source_tones=SOURCE_TONES,
+        source_meanings={SOURCE_NAMES[row.bit]: row.meaning for row in POSITIVE_ORIGINS},
+    )
     return environment
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, Self
 from urllib.parse import urlencode
 
-from crops.labels import Source
+from crops.labels import ORIGINS, POSITIVE_ORIGINS, Source
 from crops.serving.evidence import Explained, NearPair, Senses
 from crops.serving.searcher import Result
 from crops.serving.service import BadRequestError
@@ -17,19 +17,10 @@ Show = Literal["all", "changed"]
 _TONES = 6
 """Colours of the report's style sheet."""
 
-SOURCE_NAMES = {
-    Source.REFORMULATION: "P1",
-    Source.FEED: "P2",
-    Source.KNOWLEDGE: "P3",
-    Source.CLICKED: "clicked",
-}
+SOURCE_NAMES = {row.bit: row.stage or row.name for row in ORIGINS if row in POSITIVE_ORIGINS}
 """The positive sources as the paper names them, the most telling first."""
-STAGE_NAMES = {
-    Source.CLICKED: "was clicked",
-    Source.EXPOSED: "was shown",
-    Source.UNEXPOSED: "was ranked, not shown",
-    Source.FILTERED: "was filtered",
-}
+SOURCE_TONES = {SOURCE_NAMES[row.bit]: row.tone for row in POSITIVE_ORIGINS}
+STAGE_NAMES = {row.bit: f"was {row.stage}" for row in ORIGINS if row.stage}
 NEVER = "never considered"
 """The stage of what the old system had not even recalled for the query."""
 
