@@ -152,7 +152,7 @@ def test_the_command(tmp_path):
     for words in (
         "searched 6 time(s) by 5 user(s)",
         "consumed after rewording as “big cat”: 2 time(s) by 2 user(s)",
-        "consumed in the feed: by fewer than 2 users",
+        "consumed in the feed of its searchers: by fewer than 2 users",
         "written by an LLM",
     ):
         assert words in shown.output

@@ -132,8 +132,8 @@ def test_a_page_explains_the_result_that_is_open_and_no_other(desk, client, monk
     monkeypatch.setattr(
         desk.explainer, "explain", lambda query, items: asked.append(list(items)) or explain(query, items)
     )
-    assert "consumed after rewording" not in client.get("/", params={"q": "jaguar"}).text
-    assert "consumed after rewording" in client.get("/", params={"q": "jaguar", "open": 3}).text
+    assert "consumed after rewording as" not in client.get("/", params={"q": "jaguar"}).text
+    assert "consumed after rewording as" in client.get("/", params={"q": "jaguar", "open": 3}).text
     assert client.get("/", params={"q": "jaguar", "open": 99}).status_code == 200  # an old link
     assert asked == [[], [3], [99], []]
 
