@@ -1,4 +1,8 @@
-"""DuckDB with bounded memory, for reading logs."""
+"""DuckDB: the one place that opens it, quotes for it, interrupts it and explains its errors.
+
+Everything that runs SQL inside this process goes through here, so that memory is bounded, paths are taken as
+they are, Ctrl-C works, and a full disk or a damaged file comes out as one sentence.
+"""
 
 from __future__ import annotations
 
@@ -11,68 +15,96 @@ from typing import TypeVar
 import duckdb
 
 from crops.errors import CropsError
-from crops.logs.tables import Logs, path_literal
 
-_Result = TypeVar("_Result")
+Connection = duckdb.DuckDBPyConnection
+Result = TypeVar("Result")
 
 
-@contextlib.contextmanager
-def database(source: Logs, memory: str, spill: str) -> Iterator[duckdb.DuckDBPyConnection]:
-    """Yield a DuckDB connection of bounded memory whose failures come out as errors that a user can act on.
+def open_database(
+    memory: str | None = None,
+    spill: str | Path | None = None,
+    *,
+    file: Path | None = None,
+    threads: int | None = None,
+) -> Connection:
+    """Open a database; use it as a context manager.
 
     Args:
-        source: the logs that will be read; a damaged file of theirs is named.
-        memory: the limit, e.g. "2GB".
+        memory: limit, e.g. "2GB"; DuckDB's own when None.
         spill: folder for what does not fit.
+        file: keeps its tables, so that they take disk and not memory; in memory when None.
+        threads: all cores when None.
 
     Raises:
-        CropsError: `memory` is no size or not enough, a file is damaged behind a sound footer, or the disk is
-            full.
+        CropsError: `memory` is no size.
     """
-    files = [file for table in source.tables.values() for file in table.files]
-    with _explained(memory, files), _connect(":memory:", memory, spill) as connection:
-        yield connection
-
-
-@contextlib.contextmanager
-def import_database(memory: str, folder: Path) -> Iterator[duckdb.DuckDBPyConnection]:
-    """Yield a connection to a database in an empty folder, for imports: its tables take disk, not memory.
-
-    Raises:
-        CropsError: `memory` is no size or not enough, a file cannot be read, or the disk is full.
-    """
-    with (
-        _explained(memory, []),
-        _connect(str(folder / "import.db"), memory, str(folder)) as connection,
-    ):
-        connection.execute("set TimeZone='UTC'")
-        yield connection
-
-
-def _connect(path: str, memory: str, spill: str) -> duckdb.DuckDBPyConnection:
+    config: dict[str, str | bool | int | float | list[str]] = {}
+    if memory is not None:
+        config["memory_limit"] = memory
+    if spill is not None:
+        config["temp_directory"] = str(spill)
+    if threads is not None:
+        config["threads"] = threads
     try:
-        return duckdb.connect(path, config={"memory_limit": memory, "temp_directory": spill})
+        return duckdb.connect(str(file or ":memory:"), config=config)
     except (duckdb.ParserException, duckdb.InvalidInputException) as error:
         raise CropsError(f"memory limit {memory!r}: {error}; give a size such as 2GB") from error
 
 
 @contextlib.contextmanager
-def _explained(memory: str, files: Iterable[Path]) -> Iterator[None]:
-    """Turn failures of DuckDB and of the disk into errors that a user can act on."""
+def failing_as(what: str) -> Iterator[None]:
+    """Turn each error of DuckDB into the sentence `what`, with the reason behind it.
+
+    Raises:
+        CropsError: `what: reason`.
+    """
+    try:
+        yield
+    except duckdb.Error as error:
+        raise CropsError(f"{what}: {error}") from error
+
+
+@contextlib.contextmanager
+def explained(limit: str, files: Iterable[Path] = (), *, disk: bool = True) -> Iterator[None]:
+    """Turn failures of long work, in DuckDB or on the disk, into errors that a user can act on.
+
+    Args:
+        limit: what sets the memory limit, e.g. "engine.memory = '2GB'".
+        files: that are read; a damaged one is named.
+        disk: also explain errors of Python's own writing and reading.
+
+    Raises:
+        CropsError: memory is not enough, a file is damaged behind a sound footer, or the disk is full.
+    """
     try:
         yield
     except duckdb.OutOfMemoryException as error:
-        raise CropsError(f"{memory} of memory are not enough: {error}") from error
+        raise CropsError(f"{limit} is not enough: {error}") from error
     except (duckdb.Error, OSError) as error:
+        if isinstance(error, OSError) and not disk:
+            raise
         _blame_file(files, error)
         if isinstance(error, duckdb.IOException | OSError):
             raise CropsError(
-                f"{error}; free disk space, or name a folder on another disk: nothing was published"
+                f"nothing was published: {error}; free disk space, or name a folder on another disk"
             ) from error
         raise
 
 
-def interruptible(connection: duckdb.DuckDBPyConnection, work: Callable[[], _Result]) -> _Result:
+def _blame_file(files: Iterable[Path], error: Exception) -> None:
+    """Raise a CropsError for the first file that cannot be read to its end, if there is one."""
+    with duckdb.connect() as connection:
+        for file in files:
+            try:
+                connection.execute(f"select bit_xor(hash(t)) from {parquet(file)} t").fetchall()
+            except duckdb.Error as fault:
+                if "string encoding" in str(fault):
+                    remedy = "decode its texts as they were encoded, and write them as UTF-8"
+                    raise CropsError(f"{file} holds text that is not UTF-8 ({fault}); {remedy}") from error
+                raise CropsError(f"{file} is damaged ({fault}); write the file again") from error
+
+
+def interruptible(connection: Connection, work: Callable[[], Result]) -> Result:
     """Return `work()`, which queries `connection`, and let Ctrl-C stop it at once.
 
     A thread that waits inside DuckDB may not notice a signal until the query ends: the work gets its own.
@@ -89,16 +121,27 @@ def interruptible(connection: duckdb.DuckDBPyConnection, work: Callable[[], _Res
             raise
 
 
-def _blame_file(files: Iterable[Path], error: Exception) -> None:
-    """Raise a CropsError for the first file that cannot be read to its end, if there is one."""
-    with duckdb.connect() as connection:
-        for file in files:
-            try:
-                connection.execute(
-                    f"select bit_xor(hash(t)) from read_parquet([{path_literal(file)}]) t"
-                ).fetchall()
-            except duckdb.Error as fault:
-                if "string encoding" in str(fault):
-                    remedy = "decode its texts as they were encoded, and write them as UTF-8"
-                    raise CropsError(f"{file} holds text that is not UTF-8 ({fault}); {remedy}") from error
-                raise CropsError(f"{file} is damaged ({fault}); write the file again") from error
+def quoted(name: str) -> str:
+    """Return `name` as an SQL identifier."""
+    return '"{}"'.format(name.replace('"', '""'))
+
+
+def literal(value: str | Path) -> str:
+    """Return a text, or the path of a file that is written, as an SQL string."""
+    return "'{}'".format(str(value).replace("'", "''"))
+
+
+def pattern(path: Path) -> str:
+    """Return a path for a parameter of DuckDB's readers, which take each path for a pattern."""
+    # In brackets the special characters stand for themselves.
+    return "".join(f"[{letter}]" if letter in "[*?" else letter for letter in str(path))
+
+
+def path_literal(path: Path) -> str:
+    """Return the path of a file that is read as an SQL string."""
+    return literal(pattern(path))
+
+
+def parquet(*files: Path) -> str:
+    """Return the relation of Parquet files, at least one; a folder `day=...` above them is no column."""
+    return f"read_parquet([{', '.join(map(path_literal, files))}], hive_partitioning=false)"

@@ -14,13 +14,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
-import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from crops.database import Connection, explained, interruptible, literal, open_database, parquet
 from crops.errors import CropsError
-from crops.logs import Logs, interruptible
-from crops.logs.tables import literal, path_literal
+from crops.logs import Logs
 from crops.outputs import Scratch
 from crops.schema import ARROW_TYPES
 
@@ -164,13 +163,7 @@ class DuckDBBackend:
         self._writers: dict[Path, pq.ParquetWriter] = {}
         self._counted: Counter[Path] = Counter()
         self._spill = Scratch("crops-engine-")
-        config: dict[str, str | bool | int | float | list[str]] = {
-            "memory_limit": f"{duckdb_limit(self.memory)}B",
-            "temp_directory": self._spill.name,
-        }
-        if threads is not None:
-            config["threads"] = threads
-        self._connection = duckdb.connect(config=config)
+        self._connection = open_database(f"{duckdb_limit(self.memory)}B", self._spill.name, threads=threads)
 
     def __enter__(self) -> Self:
         """Return the open database."""
@@ -197,10 +190,7 @@ class DuckDBBackend:
             nulls = ", ".join(f"cast(null as {SQL_TYPES[field.type]}) as {field.name}" for field in schema)
             self.view(name, f"select {nulls} where 1 = 0")
             return
-        names = ", ".join(path_literal(file) for file in files)
-        # A folder `day=...` above the files is no column of theirs.
-        source = f"read_parquet([{names}], hive_partitioning=false)"
-        self.view(name, f"select {', '.join(schema.names)} from {source}")
+        self.view(name, f"select {', '.join(schema.names)} from {parquet(*files)}")
 
     def view(self, name: str, query: str) -> None:
         """Name a query; it runs each time it is read."""
@@ -227,11 +217,11 @@ class DuckDBBackend:
         # As floating-point numbers: a rounded bound moves a row into the partition beside its own, no more.
         bucket = f"cast(floor(query_id / {2.0**64 / partitions}) as INTEGER)"
         self._execute(
-            f"copy (select *, {bucket} as bucket from ({query}) q) to {literal(str(folder))} "
+            f"copy (select *, {bucket} as bucket from ({query}) q) to {literal(folder)} "
             f"(format parquet, partition_by (bucket), append, {_FAST_PARQUET})"
         )
-        names = ", ".join(path_literal(file) for file in sorted(folder.rglob("*.parquet")))
-        source = f"read_parquet([{names}], hive_partitioning=false)" if names else f"({query}) q limit 0"
+        files = sorted(folder.rglob("*.parquet"))
+        source = parquet(*files) if files else f"({query}) q limit 0"
         self.view(name, f"select * from {source}")
 
     def drop_tables(self, *names: str) -> None:
@@ -285,16 +275,16 @@ class DuckDBBackend:
     def emit(self, query: str, order: str, target: Path) -> None:
         """Add a query's rows, in an order, to the rows that will be written to a Parquet file."""
         self._counted[target] += self.count(f"({query}) counted")
-        with self._explained(), _disk_explained(), self._connection.cursor() as reader:
+        with self._explained(disk=True), self._connection.cursor() as reader:
             interruptible(reader, lambda: self._write_rows(reader, f"{query} order by {order}", target))
 
     def write(self, target: Path) -> None:
         """Write what was emitted for a file, in the order of the calls."""
-        with _disk_explained():
+        with self._explained(disk=True):
             self._writers.pop(target).close()
             check_rows([target], self._counted.pop(target), target)
 
-    def _write_rows(self, reader: duckdb.DuckDBPyConnection, query: str, target: Path) -> None:
+    def _write_rows(self, reader: Connection, query: str, target: Path) -> None:
         rows = reader.sql(query).to_arrow_reader(ROW_GROUP)
         if target not in self._writers:
             self._writers[target] = open_parquet(target, rows.schema)
@@ -305,38 +295,8 @@ class DuckDBBackend:
         with self._explained():
             interruptible(self._connection, lambda: self._connection.execute(sql))
 
-    @contextlib.contextmanager
-    def _explained(self) -> Iterator[None]:
-        """Turn failures of the machine into errors that a user can act on."""
-        try:
-            yield
-        except duckdb.OutOfMemoryException as error:
-            raise CropsError(f"engine.memory = '{self._given}' is not enough: {error}") from error
-        except duckdb.Error as error:
-            _blame_file(self._files, error)
-            if isinstance(error, duckdb.IOException):  # a full disk, for one
-                raise CropsError(f"reading or writing failed, nothing was published: {error}") from error
-            raise
-
-
-@contextlib.contextmanager
-def _disk_explained() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise CropsError(f"writing failed, nothing was published: {error}") from error
-
-
-def _blame_file(files: Sequence[Path], error: duckdb.Error) -> None:
-    """Raise a CropsError for the first file that cannot be read to its end, if there is one."""
-    with duckdb.connect() as connection:
-        for file in files:
-            try:
-                connection.execute(
-                    f"select bit_xor(hash(t)) from read_parquet([{path_literal(file)}]) t"
-                ).fetchall()
-            except duckdb.Error as fault:
-                raise CropsError(f"{file} is damaged ({fault}); write the file again") from error
+    def _explained(self, *, disk: bool = False) -> contextlib.AbstractContextManager[None]:
+        return explained(f"engine.memory = '{self._given}'", self._files, disk=disk)
 
 
 # ------------------------------------------------------------------------------

@@ -26,13 +26,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from crops.database import literal, path_literal
 from crops.engine.backend import Backend, DuckDBBackend, id_sql
 from crops.engine.events import load_events
 from crops.engine.mined import Mined, name_searchers, read_mined
 from crops.errors import CropsError
 from crops.labels import POSITIVE_LABEL, Source
 from crops.logs import Logs
-from crops.logs.tables import literal, path_literal
 from crops.outputs import read_manifest, recorded
 from crops.signals import CONSUMED, within_sql
 from crops.text import (

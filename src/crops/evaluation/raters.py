@@ -12,15 +12,14 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import numpy as np
 from numpy.typing import NDArray
 
+from crops.database import failing_as, open_database, parquet, pattern
 from crops.engine.evidence import told_queries_sql
 from crops.engine.mined import mined_folder
 from crops.errors import CropsError
 from crops.labels import POSITIVE_LABEL, POSITIVE_ORIGINS, Source
-from crops.logs.tables import path_literal
 
 GRADE_NAMES = ("irrelevant", "relevant", "very relevant")
 
@@ -117,21 +116,18 @@ def write_sheet(samples: Path, sheet: Path, *, each: int, k: int, seed: int) -> 
 
 def _draw(samples: Path, each: int, k: int, seed: int) -> list[tuple[Any, ...]]:
     folder = mined_folder(samples)
-    tables = {name: str(folder / f"{name}.parquet") for name in ("items", "samples")}
-    queries = f"read_parquet({path_literal(folder / 'queries.parquet')})"
+    tables = {name: pattern(folder / f"{name}.parquet") for name in ("items", "samples")}
+    queries = parquet(folder / "queries.parquet")
     values: dict[str, object] = {
         **tables,
-        "synthetic": str(folder / "synthetic_items.parquet"),
+        "synthetic": pattern(folder / "synthetic_items.parquet"),
         "positive": POSITIVE_LABEL,
         "bits": [int(source) for source in SOURCES.values()],
         "each": each,
         "seed": seed,
     }
-    try:
-        with duckdb.connect() as connection:
-            return connection.execute(_SQL.format(told=told_queries_sql(k, queries)), values).fetchall()
-    except duckdb.Error as error:
-        raise CropsError(f"{samples} is not an output of `crops mine`: {error}") from error
+    with failing_as(f"{samples} is not an output of `crops mine`"), open_database() as connection:
+        return connection.execute(_SQL.format(told=told_queries_sql(k, queries)), values).fetchall()
 
 
 def _harmless(text: str) -> str:

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from crops.database import Connection, failing_as, open_database, pattern
 from crops.errors import CropsError
 from crops.evaluation.raters import SOURCES
 from crops.evaluation.testsets import RELEVANT_GRADE
@@ -86,21 +86,19 @@ def source_precision(
     Raises:
         CropsError: a table is missing, or a candidate of P1 or P2 has no theta.
     """
-    files = {name: str(samples / f"{name}.parquet") for name in ("evidence", "samples", "queries")}
-    files |= {name: str(truth / f"{name}.parquet") for name in ("searches", "grades")}
-    files["synthetic"] = str(samples / "synthetic_items.parquet")
-    try:
-        with duckdb.connect() as connection:
-            found = _logged(connection, files, alphas, samples)
-            if catalogue is not None:
-                found += _written(connection, files, alphas, catalogue, theta)
-    except duckdb.Error as error:
-        raise CropsError(f"{samples} or {truth} is no output of a mining or a simulation: {error}") from error
+    files = {name: pattern(samples / f"{name}.parquet") for name in ("evidence", "samples", "queries")}
+    files |= {name: pattern(truth / f"{name}.parquet") for name in ("searches", "grades")}
+    files["synthetic"] = pattern(samples / "synthetic_items.parquet")
+    fault = f"{samples} or {truth} is no output of a mining or a simulation"
+    with failing_as(fault), open_database() as connection:
+        found = _logged(connection, files, alphas, samples)
+        if catalogue is not None:
+            found += _written(connection, files, alphas, catalogue, theta)
     return found
 
 
 def _logged(
-    connection: duckdb.DuckDBPyConnection, files: dict[str, str], alphas: Sequence[float], samples: Path
+    connection: Connection, files: dict[str, str], alphas: Sequence[float], samples: Path
 ) -> list[Precision]:
     logged = {name: source for name, source in SOURCES.items() if source is not Source.KNOWLEDGE}
     values = {name: files[name] for name in ("evidence", "searches", "grades")}
@@ -133,7 +131,7 @@ def _by_alpha(
 
 
 def _written(
-    connection: duckdb.DuckDBPyConnection,
+    connection: Connection,
     files: dict[str, str],
     alphas: Sequence[float],
     catalogue: Retriever,

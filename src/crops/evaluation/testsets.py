@@ -16,7 +16,6 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -24,12 +23,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from crops.config import EvaluationConfig, ReformulationConfig
+from crops.database import Connection, failing_as, open_database, parquet
 from crops.engine import reformulation_positives
 from crops.engine.backend import DuckDBBackend
 from crops.engine.events import load_events
 from crops.errors import CropsError
 from crops.logs import Logs, open_logs
-from crops.logs.tables import add_texts, literal
+from crops.logs.tables import add_texts
 from crops.protocols import PairScorer
 
 _FACTS = "testsets.json"
@@ -362,7 +362,7 @@ def _scan(truth: Path, name: str, columns: tuple[str, ...]) -> str:
         raise CropsError(f"{file} is missing: give the truth/ folder that `crops simulate` wrote, or none")
     if absent := set(columns) - set(pq.read_schema(file).names):
         raise CropsError(f"{file} lacks the columns {', '.join(sorted(absent))}")
-    return f"read_parquet({literal(str(file))})"
+    return parquet(file)
 
 
 # ------------------------------------------------------------------------------
@@ -417,21 +417,18 @@ def build_facts(
     end = int(datetime.strptime(train_day, "%Y-%m-%d").replace(tzinfo=UTC).timestamp()) * 1_000_000 + _DAY_US
     opened = open_logs(logs)
     searched, items = f"({opened.sql('search_impressions')})", f"({opened.sql('items')})"
-    try:
-        with duckdb.connect(config={"memory_limit": memory}) as db:
-            add_texts(db, f"select query from {searched}")
-            db.register("wanted", testsets.queries)
-            db.register("candidates", testsets.candidates)
-            db.execute(_FACT_TABLES.format(searched=searched, train=train_day, test=testsets.day))
-            ages = _arrow(db, _AGES.format(items=items, end=end, recent=end - RECENT_DAYS * _DAY_US))
-            senses = None if truth is None else _arrow(db, _senses_sql(truth))
-            counted = "select null::BIGINT as query_id, null::BIGINT as senses where false"
-            if senses is not None:
-                db.register("senses", senses)
-                counted = "select query_id, count(distinct sense) as senses from senses group by query_id"
-            return Facts(_arrow(db, _QUERIES.format(senses=counted)), _arrow(db, _SHOWN), ages, senses)
-    except duckdb.Error as error:
-        raise CropsError(f"{logs}: cannot read what the breakdowns need: {error}") from error
+    with failing_as(f"{logs}: cannot read what the breakdowns need"), open_database(memory) as db:
+        add_texts(db, f"select query from {searched}")
+        db.register("wanted", testsets.queries)
+        db.register("candidates", testsets.candidates)
+        db.execute(_FACT_TABLES.format(searched=searched, train=train_day, test=testsets.day))
+        ages = _arrow(db, _AGES.format(items=items, end=end, recent=end - RECENT_DAYS * _DAY_US))
+        senses = None if truth is None else _arrow(db, _senses_sql(truth))
+        counted = "select null::BIGINT as query_id, null::BIGINT as senses where false"
+        if senses is not None:
+            db.register("senses", senses)
+            counted = "select query_id, count(distinct sense) as senses from senses group by query_id"
+        return Facts(_arrow(db, _QUERIES.format(senses=counted)), _arrow(db, _SHOWN), ages, senses)
 
 
 def save_facts(facts: Facts, folder: str | Path) -> None:
@@ -495,9 +492,7 @@ from {items} join candidates using (item_id) order by item_id
 
 
 def _senses_sql(truth: Path) -> str:
-    searches, needs, grades = (
-        f"read_parquet({literal(str(truth / f'{name}.parquet'))})" for name in ("searches", "needs", "grades")
-    )
+    searches, needs, grades = (parquet(truth / f"{name}.parquet") for name in ("searches", "needs", "grades"))
     return f"""
     with meant as (
         select distinct w.query_id, n.head, n.sense from tested e join wanted w using (query)
@@ -511,7 +506,7 @@ def _senses_sql(truth: Path) -> str:
     """
 
 
-def _arrow(db: duckdb.DuckDBPyConnection, sql: str) -> pa.Table:
+def _arrow(db: Connection, sql: str) -> pa.Table:
     table: pa.Table = db.sql(sql).to_arrow_table()
     return table
 

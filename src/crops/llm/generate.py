@@ -12,8 +12,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import IO, Any, Literal, TypeVar
 
-import duckdb
-
+from crops.database import failing_as, open_database, pattern
 from crops.errors import CropsError
 from crops.labels import POSITIVE_LABEL, Source
 from crops.llm.endpoint import Answer, Budget, Dispatcher, Endpoint, Refusal, connect
@@ -299,18 +298,18 @@ def _candidates(
     The exemplars are in the order of the queries.
     """
     tables = {
-        name: str(mine_output / f"{name}.parquet") for name in ("evidence", "samples", "queries", "items")
+        name: pattern(mine_output / f"{name}.parquet") for name in ("evidence", "samples", "queries", "items")
     }
-    try:
-        with duckdb.connect() as connection:
-            sql = _SQL.format(order=_ORDER[priority])
-            rows = connection.execute(sql, {**tables, "min_users": min_users}).fetchall()
-            common = connection.execute(
-                "select query from read_parquet($1) where users >= $2", [tables["queries"], min_users]
-            ).fetchall()
-            return rows, {query for (query,) in common}
-    except duckdb.Error as error:
-        raise CropsError(f"{mine_output} is not an output of `crops mine`: {error}") from error
+    with (
+        failing_as(f"{mine_output} is not an output of `crops mine`"),
+        open_database() as connection,
+    ):
+        sql = _SQL.format(order=_ORDER[priority])
+        rows = connection.execute(sql, {**tables, "min_users": min_users}).fetchall()
+        common = connection.execute(
+            "select query from read_parquet($1) where users >= $2", [tables["queries"], min_users]
+        ).fetchall()
+        return rows, {query for (query,) in common}
 
 
 # ------------------------------------------------------------------------------

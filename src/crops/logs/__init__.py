@@ -1,6 +1,5 @@
 """Bring logs in: import foreign ones, open a logs folder, check it, put the rejects aside."""
 
-from crops.database import interruptible
 from crops.logs.check import CheckReport, Facts, RowFault, TableCounts, check, render
 from crops.logs.importing import FORMATS, ImportCounts, ImportReport, import_logs, render_import
 from crops.logs.judged import Judged, load_judged
@@ -21,7 +20,6 @@ __all__ = [
     "TableCounts",
     "check",
     "import_logs",
-    "interruptible",
     "load_judged",
     "open_logs",
     "render",

@@ -12,13 +12,12 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
-import duckdb
 from rich.console import Group, RenderableType
 from rich.table import Column as RichColumn
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from crops.database import database, interruptible
+from crops.database import Connection, explained, interruptible, literal, open_database, quoted
 from crops.errors import CropsError
 from crops.labels import DEFAULT_LABELS, Source
 from crops.logs.rules import KNOWN_ITEMS, count, count_rejected, merged_columns, rows_sql, split
@@ -27,9 +26,7 @@ from crops.logs.tables import (
     TableFiles,
     day_bounds,
     inspect,
-    literal,
     open_logs,
-    quoted,
     select_sql,
     spans,
     table_days,
@@ -70,18 +67,25 @@ def check(logs: str | Path, out: str | Path | None = None, memory: str = "2GB") 
     out = None if out is None else Path(out)
     logs = Path(logs)
     source = open_logs(logs)
+    files = [file for table in source.tables.values() for file in table.files]
+    limit = f"a memory limit of {memory}"
     seconds: dict[str, float] = {}
     if out is None:
-        with Scratch("crops-check-") as spill, database(source, memory, spill) as connection:
+        with (
+            Scratch("crops-check-") as spill,
+            explained(limit, files),
+            open_database(memory, spill) as connection,
+        ):
             return interruptible(connection, lambda: _check(connection, source, None, seconds))
     if source.path.resolve().is_relative_to(Path(out).resolve()):
         raise CropsError(f"{out} holds the logs that are checked; name another folder for the output")
     with publish(Path(out), "check") as staging:
         with (
             tempfile.TemporaryDirectory(dir=staging) as spill,
-            database(source, memory, spill) as connection,
+            explained(limit, files),
+            open_database(memory, spill) as db,
         ):
-            report = interruptible(connection, lambda: _check(connection, source, staging, seconds))
+            report = interruptible(db, lambda: _check(db, source, staging, seconds))
         (staging / "report.json").write_text(report.to_json())
         rows = {name: vars(counts) for name, counts in report.tables.items()}
         write_manifest(
@@ -97,7 +101,7 @@ def check(logs: str | Path, out: str | Path | None = None, memory: str = "2GB") 
 
 
 def _check(
-    connection: duckdb.DuckDBPyConnection, source: Logs, staging: Path | None, seconds: dict[str, float]
+    connection: Connection, source: Logs, staging: Path | None, seconds: dict[str, float]
 ) -> CheckReport:
     tables: dict[str, TableCounts] = {}
     merged: dict[str, int] = {}
@@ -123,7 +127,7 @@ def _check(
 
 
 def _check_table(
-    connection: duckdb.DuckDBPyConnection, source: Logs, files: TableFiles, staging: Path | None
+    connection: Connection, source: Logs, files: TableFiles, staging: Path | None
 ) -> tuple[TableCounts, list[RowFault], dict[str, int]]:
     rules = split(connection, files)
     rejected = count_rejected(connection, files)
@@ -148,7 +152,7 @@ def _nothing_left(source: Logs, name: str, counts: TableCounts, faults: list[Row
     return CropsError("\n  ".join(lines + [explain(fault) for fault in faults]))
 
 
-def _facts(connection: duckdb.DuckDBPyConnection, source: Logs, tables: dict[str, TableCounts]) -> Facts:
+def _facts(connection: Connection, source: Logs, tables: dict[str, TableCounts]) -> Facts:
     (row,) = connection.execute("""
         select count(*), count(*) filter (where not clicked), count(distinct user_id)
         from (select search_id, min(user_id) as user_id, bool_or(clicked) as clicked
@@ -390,9 +394,7 @@ only, gets a `_` behind it."""
 _EXAMPLE_CHARS = 100
 
 
-def keep_accepted(
-    connection: duckdb.DuckDBPyConnection, files: TableFiles, folder: Path | None
-) -> dict[str, int]:
+def keep_accepted(connection: Connection, files: TableFiles, folder: Path | None) -> dict[str, int]:
     """Create the view `accepted_<name>` over the rows that were not rejected.
 
     Control characters in what people wrote become spaces.
@@ -415,7 +417,7 @@ def keep_accepted(
     return changed
 
 
-def _controlled(connection: duckdb.DuckDBPyConnection, files: TableFiles) -> dict[str, int]:
+def _controlled(connection: Connection, files: TableFiles) -> dict[str, int]:
     """Return in how many accepted rows each column of prose has control characters, where it has."""
     prose = [column.name for column in files.table.columns if column.prose and column.name in files.found]
     if not prose:
@@ -426,12 +428,12 @@ def _controlled(connection: duckdb.DuckDBPyConnection, files: TableFiles) -> dic
     return {name: rows for name, rows in zip(prose, found, strict=True) if rows}
 
 
-def count_accepted(connection: duckdb.DuckDBPyConnection, files: TableFiles) -> int:
+def count_accepted(connection: Connection, files: TableFiles) -> int:
     """Return the number of rows in `accepted_<name>`, counted on its own."""
     return count(connection, f"accepted_{files.table.name}")
 
 
-def write_rejects(connection: duckdb.DuckDBPyConnection, files: TableFiles, logs: Path, folder: Path) -> None:
+def write_rejects(connection: Connection, files: TableFiles, logs: Path, folder: Path) -> None:
     """Write the rejected rows in the order of the files, with `reasons`, `file` (below `logs`) and `row`."""
     folder.mkdir(parents=True)
     columns = [quoted(column) for column in files.table.names() if column in files.found]
@@ -454,9 +456,7 @@ def _extra_names(files: TableFiles) -> list[str]:
     return names
 
 
-def row_faults(
-    connection: duckdb.DuckDBPyConnection, files: TableFiles, logs: Path, rules: list[Rule]
-) -> list[RowFault]:
+def row_faults(connection: Connection, files: TableFiles, logs: Path, rules: list[Rule]) -> list[RowFault]:
     """Return the count of each reason with its first row by file and row number as the example."""
     name = files.table.name
     values = ", ".join(f"{column} := {column}" for column in files.table.names())
@@ -478,7 +478,7 @@ def row_faults(
 
 
 def _write_accepted(
-    connection: duckdb.DuckDBPyConnection, files: TableFiles, folder: Path, changed: Collection[str]
+    connection: Connection, files: TableFiles, folder: Path, changed: Collection[str]
 ) -> None:
     """Write one file per day: partitioned writes of DuckDB hold every day open and cost twice the CPU."""
     table = files.table
@@ -504,7 +504,7 @@ def _write_accepted(
 
 
 def _accepted(
-    connection: duckdb.DuckDBPyConnection, files: TableFiles, changed: Collection[str], day: str | None = None
+    connection: Connection, files: TableFiles, changed: Collection[str], day: str | None = None
 ) -> str:
     """Return the SELECT of the accepted rows: of one day, or of all days with the column `day`."""
     columns = []
@@ -526,9 +526,7 @@ def _accepted(
     return select
 
 
-def _without_rejected(
-    connection: duckdb.DuckDBPyConnection, files: TableFiles, day: str | None = None
-) -> str:
+def _without_rejected(connection: Connection, files: TableFiles, day: str | None = None) -> str:
     """Return the join that leaves the rejected rows out, if there are any."""
     rejected = f"rejected_{files.table.name}{_on(day)}"
     if not count(connection, rejected):
@@ -536,7 +534,7 @@ def _without_rejected(
     return f" anti join (select _file, _row from {rejected}) using (_file, _row)"
 
 
-def _with_merged(connection: duckdb.DuckDBPyConnection, files: TableFiles, day: str | None) -> str:
+def _with_merged(connection: Connection, files: TableFiles, day: str | None) -> str:
     """Return the relation of all rows of a day, or of all days, those of several with one key merged."""
     rows, merged = rows_sql(files.on(day and [day])), f"merged_{files.table.name}"
     if not count(connection, f"{merged}{_on(day)}"):

@@ -9,20 +9,19 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
 
-import duckdb
 from rich.console import Group, RenderableType
 from rich.table import Column
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from crops.database import import_database, interruptible
+from crops.database import Connection, explained, interruptible, literal, open_database, parquet, quoted
 from crops.errors import CropsError, nearest
 from crops.logs.kuaisar import kuaisar
 from crops.logs.mapping import Dataset, MappedTable, MappingFile, load_mapping, own_tables
 from crops.logs.qilin import qilin
 from crops.logs.rules import count
 from crops.logs.sources import LISTS, id_sql, nested_message, number_ids, write_maps
-from crops.logs.tables import DAY_US, OPTIONAL_TABLES, literal, path_literal, quoted
+from crops.logs.tables import DAY_US, OPTIONAL_TABLES
 from crops.logs.ubi import ubi
 from crops.logs.values import given
 from crops.outputs import publish, timed, write_manifest
@@ -65,8 +64,10 @@ def import_dataset(
     with publish(out, COMMAND) as staging:
         with (
             tempfile.TemporaryDirectory(dir=staging) as spill,
-            import_database(memory, Path(spill)) as connection,
+            explained(f"a memory limit of {memory}"),
+            open_database(memory, spill, file=Path(spill) / "import.db") as connection,
         ):
+            connection.execute("set TimeZone='UTC'")
             dataset = how(Path(spill))
             report = interruptible(
                 connection, lambda: _import(connection, name, dataset, staging, Path(spill), seconds)
@@ -88,7 +89,7 @@ def import_dataset(
 
 
 def _import(
-    connection: duckdb.DuckDBPyConnection,
+    connection: Connection,
     name: str,
     dataset: Dataset,
     staging: Path,
@@ -116,7 +117,7 @@ def _import(
     return ImportReport(name, tables, lines, ids, dataset.text, dataset.notes)
 
 
-def _read(connection: duckdb.DuckDBPyConnection, mapped: MappedTable) -> None:
+def _read(connection: Connection, mapped: MappedTable) -> None:
     """Make `mapped_<name>`: the columns of the contract and what was found out about each row.
 
     `_reasons` says why it is rejected; `_given` names the columns whose texts say something, `_lost` those of
@@ -164,7 +165,7 @@ def _present(words: list[str]) -> str:
     return f"list_filter([{', '.join(words)}]::VARCHAR[], lambda word: word is not null)"
 
 
-def _refuse_lists(connection: duckdb.DuckDBPyConnection, mapped: MappedTable) -> None:
+def _refuse_lists(connection: Connection, mapped: MappedTable) -> None:
     for reason in mapped.refused:
         if not reason.startswith(LISTS):
             continue
@@ -178,7 +179,7 @@ def _refuse_lists(connection: duckdb.DuckDBPyConnection, mapped: MappedTable) ->
             )
 
 
-def _demand_values(connection: duckdb.DuckDBPyConnection, mapped: MappedTable) -> None:
+def _demand_values(connection: Connection, mapped: MappedTable) -> None:
     """Refuse a column that says something in some rows and can be read in none."""
     table = f"mapped_{mapped.table.name}"
     counts = {
@@ -210,7 +211,7 @@ def _short(text: str) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _count(connection: duckdb.DuckDBPyConnection, mapped: MappedTable) -> ImportCounts:
+def _count(connection: Connection, mapped: MappedTable) -> ImportCounts:
     table = f"mapped_{mapped.table.name}"
     ((rows, imported),) = connection.execute(
         f"select count(*), count(*) filter (where len(_reasons) = 0) from {table}"
@@ -232,9 +233,7 @@ def _demand_rows(table: Table, counts: ImportCounts) -> None:
     raise CropsError(f"nothing of {table.name} can be imported: {why}; is this the right format?")
 
 
-def _write(
-    connection: duckdb.DuckDBPyConnection, mapped: MappedTable, ids: MappingType[str, str], staging: Path
-) -> None:
+def _write(connection: Connection, mapped: MappedTable, ids: MappingType[str, str], staging: Path) -> None:
     name, time = mapped.table.name, mapped.table.time
     columns, joins = [], ""
     for column in mapped.table.columns:
@@ -260,9 +259,7 @@ def _place(column: str) -> int:
     return _FIRST.index(column) if column in _FIRST else len(_FIRST)
 
 
-def _write_rejects(
-    connection: duckdb.DuckDBPyConnection, table: Table, counts: ImportCounts, folder: Path
-) -> None:
+def _write_rejects(connection: Connection, table: Table, counts: ImportCounts, folder: Path) -> None:
     if counts.rejected:
         folder.mkdir(exist_ok=True)
         select = "select _reasons as reasons, _file as file, _row as row, _source as source"
@@ -270,9 +267,9 @@ def _write_rejects(
         _copy(connection, f"{select} {where}", folder / f"{table.name}.parquet")
 
 
-def _write_lines(connection: duckdb.DuckDBPyConnection, scratch: Path, folder: Path) -> int:
+def _write_lines(connection: Connection, scratch: Path, folder: Path) -> int:
     """Write the places of the lines that could not be taken apart, not their texts; return how many."""
-    parts = [f"select * from read_parquet({path_literal(one)})" for one in scratch.glob("left_out_*.parquet")]
+    parts = [f"select * from {parquet(one)}" for one in scratch.glob("left_out_*.parquet")]
     tables = "select count(*) from duckdb_tables() where table_name = 'reject_errors'"
     if connection.execute(tables).fetchall() != [(0,)]:
         parts.append("""
@@ -291,7 +288,7 @@ def _write_lines(connection: duckdb.DuckDBPyConnection, scratch: Path, folder: P
     return lines
 
 
-def _copy(connection: duckdb.DuckDBPyConnection, query: str, path: Path) -> None:
+def _copy(connection: Connection, query: str, path: Path) -> None:
     connection.execute(f"copy ({query}) to {literal(str(path))} (format parquet)")
 
 

@@ -11,9 +11,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from crops.database import literal, quoted
 from crops.errors import CropsError, nearest
 from crops.logs.sources import LISTS, find_files, read_sql
-from crops.logs.tables import literal, quoted
 from crops.logs.values import PLAIN, Value, duration, flag, identifier, integer, text, time
 from crops.schema import FEED_EVENTS, ITEMS, SEARCH_IMPRESSIONS, Column, Table
 

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from crops.database import quoted
 from crops.errors import CropsError, nearest
 from crops.logs.mapping import Dataset, MappedTable
 from crops.logs.sources import find_files, parquet_schema, read_sql
-from crops.logs.tables import quoted, rows_of
+from crops.logs.tables import rows_of
 from crops.logs.values import Value, duration, flag, integer, integer_identifier, text, time
 from crops.schema import FEED_EVENTS, ITEMS, SEARCH_IMPRESSIONS
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-import duckdb
-
-from crops.logs.tables import TableFiles, contract_rows, day_sql, literal, quoted, rows_of, typed
+from crops.database import Connection, literal, quoted
+from crops.logs.tables import TableFiles, contract_rows, day_sql, rows_of, typed
 from crops.schema import EARLIEST_US, ITEMS, LATEST_US, LOG_TABLES, STAGES, Agreement, Column, Rule, Table
 from crops.text import normalise_query
 
@@ -165,7 +164,7 @@ class _Suspects:
     rule: Rule
 
 
-def split(connection: duckdb.DuckDBPyConnection, files: TableFiles) -> list[Rule]:
+def split(connection: Connection, files: TableFiles) -> list[Rule]:
     """Create the table `rejected_<name>`: all columns of the rows, `_file`, `_row` and the list `_reasons`.
 
     And the table `merged_<name>`: `_file`, `_row`, `_day` and the new values of the rows that are kept of
@@ -201,12 +200,12 @@ def split(connection: duckdb.DuckDBPyConnection, files: TableFiles) -> list[Rule
     return [*rules, *(one.rule for one in suspects)]
 
 
-def count_rejected(connection: duckdb.DuckDBPyConnection, files: TableFiles) -> int:
+def count_rejected(connection: Connection, files: TableFiles) -> int:
     """Return the number of rejected rows of a table that was split."""
     return count(connection, f"rejected_{files.table.name}")
 
 
-def count(connection: duckdb.DuckDBPyConnection, relation: str) -> int:
+def count(connection: Connection, relation: str) -> int:
     """Return the number of rows of a relation."""
     ((rows,),) = connection.execute(f"select count(*) from {relation}").fetchall()
     return int(rows)
@@ -239,7 +238,7 @@ def merged_columns(files: TableFiles) -> list[str]:
     return [name for name in table.names() if name in files.found and name not in table.key]
 
 
-def _merge(connection: duckdb.DuckDBPyConnection, files: TableFiles) -> None:
+def _merge(connection: Connection, files: TableFiles) -> None:
     """Make `merged_<name>` before the rows that are kept leave `rejected_<name>`."""
     table, names = files.table, merged_columns(files)
     if not names:
@@ -259,7 +258,7 @@ def _merge(connection: duckdb.DuckDBPyConnection, files: TableFiles) -> None:
     )
 
 
-def _contradictions(connection: duckdb.DuckDBPyConnection, files: TableFiles) -> list[_Suspects]:
+def _contradictions(connection: Connection, files: TableFiles) -> list[_Suspects]:
     """Find the keys whose rows disagree where the table says that they must not."""
     agreement = files.table.agreement
     if agreement is None:
@@ -276,7 +275,7 @@ def _contradictions(connection: duckdb.DuckDBPyConnection, files: TableFiles) ->
     return [_Suspects(name, flag, agreement.key, agreement_rule(agreement, files.table.time))]
 
 
-def _repeats(connection: duckdb.DuckDBPyConnection, files: TableFiles) -> list[_Suspects]:
+def _repeats(connection: Connection, files: TableFiles) -> list[_Suspects]:
     """Find the keys that occur more than once, by their hash: eight bytes a key in memory."""
     if not files.table.key:
         return []

@@ -7,13 +7,13 @@ import gzip
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from crops.database import Connection, literal, path_literal, quoted
 from crops.errors import CropsError, nearest
 from crops.logs.lines import MAX_LINE_BYTES, clean_csv, clean_json
-from crops.logs.tables import literal, path_literal, quoted, refuse_lake_tables, rows_of, told_apart
+from crops.logs.tables import refuse_lake_tables, rows_of, told_apart
 from crops.schema import Table
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -227,7 +227,7 @@ _FIT = {"item_id": "[1-9][0-9]*", "search_id": "0|-?[1-9][0-9]*"}
 _FILES = {"user_id": "users", "item_id": "items", "search_id": "searches"}
 
 
-def number_ids(connection: duckdb.DuckDBPyConnection, tables: Sequence[Table]) -> dict[str, str]:
+def number_ids(connection: Connection, tables: Sequence[Table]) -> dict[str, str]:
     """Make `ids_<column>(original, number)` for the ids that are replaced.
 
     Numbers run from 1 in the order of the originals, whole numbers first: equal sources get equal numbers.
@@ -265,7 +265,7 @@ def id_sql(kinds: Mapping[str, str], column: str, table: str) -> tuple[str, str]
     return f"ids_{column}.number", f" join ids_{column} on ids_{column}.original = {original}"
 
 
-def write_maps(connection: duckdb.DuckDBPyConnection, kinds: Mapping[str, str], folder: Path) -> None:
+def write_maps(connection: Connection, kinds: Mapping[str, str], folder: Path) -> None:
     """Write `<ids>.parquet(original, number)` for the ids that were replaced."""
     folder.mkdir()
     for column, kind in kinds.items():
@@ -275,7 +275,7 @@ def write_maps(connection: duckdb.DuckDBPyConnection, kinds: Mapping[str, str], 
             connection.execute(f"copy ({select}) to {target} (format parquet)")
 
 
-def _fit(connection: duckdb.DuckDBPyConnection, column: str, originals: str) -> bool:
+def _fit(connection: Connection, column: str, originals: str) -> bool:
     if column not in _FIT:
         return False
     fits = f"regexp_full_match(original, '{_FIT[column]}') and try_cast(original as BIGINT) is not null"

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
-import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from crops.database import Connection, failing_as, literal, open_database, path_literal, quoted
 from crops.errors import CropsError, nearest
 from crops.logs.values import PLAIN
 from crops.outputs import MANIFEST, console
@@ -178,22 +178,6 @@ def text_kind(logs: str | Path) -> str:
     return PLAIN
 
 
-def literal(text: str) -> str:
-    """Return `text` as an SQL string."""
-    return "'{}'".format(text.replace("'", "''"))
-
-
-def path_literal(path: Path) -> str:
-    """Return a path as an SQL string that DuckDB's readers, which take each path for a pattern, find."""
-    # In brackets the special characters stand for themselves.
-    return literal("".join(f"[{letter}]" if letter in "[*?" else letter for letter in str(path)))
-
-
-def quoted(name: str) -> str:
-    """Return `name` as an SQL identifier."""
-    return '"{}"'.format(name.replace('"', '""'))
-
-
 def select_sql(files: TableFiles, days: Collection[str] | None = None) -> str:
     """Return the SELECT of `Logs.sql` for the files of one table."""
     files = files.on(days)
@@ -310,11 +294,8 @@ def table_days(files: TableFiles) -> tuple[str, ...]:
     time = files.table.time
     in_range = f"{time} between {EARLIEST_US} and {LATEST_US}"
     query = f"select distinct {time} // {DAY_US} from {contract_rows(files)} where {in_range}"
-    with duckdb.connect() as connection:
-        try:
-            numbers = connection.execute(query).fetchall()
-        except duckdb.Error as error:
-            raise CropsError(f"{files.files[0]} is not readable ({error}); write it again") from error
+    with failing_as(f"{files.files[0]} is not readable; write it again"), open_database() as connection:
+        numbers = connection.execute(query).fetchall()
     return tuple(sorted((date(1970, 1, 1) + timedelta(days=number)).isoformat() for (number,) in numbers))
 
 
@@ -541,7 +522,7 @@ def _type_remedy(column: Column, found: pa.DataType) -> str:
 _SCHEMA = pa.schema([("raw", pa.string()), ("query", pa.string())])
 
 
-def add_texts(db: duckdb.DuckDBPyConnection, typed: str) -> None:
+def add_texts(db: Connection, typed: str) -> None:
     """Register `texts(raw, query)`: each distinct text that a SELECT gives, and its normalised form.
 
     Join it with what was typed, so that SQL means by "the same query" what the engine does. A text with

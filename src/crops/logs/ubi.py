@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from crops.database import literal, quoted
 from crops.errors import CropsError, nearest
 from crops.logs.mapping import Dataset, MappedTable, MappingFile, mapped_table
 from crops.logs.sources import find_files, json_text, json_type, lines_sql, parquet_schema, refuse_nested
-from crops.logs.tables import literal, quoted, rows_of
+from crops.logs.tables import rows_of
 from crops.logs.values import Value, identifier, text, time
 from crops.schema import FEED_EVENTS, ITEMS, SEARCH_IMPRESSIONS
 

@@ -6,10 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import duckdb
-
 from crops.config import ReformulationConfig
-from crops.logs.tables import add_texts, literal
+from crops.database import literal, open_database
+from crops.logs.tables import add_texts
 from crops.online.userdays import SEARCHES
 from crops.signals import within_sql
 
@@ -112,7 +111,7 @@ def measure_days(evidence: Evidence, observables: Iterable[str]) -> dict[str, di
     """
     settings = _settings(evidence)
     measured: dict[str, dict[str, Measured]] = {}
-    with duckdb.connect() as db:
+    with open_database() as db:
         typed = "select query from read_parquet({impressions}) union all select head from {needs}"
         add_texts(db, typed.format(**settings))
         db.execute(_TABLES.format(**settings))

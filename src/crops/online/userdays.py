@@ -12,13 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from crops.config import ReformulationConfig
+from crops.database import literal, parquet, quoted
 from crops.engine.backend import DuckDBBackend
 from crops.engine.events import add_texts, load_events
 from crops.engine.reformulation import keep_same_intent, later_searches_sql
 from crops.engine.scoring import CachedScorer
 from crops.errors import CropsError
 from crops.logs import Logs
-from crops.logs.tables import literal, quoted
 from crops.online.assign import Traffic, log_exposures, name_arms, set_arms
 from crops.online.metrics import BEHAVIOUR_STATISTICS, route_statistics
 from crops.outputs import console
@@ -288,18 +288,14 @@ def read_truth(backend: DuckDBBackend, truth: Sequence[Path]) -> tuple[str, ...]
             )
         if absent := set(columns) - set(pq.read_schema(file).names):
             raise CropsError(f"{file} lacks the columns {', '.join(sorted(absent))}")
-        backend.view(f"truth_{name}", f"select {', '.join(columns)} from read_parquet({literal(str(file))})")
+        backend.view(f"truth_{name}", f"select {', '.join(columns)} from {parquet(file)}")
     add_texts(backend, "head_texts", "select distinct head as raw from truth_needs")
     backend.view("meanings", _MEANINGS)
     backend.table("search_senses", _SENSES)
     told = _search_files(truth)
     satisfied = bool(told) and "satisfied" in pq.read_schema(told[0]).names
     if satisfied:
-        names = ", ".join(literal(str(file)) for file in told)
-        backend.view(
-            "truth_satisfied",
-            f"select search_id, satisfied from read_parquet([{names}], hive_partitioning=false)",
-        )
+        backend.view("truth_satisfied", f"select search_id, satisfied from {parquet(*told)}")
     backend.table("truth_per_search", _truth_per_search_sql(satisfied))
     return ("senses", "ambiguous", *(("satisfied",) if satisfied else ()))
 

@@ -11,11 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import duckdb
-
 from crops.config import ReformulationConfig
+from crops.database import Connection, literal, open_database
 from crops.logs import open_logs
-from crops.logs.tables import add_texts, literal
+from crops.logs.tables import add_texts
 from crops.signals import LONG_PLAY, within_sql
 
 
@@ -188,27 +187,27 @@ _BY_ROUTE = """
 _BY_TRUTH = {
     **{
         f"P(click | shown, grade {name})": f"""
-        select avg(clicked::int) from shown join '{{truth}}/searches.parquet' using (search_id)
-        left join '{{truth}}/grades.parquet' g using (need_id, item_id)
+        select avg(clicked::int) from shown join {{searches_file}} using (search_id)
+        left join {{grades_file}} g using (need_id, item_id)
         where day = '{{test}}' and coalesce(grade, 0) in ({grades})"""
         for name, grades in (("0", "0"), ("1", "1"), ("2 or 3", "2, 3"))
     },
     "senses shown per ambiguous query": """
         select avg(senses) from (
             select query, count(distinct sense) as senses from shown
-            join '{truth}/items.parquet' using (item_id) join needs n using (need_id)
+            join {items_file} using (item_id) join needs n using (need_id)
             where day = '{test}' and n.head = query group by query)""",
     "relevant items that the query was ever shown": """
         select avg((s.item_id is not null)::int) from (
             select distinct query, g.item_id from searches
-            join '{truth}/searches.parquet' using (search_id)
-            join '{truth}/grades.parquet' g using (need_id) where day = '{test}' and grade >= 2)
+            join {searches_file} using (search_id)
+            join {grades_file} g using (need_id) where day = '{test}' and grade >= 2)
         left join (select distinct query, item_id from shown) s using (query, item_id)""",
 }
 
 _NEEDS = """
 create table needs as
-    select need_id, t.query as head, sense from '{truth}/needs.parquet' n join texts t on t.raw = n.head;
+    select need_id, t.query as head, sense from {needs_file} n join texts t on t.raw = n.head;
 """
 
 
@@ -234,7 +233,7 @@ def observe(
             )
     if truth is not None:
         queries |= _BY_TRUTH
-    with duckdb.connect() as db:
+    with open_database() as db:
         _load(db, logs, settings, truth)
         measured = {}
         for name, sql in queries.items():
@@ -244,22 +243,22 @@ def observe(
     return measured
 
 
-def _load(
-    db: duckdb.DuckDBPyConnection, logs: Path, settings: Mapping[str, object], truth: Path | None
-) -> None:
+def _load(db: Connection, logs: Path, settings: Mapping[str, object], truth: Path | None) -> None:
     """Make the tables that the figures are read off."""
     opened = open_logs(logs)
     typed = [f"select query from ({opened.sql('search_impressions')})"]
     if truth is not None:
-        typed.append(f"select head from {literal(str(truth / 'needs.parquet'))}")
+        typed.append(f"select head from {literal(truth / 'needs.parquet')}")
     add_texts(db, " union all ".join(typed))
     names = {"impressions": "search_impressions", "feed": "feed_events", "items": "items"}
     sources = {name: opened.sql(table) for name, table in names.items()}
     db.execute((_TABLES + (_NEEDS if truth is not None else "")).format(**sources, **settings))
 
 
+_TRUTH = ("searches", "grades", "items", "needs")
+
+
 def _settings(days: Days, truth: Path | None) -> dict[str, object]:
-    quoted = str(truth).replace("'", "''")
     return {
         "train": days.train,
         "test": days.test,
@@ -267,7 +266,10 @@ def _settings(days: Days, truth: Path | None) -> dict[str, object]:
         "long_play": LONG_PLAY,
         "known": "play_ms is not null and duration_ms > 0",
         "heavy": HEAVY,
-        "truth": quoted,
+        **{
+            f"{name}_file": literal(f"{truth}/{name}.parquet")
+            for name in ("searches", "grades", "items", "needs")
+        },
     }
 
 
@@ -292,7 +294,7 @@ def distributions(logs: str | Path, days: Days) -> dict[str, tuple[list[float], 
     """Return x and y of the distributions worth drawing, by name; arguments as in `observe`."""
     logs = Path(logs)
     settings = _settings(days, None)
-    with duckdb.connect() as db:
+    with open_database() as db:
         _load(db, logs, settings, None)
         curves = {}
         for name, sql in _CURVES.items():

@@ -14,12 +14,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import duckdb
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import expit
 
+from crops.database import failing_as, open_database, pattern
 from crops.errors import CropsError, nearest
 from crops.labels import Source
 from crops.logs.sources import parquet_schema
@@ -263,18 +263,14 @@ def read_pairs(path: str | Path) -> Pairs:
         columns = {name: name for name in ("query", "text", "relevant") if name in schema.names}
         source, given = rows_of([path], [schema], columns), {}
     elif path.suffix in _READERS:
-        source, given = _READERS[path.suffix], {"path": str(path)}
+        source, given = _READERS[path.suffix], {"path": pattern(path)}
     else:
         raise CropsError(
             f"{path}: name a file of judged pairs that ends in {', '.join(_READERS)} or .parquet"
         )
-    try:
-        with duckdb.connect() as connection:
-            rows = connection.execute(f"select query, text, relevant from {source}", given).fetchall()
-    except duckdb.Error as error:
-        raise CropsError(
-            f"{path}: cannot read the pairs, which need the columns query, text, relevant: {error}"
-        ) from error
+    fault = f"{path}: cannot read the pairs, which need the columns query, text, relevant"
+    with failing_as(fault), open_database() as connection:
+        rows = connection.execute(f"select query, text, relevant from {source}", given).fetchall()
     if not rows:
         raise CropsError(f"{path}: no pairs; give a few hundred, relevant and irrelevant ones")
     judged = [_judged(path, number, row) for number, row in enumerate(rows, 1)]
@@ -305,18 +301,15 @@ def log_pairs(samples: str | Path, *, min_searches: int = 2, seed: int = 0) -> P
     """
     samples = Path(samples)
     names = ("evidence", "samples", "queries", "items")
-    values: dict[str, object] = {name: str(samples / f"{name}.parquet") for name in names}
+    values: dict[str, object] = {name: pattern(samples / f"{name}.parquet") for name in names}
     values |= {
         "clicked": int(Source.CLICKED),
         "filtered": int(Source.FILTERED),
         "min_searches": min_searches,
         "seed": seed,
     }
-    try:
-        with duckdb.connect() as connection:
-            rows = connection.execute(_LOG_SQL, values).fetchall()
-    except duckdb.Error as error:
-        raise CropsError(f"{samples} is not an output of `crops mine`: {error}") from error
+    with failing_as(f"{samples} is not an output of `crops mine`"), open_database() as connection:
+        rows = connection.execute(_LOG_SQL, values).fetchall()
     relevant = np.array([row[-1] for row in rows], np.bool_)
     if not relevant.any() or relevant.all():
         raise CropsError(f"{samples}: no pair clicked in {min_searches} searches; lower min_searches")

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import duckdb
-
 from crops.config import EvaluationConfig, RunConfig
+from crops.database import Connection, open_database, path_literal
 from crops.engine.backend import DuckDBBackend, id_sql
 from crops.engine.events import load_events
 from crops.engine.evidence import Trail, tell_trails, told_queries_sql
@@ -18,7 +17,7 @@ from crops.engine.mined import name_searchers, read_mined
 from crops.evaluation import Evaluation, compare
 from crops.labels import POSITIVE_ORIGINS, Source
 from crops.logs import Judged, open_logs
-from crops.logs.tables import add_texts, literal
+from crops.logs.tables import add_texts
 from crops.outputs import versions
 from crops.protocols import Retriever
 from crops.report.data import (
@@ -280,7 +279,7 @@ def choose_cases(
     the training day and names a single need; and the most searched one that was not: of those that at least k
     people searched on the days of the logs, so there may be fewer than three.
     """
-    with duckdb.connect() as db:
+    with open_database() as db:
         impressions = _impressions(db, logs)
         db.execute(f"""
             create table events as
@@ -311,7 +310,7 @@ def choose_cases(
         return cases
 
 
-def _impressions(db: duckdb.DuckDBPyConnection, logs: Path) -> str:
+def _impressions(db: Connection, logs: Path) -> str:
     """Return the SELECT of the impressions, their queries normalised."""
     select = open_logs(logs).sql("search_impressions")
     add_texts(db, f"select query from ({select})")
@@ -319,7 +318,7 @@ def _impressions(db: duckdb.DuckDBPyConnection, logs: Path) -> str:
 
 
 def _file(folder: Path, name: str) -> str:
-    return literal(str(folder / f"{name}.parquet"))
+    return path_literal(folder / f"{name}.parquet")
 
 
 class Evidence:

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from crops.database import Connection, failing_as, open_database, parquet
 from crops.errors import CropsError
 from crops.labels import ALL_SOURCES, DEFAULT_LABELS, Source
 from crops.logs.tables import refuse_lake_tables
@@ -112,7 +112,7 @@ def opened(
     rendering: Rendering,
     labels: Mapping[Source, int] = DEFAULT_LABELS,
     without: Wordless | None = None,
-) -> Iterator[duckdb.DuckDBPyConnection]:
+) -> Iterator[Connection]:
     """Yield a database with the groups that have an anchor.
 
     Queries and documents of the texts `without` are left out, as rendered.
@@ -126,11 +126,7 @@ def opened(
         CropsError: as `load_samples`.
     """
     with Scratch("crops-training-") as spill:
-        settings: dict[str, str | bool | int | float | list[str]] = {
-            "memory_limit": samples.memory,
-            "temp_directory": spill,
-        }
-        with duckdb.connect(config=settings) as database:
+        with open_database(samples.memory, spill) as database:
             _grade(database, samples, labels)
             _number_queries(database, samples, lowest_anchor)
             _number_documents(database, samples, rendering)
@@ -141,7 +137,7 @@ def opened(
             yield database
 
 
-def _grade(database: duckdb.DuckDBPyConnection, samples: Samples, labels: Mapping[Source, int]) -> None:
+def _grade(database: Connection, samples: Samples, labels: Mapping[Source, int]) -> None:
     files = samples.files("samples")
     if missing := {"query_id", "item_id", "sources", "weight"} - set(_columns(files[0])):
         raise CropsError(f"{files[0]} has no column {min(missing)}; make it with `crops mine`")
@@ -157,7 +153,7 @@ def _grade(database: duckdb.DuckDBPyConnection, samples: Samples, labels: Mappin
         create table graded as
         select query_id, item_id, label, cast(case {source} end as BIGINT) as source, weight
         from (select *, cast(greatest({label or -1}, -1) as INTEGER) as label
-              from (select query_id, item_id, sources, weight from {_parquet(files)}) rows) labelled
+              from (select query_id, item_id, sources, weight from {parquet(*files)}) rows) labelled
         where label >= 0
         """,
         files,
@@ -166,7 +162,7 @@ def _grade(database: duckdb.DuckDBPyConnection, samples: Samples, labels: Mappin
         raise CropsError(f"{files[0]}: no sample comes from the sources {samples.keep!r}; keep more sources")
 
 
-def _leave_out(database: duckdb.DuckDBPyConnection, rendering: Rendering, without: Wordless) -> None:
+def _leave_out(database: Connection, rendering: Rendering, without: Wordless) -> None:
     """Drop the pairs of texts from `graded`, and the tables that were made of it."""
     known = database.sql("select query_id, query from groups").to_arrow_table()
     gone = [rendering.query(text) in without.queries for text in known["query"].to_pylist()]
@@ -179,7 +175,7 @@ def _leave_out(database: duckdb.DuckDBPyConnection, rendering: Rendering, withou
         database.execute(f"drop table {table}")
 
 
-def _number_queries(database: duckdb.DuckDBPyConnection, samples: Samples, lowest_anchor: int) -> None:
+def _number_queries(database: Connection, samples: Samples, lowest_anchor: int) -> None:
     files = samples.files("queries")
     _execute(
         database,
@@ -191,7 +187,7 @@ def _number_queries(database: duckdb.DuckDBPyConnection, samples: Samples, lowes
         f"""
         create table groups as
         select row_number() over (order by query_id) - 1 as query_text, query_id, query, searches
-        from (select distinct on (query_id) query_id, query, searches from {_parquet(files)}) known
+        from (select distinct on (query_id) query_id, query, searches from {parquet(*files)}) known
         semi join (select query_id from all_groups where highest >= {lowest_anchor}) usable using (query_id)
         """,
         files,
@@ -200,7 +196,7 @@ def _number_queries(database: duckdb.DuckDBPyConnection, samples: Samples, lowes
     _refuse_orphans(database, orphans, "query_id", "groups", f"{samples.mined}: query")
 
 
-def _number_documents(database: duckdb.DuckDBPyConnection, samples: Samples, rendering: Rendering) -> None:
+def _number_documents(database: Connection, samples: Samples, rendering: Rendering) -> None:
     _execute(
         database, "create table used as select distinct item_id from graded semi join groups using (query_id)"
     )
@@ -209,7 +205,7 @@ def _number_documents(database: duckdb.DuckDBPyConnection, samples: Samples, ren
         for file in samples.files(table):
             columns = [name for name in rendering.columns if name in _columns(file)]
             chosen = ", ".join(["item_id", *(f'"{name}"' for name in columns)])
-            query = f"select {chosen} from {_parquet([file])} semi join used using (item_id) order by item_id"
+            query = f"select {chosen} from {parquet(file)} semi join used using (item_id) order by item_id"
             _render(database, query, rendering, file)
     _refuse_orphans(database, "select item_id from used", "item_id", "rendered", f"{samples.mined}: item")
     _execute(
@@ -225,22 +221,18 @@ def _number_documents(database: duckdb.DuckDBPyConnection, samples: Samples, ren
     )
 
 
-def _render(database: duckdb.DuckDBPyConnection, query: str, rendering: Rendering, file: Path) -> None:
+def _render(database: Connection, query: str, rendering: Rendering, file: Path) -> None:
     """Add the texts of items to `rendered`, a batch at a time."""
     with database.cursor() as reader, database.cursor() as writer:
-        try:
+        with failing_as(f"{file} cannot be read; make it again with `crops mine`"):
             for batch in reader.sql(query).to_arrow_reader(BATCH_ROWS):
                 texts = [rendering.document(row) for row in batch.to_pylist()]
                 part = pa.table({"item_id": batch["item_id"], "text": pa.array(texts, pa.string())})
                 writer.register("part", part)
                 writer.execute("insert into rendered select item_id, text from part")
-        except duckdb.Error as error:
-            raise CropsError(f"{file} cannot be read: {error}; make it again with `crops mine`") from error
 
 
-def _refuse_orphans(
-    database: duckdb.DuckDBPyConnection, wanted: str, key: str, table: str, what: str
-) -> None:
+def _refuse_orphans(database: Connection, wanted: str, key: str, table: str, what: str) -> None:
     least, count = only_row(
         database, f"select min({key}), count(*) from ({wanted}) wanted anti join {table} using ({key})"
     )
@@ -248,18 +240,16 @@ def _refuse_orphans(
         raise CropsError(f"{what} {least} has a label but no text ({count} such); mend the tables")
 
 
-def only_row(database: duckdb.DuckDBPyConnection, sql: str) -> tuple[int, ...]:
+def only_row(database: Connection, sql: str) -> tuple[int, ...]:
     """Return the one row of a query."""
     row: tuple[int, ...] = database.sql(sql).fetchall()[0]
     return row
 
 
-def _execute(database: duckdb.DuckDBPyConnection, sql: str, files: Sequence[Path] = ()) -> None:
-    try:
+def _execute(database: Connection, sql: str, files: Sequence[Path] = ()) -> None:
+    where = ", ".join(map(str, files)) or "the training groups"
+    with failing_as(f"{where}: cannot be read; make them again with `crops mine`"):
         database.execute(sql)
-    except duckdb.Error as error:
-        where = ", ".join(map(str, files)) or "the training groups"
-        raise CropsError(f"{where}: cannot be read: {error}; make them again with `crops mine`") from error
 
 
 def _columns(file: Path) -> list[str]:
@@ -268,11 +258,6 @@ def _columns(file: Path) -> list[str]:
     except (OSError, pa.ArrowException) as error:
         raise CropsError(f"{file} cannot be read: {error}; make it again with `crops mine`") from error
     return names
-
-
-def _parquet(files: Sequence[Path]) -> str:
-    names = ", ".join("'{}'".format(str(file).replace("'", "''")) for file in files)
-    return f"read_parquet([{names}])"
 
 
 # ------------------------------------------------------------------------------
@@ -419,22 +404,21 @@ def _digest(without: Wordless | None) -> str | None:
     return hashlib.sha256(json.dumps([sorted(texts) for texts in without]).encode()).hexdigest()
 
 
-def _counts(database: duckdb.DuckDBPyConnection, samples: Samples) -> dict[str, int]:
-    files = ", ".join("'{}'".format(str(file).replace("'", "''")) for file in samples.files("queries"))
+def _counts(database: Connection, samples: Samples) -> dict[str, int]:
     row = only_row(
         database,
         f"""
         select (select count(*) from groups),
                (select count(*) from all_groups) - (select count(*) from groups),
                (select count(*) from all_groups semi join groups using (query_id) where highest = lowest),
-               (select count(*) from (select query_id from read_parquet([{files}])) known
+               (select count(*) from (select query_id from {parquet(*samples.files("queries"))}) known
                 anti join all_groups using (query_id))
         """,
     )
     return dict(zip(("groups", "dropped", "one_label", "undocumented"), row, strict=True))
 
 
-def _write_texts(database: duckdb.DuckDBPyConnection, query: str, path: Path, content: hashlib._Hash) -> None:
+def _write_texts(database: Connection, query: str, path: Path, content: hashlib._Hash) -> None:
     reader = database.sql(query).to_arrow_reader(BATCH_ROWS)
     with pq.ParquetWriter(path, reader.schema, compression="zstd", write_page_checksum=True) as writer:
         for batch in reader:
@@ -443,7 +427,7 @@ def _write_texts(database: duckdb.DuckDBPyConnection, query: str, path: Path, co
 
 
 def _write_shards(
-    database: duckdb.DuckDBPyConnection, folder: Path, beta: float, content: hashlib._Hash
+    database: Connection, folder: Path, beta: float, content: hashlib._Hash
 ) -> dict[str, list[Any]]:
     """Write the pairs, each part one row group; return each part's groups and sum of searches^beta."""
     groups: list[int] = []
@@ -470,7 +454,7 @@ def _write_shards(
     return {"part_groups": groups, "part_searches": searches}
 
 
-def _parts(database: duckdb.DuckDBPyConnection) -> Iterator[pa.Table]:
+def _parts(database: Connection) -> Iterator[pa.Table]:
     """Yield the pairs of PART_GROUPS whole groups at a time."""
     rest: pa.Table | None = None
     for batch in database.sql(PAIRS).to_arrow_reader(BATCH_ROWS):
