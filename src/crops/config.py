@@ -9,10 +9,11 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from crops.errors import CropsError, nearest
 from crops.labels import SOURCE_GROUPS
+from crops.losses.table import find_loss
 
 __all__ = [
     "BotConfig",
@@ -357,10 +358,8 @@ class TrainingConfig(Section):
     """Share of texts without their ids in a step: what is new must be found by its content (two_tower)."""
     optimizer: Literal["adamw", "adam"] = "adamw"
     """adam is the paper's: its weight decay is part of the gradient."""
-    loss: Literal[
-        "h_infonce", "infonce_graded", "infonce_binary", "softmax_ce", "softmax_ce_lower", "nce"
-    ] = "h_infonce"
-    """See crops.losses; infonce_graded takes one positive of each query per pass, as the paper's InfoNCE."""
+    loss: str = "h_infonce"
+    """A name of `crops.losses.LOSSES`, or FILE.py:ROW of your own."""
     in_batch: bool = True
     """Whether a query's negatives are the documents of other queries too, or its own documents only."""
     batch_queries: int = Field(128, ge=2)
@@ -401,6 +400,15 @@ class TrainingConfig(Section):
     """Evaluations without a new best before the training stops."""
     report_to: tuple[str, ...] = ()
     """Trackers, as transformers names them: tensorboard, wandb, mlflow, ..."""
+
+    @field_validator("loss")
+    @classmethod
+    def _known_loss(cls, name: str) -> str:
+        try:
+            find_loss(name)
+        except CropsError as error:
+            raise ValueError(str(error)) from error
+        return name
 
     @model_validator(mode="before")
     @classmethod

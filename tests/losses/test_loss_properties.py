@@ -77,7 +77,7 @@ def test_a_group_of_label_0_still_gives_negatives_but_no_pull(loss):
 @pytest.mark.parametrize("loss", LOSSES)
 def test_one_query_with_one_label_is_told(loss):
     lone = UNIT[:1], UNIT[2:5], torch.zeros(3).long()
-    with pytest.warns(UserWarning, match="none is told from a worse one"):
+    with pytest.warns(UserWarning, match="none is contrasted with a worse one"):
         loss(*lone, torch.tensor([4, 4, 4]), temperature=0.05)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -8,6 +8,7 @@ from sentence_transformers import SentenceTransformer
 from crops.config import TrainingConfig
 from crops.encoders import load_encoder, tokenise
 from crops.errors import CropsError
+from crops.losses import LOSSES
 from crops.outputs import read_manifest
 from crops.training import fit, train, trainer
 from crops.training import texts as pool
@@ -40,9 +41,7 @@ def own_topic_hits(folder, toy):
     return sum(toy.doc_texts[doc].startswith(f"d{topic}_") for topic, doc in enumerate(found))
 
 
-@pytest.mark.parametrize(
-    "loss", ["h_infonce", "infonce_graded", "infonce_binary", "softmax_ce", "softmax_ce_lower", "nce"]
-)
+@pytest.mark.parametrize("loss", LOSSES)
 def test_training_learns_and_writes_a_plain_model(toy, config, random_encoder, tmp_path, loss):
     facts = train(toy, tmp_path / "model", config(loss=loss), seed=0)
     log = [json.loads(line) for line in (tmp_path / "model" / "training_log.jsonl").read_text().splitlines()]

@@ -15,6 +15,7 @@ from crops.cli.options import DEFAULTS, ConfigOption, SeedOption, command
 from crops.config import RunConfig, load_config
 from crops.errors import CropsError
 from crops.labels import ALL_SOURCES, parse_sources
+from crops.losses.table import LOSSES
 from crops.outputs import RESOLVED_CONFIG, cache_folder, console
 from crops.report import DemoReport, TrainingCurve, write_report
 from crops.retrieval import ExactRetriever, load_items
@@ -44,7 +45,7 @@ def train(
     loss: Annotated[
         str | None,
         typer.Option(
-            help="h_infonce, infonce_graded, infonce_binary, softmax_ce, softmax_ce_lower or nce.",
+            help=f"{', '.join(LOSSES)}, or FILE.py:ROW of your own.",
             show_default=DEFAULTS.training.loss,
         ),
     ] = None,

@@ -1,4 +1,4 @@
-"""What a loss may be given; each fault is named with its remedy.
+"""What a loss may be given, each fault named with its remedy, and which pairs ids alone exclude.
 
 Shapes and types cost nothing to check. Values are read in one pass and one transfer: on a GPU each separate
 look would wait for the device.
@@ -14,19 +14,16 @@ from torch import Tensor
 from crops.errors import CropsError
 
 MIN_TEMPERATURE = 1 / 300
-
 """Smaller ones overflow double precision: exp(2 / tau)."""
 
 MAX_LOG_FREQUENCY = 50.0
-
 """Keeps exp(2 / tau + |log_q|) within double precision."""
 
 NORM_TOLERANCE = 1e-2
-
 """Distance of an embedding's length from 1; bfloat16 needs this much."""
 
 
-class Facts(NamedTuple):
+class Checked(NamedTuple):
     """What the check of the values learns on the way."""
 
     tau: float
@@ -68,7 +65,7 @@ def check_ids(name: str, values: Tensor, length: int) -> None:
 
 def check_values(
     query_emb: Tensor, doc_emb: Tensor, query_index: Tensor, labels: Tensor, temperature: Tensor
-) -> Facts:
+) -> Checked:
     """Check what only the values tell: unit rows, rows in range, labels >= 0, a usable tau.
 
     Raises:
@@ -80,8 +77,8 @@ def check_values(
     ordered = (query_index[1:] >= query_index[:-1]).all()
     ends = (*torch.cat(norms).aminmax(), *query_index.aminmax(), *labels.aminmax())
     # One double among them makes all double.
-    facts = torch.stack([*ends, ordered, temperature.detach().to(labels.device, torch.float64)])
-    short, long, first, last, lowest, highest, in_order, tau = facts.tolist()
+    values = torch.stack([*ends, ordered, temperature.detach().to(labels.device, torch.float64)])
+    short, long, first, last, lowest, highest, in_order, tau = values.tolist()
     if not (abs(short - 1) <= NORM_TOLERANCE and abs(long - 1) <= NORM_TOLERANCE):
         for name, lengths in zip(("query_emb", "doc_emb"), norms, strict=True):
             _refuse_rows(name, lengths)
@@ -97,7 +94,7 @@ def check_values(
             f"temperature is {tau:.4g}; it must be finite and at least {MIN_TEMPERATURE:.4g}. "
             "If training drove it there, lower the learning rate"
         )
-    return Facts(tau, first < 0, bool(in_order), int(highest) if lowest >= 0 else -1)
+    return Checked(tau, first < 0, bool(in_order), int(highest) if lowest >= 0 else -1)
 
 
 def _refuse_rows(name: str, lengths: Tensor) -> None:
@@ -130,7 +127,7 @@ def check_identity(
     if known is None:
         return
     if doc_id is None:
-        raise CropsError("known positives are told by id: give doc_id as well")
+        raise CropsError("known positives are recognised by their ids: give doc_id as well")
     rows, ids = known
     check_ids("known rows", rows, len(rows))
     check_ids("known ids", ids, len(rows))
@@ -162,11 +159,6 @@ def refuse_empty_query(row: Tensor, queries: int) -> NoReturn:
     )
 
 
-# ------------------------------------------------------------------------------
-# Which documents must not be contrasted with which query, told by ids alone. A similar text may be a true
-# negative, an equal id never is: masks come from ids, never from similarity.
-
-
 def hidden_pairs(
     query_index: Tensor,
     query_id: Tensor | None = None,
@@ -174,6 +166,8 @@ def hidden_pairs(
     known: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the (row, document) pairs that leave the denominators; a pair may come twice.
+
+    A similar text may be a true negative, an equal id never is: ids alone decide, never similarity.
 
     Args:
         query_index: [N] row of each document's query, -1 = of none.
@@ -186,14 +180,14 @@ def hidden_pairs(
     """
     pairs = [(query_index[:0], query_index[:0])]
     if query_id is not None:
-        pairs.append(same_query_pairs(query_index, query_id))
+        pairs.append(_same_query_pairs(query_index, query_id))
     if doc_id is not None:
-        pairs.append(same_doc_pairs(query_index, doc_id, known))
+        pairs.append(_same_doc_pairs(query_index, doc_id, known))
     rows, docs = zip(*pairs, strict=True)
     return torch.cat(rows), torch.cat(docs)
 
 
-def same_query_pairs(query_index: Tensor, query_id: Tensor) -> tuple[Tensor, Tensor]:
+def _same_query_pairs(query_index: Tensor, query_id: Tensor) -> tuple[Tensor, Tensor]:
     """Return (row, document) pairs whose document belongs to another row of the same query."""
     _, inverse, counts = torch.unique(query_id, return_inverse=True, return_counts=True)
     repeated = counts[inverse] > 1
@@ -205,7 +199,7 @@ def same_query_pairs(query_index: Tensor, query_id: Tensor) -> tuple[Tensor, Ten
     return row[foreign], doc[foreign]
 
 
-def same_doc_pairs(
+def _same_doc_pairs(
     query_index: Tensor, doc_id: Tensor, known: tuple[Tensor, Tensor] | None = None
 ) -> tuple[Tensor, Tensor]:
     """Return (row, document) pairs whose document is of another group, its id also in the row's group."""

@@ -1,6 +1,6 @@
-r"""InfoNCE over ragged groups of graded documents: H-InfoNCE, its binary form, and one positive at a time.
+r"""The losses over ragged groups of graded documents: H-InfoNCE, InfoNCE, softmax cross-entropy and NCE.
 
-All are sums over anchors of $-\log \frac{e^{s_i}}{e^{s_i} + \sum_{j \in N_i} e^{s_j}}$ with
+The first three are sums over anchors of $-\log \frac{e^{s_i}}{e^{s_i} + \sum_{j \in N_i} e^{s_j}}$ with
 $s = \cos(q, d) / \tau$; they differ in who is an anchor, in the negatives $N_i$ and in what they cost.
 """
 
@@ -15,9 +15,9 @@ from torch import Tensor
 
 from crops.errors import CropsError
 from crops.losses.kernel import (
+    Layout,
     Objective,
     Options,
-    Plan,
     Reduction,
     against_all,
     against_lower,
@@ -43,7 +43,7 @@ def h_infonce(
     margin: float | None = None,
     log_q: Tensor | None = None,
 ) -> Tensor:
-    r"""H-InfoNCE (CroPS, arXiv 2511.15443, Eq. 3): every graded document is told from all that is worse.
+    r"""H-InfoNCE (CroPS, arXiv 2511.15443, Eq. 3): each graded document contrasted with all that is worse.
 
     $N_i$ of an anchor $d_i$ of query $q$ = the documents of $q$ with a strictly lower label, and all of other
     queries. Documents of $q$ with an equal or higher label are left out. With $q$'s documents as one list and
@@ -92,8 +92,8 @@ def h_infonce(
         margin=margin,
         log_q=log_q,
     )
-    tau, plan = prepare(query_emb, doc_emb, query_index, labels, options)
-    return evaluate(against_lower, query_emb, doc_emb, tau, plan, reduction)
+    tau, layout = prepare(query_emb, doc_emb, query_index, labels, options)
+    return evaluate(against_lower, query_emb, doc_emb, tau, layout, reduction)
 
 
 def infonce_binary(
@@ -161,47 +161,43 @@ def infonce_graded(
     Raises:
         CropsError: as `h_infonce`, or no query has a k-th anchor.
     """
-    tau, plan = prepare(query_emb, doc_emb, query_index, labels, options)
+    tau, layout = prepare(query_emb, doc_emb, query_index, labels, options)
     reduction = options.get("reduction", "mean")
     if positives == "all":
-        return evaluate(against_lower, query_emb, doc_emb, tau, plan, reduction)
+        return evaluate(against_lower, query_emb, doc_emb, tau, layout, reduction)
     if positives == "each":
         terms = [
-            evaluate(against_lower, query_emb, doc_emb, tau, one, reduction, plan.anchors)
-            for one in _passes(plan)
+            evaluate(against_lower, query_emb, doc_emb, tau, one, reduction, layout.anchors)
+            for one in _passes(layout)
         ]
         return torch.stack(terms).sum(dim=0)
     if isinstance(positives, int) and positives >= 0:
-        for k, one in enumerate(_passes(plan)):
+        for k, one in enumerate(_passes(layout)):
             if k == positives:
                 return evaluate(against_lower, query_emb, doc_emb, tau, one, reduction)
         raise CropsError(f"no query has {positives + 1} anchors; the batch has {k + 1} passes")
     raise CropsError(f"unknown positives '{positives}'; give 'each', 'all' or a number from 0")
 
 
-def _passes(plan: Plan) -> Iterator[Plan]:
-    """Yield the plan with one anchor per query at a time, by falling label."""
-    order = torch.where(plan.anchor, plan.levels - plan.rank, plan.levels + 1).sort(stable=True).indices
-    order = order[plan.row[order].sort(stable=True).indices]
-    first = torch.searchsorted(plan.row, plan.row)
+def _passes(layout: Layout) -> Iterator[Layout]:
+    """Yield the layout with one anchor per query at a time, by falling label."""
+    order = (
+        torch.where(layout.anchor, layout.levels - layout.rank, layout.levels + 1).sort(stable=True).indices
+    )
+    order = order[layout.row[order].sort(stable=True).indices]
+    first = torch.searchsorted(layout.row, layout.row)
     turn = torch.empty_like(order)
     turn[order] = torch.arange(len(order), device=order.device) - first
-    for k in range(int(turn[plan.anchor].max()) + 1):
-        now = plan.anchor & (turn == k)
-        yield replace(plan, factor=plan.factor.where(now, 0.0), anchors=int(now.sum()))
-
-
-# ------------------------------------------------------------------------------
-# Softmax cross-entropy over lists of graded documents.
+    for k in range(int(turn[layout.anchor].max()) + 1):
+        now = layout.anchor & (turn == k)
+        yield replace(layout, factor=layout.factor.where(now, 0.0), anchors=int(now.sum()))
 
 
 MAX_LABEL = 50
-
 """Above it, neighbouring gains 2^label - 1 drown all lower ones in double precision."""
 
 _OBJECTIVES: dict[str, Objective] = {"batch": against_all, "lower": against_lower}
-
-"""By denominator: what a document with a target is told from."""
+"""By denominator: what a document with a target is contrasted with."""
 
 
 def softmax_ce(
@@ -238,55 +234,51 @@ def softmax_ce(
     Raises:
         CropsError: as `h_infonce`, or a label is above 50.
     """
-    tau, plan = prepare(query_emb, doc_emb, query_index, labels, options)
-    own_labels = labels.index_select(0, plan.doc)
+    tau, layout = prepare(query_emb, doc_emb, query_index, labels, options)
+    own_labels = labels.index_select(0, layout.doc)
     highest = int(own_labels.max())
     if highest > MAX_LABEL:
         raise CropsError(
             f"labels reach {highest}; gains 2^label - 1 need labels up to {MAX_LABEL}: map them to 0, 1, .."
         )
-    plan, lists = _with_targets(plan, own_labels)
+    layout, lists = _with_targets(layout, own_labels)
     reduction = options.get("reduction", "mean")
     if denominator in _OBJECTIVES:
-        return evaluate(_OBJECTIVES[denominator], query_emb, doc_emb, tau, plan, reduction, lists)
+        return evaluate(_OBJECTIVES[denominator], query_emb, doc_emb, tau, layout, reduction, lists)
     if denominator != "own":
         raise CropsError(f"unknown denominator '{denominator}'; known: {', '.join(_OBJECTIVES)}, own")
-    if plan.margin is not None or plan.log_q is not None:
+    if layout.margin is not None or layout.log_q is not None:
         raise CropsError("margin and log_q act on in-batch negatives; denominator='own' has none")
-    return _own_lists(query_emb, doc_emb, tau[0], plan, reduction, lists)
+    return _own_lists(query_emb, doc_emb, tau[0], layout, reduction, lists)
 
 
-def _with_targets(plan: Plan, own_labels: Tensor) -> tuple[Plan, int]:
-    """Return the plan with each document's target in its factor, and the number of queries with one."""
-    gain = torch.where(plan.anchor, torch.exp2(own_labels.double()) - 1, 0.0)
-    total = gain.new_zeros(plan.queries).index_add_(0, plan.row, gain)
+def _with_targets(layout: Layout, own_labels: Tensor) -> tuple[Layout, int]:
+    """Return the layout with each document's target in its factor, and the number of queries with one."""
+    gain = torch.where(layout.anchor, torch.exp2(own_labels.double()) - 1, 0.0)
+    total = gain.new_zeros(layout.queries).index_add_(0, layout.row, gain)
     lists = int((total > 0).sum())
     if lists == 0:
         raise CropsError("every label is 0 and so is every gain 2^label - 1: the batch has no target")
-    return replace(plan, factor=plan.factor * gain / total[plan.row].clamp(min=1)), lists
+    return replace(layout, factor=layout.factor * gain / total[layout.row].clamp(min=1)), lists
 
 
 def _own_lists(
-    query_emb: Tensor, doc_emb: Tensor, temperature: Tensor, plan: Plan, reduction: Reduction, lists: int
+    query_emb: Tensor, doc_emb: Tensor, temperature: Tensor, layout: Layout, reduction: Reduction, lists: int
 ) -> Tensor:
     """Return the cross-entropy inside each group, under autograd."""
     with torch.autocast(query_emb.device.type, enabled=False):
-        cosines = (query_emb.float() if query_emb.element_size() < 4 else query_emb)[plan.row] * doc_emb[
-            plan.doc
+        cosines = (query_emb.float() if query_emb.element_size() < 4 else query_emb)[layout.row] * doc_emb[
+            layout.doc
         ]
         scores = cosines.sum(dim=1).double() / temperature
-        lowest = scores.new_full((plan.queries,), -torch.inf)
-        shift = lowest.scatter_reduce(0, plan.row, scores.detach(), "amax")
-        scores = scores - shift[plan.row]
-        total = scores.new_zeros(plan.queries).index_add(0, plan.row, scores.exp())
-        losses = ((total.log()[plan.row] - scores) * plan.factor).to(cosines.dtype)
+        lowest = scores.new_full((layout.queries,), -torch.inf)
+        shift = lowest.scatter_reduce(0, layout.row, scores.detach(), "amax")
+        scores = scores - shift[layout.row]
+        total = scores.new_zeros(layout.queries).index_add(0, layout.row, scores.exp())
+        losses = ((total.log()[layout.row] - scores) * layout.factor).to(cosines.dtype)
     if reduction == "none":
-        return losses.new_zeros(plan.documents).index_copy(0, plan.doc, losses)
+        return losses.new_zeros(layout.documents).index_copy(0, layout.doc, losses)
     return losses.sum() / (lists if reduction == "mean" else 1)
-
-
-# ------------------------------------------------------------------------------
-# Binary logistic loss with noise.
 
 
 def nce(
@@ -298,7 +290,7 @@ def nce(
 ) -> Tensor:
     r"""Noise-contrastive estimation (Gutmann & Hyvärinen 2010; the NCE baseline of CroPS, Table 2).
 
-    Anchors are told from noise one by one, as binary logistic regression:
+    Anchors are contrasted with noise one by one, as binary logistic regression:
     $-\log \sigma(\Delta_i) - \sum_{j=1}^{k} \log \sigma(-\Delta_j)$ per anchor, with
     $\Delta_j = \cos(q, d_j) / \tau - \log k - \log q_j$. Noise = the documents of other queries and the own
     ones that are no anchors; k counts it after all masks. The score is the logarithm of how much likelier the
@@ -318,5 +310,5 @@ def nce(
     Raises:
         CropsError: as `h_infonce`.
     """
-    tau, plan = prepare(query_emb, doc_emb, query_index, labels, options)
-    return evaluate(against_noise, query_emb, doc_emb, tau, plan, options.get("reduction", "mean"))
+    tau, layout = prepare(query_emb, doc_emb, query_index, labels, options)
+    return evaluate(against_noise, query_emb, doc_emb, tau, layout, options.get("reduction", "mean"))

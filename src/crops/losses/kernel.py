@@ -1,4 +1,11 @@
-"""Who contrasts with whom in a batch: all of a loss that does not depend on embeddings."""
+"""What all losses share: from their arguments to the value and its gradient, in three matrix products.
+
+`prepare` checks the arguments and lays out who contrasts with whom, all that does not depend on embeddings.
+`evaluate` takes the scores [Q, N] of a batch a chunk of queries at a time: they are made, turned into their
+gradient in place by the loss's objective (`against_...`), multiplied on, and forgotten. The scores and their
+gradient's products with queries and documents are the three; there is no N x N and no stored Q x N, and the
+backward pass has nothing left to do.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +21,7 @@ from torch import Tensor
 
 from crops.errors import CropsError
 from crops.losses.checks import (
-    Facts,
+    Checked,
     check_embeddings,
     check_identity,
     check_ids,
@@ -24,12 +31,107 @@ from crops.losses.checks import (
     refuse_empty_query,
 )
 
-OWN_RANKS = 64
+Reduction = Literal["mean", "sum", "none"]
 
+
+class Options(TypedDict, total=False):
+    """The keyword arguments that all losses share; `crops.losses.h_infonce` documents each."""
+
+    temperature: Required[Tensor | float]
+    query_id: Tensor | None
+    doc_id: Tensor | None
+    min_anchor_label: int
+    reduction: Reduction
+    known: tuple[Tensor, Tensor] | None
+    label_weights: Mapping[int, float] | None
+    margin: float | None
+    log_q: Tensor | None
+
+
+def prepare(
+    query_emb: Tensor, doc_emb: Tensor, query_index: Tensor, labels: Tensor, options: Options
+) -> tuple[tuple[Tensor, float], Layout]:
+    """Check the arguments; return the temperature as a tensor and as a number, and the layout.
+
+    Raises:
+        CropsError: see `crops.losses.h_infonce`.
+    """
+    check_embeddings(query_emb, doc_emb)
+    for name, values in (("query_index", query_index), ("labels", labels)):
+        check_ids(name, values, len(doc_emb))
+    reduction = options.get("reduction", "mean")
+    if reduction not in ("mean", "sum", "none"):
+        raise CropsError(f"unknown reduction '{reduction}'; known: mean, sum, none")
+    temperature = options["temperature"]
+    if not isinstance(temperature, Tensor):
+        temperature = torch.tensor(temperature, dtype=torch.float64, device=query_emb.device)
+    checked = check_values(query_emb, doc_emb, query_index, labels, temperature)
+    layout = build_layout(
+        len(query_emb),
+        query_index,
+        labels,
+        options.get("min_anchor_label", 1),
+        checked,
+        options.get("label_weights"),
+    )
+    return (temperature, checked.tau), _with_options(layout, query_index, options)
+
+
+def _with_options(layout: Layout, query_index: Tensor, options: Options) -> Layout:
+    query_id, doc_id, known = options.get("query_id"), options.get("doc_id"), options.get("known")
+    if query_id is not None or doc_id is not None or known is not None:
+        check_identity(layout.queries, layout.documents, query_id, doc_id, known)
+        row, doc = hidden_pairs(query_index, query_id, doc_id, known)
+        row, order = row.sort()
+        layout = replace(layout, hidden=(row, doc[order]))
+    margin = options.get("margin")
+    if margin is not None:
+        if not -2 <= margin <= 2:
+            raise CropsError(f"margin is {margin}; give a difference of cosines, from -2 to 2")
+        layout = replace(layout, margin=margin)
+    log_q = options.get("log_q")
+    if log_q is not None:
+        layout = replace(layout, log_q=log_q, log_q_size=check_log_frequency(log_q, layout.documents))
+    return layout
+
+
+def evaluate(
+    objective: Objective,
+    query_emb: Tensor,
+    doc_emb: Tensor,
+    temperature: tuple[Tensor, float],
+    layout: Layout,
+    reduction: Reduction = "mean",
+    count: int | None = None,
+) -> Tensor:
+    """Return the reduced loss, with its gradient.
+
+    Args:
+        objective: which loss.
+        query_emb: [Q, d].
+        doc_emb: [N, d].
+        temperature: tau as a tensor and as a number.
+        layout: who contrasts with whom.
+        reduction: see `crops.losses.h_infonce`.
+        count: what "mean" divides by, None = the anchors.
+    """
+    scale = {"mean": 1 / (count or layout.anchors), "sum": 1.0, "none": None}[reduction]
+    if query_emb.dtype in (torch.float16, torch.bfloat16):
+        query_emb, doc_emb = query_emb.float(), doc_emb.float()
+    if layout.log_q is not None:
+        layout = replace(layout, log_q=layout.log_q.detach().to(query_emb))
+    with torch.autocast(query_emb.device.type, enabled=False):
+        result: Tensor = ContrastFunction.apply(  # type: ignore[no-untyped-call]
+            query_emb, doc_emb, *temperature, layout, objective, scale, torch.is_grad_enabled()
+        )
+    return result
+
+
+OWN_RANKS = 64
 """Labels below it are their own ranks; larger ones are compressed, which takes a sort."""
 
 
-class Part(NamedTuple):
+class Chunk(NamedTuple):
     """The own documents of some consecutive queries (C of the Q), [m] each; rows count from the first."""
 
     row: Tensor
@@ -47,7 +149,7 @@ class Part(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Plan:
+class Layout:
     """Own documents (M of the N) in the order of their queries, and the options on their contrast."""
 
     queries: int
@@ -73,7 +175,7 @@ class Plan:
     log_q_size: float = 0.0
     """The largest magnitude in it."""
 
-    def parts(self, size: int) -> Iterator[tuple[slice, Part]]:
+    def chunks(self, size: int) -> Iterator[tuple[slice, Chunk]]:
         """Yield chunks of at most `size` queries: their rows and their own documents."""
         chunks = -(-self.queries // size)
         starts = [self.queries * chunk // chunks for chunk in range(chunks + 1)]
@@ -81,18 +183,18 @@ class Plan:
         if self.hidden is not None:
             hidden = self._bounds(self.hidden[0], starts)
         for (first, m, k), (last, m_end, k_end) in itertools.pairwise(zip(starts, own, hidden, strict=True)):
-            yield slice(first, last), self._part(first, slice(m, m_end), slice(k, k_end))
+            yield slice(first, last), self._chunk(first, slice(m, m_end), slice(k, k_end))
 
     def _bounds(self, rows: Tensor, starts: list[int]) -> list[int]:
         if len(starts) == 2:
             return [0, len(rows)]
         return torch.searchsorted(rows, torch.tensor(starts, device=rows.device)).tolist()
 
-    def _part(self, first: int, own: slice, hidden: slice) -> Part:
+    def _chunk(self, first: int, own: slice, hidden: slice) -> Chunk:
         row, doc = self.row[own], self.doc[own]
         if first:
             row = row - first
-        return Part(
+        return Chunk(
             row,
             doc,
             doc + row * self.documents,
@@ -104,14 +206,14 @@ class Plan:
         )
 
 
-def build_plan(
+def build_layout(
     queries: int,
     query_index: Tensor,
     labels: Tensor,
     min_anchor_label: int,
-    facts: Facts,
+    checked: Checked,
     label_weights: Mapping[int, float] | None,
-) -> Plan:
+) -> Layout:
     """Order the own documents by query, rank their labels and mark the anchors.
 
     Args:
@@ -119,7 +221,7 @@ def build_plan(
         query_index: [N].
         labels: [N].
         min_anchor_label: lowest label of an anchor.
-        facts: what `crops.losses.checks.check_values` learned of them.
+        checked: what `crops.losses.checks.check_values` learned of them.
         label_weights: factor of an anchor's loss by its label, 1 where not named.
 
     Warns:
@@ -129,14 +231,14 @@ def build_plan(
         CropsError: a query has no document, no document is an anchor, or a weight is negative.
     """
     row, doc, own_labels = query_index, torch.arange(len(query_index), device=query_index.device), labels
-    if not facts.ordered:
+    if not checked.ordered:
         row, doc = row.sort(stable=True)
         own_labels = labels.index_select(0, doc)
-    if facts.strays:
+    if checked.strays:
         owned = row >= 0
         row, doc, own_labels = row[owned], doc[owned], own_labels[owned]
-    rank, levels = own_labels, facts.highest + 1
-    if not 0 <= facts.highest < OWN_RANKS:
+    rank, levels = own_labels, checked.highest + 1
+    if not 0 <= checked.highest < OWN_RANKS:
         distinct, rank = torch.unique(own_labels, return_inverse=True)
         levels = len(distinct)
     anchor = own_labels >= min_anchor_label
@@ -149,9 +251,9 @@ def build_plan(
             f"the batch has no anchor: no document of a query has a label of {min_anchor_label} or more. "
             "Draw groups with positives or lower the bound"
         )
-    if queries == 1 and not facts.strays and bool((own_labels == own_labels[0]).all()):
+    if queries == 1 and not checked.strays and bool((own_labels == own_labels[0]).all()):
         warnings.warn(
-            "the batch is one query whose documents all have one label: none is told from a worse one. "
+            "the batch is one query whose documents all have one label: none is contrasted with a worse one. "
             "Put more queries in a batch",
             stacklevel=4,
         )
@@ -160,153 +262,13 @@ def build_plan(
         if not 0 <= weight < float("inf"):
             raise CropsError(f"label_weights gives label {label} the weight {weight}; give a number >= 0")
         factor = factor.masked_fill(anchor & (own_labels == label), weight)
-    return Plan(queries, len(query_index), doc, row, rank, anchor, factor, anchors, levels)
-
-
-# ------------------------------------------------------------------------------
-# What each loss makes of a chunk of scores. An objective gets the scores [C, N] of the documents that all
-# anchors of a query share (own and hidden ones are minus infinity) and, in double precision, those of the own
-# documents [m]. It returns what each own document's loss is as an anchor [m] and, given weights, overwrites
-# the scores with the gradient of the weighted sum, save for factors of its rows [C, 1] that it may return:
-# they cost less on the embeddings.
-
-
-Objective = Callable[[Tensor, Tensor, Part, Plan, float, "Weights | None"], tuple[Tensor, Tensor | None]]
-
-"""(scores, own_score, part, plan, bound of the scores' magnitude, weights) -> losses, factors of the rows"""
-
-SAFE_EXPONENT = 45.0
-
-"""exp(45), summed over millions of documents, and its inverse fit single precision: no shift below it."""
-
-TINY = torch.finfo(torch.float64).tiny
-
-
-class Weights(NamedTuple):
-    """What the losses of some own documents are multiplied by in the sum whose gradient is wanted."""
-
-    each: Tensor
-    """[m] double, zero where no anchor."""
-    signed: bool
-    """Whether some may be negative."""
-
-    def part(self, own: slice) -> Weights:
-        """Return those of consecutive documents."""
-        return Weights(self.each[own], self.signed)
-
-
-def against_lower(
-    scores: Tensor, own_score: Tensor, part: Part, plan: Plan, bound: float, weights: Weights | None
-) -> tuple[Tensor, Tensor | None]:
-    r"""Graded InfoNCE: $\log(1 + (L_i + O_q) / e_i)$.
-
-    $L_i$ sums $e$ over the own documents of strictly lower label: bins by label, cumulated inside a query.
-    $O_q$ sums it over the documents that all anchors of the query share.
-    """
-    others, own = _exponentials(scores, own_score, part, bound)
-    stride = plan.levels + 1
-    base = part.row * stride
-    below = base + part.rank
-    bins = own.new_zeros(len(scores), stride)
-    bins[:, 0] = others
-    bins.view(-1)[1:].index_add_(0, below, own)
-    rest = bins.cumsum_(1).view(-1).index_select(0, below)
-    factors = None
-    if weights is not None:
-        pull = weights.each / (own + rest)
-        above = base.add_(plan.levels - 1).sub_(part.rank)
-        higher = bins.zero_()
-        higher.view(-1)[1:].index_add_(0, above, pull)
-        higher.cumsum_(1)
-        gradient = higher.view(-1).index_select(0, above).mul_(own).sub_(pull * rest)
-        factors = _write(scores, part, gradient, higher[:, -1], bound, weights)
-    return rest.div_(own).log1p_(), factors
-
-
-def against_all(
-    scores: Tensor, own_score: Tensor, part: Part, plan: Plan, bound: float, weights: Weights | None
-) -> tuple[Tensor, Tensor | None]:
-    r"""Cross-entropy: $\log((\sum_{own} e + O_q) / e_i)$, the own documents of higher label included."""
-    others, own = _exponentials(scores, own_score, part, bound)
-    total = others.index_add(0, part.row, own)
-    share = own / total.index_select(0, part.row)
-    factors = None
-    if weights is not None:
-        pull = torch.zeros_like(total).index_add_(0, part.row, weights.each)
-        gradient = share * pull.index_select(0, part.row) - weights.each
-        factors = _write(scores, part, gradient, pull / total, bound, weights)
-    return share.log().neg_(), factors
-
-
-def against_noise(
-    scores: Tensor, own_score: Tensor, part: Part, plan: Plan, bound: float, weights: Weights | None
-) -> tuple[Tensor, Tensor | None]:
-    r"""Binary logistic: $-\log\sigma(\Delta_i) - \sum_{noise} \log\sigma(-\Delta_j)$, $\Delta = s - \log k$.
-
-    The noise of a query: the shared documents and its own that are no anchors; k counts it.
-    """
-    if plan.log_q is not None:
-        own_score = own_score - plan.log_q.index_select(0, part.doc)
-    negative = (~part.anchor).double()
-    count = scores.isfinite().sum(1).double().index_add_(0, part.row, negative)
-    log_k = count.clamp_(min=1).log_()
-    scores -= log_k.to(scores.dtype).unsqueeze(1)
-    own = own_score - log_k.index_select(0, part.row)
-    noise = F.logsigmoid(-scores).sum(1).double().neg_()
-    noise.index_add_(0, part.row, F.logsigmoid(-own) * -negative)
-    if weights is not None:
-        pull = torch.zeros_like(noise).index_add_(0, part.row, weights.each)
-        scores.sigmoid_().mul_(pull.to(scores.dtype).unsqueeze(1))
-        drawn = own.sigmoid() * pull.index_select(0, part.row)
-        gradient = torch.where(part.anchor, (own.sigmoid() - 1) * weights.each, drawn)
-        scores.view(-1).index_copy_(0, part.cell, gradient.to(scores.dtype))
-    return noise.index_select(0, part.row) - F.logsigmoid(own), None
-
-
-def _write(
-    scores: Tensor, part: Part, gradient: Tensor, pull: Tensor, bound: float, weights: Weights
-) -> Tensor | None:
-    """Put the own documents' gradient [m] into the scores; return the factors [C, 1] that rows still lack.
-
-    The others' gradient is pull x exponential. Sparing the scores that pass leaves the own entries divided by
-    the pull, which is safe while it cannot cancel to zero and exponentials are not shifted.
-    """
-    factors = None
-    if weights.signed or bound > SAFE_EXPONENT:
-        scores *= pull.to(scores.dtype).unsqueeze(1)
-    else:
-        factors = pull.to(scores.dtype).unsqueeze(1)
-        gradient = gradient / pull.clamp(min=TINY).index_select(0, part.row)
-    scores.view(-1).index_copy_(0, part.cell, gradient.to(scores.dtype))
-    return factors
-
-
-def _exponentials(scores: Tensor, own_score: Tensor, part: Part, bound: float) -> tuple[Tensor, Tensor]:
-    """Exponentiate the scores in place; return their row sums [C] and exp(own_score) [m], in double.
-
-    Where exponentials could overflow, both are of scores less their row's largest shared one.
-    """
-    if bound > SAFE_EXPONENT:
-        shift = scores.amax(dim=1, keepdim=True).clamp_(min=-bound)
-        scores -= shift
-        own_score = own_score - shift.view(-1).index_select(0, part.row)
-    return scores.exp_().sum(dim=1).double(), own_score.exp()
-
-
-# ------------------------------------------------------------------------------
-# The kernel of the losses: exact, at the cost of its three matrix products. A loss over all queries and
-# documents of a batch needs the scores [Q, N], and their gradient gives those of the queries and of the
-# documents: three products. A chunk of queries at a time, the scores are made, turned into their gradient in
-# place by the loss's objective (`crops.losses.kernel`), multiplied on, and forgotten: no N x N and no
-# stored Q x N, and the backward pass has nothing left to do.
+    return Layout(queries, len(query_index), doc, row, rank, anchor, factor, anchors, levels)
 
 
 CHUNK_BYTES = 12 * 2**20
-
 """Scores held at a time: smaller chunks make thin, slow matrix products, larger ones gain almost nothing."""
 
 MIN_CHUNK = 32
-
 """Rows of a chunk at least, however many documents there are."""
 
 
@@ -314,7 +276,7 @@ class Contrast(NamedTuple):
     """Losses and gradients of one batch."""
 
     losses: Tensor
-    """[M] of each own document as an anchor, in the plan's order."""
+    """[M] of each own document as an anchor, in the layout's order."""
     query_grad: Tensor | None
     """[Q, d]"""
     doc_grad: Tensor | None
@@ -327,7 +289,7 @@ def contrast(
     query_emb: Tensor,
     doc_emb: Tensor,
     temperature: float,
-    plan: Plan,
+    layout: Layout,
     objective: Objective,
     weights: Weights | None,
 ) -> Contrast:
@@ -337,7 +299,7 @@ def contrast(
         query_emb: [Q, d] unit rows.
         doc_emb: [N, d] unit rows.
         temperature: tau.
-        plan: who contrasts with whom.
+        layout: who contrasts with whom.
         objective: which loss.
         weights: [M], of each loss in the sum; None = no gradient.
     """
@@ -348,22 +310,22 @@ def contrast(
     losses, begin = [], 0
     size = min(len(query_emb), _chunk_rows(query_emb, doc_emb))
     buffer = scaled.new_empty(size, len(doc_emb))
-    for rows, part in plan.parts(size):
+    for rows, chunk in layout.chunks(size):
         scores = torch.mm(scaled[rows], doc_emb.T, out=buffer[: rows.stop - rows.start])
-        own_score = _set_apart(scores, part, plan, 1 / temperature)
-        own = slice(begin, begin + len(part.doc))
+        own_score = _set_apart(scores, chunk, layout, 1 / temperature)
+        own = slice(begin, begin + len(chunk.doc))
         begin = own.stop
-        bound = 1 / temperature + plan.log_q_size
-        some = None if weights is None else weights.part(own)
-        values, factors = objective(scores, own_score, part, plan, bound, some)
+        bound = 1 / temperature + layout.log_q_size
+        weighted = None if weights is None else weights.of(own)
+        values, factors = objective(scores, own_score, chunk, layout, bound, weighted)
         losses.append(values)
         if query_grad is not None and doc_grad is not None:
-            chunk, chunk_grad = scaled[rows], torch.mm(scores, doc_emb, out=query_grad[rows])
+            queries, own_grad = scaled[rows], torch.mm(scores, doc_emb, out=query_grad[rows])
             if factors is not None:
-                chunk_grad *= factors
-                chunk = chunk * factors
+                own_grad *= factors
+                queries = queries * factors
             # The first chunk overwrites: beta 0 spares the zeros.
-            torch.addmm(doc_grad, scores.T, chunk, beta=int(rows.start > 0), out=doc_grad)
+            torch.addmm(doc_grad, scores.T, queries, beta=int(rows.start > 0), out=doc_grad)
     joined = losses[0] if len(losses) == 1 else torch.cat(losses)
     if query_grad is None:
         return Contrast(joined, None, None, None)
@@ -377,25 +339,25 @@ def _chunk_rows(query_emb: Tensor, doc_emb: Tensor) -> int:
     return max(MIN_CHUNK, CHUNK_BYTES // (len(doc_emb) * query_emb.element_size()))
 
 
-def _set_apart(scores: Tensor, part: Part, plan: Plan, scale: float) -> Tensor:
+def _set_apart(scores: Tensor, chunk: Chunk, layout: Layout, scale: float) -> Tensor:
     """Return the own documents' scores [m] in double; leave in `scores` only what all anchors share.
 
     Own documents are few: in double precision exp(2 / tau) cannot overflow. Own and hidden entries become
     minus infinity.
     """
     flat = scores.view(-1)
-    own_score = flat.index_select(0, part.cell).double()
-    flat.index_fill_(0, part.cell, -torch.inf)
-    if part.hidden is not None:
-        flat.index_fill_(0, part.hidden, -torch.inf)
-    if plan.margin is not None:
+    own_score = flat.index_select(0, chunk.cell).double()
+    flat.index_fill_(0, chunk.cell, -torch.inf)
+    if chunk.hidden is not None:
+        flat.index_fill_(0, chunk.hidden, -torch.inf)
+    if layout.margin is not None:
         best = own_score.new_full((len(scores),), torch.inf).scatter_reduce_(
-            0, part.row[part.anchor], own_score[part.anchor], "amax", include_self=False
+            0, chunk.row[chunk.anchor], own_score[chunk.anchor], "amax", include_self=False
         )
-        limit = best - plan.margin * scale
+        limit = best - layout.margin * scale
         scores.masked_fill_(scores > limit.to(scores.dtype).unsqueeze(1), -torch.inf)
-    if plan.log_q is not None:
-        scores -= plan.log_q
+    if layout.log_q is not None:
+        scores -= layout.log_q
     return own_score
 
 
@@ -409,7 +371,7 @@ class ContrastFunction(torch.autograd.Function):
         doc_emb: Tensor,
         temperature: Tensor,
         tau: float,
-        plan: Plan,
+        layout: Layout,
         objective: Objective,
         scale: float | None,
         trains: bool,
@@ -420,13 +382,13 @@ class ContrastFunction(torch.autograd.Function):
         """
         ctx.reduced = scale is not None
         if scale is None:
-            ctx.call = tau, plan, objective
+            ctx.call = tau, layout, objective
             ctx.save_for_backward(query_emb, doc_emb)
-            losses = contrast(query_emb, doc_emb, tau, plan, objective, None).losses * plan.factor
-            return query_emb.new_zeros(len(doc_emb)).index_copy_(0, plan.doc, losses.to(query_emb.dtype))
-        weight = plan.factor * scale
+            losses = contrast(query_emb, doc_emb, tau, layout, objective, None).losses * layout.factor
+            return query_emb.new_zeros(len(doc_emb)).index_copy_(0, layout.doc, losses.to(query_emb.dtype))
+        weight = layout.factor * scale
         needed = Weights(weight, signed=False) if trains and any(ctx.needs_input_grad) else None
-        losses, *gradients = contrast(query_emb, doc_emb, tau, plan, objective, needed)
+        losses, *gradients = contrast(query_emb, doc_emb, tau, layout, objective, needed)
         ctx.save_for_backward(*gradients)
         return torch.dot(losses, weight).to(query_emb.dtype)
 
@@ -441,108 +403,135 @@ class ContrastFunction(torch.autograd.Function):
                 gradients = [gradient * upstream for gradient in gradients]
         else:
             query_emb, doc_emb = ctx.saved_tensors
-            tau, plan, objective = ctx.call
-            weight = upstream.index_select(0, plan.doc).double() * plan.factor
+            tau, layout, objective = ctx.call
+            weight = upstream.index_select(0, layout.doc).double() * layout.factor
             weights = Weights(weight, signed=True)
-            _, *gradients = contrast(query_emb, doc_emb, tau, plan, objective, weights)
+            _, *gradients = contrast(query_emb, doc_emb, tau, layout, objective, weights)
         return *gradients, None, None, None, None, None
 
 
-# ------------------------------------------------------------------------------
-# From a loss's arguments to its value: checks, plan, kernel. Shared by all losses of one signature.
+Objective = Callable[[Tensor, Tensor, Chunk, Layout, float, "Weights | None"], tuple[Tensor, Tensor | None]]
+
+"""What a loss makes of a chunk of scores: (scores, own_score, chunk, layout, bound of the scores' magnitude,
+weights) -> losses, factors of the rows.
+
+It gets the scores [C, N] of the documents that all anchors of a query share (own and hidden ones are minus
+infinity) and, in double precision, those of the own documents [m]. It returns what each own document's loss
+is as an anchor [m] and, given weights, overwrites the scores with the gradient of the weighted sum, save for
+factors of its rows [C, 1] that it may return: they cost less on the embeddings."""
+
+SAFE_EXPONENT = 45.0
+"""exp(45), summed over millions of documents, and its inverse fit single precision: no shift below it."""
+
+TINY = torch.finfo(torch.float64).tiny
 
 
-Reduction = Literal["mean", "sum", "none"]
+class Weights(NamedTuple):
+    """What the losses of some own documents are multiplied by in the sum whose gradient is wanted."""
+
+    each: Tensor
+    """[m] double, zero where no anchor."""
+    signed: bool
+    """Whether some may be negative."""
+
+    def of(self, own: slice) -> Weights:
+        """Return those of consecutive documents."""
+        return Weights(self.each[own], self.signed)
 
 
-class Options(TypedDict, total=False):
-    """The keyword arguments that all losses share; `crops.losses.h_infonce` documents each."""
+def against_lower(
+    scores: Tensor, own_score: Tensor, chunk: Chunk, layout: Layout, bound: float, weights: Weights | None
+) -> tuple[Tensor, Tensor | None]:
+    r"""Graded InfoNCE: $\log(1 + (L_i + O_q) / e_i)$.
 
-    temperature: Required[Tensor | float]
-    query_id: Tensor | None
-    doc_id: Tensor | None
-    min_anchor_label: int
-    reduction: Reduction
-    known: tuple[Tensor, Tensor] | None
-    label_weights: Mapping[int, float] | None
-    margin: float | None
-    log_q: Tensor | None
-
-
-def prepare(
-    query_emb: Tensor, doc_emb: Tensor, query_index: Tensor, labels: Tensor, options: Options
-) -> tuple[tuple[Tensor, float], Plan]:
-    """Check the arguments; return the temperature as a tensor and as a number, and the plan.
-
-    Raises:
-        CropsError: see `crops.losses.h_infonce`.
+    $L_i$ sums $e$ over the own documents of strictly lower label: bins by label, cumulated inside a query.
+    $O_q$ sums it over the documents that all anchors of the query share.
     """
-    check_embeddings(query_emb, doc_emb)
-    for name, values in (("query_index", query_index), ("labels", labels)):
-        check_ids(name, values, len(doc_emb))
-    reduction = options.get("reduction", "mean")
-    if reduction not in ("mean", "sum", "none"):
-        raise CropsError(f"unknown reduction '{reduction}'; known: mean, sum, none")
-    temperature = options["temperature"]
-    if not isinstance(temperature, Tensor):
-        temperature = torch.tensor(temperature, dtype=torch.float64, device=query_emb.device)
-    facts = check_values(query_emb, doc_emb, query_index, labels, temperature)
-    plan = build_plan(
-        len(query_emb),
-        query_index,
-        labels,
-        options.get("min_anchor_label", 1),
-        facts,
-        options.get("label_weights"),
-    )
-    return (temperature, facts.tau), _with_options(plan, query_index, options)
+    others, own = _exponentials(scores, own_score, chunk, bound)
+    stride = layout.levels + 1
+    base = chunk.row * stride
+    below = base + chunk.rank
+    bins = own.new_zeros(len(scores), stride)
+    bins[:, 0] = others
+    bins.view(-1)[1:].index_add_(0, below, own)
+    rest = bins.cumsum_(1).view(-1).index_select(0, below)
+    factors = None
+    if weights is not None:
+        pull = weights.each / (own + rest)
+        above = base.add_(layout.levels - 1).sub_(chunk.rank)
+        higher = bins.zero_()
+        higher.view(-1)[1:].index_add_(0, above, pull)
+        higher.cumsum_(1)
+        gradient = higher.view(-1).index_select(0, above).mul_(own).sub_(pull * rest)
+        factors = _write(scores, chunk, gradient, higher[:, -1], bound, weights)
+    return rest.div_(own).log1p_(), factors
 
 
-def _with_options(plan: Plan, query_index: Tensor, options: Options) -> Plan:
-    query_id, doc_id, known = options.get("query_id"), options.get("doc_id"), options.get("known")
-    if query_id is not None or doc_id is not None or known is not None:
-        check_identity(plan.queries, plan.documents, query_id, doc_id, known)
-        row, doc = hidden_pairs(query_index, query_id, doc_id, known)
-        row, order = row.sort()
-        plan = replace(plan, hidden=(row, doc[order]))
-    margin = options.get("margin")
-    if margin is not None:
-        if not -2 <= margin <= 2:
-            raise CropsError(f"margin is {margin}; give a difference of cosines, from -2 to 2")
-        plan = replace(plan, margin=margin)
-    log_q = options.get("log_q")
-    if log_q is not None:
-        plan = replace(plan, log_q=log_q, log_q_size=check_log_frequency(log_q, plan.documents))
-    return plan
+def against_all(
+    scores: Tensor, own_score: Tensor, chunk: Chunk, layout: Layout, bound: float, weights: Weights | None
+) -> tuple[Tensor, Tensor | None]:
+    r"""Cross-entropy: $\log((\sum_{own} e + O_q) / e_i)$, the own documents of higher label included."""
+    others, own = _exponentials(scores, own_score, chunk, bound)
+    total = others.index_add(0, chunk.row, own)
+    share = own / total.index_select(0, chunk.row)
+    factors = None
+    if weights is not None:
+        pull = torch.zeros_like(total).index_add_(0, chunk.row, weights.each)
+        gradient = share * pull.index_select(0, chunk.row) - weights.each
+        factors = _write(scores, chunk, gradient, pull / total, bound, weights)
+    return share.log().neg_(), factors
 
 
-def evaluate(
-    objective: Objective,
-    query_emb: Tensor,
-    doc_emb: Tensor,
-    temperature: tuple[Tensor, float],
-    plan: Plan,
-    reduction: Reduction = "mean",
-    count: int | None = None,
-) -> Tensor:
-    """Return the reduced loss, with its gradient.
+def against_noise(
+    scores: Tensor, own_score: Tensor, chunk: Chunk, layout: Layout, bound: float, weights: Weights | None
+) -> tuple[Tensor, Tensor | None]:
+    r"""Binary logistic: $-\log\sigma(\Delta_i) - \sum_{noise} \log\sigma(-\Delta_j)$, $\Delta = s - \log k$.
 
-    Args:
-        objective: which loss.
-        query_emb: [Q, d].
-        doc_emb: [N, d].
-        temperature: tau as a tensor and as a number.
-        plan: who contrasts with whom.
-        reduction: see `crops.losses.h_infonce`.
-        count: what "mean" divides by, None = the anchors.
+    The noise of a query: the shared documents and its own that are no anchors; k counts it.
     """
-    scale = {"mean": 1 / (count or plan.anchors), "sum": 1.0, "none": None}[reduction]
-    if query_emb.dtype in (torch.float16, torch.bfloat16):
-        query_emb, doc_emb = query_emb.float(), doc_emb.float()
-    if plan.log_q is not None:
-        plan = replace(plan, log_q=plan.log_q.detach().to(query_emb))
-    with torch.autocast(query_emb.device.type, enabled=False):
-        result: Tensor = ContrastFunction.apply(  # type: ignore[no-untyped-call]
-            query_emb, doc_emb, *temperature, plan, objective, scale, torch.is_grad_enabled()
-        )
-    return result
+    if layout.log_q is not None:
+        own_score = own_score - layout.log_q.index_select(0, chunk.doc)
+    negative = (~chunk.anchor).double()
+    count = scores.isfinite().sum(1).double().index_add_(0, chunk.row, negative)
+    log_k = count.clamp_(min=1).log_()
+    scores -= log_k.to(scores.dtype).unsqueeze(1)
+    own = own_score - log_k.index_select(0, chunk.row)
+    noise = F.logsigmoid(-scores).sum(1).double().neg_()
+    noise.index_add_(0, chunk.row, F.logsigmoid(-own) * -negative)
+    if weights is not None:
+        pull = torch.zeros_like(noise).index_add_(0, chunk.row, weights.each)
+        scores.sigmoid_().mul_(pull.to(scores.dtype).unsqueeze(1))
+        drawn = own.sigmoid() * pull.index_select(0, chunk.row)
+        gradient = torch.where(chunk.anchor, (own.sigmoid() - 1) * weights.each, drawn)
+        scores.view(-1).index_copy_(0, chunk.cell, gradient.to(scores.dtype))
+    return noise.index_select(0, chunk.row) - F.logsigmoid(own), None
+
+
+def _write(
+    scores: Tensor, chunk: Chunk, gradient: Tensor, pull: Tensor, bound: float, weights: Weights
+) -> Tensor | None:
+    """Put the own documents' gradient [m] into the scores; return the factors [C, 1] that rows still lack.
+
+    The others' gradient is pull x exponential. Sparing the scores that pass leaves the own entries divided by
+    the pull, which is safe while it cannot cancel to zero and exponentials are not shifted.
+    """
+    factors = None
+    if weights.signed or bound > SAFE_EXPONENT:
+        scores *= pull.to(scores.dtype).unsqueeze(1)
+    else:
+        factors = pull.to(scores.dtype).unsqueeze(1)
+        gradient = gradient / pull.clamp(min=TINY).index_select(0, chunk.row)
+    scores.view(-1).index_copy_(0, chunk.cell, gradient.to(scores.dtype))
+    return factors
+
+
+def _exponentials(scores: Tensor, own_score: Tensor, chunk: Chunk, bound: float) -> tuple[Tensor, Tensor]:
+    """Exponentiate the scores in place; return their row sums [C] and exp(own_score) [m], in double.
+
+    Where exponentials could overflow, both are of scores less their row's largest shared one.
+    """
+    if bound > SAFE_EXPONENT:
+        shift = scores.amax(dim=1, keepdim=True).clamp_(min=-bound)
+        scores -= shift
+        own_score = own_score - shift.view(-1).index_select(0, chunk.row)
+    return scores.exp_().sum(dim=1).double(), own_score.exp()

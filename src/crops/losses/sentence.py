@@ -32,13 +32,13 @@ PARAMETERS = "loss.safetensors"
 class HInfoNCELoss(nn.Module):
     """`crops.losses.h_infonce` for `SentenceTransformerTrainer`, with a learned temperature.
 
-    Two kinds of datasets, told by the shape of the labels:
+    Two kinds of datasets, recognised by the shape of the labels:
 
     - ragged groups, with `GroupCollator`: columns `query` (text), `documents` (list of texts), `labels` (list
       of grades) and nothing is padded; equal texts of a batch are masked as one;
     - k documents per row, with the trainer's own collator: a text column for the query, then k text columns,
       then `label`: a list of k grades, -1 where the slot is padding (its text is encoded and dropped). One
-      column pair and one grade per row works too. Equal texts are not told here: use
+      column pair and one grade per row works too. Equal texts are not masked here: use
       `BatchSamplers.NO_DUPLICATES`.
     """
 

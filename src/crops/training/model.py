@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from crops.config import TrainingConfig
 from crops.encoders import over_dims
-from crops.losses import h_infonce, hidden_pairs, infonce_binary, infonce_graded, nce, softmax_ce
+from crops.losses import find_loss, hidden_pairs
 from crops.outputs import MANIFEST
 from crops.training.distributed import gather
 from crops.training.texts import TextPool, embed
@@ -121,19 +121,12 @@ def contrast_facts(inputs: dict[str, Tensor], in_batch: bool = True) -> dict[str
     }
 
 
-# ------------------------------------------------------------------------------
-# Which loss a run minimises, which documents are its anchors, and what its mean is over.
-
-
-_LISTWISE: dict[str, Callable[..., Tensor]] = {
-    "softmax_ce": softmax_ce,
-    "softmax_ce_lower": functools.partial(softmax_ce, denominator="lower"),
-}
-
-
 @dataclass(frozen=True)
 class Objective:
-    """A loss of embeddings and labels; see `crops.losses.h_infonce` for its arguments."""
+    """Which loss a run minimises, which documents are its anchors, and what its mean is over.
+
+    `crops.losses.h_infonce` documents the arguments of the loss.
+    """
 
     loss: Callable[..., Tensor]
     lowest_anchor: int
@@ -153,27 +146,19 @@ class Objective:
 
 
 def objective(config: TrainingConfig) -> Objective:
-    """Return the loss that the settings name."""
-    graded, positive = config.min_anchor_label, config.positive_label
-    if config.loss == "infonce_binary":
-        found = Objective(functools.partial(infonce_binary, positive_label=positive), positive)
-    elif config.loss == "nce":
-        found = Objective(functools.partial(nce, min_anchor_label=positive), positive)
-    elif config.loss in _LISTWISE:
-        # Label 0 has no gain, hence no term.
-        listwise = functools.partial(_LISTWISE[config.loss], min_anchor_label=graded)
-        found = Objective(listwise, max(1, graded), by_query=True)
-    else:
-        form = {"h_infonce": h_infonce, "infonce_graded": infonce_graded}[config.loss]
-        found = Objective(functools.partial(form, min_anchor_label=graded), graded)
-    loss = found.loss if config.in_batch else _among_own(found.loss)
-    return Objective(over_dims(loss, config.matryoshka_dims), found.lowest_anchor, found.by_query)
+    """Return the loss that the settings name.
+
+    Raises:
+        CropsError: there is none of that name.
+    """
+    row = find_loss(config.loss)
+    lowest: int = getattr(config, row.anchors)
+    loss = functools.partial(row.load(), **{row.bound: lowest}, **row.options)
+    if not config.in_batch:
+        loss = functools.partial(_among_own, loss)
+    return Objective(over_dims(loss, config.matryoshka_dims), max(row.lowest, lowest), row.by_query)
 
 
-def _among_own(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def _among_own(loss: Callable[..., Tensor], *args: Tensor, query_id: Tensor, **options: Any) -> Tensor:  # noqa: ANN401
     """Return the loss without the documents of other queries: rows of one query id are not contrasted."""
-
-    def own(*args: Tensor, query_id: Tensor, **options: Any) -> Tensor:  # noqa: ANN401
-        return loss(*args, query_id=torch.zeros_like(query_id), **options)
-
-    return own
+    return loss(*args, query_id=torch.zeros_like(query_id), **options)

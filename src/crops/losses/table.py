@@ -1,0 +1,104 @@
+"""The losses that a run can name, for settings, training and commands; `crops.losses.functions` has them.
+
+A new loss is one file: a function of the signature of `h_infonce`, and a row for it. `LOSSES["mine"] =
+Loss(...)` before the settings are read makes it known to Python; `--loss my_loss.py:ROW` takes it from a file
+(see examples/extending/loss.py).
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+from crops.errors import CropsError, nearest
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A row of the table."""
+
+    function: str | Callable[..., Any]
+    """The function, or "module:name" of it, which is loaded when it is needed."""
+    help: str
+    """What it does, in a line."""
+    anchors: Literal["min_anchor_label", "positive_label"] = "min_anchor_label"
+    """The setting that is the lowest label of an anchor."""
+    bound: str = "min_anchor_label"
+    """The argument of the function that takes that label."""
+    lowest: int = 0
+    """Lowest label that can teach anything, whatever the setting says."""
+    by_query: bool = False
+    """Whether its mean is over queries with an anchor, not over anchors."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Further arguments of the function."""
+
+    def load(self) -> Callable[..., Any]:
+        """Return the function."""
+        return _load(self.function) if isinstance(self.function, str) else self.function
+
+
+_FUNCTIONS = "crops.losses.functions"
+
+LOSSES: dict[str, Loss] = {
+    "h_infonce": Loss(f"{_FUNCTIONS}:h_infonce", "each document contrasted with all that is worse"),
+    "infonce_graded": Loss(
+        f"{_FUNCTIONS}:infonce_graded", "one positive of each query per pass, as the paper's InfoNCE"
+    ),
+    "infonce_binary": Loss(
+        f"{_FUNCTIONS}:infonce_binary", "positives and negatives", "positive_label", "positive_label"
+    ),
+    # Label 0 has no gain, hence no term.
+    "softmax_ce": Loss(
+        f"{_FUNCTIONS}:softmax_ce", "listwise cross-entropy over the batch", lowest=1, by_query=True
+    ),
+    "softmax_ce_lower": Loss(
+        f"{_FUNCTIONS}:softmax_ce",
+        "the same over lower labels only",
+        lowest=1,
+        by_query=True,
+        options={"denominator": "lower"},
+    ),
+    "nce": Loss(f"{_FUNCTIONS}:nce", "binary logistic loss with noise", "positive_label"),
+}
+
+
+def find_loss(name: str) -> Loss:
+    """Return the row of a loss: of the table, or named as "module:row" or "file.py:row".
+
+    Raises:
+        CropsError: there is none of that name.
+    """
+    if name in LOSSES:
+        return LOSSES[name]
+    if ":" not in name:
+        raise CropsError(
+            f"unknown loss '{name}'; known: {', '.join(LOSSES)}, or FILE.py:ROW.{nearest(name, LOSSES)}"
+        )
+    row = _load(name)
+    if not isinstance(row, Loss):
+        raise CropsError(f"{name} is no row of the table of losses; make it a crops.losses.Loss")
+    return row
+
+
+def _load(reference: str) -> Any:  # noqa: ANN401  (whatever has that name)
+    where, _, name = reference.rpartition(":")
+    try:
+        return getattr(
+            _from_file(Path(where)) if where.endswith(".py") else importlib.import_module(where), name
+        )
+    except (ImportError, OSError, AttributeError, SyntaxError) as error:
+        raise CropsError(f"{reference} cannot be loaded: {error}") from error
+
+
+def _from_file(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
