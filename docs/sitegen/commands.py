@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
+from rich.markup import render
 from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 from typer.main import get_command
 
@@ -92,10 +93,12 @@ def _page(words: str, command: TyperCommand, used_in: Sequence[tuple[str, str]])
     lines = [f"# crops {words}", "", *_sentences(command), "", "```text", f"{usage} [OPTIONS]", "```"]
     if arguments:
         lines += ["", "| argument | |", "|---|---|"]
-        lines += [f"| `{_written(one)}` | {_cell(one.help)} |" for one in arguments]
+        lines += [f"| `{_written(one)}` | {_cell(render(one.help or '').plain)} |" for one in arguments]
     if options:
         lines += ["", "| option | default | |", "|---|---|---|"]
-        lines += [f"| {_names(one)} | {_default(one)} | {_cell(one.help)} |" for one in options]
+        lines += [
+            f"| {_names(one)} | {_default(one)} | {_cell(render(one.help or '').plain)} |" for one in options
+        ]
     function = command.callback
     if function is not None and function.__name__ in crops.__all__:
         anchor = f"{function.__module__}.{function.__name__}"
@@ -130,6 +133,10 @@ def _default(option: TyperOption) -> str:
     if isinstance(option.default, bool):
         return "yes" if option.default else "no"
     return f"`{option.default}`"
+
+
+def _help(one: TyperArgument | TyperOption) -> str:
+    return _cell(render(one.help or "").plain)
 
 
 def _cell(text: str | None) -> str:

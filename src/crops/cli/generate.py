@@ -10,8 +10,8 @@ from typing import Annotated
 
 import typer
 
-from crops.cli.options import DEFAULTS, ConfigOption, SeedOption, command
-from crops.config import LLMConfig, load_config
+from crops.cli.options import Options, command
+from crops.config import LLMConfig, RunConfig
 from crops.errors import CropsError
 from crops.llm import Budget, Endpoint, embedded_server, generate_documents, smoke_model
 from crops.llm.embedded import SMOKE_MODEL, SMOKE_SHA256
@@ -19,41 +19,47 @@ from crops.llm.endpoint import API_KEY, NO_KEY
 from crops.llm.generate import quarantine_path
 from crops.outputs import console
 
+ENDPOINT = {
+    name: f"llm.{name}"
+    for name in (
+        "base_url",
+        "model",
+        "gguf",
+        "sha256",
+        "token_budget",
+        "cost_budget",
+        "concurrency",
+        "allow_remote",
+    )
+}
+"""Options of the commands that ask an LLM."""
+
+RetryOption = Annotated[
+    bool, typer.Option("--retry-refused", help="Ask again for what was answered unusably before.")
+]
+
 
 @command
 def generate(
     samples: Annotated[Path, typer.Argument(help="Output of `crops mine`.")],
     out: Annotated[Path, typer.Argument(help="JSON lines of documents; a run goes on where it stopped.")],
-    base_url: BaseUrlOption = None,
-    model: ModelOption = None,
-    gguf: GgufOption = None,
-    sha256: Sha256Option = None,
     limit: Annotated[int | None, typer.Option(help="Most queries.", min=1, show_default="all")] = None,
-    samples_per_query: Annotated[
-        int | None,
-        typer.Option(help="Documents per query.", show_default=str(DEFAULTS.llm.samples_per_query)),
-    ] = None,
-    prompt: Annotated[
-        str | None,
-        typer.Option(help="en, en2, zh, or a template's path.", show_default=DEFAULTS.llm.prompt),
-    ] = None,
-    priority: Annotated[
-        str | None,
-        typer.Option(
-            help="need (ambiguous, rare, badly served first) or searches.", show_default=DEFAULTS.llm.priority
-        ),
-    ] = None,
     missing_only: Annotated[
         bool,
         typer.Option("--missing-only", help="Only for queries without a document in OUT, of any exemplar."),
     ] = False,
     retry_refused: RetryOption = False,
-    token_budget: TokenBudgetOption = None,
-    cost_budget: CostBudgetOption = None,
-    concurrency: ConcurrencyOption = None,
-    allow_remote: RemoteOption = None,
-    seed: SeedOption = None,
-    config: ConfigOption = None,
+    *,
+    run: Annotated[
+        RunConfig,
+        Options(
+            **ENDPOINT,
+            samples_per_query="llm.samples_per_query",
+            prompt="llm.prompt",
+            priority="llm.priority",
+            seed="seed",
+        ),
+    ],
 ) -> dict[str, int]:
     """Write documents for training queries with an LLM: mine again with --generated OUT to use them.
 
@@ -61,21 +67,6 @@ def generate(
     and nothing of a user. Without --base-url or --gguf a tiny smoke model tries the plumbing out. A run stops
     with an error when the endpoint does not answer or its answers are unusable; what was answered is kept.
     """
-    run = load_config(
-        config,
-        seed=seed,
-        llm__base_url=base_url,
-        llm__model=model,
-        llm__gguf=str(gguf) if gguf else None,
-        llm__sha256=sha256,
-        llm__samples_per_query=samples_per_query,
-        llm__prompt=prompt,
-        llm__priority=priority,
-        llm__token_budget=token_budget,
-        llm__cost_budget=cost_budget,
-        llm__concurrency=concurrency,
-        llm__allow_remote=allow_remote,
-    )
     settings, knowledge = run.llm, run.engine.knowledge
     if settings.samples_per_query > knowledge.max_per_query:
         raise CropsError(
@@ -107,43 +98,6 @@ def generate(
 
 # ------------------------------------------------------------------------------
 # The LLM that the settings name: an OpenAI-compatible endpoint, or a model file served in this process.
-
-
-BaseUrlOption = Annotated[
-    str | None,
-    typer.Option(help=f"OpenAI-compatible endpoint, e.g. of vLLM; its key is in ${API_KEY}."),
-]
-
-ModelOption = Annotated[str | None, typer.Option(help="The model's name at the endpoint.")]
-
-GgufOption = Annotated[
-    Path | None, typer.Option(help="Model file for the embedded server.", show_default=SMOKE_MODEL)
-]
-
-Sha256Option = Annotated[str | None, typer.Option(help="SHA-256 of the model's weights.")]
-
-RemoteOption = Annotated[
-    bool | None,
-    typer.Option("--allow-remote", help="Let queries go to another machine.", show_default="no"),
-]
-
-TokenBudgetOption = Annotated[
-    int | None, typer.Option(help="Stop after so many tokens, read and written.", show_default="none")
-]
-
-CostBudgetOption = Annotated[
-    float | None,
-    typer.Option(help="Stop after so much money, at llm.price_in and llm.price_out.", show_default="none"),
-]
-
-ConcurrencyOption = Annotated[
-    int | None,
-    typer.Option(help="Requests under way at once.", show_default=str(DEFAULTS.llm.concurrency)),
-]
-
-RetryOption = Annotated[
-    bool, typer.Option("--retry-refused", help="Ask again for what was answered unusably before.")
-]
 
 
 def budget_of(config: LLMConfig) -> Budget:

@@ -9,8 +9,8 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
-from crops.cli.options import DEFAULTS, ConfigOption, command
-from crops.config import load_config
+from crops.cli.options import Options, command
+from crops.config import RunConfig
 from crops.errors import CropsError
 from crops.outputs import console, timed
 from crops.retrieval import (
@@ -35,15 +35,6 @@ def index(
     out: Annotated[
         str, typer.Option(help="Folder of the index, or milvus:FILE.db or milvus:http://HOST:PORT.")
     ] = "out/index",
-    kind: Annotated[
-        str | None, typer.Option(help="exact, hnsw, ivf or ivfpq.", show_default=DEFAULTS.index.kind)
-    ] = None,
-    int8: Annotated[
-        bool | None, typer.Option("--int8", help="Search 8-bit codes: a quarter of the memory.")
-    ] = None,
-    dims: Annotated[
-        int | None, typer.Option(help="Keep the first numbers of a vector.", show_default="all")
-    ] = None,
     queries: Annotated[
         Path | None, typer.Option(help="Queries to measure recall with.", show_default="documents")
     ] = None,
@@ -53,19 +44,19 @@ def index(
     delete: Annotated[
         str | None, typer.Option(help="Ids to take out: 3,17,29 or a Parquet file with item_id.")
     ] = None,
-    config: ConfigOption = None,
+    *,
+    run: Annotated[RunConfig, Options(kind="index.kind", int8="index.int8", dims="index.dims")],
 ) -> IndexManifest:
     """Encode a catalogue into a new version of an index, or change the one that is there."""
     changes = update is not None or delete is not None
     if (items is None) != changes:
         raise CropsError("name the items of a new index, or what to --update or --delete in an old one")
-    settings = load_config(config, index__kind=kind, index__int8=int8, index__dims=dims).index
     seconds: dict[str, float] = {}
     with timed(seconds, f"load {model}"):
         loaded = load_model(model)
     with timed(seconds, f"index in {out}"):
         if items is not None:
-            manifest = build_index(out, loaded, items, settings, queries)
+            manifest = build_index(out, loaded, items, run.index, queries)
         else:
             gone = _ids(delete) if delete else np.empty(0, dtype=np.int64)
             manifest = update_index(out, loaded, update, gone)

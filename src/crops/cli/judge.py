@@ -12,21 +12,9 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from crops.cli.generate import (
-    BaseUrlOption,
-    ConcurrencyOption,
-    CostBudgetOption,
-    GgufOption,
-    ModelOption,
-    RemoteOption,
-    RetryOption,
-    Sha256Option,
-    TokenBudgetOption,
-    budget_of,
-    open_endpoint,
-)
-from crops.cli.options import DEFAULTS, ConfigOption, RelevanceOption, SeedOption, command
-from crops.config import load_config
+from crops.cli.generate import ENDPOINT, RetryOption, budget_of, open_endpoint
+from crops.cli.options import DEFAULTS, Options, command
+from crops.config import RunConfig
 from crops.engine.mined import read_mined
 from crops.errors import CropsError
 from crops.evaluation import MIN_QUERIES
@@ -62,14 +50,13 @@ def judge_sheet(
     samples: Annotated[Path, typer.Argument(help="Output of `crops mine`.")],
     out: Annotated[Path, typer.Argument(help="CSV for raters; OUT.key.csv is what they must not know.")],
     each: Annotated[int, typer.Option(help="Pairs of each source.", min=1)] = 100,
-    seed: SeedOption = None,
-    config: ConfigOption = None,
+    *,
+    run: Annotated[RunConfig, Options(seed="seed")],
 ) -> int:
     """Draw positives into a blind sheet: give every rater a copy, and fill the column `grade`.
 
     Only queries of at least engine.k users are drawn, as set in --config; else of the mining.
     """
-    run = load_config(config, seed=seed)
     k = run.engine.k if "k" in run.engine.model_fields_set else read_mined(samples).config.k
     pairs = write_sheet(samples, out, each=each, k=k, seed=run.seed)
     console.print(f"{pairs} pairs in {out}; grades: {', '.join(reversed(GRADE_NAMES))}")
@@ -80,30 +67,12 @@ def judge_sheet(
 def judge_llm(
     sheet: Annotated[Path, typer.Argument(help="A sheet, filled or not: its grades are not read.")],
     out: Annotated[Path, typer.Argument(help="CSV with the grades of the LLM.")],
-    base_url: BaseUrlOption = None,
-    model: ModelOption = None,
-    gguf: GgufOption = None,
-    sha256: Sha256Option = None,
     rubric: Annotated[str, typer.Option(help="Rubric: judge-en, or the path of an own one.")] = "judge-en",
     retry_refused: RetryOption = False,
-    token_budget: TokenBudgetOption = None,
-    cost_budget: CostBudgetOption = None,
-    concurrency: ConcurrencyOption = None,
-    allow_remote: RemoteOption = None,
-    config: ConfigOption = None,
+    *,
+    run: Annotated[RunConfig, Options(**ENDPOINT)],
 ) -> dict[str, int]:
     """Let an LLM grade a sheet; OUT.jsonl keeps its answers, so that a second run asks for the rest only."""
-    run = load_config(
-        config,
-        llm__base_url=base_url,
-        llm__model=model,
-        llm__gguf=str(gguf) if gguf else None,
-        llm__sha256=sha256,
-        llm__token_budget=token_budget,
-        llm__cost_budget=cost_budget,
-        llm__concurrency=concurrency,
-        llm__allow_remote=allow_remote,
-    )
     if out.resolve() == sheet.resolve():
         raise CropsError(f"{out} is the sheet itself; name another file for the LLM's grades")
     pairs = [
@@ -229,15 +198,14 @@ def _fleiss(raters: dict[str, Ratings]) -> str:
 def judge_truth(
     samples: Annotated[Path, typer.Argument(help="A mining with both relevance thresholds at 0.")],
     truth: Annotated[Path, typer.Argument(help="The folder `truth` of `crops simulate`.")],
-    relevance: RelevanceOption = None,
-    config: ConfigOption = None,
+    *,
+    run: Annotated[RunConfig, Options(relevance="relevance.model")],
 ) -> list[dict[str, Any]]:
     """Print the precision of each source by a simulator's truth, before theta and after.
 
     Mine with engine.reformulation.relevance = 0 and engine.feed.relevance = 0, so that what theta rejects is
     still there with its score. A generated document counts as the real item nearest to it (BM25).
     """
-    run = load_config(config, relevance__model=relevance)
     rows = source_precision(
         samples,
         truth,

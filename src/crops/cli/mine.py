@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from crops.cli.options import DEFAULTS, ConfigOption, RelevanceOption, SeedOption, command
-from crops.config import RelevanceConfig, RunConfig, load_config
+from crops.cli.options import Options, command
+from crops.config import RelevanceConfig, RunConfig
 from crops.engine import CachedScorer
 from crops.engine.daily import WINDOW, Job, mine_daily
 from crops.engine.without import Without, read_without
@@ -25,34 +25,13 @@ from crops.relevance.encode import PACKAGED
 def mine(
     logs: Annotated[Path, typer.Argument(help="Logs folder, raw or accepted by `crops check`.")],
     out: Annotated[Path, typer.Argument(help="Folder for samples, queries, evidence and items.")],
-    day: Annotated[
-        list[str] | None,
-        typer.Option("--day", help="Day to mine, YYYY-MM-DD; repeat for more.", show_default="all"),
-    ] = None,
-    sources: Annotated[
-        str | None,
-        typer.Option(help="Comma-separated sources.", show_default=",".join(DEFAULTS.engine.sources)),
-    ] = None,
     generated: Annotated[
         Path | None, typer.Option(help="JSON lines of documents that an LLM wrote (P3).")
-    ] = None,
-    engine: Annotated[
-        str | None, typer.Option(help="duckdb or spark.", show_default=DEFAULTS.engine.engine)
-    ] = None,
-    master: Annotated[
-        str | None,
-        typer.Option(help="Spark's master, e.g. spark://host:7077.", show_default=DEFAULTS.engine.master),
-    ] = None,
-    memory: Annotated[
-        str | None, typer.Option(help="Memory limit, e.g. 2GB.", show_default=DEFAULTS.engine.memory)
     ] = None,
     daily: Annotated[
         bool, typer.Option("--daily", help="Add the days to OUT/day=.../ and merge OUT/window.")
     ] = False,
-    window: Annotated[
-        int | None,
-        typer.Option(help="Days in the window (--daily).", show_default=str(DEFAULTS.engine.daily.window)),
-    ] = None,
+    window: int | None = None,
     rebuild: Annotated[
         bool, typer.Option("--rebuild", help="Mine days anew that are built already (--daily).")
     ] = False,
@@ -60,9 +39,20 @@ def mine(
         list[Path] | None,
         typer.Option(help="List of ids to leave out, users.txt or items.txt, one a line; repeat for both."),
     ] = None,
-    relevance: RelevanceOption = None,
-    seed: SeedOption = None,
-    config: ConfigOption = None,
+    *,
+    run: Annotated[
+        RunConfig,
+        Options(
+            day="engine.days",
+            sources="engine.sources",
+            engine="engine.engine",
+            master="engine.master",
+            memory="engine.memory",
+            window="engine.daily.window",
+            relevance="relevance.model",
+            seed="seed",
+        ),
+    ],
 ) -> dict[str, Any]:
     """Mine graded samples: clicks and stages, reformulations (P1), feed (P2), LLM documents (P3).
 
@@ -81,17 +71,6 @@ def mine(
     """
     if not daily and (window is not None or rebuild):
         raise CropsError("--window and --rebuild belong to daily builds; add --daily")
-    run = load_config(
-        config,
-        seed=seed,
-        engine__days=day or None,
-        engine__sources=sources.split(",") if sources else None,
-        engine__engine=engine,
-        engine__master=master,
-        engine__memory=memory,
-        engine__daily__window=window,
-        relevance__model=relevance,
-    )
     left_out = None if without is None else read_without(without)
     accepted = accepted_logs(logs, out.with_name(f"{out.name}.checked"), run)
     if daily:

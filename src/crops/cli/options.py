@@ -1,4 +1,7 @@
-"""Commands as functions: what a shell gives as text, Python may give as text, paths or lists."""
+"""Commands as functions: what a shell gives as text, Python may give as text, paths or lists.
+
+An option that stands for a setting is made from the setting's field: its type, default and help.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +12,15 @@ import numbers
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Annotated, Any, ParamSpec, TypeVar, get_args, get_origin, get_type_hints
+from types import NoneType
+from typing import Annotated, Any, Literal, ParamSpec, TypeVar, get_args, get_origin, get_type_hints
 
 import typer
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from rich.markup import escape
 from typer.models import ParameterInfo
 
-from crops.config import RunConfig
+from crops.config import RunConfig, load_config
 from crops.errors import CropsError
 from crops.outputs import check_local
 
@@ -24,37 +28,96 @@ P = ParamSpec("P")
 
 R = TypeVar("R")
 
+DEFAULTS = RunConfig()
+"""An option left out falls back to the run's TOML, and that to these."""
+
+ConfigOption = Annotated[Path | None, typer.Option("--config", help="TOML of the run; options override it.")]
+
+LogsOption = Annotated[
+    Path | None,
+    typer.Option(help="Accepted logs of a mining.", show_default="where the mining found them"),
+]
+
+
+SeedOption = Annotated[
+    int | None, typer.Option(help="Seed of everything random.", show_default=str(DEFAULTS.seed))
+]
+
+RelevanceOption = Annotated[
+    str | None,
+    typer.Option(
+        help="theta: minilm, a SentenceTransformer path or name, or none.",
+        show_default=DEFAULTS.relevance.model,
+    ),
+]
+
+
+class Options:
+    """Marks the parameter of a command that gets the run's settings.
+
+    `run: Annotated[RunConfig, Options(day="engine.days")]` gives the command an option `--day` for the
+    setting `engine.days`, and `--config` for all others. In Python they are keywords, or one is: `run`. Where
+    the function has a parameter `day`, too, it is told what was given, None if nothing was.
+    """
+
+    def __init__(self, **keys: str) -> None:
+        """Name the settings by the names of their options."""
+        self.keys = keys
+
 
 def command(function: Callable[P, R]) -> Callable[P, R]:
     """Return the function with its arguments checked and converted before it does anything.
 
     Paths may be text, and text a path; one value will do for a list; a day may be a `datetime.date`. The
-    bounds of an option hold in Python too.
+    bounds of an option hold in Python too. A parameter `run` with `Options` becomes those options.
 
     Raises:
-        CropsError: (the function returned) an argument is of another kind, or out of bounds.
+        CropsError: (the function returned) an argument is of another kind, or out of bounds, or a setting is.
     """
-    signature = inspect.signature(function)
+    name, parameters = function.__name__, dict(inspect.signature(function).parameters)
+    hints = get_type_hints(_Annotated(function), function.__globals__, include_extras=True)
+    keys: dict[str, str] = {}
+    if takes_settings := "run" in parameters:
+        del parameters["run"]
+        keys = next(part for part in get_args(hints.pop("run")) if isinstance(part, Options)).keys
+        hints |= {key: option(path) for key, path in keys.items()} | {"config": ConfigOption}
+    passed = set(parameters)
+    for key in hints:
+        made = inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=None)
+        parameters[key] = parameters.get(key, made).replace(annotation=hints[key])
+    adapters = functools.cache(lambda key: _adapter(hints[key]))
+    signature = inspect.Signature(list(parameters.values()))
 
     @functools.wraps(function)
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+        run = kwargs.pop("run", None) if takes_settings else None
         given = signature.bind(*args, **kwargs)
-        adapters = _adapters(function)
-        for name, value in given.arguments.items():
-            given.arguments[name] = _argument(function.__name__, name, value, *adapters[name])
-        return function(*given.args, **given.kwargs)
+        for key, value in given.arguments.items():
+            given.arguments[key] = _argument(name, key, value, *adapters(key))
+        if not takes_settings:
+            return function(*given.args, **given.kwargs)
+        config = given.arguments.get("config")
+        values = {path: _flat(given.arguments.get(key)) for key, path in keys.items()}
+        if run is None:
+            run = load_config(config, **{path.replace(".", "__"): value for path, value in values.items()})
+        elif config is not None or any(value is not None for value in values.values()):
+            raise CropsError(f"crops.{name}: give run, or its settings one by one, not both")
+        for key in {*keys, "config"} - passed:
+            given.arguments.pop(key, None)
+        return function(*given.args, **given.kwargs, run=run)  # type: ignore[arg-type]
 
+    checked.__signature__ = signature  # type: ignore[attr-defined]
+    checked.__annotations__ = hints
     return checked
 
 
-@functools.cache
-def _adapters(function: Callable[..., object]) -> dict[str, tuple[TypeAdapter[Any], bool]]:
-    """Return what checks each parameter, and whether it takes a list."""
-    annotations = {name: hint for name, hint in function.__annotations__.items() if name != "return"}
-    hints = get_type_hints(
-        SimpleNamespace(__annotations__=annotations), function.__globals__, include_extras=True
-    )
-    return {name: _adapter(hint) for name, hint in hints.items()}
+class _Annotated:
+    """The annotations of a function's parameters: what it returns may be a name for mypy only."""
+
+    def __init__(self, function: Callable[..., object]) -> None:
+        self.__annotations__ = {
+            key: hint for key, hint in function.__annotations__.items() if key != "return"
+        }
 
 
 def _adapter(hint: Any) -> tuple[TypeAdapter[Any], bool]:  # noqa: ANN401 (any annotation)
@@ -100,29 +163,36 @@ def _plain(value: Any) -> Any:  # noqa: ANN401
     return value
 
 
-# ------------------------------------------------------------------------------
-# Options that several commands share, and the defaults that help texts show.
+def _flat(value: Any) -> Any:  # noqa: ANN401
+    """Return a list with its values cut at commas, None for an empty one; any other value as it is."""
+    if not isinstance(value, list):
+        return value
+    return [part.strip() for one in value for part in str(one).split(",")] or None
 
 
-DEFAULTS = RunConfig()
+def option(path: str) -> Any:  # noqa: ANN401 (an annotation)
+    """Return the annotation of an option for a setting, e.g. `engine.memory`, from the setting's field.
 
-"""An option left out falls back to the run's TOML, and that to these."""
-
-ConfigOption = Annotated[Path | None, typer.Option("--config", help="TOML of the run; options override it.")]
-
-RelevanceOption = Annotated[
-    str | None,
-    typer.Option(
-        help="theta: minilm, a SentenceTransformer path or name, or none.",
-        show_default=DEFAULTS.relevance.model,
-    ),
-]
-
-SeedOption = Annotated[
-    int | None, typer.Option(help="Seed of everything random.", show_default=str(DEFAULTS.seed))
-]
-
-LogsOption = Annotated[
-    Path | None,
-    typer.Option(help="Accepted logs of a mining.", show_default="where the mining found them"),
-]
+    What is left out is None: the setting then comes from the TOML or has its default, which the help shows.
+    """
+    section: BaseModel = DEFAULTS
+    *sections, name = path.split(".")
+    for part in sections:
+        section = getattr(section, part)
+    field, default = type(section).model_fields[name], getattr(section, name)
+    kind: Any = field.annotation
+    if NoneType in get_args(kind):
+        kind = next(part for part in get_args(kind) if part is not NoneType)
+    text = " ".join((field.description or "").split())
+    if get_origin(kind) is Literal:
+        if not all(str(value) in text for value in get_args(kind)):
+            text += f" One of: {', '.join(map(str, get_args(kind)))}."
+        kind = str
+    if get_origin(kind) is tuple:
+        text += " Repeat, or separate by commas."
+        kind = list[str]
+        default = ",".join(default or ()) or None
+    if isinstance(default, bool):
+        default = "yes" if default else "no"
+    shown = False if default is None else str(default)
+    return Annotated[kind | None, typer.Option(help=escape(text), show_default=shown)]

@@ -14,9 +14,9 @@ from rich.table import Table
 
 from crops.cli.evaluate import evaluate
 from crops.cli.mine import mine_logs
-from crops.cli.options import ConfigOption, command
+from crops.cli.options import Options, command
 from crops.cli.search import BM25
-from crops.config import RunConfig, load_config
+from crops.config import RunConfig
 from crops.errors import CropsError
 from crops.logs import check
 from crops.outputs import MANIFEST, cache_folder, console, publish, read_manifest, to_json, write_manifest
@@ -45,7 +45,8 @@ def platform_report(
     out: Annotated[
         Path, typer.Option(help="Folder for report.html, realism.json and the old system's runs.")
     ],
-    config: ConfigOption = None,
+    *,
+    run: Annotated[RunConfig, Options()],
 ) -> Path:
     """Compare simulated platforms with public figures, row by row, and read the bubble off their logs.
 
@@ -53,10 +54,9 @@ def platform_report(
     trained on the training day and tested two days later. A world that OUT already holds is not evaluated
     again.
     """
-    run = load_config(config)
     if len({folder.name for folder in world}) < len(world):
         raise CropsError("two worlds have the same folder name, which names them in the report; rename one")
-    worlds = [_measure(folder, out / folder.name, run, config) for folder in world]
+    worlds = [_measure(folder, out / folder.name, run) for folder in world]
     report = _report(worlds)
     with publish(out / "report", COMMAND) as folder:
         write_report(report, folder / "report.html")
@@ -69,13 +69,13 @@ def platform_report(
     return out / "report" / "report.html"
 
 
-def _measure(world: Path, out: Path, run: RunConfig, config: Path | None) -> _World:
+def _measure(world: Path, out: Path, run: RunConfig) -> _World:
     manifest = read_manifest(world, "simulate")
     days = Days(manifest["days"]["train"], manifest["days"]["test"])
     logs, truth = world / "logs", world / "truth"
     measured = observe(logs, days, ROUTES, truth)
     if not _evaluated(out, manifest):
-        _evaluate_old_system(logs, truth, days, out, run, config)
+        _evaluate_old_system(logs, truth, days, out, run)
         write_manifest(out, COMMAND, config=run.dump(), seconds={}, world=manifest)
     summary = json.loads((out / "evaluation" / "summary.json").read_text())
     for model, metrics in summary.items():
@@ -89,9 +89,7 @@ def _evaluated(out: Path, world: dict[str, Any]) -> bool:
     return (out / MANIFEST).exists() and read_manifest(out, COMMAND)["world"] == world
 
 
-def _evaluate_old_system(
-    logs: Path, truth: Path, days: Days, out: Path, run: RunConfig, config: Path | None
-) -> None:
+def _evaluate_old_system(logs: Path, truth: Path, days: Days, out: Path, run: RunConfig) -> None:
     from crops import training  # torch takes seconds to import: not for --help
     from crops.encoders import rendering_for
 
@@ -109,8 +107,7 @@ def _evaluate_old_system(
         truth=truth,
         samples=out / "samples",
         out=out / "evaluation",
-        seed=run.seed,
-        config=config,
+        run=run,
     )
 
 

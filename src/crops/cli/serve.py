@@ -10,8 +10,8 @@ from typing import Annotated
 import typer
 
 from crops.cli.demo import BASELINE
-from crops.cli.options import DEFAULTS, ConfigOption, LogsOption, command
-from crops.config import IndexConfig, load_config
+from crops.cli.options import LogsOption, Options, command
+from crops.config import IndexConfig, RunConfig
 from crops.errors import CropsError, MissingExtraError
 from crops.labels import SEARCH_SOURCES, SOURCE_GROUPS, Source
 from crops.outputs import console
@@ -33,26 +33,22 @@ def serve(
         typer.Option(help="Encodes queries: a copy of the index's model that lies elsewhere."),
     ] = None,
     truth: Annotated[Path | None, typer.Option(help="Truth of a simulation: names the senses.")] = None,
-    host: Annotated[str | None, typer.Option(show_default=DEFAULTS.serving.host)] = None,
-    port: Annotated[int | None, typer.Option(show_default=str(DEFAULTS.serving.port))] = None,
     api_key: Annotated[
         str | None, typer.Option(envvar="CROPS_API_KEY", help="What requests must carry.", show_envvar=True)
     ] = None,
-    shown_users: Annotated[
-        int | None,
-        typer.Option(help="Show evidence of at least so many users.", show_default="engine.k of the mining"),
-    ] = None,
-    log_queries: Annotated[bool | None, typer.Option(help="Write the queries into the log, too.")] = None,
-    config: ConfigOption = None,
+    *,
+    run: Annotated[
+        RunConfig,
+        Options(
+            host="serving.host",
+            port="serving.port",
+            shown_users="serving.shown_users",
+            log_queries="serving.log_queries",
+        ),
+    ],
 ) -> None:
     """Answer searches over HTTP, and show in a browser what is found and why."""
-    settings = {
-        "host": host,
-        "port": port,
-        "shown_users": shown_users,
-        "log_queries": log_queries,
-    }
-    run = load_config(config, **{f"serving__{name}": value for name, value in settings.items()}).serving
+    serving = run.serving
     opening, server = _parts()
     key = os.environ.get("CROPS_API_KEY") if api_key is None else api_key  # an empty one is no absent one
     if key is not None:
@@ -61,12 +57,12 @@ def serve(
         indexes = demo_indexes(Path(target))
         samples, logs = Path(target) / "samples", Path(target) / "checked" / "accepted"
         truth = Path(target) / "world" / "truth"
-        run = run.model_copy(update={"shown_users": run.shown_users or SIMULATED_USERS})
+        serving = serving.model_copy(update={"shown_users": serving.shown_users or SIMULATED_USERS})
     else:
         indexes = {"index": (target, _shown(target))}
         if baseline is not None:
             indexes = {"baseline": (baseline, _shown(baseline)), **indexes}
-    server.run(opening.open_desk(indexes, run, samples, logs, truth, model), key)
+    server.run(opening.open_desk(indexes, serving, samples, logs, truth, model), key)
 
 
 def _shown(uri: str) -> str:

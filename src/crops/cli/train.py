@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from crops.cli.evaluate import day_testsets
-from crops.cli.options import DEFAULTS, ConfigOption, SeedOption, command
-from crops.config import RunConfig, load_config
+from crops.cli.options import Options, command
+from crops.config import RunConfig
 from crops.errors import CropsError
 from crops.labels import ALL_SOURCES, parse_sources
-from crops.losses.table import LOSSES
 from crops.outputs import RESOLVED_CONFIG, cache_folder, console
 from crops.report import DemoReport, TrainingCurve, write_report
 from crops.retrieval import ExactRetriever, load_items
@@ -34,43 +33,10 @@ FEWEST_RESAMPLES = 100
 def train(
     samples: Annotated[Path, typer.Argument(help="Output of `crops mine`.")],
     out: Annotated[Path, typer.Argument(help="Folder for the model (a plain SentenceTransformer).")],
-    encoder: Annotated[
-        str | None,
-        typer.Option(
-            help="static, minilm, qwen2.5-0.5b, two_tower, or a SentenceTransformer path or name.",
-            show_default=DEFAULTS.training.encoder,
-        ),
-    ] = None,
-    init: Annotated[Path | None, typer.Option(help="Continue from this model, e.g. the one in use.")] = None,
-    loss: Annotated[
-        str | None,
-        typer.Option(
-            help=f"{', '.join(LOSSES)}, or FILE.py:ROW of your own.",
-            show_default=DEFAULTS.training.loss,
-        ),
-    ] = None,
+    encoder: str | None = None,
+    init: str | None = None,
     sources: Annotated[
         str | None, typer.Option(help="Learn only from these, of search,p1,p2,p3.", show_default="all")
-    ] = None,
-    steps: Annotated[
-        int | None, typer.Option(help="Optimiser steps.", show_default=str(DEFAULTS.training.steps))
-    ] = None,
-    learning_rate: Annotated[
-        float | None, typer.Option(help="Peak learning rate.", show_default="0.002; transformers 2e-5")
-    ] = None,
-    batch_queries: Annotated[
-        int | None,
-        typer.Option(help="Queries per step.", show_default=str(DEFAULTS.training.batch_queries)),
-    ] = None,
-    encode_chunk: Annotated[
-        int | None,
-        typer.Option(help="Texts whose activations are in memory at a time.", show_default="all"),
-    ] = None,
-    bf16: Annotated[
-        bool | None, typer.Option("--bf16/--no-bf16", help="Encode in bfloat16.", show_default="no")
-    ] = None,
-    report_to: Annotated[
-        list[str] | None, typer.Option(help="Tracker, e.g. tensorboard; repeat for more.")
     ] = None,
     eval_logs: Annotated[
         Path | None,
@@ -82,23 +48,26 @@ def train(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Drop the checkpoints of an interrupted run, do not go on.")
     ] = False,
-    seed: SeedOption = None,
-    config: ConfigOption = None,
+    *,
+    run: Annotated[
+        RunConfig,
+        Options(
+            encoder="training.encoder",
+            init="training.init",
+            loss="training.loss",
+            steps="training.steps",
+            learning_rate="training.learning_rate",
+            batch_queries="training.batch_queries",
+            encode_chunk="training.encode_chunk",
+            bf16="training.bf16",
+            report_to="training.report_to",
+            seed="seed",
+        ),
+    ],
 ) -> dict[str, Any]:
     """Train a dual encoder on ragged groups of graded documents; an interrupted run goes on."""
-    run = load_config(
-        config,
-        seed=seed,
-        training__encoder=encoder or (None if init is None else _preset_of(init)),
-        training__init=None if init is None else str(init),
-        training__loss=loss,
-        training__steps=steps,
-        training__learning_rate=learning_rate,
-        training__batch_queries=batch_queries,
-        training__encode_chunk=encode_chunk,
-        training__bf16=bf16,
-        training__report_to=report_to or None,
-    )
+    if init is not None and encoder is None:
+        run = run.model_copy(update={"training": run.training.changed(encoder=_preset_of(Path(init)))})
     from crops import training  # torch takes seconds to import: not for --help
 
     keep = parse_sources(sources.split(",")) if sources else ALL_SOURCES
