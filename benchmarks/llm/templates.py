@@ -16,7 +16,7 @@ import statistics
 from pathlib import Path
 
 from crops.llm import Endpoint, Exemplar, Request, generate, load_prompt
-from crops.llm.generate import read_rows
+from crops.llm.batch import read_rows
 from crops.llm.prompt import FIELDS, MIN_USERS
 
 

@@ -206,7 +206,7 @@ def at(monkeypatch):
     """Set what day it is."""
 
     def set_today(day: str) -> None:
-        for module in ("crops.logs.tables", "crops.engine.daily"):
+        for module in ("crops.logs.days", "crops.engine.daily"):
             monkeypatch.setattr(f"{module}.today", lambda: day)
 
     set_today("2026-01-31")

@@ -9,7 +9,7 @@ import json
 import pytest
 
 from crops.llm import Endpoint, Exemplar, Request, generate, load_prompt
-from crops.llm.generate import quarantine_path, read_rows
+from crops.llm.batch import quarantine_path, read_rows
 from crops.text import normalise_query
 
 TEXTS = {

@@ -11,8 +11,8 @@ import pytest
 
 from crops.errors import CropsError, MissingExtraError
 from crops.llm import Budget, Endpoint, Exemplar, Request, generate, load_prompt
-from crops.llm.endpoint import MAX_OUTAGE
-from crops.llm.generate import open_append, quarantine_path, read_rows, request_key
+from crops.llm.batch import MAX_OUTAGE, open_append, quarantine_path, read_rows
+from crops.llm.generate import request_key
 
 PROMPT = load_prompt()
 EXEMPLAR = Exemplar(

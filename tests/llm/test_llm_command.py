@@ -13,8 +13,8 @@ from crops.cli.app import app
 from crops.cli.generate import generate
 from crops.cli.judge import judge_llm, judge_sheet
 from crops.errors import CropsError
-from crops.llm.embedded import SMOKE_MODEL, SMOKE_SHA256
-from crops.llm.generate import quarantine_path, read_rows
+from crops.llm.batch import quarantine_path, read_rows
+from crops.llm.endpoint import SMOKE_MODEL, SMOKE_SHA256
 
 
 def test_generate_against_a_scripted_server(mined, fake, tmp_path):

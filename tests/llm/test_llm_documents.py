@@ -6,7 +6,7 @@ import pytest
 
 from crops.errors import CropsError
 from crops.llm import Endpoint, generate_documents, training_requests
-from crops.llm.generate import read_rows
+from crops.llm.batch import read_rows
 
 
 def test_exemplar_is_the_most_reliable_logged_positive_that_passes_the_guards(mined):

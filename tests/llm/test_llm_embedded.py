@@ -4,7 +4,7 @@ import pytest
 
 from crops.errors import CropsError, MissingExtraError
 from crops.llm import embedded_server
-from crops.llm.embedded import check_model
+from crops.llm.endpoint import check_model
 
 
 def test_model_must_have_the_pinned_hash(tmp_path):

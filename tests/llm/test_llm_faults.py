@@ -10,8 +10,7 @@ from crops.cli.generate import generate as generate_command
 from crops.cli.judge import judge_llm, judge_sheet
 from crops.errors import CropsError
 from crops.llm import Budget, Endpoint, Exemplar, Request, generate, load_prompt
-from crops.llm.endpoint import FEWEST, MAX_OUTAGE
-from crops.llm.generate import quarantine_path, read_rows
+from crops.llm.batch import FEWEST, MAX_OUTAGE, quarantine_path, read_rows
 
 PROMPT = load_prompt()
 TEXTS = {

@@ -143,7 +143,7 @@ def test_too_little_memory_is_an_error_that_names_the_limit(write_logs, tmp_path
 
 def test_counts_that_do_not_balance_stop_the_check(write_logs, tmp_path, monkeypatch):
     logs = write_logs(tmp_path / "logs")
-    monkeypatch.setattr(CHECK, "count_accepted", lambda *_: 7)
+    monkeypatch.setattr(CHECK, "count", lambda _, relation: 7 if relation == "accepted_items" else 0)
     with pytest.raises(CropsError, match="of 1 rows of items 7 were accepted and 0 rejected"):
         check(logs, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -10,7 +10,7 @@ import pytest
 
 from crops.errors import CropsError
 from crops.logs import check
-from crops.logs.tables import days_before, newest_day, runs, spans, today, usual_days
+from crops.logs.days import days_before, newest_day, runs, spans, today, usual_days
 
 LOGS = Path("logs")
 WEEK = [f"2026-01-{number:02}" for number in range(5, 12)]
@@ -18,7 +18,7 @@ WEEK = [f"2026-01-{number:02}" for number in range(5, 12)]
 
 @pytest.fixture(autouse=True)
 def late_january(monkeypatch):
-    for module in ("crops.logs.tables", "crops.logs.check"):
+    for module in ("crops.logs.days", "crops.logs.check"):
         monkeypatch.setattr(sys.modules[module], "today", lambda: "2026-01-31")
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from crops.errors import CropsError
 from crops.logs import import_logs
-from crops.logs.mapping import load_mapping, own_tables
+from crops.logs.mapping import MappingFile, load_mapping, own_tables
 from crops.logs.qilin import qilin
 
 NOON_S = 1_767_614_400
@@ -223,4 +223,4 @@ def test_a_qilin_list_without_its_fields_is_named(tmp_path):
     with pytest.raises(
         CropsError, match=r"search_result_details_with_idx holds no field position .*'positon'"
     ):
-        qilin(folder, tmp_path)
+        qilin(folder, MappingFile(), tmp_path)

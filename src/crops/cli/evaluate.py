@@ -37,7 +37,7 @@ from crops.evaluation import (
 from crops.evaluation.significance import holm
 from crops.evaluation.trec import evaluate_run, read_qrels, read_run, write_qrels, write_run
 from crops.logs import open_logs
-from crops.logs.tables import newest_day
+from crops.logs.days import newest_day
 from crops.outputs import MANIFEST, console, publish, timed, to_json, write_manifest
 from crops.retrieval import load_items
 

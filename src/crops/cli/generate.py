@@ -14,9 +14,8 @@ from crops.cli.options import Options, command
 from crops.config import LLMConfig, RunConfig
 from crops.errors import CropsError
 from crops.llm import Budget, Endpoint, embedded_server, generate_documents, smoke_model
-from crops.llm.embedded import SMOKE_MODEL, SMOKE_SHA256
-from crops.llm.endpoint import API_KEY, NO_KEY
-from crops.llm.generate import quarantine_path
+from crops.llm.batch import quarantine_path
+from crops.llm.endpoint import API_KEY, NO_KEY, SMOKE_MODEL, SMOKE_SHA256
 from crops.outputs import console
 
 ENDPOINT = {

@@ -35,7 +35,7 @@ from crops.evaluation.raters import (
 )
 from crops.evaluation.source_precision import source_precision
 from crops.labels import Source
-from crops.llm import Exemplar, Judged, judge_pairs, load_rubric
+from crops.llm import Exemplar, JudgePair, judge_pairs, load_rubric
 from crops.outputs import cache_folder, console, publish, write_manifest
 from crops.relevance import pair_scorer
 from crops.report import JudgedSource, JudgeReport, RaterPair, write_report
@@ -76,7 +76,7 @@ def judge_llm(
     if out.resolve() == sheet.resolve():
         raise CropsError(f"{out} is the sheet itself; name another file for the LLM's grades")
     pairs = [
-        Judged(
+        JudgePair(
             row.pair,
             row.query,
             row.users,

@@ -14,7 +14,9 @@ from crops.outputs import console
 
 @command
 def import_logs(
-    format: Annotated[str, typer.Argument(help=f"One of {', '.join(logs_room.FORMATS)}.")],
+    format: Annotated[
+        str, typer.Argument(help=f"{', '.join(logs_room.FORMATS)}, or FILE.py:NAME of your own.")
+    ],
     source: Annotated[Path, typer.Argument(help="Folder with the files to import.")],
     out: Annotated[Path, typer.Option(help="Logs folder to write.")],
     mapping: Annotated[

@@ -32,7 +32,7 @@ from crops.engine.without import Without, held
 from crops.errors import CropsError
 from crops.labels import DEFAULT_LABELS, SOURCE_GROUPS, Source
 from crops.logs import Logs, open_logs
-from crops.logs.tables import days_before, spans, today, usual_days
+from crops.logs.days import days_before, spans, today, usual_days
 from crops.outputs import (
     MANIFEST,
     RESOLVED_CONFIG,

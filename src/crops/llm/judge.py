@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import tomllib
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -13,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from crops.errors import CropsError
-from crops.llm.endpoint import Answer, Budget, Dispatcher, Endpoint, Payload, Refusal, connect
-from crops.llm.generate import admit, append_row, open_append, quarantine_path, read_rows
+from crops.llm.batch import Budget, Row, ask_all, read_rows
+from crops.llm.endpoint import Answer, Endpoint, Payload, Refusal, connect
 from crops.llm.prompt import (
     FIELDS,
     MAX_EXEMPLAR_CHARS,
@@ -42,7 +41,7 @@ class Rubric:
 
 
 @dataclass(frozen=True)
-class Judged:
+class JudgePair:
     """A pair to judge: its name, the normalised query, how many users typed it, the video's texts."""
 
     name: str
@@ -70,7 +69,7 @@ def load_rubric(name: str = "judge-en") -> Rubric:
 
 
 def judge_pairs(
-    pairs: Iterable[Judged],
+    pairs: Iterable[JudgePair],
     rubric: Rubric,
     endpoint: Endpoint,
     cache: str | Path,
@@ -85,48 +84,38 @@ def judge_pairs(
     with the reason, and get no grade; unusable answers are asked for again only with `retry_refused`.
 
     Returns:
-        The grades (0 to 2) by the names of the pairs, and the counts as `crops.llm.generate.generate`.
+        The grades (0 to 2) by the names of the pairs, and the counts of `crops.llm.batch.ask_all`.
 
     Raises:
         MissingExtraError: the `openai` package is not installed.
         CropsError: as `generate`.
     """
-    cache = Path(cache)
     ask = connect(endpoint)
-    counts: Counter[str] = Counter(
-        written=0, cached=0, quarantined_before=0, prompt_tokens=0, tokens=0, not_sent=0
-    )
     keyed = {pair.name: (_key(pair, rubric, endpoint), pair) for pair in pairs}
-    known = {row["key"]: row["grade"] for row in read_rows(cache)}
 
-    def send(pair: Judged) -> Answer:
-        return ask(_payload(pair, rubric), _grade)
+    def row(key: str, _: JudgePair, answer: Answer, said: Row) -> Row:
+        return {"key": key, "model": endpoint.model, "rubric": rubric.version, **said}
 
-    with open_append(cache) as grades, open_append(quarantine_path(cache)) as quarantine:
-
-        def file(key: str, _: Judged, answer: Answer) -> None:
-            row = {"key": key, "model": endpoint.model, "rubric": rubric.version}
-            if answer.content is None:
-                refusal = {"reason": answer.reason, "final": answer.final, "detail": answer.detail}
-                append_row(quarantine, {**row, **refusal})
-            else:
-                known[key] = answer.content["grade"]
-                append_row(grades, {**row, **answer.content})
-
-        requests = {key: pair for key, pair in keyed.values()}
-        why_not = partial(_refused, min_users=min_users)
-        todo = admit(requests, known, why_not, quarantine, counts, retry_refused=retry_refused)
-        Dispatcher(send, file, endpoint, budget or Budget(), counts, "judge", quarantine_path(cache)).run(
-            todo
-        )
-    return {name: known[key] for name, (key, _) in keyed.items() if key in known}, dict(counts)
+    counts = ask_all(
+        dict(keyed.values()),
+        lambda pair: ask(_payload(pair, rubric), _grade),
+        endpoint,
+        Path(cache),
+        name="judge",
+        why_not=partial(_refused, min_users=min_users),
+        row=row,
+        budget=budget,
+        retry_refused=retry_refused,
+    )
+    known = {row["key"]: row["grade"] for row in read_rows(Path(cache))}
+    return {name: known[key] for name, (key, _) in keyed.items() if key in known}, counts
 
 
-def _refused(pair: Judged, min_users: int) -> str | None:
+def _refused(pair: JudgePair, min_users: int) -> str | None:
     return check_users(pair.users, min_users) or check_query(pair.query) or check_exemplar(pair.video)
 
 
-def _payload(pair: Judged, rubric: Rubric) -> Payload:
+def _payload(pair: JudgePair, rubric: Rubric) -> Payload:
     texts = {field: clean(pair.video.texts.get(field) or "", MAX_EXEMPLAR_CHARS) for field in FIELDS[:2]}
     turn = {
         "query": clean(pair.query, MAX_QUERY_CHARS),
@@ -160,7 +149,7 @@ def _grade(value: object) -> dict[str, Any]:
     return {"grade": GRADES.index(grade)}
 
 
-def _key(pair: Judged, rubric: Rubric, endpoint: Endpoint) -> str:
+def _key(pair: JudgePair, rubric: Rubric, endpoint: Endpoint) -> str:
     texts = [pair.video.texts.get(field) or "" for field in FIELDS[:2]]
     parts = [endpoint.identity, rubric.version, pair.query, texts]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -25,13 +25,9 @@ from crops.errors import CropsError
 from crops.text import normalise_query
 
 FIELDS = ("ocr_cover", "photo_caption", "click_query", "keyword")
-
 """What the LLM writes; the columns of `items` of the same names."""
-
 SEPARATORS = {"click_query": "|", "keyword": " "}
-
 """Fields that are lists of terms, with the separator that the schema of `items` gives them."""
-
 Message = dict[str, str]
 
 
@@ -192,62 +188,39 @@ def _parse(version: str, values: dict[str, Any]) -> Prompt:
 
 
 MIN_USERS = KnowledgeConfig().min_users
-
 """k-anonymity where the caller sets nothing else."""
-
 MAX_QUERY_CHARS = 64
-
 """A longer query is no search phrase; cutting it would change what it asks."""
-
 MAX_EXEMPLAR_CHARS = 200
-
 """Texts of creators are cut here, each field."""
-
 MAX_OVERLAP = 0.6
-
 """Largest share of an answer's words that may come from the exemplar (copy) or from the query (echo)."""
-
 MIN_DISTINCT = 0.5
-
 """Smallest share of distinct words in a title and caption of at least 8 words."""
-
 _SPLIT = {"click_query": r"[|;]", "keyword": r"[\s|,;]+"}
-
 _CHAT_TOKENS = re.compile(
     r"<\|[^|>]{0,40}\|?>?|</?s>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>", re.IGNORECASE
 )
-
 _STRUCTURE = re.compile(r"[{}\[\]<>\\`\"“”«»]")
-
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W_]+")
-
 _EMAIL = (
     r"[\w.+-]+\s?(?:@|\(at\)|\[at\])\s?[\w-]+\s?(?:\.|\(dot\)|\[dot\])\s?[a-z]{2,}"
     r"|\b[\w.+-]+\s+at\s+[\w-]+\s+dot\s+[a-z]{2,}\b"
 )
-
 _URL = r"https?:|www\.|\b[\w-]+\.(?:com|net|org|info|biz|shop|ru|cn|io|me|co|app|xyz|site|online|example)\b"
-
 _HANDLE = r"(?<!\w)@\w{2,}"
-
 _PHONE = r"(?<!\d)\+?(?=[\d\s().-]*\d{3})\d(?:[\s().-]{0,2}\d){6,}(?!\d)"
-
 _CHANNEL = r"\b(?:whats\s?app|telegram|wechat)\b.{0,12}\d{3}|(?:微信|电话|手机号).{0,12}\d{3}"
-
 _IDENTITY = (
     r"\b\d{3}-\d{2}-\d{4}\b|\b[a-z]{2}\d{2}(?:\s?[a-z0-9]{4}){3,7}\b"
     r"|\b(?:passport|ssn|iban)\b.{0,20}\d{3}|身份证.{0,20}\d{3}"
 )
-
 _ADDRESS = (
     r"\b\d{1,5}[a-z]?\s+(?:\w+\s+){1,2}(?:street|st|avenue|ave|road|rd|lane|blvd|boulevard)\b"
     r"|\b(?:\w*stra(?:ß|ss)e|rue|via|calle)\s+(?:\w+\s+){0,3}\d{1,4}\b|\d{1,4}\s?号.{0,6}[室楼]"
 )
-
 _CONTACT = re.compile("|".join((_EMAIL, _URL, _HANDLE, _PHONE, _CHANNEL, _IDENTITY)), re.IGNORECASE)
-
 _POSTAL = re.compile(_ADDRESS, re.IGNORECASE)
-
 _INJECTION = re.compile(
     r"\b(?:ignore|disregard|forget|override|bypass)\b.{0,40}\b(?:instructions?|prompts?|previous|above)\b"
     r"|\bsystem\s+(?:prompt|message)\b|\byou are (?:now|no longer)\b|\bnew instructions?\b"

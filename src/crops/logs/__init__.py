@@ -3,8 +3,8 @@
 from crops.logs.check import CheckReport, Facts, RowFault, TableCounts, check, render
 from crops.logs.importing import FORMATS, ImportCounts, ImportReport, import_logs, render_import
 from crops.logs.judged import Judged, load_judged
-from crops.logs.tables import Logs, open_logs, text_kind
-from crops.logs.values import PLAIN, TOKENS
+from crops.logs.mapping import TOKENS, Dataset, Importer, MappedTable
+from crops.logs.tables import PLAIN, Logs, open_logs, text_kind
 
 __all__ = [
     "Judged",
@@ -12,10 +12,13 @@ __all__ = [
     "PLAIN",
     "TOKENS",
     "CheckReport",
+    "Dataset",
     "Facts",
     "ImportCounts",
     "ImportReport",
+    "Importer",
     "Logs",
+    "MappedTable",
     "RowFault",
     "TableCounts",
     "check",

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 import tempfile
-from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from datetime import date, timedelta
 from pathlib import Path
@@ -17,191 +15,25 @@ from rich.table import Column as RichColumn
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from crops.database import Connection, explained, interruptible, literal, open_database, quoted
+from crops.database import Connection, explained, interruptible, open_database
 from crops.errors import CropsError
 from crops.labels import DEFAULT_LABELS, Source
-from crops.logs.rules import KNOWN_ITEMS, count, count_rejected, merged_columns, rows_sql, split
+from crops.logs.days import spans, today
+from crops.logs.rules import KNOWN_ITEMS, count, keep_accepted, relative_sql, split, write_rejects
 from crops.logs.tables import (
     Logs,
     TableFiles,
-    day_bounds,
-    inspect,
     open_logs,
-    select_sql,
-    spans,
-    table_days,
     text_kind,
-    today,
 )
 from crops.outputs import Scratch, publish, timed, write_manifest
 from crops.schema import STAGES, Rule
-from crops.text import CONTROL
 
+_EXAMPLE_CHARS = 100
 _STAGE_LABELS = {
     "unexposed": DEFAULT_LABELS[Source.UNEXPOSED],
     "filtered": DEFAULT_LABELS[Source.FILTERED],
 }
-
-
-def check(logs: str | Path, out: str | Path | None = None, memory: str = "2GB") -> CheckReport:
-    """Check every row of a logs folder against the contracts of `crops.schema`.
-
-    Accepted rows become the logs folder `out/accepted`; rejected rows keep all their columns in
-    `out/rejects/<table>/`, with `reasons`, `file` and `row` (from 0). Of rows with the same key one is kept,
-    with the signals of all that have no other fault (see `Column.merge`): what is accepted does not depend on
-    the order of rows and files. A search without any click is valid. Control characters in queries and in
-    texts of items become spaces, counted.
-
-    Args:
-        logs: the logs folder.
-        out: where to write, whole or not at all; None only reports.
-        memory: memory limit of DuckDB, e.g. "2GB"; what does not fit spills to disk.
-
-    Returns:
-        the counts, the faults and the facts of the accepted rows.
-
-    Raises:
-        CropsError: a file or column is missing, unreadable or of a wrong type, no usable items or impressions
-            are left, or `out` cannot be written.
-    """
-    out = None if out is None else Path(out)
-    logs = Path(logs)
-    source = open_logs(logs)
-    files = [file for table in source.tables.values() for file in table.files]
-    limit = f"a memory limit of {memory}"
-    seconds: dict[str, float] = {}
-    if out is None:
-        with (
-            Scratch("crops-check-") as spill,
-            explained(limit, files),
-            open_database(memory, spill) as connection,
-        ):
-            return interruptible(connection, lambda: _check(connection, source, None, seconds))
-    if source.path.resolve().is_relative_to(Path(out).resolve()):
-        raise CropsError(f"{out} holds the logs that are checked; name another folder for the output")
-    with publish(Path(out), "check") as staging:
-        with (
-            tempfile.TemporaryDirectory(dir=staging) as spill,
-            explained(limit, files),
-            open_database(memory, spill) as db,
-        ):
-            report = interruptible(db, lambda: _check(db, source, staging, seconds))
-        (staging / "report.json").write_text(report.to_json())
-        rows = {name: vars(counts) for name, counts in report.tables.items()}
-        write_manifest(
-            staging,
-            "check",
-            config={"memory": memory},
-            seconds=seconds,
-            logs=str(source.path),
-            rows=rows,
-            text=text_kind(source.path),
-        )
-    return report
-
-
-def _check(
-    connection: Connection, source: Logs, staging: Path | None, seconds: dict[str, float]
-) -> CheckReport:
-    tables: dict[str, TableCounts] = {}
-    merged: dict[str, int] = {}
-    faults: list[RowFault] = []
-    control_characters: dict[str, dict[str, int]] = {}
-    for name, files in source.tables.items():
-        if not files.files:
-            continue
-        with timed(seconds, f"check {name}"):
-            tables[name], found, spaced = _check_table(connection, source, files, staging)
-        faults += found
-        if spaced:
-            control_characters[name] = spaced
-        if rows := count(connection, f"merged_{name}"):
-            merged[name] = rows
-        if name != "feed_events" and not tables[name].accepted:
-            raise _nothing_left(source, name, tables[name], found)
-        if name == "items":
-            connection.execute(f"create temp table {KNOWN_ITEMS} as select item_id from accepted_items")
-    with timed(seconds, "count searches"):
-        facts = _facts(connection, source, tables)
-    return CheckReport(str(source.path), tables, tuple(faults), facts, merged, seconds, control_characters)
-
-
-def _check_table(
-    connection: Connection, source: Logs, files: TableFiles, staging: Path | None
-) -> tuple[TableCounts, list[RowFault], dict[str, int]]:
-    rules = split(connection, files)
-    rejected = count_rejected(connection, files)
-    spaced = keep_accepted(connection, files, staging and staging / "accepted")
-    counts = TableCounts(files.rows, count_accepted(connection, files), rejected)
-    if counts.rows != counts.accepted + counts.rejected:
-        raise CropsError(
-            f"{source.path}: of {counts.rows} rows of {files.table.name} {counts.accepted} were accepted"
-            f" and {counts.rejected} rejected; did the files change meanwhile? check again"
-        )
-    if not rejected:
-        return counts, [], spaced
-    if staging:
-        write_rejects(connection, files, source.path, staging / "rejects" / files.table.name)
-    return counts, row_faults(connection, files, source.path, rules), spaced
-
-
-def _nothing_left(source: Logs, name: str, counts: TableCounts, faults: list[RowFault]) -> CropsError:
-    lines = [
-        f"{source.path}: nothing usable is left: {counts.rejected} of {counts.rows} rows of {name} rejected"
-    ]
-    return CropsError("\n  ".join(lines + [explain(fault) for fault in faults]))
-
-
-def _facts(connection: Connection, source: Logs, tables: dict[str, TableCounts]) -> Facts:
-    (row,) = connection.execute("""
-        select count(*), count(*) filter (where not clicked), count(distinct user_id)
-        from (select search_id, min(user_id) as user_id, bool_or(clicked) as clicked
-              from accepted_search_impressions group by search_id)""").fetchall()
-    seen = connection.execute("select distinct stage, day from accepted_search_impressions").fetchall()
-    stages = {stage for stage, _ in seen}
-    feed = "feed_events" in tables and tables["feed_events"].accepted > 0
-    found = connection.execute("select distinct day from accepted_feed_events").fetchall() if feed else []
-    days = {
-        "search_impressions": tuple(sorted({day for _, day in seen})),
-        "feed_events": tuple(sorted(day for (day,) in found)),
-    }
-    return Facts(
-        searches=row[0],
-        searches_without_click=row[1],
-        users=row[2],
-        stages=tuple(stage for stage in STAGES if stage in stages),
-        absent_labels=tuple(label for stage, label in _STAGE_LABELS.items() if stage not in stages),
-        p2=feed,
-        search_days=days["search_impressions"],
-        feed_days=days["feed_events"],
-        missing_days=_missing_days(days),
-        absent_columns=source.absent(),
-        other_case=_other_case(source),
-    )
-
-
-def _other_case(source: Logs) -> dict[str, tuple[str, ...]]:
-    found = {}
-    for table, absent in source.absent().items():
-        named = tuple(name for name in source.tables[table].extra if name.lower() in absent)
-        if named:
-            found[table] = named
-    return found
-
-
-def _missing_days(days: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
-    """Return the days within the logs on which a table that has rows has none."""
-    present = [day for table in days.values() for day in table]
-    first, last = (date.fromisoformat(day) for day in (min(present), max(present)))
-    within = [(first + timedelta(days=i)).isoformat() for i in range((last - first).days + 1)]
-    missing = {
-        name: tuple(day for day in within if day not in table) for name, table in days.items() if table
-    }
-    return {name: table for name, table in missing.items() if table}
-
-
-# ------------------------------------------------------------------------------
-# What a check found, as data and for people.
 
 
 @dataclass(frozen=True)
@@ -326,6 +158,190 @@ class CheckReport:
         return json.dumps(_plain(asdict(self)), indent=2) + "\n"
 
 
+def check(logs: str | Path, out: str | Path | None = None, memory: str = "2GB") -> CheckReport:
+    """Check every row of a logs folder against the contracts of `crops.schema`.
+
+    Accepted rows become the logs folder `out/accepted`; rejected rows keep all their columns in
+    `out/rejects/<table>/`, with `reasons`, `file` and `row` (from 0). Of rows with the same key one is kept,
+    with the signals of all that have no other fault (see `Column.merge`): what is accepted does not depend on
+    the order of rows and files. A search without any click is valid. Control characters in queries and in
+    texts of items become spaces, counted.
+
+    Args:
+        logs: the logs folder.
+        out: where to write, whole or not at all; None only reports.
+        memory: memory limit of DuckDB, e.g. "2GB"; what does not fit spills to disk.
+
+    Returns:
+        the counts, the faults and the facts of the accepted rows.
+
+    Raises:
+        CropsError: a file or column is missing, unreadable or of a wrong type, no usable items or impressions
+            are left, or `out` cannot be written.
+    """
+    out = None if out is None else Path(out)
+    logs = Path(logs)
+    source = open_logs(logs)
+    files = [file for table in source.tables.values() for file in table.files]
+    limit = f"a memory limit of {memory}"
+    seconds: dict[str, float] = {}
+    if out is None:
+        with (
+            Scratch("crops-check-") as spill,
+            explained(limit, files),
+            open_database(memory, spill) as connection,
+        ):
+            return interruptible(connection, lambda: _check(connection, source, None, seconds))
+    if source.path.resolve().is_relative_to(Path(out).resolve()):
+        raise CropsError(f"{out} holds the logs that are checked; name another folder for the output")
+    with publish(Path(out), "check") as staging:
+        with (
+            tempfile.TemporaryDirectory(dir=staging) as spill,
+            explained(limit, files),
+            open_database(memory, spill) as db,
+        ):
+            report = interruptible(db, lambda: _check(db, source, staging, seconds))
+        (staging / "report.json").write_text(report.to_json())
+        rows = {name: vars(counts) for name, counts in report.tables.items()}
+        write_manifest(
+            staging,
+            "check",
+            config={"memory": memory},
+            seconds=seconds,
+            logs=str(source.path),
+            rows=rows,
+            text=text_kind(source.path),
+        )
+    return report
+
+
+def _check(
+    connection: Connection, source: Logs, staging: Path | None, seconds: dict[str, float]
+) -> CheckReport:
+    tables: dict[str, TableCounts] = {}
+    merged: dict[str, int] = {}
+    faults: list[RowFault] = []
+    control_characters: dict[str, dict[str, int]] = {}
+    for name, files in source.tables.items():
+        if not files.files:
+            continue
+        with timed(seconds, f"check {name}"):
+            tables[name], found, spaced = _check_table(connection, source, files, staging)
+        faults += found
+        if spaced:
+            control_characters[name] = spaced
+        if rows := count(connection, f"merged_{name}"):
+            merged[name] = rows
+        if name != "feed_events" and not tables[name].accepted:
+            raise _nothing_left(source, name, tables[name], found)
+        if name == "items":
+            connection.execute(f"create temp table {KNOWN_ITEMS} as select item_id from accepted_items")
+    with timed(seconds, "count searches"):
+        facts = _facts(connection, source, tables)
+    return CheckReport(str(source.path), tables, tuple(faults), facts, merged, seconds, control_characters)
+
+
+def _check_table(
+    connection: Connection, source: Logs, files: TableFiles, staging: Path | None
+) -> tuple[TableCounts, list[RowFault], dict[str, int]]:
+    rules = split(connection, files)
+    name = files.table.name
+    rejected = count(connection, f"rejected_{name}")
+    spaced = keep_accepted(connection, files, staging and staging / "accepted")
+    counts = TableCounts(files.rows, count(connection, f"accepted_{name}"), rejected)
+    if counts.rows != counts.accepted + counts.rejected:
+        raise CropsError(
+            f"{source.path}: of {counts.rows} rows of {name} {counts.accepted} were accepted"
+            f" and {counts.rejected} rejected; did the files change meanwhile? check again"
+        )
+    if not rejected:
+        return counts, [], spaced
+    if staging:
+        write_rejects(connection, files, source.path, staging / "rejects" / name)
+    return counts, _row_faults(connection, files, source.path, rules), spaced
+
+
+def _nothing_left(source: Logs, name: str, counts: TableCounts, faults: list[RowFault]) -> CropsError:
+    lines = [
+        f"{source.path}: nothing usable is left: {counts.rejected} of {counts.rows} rows of {name} rejected"
+    ]
+    return CropsError("\n  ".join(lines + [explain(fault) for fault in faults]))
+
+
+def _row_faults(connection: Connection, files: TableFiles, logs: Path, rules: list[Rule]) -> list[RowFault]:
+    """Return the count of each reason with its first row by file and row number as the example."""
+    name = files.table.name
+    values = ", ".join(f"{column} := {column}" for column in files.table.names())
+    first = "row(_file, _row)"
+    query = f"""
+        select reason, count(*), count(distinct _file), min_by({relative_sql(logs)}, {first}),
+               min_by(_row, {first}), min_by(struct_pack({values}), {first})
+        from (select unnest(_reasons) as reason, * from rejected_{name})
+        group by reason"""
+    found: dict[str, tuple[Any, ...]] = {row[0]: row[1:] for row in connection.execute(query).fetchall()}
+    faults = []
+    for rule in rules:
+        if rule.reason in found:
+            rows, n_files, file, row, example = found[rule.reason]
+            kept = {column: _cut(value) for column, value in example.items() if value is not None}
+            place = (rows, n_files, file, row, kept)
+            faults.append(RowFault(name, rule.reason, rule.column, *place, rule.remedy))
+    return faults
+
+
+def _cut(value: object) -> object:
+    """Return an example's value, long texts cut."""
+    return f"{value[:_EXAMPLE_CHARS]}..." if isinstance(value, str) and len(value) > _EXAMPLE_CHARS else value
+
+
+def _facts(connection: Connection, source: Logs, tables: dict[str, TableCounts]) -> Facts:
+    (row,) = connection.execute("""
+        select count(*), count(*) filter (where not clicked), count(distinct user_id)
+        from (select search_id, min(user_id) as user_id, bool_or(clicked) as clicked
+              from accepted_search_impressions group by search_id)""").fetchall()
+    seen = connection.execute("select distinct stage, day from accepted_search_impressions").fetchall()
+    stages = {stage for stage, _ in seen}
+    feed = "feed_events" in tables and tables["feed_events"].accepted > 0
+    found = connection.execute("select distinct day from accepted_feed_events").fetchall() if feed else []
+    days = {
+        "search_impressions": tuple(sorted({day for _, day in seen})),
+        "feed_events": tuple(sorted(day for (day,) in found)),
+    }
+    return Facts(
+        searches=row[0],
+        searches_without_click=row[1],
+        users=row[2],
+        stages=tuple(stage for stage in STAGES if stage in stages),
+        absent_labels=tuple(label for stage, label in _STAGE_LABELS.items() if stage not in stages),
+        p2=feed,
+        search_days=days["search_impressions"],
+        feed_days=days["feed_events"],
+        missing_days=_missing_days(days),
+        absent_columns=source.absent(),
+        other_case=_other_case(source),
+    )
+
+
+def _other_case(source: Logs) -> dict[str, tuple[str, ...]]:
+    found = {}
+    for table, absent in source.absent().items():
+        named = tuple(name for name in source.tables[table].extra if name.lower() in absent)
+        if named:
+            found[table] = named
+    return found
+
+
+def _missing_days(days: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    """Return the days within the logs on which a table that has rows has none."""
+    present = [day for table in days.values() for day in table]
+    first, last = (date.fromisoformat(day) for day in (min(present), max(present)))
+    within = [(first + timedelta(days=i)).isoformat() for i in range((last - first).days + 1)]
+    missing = {
+        name: tuple(day for day in within if day not in table) for name, table in days.items() if table
+    }
+    return {name: table for name, table in missing.items() if table}
+
+
 def explain(fault: RowFault) -> str:
     """Return a fault as one line."""
     return (
@@ -380,183 +396,3 @@ def _plain(value: object) -> object:
     if isinstance(value, list | tuple):
         return [_plain(part) for part in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
-# ------------------------------------------------------------------------------
-# Writes what a split found: the accepted rows as a logs folder, the rejected ones with their reasons.
-
-
-_ADDED = ("reasons", "file", "row")
-
-"""Columns that the rejects add; an own column of such a name, or of one that differs from another's in case
-only, gets a `_` behind it."""
-
-_EXAMPLE_CHARS = 100
-
-
-def keep_accepted(connection: Connection, files: TableFiles, folder: Path | None) -> dict[str, int]:
-    """Create the view `accepted_<name>` over the rows that were not rejected.
-
-    Control characters in what people wrote become spaces.
-
-    Args:
-        connection: where the table was split.
-        files: the table.
-        folder: a logs folder to write the rows to; without one the view reads the source again.
-
-    Returns:
-        the rows whose text was changed, by column.
-    """
-    changed = _controlled(connection, files)
-    if folder is None:
-        select = _accepted(connection, files, changed)
-    else:
-        _write_accepted(connection, files, folder, changed)
-        select = select_sql(inspect(folder, files.table)[0])
-    connection.execute(f"create temp view accepted_{files.table.name} as {select}")
-    return changed
-
-
-def _controlled(connection: Connection, files: TableFiles) -> dict[str, int]:
-    """Return in how many accepted rows each column of prose has control characters, where it has."""
-    prose = [column.name for column in files.table.columns if column.prose and column.name in files.found]
-    if not prose:
-        return {}
-    counts = ", ".join(f"count(*) filter (where regexp_matches({name}, '{CONTROL}'))" for name in prose)
-    rows = f"{_with_merged(connection, files, None)} rows{_without_rejected(connection, files)}"
-    (found,) = connection.execute(f"select {counts} from {rows}").fetchall()
-    return {name: rows for name, rows in zip(prose, found, strict=True) if rows}
-
-
-def count_accepted(connection: Connection, files: TableFiles) -> int:
-    """Return the number of rows in `accepted_<name>`, counted on its own."""
-    return count(connection, f"accepted_{files.table.name}")
-
-
-def write_rejects(connection: Connection, files: TableFiles, logs: Path, folder: Path) -> None:
-    """Write the rejected rows in the order of the files, with `reasons`, `file` (below `logs`) and `row`."""
-    folder.mkdir(parents=True)
-    columns = [quoted(column) for column in files.table.names() if column in files.found]
-    columns += [f"extra_{number} as {quoted(name)}" for number, name in enumerate(_extra_names(files))]
-    columns += ["_reasons as reasons", f"{_relative(logs)} as file", "_row as row"]
-    select = f"select {', '.join(columns)} from rejected_{files.table.name} order by _file, _row"
-    target = literal(str(folder / "rejects.parquet"))
-    connection.execute(f"copy ({select}) to {target} (format parquet)")
-
-
-def _extra_names(files: TableFiles) -> list[str]:
-    """Return the names that the other columns get in the rejects: no two differ in case only."""
-    taken = {*_ADDED, *files.found}
-    names = []
-    for name in files.extra:
-        while not name or name.lower() in taken:
-            name += "_"
-        taken.add(name.lower())
-        names.append(name)
-    return names
-
-
-def row_faults(connection: Connection, files: TableFiles, logs: Path, rules: list[Rule]) -> list[RowFault]:
-    """Return the count of each reason with its first row by file and row number as the example."""
-    name = files.table.name
-    values = ", ".join(f"{column} := {column}" for column in files.table.names())
-    first = "row(_file, _row)"
-    query = f"""
-        select reason, count(*), count(distinct _file), min_by({_relative(logs)}, {first}),
-               min_by(_row, {first}), min_by(struct_pack({values}), {first})
-        from (select unnest(_reasons) as reason, * from rejected_{name})
-        group by reason"""
-    found: dict[str, tuple[Any, ...]] = {row[0]: row[1:] for row in connection.execute(query).fetchall()}
-    faults = []
-    for rule in rules:
-        if rule.reason in found:
-            rows, n_files, file, row, example = found[rule.reason]
-            kept = {column: _cut(value) for column, value in example.items() if value is not None}
-            place = (rows, n_files, file, row, kept)
-            faults.append(RowFault(name, rule.reason, rule.column, *place, rule.remedy))
-    return faults
-
-
-def _write_accepted(
-    connection: Connection, files: TableFiles, folder: Path, changed: Collection[str]
-) -> None:
-    """Write one file per day: partitioned writes of DuckDB hold every day open and cost twice the CPU."""
-    table = files.table
-    # The rows keep the order of the files: one thread, and no join whose sides are swapped.
-    connection.execute("set threads=1")
-    connection.execute("set disabled_optimizers='build_side_probe_side'")
-    for day in table_days(files) if table.partitioned else (None,):
-        target = folder / (f"{table.name}/day={day}/part-0.parquet" if day else f"{table.name}.parquet")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        part = files.on(day and [day])
-        clean = not changed and not any(
-            count(connection, f"{kind}_{table.name}{_on(day)}") for kind in ("rejected", "merged")
-        )
-        if clean and part.exact and len(part.files) == 1 and (files.partitioned or not day):
-            shutil.copyfile(part.files[0], target)
-        else:
-            rows = _accepted(connection, files, changed, day)
-            query = f"copy ({rows}) to {literal(str(target))} (format parquet)"
-            if connection.execute(query).fetchall() == [(0,)]:
-                target.unlink()
-    connection.execute("reset disabled_optimizers")
-    connection.execute("reset threads")
-
-
-def _accepted(
-    connection: Connection, files: TableFiles, changed: Collection[str], day: str | None = None
-) -> str:
-    """Return the SELECT of the accepted rows: of one day, or of all days with the column `day`."""
-    columns = []
-    for column in files.table.columns:
-        if column.name in files.found:
-            # The rules left whole numbers only, but DuckDB may cast rows that the join has yet to drop.
-            cast = "try_cast" if files.found[column.name] == "float" else "cast"
-            value = quoted(column.name)
-            if column.name in changed:
-                value = f"regexp_replace({value}, '{CONTROL}', ' ', 'g')"
-            columns.append(f"{cast}({value} as {column.type}) as {quoted(column.name)}")
-    if files.table.partitioned and day is None:
-        columns.append("_day as day")
-    select = f"select {', '.join(columns)} from {_with_merged(connection, files, day)}"
-    select += _without_rejected(connection, files, day)
-    if day and not files.partitioned:
-        first, last = day_bounds(day)
-        select += f" where {files.table.time} between {first} and {last}"
-    return select
-
-
-def _without_rejected(connection: Connection, files: TableFiles, day: str | None = None) -> str:
-    """Return the join that leaves the rejected rows out, if there are any."""
-    rejected = f"rejected_{files.table.name}{_on(day)}"
-    if not count(connection, rejected):
-        return ""
-    return f" anti join (select _file, _row from {rejected}) using (_file, _row)"
-
-
-def _with_merged(connection: Connection, files: TableFiles, day: str | None) -> str:
-    """Return the relation of all rows of a day, or of all days, those of several with one key merged."""
-    rows, merged = rows_sql(files.on(day and [day])), f"merged_{files.table.name}"
-    if not count(connection, f"{merged}{_on(day)}"):
-        return rows
-    values = ", ".join(
-        f"case when m._row is null then r.{name} else m.{name} end as {name}"
-        for name in merged_columns(files)
-    )
-    return (
-        f"(select r.* replace ({values}) from {rows} r"
-        f" left join (select * from {merged}{_on(day)}) m on m._file = r._file and m._row = r._row)"
-    )
-
-
-def _on(day: str | None) -> str:
-    return f" where _day = {literal(day)}" if day else ""
-
-
-def _cut(value: object) -> object:
-    """Return an example's value, long texts cut."""
-    return f"{value[:_EXAMPLE_CHARS]}..." if isinstance(value, str) and len(value) > _EXAMPLE_CHARS else value
-
-
-def _relative(logs: Path) -> str:
-    return f"substr(_file, {len(str(logs)) + 2})"

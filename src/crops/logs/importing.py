@@ -1,12 +1,14 @@
-"""`crops import`: a foreign log becomes a logs folder of the contract, in SQL over the source's files."""
+"""`crops import`: a foreign log becomes a logs folder of the contract, in SQL over the source's files.
+
+What is particular to a format its importer says (`crops.logs.mapping.Importer`). The rest is the same for
+all: rows are mapped and counted, ids numbered, and what cannot be mapped goes aside with the reason.
+"""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
-from collections.abc import Mapping as MappingType
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date, timedelta
 from pathlib import Path
 
 from rich.console import Group, RenderableType
@@ -16,28 +18,69 @@ from rich.text import Text
 
 from crops.database import Connection, explained, interruptible, literal, open_database, parquet, quoted
 from crops.errors import CropsError, nearest
-from crops.logs.kuaisar import kuaisar
-from crops.logs.mapping import Dataset, MappedTable, MappingFile, load_mapping, own_tables
-from crops.logs.qilin import qilin
+from crops.logs.days import DAY_US, day_of
+from crops.logs.kuaisar import KUAISAR
+from crops.logs.mapping import (
+    OWN_TABLES,
+    Dataset,
+    Importer,
+    MappedTable,
+    MappingFile,
+    given,
+    load_mapping,
+)
+from crops.logs.qilin import QILIN
 from crops.logs.rules import count
-from crops.logs.sources import LISTS, id_sql, nested_message, number_ids, write_maps
-from crops.logs.tables import DAY_US, OPTIONAL_TABLES
-from crops.logs.ubi import ubi
-from crops.logs.values import given
+from crops.logs.sources import LISTS, nested_message
+from crops.logs.tables import OPTIONAL_TABLES
+from crops.logs.ubi import UBI
 from crops.outputs import publish, timed, write_manifest
+from crops.plugins import load_object
 from crops.schema import Table
 
+IMPORTERS = {importer.name: importer for importer in (KUAISAR, QILIN, UBI, OWN_TABLES)}
+"""The formats that `crops import` knows: a new one is a row."""
+FORMATS = tuple(IMPORTERS)
 COMMAND = "import"
-
 _FIRST = ("searched_at", "watched_at", "search_id", "rank")
-
 """Rows are ordered by these and then by the other columns: equal sources give equal files."""
 
 
-def import_dataset(
-    name: str, source: Path, out: Path, how: Callable[[Path], Dataset], memory: str = "2GB"
+@dataclass(frozen=True)
+class ImportCounts:
+    """Rows of one table: `rows == imported + rejected`."""
+
+    rows: int
+    imported: int
+    rejected: int
+    reasons: Mapping[str, int]
+    """Rejected rows by reason; a row may have several."""
+    lost: Mapping[str, int]
+    """Unreadable values of optional columns, by column: null in rows that were imported."""
+
+
+@dataclass(frozen=True)
+class ImportReport:
+    """The result of an import."""
+
+    format: str
+    tables: Mapping[str, ImportCounts]
+    malformed_lines: int
+    """Lines that could not be taken apart: wrong number of fields, broken quotes, not UTF-8."""
+    ids: Mapping[str, str]
+    """`kept` or `numbered`, by column."""
+    text: str
+    notes: tuple[str, ...]
+
+
+def import_logs(
+    format_: str | Importer,
+    source: str | Path,
+    out: str | Path,
+    mapping: str | Path | None = None,
+    memory: str = "2GB",
 ) -> ImportReport:
-    """Write a source as a logs folder.
+    """Import a foreign log as a logs folder.
 
     Rows that cannot be mapped go to `out/rejects/<table>.parquet` with their reasons and the columns that
     were read; lines that cannot be taken apart to `out/rejects/lines.parquet` with their place. User ids
@@ -45,19 +88,29 @@ def import_dataset(
     the original ids: they are as sensitive as the source.
 
     Args:
-        name: of the format, for the manifest.
-        source: the folder that is read.
-        out: where to write, whole or not at all.
-        how: gives the mapping of its columns, given a folder for clean copies of files.
+        format_: one of `FORMATS`, or an importer of one's own: the object, or `file.py:NAME` of it.
+        source: the folder of the source.
+        out: the logs folder to write, whole or not at all.
+        mapping: TOML of the columns; `table` needs one, `ubi` can use one.
         memory: memory limit of DuckDB; what does not fit spills to disk beside `out`.
 
     Returns:
         what was imported and what was not.
 
     Raises:
-        CropsError: a file cannot be read, no row can be mapped, no value of a mapped column can be read, a
-            column holds lists, or `out` cannot be written.
+        CropsError: no such format, a mapping that is missing or of no use, a file cannot be read, no row can
+            be mapped, no value of a mapped column can be read, a column holds lists, or `out` cannot be
+            written.
     """
+    source, out = Path(source), Path(out)
+    importer = format_ if isinstance(format_, Importer) else find_importer(format_)
+    if importer.mapping == "needed" and mapping is None:
+        raise CropsError("own tables need --mapping FILE, a TOML that names their columns and units")
+    if importer.mapping == "none" and mapping is not None:
+        raise CropsError(
+            f"{importer.name} has a mapping of its own; leave --mapping out, or import it as `table`"
+        )
+    columns = load_mapping(Path(mapping)) if mapping else MappingFile()
     if source.resolve().is_relative_to(out.resolve()):
         raise CropsError(f"{out} holds the source; name another folder for the output")
     seconds: dict[str, float] = {}
@@ -65,27 +118,45 @@ def import_dataset(
         with (
             tempfile.TemporaryDirectory(dir=staging) as spill,
             explained(f"a memory limit of {memory}"),
-            open_database(memory, spill, file=Path(spill) / "import.db") as connection,
+            open_database(memory, spill, file=Path(spill) / "import.db") as db,
         ):
-            connection.execute("set TimeZone='UTC'")
-            dataset = how(Path(spill))
+            db.execute("set TimeZone='UTC'")
+            dataset = importer.read(source, columns, Path(spill))
             report = interruptible(
-                connection, lambda: _import(connection, name, dataset, staging, Path(spill), seconds)
+                db, lambda: _import(db, importer.name, dataset, staging, Path(spill), seconds)
             )
-        rows = {table: vars(counts) for table, counts in report.tables.items()}
         write_manifest(
             staging,
             COMMAND,
-            config={"format": name, "memory": memory},
+            config={"format": importer.name, "memory": memory},
             seconds=seconds,
             source=str(source),
             text=dataset.text,
-            rows=rows,
+            rows={table: vars(counts) for table, counts in report.tables.items()},
             malformed_lines=report.malformed_lines,
             ids=report.ids,
             notes=list(dataset.notes),
         )
     return report
+
+
+def find_importer(name: str) -> Importer:
+    """Return an importer by its format, or as "module:NAME" or "file.py:NAME" where it is one's own.
+
+    Raises:
+        CropsError: there is none.
+    """
+    if name in IMPORTERS:
+        return IMPORTERS[name]
+    if ":" not in name:
+        known = ", ".join(FORMATS)
+        raise CropsError(
+            f"no such format: {name}; there are {known}, or FILE.py:NAME.{nearest(name, FORMATS)}"
+        )
+    found = load_object(name)
+    if not isinstance(found, Importer):
+        raise CropsError(f"{name} is no importer; make it a crops.logs.Importer")
+    return found
 
 
 def _import(
@@ -107,8 +178,8 @@ def _import(
             tables[mapped.table.name] = _count(connection, mapped)
         _demand_rows(mapped.table, tables[mapped.table.name])
     with timed(seconds, "number the ids"):
-        ids = number_ids(connection, [mapped.table for mapped in dataset.tables])
-        write_maps(connection, ids, staging / "id_maps")
+        ids = _number_ids(connection, [mapped.table for mapped in dataset.tables])
+        _write_id_maps(connection, ids, staging / "id_maps")
     for mapped in dataset.tables:
         with timed(seconds, f"write {mapped.table.name}"):
             _write(connection, mapped, ids, staging)
@@ -233,12 +304,75 @@ def _demand_rows(table: Table, counts: ImportCounts) -> None:
     raise CropsError(f"nothing of {table.name} can be imported: {why}; is this the right format?")
 
 
-def _write(connection: Connection, mapped: MappedTable, ids: MappingType[str, str], staging: Path) -> None:
+KEPT = "kept"
+NUMBERED = "numbered"
+_FIT = {"item_id": "[1-9][0-9]*", "search_id": "0|-?[1-9][0-9]*"}
+"""What an id must look like to be kept; a user's never is."""
+_FILES = {"user_id": "users", "item_id": "items", "search_id": "searches"}
+
+
+def _number_ids(connection: Connection, tables: Sequence[Table]) -> dict[str, str]:
+    """Make `ids_<column>(original, number)` for the ids that are replaced.
+
+    Numbers run from 1 in the order of the originals, whole numbers first: equal sources get equal numbers.
+
+    Args:
+        connection: holds `mapped_<table>` of each table.
+        tables: the tables with ids.
+
+    Returns:
+        `kept` or `numbered`, by column.
+    """
+    kinds = {}
+    for column in _FILES:
+        parts = [
+            f"select {column} as original from mapped_{table.name} where len(_reasons) = 0"
+            for table in tables
+            if column in table.names()
+        ]
+        originals = f"select distinct original from ({' union all '.join(parts)})"
+        kinds[column] = KEPT if _fit(connection, column, originals) else NUMBERED
+        if kinds[column] == NUMBERED:
+            order = "try_cast(original as HUGEINT) nulls last, original"
+            connection.execute(
+                f"create table ids_{column} as"
+                f" select original, row_number() over (order by {order}) as number from ({originals})"
+            )
+    return kinds
+
+
+def _id_sql(kinds: Mapping[str, str], column: str, table: str) -> tuple[str, str]:
+    """Return the SQL of a column of `mapped_<table>` with its ids replaced, and the join that it needs."""
+    original = f"mapped_{table}.{quoted(column)}"
+    if kinds.get(column) != NUMBERED:
+        return original, ""
+    return f"ids_{column}.number", f" join ids_{column} on ids_{column}.original = {original}"
+
+
+def _write_id_maps(connection: Connection, kinds: Mapping[str, str], folder: Path) -> None:
+    """Write `<ids>.parquet(original, number)` for the ids that were replaced."""
+    folder.mkdir()
+    for column, kind in kinds.items():
+        if kind == NUMBERED:
+            target = literal(str(folder / f"{_FILES[column]}.parquet"))
+            select = f"select original, number from ids_{column} order by number"
+            connection.execute(f"copy ({select}) to {target} (format parquet)")
+
+
+def _fit(connection: Connection, column: str, originals: str) -> bool:
+    if column not in _FIT:
+        return False
+    fits = f"regexp_full_match(original, '{_FIT[column]}') and try_cast(original as BIGINT) is not null"
+    ((fit,),) = connection.execute(f"select bool_and({fits}) from ({originals})").fetchall()
+    return bool(fit)
+
+
+def _write(connection: Connection, mapped: MappedTable, ids: Mapping[str, str], staging: Path) -> None:
     name, time = mapped.table.name, mapped.table.time
     columns, joins = [], ""
     for column in mapped.table.columns:
         if column.name in mapped.columns:
-            value, join = id_sql(ids, column.name, name)
+            value, join = _id_sql(ids, column.name, name)
             columns.append(f"cast({value} as {column.type}) as {quoted(column.name)}")
             joins += join
     order = ", ".join(quoted(column) for column in sorted(mapped.columns, key=_place))
@@ -249,7 +383,7 @@ def _write(connection: Connection, mapped: MappedTable, ids: MappingType[str, st
         return
     at = f"mapped_{name}.{time} // {DAY_US}"
     for (number,) in connection.execute(f"select distinct {at} {rows} order by all").fetchall():
-        folder = staging / name / f"day={(date(1970, 1, 1) + timedelta(days=number)).isoformat()}"
+        folder = staging / name / f"day={day_of(number)}"
         folder.mkdir(parents=True)
         query = f"select * from ({select} and {at} = {number}) order by {order}"
         _copy(connection, query, folder / "part-0.parquet")
@@ -290,84 +424,6 @@ def _write_lines(connection: Connection, scratch: Path, folder: Path) -> int:
 
 def _copy(connection: Connection, query: str, path: Path) -> None:
     connection.execute(f"copy ({query}) to {literal(str(path))} (format parquet)")
-
-
-# ------------------------------------------------------------------------------
-# The formats that `crops import` knows.
-
-
-FORMATS = ("kuaisar", "qilin", "ubi", "table")
-
-
-def import_logs(
-    format_: str, source: str | Path, out: str | Path, mapping: str | Path | None = None, memory: str = "2GB"
-) -> ImportReport:
-    """Import a foreign log as a logs folder; see `crops.logs.importing.import_dataset`.
-
-    Args:
-        format_: one of `FORMATS`.
-        source: the folder of the source.
-        out: the logs folder to write.
-        mapping: TOML of the columns; `table` needs one, `ubi` can use one.
-        memory: memory limit of DuckDB.
-
-    Raises:
-        CropsError: no such format, a mapping that is missing or of no use, or as in `import_dataset`.
-    """
-    mapping = None if mapping is None else Path(mapping)
-    out = Path(out)
-    source = Path(source)
-    if format_ not in FORMATS:
-        raise CropsError(
-            f"no such format: {format_}; there are {', '.join(FORMATS)}.{nearest(format_, FORMATS)}"
-        )
-    if format_ == "table" and mapping is None:
-        raise CropsError("own tables need --mapping FILE, a TOML that names their columns and units")
-    if format_ in ("kuaisar", "qilin") and mapping is not None:
-        raise CropsError(f"{format_} has a mapping of its own; leave --mapping out, or import it as `table`")
-    columns = load_mapping(mapping) if mapping else MappingFile()
-    return import_dataset(
-        format_, source, out, lambda scratch: _dataset(format_, source, columns, scratch), memory
-    )
-
-
-def _dataset(format_: str, source: Path, columns: MappingFile, scratch: Path) -> Dataset:
-    if format_ == "kuaisar":
-        return kuaisar(source, scratch)
-    if format_ == "qilin":
-        return qilin(source, scratch)
-    return (ubi if format_ == "ubi" else own_tables)(source, columns, scratch)
-
-
-# ------------------------------------------------------------------------------
-# What an import did, as data and for people.
-
-
-@dataclass(frozen=True)
-class ImportCounts:
-    """Rows of one table: `rows == imported + rejected`."""
-
-    rows: int
-    imported: int
-    rejected: int
-    reasons: MappingType[str, int]
-    """Rejected rows by reason; a row may have several."""
-    lost: MappingType[str, int]
-    """Unreadable values of optional columns, by column: null in rows that were imported."""
-
-
-@dataclass(frozen=True)
-class ImportReport:
-    """The result of an import."""
-
-    format: str
-    tables: MappingType[str, ImportCounts]
-    malformed_lines: int
-    """Lines that could not be taken apart: wrong number of fields, broken quotes, not UTF-8."""
-    ids: MappingType[str, str]
-    """`kept` or `numbered`, by column."""
-    text: str
-    notes: tuple[str, ...]
 
 
 def render_import(report: ImportReport) -> RenderableType:

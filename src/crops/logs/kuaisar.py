@@ -8,9 +8,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from crops.logs.mapping import Dataset, MappedTable
+from crops.logs.mapping import (
+    TOKENS,
+    Dataset,
+    Importer,
+    MappedTable,
+    MappingFile,
+    Value,
+    duration,
+    flag,
+    integer,
+    integer_identifier,
+    text,
+    time,
+    tokens,
+)
 from crops.logs.sources import find_files, read_sql
-from crops.logs.values import TOKENS, Value, duration, flag, integer, integer_identifier, text, time, tokens
 from crops.schema import FEED_EVENTS, ITEMS, SEARCH_IMPRESSIONS
 
 BEIJING_MINUTES = 480
@@ -18,7 +31,7 @@ _KINDS = ("VIDEO", "IMAGE_ATLAS")
 _LEVELS = ("first", "second", "third", "fourth")
 
 
-def kuaisar(folder: Path, scratch: Path) -> Dataset:
+def kuaisar(folder: Path, _: MappingFile, scratch: Path) -> Dataset:
     """Return the mapping of a folder with `src_inter.csv`, `rec_inter.csv` and `item_features.csv`.
 
     Raises:
@@ -107,3 +120,6 @@ def _items(folder: Path, scratch: Path) -> MappedTable:
 def _other_kind() -> str:
     kinds = ", ".join(f"'{kind}'" for kind in _KINDS)
     return f"item_type is null or item_type not in ({kinds})"
+
+
+KUAISAR = Importer("kuaisar", kuaisar)

@@ -1,9 +1,15 @@
-"""What an importer says of its source: SQL from the source's columns to those of the contract."""
+"""What an importer says of its source: SQL from the source's columns to those of the contract.
+
+`Importer` is a format that `crops import` knows, `Dataset` what it says of one folder. `text`, `integer`,
+`time` and the like turn the texts of a source into values, NULL where they cannot. The importer of a team's
+own tables stands here too: one TOML names the files, the columns and their units.
+"""
 
 from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Callable
 from collections.abc import Mapping as MappingType
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,8 +20,24 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from crops.database import literal, quoted
 from crops.errors import CropsError, nearest
 from crops.logs.sources import LISTS, find_files, read_sql
-from crops.logs.values import PLAIN, Value, duration, flag, identifier, integer, text, time
-from crops.schema import FEED_EVENTS, ITEMS, SEARCH_IMPRESSIONS, Column, Table
+from crops.logs.tables import PLAIN
+from crops.schema import EARLIEST_US, FEED_EVENTS, ITEMS, LATEST_US, SEARCH_IMPRESSIONS, Column, Table
+
+TOKENS = "anonymised tokens"
+"""Texts are token ids: no pre-trained model can read them."""
+
+
+@dataclass(frozen=True)
+class Value:
+    """What a column becomes."""
+
+    sql: str
+    raw: str | None = None
+    """The text that it is made from, if there is one."""
+    unread: str | None = None
+    """Predicate of texts that cannot be read; None: those that are there while `sql` is NULL."""
+    expected: str = ""
+    """What can be read, in words; empty where the contract's words for the column say it."""
 
 
 @dataclass(frozen=True)
@@ -40,17 +62,127 @@ class Dataset:
     setup: tuple[str, ...] = ()
     """SQL statements that make what the tables read."""
     text: str = PLAIN
-    """What the texts are: words, or `crops.logs.values.TOKENS`."""
+    """What the texts are: words, or `TOKENS`."""
     notes: tuple[str, ...] = ()
     """What a user of the data should know."""
 
 
-# ------------------------------------------------------------------------------
-# A team's own tables: one TOML names the files, the columns and their units.
+@dataclass(frozen=True)
+class Importer:
+    """A format that `crops import` reads: a new one is a file with one of these."""
 
+    name: str
+    read: Callable[[Path, MappingFile, Path], Dataset]
+    """From the source's folder, what --mapping says and a folder for clean copies; raises CropsError where a
+    file or column is missing."""
+    mapping: Literal["none", "optional", "needed"] = "none"
+    """Whether --mapping may or must be given."""
+
+
+# Values: each function takes the SQL of a text.
+
+FACTORS = {"s": 1_000_000, "ms": 1_000, "us": 1}
+"""Microseconds in a unit of time."""
+_ZONED = r":\d\d([.,]\d+)?\s*([+-]\d\d(:?\d\d(:\d\d)?)?|[A-Za-z][A-Za-z0-9_+/-]*)\s*$"
+"""A zone behind a time of day: an offset, `Z` or a name."""
+_APART = r"(:\d\d(?:[.,]\d+)?)\s+([+-]\d\d[:\d]*\s*)$"
+"""An offset that white space parts from the time: DuckDB wants none."""
+_TIMES = {"iso": "ISO 8601 such as 2026-01-05T12:00:00+08:00", "any": "ISO 8601 or a number of s, ms or us"}
+
+
+def text(raw: str) -> Value:
+    """Return the text without white space around it; an empty one is none."""
+    return Value(f"nullif(trim({raw}), '')", raw)
+
+
+def tokens(raw: str) -> Value:
+    """Return token ids such as "[20, 34, 3]" as the words "t20 t34 t3"."""
+    ids = f"list_transform(regexp_extract_all({raw}, '[0-9]+'), lambda id: 't' || id)"
+    return Value(f"nullif(array_to_string({ids}, ' '), '')", raw)
+
+
+def integer(raw: str) -> Value:
+    """Return a whole number that fits 64 bits; "7.0", as pandas writes integers beside gaps, is one."""
+    whole = rf"regexp_full_match(trim({raw}), '[+-]?\d+(\.0*)?')"
+    return Value(f"case when {whole} then try_cast(split_part(trim({raw}), '.', 1) as BIGINT) end", raw)
+
+
+def identifier(raw: str) -> Value:
+    """Return an id as text, whole numbers in one form."""
+    return Value(f"coalesce(cast({integer(raw).sql} as VARCHAR), nullif(trim({raw}), ''))", raw)
+
+
+def integer_identifier(raw: str) -> Value:
+    """Return an id as text; ids that are not whole numbers of 64 bits are none."""
+    return Value(f"cast({integer(raw).sql} as VARCHAR)", raw)
+
+
+def flag(raw: str) -> Value:
+    """Return whether a count or a truth value is positive; what is absent or unreadable is false."""
+    number = f"try_cast({raw} as DOUBLE)"
+    is_true = f"case when isfinite({number}) then {number} > 0 end"
+    found = f"coalesce({is_true}, try_cast({raw} as BOOLEAN))"
+    return Value(
+        f"coalesce({found}, false)",
+        raw,
+        f"{given(raw)} and {found} is null",
+        "a number or a truth value (or name the texts that mean yes: equals = [...])",
+    )
+
+
+def duration(raw: str, unit: str) -> Value:
+    """Return milliseconds from a number of `unit`; negative and infinite ones, and NaN, stand for unknown."""
+    number = f"try_cast({raw} as DOUBLE)"
+    known = f"isfinite({number}) and {number} between 0 and 1e15"
+    return Value(
+        f"case when {known} then cast(round({number} * {FACTORS[unit]} / 1000) as BIGINT) end",
+        raw,
+        f"{given(raw)} and {number} is null",
+        f"a number of {unit}",
+    )
+
+
+def given(raw: str) -> str:
+    """Return the predicate of texts that say something."""
+    return f"nullif(trim({raw}), '') is not null"
+
+
+def time(raw: str, unit: str, offset_minutes: int = 0) -> Value:
+    """Return microseconds UTC; times out of the contract's range are none.
+
+    Args:
+        raw: the text.
+        unit: `s`, `ms` or `us` since 1970 UTC; `iso` for ISO 8601; `any` for ISO 8601 or a number whose unit
+            its size tells.
+        offset_minutes: of the zone in which ISO times without a zone are, ahead of UTC; a zone that is named
+            (`Z`, `+08`, `+05:30:00`, ` UTC`, ` Europe/Berlin`) wins.
+    """
+    number = f"try_cast({raw} as DOUBLE)"
+    zoned = f"regexp_matches({raw}, '{_ZONED}')"
+    shift = f"case when {zoned} then 0 else {offset_minutes * 60_000_000} end"
+    joined = f"regexp_replace({raw}, '{_APART}', '\\1\\2')"
+    iso = f"epoch_us(try_cast({joined} as TIMESTAMPTZ)) - {shift}"
+    if unit == "iso":
+        found = iso
+    elif unit == "any":
+        factor = f"case when {number} < 1e11 then 1000000 when {number} < 1e14 then 1000 else 1 end"
+        found = f"case when isfinite({number}) then {_rounded(number, factor)} else {iso} end"
+    else:
+        found = f"case when isfinite({number}) then {_rounded(number, str(FACTORS[unit]))} end"
+    return Value(
+        f"case when {found} between {EARLIEST_US} and {LATEST_US} then {found} end",
+        raw,
+        expected=_TIMES.get(unit, f"{unit} since 1970 UTC, of a year that can be"),
+    )
+
+
+def _rounded(number: str, factor: str) -> str:
+    return f"try_cast(round({number} * ({factor})) as BIGINT)"
+
+
+# A team's own tables.
 
 _IDS = ("user_id", "item_id", "search_id")
-
 _OFFSET = re.compile(r"([+-])(\d\d):(\d\d)")
 
 
@@ -127,27 +259,6 @@ def load_mapping(path: Path) -> MappingFile:
         raise CropsError(f"{path}: {'; '.join(faults)}") from error
 
 
-def own_tables(folder: Path, mapping: MappingFile, scratch: Path) -> Dataset:
-    """Return the mapping of a team's own tables.
-
-    Raises:
-        CropsError: items or search_impressions are not mapped, a file or column is missing, a column of the
-            contract is unknown or lacks its unit.
-    """
-    for name in ("items", "search_impressions"):
-        if getattr(mapping, name) is None:
-            raise CropsError(f"the mapping has no [{name}]; name its files and columns")
-    sections = (
-        (ITEMS, mapping.items),
-        (SEARCH_IMPRESSIONS, mapping.search_impressions),
-        (FEED_EVENTS, mapping.feed_events),
-    )
-    tables = [
-        mapped_table(table, section, folder, mapping, scratch) for table, section in sections if section
-    ]
-    return Dataset(tuple(tables), text=mapping.text)
-
-
 def mapped_table(
     table: Table, section: TableMapping, folder: Path, mapping: MappingFile, scratch: Path
 ) -> MappedTable:
@@ -207,3 +318,27 @@ def _timed(where: str, column: Column, how: ColumnMapping, raw: str, offset_minu
     if how.unit == "iso":
         raise CropsError(f"{where}: a duration is a number of s, ms or us")
     return duration(raw, how.unit)
+
+
+def own_tables(folder: Path, mapping: MappingFile, scratch: Path) -> Dataset:
+    """Return the mapping of a team's own tables.
+
+    Raises:
+        CropsError: items or search_impressions are not mapped, a file or column is missing, a column of the
+            contract is unknown or lacks its unit.
+    """
+    for name in ("items", "search_impressions"):
+        if getattr(mapping, name) is None:
+            raise CropsError(f"the mapping has no [{name}]; name its files and columns")
+    sections = (
+        (ITEMS, mapping.items),
+        (SEARCH_IMPRESSIONS, mapping.search_impressions),
+        (FEED_EVENTS, mapping.feed_events),
+    )
+    tables = [
+        mapped_table(table, section, folder, mapping, scratch) for table, section in sections if section
+    ]
+    return Dataset(tuple(tables), text=mapping.text)
+
+
+OWN_TABLES = Importer("table", own_tables, mapping="needed")

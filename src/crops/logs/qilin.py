@@ -13,10 +13,21 @@ import pyarrow as pa
 
 from crops.database import quoted
 from crops.errors import CropsError, nearest
-from crops.logs.mapping import Dataset, MappedTable
+from crops.logs.mapping import (
+    Dataset,
+    Importer,
+    MappedTable,
+    MappingFile,
+    Value,
+    duration,
+    flag,
+    integer,
+    integer_identifier,
+    text,
+    time,
+)
 from crops.logs.sources import find_files, parquet_schema, read_sql
 from crops.logs.tables import rows_of
-from crops.logs.values import Value, duration, flag, integer, integer_identifier, text, time
 from crops.schema import FEED_EVENTS, ITEMS, SEARCH_IMPRESSIONS
 
 _SEARCH_FIELDS = ("note_idx", "position", "click", "like", "page_time", "search_timestamp")
@@ -25,7 +36,7 @@ _FEED_LIST = "rec_result_details_with_idx"
 _FEED_FIELDS = ("note_idx", "click", "like", "page_time", "request_timestamp")
 
 
-def qilin(folder: Path, scratch: Path) -> Dataset:
+def qilin(folder: Path, _: MappingFile, scratch: Path) -> Dataset:
     """Return the mapping of a folder with the Parquet configurations of the hub.
 
     `search_train`, `search_test`, `recommendation_train`, `recommendation_test` and `notes`, each a folder of
@@ -131,3 +142,6 @@ def _exploded(files: Sequence[Path], columns: Sequence[str], listed: str, fields
     one = f"select {events}, unnest({quoted(listed)}) as note, _file, _row"
     one += f" from {rows_of(files, [parquet_schema(file) for file in files], read)}"
     return f"select {', '.join(map(quoted, columns))}, {note}, _file, _row from ({one})"
+
+
+QILIN = Importer("qilin", qilin)

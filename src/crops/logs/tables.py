@@ -9,7 +9,6 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,17 +16,14 @@ import pyarrow.parquet as pq
 
 from crops.database import Connection, failing_as, literal, open_database, path_literal, quoted
 from crops.errors import CropsError, nearest
-from crops.logs.values import PLAIN
-from crops.outputs import MANIFEST, console
+from crops.logs.days import DAY_US, day_of, is_day
+from crops.outputs import MANIFEST
 from crops.schema import EARLIEST_US, LATEST_US, LOG_TABLES, Column, Table
 from crops.text import normalised_texts
 
-DAY_US = 86_400_000_000
-
-"""Microseconds of a day."""
-
+PLAIN = "plain"
+"""Texts are words."""
 _ROW_NUMBER = "file_row_number"
-
 """The column that DuckDB adds on demand, not to files that have their own."""
 
 
@@ -296,13 +292,7 @@ def table_days(files: TableFiles) -> tuple[str, ...]:
     query = f"select distinct {time} // {DAY_US} from {contract_rows(files)} where {in_range}"
     with failing_as(f"{files.files[0]} is not readable; write it again"), open_database() as connection:
         numbers = connection.execute(query).fetchall()
-    return tuple(sorted((date(1970, 1, 1) + timedelta(days=number)).isoformat() for (number,) in numbers))
-
-
-def day_bounds(day: str) -> tuple[int, int]:
-    """Return the first and the last microsecond of a UTC day, YYYY-MM-DD."""
-    first = (date.fromisoformat(day) - date(1970, 1, 1)).days * DAY_US
-    return first, first + DAY_US - 1
+    return tuple(sorted(day_of(number) for (number,) in numbers))
 
 
 def _no_rows(table: Table) -> str:
@@ -315,11 +305,8 @@ def _no_rows(table: Table) -> str:
 
 
 OPTIONAL_TABLES = ("feed_events",)
-
 """Tables that a logs folder may lack."""
-
 _PARTITION = re.compile(r"day=(.*)")
-
 _KINDS = {
     "BIGINT": {"integer"},
     "INTEGER": {"integer"},
@@ -327,7 +314,6 @@ _KINDS = {
     "BOOLEAN": {"boolean"},
     "VARCHAR": {"text"},
 }
-
 _ICEBERG = re.compile(r"(v\d+|\d{5}-[0-9a-f-]{36})(\.gz)?\.metadata\.json|version-hint\.text")
 
 
@@ -461,19 +447,12 @@ def _days(folder: Path, table: Table, files: list[Path]) -> tuple[list[str | Non
         name = str(file.relative_to(folder))
         parts = [match[1] for part in Path(name).parts[:-1] if (match := _PARTITION.fullmatch(part))]
         days.append(parts[-1] if parts else None)
-        if parts and not _is_day(parts[-1]):
+        if parts and not is_day(parts[-1]):
             faults.append(FileFault(name, "the partition is not a day", "name the folder day=YYYY-MM-DD"))
     if any(days) and not all(days):
         name = str(files[days.index(None)].relative_to(folder))
         faults.append(FileFault(name, "lies beside day=... folders", "move it into the folder of its day"))
     return days, faults
-
-
-def _is_day(text: str) -> bool:
-    try:
-        return date.fromisoformat(text).isoformat() == text
-    except ValueError:
-        return False
 
 
 def column_faults(table: Table, footer: pa.Schema) -> list[tuple[str, str]]:
@@ -535,90 +514,3 @@ def add_texts(db: Connection, typed: str) -> None:
     raw = db.sql(f"select distinct * from ({typed})").to_arrow_table().column(0).drop_null().to_pylist()
     texts = normalised_texts(raw)
     db.register("texts", pa.table([list(texts), list(texts.values())], schema=_SCHEMA))
-
-
-# ------------------------------------------------------------------------------
-# Which days are taken where nobody names one: a row of a wrong clock must not move all of them.
-
-
-def today() -> str:
-    """Return the day that it is, by UTC or by this machine's time zone, whichever is later."""
-    return max(datetime.now(UTC).date(), date.today()).isoformat()
-
-
-def runs(days: Collection[str], window: int) -> list[list[str]]:
-    """Return the days in order, cut where more than `window` days lie from one to the next."""
-    found: list[list[str]] = []
-    for day in sorted(days):
-        if found and (date.fromisoformat(day) - date.fromisoformat(found[-1][-1])).days <= window:
-            found[-1].append(day)
-        else:
-            found.append([day])
-    return found
-
-
-def usual_days(logs: Path, days: Collection[str], window: int, newest: str | None = None) -> list[str]:
-    """Return the days of the logs that may be taken unasked; those that may not are named on the terminal.
-
-    No day after today is taken, and none that lies more than `window` days after the day before it: one row
-    would make all others old. Without a `newest` day to go on from the last days of the logs are meant,
-    unless an earlier run of days is longer.
-
-    Args:
-        logs: named in messages.
-        days: YYYY-MM-DD.
-        window: how far apart two days may lie that belong together.
-        newest: the day that was taken last.
-
-    Raises:
-        CropsError: no day is left, or which days are meant is not clear.
-    """
-    now = today()
-    past = [day for day in days if day <= now]
-    if newest is not None:
-        last = next(run[-1] for run in runs([*past, newest], window) if newest in run)
-    else:
-        last = _last(logs, days, runs(past, window), window)
-    left = sorted(set(days) - {day for day in past if day <= last})
-    for day in left:
-        why = f"after today, {now}" if day > now else f"more than {window} days after {last}"
-        console.print(
-            f"[yellow]{day} is left out:[/yellow] it is {why}; name it with --day if that is no wrong clock",
-            soft_wrap=True,
-        )
-    return sorted(set(days) - set(left))
-
-
-def newest_day(logs: Path, days: Collection[str], window: int) -> str:
-    """Return the newest of the days that may be taken unasked (see `usual_days`)."""
-    return usual_days(logs, days, window)[-1]
-
-
-def _last(logs: Path, days: Collection[str], found: Sequence[Sequence[str]], window: int) -> str:
-    if not days:
-        raise CropsError(f"{logs}: no day holds a search")
-    if not found:
-        raise CropsError(
-            f"{logs}: all days are after today, {today()}: {spans(days)}; correct the clock, or name days "
-            "with --day"
-        )
-    longest = max(found, key=len)
-    if len(longest) > len(found[-1]):
-        raise CropsError(
-            f"{logs}: {spans(found[-1])} lies more than {window} days after the other days, "
-            f"{spans(longest)}; name the days that you mean with --day"
-        )
-    return found[-1][-1]
-
-
-def spans(days: Iterable[str]) -> str:
-    """Return days in words, those that follow each other as one span."""
-    parts = []
-    for run in runs(list(days), 1):
-        parts.append(run[0] if len(run) == 1 else f"{run[0]} to {run[-1]}")
-    return ", ".join(parts)
-
-
-def days_before(day: str, number: int) -> str:
-    """Return the day that lies so many days before another."""
-    return (date.fromisoformat(day) - timedelta(days=number)).isoformat()

@@ -7,15 +7,12 @@ Loss(...)` before the settings are read makes it known to Python; `--loss my_los
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from types import ModuleType
 from typing import Any, Literal
 
 from crops.errors import CropsError, nearest
+from crops.plugins import load_object
 
 
 @dataclass(frozen=True)
@@ -39,7 +36,7 @@ class Loss:
 
     def load(self) -> Callable[..., Any]:
         """Return the function."""
-        return _load(self.function) if isinstance(self.function, str) else self.function
+        return load_object(self.function) if isinstance(self.function, str) else self.function
 
 
 _FUNCTIONS = "crops.losses.functions"
@@ -79,26 +76,7 @@ def find_loss(name: str) -> Loss:
         raise CropsError(
             f"unknown loss '{name}'; known: {', '.join(LOSSES)}, or FILE.py:ROW.{nearest(name, LOSSES)}"
         )
-    row = _load(name)
+    row = load_object(name)
     if not isinstance(row, Loss):
         raise CropsError(f"{name} is no row of the table of losses; make it a crops.losses.Loss")
     return row
-
-
-def _load(reference: str) -> Any:  # noqa: ANN401  (whatever has that name)
-    where, _, name = reference.rpartition(":")
-    try:
-        return getattr(
-            _from_file(Path(where)) if where.endswith(".py") else importlib.import_module(where), name
-        )
-    except (ImportError, OSError, AttributeError, SyntaxError) as error:
-        raise CropsError(f"{reference} cannot be loaded: {error}") from error
-
-
-def _from_file(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
