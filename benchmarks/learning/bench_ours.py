@@ -17,13 +17,12 @@ from pathlib import Path
 import numpy as np
 from sentence_transformers import SentenceTransformer
 
-from crops.cli.experiment import packaged_documents
-from crops.cli.reproduce import STAGES
 from crops.config import RunConfig
 from crops.encoders import rendering_for
 from crops.evaluation.significance import nested_bootstrap
 from crops.labels import DEFAULT_LABELS, Source
 from crops.outputs import cache_folder, console
+from crops.pipeline import packaged_documents
 from crops.reproduce.cells import (
     DEFAULT,
     Cell,
@@ -97,7 +96,7 @@ def prepared(plan: Plan, world: World, out: Path) -> list[Path]:
     """Return the samples of a world: CroPS's own, and those whose P1 did not pass theta."""
     cell = plan.cell(world, "crops")
     documents = plan.files([cell])[cell.generated]
-    return [make_samples(one, out, STAGES, documents) for one in (cell, unfiltered(cell))]
+    return [make_samples(one, out, documents) for one in (cell, unfiltered(cell))]
 
 
 def unfiltered(cell: Cell) -> Cell:

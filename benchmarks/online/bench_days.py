@@ -14,12 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-from crops.cli.search import BM25, load_retriever
-from crops.cli.simulate import document_texts
 from crops.config import PlatformConfig
 from crops.online.assign import Trial, route_traffic
-from crops.online.experiment import A_A, Start, in_own_layer, open_world
+from crops.online.experiment import A_A, in_own_layer, open_world
 from crops.online.userdays import live_through
+from crops.pipeline import BM25, Start, load_retriever
 from crops.platform import SIZES, build_platform, simulate_day
 
 
@@ -35,7 +34,7 @@ def main() -> None:
     )
     options = parser.parse_args()
     platform = build_platform(PlatformConfig(size=options.size, days=max(4, options.days + 2)), 0)
-    texts = document_texts(platform)
+    texts = platform.world.corpus.document_texts()
     ids = np.arange(1, len(texts) + 1)
     encoders = [load_retriever("static", ids, texts) for _ in range(options.arms + 1)]
     deployed = {"bm25": load_retriever(BM25, ids, texts), "dense": encoders[0]}

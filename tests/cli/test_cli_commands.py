@@ -15,8 +15,9 @@ from sentence_transformers import SentenceTransformer
 from typer.testing import CliRunner
 
 import crops
+from crops import pipeline
 from crops.cli.app import app
-from crops.cli.demo import plan_arms
+from crops.cli.demo import choose_arms
 from crops.config import load_config
 from crops.errors import CropsError
 from crops.labels import SEARCH_SOURCES, Source
@@ -158,10 +159,10 @@ def test_rooms_that_learn_do_not_name_the_truth():
 
 
 def test_few_generated_documents_leave_p3_untested():
-    arms, not_tested = plan_arms(0.049)
+    arms, not_tested = choose_arms(0.049)
     assert list(arms) == ["baseline: search labels only", "+ P1", "P1 + P2"]
     assert "4.9 %" in not_tested["+ P3"]
-    arms, not_tested = plan_arms(0.05)
+    arms, not_tested = choose_arms(0.05)
     assert list(arms)[-1] == "+ P3 = CroPS"
     assert arms["+ P3 = CroPS"] == SEARCH_SOURCES | Source.REFORMULATION | Source.FEED | Source.KNOWLEDGE
     assert not not_tested
@@ -191,10 +192,9 @@ def test_ctrl_c_in_the_simulation_leaves_nothing(tmp_path, settings, monkeypatch
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    module = sys.modules["crops.cli.simulate"]
-    monkeypatch.setattr(module, "write_truth", interrupted)
-    monkeypatch.setattr(module, "_train_deployed", lambda *_: "minilm")
-    monkeypatch.setattr(module, "load_retriever", FirstItems)
+    monkeypatch.setattr(pipeline, "write_truth", interrupted)
+    monkeypatch.setattr(pipeline, "_train_deployed", lambda *_: "minilm")
+    monkeypatch.setattr(pipeline, "load_retriever", FirstItems)
     with pytest.raises(KeyboardInterrupt):
         crops.simulate(tmp_path / "world", config=settings)
     assert list(tmp_path.iterdir()) == []

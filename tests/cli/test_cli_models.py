@@ -1,7 +1,7 @@
 import pytest
 
-from crops.cli.search import load_retriever
 from crops.errors import CropsError
+from crops.pipeline import load_retriever
 
 
 def test_bm25_takes_its_tokeniser_behind_a_colon():

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from crops.cli.evaluate import day_testsets
 from crops.config import load_config
 from crops.errors import CropsError
+from crops.pipeline import day_testsets
 
 DAY_US = 86_400_000_000
 NOON_US = 1_767_614_400_000_000

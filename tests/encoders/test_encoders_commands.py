@@ -7,12 +7,12 @@ import pytest
 from sentence_transformers import SentenceTransformer
 
 import crops
-from crops.cli.search import load_retriever
 from crops.config import TrainingConfig
 from crops.encoders import load_encoder, save_encoder
 from crops.encoders.two_tower import FEATURES
 from crops.errors import CropsError
 from crops.labels import Source
+from crops.pipeline import load_retriever
 from crops.schema import ITEMS, QUERIES, SAMPLES, SYNTHETIC_ITEMS
 
 TOPICS = 6

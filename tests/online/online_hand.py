@@ -4,9 +4,8 @@ import hashlib
 
 import numpy as np
 
-from crops.cli.simulate import document_texts
 from crops.config import PlatformConfig
-from crops.online.experiment import Start
+from crops.pipeline import Start
 from crops.platform import build_platform
 from crops.retrieval import BM25Retriever
 
@@ -28,6 +27,6 @@ class Pick:
 def make_start(seed=0, first_day=0):
     """A tiny platform before its first day, with word search and one other route."""
     platform = build_platform(PlatformConfig(size="tiny"), seed)
-    texts = document_texts(platform)
+    texts = platform.world.corpus.document_texts()
     routes = {"bm25": BM25Retriever(np.arange(1, len(texts) + 1), texts), "dense": Pick("old", len(texts))}
     return Start(platform, routes, first_day, SESSIONS)

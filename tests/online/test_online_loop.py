@@ -11,8 +11,9 @@ from online_hand import SESSIONS, Pick, make_start
 from crops.cli.bubble_loop import loop_page, shared_days
 from crops.config import RunConfig
 from crops.errors import CropsError
+from crops.online import experiment
 from crops.online.bubble import Evidence, measure_days
-from crops.online.experiment import SOURCES, Loop, Workshop, read_days, recipe, run_loop
+from crops.online.experiment import SOURCES, Loop, arm_training, read_days, run_loop
 from crops.platform import day_name, simulate_day, write_day, write_items, write_truth
 from crops.report import render_report
 
@@ -32,27 +33,36 @@ def world(tmp_path_factory):
     return folder, start
 
 
-def make_loop(out, world, done):
-    """A loop whose model of a day is a salt made of the arm and of the clicks that it was mined from."""
+@pytest.fixture
+def done(monkeypatch):
+    """What was mined and trained; the model of a day is a salt made of the arm and of the clicks mined."""
+    done = []
 
-    def mine(logs, day, samples):
+    def mine(logs, day, samples, run, generated):
         done.append(("mine", logs.parent.name, day))
-        shown = pq.read_table(logs / "search_impressions" / f"day={day_name(day)}" / "part-0.parquet")
+        shown = pq.read_table(logs / "search_impressions" / f"day={day}" / "part-0.parquet")
         samples.mkdir(exist_ok=True)
         (samples / "clicks").write_text(str(sum(shown["clicked"].to_pylist())))
 
-    def train(arm, samples, model):
+    def train(arm, samples, model, training, seed):
         done.append(("train", arm, model.name))
         model.mkdir(parents=True)
         (model / "salt").write_text(arm + (samples / "clicks").read_text())
 
-    def load(model, logs):
+    def load(model, ids, texts, logs):
         return Pick((model / "salt").read_text(), 2_000)
 
+    for name, step in (("mine_day", mine), ("train_arm", train), ("load_retriever", load)):
+        monkeypatch.setattr(experiment, name, step)
+    return done
+
+
+def make_loop(out, world):
     samples = out / "samples"
     samples.mkdir(parents=True, exist_ok=True)
     (samples / "clicks").write_text("first")
-    return Loop(out / "arms", world, samples, "dense", Workshop(mine, train, load))
+    run = RunConfig()
+    return Loop(out / "arms", world, samples, "dense", run, run.training, out / "documents.jsonl")
 
 
 def files(folder):
@@ -60,18 +70,16 @@ def files(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in kept}
 
 
-def test_each_day_learns_from_the_day_before(world, tmp_path):
+def test_each_day_learns_from_the_day_before(world, tmp_path, done):
     folder, start = world
-    done = []
-    ends = []
-    run_loop(make_loop(tmp_path, folder, done), start, ["a", "b"], 2, lambda: ends.append(len(done)))
+    ends = [len(done) for _ in run_loop(make_loop(tmp_path, folder), start, ["a", "b"], 2)]
     first, second = day_name(1), day_name(2)
     assert done == [
         ("train", "a", first),
         ("train", "b", first),
-        ("mine", "a", 1),
+        ("mine", "a", first),
         ("train", "a", second),
-        ("mine", "b", 1),
+        ("mine", "b", first),
         ("train", "b", second),
     ]
     assert ends == [2, 6]
@@ -79,31 +87,31 @@ def test_each_day_learns_from_the_day_before(world, tmp_path):
     assert [path.name for path in (tmp_path / "arms" / "a" / "models").iterdir()] == [second]
 
 
-def test_a_killed_loop_ends_as_if_it_never_stopped(world, tmp_path):
+def test_a_killed_loop_ends_as_if_it_never_stopped(world, tmp_path, done, monkeypatch):
     folder, start = world
-    run_loop(make_loop(tmp_path / "whole", folder, []), start, ["a", "b"], 3, lambda: None)
-    killed = make_loop(tmp_path / "killed", folder, [])
+    list(run_loop(make_loop(tmp_path / "whole", folder), start, ["a", "b"], 3))
+    killed, train = make_loop(tmp_path / "killed", folder), experiment.train_arm
 
-    def die(arm, samples, model):
+    def die(arm, samples, model, *rest):
         if arm == "b" and model.name == day_name(2):
             raise KeyboardInterrupt
-        killed.workshop.train(arm, samples, model)
+        train(arm, samples, model, *rest)
 
-    broken = Loop(**{**killed.__dict__, "workshop": killed.workshop._replace(train=die)})
+    monkeypatch.setattr(experiment, "train_arm", die)
     with pytest.raises(KeyboardInterrupt):
-        run_loop(broken, start, ["a", "b"], 3, lambda: None)
-    again = []
-    run_loop(make_loop(tmp_path / "killed", folder, again), start, ["a", "b"], 3, lambda: None)
-    assert ("train", "a", day_name(2)) not in again
+        list(run_loop(killed, start, ["a", "b"], 3))
+    monkeypatch.setattr(experiment, "train_arm", train)
+    done.clear()
+    list(run_loop(killed, start, ["a", "b"], 3))
+    assert ("train", "a", day_name(2)) not in done
     assert files(tmp_path / "killed" / "arms") == files(tmp_path / "whole" / "arms")
 
 
-def test_equal_arms_stay_equal_and_the_page_shows_all_observables(world, tmp_path):
+def test_equal_arms_stay_equal_and_the_page_shows_all_observables(world, tmp_path, done, monkeypatch):
     folder, start = world
-    loop = make_loop(tmp_path, folder, [])
-    same = loop.workshop._replace(load=lambda model, logs: Pick("same", 2_000))
-    loop = Loop(**{**loop.__dict__, "workshop": same})
-    run_loop(loop, start, ["a", "b"], 2, lambda: None)
+    loop = make_loop(tmp_path, folder)
+    monkeypatch.setattr(experiment, "load_retriever", lambda *_: Pick("same", 2_000))
+    list(run_loop(loop, start, ["a", "b"], 2))
     measured = {arm: read_days(loop, start, arm) for arm in ("a", "b")}
     assert measured["a"] == measured["b"]
     assert sorted(measured["a"]) == [day_name(1), day_name(2)]
@@ -120,9 +128,9 @@ def test_the_page_of_a_killed_loop_has_the_days_of_all_arms():
     assert shared_days(measured) == {"ahead": {"2026-01-01": {}}, "behind": {"2026-01-01": {}}}
 
 
-def test_true_recall_by_hand(world, tmp_path):
+def test_true_recall_by_hand(world, tmp_path, done, monkeypatch):
     folder, start = world
-    loop = make_loop(tmp_path, folder, [])
+    loop = make_loop(tmp_path, folder)
     grades = pq.read_table(folder / "truth" / "grades.parquet").to_pandas()
     grades = grades[grades.grade >= 2]
     live = np.flatnonzero(start.platform.world.corpus.uploaded_day <= 1) + 1
@@ -136,8 +144,8 @@ def test_true_recall_by_hand(world, tmp_path):
         def search(self, queries, k):
             return np.tile(self.found[:k], (len(queries), 1)), np.zeros((len(queries), k), np.float32)
 
-    loop = Loop(**{**loop.__dict__, "workshop": loop.workshop._replace(load=lambda model, logs: Fixed())})
-    run_loop(loop, start, ["a"], 1, lambda: None)
+    monkeypatch.setattr(experiment, "load_retriever", lambda *_: Fixed())
+    list(run_loop(loop, start, ["a"], 1))
     searches = pq.read_table(tmp_path / "arms" / "a" / "truth" / "searches").to_pandas()
     values = []
     for need in searches[searches.step == 0].need_id:
@@ -205,10 +213,10 @@ def test_observables_by_hand(tmp_path, write_logs):
 
 def test_arms_are_choices_of_sources():
     training = RunConfig().training
-    assert recipe("crops", training).sources & ~SOURCES["-p1"] == SOURCES["+p1"] & ~SOURCES["baseline"]
-    assert recipe("+p1", training).training == training
-    assert recipe("clicks", training).training.loss == "infonce_binary"
+    assert SOURCES["crops"] & ~SOURCES["-p1"] == SOURCES["+p1"] & ~SOURCES["baseline"]
+    assert arm_training("+p1", training) == training
+    assert arm_training("clicks", training).loss == "infonce_binary"
     with pytest.raises(
         CropsError, match=r"unknown arm '\+p4'; arms: baseline.*did you mean '\+p1'|unknown arm"
     ):
-        recipe("+p4", training)
+        arm_training("+p4", training)

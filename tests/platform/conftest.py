@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from platform_hand import document_texts
 
 from crops.config import PlatformConfig
 from crops.platform import DayLogs, Platform, build_platform, simulate_day
@@ -19,7 +18,7 @@ Run = tuple[Platform, list[DayLogs]]
 
 def _simulate(seed: int = 0, days: int = 1, sessions: int = 300, **settings: Any) -> Run:
     platform = build_platform(PlatformConfig(size="tiny", **settings), seed)
-    texts = document_texts(platform)
+    texts = platform.world.corpus.document_texts()
     bm25 = BM25Retriever(np.arange(1, len(texts) + 1), texts)
     return platform, [simulate_day(platform, day, sessions, {"bm25": bm25}) for day in range(days)]
 

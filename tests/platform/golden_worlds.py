@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from platform_hand import document_texts
 from test_platform_judged_world import DOCS, QRELS, QUERIES, write_collection
 from threadpoolctl import threadpool_limits
 
@@ -70,7 +69,7 @@ def write_world(folder: Path, name: str) -> None:
     if name == "judged":
         settings["world"] = str(write_collection(folder / "collection", *_collection()))
     platform = build_platform(PlatformConfig(**settings), SEED)
-    texts = document_texts(platform)
+    texts = platform.world.corpus.document_texts()
     routes: dict[str, Any] = {"bm25": BM25Retriever(np.arange(1, len(texts) + 1), texts)}
     searches = []
     with threadpool_limits(1):

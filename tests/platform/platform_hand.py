@@ -11,13 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from crops.platform import Platform
 from crops.platform.learned import Memory
 from crops.platform.people import Users
 from crops.platform.search import Bubble
 from crops.platform.topics import Head, Need, Sense, TopicsWorld, build_intents
 from crops.platform.world import Corpus, Intents
-from crops.text import DOCUMENT_FIELDS, document_text
 
 HUM, WINDING, ATTENTION, WATERING = range(4)
 ELECTRIC, MODEL, FIG = range(3)
@@ -100,13 +98,6 @@ def memory_of(
     if watched:
         memory.watched.append((np.array([u for u, _ in watched]), np.array([i for _, i in watched])))
     return memory
-
-
-def document_texts(platform: Platform) -> list[str]:
-    """The document texts of a platform's catalogue."""
-    corpus = platform.world.corpus
-    rows = zip(corpus.title, corpus.caption, corpus.tags, strict=True)
-    return [document_text(dict(zip(DOCUMENT_FIELDS, row, strict=True))) for row in rows]
 
 
 class Fixed:

@@ -2,10 +2,9 @@
 
 import numpy as np
 import pytest
-from platform_hand import document_texts
 
-from crops.cli.simulate import IdRetriever
 from crops.config import PlatformConfig
+from crops.pipeline import IdRetriever
 from crops.platform import (
     BUBBLE,
     ROUTES,
@@ -28,7 +27,7 @@ ORDER = ("weak", "default", "strong")
 def measure(folder, bubble: str) -> dict[str, float]:
     """Three days of a platform whose ID-feature route learns from the first."""
     platform = build_platform(PlatformConfig(size="tiny", bubble=bubble), 0)
-    texts = document_texts(platform)
+    texts = platform.world.corpus.document_texts()
     routes = {"bm25": BM25Retriever(np.arange(1, len(texts) + 1), texts)}
     searches = []
     for day in range(3):

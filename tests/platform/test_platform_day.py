@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.compute as pc
 import pytest
-from platform_hand import Fixed, document_texts
+from platform_hand import Fixed
 
 from crops.config import PlatformConfig
 from crops.logs import check
@@ -108,7 +108,7 @@ def test_abusers_click_only_what_they_push(rows):
     platform = build_platform(PlatformConfig(size="tiny"), 0)
     (abuser,) = np.flatnonzero(platform.users.pushes >= 0)
     platform.users.pushes[abuser] = rows.item_id[rows.stage == "exposed"].mode()[0] - 1
-    bm25 = BM25Retriever(np.arange(1, 2_001), document_texts(platform))
+    bm25 = BM25Retriever(np.arange(1, 2_001), platform.world.corpus.document_texts())
     own = simulate_day(platform, 0, 60, {"bm25": bm25}).impressions.to_pandas()
     own = own[(own.user_id == abuser + 1) & (own.stage == "exposed")]
     pushed = own.item_id == platform.users.pushes[abuser] + 1
@@ -186,7 +186,7 @@ def test_nobody_turns_more_pages_than_were_ranked(day):
 def test_same_seed_same_bytes_other_seed_other_day(tmp_path):
     def written(seed: int, name: str) -> dict[str, bytes]:
         platform = build_platform(PlatformConfig(size="tiny"), seed)
-        bm25 = BM25Retriever(np.arange(1, 2_001), document_texts(platform))
+        bm25 = BM25Retriever(np.arange(1, 2_001), platform.world.corpus.document_texts())
         logs = simulate_day(platform, 0, 300, {"bm25": bm25})
         write_day(tmp_path / name, 0, logs)
         write_items(tmp_path / name, platform)
@@ -249,7 +249,7 @@ def test_the_catalogue_is_complete(day, rows):
 def test_what_the_deployed_route_finds_is_marked_as_its_own(rows):
     platform = build_platform(PlatformConfig(size="tiny"), 0)
     online = np.flatnonzero(platform.world.corpus.uploaded_day <= 0)
-    texts = document_texts(platform)
+    texts = platform.world.corpus.document_texts()
     routes = {"bm25": BM25Retriever(np.arange(1, len(texts) + 1), texts), "dense": Fixed(online[:1])}
     found = simulate_day(platform, 0, 100, routes).impressions.to_pandas()
     bit = 1 << ROUTES.index("dense")

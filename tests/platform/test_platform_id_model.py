@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from platform_hand import memory_of
 
-from crops.cli.simulate import IdRetriever
+from crops.pipeline import IdRetriever
 from crops.platform import fit_id_model
 
 CLICKS = {

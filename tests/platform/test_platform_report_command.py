@@ -12,6 +12,7 @@ from test_platform_judged_world import DOCS, QRELS, QUERIES, write_collection
 from typer.testing import CliRunner
 
 import crops
+from crops import pipeline
 from crops.cli.app import app
 from crops.cli.platform_report import platform_report
 from crops.errors import CropsError
@@ -150,7 +151,7 @@ def test_both_commands_explain_their_dials():
 
 def test_a_judged_collection_runs_through_the_command(tmp_path, settings, monkeypatch):
     folder = write_collection(tmp_path / "collection", [*DOCS, ("d9", None, " ")], QUERIES, QRELS)
-    monkeypatch.setattr(sys.modules["crops.cli.simulate"], "_train_deployed", lambda *_: "bm25")
+    monkeypatch.setattr(pipeline, "_train_deployed", lambda *_: "bm25")
     out = crops.simulate(tmp_path / "judged", config=settings, world=str(folder))
     rejects = pq.read_table(out / "rejects" / "judged.parquet").to_pylist()
     assert rejects == [{"table": "docs", "row": 6, "reason": "empty_text"}]

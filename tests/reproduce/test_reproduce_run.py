@@ -1,4 +1,4 @@
-"""Making cells: each stage once, a failed or killed one, and going on. The stages are stand-ins."""
+"""Making cells: each step once, a failed or killed one, and going on. The steps are stand-ins."""
 
 import dataclasses
 import errno
@@ -14,19 +14,20 @@ import pyarrow as pa
 import pytest
 from handmade_cells import write_cell
 
+from crops import pipeline
 from crops.config import load_config
 from crops.errors import CropsError
 from crops.evaluation import Evaluation, Facts, TestSets
 from crops.outputs import publish, write_manifest
 from crops.reproduce import make, run
 from crops.reproduce.cells import Cell, base_run, build_world
-from crops.reproduce.make import Stages, make_cell, make_samples, refuse_overlap
+from crops.reproduce.make import make_cell, make_samples, refuse_overlap
 from crops.reproduce.run import make_cells
 
 MADE: list[str] = []
 
 
-def simulate(out, settings):
+def simulate(out, settings, days):
     MADE.append(f"simulate {settings.seed}")
     with publish(out, "simulate") as folder:
         write_manifest(
@@ -40,12 +41,11 @@ def check(logs, out, memory):
         write_manifest(folder, "check", config={}, seconds={})
 
 
-def mine(logs, out, settings, generated):
-    MADE.append(f"mine {settings.engine.days}")
+def mine(logs, day, out, settings, generated):
+    MADE.append(f"mine {day}")
     with publish(out, "mine") as folder:
-        (folder / "report.json").write_text(json.dumps({"days": list(settings.engine.days)}))
+        (folder / "report.json").write_text(json.dumps({"days": [day]}))
         write_manifest(folder, "mine", config={}, seconds={})
-    return {}
 
 
 def testsets(logs, day, truth, samples, settings):
@@ -55,10 +55,9 @@ def testsets(logs, day, truth, samples, settings):
 
 
 testsets.__test__ = False  # pytest would collect a function of this name
-STAGES = Stages(simulate, check, mine, testsets, None, None)
 
 
-def killed(out, settings):
+def killed(world, out):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -66,14 +65,21 @@ def killed(out, settings):
 def made(monkeypatch):
     """The list of what was made; facts, training and evaluation are left out."""
     MADE.clear()
+    for where, name, step in (
+        (pipeline, "simulate", simulate),
+        (pipeline, "check", check),
+        (make, "mine_day", mine),
+        (make, "day_testsets", testsets),
+    ):
+        monkeypatch.setattr(where, name, step)
     monkeypatch.setattr(make, "build_facts", lambda *_: None)
     monkeypatch.setattr(make, "save_facts", lambda *_: None)
     return MADE
 
 
-def finish(cell, out, stages, generated):
+def finish(cell, out, generated):
     """Stand for `make_cell`: what a cell shares is made, and a folder by hand."""
-    make_samples(cell, out, stages, generated)
+    make_samples(cell, out, generated)
     MADE.append(f"{cell.method} in {cell.world.label}")
     if cell.method == "dpr":
         raise CropsError("step 3: the loss is nan")
@@ -99,23 +105,23 @@ def cells(*methods, seeds=(0,)):
 
 def test_what_cells_share_is_made_once(tmp_path, made, monkeypatch):
     monkeypatch.setattr(run, "make_cell", finish)
-    outcome = make_cells(cells("fs_lr", "crops", "fs_lr", seeds=(0, 1)), tmp_path, STAGES, {}, jobs=1)
+    outcome = make_cells(cells("fs_lr", "crops", "fs_lr", seeds=(0, 1)), tmp_path, {}, jobs=1)
     assert len(outcome.measured) == 4
     assert [name for name in made if name.startswith("simulate")] == ["simulate 0", "simulate 1"]
-    assert [name for name in made if name.startswith("mine")] == ["mine ('2026-01-06',)"] * 2
+    assert [name for name in made if name.startswith("mine")] == ["mine 2026-01-06"] * 2
     assert made.count("testsets 2026-01-08") == 2
     made.clear()
-    assert len(make_cells(cells("fs_lr", "crops"), tmp_path, STAGES, {}, jobs=1).measured) == 2
+    assert len(make_cells(cells("fs_lr", "crops"), tmp_path, {}, jobs=1).measured) == 2
     assert made == []
 
 
 def test_a_failed_cell_is_named_and_the_others_go_on(tmp_path, made, monkeypatch):
     monkeypatch.setattr(run, "make_cell", finish)
-    outcome = make_cells(cells("fs_lr", "dpr", "crops"), tmp_path, STAGES, {}, jobs=1)
+    outcome = make_cells(cells("fs_lr", "dpr", "crops"), tmp_path, {}, jobs=1)
     assert [one.method for one in outcome.measured] == ["fs_lr", "crops"]
     assert outcome.failed == {cells("dpr")[0].name(): "step 3: the loss is nan"}
     made.clear()
-    make_cells(cells("fs_lr", "dpr", "crops"), tmp_path, STAGES, {}, jobs=1)
+    make_cells(cells("fs_lr", "dpr", "crops"), tmp_path, {}, jobs=1)
     assert made == ["dpr in tiny-default-0"]
 
 
@@ -123,7 +129,7 @@ def test_cells_that_differ_in_a_setting_alone_are_all_made(tmp_path, made, monke
     monkeypatch.setattr(run, "make_cell", finish)
     (plain,) = cells("fs_lr")
     other = dataclasses.replace(plain, point={"docs_per_source": 1})
-    outcome = make_cells([plain, other], tmp_path, STAGES, {}, jobs=1)
+    outcome = make_cells([plain, other], tmp_path, {}, jobs=1)
     assert [one.folder.name for one in outcome.measured] == [plain.name(), other.name()]
 
 
@@ -135,10 +141,10 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path, made, monkeypatch):
 
     monkeypatch.setattr(run, "make_cell", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        make_cells(cells("fs_lr", "crops"), tmp_path, STAGES, {}, jobs=1)
+        make_cells(cells("fs_lr", "crops"), tmp_path, {}, jobs=1)
     monkeypatch.setattr(run, "make_cell", finish)
     made.clear()
-    assert len(make_cells(cells("fs_lr", "crops"), tmp_path, STAGES, {}, jobs=1).measured) == 2
+    assert len(make_cells(cells("fs_lr", "crops"), tmp_path, {}, jobs=1).measured) == 2
     assert made == ["crops in tiny-default-0"]
 
 
@@ -148,14 +154,14 @@ def test_a_full_disk_stops_the_run_with_its_remedy(tmp_path, made, monkeypatch):
 
     monkeypatch.setattr(run, "make_cell", full)
     with pytest.raises(CropsError, match="is full.*finished cells are kept"):
-        make_cells(cells("fs_lr"), tmp_path, STAGES, {}, jobs=1)
+        make_cells(cells("fs_lr"), tmp_path, {}, jobs=1)
 
 
-def test_a_killed_process_is_told_and_leaves_nothing_half(tmp_path):
-    stages = Stages(killed, check, mine, testsets, None, None)
+def test_a_killed_process_is_told_and_leaves_nothing_half(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "make_world", killed)
     with pytest.raises(CropsError, match=r"a process was killed while it made worlds.*fewer --jobs"):
-        make_cells(cells("fs_lr"), tmp_path, stages, {}, jobs=2)
-    assert list((tmp_path / "worlds").rglob("manifest.json")) == []
+        make_cells(cells("fs_lr"), tmp_path, {}, jobs=2)
+    assert list(tmp_path.rglob("manifest.json")) == []
 
 
 PARENT = """
@@ -214,13 +220,13 @@ def test_a_model_that_was_not_evaluated_is_not_trained_again(tmp_path, made, mon
     monkeypatch.setattr(make, "learn", learn)
     monkeypatch.setattr(make, "_evaluate", stop)
     with pytest.raises(KeyboardInterrupt):
-        make_cell(cell, tmp_path, STAGES, None)
-    samples = Path(make_samples(cell, tmp_path, STAGES, None))
+        make_cell(cell, tmp_path, None)
+    samples = Path(make_samples(cell, tmp_path, None))
     (samples / "report.json").write_text(
         json.dumps({"days": ["2026-01-06"], "labels": {}, "p3_coverage": {}})
     )
     monkeypatch.setattr(make, "_evaluate", lambda *_: Evaluation(pa.table({"metric": ["x"]}), {}))
-    folder = make_cell(cell, tmp_path, STAGES, None)
+    folder = make_cell(cell, tmp_path, None)
     assert made.count("learn") == 1
     assert json.loads((folder / "cell.json").read_text())["training"] == {"cpu_seconds": 7.0}
     assert not any((tmp_path / "models").iterdir())
@@ -228,11 +234,11 @@ def test_a_model_that_was_not_evaluated_is_not_trained_again(tmp_path, made, mon
 
 def test_a_cell_whose_samples_hold_the_test_day_is_not_made(tmp_path, made, monkeypatch):
     (cell,) = cells("fs_lr")
-    samples = Path(make_samples(cell, tmp_path, STAGES, None))
+    samples = Path(make_samples(cell, tmp_path, None))
     (samples / "report.json").write_text(json.dumps({"days": ["2026-01-08"]}))
     day = testsets(None, "2026-01-08", None, None, None)
     monkeypatch.setattr(make, "load_testsets", lambda _: day)
     monkeypatch.setattr(make, "load_facts", lambda _: None)
     with pytest.raises(CropsError, match="was mined from 2026-01-08, the test day"):
-        make_cell(cell, tmp_path, STAGES, None)
+        make_cell(cell, tmp_path, None)
     assert not (tmp_path / "cells").exists()

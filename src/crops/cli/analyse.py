@@ -12,7 +12,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import typer
 
-from crops.cli.mine import accepted_logs, job
 from crops.cli.options import ConfigOption, RelevanceOption, command
 from crops.config import RunConfig, load_config
 from crops.engine import CachedScorer
@@ -24,6 +23,7 @@ from crops.online.analysis import analyse as analyse_logs_folder
 from crops.online.experiment import LIVE, PAIRED, PLAN
 from crops.online.userdays import Reading, creator_reach, user_days
 from crops.outputs import MANIFEST, cache_folder, console, finite, publish, timed, to_json, write_manifest
+from crops.pipeline import accepted_logs, mining_job
 from crops.platform import ROUTES
 
 if TYPE_CHECKING:
@@ -377,7 +377,7 @@ def reading(logs: Path, run: RunConfig, routes: Mapping[str, int]) -> Reading:
 
 
 def _similarity(logs: Path, run: RunConfig) -> CachedScorer | None:
-    return cached(job(logs, run, None).similarity, cache_folder() / "scores")
+    return cached(mining_job(logs, run, None).similarity, cache_folder() / "scores")
 
 
 def route_bits(logs: Path, wanted: Sequence[str] | None) -> dict[str, int]:

@@ -4,33 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import typer
 
-from crops.cli.experiment import (
-    MODELS,
-    GeneratedOption,
-    arm_names,
-    mined_samples,
-    packaged_documents,
-    warm_start,
-    with_days,
-)
-from crops.cli.mine import mine_logs
+from crops.cli.experiment import MODELS, GeneratedOption, arm_names, mined_samples, with_days
 from crops.cli.options import DEFAULTS, ConfigOption, RelevanceOption, SeedOption, command
-from crops.cli.search import load_retriever
-from crops.cli.simulate import document_texts
-from crops.config import RunConfig, TrainingConfig, load_config
+from crops.config import RunConfig, load_config
 from crops.errors import CropsError, nearest
 from crops.online.bubble import Evidence, Measured, measure_days
-from crops.online.experiment import Loop, Start, Workshop, read_days, recipe, run_loop, train_arm, write_plan
-from crops.outputs import cache_folder, console, to_json
-from crops.platform import ROUTES, SIZES, day_name, platform_version
-from crops.protocols import Retriever
+from crops.online.experiment import Loop, read_days, run_loop, write_plan
+from crops.outputs import console, to_json
+from crops.pipeline import Simulated, Start, days_before, packaged_documents
+from crops.platform import ROUTES, SIZES, platform_version
 from crops.report import (
     Estimate,
     Line,
@@ -110,11 +97,10 @@ def bubble_loop(
     names = arm_names(arms)
     if model not in MODELS:
         raise CropsError(f"unknown model '{model}'; models: {', '.join(MODELS)}.{nearest(model, MODELS)}")
-    start = warm_start(out / "world", run)
-    samples = mined_samples(out, out / "world", run, generated)
+    start, documents = days_before(out, run), generated or packaged_documents()
+    samples = mined_samples(out, run, documents)
     training = load_config(config, training__encoder=MODELS[model]).training
-    workshop = _workshop(start, run, training, generated or packaged_documents())
-    loop = Loop(out / "arms", out / "world", samples, model, workshop)
+    loop = Loop(out / "arms", Simulated(out).world, samples, model, run, training, documents)
     facts = {
         "bubble": run.platform.bubble,
         "seed": run.seed,
@@ -123,26 +109,10 @@ def bubble_loop(
         "model": model,
     }
     write_plan(out, [], {**facts, "last_day": run.platform.days})
-    run_loop(loop, start, names, days, partial(_report, out, loop, start, names, run))
+    for _ in run_loop(loop, start, names, days):
+        _report(out, loop, start, names, run)
     console.print(f"open [bold]{out / 'report.html'}[/bold]")
     return out / "report.html"
-
-
-def _workshop(start: Start, run: RunConfig, training: TrainingConfig, generated: Path) -> Workshop:
-    texts = document_texts(start.platform)
-    ids = np.arange(1, len(texts) + 1)
-
-    def mine(logs: Path, day: int, samples: Path) -> None:
-        engine = run.engine.model_copy(update={"days": (day_name(day),)})
-        mine_logs(logs, samples, run.model_copy(update={"engine": engine}), generated)
-
-    def train(arm: str, samples: Path, out: Path) -> None:
-        train_arm(samples, out, recipe(arm, training), run.seed, cache_folder())
-
-    def load(model: Path, logs: Path) -> Retriever:
-        return load_retriever(model, ids, texts, logs)
-
-    return Workshop(mine, train, load)
 
 
 def _report(out: Path, loop: Loop, start: Start, names: Sequence[str], run: RunConfig) -> None:

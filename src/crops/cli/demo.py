@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,19 +10,25 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import typer
 
-from crops import evaluation
 from crops.cli.bubble_loop import bubble_table
-from crops.cli.evaluate import day_testsets, results_table, write_results
-from crops.cli.experiment import packaged_documents
-from crops.cli.mine import mine_logs
+from crops.cli.evaluate import results_table, write_results
 from crops.cli.options import DEFAULTS, ConfigOption, SeedOption, command
-from crops.cli.search import BM25, load_retriever, require_encoder
-from crops.cli.simulate import simulate
 from crops.config import RunConfig, TrainingConfig, load_config
-from crops.evaluation import Evaluation, Fold, ScoringRetriever, evaluate_judged, folds, pool_evaluations
+from crops.evaluation import Evaluation, Fold, evaluate_judged, folds, pool_evaluations
 from crops.labels import SEARCH_SOURCES, Source
-from crops.logs import Judged, check, load_judged
-from crops.outputs import cache_folder, console, publish, read_manifest, timed, write_manifest
+from crops.logs import Judged, load_judged
+from crops.outputs import cache_folder, console, publish, timed, write_manifest
+from crops.pipeline import (
+    BM25,
+    day_testsets,
+    evaluate_models,
+    load_retriever,
+    make_world,
+    mine_day,
+    packaged_documents,
+    require_encoder,
+    train_model,
+)
 from crops.report import write_report
 from crops.report.demo import (
     Arm,
@@ -34,7 +39,6 @@ from crops.report.demo import (
     judged_report,
     side_by_side,
 )
-from crops.retrieval import load_items
 
 if TYPE_CHECKING:
     from crops.training import TrainingData
@@ -46,7 +50,7 @@ MIN_P3_COVERAGE = 0.05
 """Below this share of training queries with a generated document, +P3 is not tested."""
 
 
-def plan_arms(p3_share: float) -> tuple[dict[str, Source], dict[str, str]]:
+def choose_arms(p3_share: float) -> tuple[dict[str, Source], dict[str, str]]:
     """Return the arms of the ablation, cumulative as in Table 3, and those left out with the reason.
 
     Args:
@@ -88,63 +92,48 @@ def demo(
     start = time.perf_counter()
     require_encoder(run.training)
     seconds: dict[str, float] = {}
-    simulate(out / "world", run.platform.size, run.platform.days, run.seed, config)
-    truth, logs, samples = out / "world" / "truth", out / "checked" / "accepted", out / "samples"
-    check(out / "world" / "logs", out / "checked", run.engine.memory)
-    days = read_manifest(out / "world", "simulate")["days"]
-    engine = run.engine.model_copy(update={"days": (days["train"],)})
-    mined = mine_logs(logs, samples, run.model_copy(update={"engine": engine}), packaged_documents())
-    planned, not_tested = plan_arms(mined["p3_coverage"]["share_of_queries"] or 0.0)
-    arms = [_train_arm(name, sources, samples, out, run) for name, sources in planned.items()]
+    # The platform's own model is what its settings say, whatever encoder the arms have.
+    world = make_world(out, load_config(config, seed=seed, platform__size=size), anew=True)
+    train_day, test_day, logs, truth, samples = (
+        world.day("train"),
+        world.day("test"),
+        world.logs,
+        world.truth,
+        out / "samples",
+    )
+    mined = mine_day(logs, train_day, samples, run, packaged_documents())
+    tested, not_tested = choose_arms(mined["p3_coverage"]["share_of_queries"] or 0.0)
+    arms = []
+    for name, sources in tested.items():
+        console.print(f"[bold]{name}[/bold]")
+        arms.append(Arm(name, out / "models" / f"{int(sources):03d}", sources))
+        train_model(samples, arms[-1].folder, run.training, run.seed, sources)
     with timed(seconds, "evaluate"):
-        results, retrievers = _evaluate(arms, logs, truth, samples, out, run, days["test"])
-    with timed(seconds, "look up the evidence"), Evidence(samples, logs, truth, days["train"]) as evidence:
+        testsets = day_testsets(logs, test_day, truth, samples, run)
+        models: dict[str, str | Path] = {
+            "BM25": BM25,
+            f"{run.training.encoder}, untrained": run.training.encoder,
+            "deployed: trained on its own clicks": world.world / "deployed_model",
+            **{arm.name: arm.folder for arm in arms},
+        }
+        results, retrievers = evaluate_models(models, logs, testsets, run)
+        with publish(out / "evaluation", "evaluate") as folder:
+            write_results(folder, results)
+            facts = {"day": test_day, "counts": testsets.counts}
+            write_manifest(folder, "evaluate", config=run.dump(), seconds={}, **facts)
+    with timed(seconds, "look up the evidence"), Evidence(samples, logs, truth, train_day) as evidence:
         pair = [(name, retrievers[name]) for name in (BASELINE, arms[-1].name)]
-        chosen = choose_cases(logs, truth, days["train"], days["test"])
+        chosen = choose_cases(logs, truth, train_day, test_day)
         cases = [side_by_side(case, pair[0], pair[1], evidence) for case in chosen]
     seconds["total"] = time.perf_counter() - start
     bubble = bubble_table(logs, truth)
     report = demo_report(run, mined, arms, results, not_tested, bubble, cases, seconds)
     write_report(report, out / "report.html")
-    console.print(results_table(results, f"test day {days['test']}. {coverage_text(mined)}"))
+    console.print(results_table(results, f"test day {test_day}. {coverage_text(mined)}"))
     console.print(f"open [bold]{out / 'report.html'}[/bold]; {seconds['total'] / 60:.1f} minutes")
     console.print(f"next: crops search {arms[-1].folder} mercury --items {samples}", soft_wrap=True)
     console.print(f"explore in a browser: [bold]crops serve {out}[/bold]", soft_wrap=True)
     return out / "report.html"
-
-
-def _train_arm(name: str, sources: Source, samples: Path, out: Path, run: RunConfig) -> Arm:
-    from crops import training  # torch takes seconds to import: not for --help
-    from crops.encoders import rendering_for
-
-    console.print(f"[bold]{name}[/bold]")
-    folder = out / "models" / f"{int(sources):03d}"
-    data = training.load_samples(samples, keep=sources, rendering=rendering_for(run.training))
-    training.train(data, folder, run.training, seed=run.seed, cache=cache_folder())
-    return Arm(name, folder, sources)
-
-
-def _evaluate(
-    arms: Sequence[Arm], logs: Path, truth: Path, samples: Path, out: Path, run: RunConfig, test_day: str
-) -> tuple[dict[str, Evaluation], dict[str, ScoringRetriever]]:
-    testsets = day_testsets(logs, test_day, truth, samples, run)
-    ids, texts = load_items(logs, testsets.candidate_ids())
-    models: dict[str, str | Path] = {
-        "BM25": BM25,
-        f"{run.training.encoder}, untrained": run.training.encoder,
-        "deployed: trained on its own clicks": out / "world" / "deployed_model",
-        **{arm.name: arm.folder for arm in arms},
-    }
-    retrievers = {name: load_retriever(model, ids, texts, logs) for name, model in models.items()}
-    results = {
-        name: evaluation.evaluate(one, testsets, run.evaluation, run.seed) for name, one in retrievers.items()
-    }
-    with publish(out / "evaluation", "evaluate") as folder:
-        write_results(folder, results)
-        write_manifest(
-            folder, "evaluate", config=run.dump(), seconds={}, day=test_day, counts=testsets.counts
-        )
-    return results, retrievers
 
 
 # ------------------------------------------------------------------------------

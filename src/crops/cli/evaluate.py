@@ -18,9 +18,7 @@ import typer
 from rich.table import Table
 
 from crops import evaluation
-from crops.cli.mine import independent_theta, theta
 from crops.cli.options import Options, command
-from crops.cli.search import load_retriever
 from crops.config import RunConfig
 from crops.errors import CropsError, RegressionError
 from crops.evaluation import (
@@ -36,9 +34,8 @@ from crops.evaluation import (
 )
 from crops.evaluation.significance import holm
 from crops.evaluation.trec import evaluate_run, read_qrels, read_run, write_qrels, write_run
-from crops.logs import open_logs
-from crops.logs.days import newest_day
 from crops.outputs import MANIFEST, console, publish, timed, to_json, write_manifest
+from crops.pipeline import day_testsets, load_retriever
 from crops.retrieval import load_items
 
 COMMAND = "evaluate"
@@ -166,44 +163,6 @@ def finish(
         metrics = [name for name in results[against].summary if not _DETAIL.search(name)]
         gate(results, against, metrics, run)
     return results
-
-
-def day_testsets(
-    logs: Path, day: str | None, truth: Path | None, samples: Path | None, run: RunConfig
-) -> TestSets:
-    """Build the test sets of a day of accepted logs.
-
-    Raises:
-        CropsError: the test day was mined for the training samples, or it is not named and not clear.
-    """
-    opened = open_logs(logs)
-    relevance, similarity = theta(logs, run)
-    test_day = day or newest_day(logs, opened.search_days, run.engine.daily.window)
-    return evaluation.build_testsets(
-        opened,
-        test_day,
-        run.evaluation,
-        run.engine.reformulation,
-        relevance=relevance,
-        similarity=similarity,
-        truth=truth,
-        independent=independent_theta(logs, run),
-        seed=run.seed,
-        seen=_mined_queries(samples, test_day) if samples else None,
-        memory=run.engine.memory,
-    )
-
-
-def _mined_queries(samples: Path, test_day: str) -> list[int]:
-    report = json.loads((samples / "report.json").read_text())
-    if test_day in report["days"]:
-        raise CropsError(
-            f"{samples} was mined from {test_day} too; evaluate on a day that training has not seen"
-        )
-    queries: list[int] = pq.read_table(samples / "queries.parquet", columns=["query_id"])[
-        "query_id"
-    ].to_pylist()
-    return queries
 
 
 def write_results(folder: Path, results: dict[str, Evaluation]) -> None:

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.resources
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import typer
 
 from crops.cli.analyse import analyse_experiment
-from crops.cli.mine import accepted_logs, mine_logs
 from crops.cli.options import DEFAULTS, ConfigOption, RelevanceOption, SeedOption, command
-from crops.cli.search import BM25, load_retriever, require_encoder
-from crops.cli.simulate import TRAIN, WARM_UP, IdRetriever, document_texts, sessions_per_day, simulate_days
 from crops.config import RunConfig, load_config
 from crops.engine.mine import REPORT
 from crops.errors import CropsError, nearest
@@ -23,28 +19,27 @@ from crops.online.experiment import (
     A_A,
     LIVE,
     PAIRED,
-    Start,
+    arm_training,
     in_own_layer,
-    recipe,
     run_live,
     run_paired,
     train_arm,
     write_plan,
 )
 from crops.online.statistics import require_tea_tasting
-from crops.online.userdays import replay_day
-from crops.outputs import MANIFEST, cache_folder, console, publish, read_manifest, timed, write_manifest
-from crops.platform import (
-    ROUTES,
-    SIZES,
-    Platform,
-    build_platform,
-    day_name,
-    fit_id_model,
-    platform_version,
-    write_truth,
+from crops.outputs import console, timed
+from crops.pipeline import (
+    FIRST_DAY,
+    TRAIN,
+    Simulated,
+    Start,
+    days_before,
+    load_retriever,
+    mine_day,
+    packaged_documents,
+    require_encoder,
 )
-from crops.protocols import Retriever
+from crops.platform import SIZES, day_name, platform_version
 
 MODELS = {"dense": "static", "sparse": "two_tower"}
 
@@ -88,10 +83,10 @@ def experiment(
     require_encoder(run.training)
     seconds: dict[str, float] = {}
     with timed(seconds, "days before"):
-        start = warm_start(out / "world", run)
+        start = days_before(out, run)
     experiments = [in_own_layer(kind, names, share, start) for kind in kinds]
     experiments.append(in_own_layer(A_A, ("a", "b"), share, start))
-    samples = mined_samples(out, out / "world", run, generated)
+    samples = mined_samples(out, run, generated or packaged_documents())
     arms_of = {kind: _train(kind, names, samples, out, start, run, config) for kind in kinds}
     trials = [Trial(one, arms_of.get(one.name, {})) for one in experiments]
     write_plan(out, trials, _facts(run, days, samples, kinds))
@@ -118,7 +113,7 @@ def arm_names(arms: str) -> list[str]:
     if len(names) < 2 or len(set(names)) < len(names):
         raise CropsError(f"--arms {arms}: name at least two arms, each once")
     for name in names:
-        recipe(name, DEFAULTS.training)
+        arm_training(name, DEFAULTS.training)
     return names
 
 
@@ -136,13 +131,13 @@ def _train(
     """Train the arms' models of one kind; return the routes that each arm swaps."""
     encoder = MODELS[kind] if kind == "sparse" else None
     training = load_config(config, training__encoder=encoder).training
-    texts = document_texts(start.platform)
+    texts = start.platform.world.corpus.document_texts()
     ids = np.arange(1, len(texts) + 1)
     routes: dict[str, Routes] = {}
     for name in names:
         folder = out / "models" / kind / name
-        train_arm(samples, folder, recipe(name, training), run.seed, cache_folder())
-        routes[name] = {kind: load_retriever(folder, ids, texts, out / "world" / "logs")}
+        train_arm(name, samples, folder, training, run.seed)
+        routes[name] = {kind: load_retriever(folder, ids, texts, Simulated(out).world / "logs")}
     return routes
 
 
@@ -157,14 +152,6 @@ def _facts(run: RunConfig, days: int, samples: Path, kinds: list[str]) -> dict[s
         "p3_share_of_queries": coverage,
     }
 
-
-# ------------------------------------------------------------------------------
-# The days before an experiment: a platform with its own models deployed, and the samples mined from it.
-
-
-FIRST_DAY = TRAIN + 1
-
-"""Day number of the first day of an experiment."""
 
 LEAST_DAYS = 4
 
@@ -185,84 +172,9 @@ def with_days(run: RunConfig, days: int) -> RunConfig:
     return run.model_copy(update={"platform": platform})
 
 
-def warm_start(world: Path, run: RunConfig) -> Start:
-    """Return the platform after its training day; simulate the days up to it unless `world` has them.
-
-    Args:
-        world: gets logs/, truth/ and deployed_model/, as of `crops simulate`.
-        run: the settings; `platform.days` covers the experiment.
-
-    Raises:
-        CropsError: `world` was made with other settings or by another version of the platform.
-    """
-    if not (world / MANIFEST).exists():
-        _simulate(world, run)
-    made = read_manifest(world, "simulate")
-    if (made["platform"], made["settings"]) != (platform_version(), _settings(run)):
-        raise CropsError(
-            f"{world} was simulated with other settings or another platform; name another folder"
-        )
-    platform = build_platform(run.platform, run.seed)
-    routes = _deployed(world, platform, run)
-    return Start(platform, routes, FIRST_DAY, sessions_per_day(run))
-
-
-def mined_samples(out: Path, world: Path, run: RunConfig, generated: Path | None) -> Path:
-    """Mine the training day with all sources into OUT/samples, unless that is done; return the folder.
-
-    Args:
-        out: folder of the experiment.
-        world: the days before.
-        run: the settings.
-        generated: documents of an LLM; those packaged for the demo's queries if None.
-    """
+def mined_samples(out: Path, run: RunConfig, generated: Path) -> Path:
+    """Mine the training day with all sources into OUT/samples, unless that is done; return the folder."""
     samples = out / "samples"
     if not (samples / REPORT).exists():
-        logs = accepted_logs(world / "logs", out / "checked", run)
-        engine = run.engine.model_copy(update={"days": (day_name(TRAIN),)})
-        mine_logs(logs, samples, run.model_copy(update={"engine": engine}), generated or packaged_documents())
+        mine_day(Simulated(out).logs, day_name(TRAIN), samples, run, generated)
     return samples
-
-
-def packaged_documents() -> Path:
-    """Return the documents that an LLM wrote for the demo's queries, generated once and shipped."""
-    return Path(str(importlib.resources.files("crops.llm") / "data" / "documents.jsonl"))
-
-
-def _settings(run: RunConfig) -> dict[str, Any]:
-    """Return what decides the days before: the platform, the seed and how its own model is trained."""
-    kept = run.model_dump(mode="json", include={"seed", "platform", "training"})
-    return dict(kept)
-
-
-def _simulate(world: Path, run: RunConfig) -> None:
-    seconds: dict[str, float] = {}
-    platform = build_platform(run.platform, run.seed)
-    with publish(world, "simulate") as folder:
-        searches = simulate_days(folder, platform, run, FIRST_DAY, seconds)
-        write_truth(folder / "truth", platform, searches)
-        write_manifest(
-            folder,
-            "simulate",
-            config=run.dump(),
-            seconds=seconds,
-            days={"warm_up": day_name(WARM_UP), "train": day_name(TRAIN)},
-            routes=ROUTES,
-            platform=platform_version(),
-            settings=_settings(run),
-        )
-
-
-def _deployed(world: Path, platform: Platform, run: RunConfig) -> dict[str, Retriever]:
-    """Replay the days of a world on a new platform; return the routes that were deployed after the first."""
-    texts = document_texts(platform)
-    ids = np.arange(1, len(texts) + 1)
-    replay_day(world, platform, WARM_UP)
-    sparse = IdRetriever(fit_id_model(platform.memory, run.seed))
-    for day in range(WARM_UP + 1, FIRST_DAY):
-        replay_day(world, platform, day)
-    return {
-        "bm25": load_retriever(BM25, ids, texts),
-        "dense": load_retriever(world / "deployed_model", ids, texts, world / "logs"),
-        "sparse": sparse,
-    }

@@ -13,13 +13,12 @@ import typer
 from rich.table import Table
 
 from crops.cli.evaluate import evaluate
-from crops.cli.mine import mine_logs
 from crops.cli.options import Options, command
-from crops.cli.search import BM25
 from crops.config import RunConfig
 from crops.errors import CropsError
 from crops.logs import check
-from crops.outputs import MANIFEST, cache_folder, console, publish, read_manifest, to_json, write_manifest
+from crops.outputs import MANIFEST, console, publish, read_manifest, to_json, write_manifest
+from crops.pipeline import BM25, mine_day, train_model
 from crops.platform import ANCHORS, BUBBLE, ROUTES, Anchor, Days, distributions, observe
 from crops.report import Cell, Curve, RealismReport, RealismRow, write_report
 
@@ -90,15 +89,11 @@ def _evaluated(out: Path, world: dict[str, Any]) -> bool:
 
 
 def _evaluate_old_system(logs: Path, truth: Path, days: Days, out: Path, run: RunConfig) -> None:
-    from crops import training  # torch takes seconds to import: not for --help
-    from crops.encoders import rendering_for
-
     check(logs, out / "checked", run.engine.memory)
     accepted = out / "checked" / "accepted"
-    engine = run.engine.model_copy(update={"days": (days.train,), "sources": ("search",)})
-    mine_logs(accepted, out / "samples", run.model_copy(update={"engine": engine}), None)
-    data = training.load_samples(out / "samples", rendering=rendering_for(run.training))
-    training.train(data, out / BASELINE, run.training, seed=run.seed, cache=cache_folder())
+    engine = run.engine.model_copy(update={"sources": ("search",)})
+    mine_day(accepted, days.train, out / "samples", run.model_copy(update={"engine": engine}))
+    train_model(out / "samples", out / BASELINE, run.training, run.seed)
     models = [BM25, str(out / BASELINE)]
     evaluate(
         models,

@@ -39,10 +39,10 @@ def power(
 ) -> list[dict[str, Any]]:
     """Print the minimal detectable effect of each metric, and the users that the asked effect needs."""
     from crops.cli.analyse import reading, route_bits
-    from crops.cli.mine import accepted_logs
     from crops.logs import open_logs
     from crops.online.analysis import everybody
     from crops.online.userdays import user_days
+    from crops.pipeline import accepted_logs
     from crops.report.experiment import checked_effect
 
     checked_effect(effect)

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Annotated
 
-import tomli_w
 import typer
 
-from crops.cli.evaluate import day_testsets
-from crops.cli.experiment import packaged_documents
-from crops.cli.mine import mine_logs, theta
 from crops.cli.options import DEFAULTS, ConfigOption, command
-from crops.cli.search import load_retriever, require_encoder
-from crops.cli.simulate import simulate
-from crops.config import RunConfig, load_config
+from crops.config import load_config
 from crops.errors import CropsError
-from crops.logs import check
 from crops.outputs import console
+from crops.pipeline import packaged_documents, require_encoder
 from crops.reproduce.cells import (
     DEFAULT,
     MAP_NAME,
@@ -31,7 +24,7 @@ from crops.reproduce.cells import (
     parse_worlds,
     stored_points,
 )
-from crops.reproduce.make import Stages, opened
+from crops.reproduce.make import opened
 from crops.reproduce.produce import PAGE, produce, produce_map, show, tuned, write_all, write_docs
 
 
@@ -90,11 +83,11 @@ def reproduce(
     with opened(out):
         plan = Plan(run, stored_points(run.training.encoder), documents)
         if tune:
-            plan = tuned(plan, target, wanted[0][0], out, STAGES, folds)
+            plan = tuned(plan, target, wanted[0][0], out, folds)
         if target == MAP_NAME:
-            made = produce_map(plan, size, numbers, out, STAGES, jobs)
+            made = produce_map(plan, size, numbers, out, jobs)
         else:
-            made = produce(target, wanted, plan, out, STAGES, jobs)
+            made = produce(target, wanted, plan, out, jobs)
         write_all(made.report, made.verdicts, tables)
         if docs is not None:
             write_docs(made.report, made.cells, docs)
@@ -107,18 +100,3 @@ def reproduce(
             f"{len(made.failed)} of the cells failed, e.g. {label}: {why}; run again to try them anew"
         )
     return tables / PAGE
-
-
-# ------------------------------------------------------------------------------
-# The commands' functions as the stages of a reproduction.
-
-
-def simulate_run(out: Path, run: RunConfig) -> None:
-    """Simulate the world that resolved settings describe."""
-    with tempfile.TemporaryDirectory(prefix="crops-world-") as scratch:
-        settings = Path(scratch) / "run.toml"
-        settings.write_text(tomli_w.dumps(run.dump()))
-        simulate(out, config=settings)
-
-
-STAGES = Stages(simulate_run, check, mine_logs, day_testsets, load_retriever, theta)

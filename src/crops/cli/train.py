@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from crops.cli.evaluate import day_testsets
 from crops.cli.options import Options, command
 from crops.config import RunConfig
 from crops.errors import CropsError
 from crops.labels import ALL_SOURCES, parse_sources
 from crops.outputs import RESOLVED_CONFIG, cache_folder, console
+from crops.pipeline import day_testsets
 from crops.report import DemoReport, TrainingCurve, write_report
 from crops.retrieval import ExactRetriever, load_items
 

@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from crops.config import TrainingConfig
+from crops.config import RunConfig, TrainingConfig
 from crops.errors import CropsError, nearest
 from crops.evaluation import recall_at_k
 from crops.labels import SEARCH_SOURCES, SOURCE_GROUPS, Source, parse_sources
 from crops.online.assign import BUCKETS, Experiment, Routes, Traffic, Trial, assign, route_traffic, split
 from crops.online.bubble import SHARES, Evidence, Measured, measure_days
-from crops.online.userdays import IMPRESSIONS, SEARCHES, day_file, live_through
-from crops.outputs import MANIFEST, console
-from crops.platform import ROUTES, Platform, Served, day_name, same_for_all, write_items
+from crops.online.userdays import SEARCHES, live_through
+from crops.outputs import console
+from crops.pipeline import Start, is_done, load_retriever, mine_day, train_model
+from crops.platform import (
+    IMPRESSIONS,
+    ROUTES,
+    Platform,
+    Served,
+    day_file,
+    day_name,
+    same_for_all,
+    write_items,
+)
 from crops.platform.world import Ints
 from crops.protocols import Retriever
 
@@ -34,28 +43,6 @@ LIVE, PAIRED = "live", "paired"
 A_A = "aa"
 
 """The experiment whose arms change nothing: it runs beside the others, in a layer of its own."""
-
-
-@dataclass(frozen=True)
-class Start:
-    """A platform just before the first day of an experiment."""
-
-    platform: Platform
-    deployed: Routes
-    """The text routes of users who are in no arm."""
-    first_day: int
-    sessions: int
-    """Search sessions per day."""
-
-    @property
-    def users(self) -> int:
-        """Number of users."""
-        return len(self.platform.users.activity)
-
-    def fork(self) -> Platform:
-        """Return the platform with memory and interests of its own; forks share the co-watch tables."""
-        users = copy.deepcopy(self.platform.users)
-        return replace(self.platform, users=users, memory=self.platform.memory.copy())
 
 
 def in_own_layer(name: str, arms: Sequence[str], share: float, start: Start) -> Experiment:
@@ -168,17 +155,6 @@ _SAMPLE = 2_000
 """Searches per day that true recall is measured on; they are the same in all arms."""
 
 
-class Workshop(NamedTuple):
-    """How a model comes from a day's logs; each takes the folder that it writes last."""
-
-    mine: Callable[[Path, int, Path], object]
-    """Mine one day (by number) of a logs folder into a folder of samples."""
-    train: Callable[[str, Path, Path], object]
-    """Train the model of an arm on samples."""
-    load: Callable[[Path, Path], Retriever]
-    """Load a model over the catalogue of a logs folder."""
-
-
 @dataclass(frozen=True)
 class Loop:
     """A closed loop on disk: a folder per arm with logs/, truth/, recall.json and the model in use."""
@@ -190,20 +166,23 @@ class Loop:
     """Mined from the last of them: what the first model learns from."""
     route: str
     """The text route that the arm's model serves."""
-    workshop: Workshop
+    run: RunConfig
+    """Settings of the mining, and the seed."""
+    training: TrainingConfig
+    generated: Path
+    """Documents that an LLM wrote."""
 
 
-def run_loop(loop: Loop, start: Start, arms: Sequence[str], days: int, after_day: Callable[[], None]) -> None:
-    """Let all arms live day by day, so that at any time they can be compared.
+def run_loop(loop: Loop, start: Start, arms: Sequence[str], days: int) -> Iterator[int]:
+    """Let all arms live day by day, so that at any time they can be compared; yield each day that is over.
 
     What is on disk is not done again; a killed run goes on and ends as if it never stopped.
 
     Args:
         loop: where, and how models are made.
         start: the platform before the first day.
-        arms: names that `loop.workshop.train` knows.
+        arms: names in `SOURCES`.
         days: how many.
-        after_day: called when all arms are at the end of a day.
     """
     platforms = {arm: start.fork() for arm in arms}
     for arm, platform in platforms.items():
@@ -211,7 +190,7 @@ def run_loop(loop: Loop, start: Start, arms: Sequence[str], days: int, after_day
     for day in range(start.first_day, start.first_day + days):
         for arm, platform in platforms.items():
             _one_day(loop, start, arm, platform, day)
-        after_day()
+        yield day
 
 
 def _one_day(loop: Loop, start: Start, arm: str, platform: Platform, day: int) -> None:
@@ -238,11 +217,12 @@ def _model_of(loop: Loop, start: Start, arm: str, platform: Platform, day: int) 
         samples = loop.samples if first else folder / "samples"
         if not first:
             write_items(logs, platform)
-            loop.workshop.mine(logs, day - 1, samples)
+            mine_day(logs, day_name(day - 1), samples, loop.run, loop.generated)
         console.print(f"[bold]{arm}, {day_name(day)}[/bold]")
-        loop.workshop.train(arm, samples, model)
+        train_arm(arm, samples, model, loop.training, loop.run.seed)
     shutil.rmtree(folder / "models" / day_name(day - 1), ignore_errors=True)
-    return loop.workshop.load(model, logs)
+    texts = platform.world.corpus.document_texts()
+    return load_retriever(model, np.arange(1, len(texts) + 1), texts, logs)
 
 
 def read_recall(folder: Path) -> dict[str, dict[str, float | None]]:
@@ -374,16 +354,8 @@ SOURCES = {
 one source each; -p1, -p2, -p3 are crops without one; clicks is the platform's own recipe: clicked or not."""
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """How an arm's model comes from mined samples."""
-
-    sources: Source
-    training: TrainingConfig
-
-
-def recipe(arm: str, training: TrainingConfig) -> Recipe:
-    """Return the recipe of a named arm.
+def arm_training(arm: str, training: TrainingConfig) -> TrainingConfig:
+    """Return the settings that an arm is trained with: `clicks` has a loss of its own.
 
     Raises:
         CropsError: there is no such arm.
@@ -391,26 +363,21 @@ def recipe(arm: str, training: TrainingConfig) -> Recipe:
     if arm not in SOURCES:
         raise CropsError(f"unknown arm '{arm}'; arms: {', '.join(SOURCES)}.{nearest(arm, SOURCES)}")
     if arm == "clicks":
-        training = TrainingConfig(**{**training.model_dump(), "loss": "infonce_binary"})
-    return Recipe(SOURCES[arm], training)
+        return TrainingConfig(**{**training.model_dump(), "loss": "infonce_binary"})
+    return training
 
 
-def train_arm(samples: Path, out: Path, recipe: Recipe, seed: int, cache: Path) -> Path:
-    """Train an arm's model on mined samples, unless it is there; return its folder.
+def train_arm(arm: str, samples: Path, out: Path, training: TrainingConfig, seed: int) -> None:
+    """Train an arm's model on mined samples, unless it is there.
 
     Args:
+        arm: a name in `SOURCES`.
         samples: output of a mining with all sources that the arm may want.
         out: the model's folder.
-        recipe: sources and training.
+        training: the settings, see `arm_training`.
         seed: of the training.
-        cache: see `crops.encoders.load_encoder`.
     """
-    if (out / MANIFEST).exists():
-        return out
-    from crops.encoders import rendering_for  # torch takes seconds to import: not for --help
-    from crops.training import load_samples, train
-
+    if is_done(out):
+        return
     console.print(f"[bold]{out.parent.name} {out.name}[/bold]")
-    data = load_samples(samples, keep=recipe.sources, rendering=rendering_for(recipe.training))
-    train(data, out, recipe.training, seed=seed, cache=cache)
-    return out
+    train_model(samples, out, arm_training(arm, training), seed, SOURCES[arm])

@@ -22,8 +22,17 @@ from crops.logs import Logs
 from crops.online.assign import Traffic, log_exposures, name_arms, set_arms
 from crops.online.metrics import BEHAVIOUR_STATISTICS, route_statistics
 from crops.outputs import console
-from crops.platform import DayLogs, Platform, Served, day_name, simulate_day
-from crops.platform import replay_day as live_again
+from crops.platform import (
+    FEED,
+    IMPRESSIONS,
+    DayLogs,
+    Platform,
+    Served,
+    day_file,
+    day_name,
+    replay_day,
+    simulate_day,
+)
 from crops.platform.day import KeyedDraws
 from crops.platform.people import ABUSE_SESSIONS
 from crops.signals import LONG_PLAY
@@ -180,23 +189,11 @@ def _per_day_sql(reading: Reading, told: Sequence[str]) -> str:
 # Days on disk: each appears whole or not at all, and what is on disk is not simulated again.
 
 
-IMPRESSIONS, FEED, EXPOSURES = "logs/search_impressions", "logs/feed_events", "logs/exposures"
+EXPOSURES = "logs/exposures"
 
 SEARCHES = "truth/searches"
 
 """The last table of a day to be written: a day that has it is complete."""
-
-_LEARNED = {
-    IMPRESSIONS: ["query", "item_id", "clicked"],
-    FEED: ["user_id", "item_id", "play_ms", "duration_ms"],
-}
-
-"""The columns that the platform's memory learns from."""
-
-
-def day_file(folder: Path, table: str, day: int) -> Path:
-    """Return the Parquet file of one day of a table, e.g. `logs/feed_events`."""
-    return folder / table / f"day={day_name(day)}" / "part-0.parquet"
 
 
 def online_day(platform: Platform, day: int, sessions: int, served: Served) -> DayLogs:
@@ -224,15 +221,6 @@ def live_through(
     served = traffic.served if isinstance(traffic, Traffic) else traffic
     result = online_day(platform, day, sessions, served)
     _write(folder, day, _tables(result, traffic if isinstance(traffic, Traffic) else None))
-
-
-def replay_day(folder: Path, platform: Platform, day: int) -> None:
-    """Bring a platform to the end of a day that `folder` has the logs of."""
-    impressions, feed = (
-        pq.read_table(day_file(folder, table, day), columns=columns, partitioning=None)
-        for table, columns in _LEARNED.items()
-    )
-    live_again(platform, day, impressions, feed)
 
 
 def _tables(result: DayLogs, traffic: Traffic | None) -> dict[str, pa.Table]:

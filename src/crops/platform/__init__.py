@@ -1,15 +1,28 @@
 """The simulated short-video platform: it emits the tables of the contracts, and the truth beside them."""
 
-from crops.platform.day import DayLogs, Platform, Served, replay_day, same_for_all, simulate_day
+from crops.platform.day import DayLogs, Platform, Served, same_for_all, simulate_day
 from crops.platform.judged import JudgedWorld
 from crops.platform.realism import ANCHORS, BUBBLE, Anchor, Days, distributions, observe
 from crops.platform.search import ROUTES, IdModel, fit_id_model
-from crops.platform.simulate import build_platform, day_name, write_day, write_items, write_truth
+from crops.platform.simulate import (
+    FEED,
+    IMPRESSIONS,
+    build_platform,
+    day_file,
+    day_name,
+    replay_day,
+    sessions_per_day,
+    write_day,
+    write_items,
+    write_truth,
+)
 from crops.platform.world import SIZES, Size, World, platform_version
 
 __all__ = [
     "ANCHORS",
     "BUBBLE",
+    "FEED",
+    "IMPRESSIONS",
     "ROUTES",
     "SIZES",
     "Anchor",
@@ -22,6 +35,7 @@ __all__ = [
     "Size",
     "World",
     "build_platform",
+    "day_file",
     "day_name",
     "distributions",
     "fit_id_model",
@@ -29,6 +43,7 @@ __all__ = [
     "platform_version",
     "replay_day",
     "same_for_all",
+    "sessions_per_day",
     "simulate_day",
     "write_day",
     "write_items",

@@ -156,19 +156,6 @@ def simulate_day(
     return DayLogs(impressions, feed, searches)
 
 
-def replay_day(platform: Platform, day: int, impressions: pa.Table, feed: pa.Table) -> None:
-    """Let the platform live through a day that is already in its logs: the logs are the checkpoint.
-
-    Args:
-        platform: the platform at the end of the day before; updated as the day itself did it.
-        day: day number.
-        impressions: the day's `search_impressions`, in their order; only clicks are read.
-        feed: the day's `feed_events`.
-    """
-    drift(platform.users, platform.world.intents, np.random.default_rng([platform.seed, day]))
-    platform.memory.learn(impressions, feed, platform.world.corpus.sense)
-
-
 def _search(
     platform: Platform, day: int, who: Sessions, queries: _Queries, draws: Draws, rng: Rng
 ) -> tuple[pa.Table, pa.Table]:

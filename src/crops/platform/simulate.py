@@ -14,7 +14,7 @@ from crops.errors import CropsError
 from crops.platform.day import DayLogs, Platform
 from crops.platform.judged import read_judged_world
 from crops.platform.learned import Memory
-from crops.platform.people import Behaviour, build_users
+from crops.platform.people import Behaviour, build_users, drift
 from crops.platform.search import BUBBLES, click_queries, counters
 from crops.platform.topics import build_topics_world
 from crops.platform.world import SIZES, Ints, World, items_table
@@ -65,6 +65,11 @@ def day_name(day: int) -> str:
     return (FIRST_DAY + dt.timedelta(days=day)).isoformat()
 
 
+def sessions_per_day(config: PlatformConfig) -> int:
+    """Return the search sessions of a day: the setting, or what the size has."""
+    return config.sessions or SIZES[config.size].sessions
+
+
 def write_day(logs: str | Path, day: int, result: DayLogs) -> None:
     """Write one day's partitions of the two event tables."""
     logs = Path(logs)
@@ -72,6 +77,35 @@ def write_day(logs: str | Path, day: int, result: DayLogs) -> None:
         folder = logs / name / f"day={day_name(day)}"
         folder.mkdir(parents=True)
         pq.write_table(table, folder / "part-0.parquet", compression="zstd")
+
+
+IMPRESSIONS, FEED = "logs/search_impressions", "logs/feed_events"
+_LEARNED = {
+    IMPRESSIONS: ["query", "item_id", "clicked"],
+    FEED: ["user_id", "item_id", "play_ms", "duration_ms"],
+}
+"""The columns that the platform's memory learns from."""
+
+
+def day_file(folder: Path, table: str, day: int) -> Path:
+    """Return the Parquet file of one day of a table, e.g. `logs/feed_events`."""
+    return folder / table / f"day={day_name(day)}" / "part-0.parquet"
+
+
+def replay_day(folder: Path, platform: Platform, day: int) -> None:
+    """Let a platform live through a day that is already in its logs: the logs are the checkpoint.
+
+    Args:
+        folder: holds logs/ with the day.
+        platform: the platform at the end of the day before; updated as the day itself did it.
+        day: day number.
+    """
+    impressions, feed = (
+        pq.read_table(day_file(folder, table, day), columns=columns, partitioning=None)
+        for table, columns in _LEARNED.items()
+    )
+    drift(platform.users, platform.world.intents, np.random.default_rng([platform.seed, day]))
+    platform.memory.learn(impressions, feed, platform.world.corpus.sense)
 
 
 def write_items(logs: str | Path, platform: Platform) -> pa.Table:

@@ -15,6 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from crops.schema import ITEMS
+from crops.text import DOCUMENT_FIELDS, document_text
 
 Ints = NDArray[np.int64]
 
@@ -91,6 +92,11 @@ class Corpus:
 
     def __len__(self) -> int:
         return len(self.need)
+
+    def document_texts(self) -> list[str]:
+        """Return the document text of every item."""
+        rows = zip(self.title, self.caption, self.tags, strict=True)
+        return [document_text(dict(zip(DOCUMENT_FIELDS, row, strict=True))) for row in rows]
 
 
 class World(Protocol):

@@ -8,20 +8,19 @@ import fcntl
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from crops import pipeline
 from crops.config import RunConfig, TrainingConfig
 from crops.errors import CropsError
 from crops.evaluation import (
     Evaluation,
     Facts,
-    ScoringRetriever,
     TestSets,
     build_facts,
     evaluate,
@@ -30,9 +29,9 @@ from crops.evaluation import (
     save_facts,
     save_testsets,
 )
-from crops.outputs import MANIFEST, cache_folder, publish, read_manifest, unique, write_manifest
+from crops.outputs import cache_folder, publish, unique, write_manifest
+from crops.pipeline import Simulated, day_testsets, is_done, load_retriever, mine_day
 from crops.platform import platform_version
-from crops.protocols import PairScorer
 from crops.reproduce.cells import (
     BM25,
     CODE_VERSION,
@@ -54,40 +53,29 @@ if TYPE_CHECKING:
 COMMAND = "reproduce"
 
 
-def make_world(world: World, out: Path, stages: Stages) -> Path:
-    """Return the folder of a world, with world/ and checked/ in it; simulate and check it if need be."""
-    folder = out / WORLDS / world_name(world)
-    run = world_run(world)
-    if not is_done(folder / "world"):
-        stages.simulate(folder / "world", run)
-    if not is_done(folder / "checked"):
-        stages.check(folder / "world" / "logs", folder / "checked", run.engine.memory)
-    return folder
+def make_world(world: World, out: Path) -> Simulated:
+    """Return a world with its checked logs; simulate and check it if need be."""
+    return pipeline.make_world(out / WORLDS / world_name(world), world_run(world))
 
 
-def make_samples(cell: Cell, out: Path, stages: Stages, generated: Path | None) -> Path:
+def make_samples(cell: Cell, out: Path, generated: Path | None) -> Path:
     """Return the samples of a cell; mine them first if need be."""
     folder = out / MINED / mined_name(cell)
     if not is_done(folder):
-        world = make_world(cell.world, out, stages)
-        days = read_manifest(world / "world", "simulate")["days"]
-        engine = cell.run.engine.model_copy(update={"days": (days["train"],)})
-        run = cell.run.model_copy(update={"engine": engine})
-        stages.mine(world / "checked" / "accepted", folder, run, generated if cell.generated else None)
+        world = make_world(cell.world, out)
+        mine_day(world.logs, world.day("train"), folder, cell.run, generated if cell.generated else None)
     return folder
 
 
-def make_testsets(cell: Cell, out: Path, stages: Stages, generated: Path | None) -> Path:
+def make_testsets(cell: Cell, out: Path, generated: Path | None) -> Path:
     """Return the test sets of a cell's world with their facts; build them first if need be."""
     folder = out / TESTS / sets_name(cell)
     if not is_done(folder):
-        world, samples = make_world(cell.world, out, stages), make_samples(cell, out, stages, generated)
-        days = read_manifest(world / "world", "simulate")["days"]
-        logs, truth = world / "checked" / "accepted", world / "world" / "truth"
+        world, samples = make_world(cell.world, out), make_samples(cell, out, generated)
         # Whatever a cell mined, it is tested by the default engine's reading of the test day.
         run = cell.run.model_copy(update={"engine": RunConfig().engine})
-        testsets = stages.testsets(logs, days["test"], truth, samples, run)
-        facts = build_facts(logs, days["train"], testsets, truth, run.engine.memory)
+        testsets = day_testsets(world.logs, world.day("test"), world.truth, samples, run)
+        facts = build_facts(world.logs, world.day("train"), testsets, world.truth, run.engine.memory)
         with publish(folder, COMMAND) as staging:
             save_testsets(testsets, staging)
             save_facts(facts, staging)
@@ -97,7 +85,7 @@ def make_testsets(cell: Cell, out: Path, stages: Stages, generated: Path | None)
     return folder
 
 
-def make_cell(cell: Cell, out: Path, stages: Stages, generated: Path | None) -> Path:
+def make_cell(cell: Cell, out: Path, generated: Path | None) -> Path:
     """Return the folder of a finished cell; make it and all it needs first if need be.
 
     It holds cell.json, values.parquet (`crops.evaluation.evaluate.VALUES`), queries.parquet (frequency and
@@ -109,15 +97,15 @@ def make_cell(cell: Cell, out: Path, stages: Stages, generated: Path | None) -> 
     folder = out / CELLS / cell.name()
     if is_done(folder):
         return folder
-    samples = make_samples(cell, out, stages, generated)
-    tests = make_testsets(cell, out, stages, generated)
+    samples = make_samples(cell, out, generated)
+    tests = make_testsets(cell, out, generated)
     testsets, facts = load_testsets(tests), load_facts(tests)
     refuse_overlap(samples, testsets.day)
     model = out / MODELS / cell.name()
     trained = {} if cell.method == BM25 else _train(cell, samples, model)
-    logs = make_world(cell.world, out, stages) / "checked" / "accepted"
+    logs = make_world(cell.world, out).logs
     start = time.process_time()
-    evaluation = _evaluate(cell, model, logs, testsets, facts, stages)
+    evaluation = _evaluate(cell, model, logs, testsets, facts)
     seconds = {"evaluate_cpu": time.process_time() - start}
     with publish(folder, COMMAND) as staging:
         pq.write_table(evaluation.values, staging / "values.parquet")
@@ -160,9 +148,7 @@ def refuse_overlap(samples: Path, test_day: str) -> None:
         )
 
 
-def _evaluate(
-    cell: Cell, model: Path, logs: Path, testsets: TestSets, facts: Facts, stages: Stages
-) -> Evaluation:
+def _evaluate(cell: Cell, model: Path, logs: Path, testsets: TestSets, facts: Facts) -> Evaluation:
     ids, texts = load_items(logs, testsets.candidate_ids())
     if cell.method == BM25:
         from crops.retrieval import BM25Retriever
@@ -170,7 +156,7 @@ def _evaluate(
         return evaluate(
             BM25Retriever(ids, texts, **cell.point), testsets, cell.run.evaluation, cell.run.seed, facts
         )
-    retriever = stages.retriever(model, ids, texts, logs)
+    retriever = load_retriever(model, ids, texts, logs)
     return evaluate(retriever, testsets, cell.run.evaluation, cell.run.seed, facts)
 
 
@@ -283,11 +269,6 @@ TUNED = "tuned"
 _STAGES = (CELLS, WORLDS, MINED, TESTS, MODELS, FIGURES)
 
 
-def is_done(folder: Path) -> bool:
-    """Return whether a stage's folder was published: it appears whole or not at all."""
-    return (folder / MANIFEST).exists()
-
-
 @contextlib.contextmanager
 def opened(out: Path) -> Iterator[Path]:
     """Hold the folder of a reproduction for one process, and sweep up what a killed one left.
@@ -376,26 +357,3 @@ def naming_full_disk(out: Path) -> Iterator[None]:
             f"the disk of {out} is full ({error}); free space and run the same command again: "
             "finished cells are kept"
         ) from error
-
-
-# ------------------------------------------------------------------------------
-# What a cell is made with: the commands' own functions, handed in by the command line. They are module-level
-# functions, so that worker processes can be given them; each writes its folder whole or not at all.
-
-
-@dataclass(frozen=True)
-class Stages:
-    """From nothing to a retriever on its test sets."""
-
-    simulate: Callable[[Path, RunConfig], None]
-    """Writes a world into a folder: logs/, truth/ and deployed_model/."""
-    check: Callable[[Path, Path, str], object]
-    """Writes accepted/ and rejects/ of a logs folder, within so much memory."""
-    mine: Callable[[Path, Path, RunConfig, Path | None], dict[str, Any]]
-    """Writes the samples of accepted logs, with documents that an LLM wrote or without."""
-    testsets: Callable[[Path, str | None, Path | None, Path | None, RunConfig], TestSets]
-    """Returns the test sets of logs on a day, by truth and samples: refuses a day that was mined."""
-    retriever: Callable[..., ScoringRetriever]
-    """Returns a retriever: model folder, item ids, their texts, item table."""
-    theta: Callable[[Path, RunConfig], tuple[PairScorer | None, PairScorer | None]]
-    """Returns relevance and similarity scorers of a run on logs."""

