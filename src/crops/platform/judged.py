@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
 from crops.errors import CropsError
 from crops.logs import Judged, load_judged
@@ -119,6 +118,8 @@ def _arrange(texts: dict[int, str]) -> list[_Query]:
 
 
 def _says_something(word: str) -> bool:
+    from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS  # slow to import: not for --help
+
     return len(word) > 2 and not word.isdigit() and word not in ENGLISH_STOP_WORDS
 
 

@@ -10,14 +10,12 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 from scipy import sparse
-from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer, TfidfVectorizer
-from sklearn.preprocessing import normalize
-from sklearn.utils.extmath import randomized_svd
 
 from crops.platform.learned import Memory, best_per_group, pad_groups, top_per_row
 from crops.platform.people import Clicks, Users
@@ -25,6 +23,9 @@ from crops.platform.world import Corpus, Floats, Ints, World, mix, normal
 from crops.protocols import Retriever
 from crops.schema import SEARCH_IMPRESSIONS, STAGES
 from crops.text import normalise_query
+
+if TYPE_CHECKING:
+    from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 
 PAGE = 10
 
@@ -380,6 +381,8 @@ class Routes:
     @cached_property
     def _spelling(self) -> tuple[TfidfVectorizer, sparse.csr_array, Ints]:
         """The most clicked queries as character n-grams, [n-grams, queries], and their rows."""
+        from sklearn.feature_extraction.text import TfidfVectorizer  # slow to import: not for --help
+
         texts = list(self._memory.queries)
         total = self._clicks.sum(axis=1)
         most = np.lexsort((np.arange(len(texts)), -total))[:KNOWN_QUERIES]
@@ -455,12 +458,18 @@ class IdModel:
 
     def encode(self, texts: list[str]) -> NDArray[np.float32]:
         """Return unit vectors [texts, d]; zero where no term is known."""
+        from sklearn.preprocessing import normalize  # slow to import: not for --help
+
         vectors: NDArray[np.float32] = normalize(self.words.transform(texts) @ self.term_vectors)
         return vectors
 
 
 def fit_id_model(memory: Memory, seed: int) -> IdModel:
     """Learn from the clicks so far."""
+    from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer
+    from sklearn.preprocessing import normalize
+    from sklearn.utils.extmath import randomized_svd
+
     words = CountVectorizer(token_pattern=r"\S+")
     clicks = memory.click_counts()
     clicks.data = np.log1p(clicks.data)
