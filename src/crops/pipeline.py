@@ -38,7 +38,7 @@ from crops.errors import CropsError
 from crops.evaluation import Evaluation, ScoringRetriever, TestSets, build_testsets, evaluate
 from crops.labels import ALL_SOURCES, Source
 from crops.logs import TOKENS, check, open_logs, render, text_kind
-from crops.logs.tables import newest_day
+from crops.logs.days import newest_day
 from crops.outputs import MANIFEST, cache_folder, console, publish, read_manifest, timed, write_manifest
 from crops.platform import (
     ROUTES,

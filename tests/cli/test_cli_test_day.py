@@ -16,7 +16,7 @@ NOON_US = 1_767_614_400_000_000
 def tested(monkeypatch, write_logs, tmp_path):
     """Return a function from days after 2026-01-05 with a search to the test day."""
     monkeypatch.setattr("crops.logs.days.today", lambda: "2026-03-31")
-    monkeypatch.setattr("crops.evaluation.build_testsets", lambda logs, day, *_, **__: day)
+    monkeypatch.setattr("crops.pipeline.build_testsets", lambda logs, day, *_, **__: day)
     run = load_config(None, relevance__model="none")
 
     def test_day(*numbers: int, day: str | None = None):

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from crops.cli.options import Options, command
+from crops.config import RunConfig
 from crops.engine.daily import WINDOW, mine_daily
 from crops.engine.without import read_without
 from crops.errors import CropsError
