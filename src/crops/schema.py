@@ -14,33 +14,6 @@ import pyarrow as pa
 
 from crops.text import FILLERS
 
-__all__ = [
-    "ARROW_TYPES",
-    "Agreement",
-    "Column",
-    "EARLIEST_US",
-    "EVIDENCE",
-    "FEED_EVENTS",
-    "ITEMS",
-    "LATEST_US",
-    "LOG_TABLES",
-    "MAX_DURATION_MS",
-    "MAX_QUERY_CHARS",
-    "QUERIES",
-    "REPLACEMENT",
-    "Rule",
-    "SAMPLES",
-    "SEARCH_IMPRESSIONS",
-    "STAGES",
-    "SYNTHETIC_ITEMS",
-    "Table",
-]
-
-
-# ------------------------------------------------------------------------------
-# What a table is made of: columns, row rules, agreements between rows.
-
-
 ARROW_TYPES: dict[str, pa.DataType] = {
     "BIGINT": pa.int64(),
     "INTEGER": pa.int32(),
@@ -48,37 +21,21 @@ ARROW_TYPES: dict[str, pa.DataType] = {
     "BOOLEAN": pa.bool_(),
     "VARCHAR": pa.string(),
 }
-
 EARLIEST_US = 946_684_800_000_000
-
 """2000-01-01 in microseconds: smaller times are in a wrong unit."""
-
 LATEST_US = 4_102_444_800_000_000
-
 """2100-01-01 in microseconds."""
-
 MAX_QUERY_CHARS = 1000
-
 """A longer query text is a fault of the logging, not a search."""
-
 MAX_DURATION_MS = 604_800_000
-
 """Seven days: longer durations are in a wrong unit."""
-
 VISIBLE = rf"[^\s\p{{Z}}\p{{Cc}}\p{{Cf}}\p{{M}}{FILLERS}]"
-
 """Regular expression (RE2) of a character to read, as in `crops.text.has_text`."""
-
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
-
 """What decoders leave where bytes were not of the encoding they expected."""
-
 STAGES = ("exposed", "unexposed", "filtered")
-
 """How far a document came for a query: shown; ranked, not shown; filtered between pre-rank and rank."""
-
 Merge = Literal["min", "max", "bool_or", "bit_or", "furthest"]
-
 """How the values of rows with one key become one: an SQL aggregate, or the stage that came furthest. None
 depends on the order of the rows, and nulls are left out."""
 
@@ -163,10 +120,6 @@ class Table:
         )
 
 
-# ------------------------------------------------------------------------------
-# Row rules and columns that several tables share.
-
-
 def blank(text: str) -> str:
     """Return the predicate of a text without a character to read (`crops.text.has_text`).
 
@@ -224,10 +177,6 @@ def unshown_rule(column: str, reason: str, done: str) -> Rule:
         f"{done} and stage <> 'exposed'",
         f"only shown documents can be {reason.removesuffix('_unshown')}: correct stage or {column}",
     )
-
-
-# ------------------------------------------------------------------------------
-# The tables.
 
 
 ITEMS = Table(
@@ -412,7 +361,5 @@ SYNTHETIC_ITEMS = Table(
     (Rule("item_id_not_negative", "item_id", "item_id >= 0", "ids of generated items are negative"),),
     key=("item_id",),
 )
-
 LOG_TABLES = (ITEMS, SEARCH_IMPRESSIONS, FEED_EVENTS)
-
 """What a team brings; feed_events may be absent (then P2 is)."""

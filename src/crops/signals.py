@@ -28,7 +28,6 @@ LONG_PLAY = f"""coalesce(play_ms >= case
     when duration_ms > 0 and duration_ms <= {LONG_PLAY_MS} then duration_ms
     else {LONG_PLAY_MS} end, false)"""
 """`is_long_play` as SQL over a row of the logs (DuckDB and Spark)."""
-
 CONSUMED = f"(coalesce(clicked, false) or coalesce(liked, false) or {LONG_PLAY})"
 """`is_consumed` as SQL over a row of the logs (DuckDB and Spark)."""
 

@@ -10,8 +10,6 @@ from typing import Any, NamedTuple
 
 DOCUMENT_FIELDS = ("ocr_cover", "photo_caption", "keyword")
 """The item columns whose texts, joined in this order, are a document (real or generated)."""
-
-
 CONTROL = r"[\x00-\x08\x0E-\x1B\x7F-\x84\x86-\x9F]"
 """Regular expression (Python, RE2) of a control character that is no white space: it reads as a space."""
 FILLERS = "\u115f\u1160\u2800\u3164\uffa0"

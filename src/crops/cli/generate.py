@@ -32,7 +32,6 @@ ENDPOINT = {
     )
 }
 """Options of the commands that ask an LLM."""
-
 RetryOption = Annotated[
     bool, typer.Option("--retry-refused", help="Ask again for what was answered unusably before.")
 ]
@@ -95,7 +94,6 @@ def generate(
     return counts
 
 
-# ------------------------------------------------------------------------------
 # The LLM that the settings name: an OpenAI-compatible endpoint, or a model file served in this process.
 
 

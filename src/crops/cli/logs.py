@@ -1,4 +1,4 @@
-"""`crops import`: public data sets, UBI logs and a team's own tables as a logs folder."""
+"""`crops import` and `crops check`: foreign logs become a logs folder; rows keep the contract or go aside."""
 
 from __future__ import annotations
 
@@ -32,10 +32,6 @@ def import_logs(
     console.print(logs_room.render_import(report))
     console.print(f"logs in [bold]{out}[/bold]; next: crops check {out} CHECKED")
     return report
-
-
-# ------------------------------------------------------------------------------
-# `crops check`: which rows keep the contract, and why the others do not.
 
 
 @command

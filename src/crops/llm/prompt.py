@@ -181,7 +181,6 @@ def _parse(version: str, values: dict[str, Any]) -> Prompt:
     )
 
 
-# ------------------------------------------------------------------------------
 # What may go to an LLM, and what of its answers may become a training positive. A JSON schema guarantees
 # shape, not content: these checks look at the content. Each returns None or the reason for the refusal, a
 # short stable name that counts and the quarantine file show.

@@ -1,6 +1,6 @@
 """Bring logs in: import foreign ones, open a logs folder, check it, put the rejects aside."""
 
-from crops.logs.check import CheckReport, Facts, RowFault, TableCounts, check, render
+from crops.logs.check import CheckReport, LogSummary, RowFault, TableCounts, check, render
 from crops.logs.importing import FORMATS, ImportCounts, ImportReport, import_logs, render_import
 from crops.logs.judged import Judged, load_judged
 from crops.logs.mapping import TOKENS, Dataset, Importer, MappedTable
@@ -13,7 +13,7 @@ __all__ = [
     "TOKENS",
     "CheckReport",
     "Dataset",
-    "Facts",
+    "LogSummary",
     "ImportCounts",
     "ImportReport",
     "Importer",

@@ -66,7 +66,7 @@ class TableCounts:
 
 
 @dataclass(frozen=True)
-class Facts:
+class LogSummary:
     """What the accepted rows hold."""
 
     searches: int
@@ -132,7 +132,7 @@ class CheckReport:
     logs: str
     tables: dict[str, TableCounts]
     faults: tuple[RowFault, ...]
-    facts: Facts
+    facts: LogSummary
     merged: dict[str, int] = field(default_factory=dict)
     """By table the accepted rows that were merged from several of one key that differed."""
     seconds: dict[str, float] = field(default_factory=dict)
@@ -294,7 +294,7 @@ def _cut(value: object) -> object:
     return f"{value[:_EXAMPLE_CHARS]}..." if isinstance(value, str) and len(value) > _EXAMPLE_CHARS else value
 
 
-def _facts(connection: Connection, source: Logs, tables: dict[str, TableCounts]) -> Facts:
+def _facts(connection: Connection, source: Logs, tables: dict[str, TableCounts]) -> LogSummary:
     (row,) = connection.execute("""
         select count(*), count(*) filter (where not clicked), count(distinct user_id)
         from (select search_id, min(user_id) as user_id, bool_or(clicked) as clicked
@@ -307,7 +307,7 @@ def _facts(connection: Connection, source: Logs, tables: dict[str, TableCounts])
         "search_impressions": tuple(sorted({day for _, day in seen})),
         "feed_events": tuple(sorted(day for (day,) in found)),
     }
-    return Facts(
+    return LogSummary(
         searches=row[0],
         searches_without_click=row[1],
         users=row[2],

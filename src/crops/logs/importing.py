@@ -44,6 +44,11 @@ FORMATS = tuple(IMPORTERS)
 COMMAND = "import"
 _FIRST = ("searched_at", "watched_at", "search_id", "rank")
 """Rows are ordered by these and then by the other columns: equal sources give equal files."""
+KEPT = "kept"
+NUMBERED = "numbered"
+_FIT = {"item_id": "[1-9][0-9]*", "search_id": "0|-?[1-9][0-9]*"}
+"""What an id must look like to be kept; a user's never is."""
+_FILES = {"user_id": "users", "item_id": "items", "search_id": "searches"}
 
 
 @dataclass(frozen=True)
@@ -304,13 +309,6 @@ def _demand_rows(table: Table, counts: ImportCounts) -> None:
     raise CropsError(f"nothing of {table.name} can be imported: {why}; is this the right format?")
 
 
-KEPT = "kept"
-NUMBERED = "numbered"
-_FIT = {"item_id": "[1-9][0-9]*", "search_id": "0|-?[1-9][0-9]*"}
-"""What an id must look like to be kept; a user's never is."""
-_FILES = {"user_id": "users", "item_id": "items", "search_id": "searches"}
-
-
 def _number_ids(connection: Connection, tables: Sequence[Table]) -> dict[str, str]:
     """Make `ids_<column>(original, number)` for the ids that are replaced.
 
@@ -341,6 +339,14 @@ def _number_ids(connection: Connection, tables: Sequence[Table]) -> dict[str, st
     return kinds
 
 
+def _fit(connection: Connection, column: str, originals: str) -> bool:
+    if column not in _FIT:
+        return False
+    fits = f"regexp_full_match(original, '{_FIT[column]}') and try_cast(original as BIGINT) is not null"
+    ((fit,),) = connection.execute(f"select bool_and({fits}) from ({originals})").fetchall()
+    return bool(fit)
+
+
 def _id_sql(kinds: Mapping[str, str], column: str, table: str) -> tuple[str, str]:
     """Return the SQL of a column of `mapped_<table>` with its ids replaced, and the join that it needs."""
     original = f"mapped_{table}.{quoted(column)}"
@@ -357,14 +363,6 @@ def _write_id_maps(connection: Connection, kinds: Mapping[str, str], folder: Pat
             target = literal(str(folder / f"{_FILES[column]}.parquet"))
             select = f"select original, number from ids_{column} order by number"
             connection.execute(f"copy ({select}) to {target} (format parquet)")
-
-
-def _fit(connection: Connection, column: str, originals: str) -> bool:
-    if column not in _FIT:
-        return False
-    fits = f"regexp_full_match(original, '{_FIT[column]}') and try_cast(original as BIGINT) is not null"
-    ((fit,),) = connection.execute(f"select bool_and({fits}) from ({originals})").fetchall()
-    return bool(fit)
 
 
 def _write(connection: Connection, mapped: MappedTable, ids: Mapping[str, str], staging: Path) -> None:

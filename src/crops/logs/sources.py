@@ -27,6 +27,8 @@ MAX_LINE_BYTES = 64_000_000
 LEFT_OUT = pa.schema([("file", pa.string()), ("line", pa.int64()), ("reason", pa.string())])
 """Of the tables `left_out_*.parquet` beside the copies; lines are numbered from 1."""
 _Lost = list[tuple[int, str]]
+LISTS = "lists in "
+"""How `_problem` begins where a column holds lists or structs."""
 
 
 def find_files(folder: Path, pattern: str) -> tuple[Path, ...]:
@@ -101,6 +103,27 @@ def read_sql(
     )
 
 
+def _fields(columns: Mapping[str, str], header: Sequence[str]) -> str:
+    present = dict(zip(header, told_apart(header), strict=True))
+    fields = (
+        f"cast({quoted(present[column]) if column in present else 'null'} as VARCHAR) as {quoted(name)}"
+        for name, column in columns.items()
+    )
+    return ", ".join(fields)
+
+
+def _csv(file: Path, header: Sequence[str], scratch: Path) -> str:
+    # Without the types and names of a header that was read here, DuckDB would guess them from dirty rows.
+    names = ", ".join(f"{literal(name)}: 'VARCHAR'" for name in told_apart(header))
+    delimiter = _DELIMITERS[_kind(file)]
+    options = (
+        "auto_detect=false, header=true, store_rejects=true, quote='\"', escape='\"',"
+        f" delim={literal(delimiter)}, max_line_size={MAX_LINE_BYTES}"
+    )
+    clean = clean_csv(file, len(header), delimiter, scratch)
+    return f"read_csv({path_literal(clean)}, columns={{{names}}}, {options})"
+
+
 def lines_sql(files: Sequence[Path], scratch: Path) -> str:
     """Return the SELECT of the JSON lines: `doc` (NULL where a line is no JSON object), `_file`, `_row`.
 
@@ -120,10 +143,6 @@ def lines_sql(files: Sequence[Path], scratch: Path) -> str:
         "select coalesce(doc->'_source', doc) as doc, _file, _row"
         f" from (select {doc} as doc, _file, _row from ({lines}) where trim(line, ' \t\r') <> '')"
     )
-
-
-LISTS = "lists in "
-"""How `_problem` begins where a column holds lists or structs."""
 
 
 def _nested_problem(columns: Collection[str]) -> str:
@@ -169,27 +188,6 @@ def _json_path(path: str) -> str:
     return literal("$." + ".".join(quoted(part) for part in path.split(".")))
 
 
-def _fields(columns: Mapping[str, str], header: Sequence[str]) -> str:
-    present = dict(zip(header, told_apart(header), strict=True))
-    fields = (
-        f"cast({quoted(present[column]) if column in present else 'null'} as VARCHAR) as {quoted(name)}"
-        for name, column in columns.items()
-    )
-    return ", ".join(fields)
-
-
-def _csv(file: Path, header: Sequence[str], scratch: Path) -> str:
-    # Without the types and names of a header that was read here, DuckDB would guess them from dirty rows.
-    names = ", ".join(f"{literal(name)}: 'VARCHAR'" for name in told_apart(header))
-    delimiter = _DELIMITERS[_kind(file)]
-    options = (
-        "auto_detect=false, header=true, store_rejects=true, quote='\"', escape='\"',"
-        f" delim={literal(delimiter)}, max_line_size={MAX_LINE_BYTES}"
-    )
-    clean = clean_csv(file, len(header), delimiter, scratch)
-    return f"read_csv({path_literal(clean)}, columns={{{names}}}, {options})"
-
-
 def _kind(file: Path) -> str:
     suffixes = [suffix for suffix in file.suffixes if suffix != ".gz"]
     return suffixes[-1].lower() if suffixes else ""
@@ -222,6 +220,7 @@ def _header(file: Path) -> list[str]:
 # Clean copies.
 
 
+# Clean copies.
 def clean_csv(file: Path, fields: int, delimiter: str, scratch: Path) -> Path:
     """Return a CSV file, or a copy of it where line ends are mixed or a line has an odd number of quotes.
 

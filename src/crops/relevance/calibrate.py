@@ -27,9 +27,7 @@ from crops.logs.tables import refuse_lake_tables, rows_of
 from crops.text import document_text_sql, has_text
 
 Kind = Literal["relevance", "similarity"]
-
 """P(document relevant to the query) or P(two queries have the same intent)."""
-
 PACKAGED_CALIBRATIONS = Path(__file__).with_name("calibrations.json")
 
 
@@ -186,15 +184,13 @@ def _read(path: Path) -> dict[str, Any]:
     return values
 
 
-# ------------------------------------------------------------------------------
-# Judged pairs to calibrate theta or fine-tune it: from a file of judgements, or from confident log pairs.
+# Judged pairs to calibrate or fine-tune on: from a file of judgements, or from confident pairs of logs.
 
 
 _READERS = {
     ".csv": "read_csv($path, all_varchar = true, header = true)",
     ".jsonl": "read_json($path, format = 'newline_delimited')",
 }
-
 _JUDGED = {"1": True, "true": True, "0": False, "false": False}
 
 _LOG_SQL = f"""
@@ -323,10 +319,8 @@ def held_out(pairs: Pairs, seed: int = 0) -> NDArray[np.bool_]:
     )
 
 
-# ------------------------------------------------------------------------------
-# What a calibrated theta is worth on judged pairs: precision and recall by alpha, reliability, log-loss. Both
-# classes weigh the same, whatever their numbers: the share of relevant pairs in a judged set says nothing
-# about that among candidates.
+# What a calibrated theta is worth. Both classes weigh the same, whatever their numbers: the share of relevant
+# pairs in a judged set says nothing about that among candidates.
 
 
 @dataclass(frozen=True)

