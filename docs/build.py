@@ -20,7 +20,7 @@ from crops.schema import (
 
 HEAD = """# Tables
 
-Generated from `src/crops/schema/` by `make docs`. Times are integer microseconds UTC, durations integer
+Generated from `src/crops/schema.py` by `make docs`. Times are integer microseconds UTC, durations integer
 milliseconds, ids integers. Optional columns may be absent; other columns may have any name.
 
 Control characters in queries and in texts of items become spaces, counted. A text has something to read if

@@ -164,7 +164,7 @@ class EngineConfig(Section):
     min_users: int = Field(1, ge=1)
     """Only queries of at least this many users become training samples."""
     k: int = Field(20, ge=1)
-    """Queries and trails that others than the logs' owner are told of stand for at least this many users."""
+    """Queries and trails shown to others than the logs' owner stand for at least this many users."""
     max_positives_per_user: int = Field(50, ge=1)
     """P1 and P2 pairs one user may add to one query: nobody steers a query alone.
     P1 first, then by theta; among equals the seed draws."""

@@ -265,7 +265,7 @@ def test_token_budget_stops_sending(fake, tmp_path, capsys):
     # 10 read and 50 written each: 60, 120, 180 >= 130. Left: 7 answers of 60 = 420.
     assert (counts["written"], counts["tokens"], counts["not_sent"]) == (3, 150, 7)
     said = " ".join(capsys.readouterr().err.split())
-    assert "7 requests not sent: the token budget is used up; run again to go on" in said
+    assert "7 requests not sent: the token budget is used up; run again to resume" in said
     assert "used: 180 tokens; the rest needs about 420 tokens" in said
 
 

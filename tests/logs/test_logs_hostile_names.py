@@ -119,7 +119,7 @@ def test_an_optional_column_in_another_case_is_absent_and_said(write_logs, tmp_p
         )
     notes = check(logs).notes()
     assert any(note.startswith("search_impressions has no rank") for note in notes)
-    assert "search_impressions: Rank not read: names of columns are told by case" in notes
+    assert "search_impressions: Rank not read: the case of column names counts" in notes
 
 
 def test_a_required_column_in_another_case_is_missing(write_logs, tmp_path):

@@ -289,7 +289,7 @@ def test_a_metric_that_its_past_explains_wholly_is_not_called_the_same_of_everyb
 
 
 @pytest.mark.filterwarnings("error")
-def test_arms_without_spread_are_told_apart():
+def test_arms_without_spread_are_distinct_names():
     control, treatment = halves(100)
     d = np.full(100, 3.0)
     with pytest.raises(CropsError, match=r"says the same of every user"):

@@ -214,7 +214,7 @@ def test_steps_are_one_two_or_five(rough, step):
     assert nice_step(rough) == pytest.approx(step)
 
 
-def test_ticks_are_exact_multiples_and_told_apart():
+def test_ticks_are_exact_multiples_and_distinct_names():
     scale = axis([0.031, 0.052], 0, 100, about=4, round_ends=True)
     written = [tick_format(scale.step)(tick) for tick in scale.ticks()]
     assert written == ["0.03", "0.04", "0.05", "0.06"]

@@ -40,7 +40,7 @@ RetryOption = Annotated[
 @command
 def generate(
     samples: Annotated[Path, typer.Argument(help="Output of `crops mine`.")],
-    out: Annotated[Path, typer.Argument(help="JSON lines of documents; a run goes on where it stopped.")],
+    out: Annotated[Path, typer.Argument(help="JSON lines of documents; resumes if interrupted.")],
     limit: Annotated[int | None, typer.Option(help="Most queries.", min=1, show_default="all")] = None,
     missing_only: Annotated[
         bool,

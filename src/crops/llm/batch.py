@@ -213,7 +213,7 @@ class _Run(Generic[T]):
         if fault := self._fault() or self._nothing():
             raise CropsError(
                 f"{fault}; {self.counts['written']} written, {self.counts['not_sent']} not sent: "
-                "run again to go on"
+                "run again to resume"
             )
         self._say_what_is_left(watch.done)
 
@@ -269,11 +269,11 @@ class _Run(Generic[T]):
     def _say_what_is_left(self, done: int) -> None:
         unsent, used = self.counts["not_sent"], self.counts["prompt_tokens"] + self.counts["tokens"]
         if self.unanswered:
-            told = f"{self.unanswered} calls got no answer ({self.cause}); run again to ask them again"
-            console.print(told, style="yellow", markup=False)
+            failed = f"{self.unanswered} calls got no answer ({self.cause}); run again to ask them again"
+            console.print(failed, style="yellow", markup=False)
         if not unsent:
             return
-        said = f"{unsent} requests not sent: {self._spent()}; run again to go on"
+        said = f"{unsent} requests not sent: {self._spent()}; run again to resume"
         if used:
             said += f" (used: {self._told(1.0)}; the rest needs about {self._told(unsent / done)})"
         console.print(f"[yellow]{said}[/yellow]")

@@ -245,8 +245,8 @@ def _cause(endpoint: Endpoint, error: openai.APIStatusError) -> str:
     else:
         cause = causes.get(status, "the call is refused")
     said = error_text(error.body) or response.text
-    told = f" ({_shortened(said)})" if said.strip() else ""
-    return f"HTTP {status}, {cause}{told}"
+    detail = f" ({_shortened(said)})" if said.strip() else ""
+    return f"HTTP {status}, {cause}{detail}"
 
 
 def _without_key(text: str, endpoint: Endpoint) -> str:
@@ -293,14 +293,14 @@ def _is_local(base_url: str) -> bool:
 
 
 def _usage(body: dict[str, Any], payload: Payload) -> tuple[int, int]:
-    """Return tokens read and written; what the endpoint does not tell is put at its upper bound.
+    """Return tokens read and written; what the endpoint does not say is put at its upper bound.
 
     A budget must hold with an endpoint that keeps silent: a token is at least one byte of the prompt, and
     an answer has at most `max_tokens`.
     """
     usage = body.get("usage")
-    told = usage if isinstance(usage, dict) else {}
-    read, written = told.get("prompt_tokens"), told.get("completion_tokens")
+    known = usage if isinstance(usage, dict) else {}
+    read, written = known.get("prompt_tokens"), known.get("completion_tokens")
     if not isinstance(read, int):
         read = sum(len(turn["content"].encode()) for turn in payload["messages"])
     return read, written if isinstance(written, int) else int(payload["max_tokens"])

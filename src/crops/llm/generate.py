@@ -189,7 +189,7 @@ def generate_documents(
     budget: Budget | None = None,
     retry_refused: bool = False,
 ) -> dict[str, int]:
-    """Write documents for the training queries of `crops mine`; run it again to go on where it stopped.
+    """Write documents for the training queries of `crops mine`; run again, it resumes if interrupted.
 
     Args:
         mine_output: a folder that `crops mine` wrote.

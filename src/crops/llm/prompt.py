@@ -348,10 +348,10 @@ def _content_fault(answer: Mapping[str, str], request: Request, prompt: Prompt) 
     allowed = prompt.scripts | scripts(request.query) | scripts(" ".join(exemplar.values()))
     if scripts(" ".join(answer.values())) - allowed:
         return "foreign_script"
-    told = words(f"{answer['ocr_cover']} {answer['photo_caption']}")
+    written = words(f"{answer['ocr_cover']} {answer['photo_caption']}")
     asked, seen = set(words(request.query)), set(words(" ".join(exemplar.values())))
-    own = [word for word in told if word not in asked]
-    if len(own) < (1 - MAX_OVERLAP) * len(told):
+    own = [word for word in written if word not in asked]
+    if len(own) < (1 - MAX_OVERLAP) * len(written):
         return "echo"
     if sum(word in seen for word in set(own)) > MAX_OVERLAP * len(set(own)):
         return "copy"
@@ -359,13 +359,13 @@ def _content_fault(answer: Mapping[str, str], request: Request, prompt: Prompt) 
         words(answer[field]) == words(exemplar.get(field, "")) for field in ("ocr_cover", "photo_caption")
     ):
         return "copy"
-    return "repetition" if _repeats(told) else None
+    return "repetition" if _repeats(written) else None
 
 
-def _repeats(told: list[str]) -> bool:
-    if len(told) >= 8 and len(set(told)) < MIN_DISTINCT * len(told):
+def _repeats(written: list[str]) -> bool:
+    if len(written) >= 8 and len(set(written)) < MIN_DISTINCT * len(written):
         return True
-    triples = Counter(zip(told, told[1:], told[2:], strict=False))
+    triples = Counter(zip(written, written[1:], written[2:], strict=False))
     return any(count >= 3 or len(set(triple)) == 1 for triple, count in triples.items())
 
 

@@ -114,7 +114,7 @@ class LogSummary:
             if columns
         ]
         lines += [
-            f"{table}: {', '.join(columns)} not read: names of columns are told by case"
+            f"{table}: {', '.join(columns)} not read: the case of column names counts"
             for table, columns in self.other_case.items()
         ]
         return lines

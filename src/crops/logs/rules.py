@@ -121,7 +121,7 @@ def _rules(table: Table, found: Mapping[str, str], *, partitioned: bool) -> Iter
             "unknown_item",
             "item_id",
             f"item_id not in (select item_id from {KNOWN_ITEMS})",
-            "add the item to items, or mend its row there if it was rejected",
+            "add the item to items, or correct its row there if it was rejected",
         )
 
 
@@ -154,7 +154,10 @@ def _column_rules(column: Column, found: str | None) -> Iterator[Rule]:
         finite = f"isfinite({name}) and " if found == "float" else ""
         outside = f"{finite}({name} < {low} or {name} >= {high})"
         yield Rule(
-            f"out_of_range_{name}", name, outside, f"{name} does not fit {column.type}: mend or null it"
+            f"out_of_range_{name}",
+            name,
+            outside,
+            f"{name} does not fit {column.type}: correct it or make it null",
         )
 
 

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from crops.database import literal, path_literal, quoted
 from crops.errors import CropsError, nearest
-from crops.logs.tables import refuse_lake_tables, rows_of, told_apart
+from crops.logs.tables import distinct_names, refuse_lake_tables, rows_of
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _LINES = (".jsonl", ".ndjson", ".json")
@@ -104,7 +104,7 @@ def read_sql(
 
 
 def _fields(columns: Mapping[str, str], header: Sequence[str]) -> str:
-    present = dict(zip(header, told_apart(header), strict=True))
+    present = dict(zip(header, distinct_names(header), strict=True))
     fields = (
         f"cast({quoted(present[column]) if column in present else 'null'} as VARCHAR) as {quoted(name)}"
         for name, column in columns.items()
@@ -114,7 +114,7 @@ def _fields(columns: Mapping[str, str], header: Sequence[str]) -> str:
 
 def _csv(file: Path, header: Sequence[str], scratch: Path) -> str:
     # Without the types and names of a header that was read here, DuckDB would guess them from dirty rows.
-    names = ", ".join(f"{literal(name)}: 'VARCHAR'" for name in told_apart(header))
+    names = ", ".join(f"{literal(name)}: 'VARCHAR'" for name in distinct_names(header))
     delimiter = _DELIMITERS[_kind(file)]
     options = (
         "auto_detect=false, header=true, store_rejects=true, quote='\"', escape='\"',"

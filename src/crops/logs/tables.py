@@ -395,7 +395,7 @@ def contract_rows(files: TableFiles) -> str:
 def rows_of(files: Sequence[Path], footers: Sequence[pa.Schema], columns: Mapping[str, str]) -> str:
     """Return the relation of the named columns of Parquet files, with `_file` (path) and `_row` (from 0).
 
-    Other columns may have any name: what is read is told by its place, for DuckDB takes names that differ in
+    Other columns may have any name: columns are read by their place, for DuckDB takes names that differ in
     case only for one, and the names that it adds itself may be in a file too.
 
     Args:
@@ -409,7 +409,7 @@ def rows_of(files: Sequence[Path], footers: Sequence[pa.Schema], columns: Mappin
     for _, run in itertools.groupby(zip(files, footers, strict=True), key=_layout):
         alike = list(run)
         footer = alike[0][1]
-        names = dict(zip(footer.names, told_apart(footer.names), strict=True))
+        names = dict(zip(footer.names, distinct_names(footer.names), strict=True))
         values = {column.name: quoted(names[column.name]) for column in footer if kind(column.type) != "null"}
         chosen = []
         for name, column in columns.items():
@@ -420,7 +420,7 @@ def rows_of(files: Sequence[Path], footers: Sequence[pa.Schema], columns: Mappin
     return f"({' union all '.join(parts)})"
 
 
-def told_apart(names: Sequence[str]) -> list[str]:
+def distinct_names(names: Sequence[str]) -> list[str]:
     """Return names that differ not in case only: the places of columns are added where they would.
 
     An empty name gets its place too.
