@@ -7,6 +7,8 @@ import pytest
 from handmade import DAY, FakeScorer, clicked, evidence, labels, run, scores, shown, watched
 from random_logs import random_logs
 
+from crops.engine.backend import DuckDBBackend
+from crops.engine.mine import TABLES
 from crops.errors import CropsError
 from crops.labels import Source
 from crops.schema import ARROW_TYPES, EVIDENCE, ITEMS, QUERIES, SAMPLES, SYNTHETIC_ITEMS
@@ -113,6 +115,43 @@ def test_a_day_by_hand(tmp_path):
         },
         "notes": [],
     }
+
+
+def test_the_tables_are_those_documented(tmp_path, monkeypatch):
+    found: dict[str, dict[str, str]] = {}
+    close = DuckDBBackend.__exit__
+
+    def describe(self, *error):
+        for row in self.rows(
+            "select table_name, column_name, data_type from duckdb_columns where not internal"
+        ):
+            found.setdefault(row["table_name"], {})[row["column_name"]] = row["data_type"]
+        close(self, *error)
+
+    monkeypatch.setattr(DuckDBBackend, "__exit__", describe)
+    run(
+        tmp_path,
+        [shown(1, 1, "jaguar", 0, 1), clicked(2, 1, "big cat", 40, 5)],
+        [watched(1, 6, 300)],
+        similarity=scores({("jaguar", "big cat"): 0.8}),
+        relevance=scores({("jaguar", "doc 5"): 0.9}),
+        generated=[{"query": "jaguar", "ocr_cover": "Spotted hunters"}],
+    )
+    known = {"theta_known", "similarity_known"}  # the cached scores
+    assert found.keys() - known == TABLES.keys()
+    for name, text in TABLES.items():
+        columns = text.partition(":")[0]
+        if columns == "as the contract":
+            continue
+        wanted: dict[str, str] = {}
+        for part in columns.split(", "):
+            if part.startswith("those of "):
+                wanted |= found[part.removeprefix("those of ")]
+            elif part != "and their texts":
+                column, kind = part.split()
+                wanted[column] = kind
+        texts = {"ocr_cover", "photo_caption", "keyword", "click_query"} if "texts" in columns else set()
+        assert {name: kind for name, kind in found[name].items() if name not in texts} == wanted, name
 
 
 def test_the_output_folder_holds_the_contract(tmp_path):

@@ -13,7 +13,7 @@ from large_logs import large_logs
 from random_logs import random_logs
 from test_engine_equality import hashed
 
-from crops.engine.backend import duckdb_limit, merge_parts, parse_memory, pieces, shards
+from crops.engine.backend import duckdb_limit, file_partitions, parse_memory, query_partitions, shards
 from crops.errors import CropsError
 from crops.labels import Source
 
@@ -26,10 +26,10 @@ SETTINGS = {
 
 def in_parts(monkeypatch, number: int) -> None:
     monkeypatch.setattr(sys.modules["crops.engine.mine"], "shards", lambda rows, row_bytes, memory: number)
-    monkeypatch.setattr(sys.modules["crops.engine.mine"], "merge_parts", lambda rows, memory: number)
+    monkeypatch.setattr(sys.modules["crops.engine.mine"], "query_partitions", lambda rows, memory: number)
     for module in ("events", "mine"):
         monkeypatch.setattr(
-            sys.modules[f"crops.engine.{module}"], "pieces", lambda rows, memory: 2 * number - 1
+            sys.modules[f"crops.engine.{module}"], "file_partitions", lambda rows, memory: 2 * number - 1
         )
 
 
@@ -92,10 +92,10 @@ def test_parts_fit_into_what_duckdb_gets():
 
 def test_merging_gets_more_parts_than_memory_asks_for_and_pieces_than_parts():
     # 3 million rows a part are fast; 240 MB hold 1.2 million.
-    assert [merge_parts(rows, 2 * 10**9) for rows in (0, 2_999_999, 10_000_000)] == [1, 1, 3]
-    assert merge_parts(10_000_000, 500_000_000) == 9
-    assert [pieces(rows, 2 * 10**9) for rows in (0, 10_000_000)] == [1, 12]
-    assert merge_parts(10**12, None) == pieces(10**12, None) == 1
+    assert [query_partitions(rows, 2 * 10**9) for rows in (0, 2_999_999, 10_000_000)] == [1, 1, 3]
+    assert query_partitions(10_000_000, 500_000_000) == 9
+    assert [file_partitions(rows, 2 * 10**9) for rows in (0, 10_000_000)] == [1, 12]
+    assert query_partitions(10**12, None) == file_partitions(10**12, None) == 1
 
 
 def busy_logs() -> tuple[list[Row], list[Row]]:

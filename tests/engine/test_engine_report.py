@@ -11,7 +11,7 @@ from random_logs import random_logs
 from typer.testing import CliRunner
 
 from crops.cli.app import app
-from crops.engine.mined import insights
+from crops.engine.report import insights
 from crops.errors import CropsError
 
 SEARCHES = [

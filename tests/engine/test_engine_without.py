@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 import crops.engine.daily
 from crops.cli.app import app
 from crops.engine.daily import Job, mine_daily
-from crops.engine.mined import insights
+from crops.engine.report import insights
 from crops.engine.without import Without, read_without
 from crops.errors import CropsError
 from crops.logs import open_logs

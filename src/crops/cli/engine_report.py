@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from crops.cli.options import LogsOption, command
-from crops.engine.mined import insights
+from crops.engine.report import insights
 from crops.labels import POSITIVE_ORIGINS
 from crops.outputs import console, publish, write_manifest
 from crops.report import Block, Disagreement, EngineReport, FrequencyRow, Influence, write_report

@@ -12,7 +12,7 @@ import typer
 from crops.cli.analyse import analyse_experiment
 from crops.cli.options import DEFAULTS, ConfigOption, RelevanceOption, SeedOption, command
 from crops.config import RunConfig, load_config
-from crops.engine.mine import REPORT
+from crops.engine.mined import REPORT
 from crops.errors import CropsError, nearest
 from crops.online.assign import Routes, Trial, split
 from crops.online.experiment import (

@@ -9,7 +9,8 @@ import typer
 
 from crops.cli.options import Options, command
 from crops.config import RunConfig
-from crops.engine.daily import WINDOW, mine_daily
+from crops.engine.daily import mine_daily
+from crops.engine.mined import WINDOW
 from crops.engine.without import read_without
 from crops.errors import CropsError
 from crops.logs import open_logs

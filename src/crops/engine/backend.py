@@ -299,10 +299,6 @@ class DuckDBBackend:
         return explained(f"engine.memory = '{self._given}'", self._files, disk=disk)
 
 
-# ------------------------------------------------------------------------------
-# How much a job may hold at once, and into how many parts that cuts its work.
-
-
 _UNITS = {"": 1, "B": 1}
 
 _UNITS |= {f"{prefix}B": 1000**power for power, prefix in enumerate("KMGT", 1)}
@@ -315,11 +311,10 @@ _PROCESS = 260_000_000
 
 _LEAST = 64_000_000
 
-_SMALL_PART = 3_000_000
+_SMALL_PARTITION = 3_000_000
 
-_PIECES = 4
-
-"""By a part: its bounds follow its rows and not the pieces, and it reads those that it touches."""
+_FILES = 4
+"""Of a partition: its bounds follow its rows and not the files, and it reads those that it touches."""
 
 MERGE_ROW = 200
 
@@ -348,26 +343,22 @@ def duckdb_limit(memory: int) -> int:
     return max(memory - _PROCESS, memory // 3, _LEAST)
 
 
-def merge_parts(rows: int, memory: int | None) -> int:
-    """Return into how many parts merging is cut so that its hash tables stay small and fit into memory."""
-    return 1 if memory is None else max(shards(rows, MERGE_ROW, memory), rows // _SMALL_PART)
+def query_partitions(rows: int, memory: int | None) -> int:
+    """Return into how many partitions merging is cut: its hash tables stay small, and fit into memory."""
+    return 1 if memory is None else max(shards(rows, MERGE_ROW, memory), rows // _SMALL_PARTITION)
 
 
-def pieces(rows: int, memory: int | None) -> int:
-    """Return into how many files `rows` impressions are laid apart, for parts to read."""
-    parts = merge_parts(rows, memory)
-    return 1 if parts == 1 else parts * _PIECES
+def file_partitions(rows: int, memory: int | None) -> int:
+    """Return into how many files `rows` impressions are laid apart, for partitions to read."""
+    number = query_partitions(rows, memory)
+    return 1 if number == 1 else number * _FILES
 
 
 def shards(rows: int, row_bytes: int, memory: int | None) -> int:
-    """Return into how many parts `rows` rows are cut so that a step on one part fits into memory."""
+    """Return into how many shards `rows` rows are cut so that a step on one of them fits into memory."""
     if memory is None:
         return 1
     return max(1, -(-rows * row_bytes // duckdb_limit(memory)))
-
-
-# ------------------------------------------------------------------------------
-# Parquet files in pieces, as shards and Spark tasks write them, joined to one.
 
 
 ROW_GROUP = 122_880
@@ -399,14 +390,14 @@ def check_rows(files: Sequence[Path], counted: int, target: Path) -> None:
         )
 
 
-def join_pieces(pieces: Sequence[Path], target: Path) -> None:
-    """Make one Parquet file of the rows of the pieces, in their order; the pieces are gone afterwards.
+def concatenate(files: Sequence[Path], target: Path) -> None:
+    """Make one Parquet file of the rows of files, in their order; the files are gone afterwards.
 
     One row group is in memory at a time.
     """
-    with open_parquet(target, pq.read_schema(pieces[0])) as writer:
-        for piece in pieces:
-            with pq.ParquetFile(piece) as parquet:
-                for batch in parquet.iter_batches(ROW_GROUP):
+    with open_parquet(target, pq.read_schema(files[0])) as writer:
+        for file in files:
+            with pq.ParquetFile(file) as parquet_file:
+                for batch in parquet_file.iter_batches(ROW_GROUP):
                     writer.write_batch(batch.cast(writer.schema))
-            piece.unlink()
+            file.unlink()

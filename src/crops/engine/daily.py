@@ -25,7 +25,8 @@ from typing import Any
 from crops.config import DecayConfig, EngineConfig
 from crops.engine.backend import DuckDBBackend
 from crops.engine.events import NoSearchError
-from crops.engine.mine import columns_sql, mine
+from crops.engine.mine import mine
+from crops.engine.mined import REPORT, WINDOW, columns_sql
 from crops.engine.report import p3_coverage, pair_counts, share
 from crops.engine.scoring import CachedScorer, scorer_names
 from crops.engine.without import Without, held
@@ -327,16 +328,6 @@ def _flat(values: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]
             yield f"{prefix}{name}", list(value) if isinstance(value, tuple) else value
 
 
-# ------------------------------------------------------------------------------
-# The rolling window of a daily build: days merged, older ones at a lower weight.
-
-
-WINDOW = "window"
-
-"""Folder of the merged days, beside theirs."""
-
-REPORT = "report.json"
-
 _DAY = re.compile(r"day=(\d{4}-\d\d-\d\d)")
 
 
@@ -482,7 +473,7 @@ def _write_tables(
             for day, part in parts.items():
                 backend.read_parquet(_name(table, ages[day]), [part / f"{table.name}.parquet"], table.arrow())
             target = folder / f"{table.name}.parquet"
-            backend.emit(f"select {columns_sql(table, {})} from ({rows}) r", order, target)
+            backend.emit(f"select {columns_sql(table)} from ({rows}) r", order, target)
             backend.write(target)
             backend.read_parquet(table.name, [target], table.arrow())
         count = backend.rows(_COVERAGE)[0]
@@ -551,10 +542,6 @@ def _latest(table: Table, ages: Mapping[str, int]) -> str:
 
 def _name(table: Table, age: int) -> str:
     return f"{table.name}_{age}"
-
-
-# ------------------------------------------------------------------------------
-# The report of a window from those of its days.
 
 
 _SUMMED = "sources, novelty and rescued are sums over days: a pair found on two days counts twice"

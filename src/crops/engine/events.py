@@ -1,16 +1,5 @@
 """Logs as the engine sees them: queries by normalised text, integer ids, one source bit per impression.
 
-Tables made here, read by the other modules:
-- `texts(raw, query_id, query)`: normalised form of every text as typed;
-- `bots(user_id)`: users left out as bot-like, `bot_searches(search_id)`: their searches;
-- `searches(search_id, group_id, query_id, user_id, searched_at, day)`: one row per query event;
-- `queries(query_id, query, searches, users)`: the distinct normalised queries;
-- `groups(group_id, query_id)`: the training groups;
-- `impressions(search_id, group_id, query_id, item_id, source, consumed)`: `source` is one bit of
-  `crops.labels.Source`;
-- `feed(user_id, item_id, watched_at)`: what was consumed in the feed;
-- `documents(item_id, text)`: document text of the real items.
-
 `group_id` is the training group of an event, see `GROUP_COLUMN`.
 """
 
@@ -22,7 +11,7 @@ from typing import Literal
 import pyarrow as pa
 
 from crops.config import BotConfig
-from crops.engine.backend import Backend, pieces
+from crops.engine.backend import Backend, file_partitions
 from crops.engine.without import Without, read_logs
 from crops.errors import CropsError
 from crops.labels import Source
@@ -60,7 +49,7 @@ def load_events(
     keep: bool = True,
     without: Without | None = None,
 ) -> None:
-    """Make the tables named above from the logs of `days` (all days when None).
+    """Make the tables `log_impressions` to `documents` (see `crops.engine.mine.TABLES`) of some days.
 
     Args:
         backend: holds the tables.
@@ -81,7 +70,7 @@ def load_events(
     _check_searches(backend, days, without)
     backend.table("bots", _NO_BOTS if bots is None else _bots_sql(bots))
     group = GROUP_COLUMN[group_by]
-    size = pieces(backend.count("log_impressions"), backend.memory) if keep else 1
+    size = file_partitions(backend.count("log_impressions"), backend.memory) if keep else 1
     backend.append_partitioned("searches", _SEARCHES.format(group=group), size)
     backend.table("bot_searches", _BOT_SEARCHES)
     backend.table("queries", _QUERIES)

@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 from crops.config import FeedConfig
-from crops.engine.scoring import COLUMNS
+from crops.engine.backend import Backend
+from crops.engine.candidates import COLUMNS, Miner
 from crops.labels import Source
 from crops.signals import MICROSECONDS
-
-NOTHING_NEAR = (
-    "select cast(null as BIGINT) as query_id, cast(null as BIGINT) as search_id, cast(null as BIGINT) as "
-    "user_id, cast(null as BIGINT) as item_id, cast(null as BIGINT) as watched_at, cast(null as BIGINT) as "
-    "distance where 1 = 0"
-)
-"""What is near when P2 is switched off."""
 
 
 def near_sql(config: FeedConfig, users: str = "1 = 1") -> str:
@@ -42,10 +36,8 @@ def near_sql(config: FeedConfig, users: str = "1 = 1") -> str:
     """
 
 
-def feed_sql(config: FeedConfig) -> str:
-    """Return the SELECT of the P2 candidates of some groups.
-
-    It reads `near`, the rows of `near_sql` and their `group_id`: all of a group, if any.
+def candidates_sql(backend: Backend, config: FeedConfig, found: str) -> str:
+    """Return the SELECT of the P2 candidates of some groups, and make the table `near` that it reads.
 
     For each user and query (or event, where groups are events): the items that the user consumed near a
     search, up to `max_items` distinct ones, nearest in time first, ties by watched_at (earlier first), then
@@ -56,8 +48,12 @@ def feed_sql(config: FeedConfig) -> str:
     still be there at several times: `keep_relevant` leaves the nearest, when theta has made the rows few.
 
     Args:
+        backend: holds what was found.
         config: settings of P2.
+        found: SELECT of rows of `near_sql` with their `group_id`, all of a group, if any.
     """
+    backend.table("near", found)
+    kept = "n.group_id, n.query_id, n.item_id, n.search_id, n.user_id, n.watched_at"
     return f"""
     with busy as (
         select group_id, user_id from near group by group_id, user_id having count(*) > {config.max_items}
@@ -74,10 +70,10 @@ def feed_sql(config: FeedConfig) -> str:
         ) as place
         from nearest
     ), kept as (
-        select {_KEPT} from near n left join busy b on b.group_id = n.group_id and b.user_id = n.user_id
+        select {kept} from near n left join busy b on b.group_id = n.group_id and b.user_id = n.user_id
         where b.user_id is null
         union all
-        select {_KEPT} from ranked n where n.place <= {config.max_items}
+        select {kept} from ranked n where n.place <= {config.max_items}
     )
     select {COLUMNS} from (
         select k.*, cast({Source.FEED.value} as INTEGER) as source, cast(null as BIGINT) as via_query_id from
@@ -86,4 +82,4 @@ def feed_sql(config: FeedConfig) -> str:
     """
 
 
-_KEPT = "n.group_id, n.query_id, n.item_id, n.search_id, n.user_id, n.watched_at"
+MINER = Miner(near_sql, candidates_sql)

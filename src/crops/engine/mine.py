@@ -1,57 +1,44 @@
-"""The mining job: accepted logs in, graded samples out."""
+"""The mining job from top to bottom: accepted logs in, graded training samples out.
+
+`mine` names the steps, and `TABLES` what they make, in this order. Mining goes by shards of users, merging by
+partitions of queries; both are cut so that they fit into memory. Every query is in one partition only, and
+these follow each other in the order of the output: results do not depend on their number.
+"""
 
 from __future__ import annotations
 
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from crops.config import EngineConfig
 from crops.engine.backend import (
     SEARCH_ROW,
-    SQL_TYPES,
     Backend,
     DuckDBBackend,
+    file_partitions,
     id_sql,
-    merge_parts,
-    pieces,
+    query_partitions,
     shards,
 )
+from crops.engine.candidates import COLUMNS, NO_CANDIDATES, Miner, keep_relevant, keep_same_intent, miners
 from crops.engine.events import GROUP_COLUMN, load_events
-from crops.engine.feed import NOTHING_NEAR, feed_sql, near_sql
 from crops.engine.knowledge import load_generated
 from crops.engine.merge import merge_sources, samples_sql
-from crops.engine.reformulation import keep_similar, reformulations_sql
-from crops.engine.report import Census, build_report
-from crops.engine.scoring import (
-    COLUMNS,
-    NO_CANDIDATES,
-    CachedScorer,
-    cached,
-    keep_relevant,
-    key_documents,
-    scorer_names,
-)
-from crops.engine.search import sample_searches
+from crops.engine.mined import REPORT, columns_sql
+from crops.engine.report import PairCounts, build_report
+from crops.engine.scoring import CachedScorer, cached, key_documents, scorer_names
+from crops.engine.search import staged_sql
 from crops.engine.spark import SparkBackend
 from crops.engine.without import Without, count_left_out
-from crops.labels import Source, parse_sources
+from crops.labels import Origin, Source, parse_sources
 from crops.logs import Logs
 from crops.outputs import publish, timed, write_manifest
 from crops.protocols import PairScorer
-from crops.schema import ARROW_TYPES, EVIDENCE, ITEMS, QUERIES, SAMPLES, SYNTHETIC_ITEMS, Table
-
-RULES = {
-    "consumed": "clicked, liked or played 18 s, or all of a shorter item; a length of 0 is unknown",
-    "ties": "of a user's pairs P1 first, then by theta, equal ones drawn by the seed; of a stage's, drawn",
-}
-
-"""What the manifest says beside the settings."""
-
-REPORT = "report.json"
+from crops.schema import EVIDENCE, ITEMS, QUERIES, SAMPLES, SYNTHETIC_ITEMS
 
 
 def mine(
@@ -77,7 +64,7 @@ def mine(
             report.json and manifest.json. It appears whole or not at all. Spark's workers must see it.
         config: engine, days and sources, thresholds and caps.
         relevance: theta(q, d) over (query text, document text); without it P1 and P2 are not filtered by it.
-            As a `CachedScorer` its scores outlive the job, and a killed job goes on from them.
+            As a `CachedScorer` its scores outlive the job, and a killed job resumes from them.
         similarity: P(same intent) over two query texts; without it P1 is not filtered by it.
         generated: JSON lines of LLM documents for P3.
         seed: of the random choices under the caps.
@@ -93,44 +80,45 @@ def mine(
             its contract, or the engine cannot be reached or runs out of memory or disk.
     """
     generated = None if generated is None else Path(generated)
-    out = Path(out)
     wanted = parse_sources(config.sources)
     seconds: dict[str, float] = {}
-    census, by_event = Census(), config.group_by == "event"
     with open_backend(config) as backend, publish(out, "mine") as folder:
         scratch = folder / ".scores"
         theta, intent = cached(relevance, scratch / "relevance"), cached(similarity, scratch / "similarity")
         backend.check_workers(folder, logs, [scorer for scorer in (theta, intent) if scorer])
-        with timed(seconds, "read the logs"):
-            load_events(backend, logs, config.days, config.bots, config.group_by, without=without)
-            # Before the long work: a bad line in the file should not cost an hour of scoring.
-            load_generated(backend, generated if Source.KNOWLEDGE & wanted else None, config.knowledge, seed)
-        with timed(seconds, "P1 and P2 candidates"):
-            _find_candidates(backend, config, wanted)
-        with timed(seconds, "similarity"):
-            keep_similar(backend, config.reformulation, intent)
-        with timed(seconds, "relevance"):
-            if theta:
-                key_documents(backend, "select item_id from p1_similar union select item_id from p2_near")
-        for part in query_parts(backend, config):
-            _mine_part(backend, part, config, wanted, theta, seed, seconds)
-            census.add(backend)
-            with timed(seconds, "write"):
-                emit_part(backend, folder, by_event)
+        run = Run(
+            backend, logs, folder, config, wanted, theta, intent, generated, seed, without, miners(wanted)
+        )
+        for name, step in (
+            ("read the logs", read_logs),
+            ("P1 and P2 candidates", find_candidates),
+            ("similarity", keep_similar),
+            ("relevance", key_texts),
+        ):
+            with timed(seconds, name):
+                step(run)
+        for partition in partitions(run):
+            for name, merging in (
+                ("search samples", sample_search),
+                ("relevance", keep_above_alpha),
+                ("merge", merge),
+                ("write", write_partition),
+            ):
+                with timed(seconds, name):
+                    merging(run, partition)
         with timed(seconds, "write"):
-            write_tables(backend, folder, by_event)
+            write_tables(run)
             shutil.rmtree(scratch, ignore_errors=True)
             report = build_report(
-                backend, config, census, theta=theta is not None, similarity=intent is not None
+                backend, config, run.counts, theta=theta is not None, similarity=intent is not None
             )
             if without is not None:
                 report["input"]["without"] = count_left_out(backend)
             (folder / REPORT).write_text(json.dumps(report, indent=2) + "\n")
-        settings = {"seed": seed, "engine": config.model_dump(mode="json", exclude_none=True)}
         write_manifest(
             folder,
             "mine",
-            config=settings,
+            config={"seed": seed, "engine": config.model_dump(mode="json", exclude_none=True)},
             seconds=seconds,
             logs=str(logs.path.absolute()),
             days=report["days"],
@@ -140,6 +128,13 @@ def mine(
             **(noted or {}),
         )
     return report
+
+
+RULES = {
+    "consumed": "clicked, liked or played 18 s, or all of a shorter item; a length of 0 is unknown",
+    "ties": "of a user's pairs P1 first, then by theta, equal ones drawn by the seed; of a stage's, drawn",
+}
+"""What the manifest says beside the settings."""
 
 
 def open_backend(config: EngineConfig) -> Backend:
@@ -153,57 +148,206 @@ def open_backend(config: EngineConfig) -> Backend:
     return DuckDBBackend(config.memory)
 
 
-def _find_candidates(backend: Backend, config: EngineConfig, wanted: Source) -> None:
-    p1, p2 = Source.REFORMULATION & wanted, Source.FEED & wanted
-    number = pieces(backend.count("impressions"), backend.memory)
-    backend.table("p1_found", NO_CANDIDATES)
-    backend.append_partitioned("p2_near", NOTHING_NEAR, number)
-    for users in user_conditions(backend):
-        if p1:
-            backend.append("p1_found", reformulations_sql(config.reformulation, users))
-        if p2:
-            backend.append_partitioned("p2_near", near_sql(config.feed, users), number)
+TABLES = {
+    # Read the logs (`crops.engine.without`, `crops.engine.events`).
+    "log_impressions": "as the contract: a row of search_impressions of the days",
+    "log_feed": "as the contract: a row of feed_events of the days",
+    "log_items": "as the contract: a row of the catalogue",
+    "texts": "raw VARCHAR, query_id BIGINT, query VARCHAR: a text as typed, its id and normal form",
+    "bots": "user_id BIGINT: a user left out as bot-like",
+    "searches": "search_id BIGINT, group_id BIGINT, query_id BIGINT, user_id BIGINT, searched_at BIGINT, "
+    "day VARCHAR: a query event of the other users, in its training group",
+    "bot_searches": "search_id BIGINT: a search of a bot-like user",
+    "queries": "query_id BIGINT, query VARCHAR, searches BIGINT, users BIGINT: a distinct normalised query",
+    "groups": "group_id BIGINT, query_id BIGINT: a training group, which is a query or an event",
+    "staged_impressions": "search_id BIGINT, query_id BIGINT, item_id BIGINT, source INTEGER, "
+    "consumed BOOLEAN: an impression with the bit of its stage",
+    "impressions": "those of staged_impressions, group_id BIGINT: the same, in its group",
+    "feed": "user_id BIGINT, item_id BIGINT, watched_at BIGINT: what was consumed in the feed",
+    "documents": "item_id BIGINT, text VARCHAR: the document text of a real item",
+    # Generated documents (`crops.engine.knowledge`).
+    "generated": "query_id BIGINT, item_id BIGINT, and their texts: a document that an LLM wrote",
+    "p3": "query_id BIGINT, item_id BIGINT: a pair within the caps",
+    "generated_groups": "group_id BIGINT, query_id BIGINT, item_id BIGINT: the same for each group",
+    "synthetic_items": "as the contract: a generated document that is in p3",
+    # Candidates of the sources that read the logs, by users (`crops.engine.reformulation`, `.feed`).
+    "p1_found": "query_id BIGINT, item_id BIGINT, search_id BIGINT, via_query_id BIGINT, user_id BIGINT: "
+    "an item consumed after a later query",
+    "p2_found": "query_id BIGINT, search_id BIGINT, user_id BIGINT, item_id BIGINT, watched_at BIGINT, "
+    "distance BIGINT: an item consumed in the feed near a search",
+    "p1_similar": "those of p1_found: those whose two queries mean the same",
+    "similarity": "left_id BIGINT, right_id BIGINT, score DOUBLE: how alike two queries are",
+    "document_keys": "item_id BIGINT, key BIGINT: the hash of a document text that is scored",
+    # Of each partition by query: search itself (`crops.engine.search`), then the candidates and their filter
+    # (`crops.engine.candidates`).
+    "staged": "group_id BIGINT, item_id BIGINT, considered INTEGER, kept INTEGER: what search did with "
+    "a pair, and those bits if it is kept",
+    "near": "those of p2_found, group_id BIGINT: the same, in its group",
+    "candidates": "group_id BIGINT, query_id BIGINT, item_id BIGINT, source INTEGER, search_id BIGINT, "
+    "via_query_id BIGINT, user_id BIGINT, watched_at BIGINT: an event that speaks for a pair",
+    "candidate_pairs": "query_id BIGINT, item_id BIGINT, sources INTEGER: its distinct pairs",
+    "theta": "left_id BIGINT, right_id BIGINT, right_key BIGINT, sources INTEGER, score DOUBLE: the "
+    "relevance of a pair",
+    "scored_pairs": "query_id BIGINT, item_id BIGINT, sources INTEGER, theta DOUBLE: those above alpha",
+    "relevant": "those of candidates, theta DOUBLE: their events",
+    # And the merge (`crops.engine.merge`).
+    "generated_pairs": "those of generated_groups: those of the partition",
+    "crowded": "group_id BIGINT, user_id BIGINT: a user with more events than the cap",
+    "positives": "group_id BIGINT, item_id BIGINT, source INTEGER, search_id BIGINT, via_query_id BIGINT, "
+    "watched_at BIGINT, theta DOUBLE: an event within the cap per user",
+    "positive_pairs": "group_id BIGINT, item_id BIGINT, bits INTEGER: a pair of positives, or of P3",
+    "merged": "group_id BIGINT, item_id BIGINT, considered INTEGER, sources INTEGER: all that was considered "
+    "or found; sources is 0 where nothing is kept",
+    "evidence": "group_id BIGINT, item_id BIGINT, source INTEGER, search_id BIGINT, via_query_id BIGINT, "
+    "watched_at BIGINT, theta DOUBLE, day VARCHAR: an event that made a pair positive",
+}
+"""Every table there is at the end, with its columns and what a row is; a test compares them with a job."""
 
 
-def _mine_part(
-    backend: Backend,
-    part: Part,
-    config: EngineConfig,
-    wanted: Source,
-    theta: CachedScorer | None,
-    seed: int,
-    seconds: dict[str, float],
-) -> None:
-    impressions, searches = part.of("impressions"), part.of("searches")
-    with timed(seconds, "search samples"):
-        sample_searches(backend, impressions, config.search if Source.CLICKED & wanted else None, seed)
-    with timed(seconds, "relevance"):
-        alpha = {Source.REFORMULATION: config.reformulation.relevance, Source.FEED: config.feed.relevance}
-        near = f"select n.*, {GROUP_COLUMN[config.group_by]} as group_id from ({part.of('p2_near')}) n"
-        backend.table("near", near)
-        backend.table("p2_found", feed_sql(config.feed))
-        found = f"select {COLUMNS} from ({part.of('p1_similar')}) c union all select {COLUMNS} from p2_found"
-        keep_relevant(backend, found, searches, alpha, theta)
-    with timed(seconds, "merge"):
-        backend.table("generated_pairs", part.of("generated_groups"))
-        merge_sources(backend, impressions, searches, config.max_positives_per_user, seed)
+@dataclass
+class Run:
+    """A mining job at work."""
+
+    backend: Backend
+    logs: Logs
+    folder: Path
+    config: EngineConfig
+    wanted: Source
+    theta: CachedScorer | None
+    intent: CachedScorer | None
+    generated: Path | None
+    seed: int
+    without: Without | None
+    miners: Mapping[Origin, Miner]
+    counts: PairCounts = field(default_factory=PairCounts)
+
+    def settings(self, row: Origin) -> Any:  # noqa: ANN401  (of any source)
+        """Return the settings of a source."""
+        return getattr(self.config, row.section)
+
+    def candidates(self) -> dict[Origin, str]:
+        """Return the tables with the events of each source that may become candidates."""
+        return {
+            row: f"{row.key}_similar" if miner.same_intent else f"{row.key}_found"
+            for row, miner in self.miners.items()
+        }
 
 
-# ------------------------------------------------------------------------------
-# A job in parts that fit into memory: mining by user, merging by query. Every query is in one part only and
-# the parts follow each other in the order of the output, so results do not depend on their number.
+def read_logs(run: Run) -> None:
+    """Read what the job needs of the logs and, before the long work, the generated documents."""
+    config = run.config
+    load_events(run.backend, run.logs, config.days, config.bots, config.group_by, without=run.without)
+    generated = run.generated if Source.KNOWLEDGE & run.wanted else None
+    load_generated(run.backend, generated, config.knowledge, run.seed)
+
+
+def find_candidates(run: Run) -> None:
+    """Find what may be positive of each source, one shard of users at a time."""
+    partitions = file_partitions(run.backend.count("impressions"), run.backend.memory)
+    for users in user_shards(run.backend):
+        for row, miner in run.miners.items():
+            found = miner.find(run.settings(row), users)
+            run.backend.append_partitioned(f"{row.key}_found", found, partitions)
+
+
+def keep_similar(run: Run) -> None:
+    """Keep the events whose later query means the same."""
+    for row, miner in run.miners.items():
+        if miner.same_intent:
+            threshold = run.settings(row).similarity
+            keep_same_intent(run.backend, f"{row.key}_found", f"{row.key}_similar", threshold, run.intent)
+
+
+def key_texts(run: Run) -> None:
+    """Hash the document texts that will be scored."""
+    if run.theta:
+        tables = [f"({NO_CANDIDATES}) c", *run.candidates().values()]
+        key_documents(run.backend, " union ".join(f"select item_id from {table}" for table in tables))
+
+
+def sample_search(run: Run, partition: Partition) -> None:
+    """Take the stages of search, capped."""
+    config = run.config.search if Source.CLICKED & run.wanted else None
+    run.backend.table("staged", staged_sql(partition.of("impressions"), config, run.seed))
+
+
+def keep_above_alpha(run: Run, partition: Partition) -> None:
+    """Make candidates of what was found, and keep the relevant ones."""
+    group, selects = GROUP_COLUMN[run.config.group_by], [NO_CANDIDATES]
+    for row, table in run.candidates().items():
+        found = f"select f.*, f.{group} as group_id from ({partition.of(table)}) f"
+        selects.append(run.miners[row].candidates(run.backend, run.settings(row), found))
+    run.backend.table("candidates", " union all ".join(f"select {COLUMNS} from ({one}) c" for one in selects))
+    alpha = {row.bit: run.settings(row).relevance for row in run.miners}
+    keep_relevant(run.backend, "candidates", partition.of("searches"), alpha, run.theta)
+
+
+def merge(run: Run, partition: Partition) -> None:
+    """Unite the sources: the highest label wins, every bit stays, no user steers a query alone."""
+    run.backend.table("generated_pairs", partition.of("generated_groups"))
+    impressions, searches = partition.of("impressions"), partition.of("searches")
+    merge_sources(run.backend, impressions, searches, run.config.max_positives_per_user, run.seed)
+
+
+def write_partition(run: Run, partition: Partition) -> None:
+    """Count the partition, and add its samples and evidence to their files.
+
+    Sorted by query; where groups are events by query, then event, and `query_id` is the event's search_id.
+    """
+    run.counts.add(run.backend)
+    for table, rows, order in (
+        (SAMPLES, samples_sql(), "r.item_id"),
+        (
+            EVIDENCE,
+            "select * from evidence",
+            "r.item_id, r.source, r.search_id nulls last, r.via_query_id nulls last, "
+            "r.watched_at nulls last, r.day",
+        ),
+    ):
+        columns = columns_sql(table, {"query_id": "group_id"})
+        select, first = f"select {columns} from ({rows}) r", "r.group_id"
+        if run.config.group_by == "event":
+            select, first = f"{select} join groups g on g.group_id = r.group_id", "g.query_id, r.group_id"
+        run.backend.emit(select, f"{first}, {order}", run.folder / f"{table.name}.parquet")
+
+
+def write_tables(run: Run) -> None:
+    """Write all tables, the samples and evidence as they were added."""
+    events = (
+        "select s.search_id as query_id, q.query, 1 as searches, q.users "
+        "from searches s join queries q on q.query_id = s.query_id"
+    )
+    queries = events if run.config.group_by == "event" else "select * from queries"
+    for table, rows, key in (
+        (QUERIES, queries, "query_id"),
+        (ITEMS, "select * from log_items", "item_id"),
+        (SYNTHETIC_ITEMS, "select * from synthetic_items", "item_id"),
+    ):
+        select = f"select {columns_sql(table)} from ({rows}) r"
+        run.backend.emit(select, f"r.{key}", run.folder / f"{table.name}.parquet")
+    for table in (SAMPLES, QUERIES, EVIDENCE, ITEMS, SYNTHETIC_ITEMS):
+        run.backend.write(run.folder / f"{table.name}.parquet")
+
+
+def user_shards(backend: Backend) -> list[str]:
+    """Return SQL conditions on `user_id` that cut all users into shards by user_id modulo their number."""
+    number = shards(backend.count("searches"), SEARCH_ROW, backend.memory)
+    if number == 1:
+        return ["1 = 1"]
+    # SQL's % keeps the sign of the dividend.
+    return [f"(user_id % {number} + {number}) % {number} = {shard}" for shard in range(number)]
 
 
 @dataclass(frozen=True)
-class Part:
-    """The queries of a part: `low` to `high` of their ids, all when None."""
+class Partition:
+    """The queries of a partition: `low` to `high` of their ids, all when None."""
 
     min_users: int
     low: int | None = None
     high: int | None = None
 
     def of(self, table: str) -> str:
-        """Return the SELECT of the part's rows of a table with a column `query_id`."""
+        """Return the SELECT of the partition's rows of a table with a column `query_id`."""
         tests = ["1 = 1"]
         if self.low is not None and self.high is not None:
             tests = [f"query_id between {id_sql(self.low)} and {id_sql(self.high)}"]
@@ -212,85 +356,23 @@ class Part:
         return f"select * from {table} where {' and '.join(tests)}"
 
 
-def user_conditions(backend: Backend) -> list[str]:
-    """Return SQL conditions on `user_id` that cut all users into parts by user_id modulo their number."""
-    number = shards(backend.count("searches"), SEARCH_ROW, backend.memory)
+def partitions(run: Run) -> Iterator[Partition]:
+    """Yield the partitions, lowest query ids first; these are hashes, so this is a cut by hash(query)."""
+    backend, least = run.backend, run.config.min_users
+    rows = sum(backend.count(table) for table in ("impressions", *run.candidates().values()))
+    number = query_partitions(rows, backend.memory)
     if number == 1:
-        return ["1 = 1"]
-    # SQL's % keeps the sign of the dividend.
-    return [f"(user_id % {number} + {number}) % {number} = {part}" for part in range(number)]
-
-
-def query_parts(backend: Backend, config: EngineConfig) -> Iterator[Part]:
-    """Yield the parts by query, lowest ids first; query ids are hashes, so this is a cut by hash(query)."""
-    rows = sum(backend.count(table) for table in ("impressions", "p1_similar", "p2_near"))
-    number = merge_parts(rows, backend.memory)
-    if number == 1:
-        yield Part(config.min_users)
+        yield Partition(least)
         return
     total = backend.rows("select sum(searches) as n from queries")[0]["n"]
-    bounds = backend.rows(
+    for row in backend.rows(
         f"""
-        select part, min(query_id) as low, max(query_id) as high from (
-            select query_id, cast(floor((sum(searches) over (order by query_id) - 1) * {number} / {total}) as
-            BIGINT)
-                as part
+        select bucket, min(query_id) as low, max(query_id) as high from (
+            select query_id, cast(
+                floor((sum(searches) over (order by query_id) - 1) * {number} / {total}) as BIGINT
+            ) as bucket
             from queries
-        ) q group by part order by part
+        ) q group by bucket order by bucket
         """
-    )
-    for row in bounds:
-        yield Part(config.min_users, row["low"], row["high"])
-
-
-# ------------------------------------------------------------------------------
-# The tables that a job writes, in the columns and types of the contract.
-
-
-_EVIDENCE_ORDER = (
-    "r.item_id, r.source, r.search_id nulls last, r.via_query_id nulls last, r.watched_at nulls last, r.day"
-)
-
-_EVENT_QUERIES = """
-select s.search_id as query_id, q.query, 1 as searches, q.users
-from searches s join queries q on q.query_id = s.query_id
-"""
-
-
-def emit_part(backend: Backend, folder: Path, by_event: bool) -> None:
-    """Add the samples and the evidence of a part to what will be written to `folder`.
-
-    Sorted by query; where groups are events by query, then event, and `query_id` is the event's search_id.
-    """
-    for table, rows, order in (
-        (SAMPLES, samples_sql(), "r.item_id"),
-        (EVIDENCE, "select * from evidence", _EVIDENCE_ORDER),
     ):
-        columns = columns_sql(table, {"query_id": "group_id"})
-        select, first = f"select {columns} from ({rows}) r", "r.group_id"
-        if by_event:
-            select, first = f"{select} join groups g on g.group_id = r.group_id", "g.query_id, r.group_id"
-        backend.emit(select, f"{first}, {order}", folder / f"{table.name}.parquet")
-
-
-def write_tables(backend: Backend, folder: Path, by_event: bool) -> None:
-    """Write all tables, the samples and evidence as they were emitted."""
-    queries = _EVENT_QUERIES if by_event else "select * from queries"
-    for table, rows, key in (
-        (QUERIES, queries, "query_id"),
-        (ITEMS, "select * from log_items", "item_id"),
-        (SYNTHETIC_ITEMS, "select * from synthetic_items", "item_id"),
-    ):
-        backend.emit(
-            f"select {columns_sql(table, {})} from ({rows}) r", f"r.{key}", folder / f"{table.name}.parquet"
-        )
-    for table in (SAMPLES, QUERIES, EVIDENCE, ITEMS, SYNTHETIC_ITEMS):
-        backend.write(folder / f"{table.name}.parquet")
-
-
-def columns_sql(table: Table, renamed: dict[str, str]) -> str:
-    """Return the columns of a table, cast to its types, read from the alias `r`, some under other names."""
-    types = {column.name: SQL_TYPES[ARROW_TYPES[column.type]] for column in table.columns}
-    return ", ".join(
-        f"cast(r.{renamed.get(name, name)} as {type_}) as {name}" for name, type_ in types.items()
-    )
+        yield Partition(least, row["low"], row["high"])

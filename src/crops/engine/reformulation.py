@@ -9,8 +9,9 @@ import pyarrow as pa
 
 from crops.config import ReformulationConfig
 from crops.engine.backend import Backend, DuckDBBackend
+from crops.engine.candidates import COLUMNS, Miner, keep_relevant, keep_same_intent
 from crops.engine.events import load_events
-from crops.engine.scoring import COLUMNS, CachedScorer, cached, keep_relevant, key_documents, score_pairs
+from crops.engine.scoring import cached, key_documents
 from crops.labels import Source
 from crops.logs import Logs
 from crops.outputs import Scratch
@@ -18,42 +19,27 @@ from crops.protocols import PairScorer
 from crops.signals import within_sql
 
 
-def keep_similar(backend: Backend, config: ReformulationConfig, similarity: CachedScorer | None) -> None:
-    """Make `p1_similar`: those of `p1_found` whose two queries mean the same.
+def reformulations_sql(config: ReformulationConfig, users: str = "1 = 1") -> str:
+    """Return the SELECT of what may be a P1 positive: query_id, item_id, search_id, via_query_id, user_id.
 
-    The two queries are similar when P(same intent) >= `config.similarity` (the threshold itself passes).
+    Every search starts a window 0 < t_i - t_q <= window_s over the same user's later searches, whether or not
+    something was clicked in it. All searches in the window count, but not the same normalised text again:
+    that is paging. The candidates are the items consumed in the results of the later search.
 
     Args:
-        backend: holds `p1_found`, SELECTed by `reformulations_sql`.
         config: settings of P1.
-        similarity: scored once per distinct (query, later query); None lets every pair pass.
+        users: SQL condition on `user_id`, for work in shards.
     """
-    keep_same_intent(backend, "p1_found", "p1_similar", config, similarity)
-
-
-def keep_same_intent(
-    backend: Backend, found: str, kept: str, config: ReformulationConfig, similarity: CachedScorer | None
-) -> None:
-    """Make the table `kept`: the rows of `found` whose `query_id` and `via_query_id` mean the same.
-
-    As `keep_similar`, which says what the other arguments are.
+    unclicked = (
+        "and not exists (select 1 from impressions k "
+        f"where k.search_id = q.search_id and k.source = {Source.CLICKED.value})"
+    )
+    return f"""
+    select distinct q.query_id, i.item_id, q.search_id, q.via_query_id, q.user_id
+    from ({later_searches_sql(config, users)}) q
+    join impressions i on i.search_id = q.via_search_id
+    where i.consumed {unclicked if config.require_no_click else ""}
     """
-    if similarity is None:
-        backend.view(kept, f"select * from {found}")
-        return
-    pairs = (
-        "select distinct query_id as left_id, via_query_id as right_id, via_query_id as right_key "
-        f"from {found}"
-    )
-    score_pairs(backend, "similarity", pairs, "queries", similarity)
-    backend.table(
-        kept,
-        f"""
-        select c.*
-        from {found} c join similarity s on s.left_id = c.query_id and s.right_id = c.via_query_id
-        where s.score >= cast({config.similarity} as DOUBLE)
-        """,
-    )
 
 
 def later_searches_sql(config: ReformulationConfig, users: str = "1 = 1") -> str:
@@ -61,10 +47,6 @@ def later_searches_sql(config: ReformulationConfig, users: str = "1 = 1") -> str
 
     Columns: group_id, query_id, search_id and user_id of the search; via_query_id and via_search_id of the
     later one: the same user's, 0 < t_i - t_q <= window_s, and another normalised text.
-
-    Args:
-        config: settings of P1.
-        users: SQL condition on `user_id`, for work in parts.
     """
     return f"""
     select q.group_id, q.query_id, q.search_id, q.user_id,
@@ -75,29 +57,18 @@ def later_searches_sql(config: ReformulationConfig, users: str = "1 = 1") -> str
     """
 
 
-def reformulations_sql(config: ReformulationConfig, users: str = "1 = 1") -> str:
-    """Return the SELECT of all P1 candidates.
-
-    Every search starts a window 0 < t_i - t_q <= window_s over the same user's later searches, whether or not
-    something was clicked in it. All searches in the window count, but not the same normalised text again:
-    that is paging. The candidates are the items consumed in the results of the later search.
-
-    Args:
-        config: settings of P1.
-        users: SQL condition on `user_id`, for work in parts.
-    """
-    unclicked = (
-        "and not exists (select 1 from impressions k "
-        f"where k.search_id = q.search_id and k.source = {Source.CLICKED.value})"
-    )
+def candidates_sql(backend: Backend, config: ReformulationConfig, found: str) -> str:
+    """Return the SELECT of the P1 candidates among the rows of `reformulations_sql` with their `group_id`."""
     return f"""
-    select distinct q.group_id, q.query_id, i.item_id, cast({Source.REFORMULATION.value} as INTEGER) as
-    source,
-        q.search_id, q.via_query_id, q.user_id, cast(null as BIGINT) as watched_at
-    from ({later_searches_sql(config, users)}) q
-    join impressions i on i.search_id = q.via_search_id
-    where i.consumed {unclicked if config.require_no_click else ""}
+    select {COLUMNS} from (
+        select f.*, cast({Source.REFORMULATION.value} as INTEGER) as source,
+            cast(null as BIGINT) as watched_at
+        from ({found}) f
+    ) c
     """
+
+
+MINER = Miner(reformulations_sql, candidates_sql, same_intent=True)
 
 
 def reformulation_positives(
@@ -129,12 +100,15 @@ def reformulation_positives(
     with DuckDBBackend(memory) as backend, Scratch("crops-queries-") as scratch:
         load_events(backend, logs, days, keep=False)
         backend.table("p1_found", reformulations_sql(config))
-        keep_similar(backend, config, cached(similarity, Path(scratch) / "similarity"))
+        intent = cached(similarity, Path(scratch) / "similarity")
+        keep_same_intent(backend, "p1_found", "p1_similar", config.similarity, intent)
         theta = cached(relevance, Path(scratch) / "relevance")
         if theta:
             key_documents(backend, "select distinct item_id from p1_similar")
+        rows = "select *, query_id as group_id from p1_similar"
+        backend.table("candidates", candidates_sql(backend, config, rows))
         alpha = {Source.REFORMULATION: config.relevance}
-        keep_relevant(backend, f"select {COLUMNS} from p1_similar", "select * from searches", alpha, theta)
+        keep_relevant(backend, "candidates", "select * from searches", alpha, theta)
         return backend.arrow(
             """
             select r.query_id, q.query, r.item_id, r.search_id, r.via_query_id, r.user_id, r.theta

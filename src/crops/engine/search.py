@@ -6,20 +6,19 @@ All events of a normalised query are merged: a pair carries the bits of every st
 from __future__ import annotations
 
 from crops.config import OnlineSearchConfig
-from crops.engine.backend import Backend
 from crops.engine.merge import random_order
 from crops.labels import SEARCH_STAGES, Source
 
 
-def sample_searches(backend: Backend, impressions: str, config: OnlineSearchConfig | None, seed: int) -> None:
-    """Make `staged(group_id, item_id, considered, kept)`: what was considered, and its bits if kept.
+def staged_sql(impressions: str, config: OnlineSearchConfig | None, seed: int) -> str:
+    """Return the SELECT of what search considered for each group: group_id, item_id, considered, kept.
 
-    A pair counts at its highest stage; beyond the caps, a seeded random choice per group and stage is kept.
-    P1, P2 and P3 do not influence the choice, so dropping their bits from the merged samples gives exactly
-    the samples of a run without them.
+    `considered` has the bits of all stages that a pair reached, `kept` the same or 0. A pair counts at its
+    highest stage; beyond the caps, a seeded random choice per group and stage is kept. P1, P2 and P3 do not
+    influence the choice, so dropping their bits from the merged samples gives exactly the samples of a run
+    without them.
 
     Args:
-        backend: holds the events.
         impressions: SELECT of the impressions.
         config: the caps; None when search is no source of this run, nothing is then kept.
         seed: of the choice.
@@ -29,14 +28,7 @@ def sample_searches(backend: Backend, impressions: str, config: OnlineSearchConf
         "group by group_id, item_id"
     )
     if config is None:
-        backend.table(
-            "staged", f"select group_id, item_id, considered, cast(0 as INTEGER) as kept from ({pairs}) p"
-        )
-        return
-    backend.table("staged", _capped_sql(pairs, config, seed))
-
-
-def _capped_sql(pairs: str, config: OnlineSearchConfig, seed: int) -> str:
+        return f"select group_id, item_id, considered, cast(0 as INTEGER) as kept from ({pairs}) p"
     return f"""
     select group_id, item_id, considered, case when place <= case stage
             when {Source.CLICKED.value} then {config.max_clicked}

@@ -24,7 +24,7 @@ import pyarrow as pa
 
 from crops.engine import backend as shared
 from crops.engine import probe as on_worker
-from crops.engine.backend import check_rows, join_pieces, parse_memory
+from crops.engine.backend import check_rows, concatenate, parse_memory
 from crops.errors import CropsError, MissingExtraError
 from crops.logs import Logs
 from crops.outputs import console, timed
@@ -66,7 +66,7 @@ class SparkBackend:
         self._owned = SparkSession.getActiveSession() is None
         self._spark = _session(master, size)
         self._tables: dict[str, list[DataFrame]] = {}
-        self._pieces: dict[Path, list[Path]] = {}
+        self._emitted: dict[Path, list[Path]] = {}
         self._counted: Counter[Path] = Counter()
 
     def __enter__(self) -> Self:
@@ -171,19 +171,19 @@ class SparkBackend:
 
     def emit(self, query: str, order: str, target: Path) -> None:
         """Add a query's rows, in an order, to the rows that will be written to a Parquet file."""
-        pieces = self._pieces.setdefault(target, [])
-        piece = target.with_name(f".{target.name}.{len(pieces)}.piece")
+        folders = self._emitted.setdefault(target, [])
+        folder = target.with_name(f".{target.name}.{len(folders)}.emitted")
         self._counted[target] += self.count(f"({query}) counted")
-        self._spark.sql(f"{query} order by {order}").write.parquet(piece.as_uri())
-        pieces.append(piece)
+        self._spark.sql(f"{query} order by {order}").write.parquet(folder.as_uri())
+        folders.append(folder)
 
     def write(self, target: Path) -> None:
         """Write what was emitted for a file, in the order of the calls."""
-        folders, counted = self._pieces.pop(target), self._counted.pop(target)
+        folders, counted = self._emitted.pop(target), self._counted.pop(target)
         # Spark numbers the files of sorted rows in their order.
         files = [file for folder in folders for file in sorted(folder.glob("part-*.parquet"))]
         check_rows(files, counted, target)
-        join_pieces(files, target)
+        concatenate(files, target)
         check_rows([target], counted, target)
         for folder in folders:
             shutil.rmtree(folder)

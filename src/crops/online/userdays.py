@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 from crops.config import ReformulationConfig
 from crops.database import literal, parquet, quoted
 from crops.engine.backend import DuckDBBackend
+from crops.engine.candidates import keep_same_intent
 from crops.engine.events import add_texts, load_events
-from crops.engine.reformulation import keep_same_intent, later_searches_sql
+from crops.engine.reformulation import later_searches_sql
 from crops.engine.scoring import CachedScorer
 from crops.errors import CropsError
 from crops.logs import Logs
@@ -87,7 +88,9 @@ def user_days(
     with DuckDBBackend(reading.memory) as backend:
         load_events(backend, logs, sorted(days) if days is not None else None, keep=False)
         backend.table("rewordings", later_searches_sql(reading.reformulation))
-        keep_same_intent(backend, "rewordings", "same_intent", reading.reformulation, reading.similarity)
+        keep_same_intent(
+            backend, "rewordings", "same_intent", reading.reformulation.similarity, reading.similarity
+        )
         backend.table("per_search", _per_search_sql(reading))
         told = read_truth(backend, truth) if truth else ()
         return backend.arrow(_per_day_sql(reading, told))
