@@ -1,4 +1,4 @@
-"""`crops explain`: the evidence trail of every positive of a query."""
+"""`crops explain` and `crops export`: what a mining found, for people."""
 
 from __future__ import annotations
 
@@ -74,10 +74,6 @@ def _raw_table(found: Explanation) -> Table:
         shown = {**row, "source": Source(row["source"]).name}
         table.add_row(*("" if value is None else escape(str(value)) for value in shown.values()))
     return table
-
-
-# ------------------------------------------------------------------------------
-# `crops export`: training samples in other forms.
 
 
 @command

@@ -1,7 +1,7 @@
-"""Where the engine's SQL runs: what every engine can do, and an embedded DuckDB that does it.
+"""Where the engine's SQL runs: an embedded DuckDB, whose methods Spark has too.
 
 The SQL of this room keeps to the common subset of DuckDB and Spark; whatever differs between engines
-(opening logs and Parquet, Arrow in and out, writing files) is behind the methods of `Backend`.
+(opening logs and Parquet, Arrow in and out, writing files) is behind these methods.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,6 +25,7 @@ from crops.schema import ARROW_TYPES
 
 if TYPE_CHECKING:
     from crops.engine.scoring import CachedScorer
+    from crops.engine.spark import SparkBackend
 
 BATCH_ROWS = 8192
 
@@ -48,104 +49,15 @@ def id_sql(number: int) -> str:
     return f"cast('{number}' as BIGINT)"
 
 
-class Backend(Protocol):
-    """Named tables and views of one job, made by SQL; used as a context manager, gone at its end."""
-
-    memory: int | None
-    """Bytes that one step of the job may hold; None where the engine bounds its memory itself."""
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
-
-    def check_workers(self, folder: Path, logs: Logs, scorers: Sequence[CachedScorer]) -> None:
-        """Raise where a machine that will work on the job has not what it needs.
-
-        Args:
-            folder: where the job writes.
-            logs: what it reads.
-            scorers: what it scores with, and where the scores are kept.
-        """
-        ...
-
-    def read_logs(self, name: str, logs: Logs, table: str, days: Collection[str] | None) -> None:
-        """Name a table of the logs, of some days (all when None), as the contract types it."""
-        ...
-
-    def read_parquet(self, name: str, files: Sequence[Path], schema: pa.Schema) -> None:
-        """Name Parquet files of one schema; without files the name has no rows."""
-        ...
-
-    def view(self, name: str, query: str) -> None:
-        """Name a query; it runs each time it is read."""
-        ...
-
-    def table(self, name: str, query: str) -> None:
-        """Run a query once and keep its rows."""
-        ...
-
-    def append(self, name: str, query: str) -> None:
-        """Add a query's rows to a table, which is made if it is not there."""
-        ...
-
-    def append_partitioned(self, name: str, query: str, partitions: int) -> None:
-        """Add a query's rows to a table that is read by ranges of its column `query_id`.
-
-        Args:
-            name: the table, made by the first call.
-            query: the rows.
-            partitions: into how many ranges of all 64-bit numbers the rows are laid apart.
-        """
-        ...
-
-    def drop_tables(self, *names: str) -> None:
-        """Drop tables, where they are there."""
-        ...
-
-    def load(self, name: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
-        """Keep the rows of Arrow batches as a table."""
-        ...
-
-    def map_batches(self, name: str, query: str, function: BatchFunction, schema: pa.Schema) -> None:
-        """Stream a query's rows through a Python function into a table; nothing is held whole.
-
-        Args:
-            name: the new table.
-            query: the input rows; give it an order if the function's answer may depend on the batching.
-            function: batches in, batches out; only the columns of `schema` are kept.
-            schema: of the new table.
-        """
-        ...
-
-    def rows(self, query: str) -> list[dict[str, Any]]:
-        """Return the few rows of a query as dicts."""
-        ...
-
-    def count(self, table: str) -> int:
-        """Return the number of rows of a table or view."""
-        ...
-
-    def arrow(self, query: str) -> pa.Table:
-        """Return all rows of a query."""
-        ...
-
-    def emit(self, query: str, order: str, target: Path) -> None:
-        """Add a query's rows, in an order, to the rows that will be written to a Parquet file."""
-        ...
-
-    def write(self, target: Path) -> None:
-        """Write what was emitted for a file, in the order of the calls.
-
-        Raises:
-            CropsError: the file does not hold as many rows as the queries have.
-        """
-        ...
+Backend: TypeAlias = "DuckDBBackend | SparkBackend"
+"""Named tables and views of one job, made by SQL; used as a context manager, gone at its end."""
 
 
 class DuckDBBackend:
     """Runs inside this process and spills to disk beyond its memory limit."""
+
+    memory: int | None
+    """Bytes that one step of the job may hold; None where the engine bounds its memory itself."""
 
     def __init__(self, memory: str, threads: int | None = None) -> None:
         """Open an empty database.
@@ -157,7 +69,7 @@ class DuckDBBackend:
         Raises:
             CropsError: `memory` is no size.
         """
-        self.memory: int | None = parse_memory(memory)
+        self.memory = parse_memory(memory)
         self._given = memory
         self._files: list[Path] = []
         self._writers: dict[Path, pq.ParquetWriter] = {}
@@ -177,15 +89,21 @@ class DuckDBBackend:
         self._spill.cleanup()
 
     def check_workers(self, folder: Path, logs: Logs, scorers: Sequence[CachedScorer]) -> None:
-        """Do nothing: this process does the work."""
+        """Raise where a machine that will work on the job has not what it needs: this process has.
+
+        Args:
+            folder: where the job writes.
+            logs: what it reads.
+            scorers: what it scores with, and where the scores are kept.
+        """
 
     def read_logs(self, name: str, logs: Logs, table: str, days: Collection[str] | None) -> None:
-        """Name a table of the logs (see `Backend.read_logs`)."""
+        """Name a table of the logs, of some days (all when None), as the contract types it."""
         self._files += logs.tables[table].on(days).files
         self.view(name, logs.sql(table, days))
 
     def read_parquet(self, name: str, files: Sequence[Path], schema: pa.Schema) -> None:
-        """Name Parquet files of one schema (see `Backend.read_parquet`)."""
+        """Name Parquet files of one schema; without files the name has no rows."""
         if not files:
             nulls = ", ".join(f"cast(null as {SQL_TYPES[field.type]}) as {field.name}" for field in schema)
             self.view(name, f"select {nulls} where 1 = 0")
@@ -206,9 +124,14 @@ class DuckDBBackend:
         self._execute(f"insert into {name} {query}")
 
     def append_partitioned(self, name: str, query: str, partitions: int) -> None:
-        """Add a query's rows to a table that is read by ranges (see `Backend.append_partitioned`).
+        """Add a query's rows to a table that is read by ranges of its column `query_id`.
 
         Several partitions are files beside what is spilled; their statistics let a range skip the others.
+
+        Args:
+            name: the table, made by the first call.
+            query: the rows.
+            partitions: into how many ranges of all 64-bit numbers the rows are laid apart.
         """
         if partitions == 1:
             self.append(name, query)
@@ -245,7 +168,14 @@ class DuckDBBackend:
             writer.execute("commit")
 
     def map_batches(self, name: str, query: str, function: BatchFunction, schema: pa.Schema) -> None:
-        """Stream a query's rows through a Python function into a table (see `Backend.map_batches`)."""
+        """Stream a query's rows through a Python function into a table; nothing is held whole.
+
+        Args:
+            name: the new table.
+            query: the input rows; give it an order if the function's answer may depend on the batching.
+            function: batches in, batches out; only the columns of `schema` are kept.
+            schema: of the new table.
+        """
         with self._explained(), self._connection.cursor() as reader:
             source = reader.sql(query).to_arrow_reader(BATCH_ROWS)
             self.load(name, schema, (batch.select(schema.names) for batch in function(iter(source))))
@@ -279,7 +209,11 @@ class DuckDBBackend:
             interruptible(reader, lambda: self._write_rows(reader, f"{query} order by {order}", target))
 
     def write(self, target: Path) -> None:
-        """Write what was emitted for a file, in the order of the calls."""
+        """Write what was emitted for a file, in the order of the calls.
+
+        Raises:
+            CropsError: the file does not hold as many rows as the queries have.
+        """
         with self._explained(disk=True):
             self._writers.pop(target).close()
             check_rows([target], self._counted.pop(target), target)

@@ -117,17 +117,12 @@ def _capped_sql(cap: int, seed: int) -> str:
     """
 
 
-# ------------------------------------------------------------------------------
-# A seeded random order that every SQL engine computes alike.
-
-
 PRIME = 2_147_483_647
-
 """2^31 - 1: products of two residues stay below 2^62, so no engine overflows."""
 
 
 def random_order(query: str, item: str, seed: int) -> str:
-    """Return the SQL of a pseudo-random key that orders the items of a query, another order for each query.
+    """Return the SQL of a pseudo-random key that orders the items of a query; every engine computes it alike.
 
     item * a mod p with a multiplier a in 1..p-1 drawn by query and seed: the universal hash family of Carter
     and Wegman (1979). Items whose ids differ by a multiple of p tie; order by id next.

@@ -1,4 +1,7 @@
-"""The same SQL on Spark: an existing cluster, or threads of this machine (`local[n]`)."""
+"""The same SQL on Spark: an existing cluster, or threads of this machine (`local[n]`).
+
+Before a job the workers are asked whether they see its folders, run the same code and hold the same model.
+"""
 
 from __future__ import annotations
 
@@ -91,7 +94,7 @@ class SparkBackend:
             raise CropsError(explain_failure(str(error))) from error
 
     def check_workers(self, folder: Path, logs: Logs, scorers: Sequence[CachedScorer]) -> None:
-        """Run a task on every executor that looks for what the job needs (see `Backend.check_workers`)."""
+        """Run a task on every executor that looks for what the job needs."""
         files = [file for table in logs.tables.values() for file in table.files]
         sizes = {str(file): file.stat().st_size for file in files}
         folders = [folder, *(scorer.folder for scorer in scorers)]
@@ -99,7 +102,7 @@ class SparkBackend:
             check_workers(self._spark, folders, sizes, [scorer.scorer for scorer in scorers])
 
     def read_logs(self, name: str, logs: Logs, table: str, days: Collection[str] | None) -> None:
-        """Name a table of the logs (see `Backend.read_logs`)."""
+        """Name a table of the logs."""
         contract, files = logs.tables[table].table, logs.tables[table].on(days)
         groups: dict[tuple[str | None, tuple[tuple[str, str], ...]], list[str]] = {}
         for file, day, footer in zip(files.files, files.days, files.footers, strict=True):
@@ -116,7 +119,7 @@ class SparkBackend:
         frame.createOrReplaceTempView(name)
 
     def read_parquet(self, name: str, files: Sequence[Path], schema: pa.Schema) -> None:
-        """Name Parquet files of one schema (see `Backend.read_parquet`)."""
+        """Name Parquet files of one schema."""
         paths = [_pattern(file) for file in files]
         frame = self._spark.read.parquet(*paths) if paths else self._spark.createDataFrame([], _ddl(schema))
         frame.select(*schema.names).createOrReplaceTempView(name)
@@ -151,7 +154,7 @@ class SparkBackend:
         self._keep(name, self._spark.createDataFrame(rows, _ddl(schema)))
 
     def map_batches(self, name: str, query: str, function: shared.BatchFunction, schema: pa.Schema) -> None:
-        """Stream a query's rows through a Python function in the workers (see `Backend.map_batches`)."""
+        """Stream a query's rows through a Python function in the workers."""
         self.drop_tables(name)
         in_worker = functools.partial(_in_worker, function=function, names=schema.names)
         self._keep(name, self._spark.sql(query).mapInArrow(in_worker, _ddl(schema)))
@@ -318,10 +321,6 @@ def _type(column: Column) -> str:
 
 def _ddl(schema: pa.Schema) -> str:
     return ", ".join(f"{field.name} {shared.SQL_TYPES[field.type]}" for field in schema)
-
-
-# ------------------------------------------------------------------------------
-# Spark's workers before a job: do they see its folders, run the same code and hold the same model?
 
 
 _ROUNDS = 5
