@@ -113,83 +113,12 @@ def mine_daily(
     """
     with exclusive(out):
         wanted = _wanted_days(logs, out, job.config, days)
-        new = {day for day in wanted if rebuild or not day_folder(out, day).exists()}
-        _check_built(logs, out, job, set(wanted), new)
-        stay = [day for day in _in_window([*wanted, *built_days(out)], job.config) if day not in new]
-        due = {day: (logs, job) for day in new} | _affected(logs, out, job, stay)
+        new = [day for day in wanted if rebuild or not day_folder(out, day).exists()]
+        due = {day: (logs, job) for day in new} | _due_again(logs, out, job, wanted, new)
         for day, (source, of_day) in sorted(due.items()):
             console.print(f"[dim]·[/dim] day {day}")
-            if not build_day(source, out, day, of_day):
-                console.print(f"{day}: no search is left, its folder is gone")
+            _build_day(source, out, day, of_day)
         return merge_window(out, job.config)
-
-
-def build_day(logs: Logs, out: Path, day: str, job: Job) -> bool:
-    """Mine one day into its folder; return whether a search is left on it, or else remove the folder."""
-    found = held(logs, day, job.without, job.config.memory) if job.without else Without()
-    with explained(out):
-        try:
-            noted = {"build": secrets.token_hex(8), "inputs": _inputs(logs, day), "without": found.digest()}
-            job.mine(logs, day_folder(out, day), [day], **noted)
-        except NoSearchError:
-            if not found:
-                raise
-            discard(day_folder(out, day))
-            return False
-    return True
-
-
-def _in_window(days: Iterable[str], config: EngineConfig) -> list[str]:
-    """Return the days that lie in the window that ends with the last of them, sorted."""
-    days = sorted(set(days))
-    return [day for day in days if day >= days_before(days[-1], config.daily.window - 1)]
-
-
-def _affected(logs: Logs, out: Path, job: Job, built: Sequence[str]) -> dict[str, tuple[Logs, Job]]:
-    """Return those of the built days that hold other ids than they should, each with its logs and its job.
-
-    Raises:
-        CropsError: days were mined without ids and none are named now, or their logs are not what they were.
-    """
-    opened: dict[Path, Logs] = {logs.path: logs}
-    due = {}
-    for day in built:
-        folder = day_folder(out, day)
-        before = read_manifest(folder, "mine")
-        if job.without is None and not before.get("without"):
-            continue
-        if job.without is None:
-            raise CropsError(
-                f"{folder} was mined without some users or items; give their lists again (--without), or an "
-                "empty list, which takes them in again"
-            )
-        path = recorded(before["logs"], folder, before["made_in"])
-        if not path.is_dir():
-            raise CropsError(
-                f"{path}: the logs that {folder} was mined from are gone; put them back, or delete {folder}"
-            )
-        source = opened.setdefault(path, open_logs(path))
-        if before["inputs"] != _inputs(source, day):
-            raise CropsError(f"{folder} was built from other logs of that day; {_REBUILD}")
-        if held(source, day, job.without, job.config.memory).digest() != before.get("without", ""):
-            generated = before["generated"] and recorded(before["generated"], folder, before["made_in"])
-            due[day] = source, replace(job, generated=generated)
-    return due
-
-
-def settings_of(folder: Path) -> dict[str, Any]:
-    """Return what decided the samples of a mined folder, as `Job.settings`."""
-    run = tomllib.loads((folder / RESOLVED_CONFIG).read_text())
-    return _settings(run["seed"], run["engine"], read_manifest(folder, "mine").get("scorers", {}))
-
-
-def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Return a phrase for each setting that is not the same."""
-    return [
-        f"{name} was {before.get(name)}, now {now.get(name)}"
-        for name in sorted({*before, *now})
-        if before.get(name) != now.get(name)
-    ]
 
 
 @contextlib.contextmanager
@@ -208,15 +137,6 @@ def exclusive(out: Path) -> Iterator[None]:
             raise CropsError(f"{out}: another build is at work in this folder; wait for it") from error
         _clear(out)
         yield
-
-
-@contextlib.contextmanager
-def explained(out: Path) -> Iterator[None]:
-    """Turn failures of the disk into errors that a user can act on."""
-    try:
-        yield
-    except OSError as error:
-        raise CropsError(f"{out}: writing failed, nothing was published: {error}; free disk space") from error
 
 
 def _refuse_foreign(out: Path) -> None:
@@ -293,26 +213,55 @@ def _check_day(logs: Logs, day: str) -> None:
 _REBUILD = "name another folder, or mine these days anew with --rebuild"
 
 
-def _check_built(logs: Logs, out: Path, job: Job, wanted: set[str], due: set[str]) -> None:
-    """Raise where a day that stays was built from something else."""
+def _due_again(
+    logs: Logs, out: Path, job: Job, wanted: Sequence[str], new: Sequence[str]
+) -> dict[str, tuple[Logs, Job]]:
+    """Return the built days that hold other ids than they should, each with its logs and its job.
+
+    Raises:
+        CropsError: a day that is not new was built from other settings or logs; or without ids, and none are
+            named now.
+    """
+    opened, due = {logs.path: logs}, {}
+    in_window = _in_window([*wanted, *built_days(out)], job.config)
     for day in built_days(out):
         folder = day_folder(out, day)
-        if day in due:
+        before = read_manifest(folder, "mine")
+        if day in new:
             continue
-        if changed := differences(settings_of(folder), job.settings()):
-            raise CropsError(f"{folder} was built from other settings: {'; '.join(changed)}; {_REBUILD}")
-        if day in wanted and read_manifest(folder, "mine").get("inputs") != _inputs(logs, day):
-            raise CropsError(f"{folder} was built from other logs of that day; {_REBUILD}")
+        was, now = _settings_of(folder, before), job.settings()
+        if changed := [name for name in sorted({*was, *now}) if was.get(name) != now.get(name)]:
+            what = "; ".join(f"{name} was {was.get(name)}, now {now.get(name)}" for name in changed)
+            raise CropsError(f"{folder} was built from other settings: {what}; {_REBUILD}")
+        other = f"{folder} was built from other logs of that day; {_REBUILD}"
+        if day in wanted and before.get("inputs") != _inputs(logs, day):
+            raise CropsError(other)
+        if day not in in_window or (job.without is None and not before.get("without")):
+            continue
+        if job.without is None:
+            raise CropsError(
+                f"{folder} was mined without some users or items; give their lists again (--without), or an "
+                "empty list, which takes them in again"
+            )
+        path = recorded(before["logs"], folder, before.get("made_in"))
+        if not path.is_dir():
+            raise CropsError(
+                f"{path}: the logs that {folder} was mined from are gone; put them back, or delete {folder}"
+            )
+        if path not in opened:
+            opened[path] = open_logs(path)
+        if before.get("inputs") != _inputs(opened[path], day):
+            raise CropsError(other)
+        if held(opened[path], day, job.without, job.config.memory).digest() != before.get("without", ""):
+            generated = before["generated"] and recorded(before["generated"], folder, before.get("made_in"))
+            due[day] = opened[path], replace(job, generated=generated)
+    return due
 
 
-def _inputs(logs: Logs, day: str) -> dict[str, int]:
-    """Return the bytes of the files that hold nothing but the day's rows."""
-    return {
-        str(file.relative_to(logs.path)): file.stat().st_size
-        for files in logs.tables.values()
-        if files.table.partitioned and files.partitioned
-        for file in files.on([day]).files
-    }
+def _settings_of(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what decided the samples of a mined folder, as `Job.settings`."""
+    run = tomllib.loads((folder / RESOLVED_CONFIG).read_text())
+    return _settings(run["seed"], run["engine"], manifest.get("scorers", {}))
 
 
 def _settings(seed: int, engine: dict[str, Any], scorers: dict[str, str]) -> dict[str, Any]:
@@ -326,6 +275,35 @@ def _flat(values: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]
             yield from _flat(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", list(value) if isinstance(value, tuple) else value
+
+
+def _inputs(logs: Logs, day: str) -> dict[str, int]:
+    """Return the bytes of the files that hold nothing but the day's rows."""
+    return {
+        str(file.relative_to(logs.path)): file.stat().st_size
+        for files in logs.tables.values()
+        if files.table.partitioned and files.partitioned
+        for file in files.on([day]).files
+    }
+
+
+def _build_day(logs: Logs, out: Path, day: str, job: Job) -> None:
+    """Mine one day into its folder, or remove the folder where no search is left on it."""
+    found = held(logs, day, job.without, job.config.memory) if job.without else Without()
+    noted = {"build": secrets.token_hex(8), "inputs": _inputs(logs, day), "without": found.digest()}
+    try:
+        job.mine(logs, day_folder(out, day), [day], **noted)
+    except NoSearchError:
+        if not found:
+            raise
+        discard(day_folder(out, day))
+        console.print(f"{day}: no search is left, its folder is gone")
+
+
+def _in_window(days: Iterable[str], config: EngineConfig) -> list[str]:
+    """Return the days that lie in the window that ends with the last of them, sorted."""
+    days = sorted(set(days))
+    return [day for day in days if day >= days_before(days[-1], config.daily.window - 1)]
 
 
 _DAY = re.compile(r"day=(\d{4}-\d\d-\d\d)")

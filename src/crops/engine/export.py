@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from crops.engine.backend import DuckDBBackend
-from crops.engine.daily import explained
 from crops.engine.evidence import told_queries_sql
 from crops.engine.mined import Mined, read_mined
 from crops.errors import CropsError, nearest
@@ -100,7 +99,7 @@ def _number_users(backend: DuckDBBackend, mined: Mined, logs: Path | None) -> No
 def _write_lines(backend: DuckDBBackend, mined: Mined, target: Path, format: str) -> int:
     name, rows, record = FORMATS[format]
     records = 0
-    with explained(target), publish(target, "export") as folder:
+    with publish(target, "export") as folder:
         with (folder / f"{name}.jsonl").open("w", encoding="utf-8") as lines:
             ordered = f"{rows} order by query_id, label desc, item_id"
             pairs = (row for batch in backend.stream(ordered) for row in batch.to_pylist())
