@@ -1,7 +1,8 @@
 """Candidate positives: what the file of a source gives to the pipeline, and the filter that all pass.
 
 A new source of positives is a copy of `crops.engine.feed` or `crops.engine.reformulation`, named as its
-section of `crops.config.EngineConfig`, and a row in `crops.labels`, by which the pipeline finds it.
+section of `crops.config.EngineConfig`, and a row in `crops.labels`, by which the pipeline finds it (see
+`examples/extending/source.py`).
 """
 
 from __future__ import annotations
