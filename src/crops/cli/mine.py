@@ -57,7 +57,7 @@ def mine(
     unknown). Of the pairs that one user adds to a query beyond the cap P1 stays first, then the higher theta;
     among equals --seed decides, as it does among the documents of a stage.
 
-    Scores of theta are kept in the cache folder: a mining that was killed goes on from them. Raw logs are
+    Scores of theta are kept in the cache folder: a mining that was killed resumes from them. Raw logs are
     checked first: the accepted rows are mined, the rejected ones stay in OUT.checked/rejects.
 
     With --daily each day is mined once into a folder of its own, and OUT/window holds the last of them

@@ -1,8 +1,8 @@
 """Daily builds: each day mined once into a folder of its own, the last K merged into a window.
 
 `OUT/day=YYYY-MM-DD/` and `OUT/window/` are folders as `crops mine` writes them. Each appears whole or not at
-all and is made from what lies before it (logs, scores, days), so a build that was killed at any point goes on
-when it is started again, and ends with the same content.
+all and is made from what lies before it (logs, scores, days), so a build that was killed at any point resumes
+when it is started again, and ends with the same rows.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import tomllib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import date, timedelta
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,6 @@ from crops.schema import EVIDENCE, ITEMS, QUERIES, SAMPLES, SYNTHETIC_ITEMS, Tab
 _LOCK = ".lock"
 
 _FREE = ("days", "engine", "master", "memory", "k", "daily")
-
 """Settings that leave the samples of a day as they are."""
 
 
@@ -343,26 +342,30 @@ def merge_window(out: Path, config: EngineConfig) -> dict[str, Any]:
     if not built:
         discard(out / WINDOW)
         return {}
-    first = days_before(built[-1], config.daily.window - 1)
     days = _in_window(built, config)
-    expired = [day for day in built if day not in days]
-    for day in expired:
-        what = _left(day, first, built[-1])
+    first = days_before(built[-1], config.daily.window - 1)
+    left = {day: f"{day} left the window ({first} to {built[-1]})" for day in built if day not in days}
+    for day, what in left.items():
         console.print(f"[yellow]{day_folder(out, day)} is removed:[/yellow] {what}", soft_wrap=True)
-    state = {
-        "parts": {day: _version(day_folder(out, day)) for day in days},
+    made_of = {
+        # No other mining of a day has its manifest.
+        "parts": {day: _hash(day_folder(out, day) / MANIFEST) for day in days},
         "daily": config.daily.model_dump(mode="json"),
     }
-    if not _is_current(out / WINDOW, state):
-        _publish_window(out, days, config, state, [_left(day, first, built[-1]) for day in expired])
-    for day in expired:
+    window = out / WINDOW
+    manifest = read_manifest(window, "mine") if (window / MANIFEST).exists() else {}
+    if any(manifest.get(name) != value for name, value in made_of.items()):
+        _publish_window(
+            window, {day: day_folder(out, day) for day in days}, config, made_of, [*left.values()]
+        )
+    for day in left:
         discard(day_folder(out, day))
-    report: dict[str, Any] = json.loads((out / WINDOW / REPORT).read_text())
+    report: dict[str, Any] = json.loads((window / REPORT).read_text())
     return report
 
 
-def _left(day: str, first: str, last: str) -> str:
-    return f"{day} left the window ({first} to {last})"
+def _hash(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def discard(folder: Path) -> None:
@@ -372,72 +375,62 @@ def discard(folder: Path) -> None:
         shutil.rmtree(gone)
 
 
-def _version(folder: Path) -> str:
-    """Return what no other mining of the day has: a hash of its manifest."""
-    return hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
-
-
-def _is_current(window: Path, state: dict[str, Any]) -> bool:
-    if not (window / MANIFEST).exists():
-        return False
-    manifest = read_manifest(window, "mine")
-    return all(manifest.get(name) == value for name, value in state.items())
-
-
 def _publish_window(
-    out: Path, days: Sequence[str], config: EngineConfig, state: dict[str, Any], left: Sequence[str]
+    window: Path,
+    folders: Mapping[str, Path],
+    config: EngineConfig,
+    made_of: Mapping[str, Any],
+    left: Sequence[str],
 ) -> None:
-    parts = {day: day_folder(out, day) for day in days}
-    missing = _missing(days)
+    days = list(folders)
+    span = (date.fromisoformat(days[-1]) - date.fromisoformat(days[0])).days
+    missing = sorted({days_before(days[-1], age) for age in range(span)} - {*days})
     if missing:
         console.print(f"[yellow]no build of {', '.join(missing)}:[/yellow] the window goes on without")
+    manifests = {day: read_manifest(folder, "mine") for day, folder in folders.items()}
+    logs = {
+        day: str(recorded(manifest["logs"], folders[day], manifest.get("made_in")))
+        for day, manifest in manifests.items()
+    }
     seconds: dict[str, float] = {}
-    with publish(out / WINDOW, "mine") as folder:
+    with publish(window, "mine") as target:
         with timed(seconds, f"window of {len(days)} days"):
-            coverage, labels = _write_tables(parts, folder, config)
-        reports = [json.loads((part / REPORT).read_text()) for part in parts.values()]
+            coverage, labels = _write_tables(folders, target, config)
+        reports = [json.loads((folder / REPORT).read_text()) for folder in folders.values()]
         report = {**add_reports(reports), "labels": labels, "p3_coverage": coverage}
         report["input"]["queries"] = coverage["queries"]
         report["notes"] += [f"no build of {day}: the window goes on without" for day in missing]
         report["notes"] += left
-        (folder / REPORT).write_text(json.dumps(report, indent=2) + "\n")
-        last = read_manifest(parts[days[-1]], "mine")
+        (target / REPORT).write_text(json.dumps(report, indent=2) + "\n")
+        last = manifests[days[-1]]
         engine = config.model_copy(update={"days": tuple(days)}).model_dump(mode="json", exclude_none=True)
         write_manifest(
-            folder,
+            target,
             "mine",
             config={"seed": last["seed"], "engine": engine},
             seconds=seconds,
             **{name: last[name] for name in ("generated", "scorers")},
-            logs=_logs_of(parts[days[-1]]),
-            days=list(days),
+            logs=logs[days[-1]],
+            days=days,
             missing_days=missing,
-            logs_of_days={day: _logs_of(part) for day, part in parts.items()},
-            **state,
+            logs_of_days=logs,
+            **made_of,
         )
 
 
-def _logs_of(part: Path) -> str:
-    """Return where the logs of a day are now."""
-    manifest = read_manifest(part, "mine")
-    return str(recorded(manifest["logs"], part, manifest.get("made_in")))
-
-
-def _missing(days: Sequence[str]) -> list[str]:
-    first, last = date.fromisoformat(days[0]), date.fromisoformat(days[-1])
-    between = ((first + timedelta(days=age)).isoformat() for age in range((last - first).days))
-    return [day for day in between if day not in days]
-
-
 def _write_tables(
-    parts: Mapping[str, Path], folder: Path, config: EngineConfig
+    folders: Mapping[str, Path], target: Path, config: EngineConfig
 ) -> tuple[dict[str, Any], dict[str, int]]:
     """Write the merged tables; return the coverage of P3 and the samples by label."""
-    last = date.fromisoformat(max(parts))
-    ages = {day: (last - date.fromisoformat(day)).days for day in parts}
+    last = date.fromisoformat(max(folders))
+    ages = {day: (last - date.fromisoformat(day)).days for day in folders}
     merged = {
         SAMPLES: (samples_sql(ages, config.daily.decay), "r.query_id, r.item_id"),
-        QUERIES: (_QUERIES.format(_union(QUERIES, ages)), "r.query_id"),
+        QUERIES: (
+            "select query_id, min(query) as query, sum(searches) as searches, max(users) as users "
+            f"from ({_union(QUERIES, ages)}) d group by query_id",
+            "r.query_id",
+        ),
         EVIDENCE: (
             _union(EVIDENCE, ages),
             "r.query_id, r.item_id, r.source, r.day, r.search_id nulls last, r.via_query_id nulls last, "
@@ -448,21 +441,16 @@ def _write_tables(
     }
     with DuckDBBackend(config.memory) as backend:
         for table, (rows, order) in merged.items():
-            for day, part in parts.items():
-                backend.read_parquet(_name(table, ages[day]), [part / f"{table.name}.parquet"], table.arrow())
-            target = folder / f"{table.name}.parquet"
-            backend.emit(f"select {columns_sql(table)} from ({rows}) r", order, target)
-            backend.write(target)
-            backend.read_parquet(table.name, [target], table.arrow())
+            name = f"{table.name}.parquet"
+            for day, folder in folders.items():
+                backend.read_parquet(f"{table.name}_{ages[day]}", [folder / name], table.arrow())
+            backend.emit(f"select {columns_sql(table)} from ({rows}) r", order, target / name)
+            backend.write(target / name)
+            backend.read_parquet(table.name, [target / name], table.arrow())
         count = backend.rows(_COVERAGE)[0]
         labels = backend.rows("select label, count(*) as n from samples group by label order by label desc")
     return p3_coverage(**count), {str(row["label"]): row["n"] for row in labels}
 
-
-_QUERIES = """
-select query_id, min(query) as query, sum(searches) as searches, max(users) as users
-from ({}) d group by query_id
-"""
 
 _COVERAGE = f"""
 select (select count(*) from queries) as queries,
@@ -484,7 +472,7 @@ def samples_sql(ages: Mapping[str, int], decay: DecayConfig) -> str:
     }
     fresh = " union all ".join(
         f"select query_id, item_id, label, sources, weight * greatest({_freshness(rates, age)}) as weight "
-        f"from {_name(SAMPLES, age)}"
+        f"from samples_{age}"
         for age in ages.values()
     )
     levels = sorted(set(DEFAULT_LABELS.values()), reverse=True)
@@ -507,7 +495,7 @@ def _freshness(rates: Mapping[Source, float], age: int) -> str:
 
 def _union(table: Table, ages: Mapping[str, int]) -> str:
     return " union all ".join(
-        f"select {', '.join(table.names())}, {age} as age from {_name(table, age)}" for age in ages.values()
+        f"select {', '.join(table.names())}, {age} as age from {table.name}_{age}" for age in ages.values()
     )
 
 
@@ -516,15 +504,6 @@ def _latest(table: Table, ages: Mapping[str, int]) -> str:
         "select * from (select d.*, row_number() over (partition by item_id order by age) as place "
         f"from ({_union(table, ages)}) d) p where place = 1"
     )
-
-
-def _name(table: Table, age: int) -> str:
-    return f"{table.name}_{age}"
-
-
-_SUMMED = "sources, novelty and rescued are sums over days: a pair found on two days counts twice"
-
-_LARGEST = "users is that of the day with the most: who came on two days is not counted twice"
 
 
 def add_reports(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -540,11 +519,20 @@ def add_reports(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
     total["days"] = [day for report in reports for day in report["days"]]
     total["input"]["users"] = max(report["input"]["users"] for report in reports)
     total["input"]["items"] = reports[-1]["input"]["items"]
-    total["pairs"] = _add_pairs(reports)
+    if "without" in total["input"]:
+        total["input"]["without"]["items"] = reports[-1]["input"].get("without", {}).get("items", 0)
+    pairs: Counter[tuple[int, int]] = Counter()
+    for row in (row for report in reports for row in report["pairs"]):
+        pairs[row["considered"], row["sources"]] += row["pairs"]
+    total["pairs"] = pair_counts(pairs)
     for row in total["novelty"].values():
         row["share"] = share(row["never_shown"], row["positives"])
-    notes = dict.fromkeys(note for report in reports for note in report["notes"])
-    total["notes"] = [*notes, *((_SUMMED, _LARGEST) if len(reports) > 1 else ())]
+    total["notes"] = list(dict.fromkeys(note for report in reports for note in report["notes"]))
+    if len(reports) > 1:
+        total["notes"] += [
+            "sources, novelty and rescued are sums over days: a pair found on two days counts twice",
+            "users is that of the day with the most: who came on two days is not counted twice",
+        ]
     return total
 
 
@@ -554,11 +542,3 @@ def _add(values: Sequence[Any]) -> Any:  # noqa: ANN401  (any part of a JSON doc
         names = dict.fromkeys(name for value in values for name in value)
         return {name: _add([value[name] for value in values if name in value]) for name in names}
     return sum(values) if isinstance(first, int) and not isinstance(first, bool) else first
-
-
-def _add_pairs(reports: Sequence[dict[str, Any]]) -> list[dict[str, int]]:
-    counts: Counter[tuple[int, int]] = Counter()
-    for report in reports:
-        for row in report["pairs"]:
-            counts[row["considered"], row["sources"]] += row["pairs"]
-    return pair_counts(counts)

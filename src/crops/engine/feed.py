@@ -17,7 +17,7 @@ def near_sql(config: FeedConfig, users: str = "1 = 1") -> str:
 
     Args:
         config: settings of P2.
-        users: SQL condition on `user_id`, for work in parts.
+        users: SQL condition on `user_id`, for work in shards.
     """
     window = round(config.window_s * MICROSECONDS)
     # What can be near lies in the same stretch of one window's length, or in one beside it: with the stretch

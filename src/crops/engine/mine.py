@@ -176,7 +176,7 @@ TABLES = {
     "p2_found": "query_id BIGINT, search_id BIGINT, user_id BIGINT, item_id BIGINT, watched_at BIGINT, "
     "distance BIGINT: an item consumed in the feed near a search",
     "p1_similar": "those of p1_found: those whose two queries mean the same",
-    "similarity": "left_id BIGINT, right_id BIGINT, score DOUBLE: how alike two queries are",
+    "similarity": "left_id BIGINT, right_id BIGINT, right_key BIGINT, score DOUBLE: of two queries",
     "document_keys": "item_id BIGINT, key BIGINT: the hash of a document text that is scored",
     # Of each partition by query: search itself (`crops.engine.search`), then the candidates and their filter
     # (`crops.engine.candidates`).

@@ -60,10 +60,8 @@ def scorer_names(
     relevance: PairScorer | CachedScorer | None, similarity: PairScorer | CachedScorer | None
 ) -> dict[str, str]:
     """Return what tells one pair of scorers from another: the names of their caches, `none` for none."""
-    known = {
-        kind: cached(scorer, Path(kind))
-        for kind, scorer in (("relevance", relevance), ("similarity", similarity))
-    }
+    given = {"relevance": relevance, "similarity": similarity}
+    known = {kind: cached(scorer, Path(kind)) for kind, scorer in given.items()}
     return {kind: scorer.folder.name if scorer else "none" for kind, scorer in known.items()}
 
 
