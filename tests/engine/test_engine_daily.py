@@ -219,20 +219,20 @@ def on(*numbers: int):
 
 
 def test_a_row_from_the_future_moves_nothing(tmp_path, at, capsys):
-    week = [*range(7)]
-    logs = write_logs(tmp_path / "logs", on(*week))
-    mine_daily(logs, tmp_path / "out", plain_job())
-    later = write_logs(tmp_path / "later", on(*week, 7, 8, 400))
-    report = mine_daily(later, tmp_path / "out", plain_job())
-    days = [f"2026-01-{number:02}" for number in range(7, 14)]
+    job = plain_job(daily={"window": 2})
+    logs = write_logs(tmp_path / "logs", on(0, 1))
+    mine_daily(logs, tmp_path / "out", job)
+    later = write_logs(tmp_path / "later", on(0, 1, 2, 400))
+    report = mine_daily(later, tmp_path / "out", job)
+    days = ["2026-01-06", "2026-01-07"]
     assert built_days(tmp_path / "out") == report["days"] == days
     said = " ".join(capsys.readouterr().err.split())
     assert "2027-02-09 is left out: it is after today, 2026-01-31; name it with --day" in said
-    assert "day=2026-01-05 is removed: 2026-01-05 left the window (2026-01-07 to 2026-01-13)" in said
-    assert "2026-01-06 left the window (2026-01-07 to 2026-01-13)" in report["notes"]
-    at("2026-01-12")  # tomorrow is the future too
-    mine_daily(write_logs(tmp_path / "more", on(*week, 7, 8, 9)), tmp_path / "else", plain_job())
-    assert built_days(tmp_path / "else")[-1] == "2026-01-12"
+    assert "day=2026-01-05 is removed: 2026-01-05 left the window (2026-01-06 to 2026-01-07)" in said
+    assert "2026-01-05 left the window (2026-01-06 to 2026-01-07)" in report["notes"]
+    at("2026-01-06")  # tomorrow is the future too
+    mine_daily(write_logs(tmp_path / "more", on(0, 1, 2)), tmp_path / "else", job)
+    assert built_days(tmp_path / "else")[-1] == "2026-01-06"
 
 
 def test_a_jump_of_more_than_the_window_must_be_named(tmp_path, at, capsys):

@@ -6,7 +6,7 @@ from handmade import DAY, NOON, assert_signals_agree, clicked, shown, write_logs
 from crops.engine.backend import DuckDBBackend
 from crops.engine.events import load_events
 from crops.errors import CropsError
-from crops.signals import CONSUMED
+from crops.signals import is_consumed
 from crops.text import query_id
 
 NOTHING = {"clicked": False, "liked": None, "play_ms": None, "duration_ms": None}
@@ -40,16 +40,7 @@ NOTHING = {"clicked": False, "liked": None, "play_ms": None, "duration_ms": None
     ],
 )
 def test_consumed_is_clicked_liked_or_a_long_play(signals, consumed):
-    types = {"clicked": "BOOLEAN", "liked": "BOOLEAN", "play_ms": "BIGINT", "duration_ms": "BIGINT"}
-    values = {**NOTHING, **signals}
-    columns = ", ".join(
-        f"cast({'null' if value is None else value} as {types[name]}) as {name}"
-        for name, value in values.items()
-    )
-    with DuckDBBackend("100MB") as backend:
-        assert backend.rows(f"select {CONSUMED} as consumed from (select {columns}) s") == [
-            {"consumed": consumed}
-        ]
+    assert is_consumed(**{**NOTHING, **signals}) == consumed
 
 
 def test_signals_mean_the_same_in_python_and_in_sql():
@@ -144,8 +135,3 @@ def test_search_id_of_two_users_or_queries_is_an_error(tmp_path, other):
         pytest.raises(CropsError, match="search_id: 5 stands for more than"),
     ):
         load_events(backend, logs, None)
-
-
-def test_memory_that_is_no_size_is_named():
-    with pytest.raises(CropsError, match=r"engine.memory = 'much'"):
-        DuckDBBackend("much")

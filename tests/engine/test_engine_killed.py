@@ -58,7 +58,14 @@ def whole(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("point", ["scoring", "day", "before window", "window", "between renames"])
+@pytest.mark.parametrize(
+    "point",
+    [
+        "day",
+        "between renames",
+        *(pytest.param(point, marks=pytest.mark.verify) for point in ("scoring", "before window", "window")),
+    ],
+)
 def test_killed_and_started_again(tmp_path, whole, point):
     out = tmp_path / "out"
     shutil.copytree(whole / "logs", tmp_path / "logs")

@@ -201,8 +201,9 @@ def test_without_scorers_the_filters_are_skipped_and_the_report_says_so(tmp_path
 
 def test_days_are_a_setting(tmp_path):
     searches = [clicked(1, 1, "a", 0, 1), clicked(2, 1, "b", 86_400, 2)]
-    tables, report = run(tmp_path, searches, days=("2026-01-06",))
+    tables, report = run(tmp_path, searches, days=("2026-01-06", "2026-01-07"))
     assert report["days"] == ["2026-01-06"]
+    assert "no searches on 2026-01-07" in report["notes"]
     assert list(labels(tables, ["b"])) == [("b", 2)]
     with pytest.raises(CropsError, match="2026-01-09"):
         run(tmp_path / "late", searches, days=("2026-01-09",))

@@ -77,10 +77,6 @@ def test_same_normalised_text_again_is_paging(tmp_path):
     ]
 
 
-def test_other_users_searches_never_count(tmp_path):
-    assert positives(tmp_path, [shown(1, 1, "a", 0, 1), clicked(2, 2, "b", 30, 2)]) == []
-
-
 def test_first_search_may_have_a_click_unless_forbidden(tmp_path):
     searches = [
         clicked(1, 1, "a", 0, 1),
