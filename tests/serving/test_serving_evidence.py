@@ -22,7 +22,7 @@ P0, P1, P2, P3 = Source.CLICKED, Source.REFORMULATION, Source.FEED, Source.KNOWL
 def totals(evidence, text):
     return {
         total.source: (total.items, total.events, total.users)
-        for total in evidence.query(query_id(text)).totals
+        for total in evidence.query(query_id(text)).by_source
     }
 
 

@@ -10,8 +10,8 @@ page, reply and rating form:
 - Of the other trails only their source is told: that somebody's behaviour makes the item a positive of the
   query, not how often, by how many, when or under which later query.
 
-People are the distinct `user_id` of the logs, counted over all days mined; totals are sums of told trails, so
-that no difference of two numbers tells what a single person did.
+People are the distinct `user_id` of the logs, counted over all days mined; what is counted of a query sums up
+its told trails, so that no difference of two numbers tells what a single person did.
 """
 
 from __future__ import annotations
@@ -199,7 +199,7 @@ def _log_rows(backend: Backend, mined: Mined, sources: list[tuple[Logs, list[str
 
 
 @dataclass(frozen=True)
-class SourceTotal:
+class SourceCounts:
     """What a source says about a training query, over its told trails; None where there is none."""
 
     source: Source
@@ -216,7 +216,7 @@ class TrainingQuery:
     text: str
     searches: int
     users: int
-    totals: tuple[SourceTotal, ...] = ()
+    by_source: tuple[SourceCounts, ...] = ()
     rewordings: tuple[str, ...] = ()
     """Later queries of its told trails (P1), most frequent first."""
 
@@ -351,10 +351,10 @@ def _trails(rows: list[dict[str, Any]]) -> dict[tuple[int, int], tuple[Trail, ..
 
 def _training_queries(backend: DuckDBBackend) -> tuple[TrainingQuery, ...]:
     """Return the queries of `asked` with what is told of each, the most searched first."""
-    totals: dict[int, list[SourceTotal]] = {}
-    for row in backend.rows("select * from totals order by source desc"):
-        total = SourceTotal(Source(row["source"]), row["items"], row["events"], row["users"])
-        totals.setdefault(row["query_id"], []).append(total)
+    counts: dict[int, list[SourceCounts]] = {}
+    for row in backend.rows("select * from source_counts order by source desc"):
+        of_source = SourceCounts(Source(row["source"]), row["items"], row["events"], row["users"])
+        counts.setdefault(row["query_id"], []).append(of_source)
     later: dict[int, list[str]] = {}
     for row in backend.rows(
         f"""
@@ -372,7 +372,7 @@ def _training_queries(backend: DuckDBBackend) -> tuple[TrainingQuery, ...]:
             row["query"],
             row["searches"],
             row["users"],
-            tuple(totals.get(row["query_id"], ())),
+            tuple(counts.get(row["query_id"], ())),
             tuple(later.get(row["query_id"], ())),
         )
         for row in backend.rows("select * from asked order by searches desc, query")
@@ -470,13 +470,13 @@ def told_queries_sql(k: int, queries: str = "queries") -> str:
 
 
 def tell_trails(backend: Backend, mined: Mined, k: int) -> None:
-    """Make `trails` and `totals` of the evidence in `own`.
+    """Make `trails` and `source_counts` of the evidence in `own`.
 
     `trails(query_id, item_id, source, via, events, users)`: a row for each trail that is told, and a row
     without counts and later query for a source of a pair none of whose trails is.
 
-    `totals(query_id, source, items, events, users)`: of the told trails of a query; counts are null where
-    none is. What a language model wrote stands for nobody: its documents are always counted.
+    `source_counts(query_id, source, items, events, users)`: of the told trails of a query; counts are null
+    where none is. What a language model wrote stands for nobody: its documents are always counted.
 
     Args:
         backend: holds `own` (rows of the evidence), `searchers` and `queries`.
@@ -486,7 +486,7 @@ def tell_trails(backend: Backend, mined: Mined, k: int) -> None:
     _name_later_queries(backend, mined)
     backend.table("counted", _COUNTED.format(k=k))
     backend.table("trails", _TRAILS)
-    backend.table("totals", _TOTALS)
+    backend.table("source_counts", _SOURCE_COUNTS)
 
 
 _KEY = "{0}.query_id = {1}.query_id and {0}.item_id = {1}.item_id and {0}.source = {1}.source"
@@ -508,7 +508,7 @@ from counted c
 where not exists (select 1 from counted t where t.told and {_KEY.format("t", "c")})
 """
 
-_TOTALS = f"""
+_SOURCE_COUNTS = f"""
 select c.query_id, c.source,
     nullif(count(distinct case when c.free then o.item_id end), 0) as items,
     nullif(count(case when c.free then 1 end), 0) as events,

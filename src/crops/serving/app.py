@@ -420,7 +420,7 @@ class Near(BaseModel):
         """Return what is told of it."""
         totals = [
             Told(source=_name(total.source), events=total.events, users=total.users, items=total.items)
-            for total in near.query.totals
+            for total in near.query.by_source
         ]
         query = near.query
         return cls(
