@@ -41,11 +41,17 @@ def versions() -> dict[str, str | None]:
 
 
 def probe(batches: Iterable[pa.RecordBatch], expected: dict[str, Any]) -> Iterator[pa.RecordBatch]:
-    """Yield one row of JSON: which executor this is, and the first thing in which it differs."""
+    """Yield one row of JSON: which executor this is, and the first thing in which it differs, if any."""
     for _ in batches:
         pass
     nonce = uuid.uuid4().hex
-    fault = first_fault(expected) or write_seen(expected, nonce)
+    fault = (
+        _version_fault(expected["versions"])
+        or _folder_fault(expected["token"], expected["folders"])
+        or _file_fault(expected["sizes"])
+        or _model_fault(expected["identities"], expected["models"])
+        or _write_seen(expected["token"], expected["folders"], nonce)
+    )
     time.sleep(0.1)  # so that one executor does not take all tasks
     # Python's parent is its executor's daemon; containers of one host name differ in their mounts.
     mounts = os.readlink("/proc/self/ns/mnt") if os.path.exists("/proc/self/ns/mnt") else ""
@@ -54,18 +60,7 @@ def probe(batches: Iterable[pa.RecordBatch], expected: dict[str, Any]) -> Iterat
     yield pa.RecordBatch.from_pydict({"found": [json.dumps(row)]})
 
 
-def first_fault(expected: dict[str, Any]) -> str | None:
-    """Return what is wrong with this worker, in words that go on after its name."""
-    return (
-        version_fault(expected["versions"])
-        or folder_fault(expected["token"], expected["folders"])
-        or file_fault(expected["sizes"])
-        or model_fault(expected["identities"], expected["models"])
-    )
-
-
-def version_fault(wanted: dict[str, str | None]) -> str | None:
-    """Compare the versions."""
+def _version_fault(wanted: dict[str, str | None]) -> str | None:
     for name, version in versions().items():
         if version is None:
             return (
@@ -77,16 +72,14 @@ def version_fault(wanted: dict[str, str | None]) -> str | None:
     return None
 
 
-def folder_fault(token: str, folders: list[str]) -> str | None:
-    """Look for the file that the driver wrote into each folder."""
+def _folder_fault(token: str, folders: list[str]) -> str | None:
     for folder in folders:
         if not os.path.exists(os.path.join(folder, seen(token))):
             return f"does not see what the driver wrote into {folder}; name a folder that all machines share"
     return None
 
 
-def file_fault(sizes: dict[str, int]) -> str | None:
-    """Compare the files that are read, by their bytes."""
+def _file_fault(sizes: dict[str, int]) -> str | None:
     for path, size in sizes.items():
         if not os.path.exists(path):
             return f"does not see {path}; put the logs where all machines see them"
@@ -95,8 +88,7 @@ def file_fault(sizes: dict[str, int]) -> str | None:
     return None
 
 
-def model_fault(identities: bytes, wanted: list[str]) -> str | None:
-    """Compare the hashes of the models."""
+def _model_fault(identities: bytes, wanted: list[str]) -> str | None:
     try:
         models = [identity() for identity in pickle.loads(identities)]
     except Exception as error:  # whatever a missing model comes up with
@@ -106,11 +98,10 @@ def model_fault(identities: bytes, wanted: list[str]) -> str | None:
     return None
 
 
-def write_seen(expected: dict[str, Any], nonce: str) -> str | None:
-    """Write a file for the driver into each folder."""
-    for folder in expected["folders"]:
+def _write_seen(token: str, folders: list[str], nonce: str) -> str | None:
+    for folder in folders:
         try:
-            with open(os.path.join(folder, seen(expected["token"], nonce)), "x"):
+            with open(os.path.join(folder, seen(token, nonce)), "x"):
                 pass
         except OSError as error:
             return f"cannot write into {folder} ({error.strerror}); let Spark's user write there"
