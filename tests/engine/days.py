@@ -1,13 +1,12 @@
-"""Daily builds of small random logs."""
+"""Random small logs, dense enough that every source and every tie occurs, and daily builds of them."""
 
 from __future__ import annotations
 
 import hashlib
 from pathlib import Path
 
-from handmade import FakeScorer, Row, read_tables, write_logs
-from random_logs import random_logs
-from test_engine_equality import hashed
+import numpy as np
+from handmade import FakeScorer, Row, hashed, read_tables, shown, watched, write_logs
 
 from crops.config import EngineConfig
 from crops.engine.daily import Job, built_days, day_folder
@@ -16,6 +15,33 @@ from crops.logs import Logs
 DAY_S = 86_400
 DAYS = ("2026-01-05", "2026-01-06", "2026-01-07")
 CAPPED = {"search": {"max_clicked": 3, "max_exposed": 2}, "max_positives_per_user": 2}
+
+
+STAGES = ("exposed", "exposed", "unexposed", "filtered")
+
+
+def random_logs(seed: int, searches: int = 80) -> tuple[list[Row], list[Row]]:
+    """Return search impressions and feed events of 5 users, 8 queries, 30 items over about half an hour."""
+    rng = np.random.default_rng(seed)
+    impressions = []
+    for search in range(1, searches + 1):
+        user, query = int(rng.integers(1, 6)), int(rng.integers(8))
+        text = f"Query  {query}" if rng.random() < 0.3 else f"query {query}"
+        at = int(rng.integers(0, 2000))
+        for item in rng.choice(np.arange(1, 31), 6, replace=False).tolist():
+            stage = STAGES[int(rng.integers(4))]
+            hit = stage == "exposed" and rng.random() < 0.4
+            play = int(rng.integers(0, 40_000)) if stage == "exposed" else None
+            impressions.append(
+                shown(search, user, text, at, item, stage, clicked=hit, play_ms=play, duration_ms=30_000)
+            )
+    feed = [
+        watched(
+            int(rng.integers(1, 6)), int(rng.integers(1, 31)), int(rng.integers(-500, 2500)), play_ms=play
+        )
+        for play in rng.integers(0, 40_000, 300).tolist()
+    ]
+    return impressions, feed
 
 
 def random_days(days: int = 3) -> tuple[list[Row], list[Row]]:

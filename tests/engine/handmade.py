@@ -20,7 +20,7 @@ from crops.logs import Logs, open_logs
 from crops.protocols import PairScorer
 from crops.schema import FEED_EVENTS, ITEMS, SEARCH_IMPRESSIONS, Table
 from crops.signals import CONSUMED, LONG_PLAY, is_consumed, is_long_play, is_within, within_sql
-from crops.text import query_id
+from crops.text import content_id, query_id
 
 NOON = 1_767_614_400_000_000
 """2026-01-05 12:00:00 UTC in microseconds."""
@@ -163,3 +163,8 @@ class FakeScorer:
 def scores(known: Mapping[tuple[str, str], float], other: float = 0.0) -> FakeScorer:
     """Return a scorer that looks pairs up."""
     return FakeScorer(lambda left, right: known.get((left, right), other))
+
+
+def hashed(left: str, right: str) -> float:
+    """Return a score that only depends on the two texts."""
+    return round(content_id(f"{left}|{right}") % 1000 / 999, 6)

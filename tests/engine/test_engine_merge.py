@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import numpy as np
+from days import random_logs
 from handmade import DAY, P0, P1, P2, clicked, evidence, labels, run, scores, shown, watched
-from random_logs import random_logs
 
 from crops.labels import Source, assign_labels, parse_sources
 from crops.text import query_id

@@ -1,18 +1,41 @@
+"""The mining job: a day by hand, faulty and odd logs, and results that do not depend on order or threads."""
+
 from __future__ import annotations
 
+import functools
 import json
+import re
+import sys
+from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from handmade import DAY, FakeScorer, clicked, evidence, labels, run, scores, shown, watched
-from random_logs import random_logs
+from days import random_logs
+from handmade import (
+    DAY,
+    FakeScorer,
+    clicked,
+    evidence,
+    hashed,
+    labels,
+    run,
+    scores,
+    shown,
+    watched,
+    write_logs,
+)
 
-from crops.engine.backend import DuckDBBackend
+from crops.config import EngineConfig
+from crops.engine import mine
+from crops.engine.backend import DuckDBBackend, open_parquet
 from crops.engine.mine import TABLES
 from crops.errors import CropsError
 from crops.labels import Source
-from crops.schema import ARROW_TYPES, EVIDENCE, ITEMS, QUERIES, SAMPLES, SYNTHETIC_ITEMS
-from crops.text import query_id
+from crops.logs import open_logs
+from crops.schema import ARROW_TYPES, EVIDENCE, ITEMS, LATEST_US, QUERIES, SAMPLES, SYNTHETIC_ITEMS
+from crops.text import normalise_query, query_id
 
 
 def test_a_day_by_hand(tmp_path):
@@ -242,3 +265,224 @@ def test_an_exception_of_the_scorer_arrives_unchanged_and_leaves_no_output(tmp_p
         run(tmp_path, searches, relevance=broken)
     assert caught.value is error
     assert [entry.name for entry in tmp_path.iterdir()] == ["logs"]
+
+
+def test_many_pairs_stream_in_batches(tmp_path, monkeypatch):
+    monkeypatch.setattr("crops.engine.backend.BATCH_ROWS", 7)
+    sizes, asked = [], []
+
+    def sized(batches):
+        for batch in FakeScorer(hashed)(batches):
+            sizes.append(batch.num_rows)
+            asked.extend(zip(batch["left_key"].to_pylist(), batch["right_key"].to_pylist(), strict=True))
+            yield batch
+
+    searches, feed = random_logs(seed=2)
+    small, _ = run(tmp_path / "small", searches, feed, relevance=sized, similarity=FakeScorer(hashed))
+    monkeypatch.undo()
+    large, _ = run(
+        tmp_path / "large", searches, feed, relevance=FakeScorer(hashed), similarity=FakeScorer(hashed)
+    )
+    assert len(sizes) > 5
+    assert max(sizes) <= 7
+    assert asked == sorted(set(asked))  # the same batches in every run, for scorers that depend on them
+    assert small == large
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_row_order_and_threads_do_not_matter(tmp_path, monkeypatch, seed):
+    searches, feed = random_logs(seed)
+    rng = np.random.default_rng(seed)
+    results = []
+    for threads in (1, 4):
+        monkeypatch.setattr(
+            sys.modules["crops.engine.mine"],
+            "DuckDBBackend",
+            functools.partial(DuckDBBackend, threads=threads),
+        )
+        results.append(
+            run(
+                tmp_path / str(threads),
+                [searches[row] for row in rng.permutation(len(searches))],
+                [feed[row] for row in rng.permutation(len(feed))],
+                relevance=FakeScorer(hashed),
+                similarity=FakeScorer(hashed),
+                generated=[
+                    {"query": "query 1", "ocr_cover": f"text {number}"} for number in rng.permutation(9)
+                ],
+                search={"max_clicked": 3, "max_exposed": 2, "max_unexposed": 2, "max_filtered": 2},
+                feed={"max_items": 5, "window_s": 200, "relevance": 0.3},
+                max_positives_per_user=3,
+            )
+        )
+    assert results[0][0]["samples"]
+    assert results[0] == results[1]
+
+
+def test_p1_and_p2_equal_plain_loops(tmp_path):
+    searches, feed = random_logs(seed=7, searches=60)
+    tables, _ = run(
+        tmp_path, searches, feed, feed={"max_items": 4, "window_s": 120}, max_positives_per_user=1000
+    )
+    events = {row["search_id"]: row for row in searches}
+    consumed = {(row["search_id"], row["item_id"]) for row in searches if _consumed(row)}
+
+    p1 = {
+        (query_id(q["query"]), item, q["search_id"], query_id(r["query"]))
+        for q in events.values()
+        for r in events.values()
+        if q["user_id"] == r["user_id"]
+        and 0 < r["searched_at"] - q["searched_at"] <= 90_000_000
+        and normalise_query(q["query"]) != normalise_query(r["query"])
+        for search, item in consumed
+        if search == r["search_id"]
+    }
+    got = evidence(tables, Source.REFORMULATION)
+    assert {(row["query_id"], row["item_id"], row["search_id"], row["via_query_id"]) for row in got} == p1
+    assert len(got) == len(p1) > 50
+
+    p2 = set()
+    users_of = {(q["user_id"], normalise_query(q["query"])) for q in events.values()}
+    for user, text in users_of:
+        near = sorted(
+            (abs(f["watched_at"] - q["searched_at"]), f["watched_at"], q["search_id"], f["item_id"])
+            for q in events.values()
+            for f in feed
+            if q["user_id"] == f["user_id"] == user
+            and normalise_query(q["query"]) == text
+            and f["play_ms"] >= 18_000
+        )
+        nearest = {}
+        for distance, watched_at, search, item in near:
+            if distance <= 120_000_000:
+                nearest.setdefault(item, (distance, watched_at, item, search))
+        chosen = sorted(nearest.values())[:4]
+        p2 |= {(query_id(text), item, search, at) for _, at, item, search in chosen}
+    got = evidence(tables, Source.FEED)
+    assert {(row["query_id"], row["item_id"], row["search_id"], row["watched_at"]) for row in got} == p2
+    assert len(got) == len(p2) > 50
+
+
+def _consumed(row):
+    return row["stage"] == "exposed" and (row["clicked"] or row["play_ms"] >= 18_000)  # all items last 30 s
+
+
+def test_the_sql_keeps_to_the_common_subset(tmp_path, monkeypatch):
+    """No construct that Spark lacks or answers differently; reading and writing files is the backend's."""
+    statements = []
+    for method in ("table", "append", "view", "map_batches", "arrow"):
+        plain = getattr(DuckDBBackend, method)
+
+        def spy(self, *given, plain=plain):
+            if not given[0].startswith("log_"):
+                statements.append(next(text for text in given if "select" in text).lower())
+            return plain(self, *given)
+
+        monkeypatch.setattr(DuckDBBackend, method, spy)
+    run(tmp_path, *random_logs(seed=3), relevance=scores({}), similarity=scores({}))
+    assert len(statements) > 15
+    banned = re.compile(
+        r"//|::|->|\bqualify\b|\bunnest\b|\basof\b|\blist_|\bhash\(|\binterval\b|\bepoch|\brange\b|\bexclude\b"
+        r"|\b(semi|anti) join\b|\bas (left|right)\b|\bgroup by all\b|\bgroup by \d"
+    )
+    assert [text for text in statements if banned.search(text)] == []
+
+
+SEARCHES = [shown(1, 1, "a", 0, 1), clicked(2, 1, "b", 30, 2)]
+
+
+def mine_plainly(logs, out, **settings):
+    return mine(logs, out, EngineConfig.model_validate(settings), relevance=None, similarity=None)
+
+
+def feed_file(folder):
+    return folder / "feed_events" / f"day={DAY}" / "0.parquet"
+
+
+def test_a_truncated_file_is_named(tmp_path):
+    write_logs(tmp_path / "logs", SEARCHES, [watched(1, 3, 5)])
+    file = feed_file(tmp_path / "logs")
+    file.write_bytes(file.read_bytes()[:-20])
+    with pytest.raises(CropsError, match=f"feed_events/day={DAY}/0.parquet"):
+        mine_plainly(open_logs(tmp_path / "logs"), tmp_path / "out")
+
+
+def test_a_file_damaged_behind_a_sound_footer_is_named_and_nothing_is_published(tmp_path):
+    events = [watched(1, item, item) for item in range(1, 900)]
+    logs = write_logs(tmp_path / "logs", SEARCHES, events)
+    file = feed_file(tmp_path / "logs")
+    content = bytearray(file.read_bytes())
+    content[4:2000] = b"\xff" * 1996
+    file.write_bytes(bytes(content))
+    with pytest.raises(CropsError, match=f"{file} is damaged"):
+        mine_plainly(logs, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["logs"]
+
+
+def test_a_file_that_vanished_is_named(tmp_path):
+    logs = write_logs(tmp_path / "logs", SEARCHES, [watched(1, 3, 5)])
+    feed_file(tmp_path / "logs").unlink()
+    with pytest.raises(CropsError, match=f"day={DAY}/0.parquet"):
+        mine_plainly(logs, tmp_path / "out")
+
+
+def test_ids_that_do_not_fit_are_refused(tmp_path):
+    write_logs(tmp_path / "logs", SEARCHES)
+    (file,) = (tmp_path / "logs").glob("search_impressions/*/*.parquet")
+    table = pq.read_table(file)
+    index = table.schema.get_field_index("user_id")
+    pq.write_table(table.set_column(index, "user_id", pa.array([2**64 - 1, 1], pa.uint64())), file)
+    with pytest.raises(CropsError, match="column user_id is uint64"):
+        open_logs(tmp_path / "logs")
+
+
+def test_clocks_that_disagree_lose_nothing(tmp_path):
+    """Rows out of order, feed clocks ahead and far off: only what is in the windows counts."""
+    searches = [clicked(2, 1, "b", 30, 2), shown(1, 1, "a", 0, 1)]
+    feed = [watched(1, 5, 1700), watched(1, 4, -1700), watched(1, 3, 10)]
+    late = {**watched(1, 6, 0), "watched_at": LATEST_US}
+    tables, _ = run(tmp_path, searches, [*feed, late])
+    assert set(labels(tables, ["a", "b"])) == {
+        *(("a", item) for item in (1, 2, 3, 4, 5)),
+        *(("b", item) for item in (2, 3, 4, 5)),
+    }
+
+
+def test_queries_of_any_length_and_of_control_characters(tmp_path):
+    texts = [
+        "x" * 100_000,
+        "null\u0000byte",
+        "tab\tand\nline",
+        "'; drop table samples; --",
+        "\u202eright to left",
+        "💥",
+    ]
+    searches = [clicked(number, 1, text, 1000 * number, 1) for number, text in enumerate(texts, 1)]
+    tables, _ = run(tmp_path, searches)
+    expected = {"x" * 100_000, "null byte", "tab and line", *texts[3:]}
+    assert {row["query"] for row in tables["queries"]} == expected
+    assert len(tables["samples"]) == len(texts)
+
+
+def test_too_little_memory_says_so_and_leaves_nothing(tmp_path, monkeypatch):
+    feed = [watched(user, item, item) for user in range(1, 60) for item in range(1, 300)]
+    searches = [shown(user * 1000 + n, user, f"q{n}", n, 1) for user in range(1, 60) for n in range(40)]
+    logs = write_logs(tmp_path / "logs", searches, feed)
+    monkeypatch.setattr("crops.engine.backend.duckdb_limit", lambda memory: 4_000_000)
+    with pytest.raises(CropsError, match=r"engine.memory = '1MB' is not enough"):
+        mine_plainly(logs, tmp_path / "out", memory="1MB")
+    assert [path.name for path in tmp_path.iterdir()] == ["logs"]
+
+
+def test_a_full_disk_says_so_and_leaves_nothing(tmp_path, monkeypatch):
+    """The full device is met while tables are written; what was there before stays."""
+    logs = write_logs(tmp_path / "logs", SEARCHES)
+    mine_plainly(logs, tmp_path / "out")
+    before = sorted(path.name for path in (tmp_path / "out").iterdir())
+    monkeypatch.setattr(
+        "crops.engine.backend.open_parquet", lambda target, schema: open_parquet(Path("/dev/full"), schema)
+    )
+    with pytest.raises(CropsError, match="(?s)nothing was published.*No space left on device"):
+        mine_plainly(logs, tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["logs", "out"]

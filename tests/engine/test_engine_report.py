@@ -6,8 +6,8 @@ import json
 import re
 
 import pytest
+from days import random_logs
 from handmade import FakeScorer, clicked, run, scores, shown, watched
-from random_logs import random_logs
 from typer.testing import CliRunner
 
 from crops.cli.app import app

@@ -10,8 +10,7 @@ import sys
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from handmade import FakeScorer, clicked, run, shown, write_logs
-from test_engine_equality import hashed
+from handmade import FakeScorer, clicked, hashed, run, shown, write_logs
 
 from crops.config import EngineConfig
 from crops.engine import mine
@@ -80,7 +79,7 @@ sys.path.insert(0, sys.argv[1])
 import crops.engine.backend, crops.engine.scoring
 crops.engine.backend.BATCH_ROWS = crops.engine.scoring.PART_ROWS = 10
 from handmade import FakeScorer
-from test_engine_equality import hashed
+from handmade import hashed
 from test_engine_scoring import mined
 
 def slow(batches):

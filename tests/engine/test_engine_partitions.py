@@ -8,10 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from handmade import FakeScorer, Row, clicked, evidence, labels, run, shown, watched
+from days import random_logs
+from handmade import FakeScorer, Row, clicked, evidence, hashed, labels, run, shown, watched
 from large_logs import large_logs
-from random_logs import random_logs
-from test_engine_equality import hashed
 
 from crops.engine.backend import duckdb_limit, file_partitions, parse_memory, query_partitions, shards
 from crops.errors import CropsError
