@@ -7,7 +7,7 @@ else (commands, caps, labels, evidence, reports, ablations) reads the row in cro
 from crops.engine.backend import Backend
 from crops.engine.candidates import COLUMNS, Miner
 from crops.labels import Source
-from crops.signals import MICROSECONDS
+from crops.schema import MICROSECONDS
 
 LABELS = {
     "class Source(IntFlag):": "    VAIN = 128",

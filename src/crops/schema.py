@@ -363,3 +363,30 @@ SYNTHETIC_ITEMS = Table(
 )
 LOG_TABLES = (ITEMS, SEARCH_IMPRESSIONS, FEED_EVENTS)
 """What a team brings; feed_events may be absent (then P2 is)."""
+
+
+# What people did with a result, and how their searches follow each other: one definition each, as SQL over
+# rows of the logs (DuckDB and Spark).
+
+LONG_PLAY_MS = 18_000
+"""A play of this length, or of the whole item if that is shorter, is consumption."""
+MICROSECONDS = 1_000_000
+"""In a second."""
+LONG_PLAY = f"""coalesce(play_ms >= case
+    when duration_ms > 0 and duration_ms <= {LONG_PLAY_MS} then duration_ms
+    else {LONG_PLAY_MS} end, false)"""
+"""Whether a play is long. A length of 0 is as unknown as none: it asks for 18 s, or every exposure of the
+item would be consumed."""
+CONSUMED = f"(coalesce(clicked, false) or coalesce(liked, false) or {LONG_PLAY})"
+"""Whether a result or a feed item was clicked, liked or played long; none is no signal."""
+
+
+def within_sql(earlier: str, later: str, window_s: float) -> str:
+    """Return whether a search is soon enough after another to be its rewording: 0 < t_i - t_q <= window.
+
+    Args:
+        earlier: SQL of the time t_q of the one.
+        later: SQL of the time t_i of the other.
+        window_s: in seconds.
+    """
+    return f"({later} > {earlier} and {later} <= {earlier} + {round(window_s * MICROSECONDS)})"

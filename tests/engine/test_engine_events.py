@@ -6,10 +6,11 @@ from handmade import DAY, NOON, assert_signals_agree, clicked, shown, write_logs
 from crops.engine.backend import DuckDBBackend
 from crops.engine.events import load_events
 from crops.errors import CropsError
-from crops.signals import is_consumed
+from crops.schema import CONSUMED
 from crops.text import query_id
 
 NOTHING = {"clicked": False, "liked": None, "play_ms": None, "duration_ms": None}
+TYPES = {"clicked": "BOOLEAN", "liked": "BOOLEAN", "play_ms": "BIGINT", "duration_ms": "BIGINT"}
 
 
 @pytest.mark.parametrize(
@@ -40,7 +41,12 @@ NOTHING = {"clicked": False, "liked": None, "play_ms": None, "duration_ms": None
     ],
 )
 def test_consumed_is_clicked_liked_or_a_long_play(signals, consumed):
-    assert is_consumed(**{**NOTHING, **signals}) == consumed
+    columns = ", ".join(
+        f"cast({'null' if value is None else value} as {TYPES[name]}) as {name}"
+        for name, value in (NOTHING | signals).items()
+    )
+    with DuckDBBackend("100MB") as backend:
+        assert backend.rows(f"select {CONSUMED} as said from (select {columns})") == [{"said": consumed}]
 
 
 def test_signals_mean_the_same_in_python_and_in_sql():

@@ -11,12 +11,12 @@ from crops.errors import CropsError
 from crops.evaluation.raters import (
     COLUMNS,
     GRADE_NAMES,
-    grades_of,
     key_path,
     read_key,
-    read_sheet,
+    read_rating_sheet,
+    read_ratings,
     write_grades,
-    write_sheet,
+    write_rating_sheet,
 )
 from crops.evaluation.source_precision import Precision, source_precision
 from crops.labels import Source
@@ -166,8 +166,8 @@ def test_other_folders_are_named(tmp_path):
 
 def test_a_sheet_is_blind_and_its_key_is_not(mined, tmp_path):
     sheet = tmp_path / "sheet.csv"
-    assert write_sheet(mined, sheet, each=10, k=20, seed=0) == 6
-    rows = read_sheet(sheet)
+    assert write_rating_sheet(mined, sheet, each=10, k=20, seed=0) == 6
+    rows = read_rating_sheet(sheet)
     assert {row.query for row in rows} == {"jaguar"}  # rare has too few users
     assert sorted(row.title for row in rows) == [
         "=cmd|' /c calc'", "Cake", "Cat cubs", "Fast car", "Flour", "Spots",
@@ -184,7 +184,7 @@ def test_a_sheet_is_blind_and_its_key_is_not(mined, tmp_path):
 def test_every_source_gets_its_pairs_and_the_draw_is_seeded(mined, tmp_path):
     paths = [tmp_path / f"{name}.csv" for name in "abc"]
     for path, seed in zip(paths, (0, 0, 1), strict=True):
-        write_sheet(mined, path, each=1, k=1, seed=seed)
+        write_rating_sheet(mined, path, each=1, k=1, seed=seed)
     masks = read_key(key_path(paths[0])).values()
     assert all(any(mask & source for mask in masks) for source in (CLICKED, FEED, REWORDED, WRITTEN))
     assert len(masks) <= 4
@@ -194,12 +194,12 @@ def test_every_source_gets_its_pairs_and_the_draw_is_seeded(mined, tmp_path):
 
 def test_grades_are_words_or_numbers(mined, tmp_path):
     sheet, filled = tmp_path / "sheet.csv", tmp_path / "filled.csv"
-    write_sheet(mined, sheet, each=10, k=20, seed=0)
+    write_rating_sheet(mined, sheet, each=10, k=20, seed=0)
     write_grades(sheet, filled, {"0001": 2, "0002": 0})
     filled.write_text(filled.read_text(encoding="utf-8-sig").replace("very relevant", " Very Relevant "))
-    assert grades_of(filled) == {"0001": 2, "0002": 0}
+    assert read_ratings(filled) == {"0001": 2, "0002": 0}
     filled.write_text(filled.read_text().replace(" Very Relevant ", "1"))
-    assert grades_of(filled)["0001"] == 1
+    assert read_ratings(filled)["0001"] == 1
     assert GRADE_NAMES[1] == "relevant"
 
 
@@ -216,21 +216,21 @@ def test_grades_are_words_or_numbers(mined, tmp_path):
 def test_bad_sheets_are_named(tmp_path, content, message):
     (tmp_path / "sheet.csv").write_text(content)
     with pytest.raises(CropsError, match=message):
-        grades_of(tmp_path / "sheet.csv")
+        read_ratings(tmp_path / "sheet.csv")
 
 
 def test_a_filled_sheet_is_not_overwritten(mined, tmp_path):
     sheet = tmp_path / "sheet.csv"
-    write_sheet(mined, sheet, each=10, k=20, seed=0)
-    write_sheet(mined, sheet, each=10, k=20, seed=1)
+    write_rating_sheet(mined, sheet, each=10, k=20, seed=0)
+    write_rating_sheet(mined, sheet, each=10, k=20, seed=1)
     write_grades(sheet, sheet, {"0001": 2})
     with pytest.raises(CropsError, match="holds grades already"):
-        write_sheet(mined, sheet, each=10, k=20, seed=0)
+        write_rating_sheet(mined, sheet, each=10, k=20, seed=0)
 
 
 def test_nothing_to_draw_is_an_error(mined, tmp_path):
     with pytest.raises(CropsError, match="lower engine.k"):
-        write_sheet(mined, tmp_path / "sheet.csv", each=1, k=1000, seed=0)
+        write_rating_sheet(mined, tmp_path / "sheet.csv", each=1, k=1000, seed=0)
 
 
 @pytest.mark.parametrize("fault", ['"open,1', '"closed" too soon,1'])
@@ -239,4 +239,4 @@ def test_a_quote_that_breaks_a_sheet_is_refused(tmp_path, fault):
     lines = [",".join(COLUMNS), *(f"{pair:04d},q,9,t,d,k,1" for pair in range(3)), f"0009,q,9,t,d,{fault}"]
     sheet.write_text("\n".join([*lines, "0010,q,9,t,d,k,1", ""]))
     with pytest.raises(CropsError, match=r"sheet\.csv: cannot read the sheet: .*; save it as CSV in UTF-8"):
-        read_sheet(sheet)
+        read_rating_sheet(sheet)

@@ -1,4 +1,7 @@
+"""The client of an OpenAI-compatible endpoint, and the server in this process: asked once, filed, resumed."""
+
 import builtins
+import hashlib
 import json
 import signal
 import subprocess
@@ -10,8 +13,9 @@ from dataclasses import replace
 import pytest
 
 from crops.errors import CropsError, MissingExtraError
-from crops.llm import Budget, Endpoint, Exemplar, Request, generate, load_prompt
+from crops.llm import Budget, Endpoint, Exemplar, Request, embedded_server, generate, load_prompt
 from crops.llm.batch import MAX_OUTAGE, open_append, quarantine_path, read_rows
+from crops.llm.endpoint import check_model
 from crops.llm.generate import request_key
 
 PROMPT = load_prompt()
@@ -357,3 +361,34 @@ def test_kill_loses_only_what_is_in_flight(fake, tmp_path):
     assert sorted(row["query"] for row in rows(cache)) == queries
     assert all(fake.calls[query] == 1 for query in written)
     assert sum(fake.calls.values()) <= len(queries) + 2
+
+
+def test_model_must_have_the_pinned_hash(tmp_path):
+    gguf = tmp_path / "model.gguf"
+    gguf.write_bytes(b"weights")
+    check_model(gguf, hashlib.sha256(b"weights").hexdigest().upper())
+    with pytest.raises(CropsError, match="SHA-256 is .* expected 00ff"):
+        check_model(gguf, "00ff")
+
+
+def test_missing_model_is_named(tmp_path):
+    with pytest.raises(CropsError, match=r"none\.gguf: no such model file"):
+        check_model(tmp_path / "none.gguf", "00ff")
+
+
+def test_the_missing_extra_of_the_embedded_server_is_named(monkeypatch, tmp_path):
+    monkeypatch.setitem(__import__("sys").modules, "xllamacpp", None)
+    gguf = tmp_path / "m.gguf"
+    gguf.write_bytes(b"a model")
+    digest = hashlib.sha256(b"a model").hexdigest()
+    with pytest.raises(MissingExtraError, match=r"crops-retrieval\[llm\]"), embedded_server(gguf, digest):
+        pass
+
+
+def test_a_file_that_is_no_model_is_named(tmp_path):
+    pytest.importorskip("xllamacpp")
+    gguf = tmp_path / "model.gguf"
+    gguf.write_bytes(b"weights")
+    server = embedded_server(gguf, hashlib.sha256(b"weights").hexdigest())
+    with pytest.raises(CropsError, match=r"model\.gguf: llama\.cpp cannot load"), server:
+        pass

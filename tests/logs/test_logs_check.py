@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import shutil
+from collections import Counter
 
 import numpy as np
 import pyarrow as pa
@@ -24,81 +25,94 @@ def reasons(report):
     return {fault.reason: fault.count for fault in report.faults}
 
 
-@pytest.mark.parametrize(
-    ("bad", "reason"),
-    [
-        ({"searched_at": NOON // 1_000_000}, "time_unit"),
-        ({"searched_at": NOON // 1_000}, "time_unit"),
-        ({"searched_at": 4_102_444_800_000_001}, "time_unit"),
-        ({"query": ""}, "empty_query"),
-        ({"query": "   "}, "empty_query"),
-        ({"query": "\u3000\xa0\u1680"}, "empty_query"),
-        ({"query": "x" * 1001}, "query_too_long"),
-        ({"query": "x" * 100_000}, "query_too_long"),
-        ({"query": "\x00\x1b\x92"}, "empty_query"),
-        ({"query": "\ufeff"}, "empty_query"),
-        ({"query": "\u200b \u200d\u2060"}, "empty_query"),
-        ({"query": "\u3164\u2800\u00ad"}, "empty_query"),
-        ({"query": "\ufe0f\u0301"}, "empty_query"),
-        ({"query": "caf\ufffd"}, "broken_encoding"),
-        ({"query": None}, "null_query"),
-        ({"user_id": None}, "null_user_id"),
-        ({"clicked": None}, "null_clicked"),
-        ({"stage": "shown"}, "unknown_stage"),
-        ({"rank": 0}, "rank_not_positive"),
-        ({"rank": 3.0e9}, "out_of_range_rank"),
-        ({"rank": 1.5}, "fractional_rank"),
-        ({"rank": 3, "stage": "filtered"}, "rank_of_unshown"),
-        ({"clicked": True, "stage": "unexposed"}, "clicked_unshown"),
-        ({"play_ms": -1}, "negative_play_ms"),
-        ({"play_ms": NAN}, "nan_play_ms"),
-        ({"play_ms": INF}, "nan_play_ms"),
-        ({"play_ms": 1e300}, "out_of_range_play_ms"),
-        ({"play_ms": 2.0**63}, "out_of_range_play_ms"),
-        ({"play_ms": 0.5}, "fractional_play_ms"),
-        ({"duration_ms": -5}, "negative_duration_ms"),
-        ({"play_ms": 604_800_001}, "unit_play_ms"),
-        ({"routes": -1}, "negative_routes"),
-        ({"liked": True, "stage": "filtered"}, "liked_unshown"),
-        ({"play_ms": 1, "stage": "unexposed"}, "played_unshown"),
-        ({"pre_score": NAN}, "nan_pre_score"),
-        ({"item_id": 404}, "unknown_item"),
-    ],
-)
-def test_each_bad_impression_is_rejected_by_name(write_logs, tmp_path, bad, reason):
-    logs = write_logs(tmp_path / "logs", items=[{"item_id": 1}], impressions=[GOOD, bad])
-    report = check(logs)
-    assert reasons(report) == {reason: 1}
-    assert report.tables["search_impressions"] == TableCounts(rows=2, accepted=1, rejected=1)
-    (fault,) = report.faults
-    faulty = next(iter(bad)) if reason != "rank_of_unshown" else "rank"
-    assert fault.column == faulty
-    shown = fault.example.get(faulty)
-    if isinstance(shown, str) and len(bad[faulty]) > 100:
-        assert shown == bad[faulty][:100] + "..."
-    else:
-        assert shown == pytest.approx(bad[faulty], nan_ok=True)
-    assert fault.remedy
-    source = pq.read_table(logs / fault.file, partitioning=None).to_pylist()[fault.row]
-    assert source["search_id"] == 1
+BAD_IMPRESSIONS = [
+    ({"searched_at": NOON // 1_000_000}, "time_unit"),
+    ({"searched_at": NOON // 1_000}, "time_unit"),
+    ({"searched_at": 4_102_444_800_000_001}, "time_unit"),
+    ({"query": ""}, "empty_query"),
+    ({"query": "   "}, "empty_query"),
+    ({"query": "\u3000\xa0\u1680"}, "empty_query"),
+    ({"query": "x" * 1001}, "query_too_long"),
+    ({"query": "x" * 100_000}, "query_too_long"),
+    ({"query": "\x00\x1b\x92"}, "empty_query"),
+    ({"query": "\ufeff"}, "empty_query"),
+    ({"query": "\u200b \u200d\u2060"}, "empty_query"),
+    ({"query": "\u3164\u2800\u00ad"}, "empty_query"),
+    ({"query": "\ufe0f\u0301"}, "empty_query"),
+    ({"query": "caf\ufffd"}, "broken_encoding"),
+    ({"query": None}, "null_query"),
+    ({"user_id": None}, "null_user_id"),
+    ({"clicked": None}, "null_clicked"),
+    ({"stage": "shown"}, "unknown_stage"),
+    ({"rank": 0}, "rank_not_positive"),
+    ({"rank": 3.0e9}, "out_of_range_rank"),
+    ({"rank": 1.5}, "fractional_rank"),
+    ({"rank": 3, "stage": "filtered"}, "rank_of_unshown"),
+    ({"clicked": True, "stage": "unexposed"}, "clicked_unshown"),
+    ({"play_ms": -1}, "negative_play_ms"),
+    ({"play_ms": NAN}, "nan_play_ms"),
+    ({"play_ms": INF}, "nan_play_ms"),
+    ({"play_ms": 1e300}, "out_of_range_play_ms"),
+    ({"play_ms": 2.0**63}, "out_of_range_play_ms"),
+    ({"play_ms": 0.5}, "fractional_play_ms"),
+    ({"duration_ms": -5}, "negative_duration_ms"),
+    ({"play_ms": 604_800_001}, "unit_play_ms"),
+    ({"routes": -1}, "negative_routes"),
+    ({"liked": True, "stage": "filtered"}, "liked_unshown"),
+    ({"play_ms": 1, "stage": "unexposed"}, "played_unshown"),
+    ({"pre_score": NAN}, "nan_pre_score"),
+    ({"item_id": 404}, "unknown_item"),
+]
+BAD_ITEMS = [
+    ({"item_id": -3}, "item_id_not_positive"),
+    ({"item_id": None}, "null_item_id"),
+    ({"item_id": 2, "ocr_cover": " ", "keyword": ""}, "no_text"),
+    ({"item_id": 3, "ocr_cover": "\ufeff", "keyword": "\u200b\x07"}, "no_text"),
+    ({"item_id": 4, "uploaded_at": 1_767_614_400}, "time_unit"),
+    ({"item_id": 5, "like_cnt": NAN}, "nan_like_cnt"),
+    ({"item_id": 1, "ocr_cover": "again"}, "duplicate_key"),
+]
 
 
-@pytest.mark.parametrize(
-    ("bad", "reason"),
-    [
-        ({"item_id": -3}, "item_id_not_positive"),
-        ({"item_id": None}, "null_item_id"),
-        ({"item_id": 2, "ocr_cover": " ", "keyword": ""}, "no_text"),
-        ({"item_id": 2, "ocr_cover": "\ufeff", "keyword": "\u200b\x07"}, "no_text"),
-        ({"item_id": 2, "uploaded_at": 1_767_614_400}, "time_unit"),
-        ({"item_id": 2, "like_cnt": NAN}, "nan_like_cnt"),
-        ({"item_id": 1, "ocr_cover": "again"}, "duplicate_key"),
-    ],
-)
-def test_each_bad_item_is_rejected_by_name(write_logs, tmp_path, bad, reason):
-    report = check(write_logs(tmp_path / "logs", items=[{"item_id": 1}, bad]))
-    assert reasons(report) == {reason: 1}
-    assert report.tables["items"] == TableCounts(rows=2, accepted=1, rejected=1)
+def test_each_bad_impression_is_rejected_by_name(write_logs, tmp_path):
+    impressions = [GOOD, *({"search_id": i, **bad} for i, (bad, _) in enumerate(BAD_IMPRESSIONS))]
+    logs = write_logs(tmp_path / "logs", items=[{"item_id": 1}], impressions=impressions)
+    report = check(logs, tmp_path / "out")
+    rejects = pq.read_table(tmp_path / "out/rejects/search_impressions").to_pylist()
+    assert {row["search_id"]: row["reasons"] for row in rejects} == {
+        i: [reason] for i, (_, reason) in enumerate(BAD_IMPRESSIONS)
+    }
+    assert reasons(report) == Counter(reason for _, reason in BAD_IMPRESSIONS)
+    bad = len(BAD_IMPRESSIONS)
+    assert report.tables["search_impressions"] == TableCounts(rows=bad + 1, accepted=1, rejected=bad)
+
+
+def test_a_fault_names_its_column_its_remedy_and_its_first_row(write_logs, tmp_path):
+    impressions = [GOOD, *({"search_id": i, **bad} for i, (bad, _) in enumerate(BAD_IMPRESSIONS))]
+    logs = write_logs(tmp_path / "logs", items=[{"item_id": 1}], impressions=impressions)
+    for fault in check(logs).faults:
+        source = pq.read_table(logs / fault.file, partitioning=None).to_pylist()[fault.row]
+        bad, reason = BAD_IMPRESSIONS[source["search_id"]]
+        assert fault.reason == reason
+        assert fault.column == ("rank" if reason == "rank_of_unshown" else next(iter(bad)))
+        shown, value = fault.example.get(fault.column), bad[fault.column]
+        if isinstance(shown, str) and len(value) > 100:
+            assert shown == value[:100] + "..."
+        else:
+            assert shown == pytest.approx(value, nan_ok=True)
+        assert fault.remedy
+
+
+def test_each_bad_item_is_rejected_by_name(write_logs, tmp_path):
+    report = check(
+        write_logs(tmp_path / "logs", items=[{"item_id": 1}, *(bad for bad, _ in BAD_ITEMS)]),
+        tmp_path / "out",
+    )
+    rejects = pq.read_table(tmp_path / "out/rejects/items").to_pylist()
+    assert {row["item_id"]: row["reasons"] for row in rejects} == {
+        bad["item_id"]: [reason] for bad, reason in BAD_ITEMS
+    }
+    assert report.tables["items"] == TableCounts(rows=8, accepted=1, rejected=7)
 
 
 def test_feed_events_are_checked_and_may_all_be_rejected(write_logs, tmp_path):
@@ -180,14 +194,16 @@ def accepted(folder, table):
     return [row for file in files for row in pq.read_table(file, partitioning=None).to_pylist()]
 
 
-@pytest.mark.parametrize("order", itertools.permutations(range(4)))
-def test_rows_of_one_key_merge_whatever_their_order(write_logs, tmp_path, order):
+def test_rows_of_one_key_merge_whatever_their_order(write_logs, tmp_path):
     rows = [IMPRESSION, CLICK, LIKE, RANKED]
-    report = check(write_logs(tmp_path / "logs", impressions=[rows[i] for i in order]), tmp_path / "out")
-    assert reasons(report) == {"duplicate_key": 3}
-    assert accepted(tmp_path / "out", "search_impressions") == [MERGED]
-    assert report.tables["search_impressions"] == TableCounts(rows=4, accepted=1, rejected=3)
-    assert report.merged == {"search_impressions": 1}
+    orders = list(enumerate(itertools.permutations(rows)))
+    impressions = [{**row, "search_id": search} for search, order in orders for row in order]
+    report = check(write_logs(tmp_path / "logs", impressions=impressions), tmp_path / "out")
+    assert reasons(report) == {"duplicate_key": 72}
+    merged = [{**MERGED, "search_id": search} for search, _ in orders]
+    assert accepted(tmp_path / "out", "search_impressions") == merged
+    assert report.tables["search_impressions"] == TableCounts(rows=96, accepted=24, rejected=72)
+    assert report.merged == {"search_impressions": 24}
 
 
 @pytest.mark.parametrize("partitioned", [True, False])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -47,6 +49,20 @@ def found(report):
     )
 
 
+@pytest.fixture(scope="module")
+def plain(write_logs, tmp_path_factory):
+    """What is found in the same logs without foreign columns."""
+    folder = tmp_path_factory.mktemp("plain")
+    logs = open_logs(dirty(write_logs, folder / "logs"))
+    report = check(logs.path, folder / "checked")
+    tables = ("search_impressions", "items", "feed_events")
+    kept = {
+        name: pq.read_table(folder / "checked/accepted" / table_path(name)).to_pylist() for name in tables
+    }
+    rows = {name: duckdb.sql(logs.sql(name)).fetchall() for name in tables}
+    return SimpleNamespace(found=found(report), kept=kept, rows=rows)
+
+
 @pytest.mark.parametrize(
     ("first", "last"),
     [
@@ -55,23 +71,19 @@ def found(report):
         (("Query", "ITEM_ID", "Stage"), ("QUERY", "Searched_At", "_FILE", "File_Row_Number")),
         (("", '"', "a\nb", "query ", "query\u200b"), ("\u0130", "i\u0307", "I", "\u212a", "k", "select")),
         (("extra_0", "c0", "query 0", "Query"), ("rows", "suspect", "_mixed", "file", "File")),
-        *(((name,), ()) for name in HOSTILE),
+        *(((name,), ()) for name in ("file_row_number", "filename", "day")),
     ],
 )
-def test_foreign_columns_change_nothing(write_logs, tmp_path, first, last):
-    plain = check(dirty(write_logs, tmp_path / "plain"), tmp_path / "plain-checked")
+def test_foreign_columns_change_nothing(plain, write_logs, tmp_path, first, last):
     logs = dirty(write_logs, tmp_path / "hostile")
     rewrite(logs, first, last)
     report = check(logs, tmp_path / "checked")
-    assert found(report) == found(plain)
+    assert found(report) == plain.found
     for table in ("search_impressions", "items", "feed_events"):
-        kept = [
-            pq.read_table(tmp_path / name / "accepted" / table_path(table)).to_pylist()
-            for name in ("plain-checked", "checked")
-        ]
-        assert kept[0] == kept[1]
-        sql = [open_logs(folder).sql(table) for folder in (tmp_path / "plain", logs)]
-        assert duckdb.sql(sql[0]).fetchall() == duckdb.sql(sql[1]).fetchall()
+        assert (
+            pq.read_table(tmp_path / "checked/accepted" / table_path(table)).to_pylist() == plain.kept[table]
+        )
+        assert duckdb.sql(open_logs(logs).sql(table)).fetchall() == plain.rows[table]
     for row in pq.read_table(tmp_path / "checked/rejects/search_impressions").to_pylist():
         source = pq.read_table(logs / row["file"], partitioning=None).to_pylist()[row["row"]]
         assert set(source.values()) - {None} <= {

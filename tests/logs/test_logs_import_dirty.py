@@ -76,9 +76,8 @@ def impressions(logs):
     return pq.read_table(logs / "search_impressions", partitioning=None).to_pylist()
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
+def test_a_zone_that_is_named_wins(importing):
+    texts = [
         "2026-01-05T12:00:00+00:00",
         "2026-01-05 12:00:00+00",
         "2026-01-05 20:00:00+08",
@@ -93,13 +92,12 @@ def impressions(logs):
         "2026-01-05T12:00:00Z",
         "2026-01-05 14:00:00",  # no zone: utc_offset
         "2026-01-05T14:00:00.000000",
-    ],
-)
-def test_a_zone_that_is_named_wins(importing, text):
-    as_json(importing.source / "shown.jsonl", [GOOD | {"ts": text}])
+    ]
+    rows = [GOOD | {"ts": text, "sid": str(i)} for i, text in enumerate(texts)]
+    as_json(importing.source / "shown.jsonl", rows)
     importing()
-    fraction = 500_000 if ".5" in text else 0
-    assert [row["searched_at"] for row in impressions(importing.logs)] == [NOON + fraction]
+    found = {texts[row["search_id"]]: row["searched_at"] for row in impressions(importing.logs)}
+    assert found == {text: NOON + (500_000 if ".5" in text else 0) for text in texts}
 
 
 @pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])

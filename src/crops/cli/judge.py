@@ -26,12 +26,12 @@ from crops.evaluation.raters import (
     agreements,
     common_counts,
     fleiss_kappa,
-    grades_of,
     middle_grades,
     read_key,
-    read_sheet,
+    read_rating_sheet,
+    read_ratings,
     write_grades,
-    write_sheet,
+    write_rating_sheet,
 )
 from crops.evaluation.source_precision import source_precision
 from crops.labels import Source
@@ -53,26 +53,26 @@ def judge_sheet(
     *,
     run: Annotated[RunConfig, Options(seed="seed")],
 ) -> int:
-    """Draw positives into a blind sheet: give every rater a copy, and fill the column `grade`.
+    """Draw positives into a blind rating sheet: give every rater a copy, and fill the column `grade`.
 
     Only queries of at least engine.k users are drawn, as set in --config; else of the mining.
     """
     k = run.engine.k if "k" in run.engine.model_fields_set else read_mined(samples).config.k
-    pairs = write_sheet(samples, out, each=each, k=k, seed=run.seed)
+    pairs = write_rating_sheet(samples, out, each=each, k=k, seed=run.seed)
     console.print(f"{pairs} pairs in {out}; grades: {', '.join(reversed(GRADE_NAMES))}")
     return pairs
 
 
 @command
 def judge_llm(
-    sheet: Annotated[Path, typer.Argument(help="A sheet, filled or not: its grades are not read.")],
+    sheet: Annotated[Path, typer.Argument(help="A rating sheet, filled or not: its grades are not read.")],
     out: Annotated[Path, typer.Argument(help="CSV with the grades of the LLM.")],
     rubric: Annotated[str, typer.Option(help="Rubric: judge-en, or the path of an own one.")] = "judge-en",
     retry_refused: RetryOption = False,
     *,
     run: Annotated[RunConfig, Options(**ENDPOINT)],
 ) -> dict[str, int]:
-    """Let an LLM grade a sheet; OUT.jsonl keeps its answers, so that a second run asks for the rest only."""
+    """Let an LLM grade a rating sheet; OUT.jsonl keeps its answers, a second run asks for the rest only."""
     if out.resolve() == sheet.resolve():
         raise CropsError(f"{out} is the sheet itself; name another file for the LLM's grades")
     pairs = [
@@ -82,7 +82,7 @@ def judge_llm(
             row.users,
             Exemplar(0, {"ocr_cover": row.title, "photo_caption": row.description or row.keywords}),
         )
-        for row in read_sheet(sheet)
+        for row in read_rating_sheet(sheet)
     ]
     with open_endpoint(run.llm) as endpoint:
         grades, counts = judge_pairs(
@@ -101,16 +101,16 @@ def judge_llm(
 
 @command
 def judge_report(
-    sheets: Annotated[list[Path], typer.Argument(help="Filled sheets, one per person.")],
+    sheets: Annotated[list[Path], typer.Argument(help="Filled rating sheets, one per person.")],
     key: Annotated[Path, typer.Option(help="The key of the sheet (SHEET.key.csv).")],
     out: Annotated[Path, typer.Option(help="Folder for report.html and judge.json.")],
     llm: Annotated[Path | None, typer.Option(help="The sheet that `crops judge llm` wrote.")] = None,
 ) -> dict[str, Any]:
     """Report grades by source, and how far raters agree with each other and with the LLM."""
-    raters = {sheet.stem: grades_of(sheet) for sheet in sheets}
+    raters = {sheet.stem: read_ratings(sheet) for sheet in sheets}
     if len(raters) < len(sheets):
         raise CropsError("two sheets have the same file name, which names the rater; rename one")
-    sources, by_llm = read_key(key), grades_of(llm) if llm else {}
+    sources, by_llm = read_key(key), read_ratings(llm) if llm else {}
     middle = middle_grades(list(raters.values()))
     strangers = sorted((middle.keys() | by_llm.keys()) - sources.keys())
     if strangers:

@@ -16,7 +16,7 @@ from crops.engine.without import Without, read_logs
 from crops.errors import CropsError
 from crops.labels import Source
 from crops.logs import Logs
-from crops.signals import CONSUMED
+from crops.schema import CONSUMED
 from crops.text import content_id, document_text_sql, normalised_texts
 
 GroupBy = Literal["query", "event"]

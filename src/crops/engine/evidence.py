@@ -34,7 +34,7 @@ from crops.errors import CropsError
 from crops.labels import POSITIVE_LABEL, Source
 from crops.logs import Logs
 from crops.outputs import read_manifest, recorded
-from crops.signals import CONSUMED, within_sql
+from crops.schema import CONSUMED, within_sql
 from crops.text import (
     DOCUMENT_FIELDS,
     Document,

@@ -6,7 +6,7 @@ from crops.config import FeedConfig
 from crops.engine.backend import Backend
 from crops.engine.candidates import COLUMNS, Miner
 from crops.labels import Source
-from crops.signals import MICROSECONDS
+from crops.schema import MICROSECONDS
 
 
 def near_sql(config: FeedConfig, users: str = "1 = 1") -> str:

@@ -16,7 +16,7 @@ from crops.labels import Source
 from crops.logs import Logs
 from crops.outputs import Scratch
 from crops.protocols import PairScorer
-from crops.signals import within_sql
+from crops.schema import within_sql
 
 
 def reformulations_sql(config: ReformulationConfig, users: str = "1 = 1") -> str:

@@ -56,7 +56,7 @@ from drawn join docs using (item_id) order by md5(concat_ws(' ', $seed, 'order',
 
 
 @dataclass(frozen=True)
-class SheetRow:
+class RatedPair:
     """A pair as raters see it."""
 
     pair: str
@@ -73,8 +73,8 @@ def key_path(sheet: Path) -> Path:
     return sheet.with_name(f"{sheet.stem}.key.csv")
 
 
-def write_sheet(samples: Path, sheet: Path, *, each: int, k: int, seed: int) -> int:
-    """Draw positives of a mining into a blind sheet, and write its key beside it.
+def write_rating_sheet(samples: Path, sheet: Path, *, each: int, k: int, seed: int) -> int:
+    """Draw positives of a mining into a blind rating sheet, and write its key beside it.
 
     Raters see queries of at least k people, how many those are, and texts of documents; that somebody's
     behaviour makes a pair a positive is all that a sheet tells of a trail, whoever stands behind it.
@@ -92,7 +92,7 @@ def write_sheet(samples: Path, sheet: Path, *, each: int, k: int, seed: int) -> 
     Raises:
         CropsError: `samples` is no output of a mining, nothing can be drawn, or `sheet` holds grades.
     """
-    if sheet.exists() and any(row.grade is not None for row in read_sheet(sheet)):
+    if sheet.exists() and any(row.grade is not None for row in read_rating_sheet(sheet)):
         raise CropsError(f"{sheet} holds grades already; name another file")
     rows = _draw(samples, each, k, seed)
     if not rows:
@@ -148,8 +148,8 @@ def _write(path: Path, columns: tuple[str, ...], rows: list[tuple[Any, ...]]) ->
     staging.replace(path)
 
 
-def read_sheet(path: Path) -> list[SheetRow]:
-    """Read a sheet, filled or not.
+def read_rating_sheet(path: Path) -> list[RatedPair]:
+    """Read a rating sheet, filled or not.
 
     Raises:
         CropsError: the file is unreadable, lacks a column, repeats a pair, or a grade is none of the rubric.
@@ -165,7 +165,7 @@ def read_sheet(path: Path) -> list[SheetRow]:
         query, title, about, keywords = (
             _shown(row[name]) for name in ("query", "title", "description", "keywords")
         )
-        rows.append(SheetRow(row["pair"], query, int(row["users"]), title, about, keywords, grade))
+        rows.append(RatedPair(row["pair"], query, int(row["users"]), title, about, keywords, grade))
     return rows
 
 
@@ -182,13 +182,13 @@ def _grade(text: str, where: str) -> int | None:
     )
 
 
-def grades_of(sheet: Path) -> Ratings:
+def read_ratings(sheet: Path) -> Ratings:
     """Return the grades of a filled sheet by pair; pairs without one are left out.
 
     Raises:
-        CropsError: as `read_sheet`, or no pair has a grade.
+        CropsError: as `read_rating_sheet`, or no pair has a grade.
     """
-    grades = {row.pair: row.grade for row in read_sheet(sheet) if row.grade is not None}
+    grades = {row.pair: row.grade for row in read_rating_sheet(sheet) if row.grade is not None}
     if not grades:
         raise CropsError(f"{sheet}: no pair has a grade yet; fill the column 'grade'")
     return grades
@@ -204,7 +204,7 @@ def write_grades(sheet: Path, out: Path, grades: Ratings) -> None:
             *(_harmless(text) for text in (row.title, row.description, row.keywords)),
             GRADE_NAMES[grades[row.pair]] if row.pair in grades else "",
         )
-        for row in read_sheet(sheet)
+        for row in read_rating_sheet(sheet)
     ]
     _write(out, COLUMNS, rows)
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from crops.errors import CropsError
 from crops.llm.batch import Budget, Row, ask_all, read_rows
 from crops.llm.endpoint import Answer, Endpoint, Payload, Refusal, connect
 from crops.llm.prompt import (
@@ -24,7 +22,8 @@ from crops.llm.prompt import (
     check_query,
     check_users,
     clean,
-    template_file,
+    json_format,
+    load_template,
 )
 
 GRADES = ("irrelevant", "relevant", "very relevant")
@@ -56,16 +55,12 @@ def load_rubric(name: str = "judge-en") -> Rubric:
     Raises:
         CropsError: there is none, or a part of it is missing or malformed.
     """
-    source = template_file(name)
-    if not source.is_file():
-        raise CropsError(f"no rubric at {source}; the packaged one is judge-en")
-    raw = source.read_bytes()
-    try:
-        values = tomllib.loads(raw.decode())
-        version = f"{Path(name).stem}-{hashlib.sha256(raw).hexdigest()[:8]}"
-        return Rubric(version, values["system"].strip(), int(values["max_tokens"]))
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise CropsError(f"{source}: malformed rubric: {error!r}; compare it with judge-en.toml") from error
+    return load_template(
+        name,
+        "rubric",
+        ("judge-en",),
+        lambda version, values: Rubric(version, values["system"].strip(), int(values["max_tokens"])),
+    )
 
 
 def judge_pairs(
@@ -121,21 +116,12 @@ def _payload(pair: JudgePair, rubric: Rubric) -> Payload:
         "query": clean(pair.query, MAX_QUERY_CHARS),
         "video": {"title": texts["ocr_cover"], "description": texts["photo_caption"]},
     }
-    schema = {
-        "type": "object",
-        "properties": {"grade": {"type": "string", "enum": list(GRADES)}},
-        "required": ["grade"],
-        "additionalProperties": False,
-    }
     return {
         "messages": [
             {"role": "system", "content": rubric.system},
             {"role": "user", "content": json.dumps(turn, ensure_ascii=False)},
         ],
-        "response_format": {
-            "type": "json_schema",
-            "json_schema": {"name": "grade", "strict": True, "schema": schema},
-        },
+        "response_format": json_format("grade", {"grade": {"type": "string", "enum": list(GRADES)}}),
         "temperature": 0.0,
         "max_tokens": rubric.max_tokens,
         "seed": 0,

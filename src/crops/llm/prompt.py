@@ -12,13 +12,12 @@ import re
 import tomllib
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
-from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from crops.config import KnowledgeConfig
 from crops.errors import CropsError
@@ -29,6 +28,7 @@ FIELDS = ("ocr_cover", "photo_caption", "click_query", "keyword")
 SEPARATORS = {"click_query": "|", "keyword": " "}
 """Fields that are lists of terms, with the separator that the schema of `items` gives them."""
 Message = dict[str, str]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -114,18 +114,23 @@ class Prompt:
         }
 
     def response_format(self) -> dict[str, Any]:
-        """Return the `json_schema` response format: exactly the four fields, with length limits."""
-        properties = {
+        """Return the format of the answer: exactly the four fields, with length limits."""
+        fields = {
             field: {"type": "string", "minLength": limit.min_chars, "maxLength": limit.max_chars}
             for field, limit in self.limits.items()
         }
-        schema = {
-            "type": "object",
-            "properties": properties,
-            "required": list(properties),
-            "additionalProperties": False,
-        }
-        return {"type": "json_schema", "json_schema": {"name": "video", "strict": True, "schema": schema}}
+        return json_format("video", fields)
+
+
+def json_format(name: str, properties: Mapping[str, object]) -> dict[str, Any]:
+    """Return the `response_format` of an answer with exactly these fields, given their JSON schemas."""
+    schema = {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
+    return {"type": "json_schema", "json_schema": {"name": name, "strict": True, "schema": schema}}
 
 
 def _user(query: str, angle: str, unlike: str | None) -> Message:
@@ -138,13 +143,6 @@ def _assistant(texts: Mapping[str, str]) -> Message:
     return {"role": "assistant", "content": json.dumps(answer, ensure_ascii=False)}
 
 
-def template_file(name: str) -> Path | Traversable:
-    """Return the file of a packaged template, or of an own one that is named by its path (`.toml`)."""
-    if name.endswith(".toml"):
-        return Path(name)
-    return resources.files("crops.llm") / "prompts" / f"{name}.toml"
-
-
 def load_prompt(name: str = "en") -> Prompt:
     """Read a prompt template.
 
@@ -154,15 +152,33 @@ def load_prompt(name: str = "en") -> Prompt:
     Raises:
         CropsError: there is no such template, or a part of it is missing or malformed.
     """
-    source = template_file(name)
+    return load_template(name, "prompt template", ("en", "en2", "zh"), _parse)
+
+
+def load_template(
+    name: str, what: str, packaged: Sequence[str], parse: Callable[[str, dict[str, Any]], T]
+) -> T:
+    """Return what `parse` makes of a template: of its version, which names file and content, and its values.
+
+    Args:
+        name: of a packaged template, or the path of an own one (`.toml`).
+        what: it is, in words.
+        packaged: the names there are.
+        parse: from version and values.
+
+    Raises:
+        CropsError: there is no such template, or a part of it is missing or malformed.
+    """
+    own = name.endswith(".toml")
+    source = Path(name) if own else resources.files("crops.llm") / "prompts" / f"{name}.toml"
     if not source.is_file():
-        raise CropsError(f"no prompt template at {source}; packaged ones are en, en2 and zh")
+        raise CropsError(f"no {what} at {source}; packaged: {', '.join(packaged)}")
     raw = source.read_bytes()
     try:
-        return _parse(f"{Path(name).stem}-{hashlib.sha256(raw).hexdigest()[:8]}", tomllib.loads(raw.decode()))
+        return parse(f"{Path(name).stem}-{hashlib.sha256(raw).hexdigest()[:8]}", tomllib.loads(raw.decode()))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CropsError(
-            f"{source}: malformed prompt template: {error!r}; compare it with en.toml"
+            f"{source}: malformed {what}: {error!r}; compare it with {packaged[0]}.toml"
         ) from error
 
 

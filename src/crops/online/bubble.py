@@ -10,7 +10,7 @@ from crops.config import ReformulationConfig
 from crops.database import literal, open_database
 from crops.logs.tables import add_texts
 from crops.online.userdays import SEARCHES
-from crops.signals import within_sql
+from crops.schema import within_sql
 
 _SOON = within_sql("searched_at", "next_at", ReformulationConfig().window_s)
 """The next search is soon enough to be a rewording (the engine's window, 90 s)."""

@@ -36,7 +36,7 @@ from crops.platform import (
 )
 from crops.platform.day import KeyedDraws
 from crops.platform.people import ABUSE_SESSIONS
-from crops.signals import LONG_PLAY
+from crops.schema import LONG_PLAY
 
 MAX_ROUTES = 62
 

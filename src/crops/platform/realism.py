@@ -15,7 +15,7 @@ from crops.config import ReformulationConfig
 from crops.database import Connection, literal, open_database
 from crops.logs import open_logs
 from crops.logs.tables import add_texts
-from crops.signals import LONG_PLAY, within_sql
+from crops.schema import LONG_PLAY, within_sql
 
 
 @dataclass(frozen=True)
