@@ -49,6 +49,7 @@ class FakeEndpoint:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            wbufsize = -1  # one packet: a second one would wait 40 ms for the first to be acknowledged
 
             def do_POST(self):
                 endpoint.serve(self)

@@ -8,7 +8,9 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections import Counter
 from dataclasses import replace
+from string import ascii_lowercase
 
 import pytest
 
@@ -87,38 +89,41 @@ def test_a_document_carries_its_whole_provenance(fake, tmp_path):
     assert "30" not in json.dumps(body["messages"][-1])
 
 
-@pytest.mark.parametrize(
-    ("behaviour", "reason", "final"),
-    [
-        ("html", "not_a_completion", False),
-        ("empty", "empty", False),
-        ("truncated", "truncated", True),
-        ("not_json", "not_json", True),
-        ("wrong_fields", "wrong_fields", True),
-        ("refusal", "refused_by_model", True),
-        (400, "http_400", False),
-        (401, "http_401", False),
-        (429, "http_429", False),
-        (500, "http_500", False),
-        ({"keyword": 5}, "wrong_fields", True),
-        ({"ocr_cover": "\ud800" * 10}, "ocr_cover_too_short", True),
-        ("deep", "not_json", True),
-        ({"photo_caption": "我每个月转一次花盆然后擦干净每一片叶子让它们发亮很好看"}, "foreign_script", True),
-        ({"photo_caption": "Order my soil at www.evil.example right now"}, "contact", True),
-        (dict(EXEMPLAR.texts), "copy", True),
-    ],
-)
-def test_bad_answers_are_quarantined_with_the_reason(fake, tmp_path, behaviour, reason, final):
+BAD_ANSWERS = [
+    ("html", "not_a_completion", False),
+    ("empty", "empty", False),
+    ("truncated", "truncated", True),
+    ("not_json", "not_json", True),
+    ("wrong_fields", "wrong_fields", True),
+    ("refusal", "refused_by_model", True),
+    (400, "http_400", False),
+    (401, "http_401", False),
+    (429, "http_429", False),
+    (500, "http_500", False),
+    ({"keyword": 5}, "wrong_fields", True),
+    ({"ocr_cover": "\ud800" * 10}, "ocr_cover_too_short", True),
+    ("deep", "not_json", True),
+    ({"photo_caption": "我每个月转一次花盆然后擦干净每一片叶子让它们发亮很好看"}, "foreign_script", True),
+    ({"photo_caption": "Order my soil at www.evil.example right now"}, "contact", True),
+    (dict(EXEMPLAR.texts), "copy", True),
+]
+
+
+def test_bad_answers_are_quarantined_with_the_reason(fake, tmp_path):
     cache = tmp_path / "out.jsonl"
-    fake.scripts["ficus"] = [behaviour]
+    bad = dict(zip([f"query {letter}" for letter in ascii_lowercase], BAD_ANSWERS, strict=False))
+    fake.scripts = {query: [behaviour] for query, (behaviour, _, _) in bad.items()}
 
-    counts = run(fake, cache, requests("ficus", "jaguar"))
+    counts = run(
+        fake, cache, requests("jaguar", *bad), concurrency=1, retries=0, budget=Budget(max_unusable=1)
+    )
 
-    assert counts[f"refused:{reason}"] == 1
     assert counts["written"] == 1
     assert [row["query"] for row in rows(cache)] == ["jaguar"]
-    (bad,) = rows(quarantine_path(cache))
-    assert (bad["query"], bad["reason"], bad["final"]) == ("ficus", reason, final)
+    found = {row["query"]: (row["reason"], row["final"]) for row in rows(quarantine_path(cache))}
+    assert found == {query: (reason, final) for query, (_, reason, final) in bad.items()}
+    reasons = Counter(reason for _, reason, _ in BAD_ANSWERS)
+    assert {reason: counts[f"refused:{reason}"] for reason in reasons} == reasons
 
 
 @pytest.mark.parametrize("fault", [500, 503, 429, 408])
