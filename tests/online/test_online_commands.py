@@ -50,7 +50,7 @@ def test_a_tiny_experiment_from_nothing_to_logs_and_back(tmp_path, monkeypatch):
     )
     analysed = []
     module = sys.modules["crops.cli.experiment"]
-    monkeypatch.setattr(module, "analyse_experiment", lambda out, **_: analysed.append(out))
+    monkeypatch.setattr(module, "analyse_experiment", lambda out, *_: analysed.append(out))
     options = {"size": "tiny", "days": 1, "arms": "baseline,+p1", "models": "dense", "share": 0.3}
     out = experiment(tmp_path / "out", **options, config=settings)
     plan = json.loads((out / "plan.json").read_text())

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import typer
 
-from crops.cli.options import ConfigOption, RelevanceOption, command
-from crops.config import RunConfig, load_config
+from crops.cli.options import Options, command
+from crops.config import RunConfig
 from crops.engine import CachedScorer
 from crops.engine.scoring import cached
 from crops.errors import CropsError, nearest
@@ -66,8 +66,8 @@ def analyse(
         float | None, typer.Option(help="Relative effect that matters, e.g. 0.01: are there users enough?")
     ] = None,
     salts: Annotated[int, typer.Option(help="Re-salted A/A assignments beside it.", min=0)] = 1000,
-    relevance: RelevanceOption = None,
-    config: ConfigOption = None,
+    *,
+    run: Annotated[RunConfig, Options(relevance="relevance.model")],
 ) -> dict[str, Any]:
     """Test an experiment: CTR, LPR, RQR, Ratio_rank, Ratio_show, with user-level intervals and checks."""
     from crops.online.experiment import PLAN
@@ -75,13 +75,11 @@ def analyse(
 
     checked_effect(effect)
     if (logs / PLAN).is_file():
-        return analyse_experiment(logs, out, effect=effect, salts=salts, relevance=relevance, config=config)
+        return analyse_experiment(logs, run, out, effect=effect, salts=salts)
     if control is None or not treatment:
         raise CropsError(
             f"{logs}: name the arms, e.g. --control A --treatment B; a folder with {PLAN} needs none"
         )
-
-    run = load_config(config, relevance__model=relevance)
     target = out or logs.with_name(f"{logs.name}.{COMMAND}")
     analysis = log_analysis(
         logs,
@@ -101,27 +99,24 @@ def analyse(
 
 def analyse_experiment(
     folder: Path,
+    run: RunConfig,
     out: Path | None = None,
     *,
     effect: float | None = None,
     salts: int = 1000,
-    relevance: str | None = None,
-    config: Path | None = None,
 ) -> dict[str, Any]:
     """Analyse an output of `crops experiment`: all its experiments, their A/A, and the paired worlds.
 
     Args:
         folder: with plan.json, world/, live/ and paired/.
+        run: the settings.
         out: folder for report.html and analysis.json; `folder`/analysis when None.
         effect: relative effect that matters.
         salts: re-salted A/A assignments.
-        relevance: theta's model.
-        config: TOML of the run.
 
     Raises:
         CropsError: the folder is no such output, or its logs cannot be analysed.
     """
-    run = load_config(config, relevance__model=relevance)
     analyses, facts = experiment_analyses(folder, run, wanted=effect, salts=salts)
     facts = {"experiment": str(folder), **facts}
     return _write(analyses, out or folder / "analysis", run, facts)

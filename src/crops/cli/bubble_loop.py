@@ -10,14 +10,14 @@ from typing import Annotated
 import typer
 
 from crops.cli.experiment import MODELS, GeneratedOption, arm_names, mined_samples, with_days
-from crops.cli.options import DEFAULTS, ConfigOption, RelevanceOption, SeedOption, command
-from crops.config import RunConfig, load_config
+from crops.cli.options import Options, command
+from crops.config import RunConfig
 from crops.errors import CropsError, nearest
 from crops.online.bubble import Evidence, Measured, measure_days
 from crops.online.experiment import Loop, read_days, run_loop, write_plan
 from crops.outputs import console, to_json
-from crops.pipeline import Simulated, Start, days_before, packaged_documents
-from crops.platform import ROUTES, SIZES, platform_version
+from crops.pipeline import Simulated, Start, days_before, packaged_documents, with_encoder
+from crops.platform import ROUTES, platform_version
 from crops.report import (
     Estimate,
     Line,
@@ -69,37 +69,29 @@ _TOLD = ("top", "unseen", "satisfied", "recall")
 @command
 def bubble_loop(
     out: Annotated[Path, typer.Option(help="Folder for worlds, models, logs and the report.")],
-    size: Annotated[
-        str | None, typer.Option(help=f"One of {', '.join(SIZES)}.", show_default=DEFAULTS.platform.size)
-    ] = None,
     days: Annotated[int, typer.Option(help="Days that the loop runs.")] = 10,
     arms: Annotated[
         str, typer.Option(help="Comma-separated arms; each is a world of its own.")
     ] = "clicks,baseline,crops,-p1,-p2",
-    bubble: Annotated[
-        str | None,
-        typer.Option(help="Filter bubble: weak, default or strong.", show_default=DEFAULTS.platform.bubble),
-    ] = None,
     model: Annotated[str, typer.Option(help="dense or sparse: what is trained anew every day.")] = "dense",
     generated: GeneratedOption = None,
-    relevance: RelevanceOption = None,
-    seed: SeedOption = None,
-    config: ConfigOption = None,
+    *,
+    run: Annotated[
+        RunConfig,
+        Options(size="platform.size", bubble="platform.bubble", relevance="relevance.model", seed="seed"),
+    ],
 ) -> Path:
     """Let users search, mine the day's logs, train on them, deploy, and so on, in one world per arm.
 
     The report is written anew after each day. An interrupted run goes on at the day and arm that it was at.
     """
-    settings = load_config(
-        config, seed=seed, platform__size=size, platform__bubble=bubble, relevance__model=relevance
-    )
-    run = with_days(settings, days)
+    run = with_days(run, days)
     names = arm_names(arms)
     if model not in MODELS:
         raise CropsError(f"unknown model '{model}'; models: {', '.join(MODELS)}.{nearest(model, MODELS)}")
     start, documents = days_before(out, run), generated or packaged_documents()
     samples = mined_samples(out, run, documents)
-    training = load_config(config, training__encoder=MODELS[model]).training
+    training = with_encoder(run.training, MODELS[model])
     loop = Loop(out / "arms", Simulated(out).world, samples, model, run, training, documents)
     facts = {
         "bubble": run.platform.bubble,

@@ -12,8 +12,8 @@ import typer
 
 from crops.cli.bubble_loop import bubble_table
 from crops.cli.evaluate import results_table, write_results
-from crops.cli.options import DEFAULTS, ConfigOption, SeedOption, command
-from crops.config import RunConfig, TrainingConfig, load_config
+from crops.cli.options import DEFAULTS, Options, command
+from crops.config import RunConfig, TrainingConfig
 from crops.evaluation import Evaluation, Fold, evaluate_judged, folds, pool_evaluations
 from crops.labels import SEARCH_SOURCES, Source
 from crops.logs import Judged, load_judged
@@ -28,6 +28,7 @@ from crops.pipeline import (
     packaged_documents,
     require_encoder,
     train_model,
+    with_encoder,
 )
 from crops.report import write_report
 from crops.report.demo import (
@@ -76,31 +77,24 @@ def demo(
         int | None,
         typer.Option(help="With --judged: lowest grade that counts as relevant.", show_default="the top"),
     ] = None,
-    size: Annotated[
-        str | None, typer.Option(help="Size of the platform.", show_default=DEFAULTS.platform.size)
-    ] = None,
     encoder: Annotated[
         str | None, typer.Option(help="static, minilm, or a model.", show_default=DEFAULTS.training.encoder)
     ] = None,
-    seed: SeedOption = None,
-    config: ConfigOption = None,
+    *,
+    run: Annotated[RunConfig, Options(size="platform.size", seed="seed")],
 ) -> Path:
     """Simulate a platform, mine its logs, train with each source added, and report what changed."""
-    run = load_config(config, seed=seed, platform__size=size, training__encoder=encoder)
+    simulated = run  # the platform's own model is what its settings say, whatever encoder the arms have
+    if encoder is not None:
+        run = run.model_copy(update={"training": with_encoder(run.training, encoder)})
     if judged is not None:
         return judged_demo(judged, out, run, positive_label)
     start = time.perf_counter()
     require_encoder(run.training)
     seconds: dict[str, float] = {}
-    # The platform's own model is what its settings say, whatever encoder the arms have.
-    world = make_world(out, load_config(config, seed=seed, platform__size=size), anew=True)
-    train_day, test_day, logs, truth, samples = (
-        world.day("train"),
-        world.day("test"),
-        world.logs,
-        world.truth,
-        out / "samples",
-    )
+    world = make_world(out, simulated, anew=True)
+    logs, truth, samples = world.logs, world.truth, out / "samples"
+    train_day, test_day = world.day("train"), world.day("test")
     mined = mine_day(logs, train_day, samples, run, packaged_documents())
     tested, not_tested = choose_arms(mined["p3_coverage"]["share_of_queries"] or 0.0)
     arms = []

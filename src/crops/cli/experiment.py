@@ -10,8 +10,8 @@ import numpy as np
 import typer
 
 from crops.cli.analyse import analyse_experiment
-from crops.cli.options import DEFAULTS, ConfigOption, RelevanceOption, SeedOption, command
-from crops.config import RunConfig, load_config
+from crops.cli.options import Options, command
+from crops.config import RunConfig, TrainingConfig
 from crops.engine.mined import REPORT
 from crops.errors import CropsError, nearest
 from crops.online.assign import Routes, Trial, split
@@ -38,8 +38,9 @@ from crops.pipeline import (
     mine_day,
     packaged_documents,
     require_encoder,
+    with_encoder,
 )
-from crops.platform import SIZES, day_name, platform_version
+from crops.platform import day_name, platform_version
 
 MODELS = {"dense": "static", "sparse": "two_tower"}
 
@@ -54,9 +55,6 @@ GeneratedOption = Annotated[
 @command
 def experiment(
     out: Annotated[Path, typer.Option(help="Folder for worlds, models, logs and tables.")],
-    size: Annotated[
-        str | None, typer.Option(help=f"One of {', '.join(SIZES)}.", show_default=DEFAULTS.platform.size)
-    ] = None,
     days: Annotated[int, typer.Option(help="Days of the experiment.")] = 7,
     arms: Annotated[
         str, typer.Option(help="Comma-separated arms, the control first.")
@@ -67,9 +65,8 @@ def experiment(
         bool, typer.Option(help="Live the same days once per arm too, everybody in it.")
     ] = True,
     generated: GeneratedOption = None,
-    relevance: RelevanceOption = None,
-    seed: SeedOption = None,
-    config: ConfigOption = None,
+    *,
+    run: Annotated[RunConfig, Options(size="platform.size", relevance="relevance.model", seed="seed")],
 ) -> Path:
     """Test retrievers trained with more and more sources on the users of the simulated platform.
 
@@ -77,7 +74,7 @@ def experiment(
     interrupted run goes on at the day or the model that it was at.
     """
     require_tea_tasting()
-    run = with_days(load_config(config, seed=seed, platform__size=size, relevance__model=relevance), days)
+    run = with_days(run, days)
     names, kinds = arm_names(arms), _kinds(models)
     split(dict.fromkeys(names, share))  # an impossible share should not cost the days before
     require_encoder(run.training)
@@ -87,7 +84,7 @@ def experiment(
     experiments = [in_own_layer(kind, names, share, start) for kind in kinds]
     experiments.append(in_own_layer(A_A, ("a", "b"), share, start))
     samples = mined_samples(out, run, generated or packaged_documents())
-    arms_of = {kind: _train(kind, names, samples, out, start, run, config) for kind in kinds}
+    arms_of = {kind: _train(kind, names, samples, out, start, run) for kind in kinds}
     trials = [Trial(one, arms_of.get(one.name, {})) for one in experiments]
     write_plan(out, trials, _facts(run, days, samples, kinds))
     with timed(seconds, "A/B days"):
@@ -99,7 +96,7 @@ def experiment(
     console.print(
         f"logs in [bold]{out / LIVE}[/bold]; " + ", ".join(f"{k} {v:.0f} s" for k, v in seconds.items())
     )
-    analyse_experiment(out, relevance=relevance, config=config)
+    analyse_experiment(out, run)
     return out
 
 
@@ -113,7 +110,7 @@ def arm_names(arms: str) -> list[str]:
     if len(names) < 2 or len(set(names)) < len(names):
         raise CropsError(f"--arms {arms}: name at least two arms, each once")
     for name in names:
-        arm_training(name, DEFAULTS.training)
+        arm_training(name, TrainingConfig())
     return names
 
 
@@ -126,11 +123,10 @@ def _kinds(models: str) -> list[str]:
 
 
 def _train(
-    kind: str, names: list[str], samples: Path, out: Path, start: Start, run: RunConfig, config: Path | None
+    kind: str, names: list[str], samples: Path, out: Path, start: Start, run: RunConfig
 ) -> dict[str, Routes]:
     """Train the arms' models of one kind; return the routes that each arm swaps."""
-    encoder = MODELS[kind] if kind == "sparse" else None
-    training = load_config(config, training__encoder=encoder).training
+    training = with_encoder(run.training, MODELS[kind]) if kind == "sparse" else run.training
     texts = start.platform.world.corpus.document_texts()
     ids = np.arange(1, len(texts) + 1)
     routes: dict[str, Routes] = {}

@@ -39,19 +39,6 @@ LogsOption = Annotated[
 ]
 
 
-SeedOption = Annotated[
-    int | None, typer.Option(help="Seed of everything random.", show_default=str(DEFAULTS.seed))
-]
-
-RelevanceOption = Annotated[
-    str | None,
-    typer.Option(
-        help="theta: minilm, a SentenceTransformer path or name, or none.",
-        show_default=DEFAULTS.relevance.model,
-    ),
-]
-
-
 class Options:
     """Marks the parameter of a command that gets the run's settings.
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from crops.cli.options import ConfigOption, RelevanceOption, command
-from crops.config import load_config
+from crops.cli.options import Options, command
+from crops.config import RunConfig
 from crops.errors import CropsError
 from crops.outputs import console
 
@@ -34,8 +34,8 @@ def power(
     route: Annotated[
         list[str] | None, typer.Option(help="Recall route to report: its name, or NAME=BIT.")
     ] = None,
-    relevance: RelevanceOption = None,
-    config: ConfigOption = None,
+    *,
+    run: Annotated[RunConfig, Options(relevance="relevance.model")],
 ) -> list[dict[str, Any]]:
     """Print the minimal detectable effect of each metric, and the users that the asked effect needs."""
     from crops.cli.analyse import reading, route_bits
@@ -50,7 +50,6 @@ def power(
         raise CropsError(f"--chance {chance:g}: give a chance between 0.5 and 0.999")
     if not 0 < share <= 0.5:
         raise CropsError(f"--share {share:g}: two arms have at most half of the users each, and some")
-    run = load_config(config, relevance__model=relevance)
     bits = route_bits(logs, route)
     opened = open_logs(accepted_logs(logs, logs.with_name(f"{logs.name}.checked"), run))
     panel = everybody(user_days(opened, reading(opened.path, run, bits)))

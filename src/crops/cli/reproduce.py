@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from crops.cli.options import DEFAULTS, ConfigOption, command
-from crops.config import load_config
+from crops.cli.options import Options, command
+from crops.config import RunConfig
 from crops.errors import CropsError
 from crops.outputs import console
 from crops.pipeline import packaged_documents, require_encoder
@@ -39,10 +39,6 @@ def reproduce(
     worlds: Annotated[
         str, typer.Option(help="default, dcm, pbm, null, weak, strong, judged: a list of these, or all.")
     ] = "default",
-    encoder: Annotated[
-        str | None,
-        typer.Option(help="static, minilm, or a model.", show_default=DEFAULTS.training.encoder),
-    ] = None,
     tune: Annotated[
         bool, typer.Option("--tune", help="Tune each method anew, on held-out queries of the training day.")
     ] = False,
@@ -66,7 +62,8 @@ def reproduce(
             help="Also write the tables as Markdown here, e.g. docs/results.md, and their cells beside."
         ),
     ] = None,
-    config: ConfigOption = None,
+    *,
+    run: Annotated[RunConfig, Options(encoder="training.encoder")],
 ) -> Path:
     """Measure the paper's methods under one trainer, one budget and one evaluation, and judge its claims.
 
@@ -76,7 +73,6 @@ def reproduce(
     """
     target, numbers = parse_target(what), parse_seeds(seeds)
     wanted = [[build_world(name, size, seed, judged) for seed in numbers] for name in parse_worlds(worlds)]
-    run = load_config(config, training__encoder=encoder)
     documents = generated_files(generated, packaged_documents())
     require_encoder(run.training)
     tables = out / (target if worlds == DEFAULT else f"{target}-{worlds.replace(',', '-')}")
