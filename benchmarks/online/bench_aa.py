@@ -1,4 +1,4 @@
-"""A/A: how often are arms that differ in nothing called different, over re-salted assignments of one log?
+"""A/A: how often are arms that differ in nothing called different, over re-randomised assignments of one log?
 
     python benchmarks/online/bench_aa.py OUT/paired/dense/baseline/logs --pre OUT/world/logs
 
@@ -17,11 +17,10 @@ import numpy as np
 from crops.cli.analyse import reading
 from crops.config import load_config
 from crops.logs import open_logs
-from crops.online.analysis import everybody, pre_panel
-from crops.online.metrics import PRIMARY, metrics_of
-from crops.online.power import SRM_ALPHA, sample_check
-from crops.online.statistics import ALPHA, corrected, false_positives, looks, memberships, resalted
-from crops.online.userdays import user_days
+from crops.online.analysis import earlier_days, everybody
+from crops.online.metrics import PRIMARY, metrics_of, user_days
+from crops.online.power import SRM_ALPHA, false_positives, memberships, rerandomised, sample_check
+from crops.online.statistics import ALPHA, corrected, looks
 
 ROUTES = {"dense": 1, "sparse": 2}
 
@@ -48,8 +47,10 @@ def metric_table(panel, metrics, before, salts, share):
     print(f"\n{'metric':28} {'delta method':>22} {'with CUPED':>22} {'pooled z':>22}  (% false positives)")
     primary = []
     for metric in metrics:
-        plain = resalted(metric, sums, panel.users, salts, share=share)
-        cuped = resalted(metric, sums, panel.users, salts, before=before, share=share) if before else plain
+        plain = rerandomised(metric, sums, panel.users, salts, share=share)
+        cuped = (
+            rerandomised(metric, sums, panel.users, salts, before=before, share=share) if before else plain
+        )
         of_events = metric.role in ("effect", "route")
         rival = rate(pooled_z(metric, sums, sides) > 1.959964) if of_events else "counts users"
         print(
@@ -70,8 +71,13 @@ def peeking(panel, metrics, before, salts, share):
             continue
         z = np.abs(
             [
-                resalted(
-                    metric, panel.sums(panel.days[: look + 1]), panel.users, salts, before=before, share=share
+                rerandomised(
+                    metric,
+                    panel.sums(panel.days[: look + 1]),
+                    panel.users,
+                    salts,
+                    before=before,
+                    share=share,
                 ).z
                 for look in range(len(panel.days))
             ]
@@ -93,7 +99,7 @@ def main():
     run = load_config(None, relevance__model=options.relevance)
     how = reading(options.logs, run, ROUTES)
     panel = everybody(user_days(open_logs(options.logs), how))
-    before = pre_panel(user_days(open_logs(options.pre), how), panel).sums() if options.pre else None
+    before = earlier_days(user_days(open_logs(options.pre), how), panel).sums() if options.pre else None
     read = time.process_time()
     salts = [f"aa-{salt}" for salt in range(options.salts)]
     metrics = metrics_of(tuple(ROUTES), tuple(panel.statistics))

@@ -15,9 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from crops.config import PlatformConfig
-from crops.online.assign import Trial, route_traffic
-from crops.online.experiment import A_A, in_own_layer, open_world
-from crops.online.userdays import live_through
+from crops.online.assignment import Trial, route_traffic
+from crops.online.experiment import A_A, in_own_layer, live_through, open_world
 from crops.pipeline import BM25, Start, load_retriever
 from crops.platform import SIZES, build_platform, simulate_day
 

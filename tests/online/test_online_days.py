@@ -10,10 +10,9 @@ import pytest
 from online_hand import SESSIONS, Pick, make_start
 
 from crops.errors import CropsError
-from crops.online import userdays
-from crops.online.assign import Experiment, Trial, assign, log_exposures, name_arms, route_traffic, split
-from crops.online.experiment import in_own_layer, run_live, run_paired, write_plan
-from crops.online.userdays import online_day
+from crops.online import experiment
+from crops.online.assignment import Experiment, Trial, assign, log_exposures, name_arms, route_traffic, split
+from crops.online.experiment import in_own_layer, online_day, preregister, run_live, run_paired
 from crops.platform import ROUTES, same_for_all, simulate_day
 
 HALF = split({"control": 0.4, "treatment": 0.4})
@@ -166,7 +165,7 @@ def test_a_killed_run_ends_as_if_it_never_stopped(start, tmp_path, monkeypatch):
         written.append(path)
         write(table, path, **options)
 
-    monkeypatch.setattr(userdays.pq, "write_table", die)
+    monkeypatch.setattr(experiment.pq, "write_table", die)
     with pytest.raises(KeyboardInterrupt):
         run_live(tmp_path / "killed", start, trials, days=3)
     monkeypatch.undo()
@@ -217,7 +216,7 @@ def test_an_arm_without_users_is_refused_before_any_day(start):
 
 
 def test_a_folder_of_another_plan_is_refused(start, tmp_path):
-    write_plan(tmp_path, [swap(start)], {"seed": 0})
-    write_plan(tmp_path, [swap(start)], {"seed": 0})
+    preregister(tmp_path, [swap(start)], {"seed": 0})
+    preregister(tmp_path, [swap(start)], {"seed": 0})
     with pytest.raises(CropsError, match="plan of another experiment"):
-        write_plan(tmp_path, [swap(start)], {"seed": 1})
+        preregister(tmp_path, [swap(start)], {"seed": 1})

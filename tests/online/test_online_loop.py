@@ -11,9 +11,9 @@ from online_hand import SESSIONS, Pick, make_start
 from crops.cli.bubble_loop import loop_page, shared_days
 from crops.config import RunConfig
 from crops.errors import CropsError
-from crops.online import experiment
-from crops.online.bubble import Evidence, measure_days
-from crops.online.experiment import SOURCES, Loop, arm_training, read_days, run_loop
+from crops.online import bubble
+from crops.online.bubble import Loop, SimulatedDays, measure_days, read_days, run_loop
+from crops.online.experiment import SOURCES, arm_training
 from crops.platform import day_name, simulate_day, write_day, write_items, write_truth
 from crops.report import render_report
 
@@ -53,7 +53,7 @@ def done(monkeypatch):
         return Pick((model / "salt").read_text(), 2_000)
 
     for name, step in (("mine_day", mine), ("train_arm", train), ("load_retriever", load)):
-        monkeypatch.setattr(experiment, name, step)
+        monkeypatch.setattr(bubble, name, step)
     return done
 
 
@@ -90,17 +90,17 @@ def test_each_day_learns_from_the_day_before(world, tmp_path, done):
 def test_a_killed_loop_ends_as_if_it_never_stopped(world, tmp_path, done, monkeypatch):
     folder, start = world
     list(run_loop(make_loop(tmp_path / "whole", folder), start, ["a", "b"], 3))
-    killed, train = make_loop(tmp_path / "killed", folder), experiment.train_arm
+    killed, train = make_loop(tmp_path / "killed", folder), bubble.train_arm
 
     def die(arm, samples, model, *rest):
         if arm == "b" and model.name == day_name(2):
             raise KeyboardInterrupt
         train(arm, samples, model, *rest)
 
-    monkeypatch.setattr(experiment, "train_arm", die)
+    monkeypatch.setattr(bubble, "train_arm", die)
     with pytest.raises(KeyboardInterrupt):
         list(run_loop(killed, start, ["a", "b"], 3))
-    monkeypatch.setattr(experiment, "train_arm", train)
+    monkeypatch.setattr(bubble, "train_arm", train)
     done.clear()
     list(run_loop(killed, start, ["a", "b"], 3))
     assert ("train", "a", day_name(2)) not in done
@@ -110,7 +110,7 @@ def test_a_killed_loop_ends_as_if_it_never_stopped(world, tmp_path, done, monkey
 def test_equal_arms_stay_equal_and_the_page_shows_all_observables(world, tmp_path, done, monkeypatch):
     folder, start = world
     loop = make_loop(tmp_path, folder)
-    monkeypatch.setattr(experiment, "load_retriever", lambda *_: Pick("same", 2_000))
+    monkeypatch.setattr(bubble, "load_retriever", lambda *_: Pick("same", 2_000))
     list(run_loop(loop, start, ["a", "b"], 2))
     measured = {arm: read_days(loop, start, arm) for arm in ("a", "b")}
     assert measured["a"] == measured["b"]
@@ -144,7 +144,7 @@ def test_true_recall_by_hand(world, tmp_path, done, monkeypatch):
         def search(self, queries, k):
             return np.tile(self.found[:k], (len(queries), 1)), np.zeros((len(queries), k), np.float32)
 
-    monkeypatch.setattr(experiment, "load_retriever", lambda *_: Fixed())
+    monkeypatch.setattr(bubble, "load_retriever", lambda *_: Fixed())
     list(run_loop(loop, start, ["a"], 1))
     searches = pq.read_table(tmp_path / "arms" / "a" / "truth" / "searches").to_pandas()
     values = []
@@ -200,7 +200,7 @@ def test_observables_by_hand(tmp_path, write_logs):
         "satisfied": [False, False, True, False, False, True],
     }
     pq.write_table(pa.table(columns), outcomes / "part-0.parquet")
-    evidence = Evidence((logs,), (f"{truth}/searches.parquet",), truth, 10, 0, tmp_path / "arm")
+    evidence = SimulatedDays((logs,), (f"{truth}/searches.parquet",), truth, 10, 0, tmp_path / "arm")
     keys = ("catalogue", "senses", "satisfied", "reformulated")
     measured = measure_days(evidence, keys)["2026-01-05"]
     assert measured["catalogue"].value == pytest.approx(3 / 10)

@@ -9,8 +9,7 @@ from crops.engine import CachedScorer
 from crops.errors import CropsError
 from crops.logs import open_logs
 from crops.online.analysis import arms_of, everybody
-from crops.online.metrics import metrics_of
-from crops.online.userdays import Reading, creator_reach, user_days
+from crops.online.metrics import Reading, creator_reach, metrics_of, user_days
 
 NOON = 1_767_614_400_000_000
 SECOND = 1_000_000
@@ -139,9 +138,9 @@ def test_days_and_arms_stay_apart(write_logs, tmp_path):
         (1, "2026-01-06", "A"): (2, 1),
         (2, "2026-01-06", None): (1, 0),
     }
-    panel = everybody(table)
-    assert panel.sums(["2026-01-06"])["searches"].tolist() == [2, 1]
-    assert panel.sums()["clicked_searches"].tolist() == [2, 0]
+    people = everybody(table)
+    assert people.sums(["2026-01-06"])["searches"].tolist() == [2, 1]
+    assert people.sums()["clicked_searches"].tolist() == [2, 0]
 
 
 def test_own_shares_leave_out_who_has_no_denominator(write_logs, tmp_path):

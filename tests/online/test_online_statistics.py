@@ -10,7 +10,7 @@ from scipy import stats
 
 from crops.errors import CropsError, MissingExtraError
 from crops.online.metrics import Metric
-from crops.online.power import plan, sample_check
+from crops.online.power import sample_check, sensitivity
 from crops.online.statistics import DETECTABLE, corrected, effect, level, paired_effect
 
 RATIO = Metric("ratio", "ratio", "n", "d", "")
@@ -115,7 +115,7 @@ def test_a_missing_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "tea_tasting", None)
     for call in (
         lambda: effect(RATIO, sums, *halves(100)),
-        lambda: plan(RATIO, sums, 50),
+        lambda: sensitivity(RATIO, sums, 50),
         lambda: sample_check(1, 1),
     ):
         with pytest.raises(MissingExtraError, match=r"pip install 'crops-retrieval\[online\]'"):
@@ -149,21 +149,21 @@ def test_a_promised_ratio_of_nothing_is_refused():
 
 def test_the_plan_finds_what_it_promises():
     sums, before = population(4000, 5)
-    told = plan(RATIO, sums, 1000, wanted=0.05, before=before)
+    told = sensitivity(RATIO, sums, 1000, wanted=0.05, before=before)
     # An experiment of that size has the error that the plan knew.
     control, treatment = np.arange(4000) < 1000, (np.arange(4000) >= 1000) & (np.arange(4000) < 2000)
     assert told.mde == pytest.approx(effect(RATIO, sums, control, treatment, before).mde, rel=0.1)
     assert told.wanted == pytest.approx(0.05 * told.mean)
     # Users grow with the square of what is to be seen.
     assert told.suffices == pytest.approx(1000 * (told.mde / told.wanted) ** 2, rel=0.02)
-    assert plan(RATIO, sums, told.suffices, before=before).mde <= told.wanted * 1.001
-    assert plan(RATIO, sums, 1000, power=0.95, before=before).mde > told.mde
+    assert sensitivity(RATIO, sums, told.suffices, before=before).mde <= told.wanted * 1.001
+    assert sensitivity(RATIO, sums, 1000, power=0.95, before=before).mde > told.mde
 
 
 def test_the_power_is_kept():
     # 300 experiments with the effect that the plan says it finds 80 % of the time.
     base, _ = population(20_000, 6)
-    told = plan(RATIO, base, 400)
+    told = sensitivity(RATIO, base, 400)
     hits = 0
     for seed in range(300):
         a, _ = population(400, 1000 + seed)
@@ -177,9 +177,9 @@ def test_the_power_is_kept():
 def test_a_plan_for_nobody_is_refused():
     sums, _ = population(100, 7)
     with pytest.raises(CropsError, match="5 users per arm carry no interval"):
-        plan(RATIO, sums, 5)
+        sensitivity(RATIO, sums, 5)
     with pytest.raises(CropsError, match="says the same of every user"):
-        plan(RATIO, {"n": np.zeros(100), "d": np.ones(100)}, 50)
+        sensitivity(RATIO, {"n": np.zeros(100), "d": np.ones(100)}, 50)
 
 
 def test_level_of_a_mean_is_its_interval():
@@ -245,7 +245,7 @@ def test_rare_events_carry_no_interval():
     ):
         effect(RATIO, sums, control, treatment)
     with pytest.raises(CropsError, match="1 of 4,000 users have any n"):
-        plan(RATIO, sums, 1000)
+        sensitivity(RATIO, sums, 1000)
     # Nearly everybody clicks at each search: as rare, the other way round.
     with pytest.raises(CropsError, match="3 of 4,000 users have any d without n"):
         effect(RATIO, {"n": 2.0 - rare(1, 2)[0]["n"], "d": sums["d"]}, control, treatment)
@@ -284,7 +284,7 @@ def test_a_metric_that_its_past_explains_wholly_is_not_called_the_same_of_everyb
         with pytest.raises(CropsError, match="follows wholly from the same on the days before"):
             effect(RATIO, sums, control, treatment, past)
         with pytest.raises(CropsError, match="follows wholly from the same on the days before"):
-            plan(RATIO, sums, 100, before=past)
+            sensitivity(RATIO, sums, 100, before=past)
     assert effect(RATIO, sums, control, treatment).standard_error > 0
 
 

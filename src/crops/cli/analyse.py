@@ -20,8 +20,8 @@ from crops.errors import CropsError, nearest
 from crops.logs import Logs, open_logs
 from crops.online.analysis import Analysis, arms_of, with_pairs
 from crops.online.analysis import analyse as analyse_logs_folder
-from crops.online.experiment import LIVE, PAIRED, PLAN
-from crops.online.userdays import Reading, creator_reach, user_days
+from crops.online.experiment import LIVE, PAIRED, PREREGISTRATION
+from crops.online.metrics import Reading, creator_reach, user_days
 from crops.outputs import MANIFEST, cache_folder, console, finite, publish, timed, to_json, write_manifest
 from crops.pipeline import accepted_logs, mining_job
 from crops.platform import ROUTES
@@ -65,20 +65,20 @@ def analyse(
     effect: Annotated[
         float | None, typer.Option(help="Relative effect that matters, e.g. 0.01: are there users enough?")
     ] = None,
-    salts: Annotated[int, typer.Option(help="Re-salted A/A assignments beside it.", min=0)] = 1000,
+    salts: Annotated[int, typer.Option(help="Re-randomised A/A assignments beside it.", min=0)] = 1000,
     *,
     run: Annotated[RunConfig, Options(relevance="relevance.model")],
 ) -> dict[str, Any]:
     """Test an experiment: CTR, LPR, RQR, Ratio_rank, Ratio_show, with user-level intervals and checks."""
-    from crops.online.experiment import PLAN
     from crops.report.experiment import checked_effect
 
     checked_effect(effect)
-    if (logs / PLAN).is_file():
+    if (logs / PREREGISTRATION).is_file():
         return analyse_experiment(logs, run, out, effect=effect, salts=salts)
     if control is None or not treatment:
         raise CropsError(
-            f"{logs}: name the arms, e.g. --control A --treatment B; a folder with {PLAN} needs none"
+            f"{logs}: name the arms, e.g. --control A --treatment B; a folder with {PREREGISTRATION} needs "
+            "none"
         )
     target = out or logs.with_name(f"{logs.name}.{COMMAND}")
     analysis = log_analysis(
@@ -112,7 +112,7 @@ def analyse_experiment(
         run: the settings.
         out: folder for report.html and analysis.json; `folder`/analysis when None.
         effect: relative effect that matters.
-        salts: re-salted A/A assignments.
+        salts: re-randomised A/A assignments.
 
     Raises:
         CropsError: the folder is no such output, or its logs cannot be analysed.
@@ -189,12 +189,10 @@ def as_json(analysis: Analysis) -> dict[str, Any]:
     return cleaned
 
 
-# ------------------------------------------------------------------------------
 # Which logs an analysis reads: those of a team, or the folders of `crops experiment`.
 
 
 WORLD = "world"
-
 """Folder of `crops experiment` with the days before it."""
 
 
@@ -225,7 +223,7 @@ def log_analysis(
         routes: recall routes to report, see `crops.cli.analyse.route_bits`.
         truth: truth of a simulation.
         wanted: relative effect that matters.
-        salts: re-salted A/A assignments.
+        salts: re-randomised A/A assignments.
 
     Raises:
         CropsError: the logs or the arms cannot be analysed.
@@ -281,7 +279,7 @@ def experiment_analyses(
     Raises:
         CropsError: a folder is missing, or its logs cannot be analysed.
     """
-    plan = json.loads((folder / PLAN).read_text())
+    plan = json.loads((folder / PREREGISTRATION).read_text())
     live, seconds = open_logs(folder / LIVE / "logs"), dict[str, float]()
     if missing := sorted(set(plan["days"]) - set(live.search_days)):
         raise CropsError(
@@ -362,7 +360,6 @@ def _with_reach(analysis: Analysis, logs: Logs, how: Reading, experiment: str | 
     return dataclasses.replace(analysis, reach=reach if len(reach) == len(analysis.users) else {})
 
 
-# ------------------------------------------------------------------------------
 # How the commands on experiments read logs.
 
 

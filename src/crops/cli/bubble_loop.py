@@ -13,8 +13,8 @@ from crops.cli.experiment import MODELS, GeneratedOption, arm_names, mined_sampl
 from crops.cli.options import Options, command
 from crops.config import RunConfig
 from crops.errors import CropsError, nearest
-from crops.online.bubble import Evidence, Measured, measure_days
-from crops.online.experiment import Loop, read_days, run_loop, write_plan
+from crops.online.bubble import Loop, Measured, SimulatedDays, measure_days, read_days, run_loop
+from crops.online.experiment import preregister
 from crops.outputs import console, to_json
 from crops.pipeline import Simulated, Start, days_before, packaged_documents, with_encoder
 from crops.platform import ROUTES, platform_version
@@ -54,15 +54,12 @@ OBSERVABLES = {
     ),
     "recall": ("True recall@100 of the model", "of what meets the needs of the day's first searches"),
 }
-
 """What is drawn and tabled, with headings and explanations."""
 
 _COUNTS = {"senses"}
-
 """Observables that are no shares."""
 
 _TOLD = ("top", "unseen", "satisfied", "recall")
-
 """Observables whose course stands in the headline."""
 
 
@@ -100,7 +97,7 @@ def bubble_loop(
         "platform": platform_version(),
         "model": model,
     }
-    write_plan(out, [], {**facts, "last_day": run.platform.days})
+    preregister(out, [], {**facts, "last_day": run.platform.days})
     for _ in run_loop(loop, start, names, days):
         _report(out, loop, start, names, run)
     console.print(f"open [bold]{out / 'report.html'}[/bold]")
@@ -198,7 +195,6 @@ def _told(value: float | None, decimals: int) -> str:
     return "–" if value is None else f"{value:.{decimals}f}"
 
 
-# ------------------------------------------------------------------------------
 # How the bubble forms: what the platform's own logs show of it, day by day.
 
 
@@ -223,7 +219,7 @@ def bubble_table(logs: Path, truth: Path) -> ResultTable:
         logs: accepted logs of a simulation.
         truth: its truth; tells what the searchers needed.
     """
-    evidence = Evidence(
+    evidence = SimulatedDays(
         logs=(logs,),
         searches=(f"{truth}/searches.parquet",),
         truth=truth,

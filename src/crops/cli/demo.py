@@ -47,7 +47,6 @@ if TYPE_CHECKING:
 BASELINE = "baseline: search labels only"
 
 MIN_P3_COVERAGE = 0.05
-
 """Below this share of training queries with a generated document, +P3 is not tested."""
 
 
@@ -130,7 +129,6 @@ def demo(
     return out / "report.html"
 
 
-# ------------------------------------------------------------------------------
 # `crops demo --judged`: the same training, evaluation and report on real texts and human grades.
 
 
@@ -139,7 +137,6 @@ FOLDS = 5
 LOSSES = ("infonce_binary", "h_infonce")
 
 DOCS_PER_GRADE = 8
-
 """Documents drawn per grade and step: a judged query has a few dozen, not the hundreds of a log."""
 
 

@@ -14,17 +14,17 @@ from crops.cli.options import Options, command
 from crops.config import RunConfig, TrainingConfig
 from crops.engine.mined import REPORT
 from crops.errors import CropsError, nearest
-from crops.online.assign import Routes, Trial, split
+from crops.online.assignment import Routes, Trial, split
 from crops.online.experiment import (
     A_A,
     LIVE,
     PAIRED,
     arm_training,
     in_own_layer,
+    preregister,
     run_live,
     run_paired,
     train_arm,
-    write_plan,
 )
 from crops.online.statistics import require_tea_tasting
 from crops.outputs import console, timed
@@ -43,7 +43,6 @@ from crops.pipeline import (
 from crops.platform import day_name, platform_version
 
 MODELS = {"dense": "static", "sparse": "two_tower"}
-
 """Kinds of model: the route that the arms swap, and the encoder that is trained for it."""
 
 GeneratedOption = Annotated[
@@ -86,7 +85,7 @@ def experiment(
     samples = mined_samples(out, run, generated or packaged_documents())
     arms_of = {kind: _train(kind, names, samples, out, start, run) for kind in kinds}
     trials = [Trial(one, arms_of.get(one.name, {})) for one in experiments]
-    write_plan(out, trials, _facts(run, days, samples, kinds))
+    preregister(out, trials, _facts(run, days, samples, kinds))
     with timed(seconds, "A/B days"):
         run_live(out / LIVE, start, trials, days)
     if paired:
@@ -150,7 +149,6 @@ def _facts(run: RunConfig, days: int, samples: Path, kinds: list[str]) -> dict[s
 
 
 LEAST_DAYS = 4
-
 """Days that a simulated world has at least."""
 
 

@@ -17,9 +17,9 @@ from crops.outputs import console
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from crops.online.analysis import Panel
+    from crops.online.analysis import UserDays
     from crops.online.metrics import Metric
-    from crops.online.power import Plan
+    from crops.online.power import Sensitivity
 
 
 @command
@@ -41,7 +41,7 @@ def power(
     from crops.cli.analyse import reading, route_bits
     from crops.logs import open_logs
     from crops.online.analysis import everybody
-    from crops.online.userdays import user_days
+    from crops.online.metrics import user_days
     from crops.pipeline import accepted_logs
     from crops.report.experiment import checked_effect
 
@@ -52,41 +52,41 @@ def power(
         raise CropsError(f"--share {share:g}: two arms have at most half of the users each, and some")
     bits = route_bits(logs, route)
     opened = open_logs(accepted_logs(logs, logs.with_name(f"{logs.name}.checked"), run))
-    panel = everybody(user_days(opened, reading(opened.path, run, bits)))
-    if unknown := sorted(set(pre_day or ()) - set(panel.days)):
-        raise CropsError(f"--pre-day {unknown[0]}: no search; the days there are: {', '.join(panel.days)}")
-    users = int(share * len(panel.users))
-    plans = _plans(panel, tuple(bits), users, pre_day or (), effect, chance)
-    console.print(_printed(plans, users, effect))
-    return [{"metric": metric.key, **dataclasses.asdict(one)} for metric, one in plans]
+    people = everybody(user_days(opened, reading(opened.path, run, bits)))
+    if unknown := sorted(set(pre_day or ()) - set(people.days)):
+        raise CropsError(f"--pre-day {unknown[0]}: no search; the days there are: {', '.join(people.days)}")
+    users = int(share * len(people.users))
+    found = _sensitivities(people, tuple(bits), users, pre_day or (), effect, chance)
+    console.print(_printed(found, users, effect))
+    return [{"metric": metric.key, **dataclasses.asdict(one)} for metric, one in found]
 
 
-def _plans(
-    panel: Panel,
+def _sensitivities(
+    people: UserDays,
     routes: Sequence[str],
     users: int,
     pre_days: Sequence[str],
     effect: float | None,
     chance: float,
-) -> list[tuple[Metric, Plan]]:
+) -> list[tuple[Metric, Sensitivity]]:
     """Return what can be planned; what cannot is said."""
     from crops.online.metrics import metrics_of
-    from crops.online.power import plan
+    from crops.online.power import sensitivity
 
-    days = [day for day in panel.days if day not in pre_days]
-    sums, before = panel.sums(days), panel.sums(pre_days) if pre_days else None
-    plans = []
-    for metric in metrics_of(routes, tuple(panel.statistics)):
+    days = [day for day in people.days if day not in pre_days]
+    sums, before = people.sums(days), people.sums(pre_days) if pre_days else None
+    found = []
+    for metric in metrics_of(routes, tuple(people.statistics)):
         try:
-            one = plan(metric, sums, users, wanted=effect, before=before, power=chance)
+            one = sensitivity(metric, sums, users, wanted=effect, before=before, power=chance)
         except CropsError as error:
             console.print(f"left out: {error}", markup=False, highlight=False)
             continue
-        plans.append((metric, one))
-    return plans
+        found.append((metric, one))
+    return found
 
 
-def _printed(plans: Sequence[tuple[Metric, Plan]], users: int, effect: float | None) -> Table:
+def _printed(found: Sequence[tuple[Metric, Sensitivity]], users: int, effect: float | None) -> Table:
     from rich.table import Table
 
     from crops.report.experiment import value
@@ -95,7 +95,7 @@ def _printed(plans: Sequence[tuple[Metric, Plan]], users: int, effect: float | N
     if effect:
         table.add_column(f"users per arm for {100 * effect:g} %")
         table.add_column("enough?")
-    for metric, one in plans:
+    for metric, one in found:
         cells = [metric.label, value(metric, one.mean), value(metric, one.mde)]
         cells.append(f"{100 * one.mde / one.mean:.2f} %" if one.mean else "–")
         if one.suffices is not None:

@@ -14,21 +14,24 @@ from numpy.typing import NDArray
 
 from crops.errors import CropsError, nearest
 from crops.online.metrics import PRIMARY, USER_SHARES, Metric, metrics_of
-from crops.online.power import SampleCheck, sample_check
+from crops.online.power import (
+    FalsePositives,
+    SampleCheck,
+    false_positives,
+    rerandomised,
+    sample_check,
+    significant,
+)
 from crops.online.statistics import (
     ALPHA,
     Effect,
-    FalsePositives,
     Level,
     attempt,
     corrected,
     effect,
-    false_positives,
     level,
     looks,
     paired_effect,
-    resalted,
-    significant,
 )
 
 Floats = NDArray[np.float64]
@@ -64,7 +67,6 @@ class Finding:
         return "better" if self.effect.absolute * self.metric.better > 0 else "worse"
 
 
-# ------------------------------------------------------------------------------
 # The effects of an experiment day by day, with what each look may claim.
 
 
@@ -108,7 +110,7 @@ class Analysis:
     daily: Mapping[str, Mapping[str, Sequence[DayEffect]]]
     """By treatment, then primary metric; empty where the verdict is refused."""
     false_positives: tuple[FalsePositives, ...] = ()
-    """A/A: the control's users re-salted into two arms."""
+    """A/A: the control's users re-randomised into two arms."""
     wanted: float | None = None
     """Relative effect that was asked for."""
     gaps: Mapping[str, str] = field(default_factory=dict)
@@ -138,29 +140,29 @@ def analyse(
     """Analyse one experiment.
 
     Args:
-        table: `crops.online.userdays.user_days` of its days.
+        table: `crops.online.metrics.user_days` of its days.
         control: the arm to compare with.
         treatments: the other arms.
         routes: recall routes whose shares were measured.
         before: the same of days before the experiment, for CUPED.
         ratios: promised users per user of the control, by treatment; 1 where not given.
         wanted: relative effect that should have been found; 0.01 is 1 %.
-        salts: re-salted assignments of the A/A beside it; 0 leaves it out.
+        salts: re-randomised assignments of the A/A beside it; 0 leaves it out.
         name: what to call it.
 
     Raises:
-        CropsError: arms overlap, have no user or share users (see `experiment_panel`).
+        CropsError: arms overlap, have no user or share users (see `experiment_users`).
         MissingExtraError: tea-tasting is not installed.
     """
-    panel = experiment_panel(table, [control, *treatments])
-    earlier = pre_panel(before, panel) if before is not None and before.num_rows else None
-    members = {arm: panel.members(arm) for arm in panel.arms}
+    people = experiment_users(table, [control, *treatments])
+    earlier = earlier_days(before, people) if before is not None and before.num_rows else None
+    members = {arm: people.members(arm) for arm in people.arms}
     users = {arm: int(inside.sum()) for arm, inside in members.items()}
     checks = {
         arm: sample_check(users[control], users[arm], (ratios or {}).get(arm, 1.0)) for arm in treatments
     }
-    metrics = metrics_of(routes, tuple(panel.statistics))
-    sums, past = panel.sums(), earlier.sums() if earlier else None
+    metrics = metrics_of(routes, tuple(people.statistics))
+    sums, past = people.sums(), earlier.sums() if earlier else None
     gaps: dict[str, str] = {}
     found = [
         _finding(metric, sums, past, members[control], members[arm], arm, checks[arm], wanted)
@@ -171,7 +173,7 @@ def analyse(
         name=name,
         control=control,
         treatments=tuple(treatments),
-        days=panel.days,
+        days=people.days,
         pre_days=earlier.days if earlier else (),
         users=users,
         checks=checks,
@@ -179,11 +181,11 @@ def analyse(
         levels={arm: _levels(metrics, _of(sums, inside), arm, gaps) for arm, inside in members.items()},
         findings=tuple(_correct(found)),
         daily={
-            arm: daily_effects(panel, past, metrics, control, arm, ALPHA / _family(metrics, treatments))
+            arm: daily_effects(people, past, metrics, control, arm, ALPHA / _family(metrics, treatments))
             for arm in treatments
             if checks[arm].holds
         },
-        false_positives=_resalt(panel, metrics, members[control], past, salts, gaps),
+        false_positives=_a_a_tests(people, metrics, members[control], past, salts, gaps),
         wanted=wanted,
         gaps=gaps,
     )
@@ -213,11 +215,11 @@ def with_pairs(analysis: Analysis, control: pa.Table, worlds: Mapping[str, pa.Ta
 
 def _aligned(table: pa.Table, other: pa.Table) -> dict[str, Floats]:
     """Return the sums of the users of both tables, in the order of user_id; 0 where a table lacks one."""
-    panel = everybody(table)
-    union = np.union1d(panel.users, np.unique(other["user_id"].to_numpy()))
-    place = np.searchsorted(union, panel.users)
+    people = everybody(table)
+    union = np.union1d(people.users, np.unique(other["user_id"].to_numpy()))
+    place = np.searchsorted(union, people.users)
     sums = {}
-    for key, values in panel.sums().items():
+    for key, values in people.sums().items():
         sums[key] = np.zeros(len(union))
         sums[key][place] = values
     return sums
@@ -285,20 +287,20 @@ def _levels(
     return levels
 
 
-def _resalt(
-    panel: Panel,
+def _a_a_tests(
+    people: UserDays,
     metrics: Sequence[Metric],
     control: NDArray[np.bool_],
     past: Mapping[str, Floats] | None,
     salts: int,
     gaps: dict[str, str],
 ) -> tuple[FalsePositives, ...]:
-    sums, names = _of(panel.sums(), control), [f"aa-{salt}" for salt in range(salts)]
+    sums, names = _of(people.sums(), control), [f"aa-{salt}" for salt in range(salts)]
     before = _of(past, control) if past is not None else None
     found = []
     for metric in metrics if salts else ():
         try:
-            test = resalted(metric, sums, panel.users[control], names, before=before)
+            test = rerandomised(metric, sums, people.users[control], names, before=before)
         except CropsError as why:
             gaps[f"A/A of {metric.label}"] = str(why)
             continue
@@ -306,22 +308,20 @@ def _resalt(
     return tuple(found)
 
 
-# ------------------------------------------------------------------------------
 # The users of an experiment with their sums, and what is wrong with their assignment.
 
 
 Ints = NDArray[np.int64]
 
 Sums = dict[str, Floats]
-
 """Statistic -> its sum per user, [users]."""
 
 _KEYS = ("user_id", "arm", "day")
 
 
 @dataclass(frozen=True)
-class Panel:
-    """n users, and m rows of one user's day each: `crops.online.userdays.user_days` as arrays."""
+class UserDays:
+    """n users, and m rows of one user's day each: `crops.online.metrics.user_days` as arrays."""
 
     users: Ints
     """user_id, sorted, [n]."""
@@ -390,8 +390,8 @@ def arms_of(table: pa.Table, experiment: str) -> pa.Table:
     return table.set_column(place, "arm", pa.array(arm, pa.string()))
 
 
-def experiment_panel(table: pa.Table, arms: Sequence[str]) -> Panel:
-    """Return the panel of the users of some arms, on the days on which those arms ran.
+def experiment_users(table: pa.Table, arms: Sequence[str]) -> UserDays:
+    """Return the users of some arms, on the days on which those arms ran.
 
     Args:
         table: of `user_days`.
@@ -419,27 +419,27 @@ def experiment_panel(table: pa.Table, arms: Sequence[str]) -> Panel:
     rows = table.filter(pc.is_in(table["arm"], pa.array(list(arms))))
     pairs = rows.group_by(["user_id", "arm"], use_threads=False).aggregate([])
     _refuse_two_arms(pairs)
-    return _panel(rows, pairs["user_id"].to_numpy(), _codes(pairs["arm"], arms), arms)
+    return _user_days(rows, pairs["user_id"].to_numpy(), _codes(pairs["arm"], arms), arms)
 
 
-def pre_panel(table: pa.Table, panel: Panel) -> Panel:
-    """Return the panel of the same users on days before the experiment; most of their arms are none there."""
-    rows = table.filter(pc.is_in(table["user_id"], pa.array(panel.users)))
-    return _panel(rows, panel.users, panel.arm, panel.arms)
+def earlier_days(table: pa.Table, people: UserDays) -> UserDays:
+    """Return the same users on days before the experiment; most of their arms are none there."""
+    rows = table.filter(pc.is_in(table["user_id"], pa.array(people.users)))
+    return _user_days(rows, people.users, people.arm, people.arms)
 
 
-def everybody(table: pa.Table) -> Panel:
-    """Return the panel of all users, whatever their arms: what an experiment could be made of."""
+def everybody(table: pa.Table) -> UserDays:
+    """Return all users, whatever their arms: what an experiment could be made of."""
     users = np.unique(table["user_id"].to_numpy())
-    return _panel(table, users, np.full(len(users), -1), ())
+    return _user_days(table, users, np.full(len(users), -1), ())
 
 
-def _panel(rows: pa.Table, users: Ints, arm: Ints, arms: Sequence[str]) -> Panel:
+def _user_days(rows: pa.Table, users: Ints, arm: Ints, arms: Sequence[str]) -> UserDays:
     order = np.argsort(users)
     users = users[order].astype(np.int64)
     days = sorted(pc.unique(rows["day"]).to_pylist())
     names = [name for name in rows.column_names if name not in _KEYS]
-    return Panel(
+    return UserDays(
         users=users,
         arms=tuple(arms),
         arm=np.asarray(arm)[order],
@@ -468,7 +468,7 @@ def _refuse_two_arms(pairs: pa.Table) -> None:
 
 
 def daily_effects(
-    panel: Panel,
+    people: UserDays,
     past: Mapping[str, NDArray[np.float64]] | None,
     metrics: Sequence[Metric],
     control: str,
@@ -478,7 +478,7 @@ def daily_effects(
     """Return the looks at the primary metrics, one per day of the experiment.
 
     Args:
-        panel: the users.
+        people: the users.
         past: their statistics on days before the experiment, for CUPED.
         metrics: those that the logs can tell.
         control: the arm to compare with.
@@ -486,10 +486,10 @@ def daily_effects(
         alpha: chance of any false claim about one metric of one treatment.
     """
     primary = [metric for metric in metrics if metric.key in PRIMARY]
-    sides = panel.members(control), panel.members(treatment)
+    sides = people.members(control), people.members(treatment)
     daily: dict[str, list[DayEffect]] = {metric.key: [] for metric in primary}
-    for look, day in zip(looks(len(panel.days), alpha), panel.days, strict=True):
-        alone, so_far = panel.sums([day]), panel.sums(panel.days[: look.number])
+    for look, day in zip(looks(len(people.days), alpha), people.days, strict=True):
+        alone, so_far = people.sums([day]), people.sums(people.days[: look.number])
         for metric in primary:
             first, second = (
                 attempt(partial(effect, metric, sums, *sides, past))[0] for sums in (alone, so_far)

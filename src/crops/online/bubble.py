@@ -1,15 +1,37 @@
-"""What the logs and the truth of simulated days show of the filter bubble, day by day."""
+"""The filter bubble day by day: what logs and truth show of it, and the closed loop in which it grows."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from crops.config import ReformulationConfig
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from crops.config import ReformulationConfig, RunConfig, TrainingConfig
 from crops.database import literal, open_database
+from crops.evaluation import recall_at_k
 from crops.logs.tables import add_texts
-from crops.online.userdays import SEARCHES
+from crops.online.experiment import live_through, open_world, train_arm
+from crops.outputs import console
+from crops.pipeline import Start, load_retriever, mine_day
+from crops.platform import (
+    IMPRESSIONS,
+    ROUTES,
+    SEARCHES,
+    Platform,
+    day_file,
+    day_name,
+    same_for_all,
+    write_items,
+)
+from crops.platform.world import Ints
+from crops.protocols import Retriever
 from crops.schema import within_sql
 
 _SOON = within_sql("searched_at", "next_at", ReformulationConfig().window_s)
@@ -85,7 +107,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Evidence:
+class SimulatedDays:
     """Where the days are."""
 
     logs: Sequence[Path]
@@ -102,14 +124,14 @@ class Evidence:
     """Folder of simulated days with satisfaction by truth, for the observables that need it."""
 
 
-def measure_days(evidence: Evidence, observables: Iterable[str]) -> dict[str, dict[str, Measured]]:
+def measure_days(days: SimulatedDays, observables: Iterable[str]) -> dict[str, dict[str, Measured]]:
     """Return observables by day (YYYY-MM-DD) and name.
 
     Args:
-        evidence: where the days are.
+        days: where the days are.
         observables: names in `SHARES`.
     """
-    settings = _settings(evidence)
+    settings = _settings(days)
     measured: dict[str, dict[str, Measured]] = {}
     with open_database() as db:
         typed = "select query from read_parquet({impressions}) union all select head from {needs}"
@@ -123,22 +145,174 @@ def measure_days(evidence: Evidence, observables: Iterable[str]) -> dict[str, di
     return measured
 
 
-def _settings(evidence: Evidence) -> dict[str, object]:
-    truth = evidence.truth
-    outcomes = f"{evidence.arm}/{SEARCHES}/*/*.parquet"
+def _settings(days: SimulatedDays) -> dict[str, object]:
+    truth = days.truth
+    outcomes = f"{days.arm}/{SEARCHES}/*/*.parquet"
     return {
-        "impressions": _list(f"{logs}/search_impressions/*/*.parquet" for logs in evidence.logs),
-        "searches": _list(evidence.searches),
+        "impressions": _list(f"{logs}/search_impressions/*/*.parquet" for logs in days.logs),
+        "searches": _list(days.searches),
         "grades": literal(f"{truth}/grades.parquet"),
         "needs": literal(f"{truth}/needs.parquet"),
         "item_needs": literal(f"{truth}/items.parquet"),
         "outcomes": f"(select * replace (day::varchar as day) from read_parquet({literal(outcomes)}, "
         "hive_partitioning = true))",
-        "items": evidence.items,
-        "route": evidence.route,
+        "items": days.items,
+        "route": days.route,
         "soon": _SOON,
     }
 
 
 def _list(paths: Iterable[str]) -> str:
     return f"[{', '.join(literal(path) for path in paths)}]"
+
+
+# The closed loop: each day users search, the day's logs are mined, a model is trained on them and deployed.
+# Each arm is a world of its own with the same people, needs and random numbers; all begin on the same
+# morning.
+
+
+RECALL = "recall"
+
+DEPTH = 100
+"""Cut-off of true recall."""
+
+RELEVANT = 2
+"""From this grade on an item meets a need."""
+
+_SAMPLE = 2_000
+"""Searches per day that true recall is measured on; they are the same in all arms."""
+
+
+@dataclass(frozen=True)
+class Loop:
+    """A closed loop on disk: a folder per arm with logs/, truth/, recall.json and the model in use."""
+
+    out: Path
+    world: Path
+    """The days before, with the truth of the world."""
+    samples: Path
+    """Mined from the last of them: what the first model learns from."""
+    route: str
+    """The text route that the arm's model serves."""
+    run: RunConfig
+    """Settings of the mining, and the seed."""
+    training: TrainingConfig
+    generated: Path
+    """Documents that an LLM wrote."""
+
+
+def run_loop(loop: Loop, start: Start, arms: Sequence[str], days: int) -> Iterator[int]:
+    """Let all arms live day by day, so that at any time they can be compared; yield each day that is over.
+
+    What is on disk is not done again; a killed run goes on and ends as if it never stopped.
+
+    Args:
+        loop: where, and how models are made.
+        start: the platform before the first day.
+        arms: names in `SOURCES`.
+        days: how many.
+    """
+    platforms = {arm: start.fork() for arm in arms}
+    for arm, platform in platforms.items():
+        open_world(loop.out / arm, platform)
+    for day in range(start.first_day, start.first_day + days):
+        for arm, platform in platforms.items():
+            _one_day(loop, start, arm, platform, day)
+        yield day
+
+
+def _one_day(loop: Loop, start: Start, arm: str, platform: Platform, day: int) -> None:
+    folder = loop.out / arm
+    if str(day) in read_recall(folder):
+        live_through(folder, platform, day, start.sessions, same_for_all(start.deployed, start.users))
+        return
+    model = _model_of(loop, start, arm, platform, day)
+    served = same_for_all({**start.deployed, loop.route: model}, start.users)
+    live_through(folder, platform, day, start.sessions, served)
+    known = read_recall(folder) | {str(day): _true_recall(loop, folder, platform, day, model)}
+    staging = folder / ".recall.json"
+    staging.write_text(json.dumps(known, indent=2) + "\n")
+    staging.rename(folder / "recall.json")
+
+
+def _model_of(loop: Loop, start: Start, arm: str, platform: Platform, day: int) -> Retriever:
+    """Return the model trained on the logs of the day before; make it unless it is there, drop older ones."""
+    folder = loop.out / arm
+    first = day == start.first_day
+    logs = (loop.world if first else folder) / "logs"
+    model = folder / "models" / day_name(day)
+    if not model.exists():
+        samples = loop.samples if first else folder / "samples"
+        if not first:
+            write_items(logs, platform)
+            mine_day(logs, day_name(day - 1), samples, loop.run, loop.generated)
+        console.print(f"[bold]{arm}, {day_name(day)}[/bold]")
+        train_arm(arm, samples, model, loop.training, loop.run.seed)
+    shutil.rmtree(folder / "models" / day_name(day - 1), ignore_errors=True)
+    texts = platform.world.corpus.document_texts()
+    return load_retriever(model, np.arange(1, len(texts) + 1), texts, logs)
+
+
+def read_recall(folder: Path) -> dict[str, dict[str, float | None]]:
+    """Return the true recall of an arm's models by day number: mean (None of none) and n searches."""
+    path = folder / "recall.json"
+    found: dict[str, dict[str, float | None]] = json.loads(path.read_text()) if path.exists() else {}
+    return found
+
+
+def _true_recall(
+    loop: Loop, folder: Path, platform: Platform, day: int, model: Retriever
+) -> dict[str, float | None]:
+    """Return the mean of |top 100 that meets the need| / min(100, |all that does|) over first searches."""
+    truth = pq.read_table(day_file(folder, SEARCHES, day), partitioning=None)
+    truth = truth.filter(pc.equal(truth["step"], 0))
+    rows = np.random.default_rng([platform.seed, day]).permutation(len(truth))[:_SAMPLE]
+    texts = _texts(folder, day, truth["search_id"].take(pa.array(rows)))
+    needs = dict(zip(*(truth.take(rows)[name].to_pylist() for name in ("search_id", "need_id")), strict=True))
+    live = np.flatnonzero(platform.world.corpus.uploaded_day <= day) + 1
+    relevant = _relevant(loop.world / "truth", live)
+    wanted = [relevant.get(needs[search], np.zeros(0, np.int64)) for search in texts]
+    found, _ = model.search(list(texts.values()), DEPTH)
+    recall = recall_at_k(found, wanted, DEPTH, capped=True)
+    known = recall[~np.isnan(recall)]
+    return {"mean": float(known.mean()) if len(known) else None, "n": len(known)}
+
+
+def _texts(folder: Path, day: int, searches: pa.Array) -> dict[int, str]:
+    columns = ["search_id", "query"]
+    logged = pq.read_table(day_file(folder, IMPRESSIONS, day), columns=columns, partitioning=None)
+    logged = (
+        logged.filter(pc.is_in(logged["search_id"], searches))
+        .group_by("search_id")
+        .aggregate([("query", "min")])
+    )
+    return dict(sorted(zip(logged["search_id"].to_pylist(), logged["query_min"].to_pylist(), strict=True)))
+
+
+def _relevant(truth: Path, live: Ints) -> dict[int, Ints]:
+    """Return the live items that meet each need."""
+    grades = pq.read_table(truth / "grades.parquet")
+    grades = grades.filter(pc.greater_equal(grades["grade"], RELEVANT))
+    need, item = grades["need_id"].to_numpy(), grades["item_id"].to_numpy()
+    there = np.isin(item, live)
+    need, item = need[there], item[there]
+    order = np.argsort(need, kind="stable")
+    ids, first = np.unique(need[order], return_index=True)
+    return dict(zip(ids.tolist(), np.split(item[order], first[1:]), strict=True))
+
+
+def read_days(loop: Loop, start: Start, arm: str) -> dict[str, dict[str, Measured]]:
+    """Return all observables of an arm's days, by day and name; `recall` is that of the day's model."""
+    folder = loop.out / arm
+    simulated = SimulatedDays(
+        logs=(loop.world / "logs", folder / "logs"),
+        searches=(f"{loop.world}/truth/searches.parquet", f"{folder}/{SEARCHES}/*/*.parquet"),
+        truth=loop.world / "truth",
+        items=len(start.platform.world.corpus),
+        route=ROUTES.index(loop.route),
+        arm=folder,
+    )
+    measured = measure_days(simulated, SHARES)
+    for day, recall in read_recall(folder).items():
+        measured[day_name(int(day))][RECALL] = Measured(recall["mean"], int(recall["n"] or 0))
+    return {day: row for day, row in measured.items() if RECALL in row}

@@ -4,44 +4,55 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from crops.config import RunConfig, TrainingConfig
+from crops.config import TrainingConfig
 from crops.errors import CropsError, nearest
-from crops.evaluation import recall_at_k
 from crops.labels import SEARCH_SOURCES, SOURCE_GROUPS, Source, parse_sources
-from crops.online.assign import BUCKETS, Experiment, Routes, Traffic, Trial, assign, route_traffic, split
-from crops.online.bubble import SHARES, Evidence, Measured, measure_days
-from crops.online.userdays import SEARCHES, live_through
+from crops.online.assignment import (
+    BUCKETS,
+    Experiment,
+    Routes,
+    Traffic,
+    Trial,
+    assign,
+    log_exposures,
+    name_arms,
+    route_traffic,
+    set_arms,
+    split,
+)
 from crops.outputs import console
-from crops.pipeline import Start, is_done, load_retriever, mine_day, train_model
+from crops.pipeline import Start, is_done, train_model
 from crops.platform import (
+    FEED,
     IMPRESSIONS,
-    ROUTES,
+    SEARCHES,
+    DayLogs,
     Platform,
     Served,
     day_file,
     day_name,
+    replay_day,
     same_for_all,
+    simulate_day,
     write_items,
 )
-from crops.platform.world import Ints
-from crops.protocols import Retriever
+from crops.platform.day import KeyedDraws
+from crops.platform.people import ABUSE_SESSIONS
 
-PLAN = "plan.json"
+PREREGISTRATION = "plan.json"
 
 LIVE, PAIRED = "live", "paired"
 
 A_A = "aa"
-
 """The experiment whose arms change nothing: it runs beside the others, in a layer of its own."""
 
 
@@ -69,7 +80,7 @@ def run_live(out: Path, start: Start, trials: Sequence[Trial], days: int) -> Non
         days: how many.
 
     Raises:
-        CropsError: see `crops.online.assign.route_traffic`.
+        CropsError: see `crops.online.assignment.route_traffic`.
     """
     traffic = route_traffic(start.deployed, trials, start.users)
     _live(out, start, traffic, days)
@@ -100,13 +111,66 @@ def _live(folder: Path, start: Start, traffic: Traffic | Served, days: int) -> N
         live_through(folder, platform, day, start.sessions, traffic)
 
 
+EXPOSURES = "logs/exposures"
+
+
+def online_day(platform: Platform, day: int, sessions: int, served: Served) -> DayLogs:
+    """Simulate a day with random numbers that belong to its searches, so that copies of a world compare."""
+    everybody = sessions + ABUSE_SESSIONS * int((platform.users.pushes >= 0).sum())
+    return simulate_day(platform, day, sessions, served, KeyedDraws(platform.seed, day, everybody))
+
+
+def live_through(
+    folder: Path, platform: Platform, day: int, sessions: int, traffic: Traffic | Served
+) -> None:
+    """Bring a platform to the end of a day: simulate and write the day, or replay it if `folder` has it.
+
+    Args:
+        folder: gets logs/ and truth/.
+        platform: the platform at the end of the day before.
+        day: day number.
+        sessions: search sessions of the day.
+        traffic: who is served how; as `Traffic`, the log names the arms and holds the exposures.
+    """
+    if day_file(folder, SEARCHES, day).exists():
+        replay_day(folder, platform, day)
+        return
+    console.print(f"[dim]·[/dim] {folder.name}: day {day_name(day)}")
+    served = traffic.served if isinstance(traffic, Traffic) else traffic
+    result = online_day(platform, day, sessions, served)
+    _write(folder, day, _tables(result, traffic if isinstance(traffic, Traffic) else None))
+
+
+def _tables(result: DayLogs, traffic: Traffic | None) -> dict[str, pa.Table]:
+    tables = {IMPRESSIONS: result.impressions, FEED: result.feed}
+    if traffic is not None and traffic.experiments:
+        tables[IMPRESSIONS] = set_arms(result.impressions, name_arms(traffic))
+        tables[EXPOSURES] = log_exposures(traffic, result.searches)
+    return {**tables, SEARCHES: result.searches}
+
+
+def _write(folder: Path, day: int, tables: Mapping[str, pa.Table]) -> None:
+    """Write all tables aside, then move them to their places; what a killed run left there is replaced."""
+    staging = folder / ".day"
+    shutil.rmtree(staging, ignore_errors=True)
+    for name, table in tables.items():
+        (staging / name).mkdir(parents=True)
+        pq.write_table(table, staging / name / "part-0.parquet", compression="zstd")
+    for name in tables:
+        place = day_file(folder, name, day).parent
+        shutil.rmtree(place, ignore_errors=True)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        (staging / name).rename(place)
+    shutil.rmtree(staging)
+
+
 def open_world(folder: Path, platform: Platform) -> None:
     """Write the catalogue, as it is before the first day, beside the logs to come."""
     if not (folder / "logs" / "items.parquet").exists():
         write_items(folder / "logs", platform)
 
 
-def write_plan(out: Path, trials: Sequence[Trial], facts: Mapping[str, Any]) -> None:
+def preregister(out: Path, trials: Sequence[Trial], facts: Mapping[str, Any]) -> None:
     """Write plan.json before the first day.
 
     Raises:
@@ -114,7 +178,7 @@ def write_plan(out: Path, trials: Sequence[Trial], facts: Mapping[str, Any]) -> 
     """
     plan = {**facts, "experiments": [_described(trial) for trial in trials]}
     text = json.dumps(plan, indent=2) + "\n"
-    path = out / PLAN
+    path = out / PREREGISTRATION
     if path.exists() and json.loads(path.read_text()) != json.loads(text):
         raise CropsError(f"{path} is the plan of another experiment; name another folder, or remove this one")
     out.mkdir(parents=True, exist_ok=True)
@@ -134,163 +198,6 @@ def _described(trial: Trial) -> dict[str, Any]:
     }
 
 
-# ------------------------------------------------------------------------------
-# The closed loop: each day users search, the day's logs are mined, a model is trained on them and deployed.
-# Each arm is a world of its own with the same people, needs and random numbers; all begin on the same
-# morning.
-
-
-RECALL = "recall"
-
-DEPTH = 100
-
-"""Cut-off of true recall."""
-
-RELEVANT = 2
-
-"""From this grade on an item meets a need."""
-
-_SAMPLE = 2_000
-
-"""Searches per day that true recall is measured on; they are the same in all arms."""
-
-
-@dataclass(frozen=True)
-class Loop:
-    """A closed loop on disk: a folder per arm with logs/, truth/, recall.json and the model in use."""
-
-    out: Path
-    world: Path
-    """The days before, with the truth of the world."""
-    samples: Path
-    """Mined from the last of them: what the first model learns from."""
-    route: str
-    """The text route that the arm's model serves."""
-    run: RunConfig
-    """Settings of the mining, and the seed."""
-    training: TrainingConfig
-    generated: Path
-    """Documents that an LLM wrote."""
-
-
-def run_loop(loop: Loop, start: Start, arms: Sequence[str], days: int) -> Iterator[int]:
-    """Let all arms live day by day, so that at any time they can be compared; yield each day that is over.
-
-    What is on disk is not done again; a killed run goes on and ends as if it never stopped.
-
-    Args:
-        loop: where, and how models are made.
-        start: the platform before the first day.
-        arms: names in `SOURCES`.
-        days: how many.
-    """
-    platforms = {arm: start.fork() for arm in arms}
-    for arm, platform in platforms.items():
-        open_world(loop.out / arm, platform)
-    for day in range(start.first_day, start.first_day + days):
-        for arm, platform in platforms.items():
-            _one_day(loop, start, arm, platform, day)
-        yield day
-
-
-def _one_day(loop: Loop, start: Start, arm: str, platform: Platform, day: int) -> None:
-    folder = loop.out / arm
-    if str(day) in read_recall(folder):
-        live_through(folder, platform, day, start.sessions, same_for_all(start.deployed, start.users))
-        return
-    model = _model_of(loop, start, arm, platform, day)
-    served = same_for_all({**start.deployed, loop.route: model}, start.users)
-    live_through(folder, platform, day, start.sessions, served)
-    known = read_recall(folder) | {str(day): _true_recall(loop, folder, platform, day, model)}
-    staging = folder / ".recall.json"
-    staging.write_text(json.dumps(known, indent=2) + "\n")
-    staging.rename(folder / "recall.json")
-
-
-def _model_of(loop: Loop, start: Start, arm: str, platform: Platform, day: int) -> Retriever:
-    """Return the model trained on the logs of the day before; make it unless it is there, drop older ones."""
-    folder = loop.out / arm
-    first = day == start.first_day
-    logs = (loop.world if first else folder) / "logs"
-    model = folder / "models" / day_name(day)
-    if not model.exists():
-        samples = loop.samples if first else folder / "samples"
-        if not first:
-            write_items(logs, platform)
-            mine_day(logs, day_name(day - 1), samples, loop.run, loop.generated)
-        console.print(f"[bold]{arm}, {day_name(day)}[/bold]")
-        train_arm(arm, samples, model, loop.training, loop.run.seed)
-    shutil.rmtree(folder / "models" / day_name(day - 1), ignore_errors=True)
-    texts = platform.world.corpus.document_texts()
-    return load_retriever(model, np.arange(1, len(texts) + 1), texts, logs)
-
-
-def read_recall(folder: Path) -> dict[str, dict[str, float | None]]:
-    """Return the true recall of an arm's models by day number: mean (None of none) and n searches."""
-    path = folder / "recall.json"
-    found: dict[str, dict[str, float | None]] = json.loads(path.read_text()) if path.exists() else {}
-    return found
-
-
-def _true_recall(
-    loop: Loop, folder: Path, platform: Platform, day: int, model: Retriever
-) -> dict[str, float | None]:
-    """Return the mean of |top 100 that meets the need| / min(100, |all that does|) over first searches."""
-    truth = pq.read_table(day_file(folder, SEARCHES, day), partitioning=None)
-    truth = truth.filter(pc.equal(truth["step"], 0))
-    rows = np.random.default_rng([platform.seed, day]).permutation(len(truth))[:_SAMPLE]
-    texts = _texts(folder, day, truth["search_id"].take(pa.array(rows)))
-    needs = dict(zip(*(truth.take(rows)[name].to_pylist() for name in ("search_id", "need_id")), strict=True))
-    live = np.flatnonzero(platform.world.corpus.uploaded_day <= day) + 1
-    relevant = _relevant(loop.world / "truth", live)
-    wanted = [relevant.get(needs[search], np.zeros(0, np.int64)) for search in texts]
-    found, _ = model.search(list(texts.values()), DEPTH)
-    recall = recall_at_k(found, wanted, DEPTH, capped=True)
-    known = recall[~np.isnan(recall)]
-    return {"mean": float(known.mean()) if len(known) else None, "n": len(known)}
-
-
-def _texts(folder: Path, day: int, searches: pa.Array) -> dict[int, str]:
-    columns = ["search_id", "query"]
-    logged = pq.read_table(day_file(folder, IMPRESSIONS, day), columns=columns, partitioning=None)
-    logged = (
-        logged.filter(pc.is_in(logged["search_id"], searches))
-        .group_by("search_id")
-        .aggregate([("query", "min")])
-    )
-    return dict(sorted(zip(logged["search_id"].to_pylist(), logged["query_min"].to_pylist(), strict=True)))
-
-
-def _relevant(truth: Path, live: Ints) -> dict[int, Ints]:
-    """Return the live items that meet each need."""
-    grades = pq.read_table(truth / "grades.parquet")
-    grades = grades.filter(pc.greater_equal(grades["grade"], RELEVANT))
-    need, item = grades["need_id"].to_numpy(), grades["item_id"].to_numpy()
-    there = np.isin(item, live)
-    need, item = need[there], item[there]
-    order = np.argsort(need, kind="stable")
-    ids, first = np.unique(need[order], return_index=True)
-    return dict(zip(ids.tolist(), np.split(item[order], first[1:]), strict=True))
-
-
-def read_days(loop: Loop, start: Start, arm: str) -> dict[str, dict[str, Measured]]:
-    """Return all observables of an arm's days, by day and name; `recall` is that of the day's model."""
-    folder = loop.out / arm
-    evidence = Evidence(
-        logs=(loop.world / "logs", folder / "logs"),
-        searches=(f"{loop.world}/truth/searches.parquet", f"{folder}/{SEARCHES}/*/*.parquet"),
-        truth=loop.world / "truth",
-        items=len(start.platform.world.corpus),
-        route=ROUTES.index(loop.route),
-        arm=folder,
-    )
-    measured = measure_days(evidence, SHARES)
-    for day, recall in read_recall(folder).items():
-        measured[day_name(int(day))][RECALL] = Measured(recall["mean"], int(recall["n"] or 0))
-    return {day: row for day, row in measured.items() if RECALL in row}
-
-
-# ------------------------------------------------------------------------------
 # What CroPS measured on people (arXiv 2511.15443, Tables 5, 6, 8 and 9), in %, by model type and arm. The
 # arms are cumulative. Whether the effects are absolute or relative is not stated.
 
@@ -313,7 +220,6 @@ RATIOS: Mapping[str, Mapping[str, tuple[float, float]]] = {
         "crops": (33.8, 44.7),
     },
 }
-
 """Ratio_rank and Ratio_show."""
 
 EFFECTS: Mapping[str, Mapping[str, tuple[float, float, float]]] = {
@@ -328,11 +234,9 @@ EFFECTS: Mapping[str, Mapping[str, tuple[float, float, float]]] = {
         "crops": (0.783, 0.423, -0.614),
     },
 }
-
 """CTR, LPR and RQR against the baseline."""
 
 
-# ------------------------------------------------------------------------------
 # What arms are made of: a choice of sources, and the model trained on them.
 
 
@@ -349,7 +253,6 @@ SOURCES = {
     **{f"-{group}": _ALL & ~SOURCE_GROUPS[group] for group in _ADDED},
     "clicks": Source.CLICKED,
 }
-
 """Arms by name. The baseline is online search alone with its stages as labels (FS-LR); +p1, +p2 and crops add
 one source each; -p1, -p2, -p3 are crops without one; clicks is the platform's own recipe: clicked or not."""
 

@@ -8,7 +8,7 @@ searches takes the searches of a user for independent and promises far too much.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING
@@ -16,11 +16,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
-from scipy.stats import binomtest, false_discovery_control, norm, t
+from scipy.stats import false_discovery_control, norm, t
 
 from crops.errors import CropsError, MissingExtraError
 from crops.evaluation.significance import holm
-from crops.online.assign import BUCKETS, buckets
 from crops.online.metrics import Metric
 
 if TYPE_CHECKING:
@@ -33,19 +32,15 @@ Flags = NDArray[np.bool_]
 ALPHA, POWER = 0.05, 0.8
 
 DETECTABLE = float(norm.ppf(1 - ALPHA / 2) + norm.ppf(POWER))
-
 """Standard errors that an effect must have to be found with chance `POWER` at level `ALPHA`: 2.80."""
 
 MIN_USERS = 20
-
 """Fewer users in an arm carry no interval: the delta method is an approximation for many."""
 
 FEWEST_EXPECTED = 5
-
 """Users with an event, and without one, that each arm must be expected to have."""
 
 EXPLAINED = 1e-10
-
 """Share of the variance below which nothing is left of a metric after CUPED: what rounding leaves."""
 
 _PARTS = ("numerator", "denominator", "numerator before", "denominator before")
@@ -306,7 +301,6 @@ def require_tea_tasting() -> None:
         raise MissingExtraError("tea-tasting", "online") from error
 
 
-# ------------------------------------------------------------------------------
 # Looking at an experiment every day without fooling oneself: the O'Brien-Fleming boundary. O'Brien & Fleming
 # (Biometrics 1979): with K looks planned, look k claims an effect when |Z_k| >= c sqrt(K / k). The constant c
 # keeps the chance of any false claim at alpha (Jennison & Turnbull, Group Sequential Methods, 2000, Table
@@ -314,7 +308,6 @@ def require_tea_tasting() -> None:
 
 
 _STEPS = 201
-
 """Points of the numerical integration; the constant is right to 4 digits up to a year of daily looks."""
 
 
@@ -377,194 +370,10 @@ def crossing(bounds: Sequence[float] | Floats) -> float:
     return float(1 - (weight * density).sum())
 
 
-# ------------------------------------------------------------------------------
-# A/A: how often would arms that differ in nothing be called different? By re-salting one log many times. The
-# sums of an arm are linear in who is in it, so all salts cost one matrix product per metric. The arithmetic
-# is that of `crops.online.statistics.effect`, for all salts at once.
-
-
-Ints = NDArray[np.int64]
-
-_CHUNK = 20_000_000
-
-"""Numbers of a membership matrix held at a time."""
-
-
-@dataclass(frozen=True)
-class Resalted:
-    """What the test says of each salt, [salts]; NaN where a drawn arm leaves nothing to test."""
-
-    z: Floats
-    p: Floats
-
-
-@dataclass(frozen=True)
-class FalsePositives:
-    """Salts at which arms that differ in nothing were called different, with a 95 % interval (Wilson)."""
-
-    metric: str
-    salts: int
-    positives: int
-    rate: float
-    low: float
-    high: float
-
-
-def false_positives(metric: str, found: NDArray[np.bool_]) -> FalsePositives:
-    """Return the rate of true values among `found` [salts]."""
-    test = binomtest(int(found.sum()), len(found))
-    interval = test.proportion_ci(method="wilson")
-    return FalsePositives(
-        metric, len(found), int(found.sum()), float(found.mean()), float(interval.low), float(interval.high)
-    )
-
-
-def resalted(
-    metric: Metric,
-    sums: Mapping[str, Floats],
-    users: Ints,
-    salts: Sequence[str],
-    *,
-    before: Mapping[str, Floats] | None = None,
-    share: float = 0.5,
-) -> Resalted:
-    """Return z and p of the difference of two arms drawn by each salt; nothing was done to either.
-
-    Args:
-        metric: the metric.
-        sums: statistics per user, [users] each.
-        users: user_id, [users].
-        salts: one assignment each.
-        before: statistics on earlier days, for CUPED.
-        share: of the users in each arm, at most 0.5.
-
-    Raises:
-        CropsError: arms of this share would have fewer than `MIN_USERS` users, or the metric's denominator
-            is 0, too few users have an event, or the metric says the same of everybody, as it is or after
-            CUPED.
-    """
-    if not 0 < share <= 0.5 or len(users) * share < MIN_USERS:
-        raise CropsError(
-            f"A/A with a share of {share:g} of {len(users):,} users per arm: shares are at most 0.5, and at "
-            f"least {MIN_USERS} users are needed in each arm"
-        )
-    if not sums[metric.denominator].any():
-        raise CropsError(f"{metric.label}: its denominator, {metric.denominator}, is 0 for everybody")
-    if not has_spread(metric, sums):
-        raise no_spread(metric)
-    check_events(metric, sums, share)
-    columns = np.stack(list(columns_of(metric, sums, before).values()), axis=1)
-    centre = columns.mean(axis=0)
-    shifted = columns - centre
-    i, j = np.triu_indices(columns.shape[1])
-    powers = np.concatenate([np.ones((len(users), 1)), shifted, shifted[:, i] * shifted[:, j]], axis=1)
-    z, freedom = [], []
-    for control, treatment in _memberships(users, salts, share):
-        sides = [_moments(arm.astype(np.float64) @ powers, centre) for arm in (control, treatment)]
-        # An arm without anything of the metric, or without anything left by CUPED, cannot be tested: NaN.
-        with np.errstate(divide="ignore", invalid="ignore"):
-            statistic, degrees = _test(*sides)
-        z.append(statistic)
-        freedom.append(degrees)
-    every = np.concatenate(z)
-    if not np.isfinite(every).any():
-        raise explained(metric)
-    return Resalted(every, 2 * t.sf(np.abs(every), np.concatenate(freedom)))
-
-
-def significant(found: Resalted) -> NDArray[np.bool_]:
-    """Return which salts a single test calls different, of those that can be tested."""
-    called: NDArray[np.bool_] = found.p[np.isfinite(found.p)] < ALPHA
-    return called
-
-
-def memberships(
-    users: Ints, salts: Sequence[str], share: float
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Return who is in the control and who in the treatment of each salt, [salts, users]."""
-    bucket = np.stack([buckets(users, salt) for salt in salts])
-    width = round(share * BUCKETS)
-    return bucket < width, (bucket >= width) & (bucket < 2 * width)
-
-
-def _memberships(
-    users: Ints, salts: Sequence[str], share: float
-) -> Iterator[tuple[NDArray[np.bool_], NDArray[np.bool_]]]:
-    step = max(1, _CHUNK // len(users))
-    for start in range(0, len(salts), step):
-        yield memberships(users, salts[start : start + step], share)
-
-
-@dataclass(frozen=True)
-class _Moments:
-    """Of one arm for each of s salts: users [s], means [s, c], covariances [s, c, c]."""
-
-    n: Floats
-    mean: Floats
-    covariance: Floats
-
-    def __add__(self, other: _Moments) -> _Moments:
-        """Return the moments of both arms together."""
-        n = self.n + other.n
-        gap = other.mean - self.mean
-        mean = self.mean + gap * (other.n / n)[:, None]
-        inside = (
-            self.covariance * (self.n - 1)[:, None, None] + other.covariance * (other.n - 1)[:, None, None]
-        )
-        between = gap[:, :, None] * gap[:, None, :] * (self.n * other.n / n)[:, None, None]
-        return _Moments(n, mean, (inside + between) / (n - 1)[:, None, None])
-
-
-def _moments(sums: Floats, centre: Floats) -> _Moments:
-    n, width = sums[:, 0], len(centre)
-    shift = sums[:, 1 : width + 1] / n[:, None]
-    i, j = np.triu_indices(width)
-    covariance = np.empty((len(n), width, width))
-    covariance[:, i, j] = covariance[:, j, i] = (
-        sums[:, width + 1 :] - n[:, None] * shift[:, i] * shift[:, j]
-    ) / (n - 1)[:, None]
-    return _Moments(n, centre + shift, covariance)
-
-
-def _test(control: _Moments, treatment: _Moments) -> tuple[Floats, Floats]:
-    """Return Welch's statistic of the (CUPED-adjusted) ratios and its degrees of freedom, [salts]."""
-    total = control + treatment
-    before, slope = np.zeros(len(total.n)), np.zeros(len(total.n))
-    if total.mean.shape[1] > 2:
-        before = total.mean[:, 2] / total.mean[:, 3]
-        _, covariance, spread = _ratio_moments(total)
-        slope = np.divide(covariance, spread, out=slope, where=spread > 0)
-    values, errors, plain = [], [], np.zeros(len(total.n))
-    for side in (control, treatment):
-        variance, covariance, spread = _ratio_moments(side)
-        value = side.mean[:, 0] / side.mean[:, 1]
-        if total.mean.shape[1] > 2:
-            value = value - slope * (side.mean[:, 2] / side.mean[:, 3] - before)
-        values.append(value)
-        plain += variance / side.n
-        errors.append((variance + slope**2 * spread - 2 * slope * covariance) / side.n)
-    error = errors[0] + errors[1]
-    error[~(error > EXPLAINED * plain)] = np.nan
-    freedom = error**2 / (errors[0] ** 2 / (control.n - 1) + errors[1] ** 2 / (treatment.n - 1))
-    return (values[1] - values[0]) / np.sqrt(error), freedom
-
-
-def _ratio_moments(side: _Moments) -> tuple[Floats, Floats, Floats]:
-    """Return variance of the ratio, covariance with the ratio before, and variance of that, [salts]."""
-    weights = np.zeros((len(side.n), 2, side.mean.shape[1]))
-    for row, start in enumerate(range(0, side.mean.shape[1], 2)):
-        weights[:, row, start] = 1 / side.mean[:, start + 1]
-        weights[:, row, start + 1] = -side.mean[:, start] / side.mean[:, start + 1] ** 2
-    both = weights @ side.covariance @ weights.transpose(0, 2, 1)
-    return both[:, 0, 0], both[:, 0, 1], both[:, 1, 1]
-
-
-# ------------------------------------------------------------------------------
 # A ratio metric of one group of users, and the effect that only a simulator can see: the paired one.
 
 
 REACH = float(norm.ppf(1 - ALPHA / 2))
-
 """Standard errors on either side of an interval."""
 
 

@@ -7,6 +7,7 @@ from crops.platform.search import ROUTES, IdModel, fit_id_model
 from crops.platform.simulate import (
     FEED,
     IMPRESSIONS,
+    SEARCHES,
     build_platform,
     day_file,
     day_name,
@@ -24,6 +25,7 @@ __all__ = [
     "FEED",
     "IMPRESSIONS",
     "ROUTES",
+    "SEARCHES",
     "SIZES",
     "Anchor",
     "DayLogs",

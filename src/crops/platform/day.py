@@ -44,15 +44,12 @@ from crops.protocols import Ranker, Retriever
 Rng = np.random.Generator
 
 READING_US = 4_000_000
-
 """Time spent looking at a list before anything else happens, microseconds."""
 
 SEARCHES_PER_DAY = 100_000_000
-
 """Room for the numbers of a day's searches: a search's number is day * this + its number in the day."""
 
 LIFT = 10.0
-
 """Added to the score of a candidate that the list explores: above every other."""
 
 
@@ -336,7 +333,6 @@ def _go_on(
     )
 
 
-# ------------------------------------------------------------------------------
 # Where the random numbers of a day come from: one stream, or numbers that belong to a search. Two copies of a
 # world that show different lists part ways at once if they read one stream: the first person who stays longer
 # shifts the numbers of all who follow. With `KeyedDraws` each number is fixed by seed, day, step of the
@@ -345,11 +341,9 @@ def _go_on(
 
 
 STEPS = 10
-
 """Room for the searches of a session in the numbers of keyed searches."""
 
 _STEP, _TYPING, _FEED = 1, 2, 3
-
 """What a stream is for; never 0, which numpy's seeds do not tell from nothing."""
 
 

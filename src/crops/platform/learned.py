@@ -18,11 +18,9 @@ from crops.platform.world import Floats, Ints
 T = TypeVar("T", np.int64, np.float64)
 
 NEIGHBOURS = 20
-
 """Items kept per item in the co-watch table."""
 
 _BLOCK = 8192
-
 """Items whose neighbours are counted at a time."""
 
 

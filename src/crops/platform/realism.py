@@ -81,21 +81,17 @@ BUBBLE = (
     "test clicks on items not shown for the query in training",
     "catalogue shown in search so far",
 )
-
 """What `observe` says of the filter bubble."""
 
 
-# ------------------------------------------------------------------------------
 # What the logs of a platform show, in figures: behaviour, funnel, repetition, and the filter bubble.
 # Everything but `BY_TRUTH` needs the logs alone, so a team can read the same figures off its own.
 
 
 _SOON = within_sql("searched", "next_at", ReformulationConfig().window_s)
-
 """Neighbouring searches of a user count as a pair within the engine's window of rewording (90 s)."""
 
 HEAVY = 20
-
 """Searches that a query needs in a day for its exposure to be measured."""
 
 

@@ -28,28 +28,22 @@ if TYPE_CHECKING:
     from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 
 PAGE = 10
-
 """Results shown per page."""
 
 RANKED = 40
-
 """Candidates that pass the pre-ranker: the ranked set."""
 
 FILTERED = 20
-
 """Candidates behind them that the log keeps as `filtered`."""
 
 PRE_RANK_NOISE = 1.8
-
 """Error of the pre-ranker's relevance estimate, in units of the ranker's."""
 
 INTEREST_WEIGHT, TASTE_WEIGHT, MATCH_WEIGHT = 0.30, 0.15, 0.08
-
 """Weights beside relevance in [0, 1]: the user's interests, the user's taste for the author (a standard
 normal per pair), and visible words of the query (both rankers)."""
 
 _BLOCK = 4096
-
 """Texts recalled at a time."""
 
 
@@ -186,7 +180,6 @@ def _pre_rank(
     )
 
 
-# ------------------------------------------------------------------------------
 # The dial of the filter bubble: how much a list follows popularity and its own past, how much it explores.
 # Its effect is read off the logs alone (`crops platform-report`): concentration of exposure, senses shown per
 # ambiguous query, share of relevant items ever shown, share of clicks on items that were never shown before.
@@ -233,7 +226,6 @@ class ProductionRanker:
         return np.where(candidates < 0, -np.inf, np.round(total, 6))
 
 
-# ------------------------------------------------------------------------------
 # The recall routes of the search cascade. Text routes (`bm25`, `dense`, `sparse`) are arguments: an
 # experiment swaps them. The others are the platform's own and follow from its memory. What no route finds, no
 # later stage can show.
@@ -251,35 +243,27 @@ ROUTES = (
     "explore",
     "personal",
 )
-
 """Names of the bits of `search_impressions.routes`, lowest bit first."""
 
 TEXT_MATCH = 1
-
 """The bit of `bm25`: the item's text visibly shows words of the query."""
 
 OWN_PAST = ("dense", "sparse", "co_click", "similar")
-
 """Routes that learned from the platform's own clicks; the bubble dial sets their depth."""
 
 DEPTH = {"bm25": 60, "co_watch": 30, "popular": 20, "fresh": 20, "personal": 25}
-
 """Candidates of the other routes."""
 
 BEYOND = ("co_watch", "fresh", "personal")
-
 """Routes that bring what neither words nor clicks point to; the bubble dial multiplies their depth."""
 
 SEEDS = 5
-
 """Best candidates of each text route whose feed neighbours the co-watch route brings."""
 
 LEAF_EVIDENCE = 20
-
 """Best candidates of each text route that vote for the query's leaf category."""
 
 KNOWN_QUERIES, SIMILAR_QUERIES, SIMILARITY = 20_000, 5, 0.4
-
 """The similar-query route looks among the most clicked queries for the nearest few above a cosine."""
 
 
@@ -435,7 +419,6 @@ class Routes:
         return items, np.searchsorted(self._corpus.sense[items], np.arange(self._senses + 1))
 
 
-# ------------------------------------------------------------------------------
 # The platform's sparse route: an ID-feature model of query terms and items, from its own clicks. Latent
 # semantic analysis (Deerwester et al. 1990) of the term x item click table: it knows items by their ids
 # alone, so it cannot find what was never clicked.
@@ -492,12 +475,10 @@ BUBBLES = {
 }
 
 
-# ------------------------------------------------------------------------------
 # From what was listed and clicked to `search_impressions` and the catalogue's counters.
 
 
 CLICK_QUERIES = 3
-
 """Queries kept per item in `click_query`."""
 
 

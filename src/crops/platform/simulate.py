@@ -80,6 +80,8 @@ def write_day(logs: str | Path, day: int, result: DayLogs) -> None:
 
 
 IMPRESSIONS, FEED = "logs/search_impressions", "logs/feed_events"
+SEARCHES = "truth/searches"
+"""The last table of a day of an experiment to be written: a day that has it is complete."""
 _LEARNED = {
     IMPRESSIONS: ["query", "item_id", "clicked"],
     FEED: ["user_id", "item_id", "play_ms", "duration_ms"],

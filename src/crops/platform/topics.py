@@ -111,7 +111,6 @@ FIRST_HEADS = (
     "bow",
     "small_bathroom",
 )
-
 """The heads of the smaller sizes, in order: words with several meanings and broad needs in turn."""
 
 
@@ -131,29 +130,23 @@ def load_topics(heads: int) -> list[Head]:
     return [_head((folder / f"{name}.toml").read_text()) for name in order[:heads]]
 
 
-# ------------------------------------------------------------------------------
 # How creators write about a need: in their own style, with details, signatures and the noise of uploads.
 
 
 PLAIN_AUTHORS = 0.55
-
 """Share of creators who speak as searchers do; the others use the jargon of their scene."""
 
 STYLE_PURITY = 0.85
-
 """How often a creator keeps to the own style for a phrase."""
 
 DETAIL, SCENE, SIGNATURE, OBVIOUS_TAG, ASKED = 0.6, 0.5, 0.35, 0.55, 0.35
-
 """Chances per item: a detail in the title, words of the scene in the caption, the creator's signature, the
 plain word for the topic among the hashtags, and a popular search for the need spelt out in the caption."""
 
 SPEECHLESS = 0.38
-
 """Share of uploads whose text says nothing of what they show: a mood, a generic hashtag, no caption."""
 
 REPOST, MISSING, OCR_ERROR, OFF_TOPIC_TAG = 0.04, 0.08, 0.06, 0.10
-
 """Chances per item: copies an earlier item's text, lacks a text field, has a broken letter on the cover,
 carries a tag of another topic."""
 
@@ -175,7 +168,6 @@ _PLACES = (
     "harbor", "studio", "corner", "porch", "garage", "lane", "cabin", "desk", "balcony", "kitchen", "attic",
     "lab", "bench", "window", "cellar", "bridge", "meadow", "workshop", "diary", "club", "market", "shed",
 )  # fmt: skip
-
 """Creators sign as one of each: 'rusty porch'."""
 
 _WORD = re.compile(r"[a-z0-9]+")
@@ -317,12 +309,10 @@ def _break_letter(text: str, rng: np.random.Generator) -> str:
     return text[:at] + _pick("il0O", rng) + text[at + 1 :]
 
 
-# ------------------------------------------------------------------------------
 # The world of hand-written topics: its needs, its catalogue and its truth.
 
 
 SECOND_NEED, PARTIAL = 0.25, 0.12
-
 """Chances per item: touches a second need in passing, answers only in part (clickbait, low effort)."""
 
 

@@ -24,7 +24,6 @@ Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
 HEAD_LEVEL, SENSE_LEVEL, NEED_LEVEL = 0, 1, 2
-
 """How much a phrase gives away: the head alone, its sense, or the need."""
 
 
@@ -138,7 +137,6 @@ def order_phrases(rows: Sequence[tuple[str, int, int, int, int]]) -> Phrases:
     return Phrases(tuple(text), *(np.array(column, dtype=np.int64) for column in columns))
 
 
-# ------------------------------------------------------------------------------
 # How large a simulated platform is.
 
 
@@ -161,19 +159,16 @@ SIZES: dict[str, Size] = {
     "base": Size(heads=120, items=100_000, authors=10_000, users=30_000, sessions=70_000),
     "large": Size(heads=120, items=1_000_000, authors=100_000, users=60_000, sessions=40_000),
 }
-
 """`tiny` is for tests, `demo` for `crops demo`, `small` for experiments on a laptop, `base` for published
 tables (about 100,000 searches and 1 million feed events a day), `large` for a million items."""
 
 
-# ------------------------------------------------------------------------------
 # Which platform wrote a world: results of different platforms must not be compared.
 
 
 NAME = "cpsqa-open-v1"
 
 VERSION = "17cf94c7eaea"
-
 """Changed by hand when the same settings and seed give another world, and never else.
 
 tests/platform/test_platform_golden.py compares the tables of tiny worlds with those recorded for it.
@@ -185,12 +180,10 @@ def platform_version() -> str:
     return f"{NAME}+{VERSION}"
 
 
-# ------------------------------------------------------------------------------
 # What is true of items in every world: who posted them, how long they are, when they came, how they sell.
 
 
 ARRIVAL_DAYS = 60
-
 """Items were uploaded over this many days before the end of the last simulated day, evenly."""
 
 DAY_US = 86_400_000_000
@@ -245,7 +238,6 @@ def items_table(
     )
 
 
-# ------------------------------------------------------------------------------
 # Fixed random numbers for pairs of keys: the same pair always gets the same number.
 
 

@@ -22,7 +22,6 @@ from crops.labels import Source
 from crops.platform import SIZES, platform_version
 
 FEWEST_RESAMPLES = 100
-
 """Intervals of a table come from all of its seeds: those of a single cell are not shown."""
 
 
@@ -164,12 +163,10 @@ def named(label: str, **facts: object) -> str:
     return f"{label}-{hashlib.sha256(written.encode()).hexdigest()[:12]}"
 
 
-# ------------------------------------------------------------------------------
 # What CroPS (arXiv 2511.15443) published, beside which our figures stand, and the rows of its tables.
 
 
 CT, QR, NDCG = "recall@100/ct", "recall@100/qr", "ndcg_exp2@4/pool"
-
 """The paper's three columns: Recall@100 on clicks and on reformulations, NDCG@4 on annotated lists."""
 
 QR_TRUTH, TRUE = "recall@100/qr_truth", "true_recall@100"
@@ -254,15 +251,12 @@ LAYOUTS: dict[str, Layout] = {
 }
 
 FIG6 = {"very relevant": 0.813, "relevant": 0.145, "irrelevant": 0.042}
-
 """Fig. 6: 1,000 documents that Qwen2.5-14B wrote, judged."""
 
 FIG7 = (0.05, 0.03)
-
 """Fig. 7: the temperature at the start, and about where it ends."""
 
 
-# ------------------------------------------------------------------------------
 # The worlds that a claim is tried in: behaviour models, the null world, the bubble, human grades.
 
 
@@ -281,7 +275,6 @@ WORLDS: Mapping[str, Mapping[str, object]] = MappingProxyType(
         JUDGED: {},
     }
 )
-
 """Settings of the platform in which each differs from the default, whose click model is `dbn`; `null`: later
 queries and the feed say nothing about a need; `judged`: real texts and human grades, from a folder."""
 
@@ -370,14 +363,12 @@ def content_hash(files: Sequence[Path]) -> str:
     return digest.hexdigest()[:16]
 
 
-# ------------------------------------------------------------------------------
 # Which cells a table, a figure or the map needs.
 
 
 FIG6_NAME, FIG7_NAME, MAP_NAME, ALL = "fig6", "fig7", "map", "all"
 
 TARGETS = (*LAYOUTS, FIG6_NAME, FIG7_NAME, MAP_NAME, ALL)
-
 """`all` is every table and figure; the map is a night's work of its own."""
 
 SPEED_METHODS = tuple(row.method for row in LAYOUTS["table4"].rows if row.hours is not None)
@@ -470,15 +461,12 @@ def generated_files(folder: Path | None, packaged: Path) -> dict[str, Path]:
     return {"": packaged, **found}
 
 
-# ------------------------------------------------------------------------------
 # Which code made a cell.
 
 
 RESULTS_VERSION = 1
-
 """Raised by hand when a change of the code changes results: cells of another number are not read."""
 
 CODE_VERSION = "cbbea9338c73"
-
 """Changed by hand when the code from logs to figures changes so that figures may differ in ways that do not
 count (last digits, another order of ties): every cell notes it, and a table of cells that differ says so."""

@@ -191,16 +191,13 @@ def _cell_json(
     }
 
 
-# ------------------------------------------------------------------------------
 # The training of a cell: the method's own, or one that is watched on the validation queries.
 
 
 WATCHED_STEPS = 25
-
 """Steps between two looks at the validation queries."""
 
 SCORE = "score"
-
 """Mean of validation recall@100 on clicks and on reformulations (`crops.training.methods`)."""
 
 
@@ -254,7 +251,6 @@ def _evaluation(config: TrainingConfig, samples: Path) -> EvaluateFn:
     return EvaluateFn(metrics, SCORE)
 
 
-# ------------------------------------------------------------------------------
 # The folder of a reproduction: what is in it, who may write it, and whether it is ours.
 
 

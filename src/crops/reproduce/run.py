@@ -211,12 +211,10 @@ def _settle(threads: int) -> None:
     sys.modules["__main__"].__file__ = __file__
 
 
-# ------------------------------------------------------------------------------
 # Figures 6 and 7: how often the sources are right, and where the temperature goes.
 
 
 WINDOW = 60
-
 """Points of a drawn curve: means over as many equal windows, or the noise hides it."""
 
 
@@ -321,7 +319,6 @@ def temperature_section(cells: Mapping[str, Sequence[Measured]]) -> Section:
     )
 
 
-# ------------------------------------------------------------------------------
 # `--tune`: each method's settings from its own stated grid, on held-out queries of the training day.
 
 

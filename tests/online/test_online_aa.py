@@ -1,11 +1,12 @@
-"""A/A by re-salting: the same arithmetic as one test, and the promised rate of false positives."""
+"""A/A by re-randomising: the same arithmetic as one test, and the promised rate of false positives."""
 
 import numpy as np
 import pytest
 
 from crops.errors import CropsError
 from crops.online.metrics import Metric
-from crops.online.statistics import effect, false_positives, memberships, resalted, significant
+from crops.online.power import false_positives, memberships, rerandomised, significant
+from crops.online.statistics import effect
 
 RATIO = Metric("ratio", "ratio", "n", "d", "")
 SALTS = [f"salt-{i}" for i in range(1000)]
@@ -25,7 +26,7 @@ def heavy_users(users, seed):
 def test_equals_the_test_of_one_experiment(cuped, share):
     sums, earlier = heavy_users(900, 0)
     users, before = np.arange(900), earlier if cuped else None
-    found = resalted(RATIO, sums, users, SALTS[:4], before=before, share=share)
+    found = rerandomised(RATIO, sums, users, SALTS[:4], before=before, share=share)
     controls, treatments = memberships(users, SALTS[:4], share)
     for salt in range(4):
         inside = controls[salt] | treatments[salt]
@@ -39,10 +40,10 @@ def test_equals_the_test_of_one_experiment(cuped, share):
 def test_chunks_change_nothing(monkeypatch):
     """Up to the last digits: products of another shape may add their terms in another order."""
     sums, _ = heavy_users(300, 1)
-    whole = resalted(RATIO, sums, np.arange(300), SALTS[:50])
+    whole = rerandomised(RATIO, sums, np.arange(300), SALTS[:50])
     monkeypatch.setattr("crops.online.statistics._CHUNK", 300 * 7)
     np.testing.assert_allclose(
-        whole.p, resalted(RATIO, sums, np.arange(300), SALTS[:50]).p, rtol=1e-9, atol=1e-12
+        whole.p, rerandomised(RATIO, sums, np.arange(300), SALTS[:50]).p, rtol=1e-9, atol=1e-12
     )
 
 
@@ -51,7 +52,7 @@ def test_the_promised_rate_is_kept_where_a_pooled_test_breaks_it(cuped):
     sums, before = heavy_users(2000, 2)
     users = np.arange(1, 2001)
     found = false_positives(
-        "ratio", significant(resalted(RATIO, sums, users, SALTS, before=before if cuped else None))
+        "ratio", significant(rerandomised(RATIO, sums, users, SALTS, before=before if cuped else None))
     )
     assert found.low < 0.05 < found.high
     assert found.positives == round(found.rate * 1000)
@@ -73,10 +74,10 @@ def test_arms_of_a_share_do_not_overlap():
 def test_too_few_users_and_empty_metrics_are_refused():
     sums, _ = heavy_users(100, 3)
     with pytest.raises(CropsError, match="at least 20 users are needed in each arm"):
-        resalted(RATIO, sums, np.arange(100), SALTS[:2], share=0.1)
+        rerandomised(RATIO, sums, np.arange(100), SALTS[:2], share=0.1)
     with pytest.raises(CropsError, match="shares are at most 0.5"):
-        resalted(RATIO, sums, np.arange(100), SALTS[:2], share=0.6)
+        rerandomised(RATIO, sums, np.arange(100), SALTS[:2], share=0.6)
     with pytest.raises(CropsError, match="denominator, d, is 0"):
-        resalted(RATIO, {**sums, "d": np.zeros(100)}, np.arange(100), SALTS[:2])
+        rerandomised(RATIO, {**sums, "d": np.zeros(100)}, np.arange(100), SALTS[:2])
     with pytest.raises(CropsError, match="says the same of every user"):
-        resalted(RATIO, {"n": np.full(100, 2.0), "d": np.full(100, 3.0)}, np.arange(100), SALTS[:2])
+        rerandomised(RATIO, {"n": np.full(100, 2.0), "d": np.full(100, 3.0)}, np.arange(100), SALTS[:2])

@@ -25,11 +25,9 @@ from crops.text import content_id
 Ints = NDArray[np.int64]
 
 BUCKETS = 10_000
-
 """Buckets of a layer: shares go in steps of 0.01 %."""
 
 NOBODY = -1
-
 """The arm of a user who is in none."""
 
 
@@ -146,7 +144,6 @@ def _refuse_overlap(arms: Sequence[tuple[str, Arm]]) -> None:
             )
 
 
-# ------------------------------------------------------------------------------
 # From arms to recall routes: an arm swaps or adds text routes of the cascade, and changes nothing else.
 
 
