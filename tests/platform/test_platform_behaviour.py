@@ -8,8 +8,8 @@ import pytest
 from platform_hand import within
 
 from crops.config import PlatformConfig
+from crops.platform.day import behaviour
 from crops.platform.people import POSITIONS, Behaviour, click, watch_ms
-from crops.platform.simulate import behaviour
 
 N, M = 20_000, 10
 

@@ -8,9 +8,9 @@ import pytest
 from crops.config import PlatformConfig, load_config
 from crops.errors import CropsError
 from crops.platform import SIZES, build_platform, day_name
+from crops.platform.day import behaviour
 from crops.platform.people import CLICK_MODELS, FIRST_LEVEL, MODIFIED
 from crops.platform.search import BUBBLES
-from crops.platform.simulate import behaviour
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import pytest
 from platform_hand import ATTENTION, ELECTRIC, HUM, hand_intents, within
 
 from crops.config import PlatformConfig
+from crops.platform.day import behaviour
 from crops.platform.people import (
     FIRST_LEVEL,
     LOSES_WORD,
@@ -18,7 +19,6 @@ from crops.platform.people import (
     _lose_word,
     _slip,
 )
-from crops.platform.simulate import behaviour
 from crops.platform.world import HEAD_LEVEL, NEED_LEVEL
 
 N = 8_000

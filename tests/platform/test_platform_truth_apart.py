@@ -67,6 +67,7 @@ def test_the_platform_knows_no_room_that_learns():
         "logs",
         "schema",
         "config",
+        "database",
         "errors",
         "labels",
         "protocols",

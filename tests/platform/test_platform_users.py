@@ -8,6 +8,7 @@ from platform_hand import ATTENTION, ELECTRIC, FIG, HUM, MODEL, hand_intents, ha
 from scipy import stats
 
 from crops.config import PlatformConfig
+from crops.platform.day import behaviour
 from crops.platform.people import (
     ABUSE_SESSIONS,
     ABUSERS,
@@ -20,7 +21,6 @@ from crops.platform.people import (
     drift,
     start_times,
 )
-from crops.platform.simulate import behaviour
 from crops.platform.topics import build_topics_world
 from crops.platform.world import SIZES
 

@@ -1,22 +1,27 @@
 """The simulated short-video platform: it emits the tables of the contracts, and the truth beside them."""
 
-from crops.platform.day import DayLogs, Platform, Served, same_for_all, simulate_day
-from crops.platform.judged import JudgedWorld
-from crops.platform.realism import ANCHORS, BUBBLE, Anchor, Days, distributions, observe
-from crops.platform.search import ROUTES, IdModel, fit_id_model
-from crops.platform.simulate import (
+from crops.platform.day import (
     FEED,
     IMPRESSIONS,
     SEARCHES,
+    DayLogs,
+    Platform,
+    Served,
     build_platform,
     day_file,
     day_name,
     replay_day,
+    same_for_all,
     sessions_per_day,
+    simulate_day,
     write_day,
     write_items,
     write_truth,
 )
+from crops.platform.judged import JudgedWorld
+from crops.platform.learned import IdModel, fit_id_model
+from crops.platform.realism import ANCHORS, BUBBLE, Anchor, Days, distributions, observe
+from crops.platform.search import ROUTES
 from crops.platform.world import SIZES, Size, World, platform_version
 
 __all__ = [

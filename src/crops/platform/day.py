@@ -1,18 +1,28 @@
-"""One simulated day as a story: people come, search, click, reword, watch; the platform learns."""
+"""A platform and its days: people come, search, click, reword, watch; the platform learns.
+
+`build_platform` returns it before its first day, `simulate_day` lets it live one, and the tables of a day are
+written for everybody (logs) or for evaluation only (truth).
+"""
 
 from __future__ import annotations
 
+import datetime as dt
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, cast
+from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from scipy.special import betaincinv, ndtri
 
+from crops.config import TOPICS, PlatformConfig
+from crops.errors import CropsError
 from crops.platform.feed import draw_visits, watch_feed
+from crops.platform.judged import read_judged_world
 from crops.platform.learned import Memory
 from crops.platform.people import (
     Behaviour,
@@ -20,12 +30,14 @@ from crops.platform.people import (
     Sessions,
     Speech,
     Users,
+    build_users,
     click,
     draw_sessions,
     drift,
     start_times,
 )
 from crops.platform.search import (
+    BUBBLES,
     PAGE,
     RANKED,
     TEXT_MATCH,
@@ -34,11 +46,14 @@ from crops.platform.search import (
     ProductionRanker,
     RelevanceModel,
     Routes,
+    click_queries,
+    counters,
     log_searches,
     recall,
     recall_for_users,
 )
-from crops.platform.world import DAY_US, Floats, Ints, World, uniform
+from crops.platform.topics import build_topics_world
+from crops.platform.world import DAY_US, SIZES, Floats, Ints, World, items_table, uniform
 from crops.protocols import Ranker, Retriever
 
 Rng = np.random.Generator
@@ -53,6 +68,11 @@ LIFT = 10.0
 """Added to the score of a candidate that the list explores: above every other."""
 
 
+FIRST_DAY = dt.date(2026, 1, 5)
+PLAYS_BEFORE = 5.0
+"""Mean plays per unit of quality that items had before the first day."""
+
+
 @dataclass(frozen=True)
 class Platform:
     """All that stays the same over the days, and what does not: the memory and the users' interests."""
@@ -65,6 +85,63 @@ class Platform:
     ranker_noise: float
     first_day_us: int
     seed: int
+
+
+def build_platform(config: PlatformConfig, seed: int) -> Platform:
+    """Return a platform before its first day.
+
+    Raises:
+        CropsError: a setting is impossible, or a judged collection has no usable need.
+    """
+    rng = np.random.default_rng([seed, 1_000_000])
+    size = SIZES[config.size]
+    world: World
+    if config.world == TOPICS:
+        world = build_topics_world(size, config.days, rng)
+    elif not Path(config.world).is_dir():
+        raise CropsError(
+            f"setting 'platform.world' = '{config.world}': neither '{TOPICS}' nor a folder with docs, "
+            "queries and qrels as Parquet files"
+        )
+    else:
+        world = read_judged_world(Path(config.world), size, config.days, rng)
+    corpus = world.corpus
+    memory = Memory(
+        plays=rng.poisson(PLAYS_BEFORE * corpus.quality) * (corpus.uploaded_day <= 0),
+        sense_clicks=np.zeros(len(world.intents.sense_head), dtype=np.int64),
+    )
+    midnight = dt.datetime.combine(FIRST_DAY, dt.time(), dt.UTC)
+    return Platform(
+        world=world,
+        users=build_users(world.intents, corpus, config.users or size.users, rng),
+        memory=memory,
+        behaviour=behaviour(config),
+        bubble=BUBBLES[config.bubble],
+        ranker_noise=config.ranker_noise,
+        first_day_us=int(midnight.timestamp()) * 1_000_000,
+        seed=seed,
+    )
+
+
+def behaviour(config: PlatformConfig) -> Behaviour:
+    """Return the rates of a run: the model's own, and what the settings say."""
+    return Behaviour(
+        click_model=config.click_model,
+        reformulate=config.reformulate,
+        feed_alignment=config.feed_alignment,
+        good_abandonment=config.good_abandonment,
+        informative=config.informative,
+    )
+
+
+def sessions_per_day(config: PlatformConfig) -> int:
+    """Return the search sessions of a day: the setting, or what the size has."""
+    return config.sessions or SIZES[config.size].sessions
+
+
+def day_name(day: int) -> str:
+    """Return the date of a simulated day, YYYY-MM-DD."""
+    return (FIRST_DAY + dt.timedelta(days=day)).isoformat()
 
 
 @dataclass(frozen=True)
@@ -135,9 +212,9 @@ def simulate_day(
         day: day number, 0 = the first.
         sessions: search sessions of the day.
         retrievers: text routes by name (`bm25`, `dense`, `sparse`), or which of them serve whom.
-        draws: the random numbers; one stream (`StreamDraws`) if None.
+        draws: the random numbers; one stream if None.
     """
-    draws = draws or StreamDraws(platform.seed, day)
+    draws = draws or Draws(platform.seed, day)
     rng = draws.start()
     world, users, memory, model = platform.world, platform.users, platform.memory, platform.behaviour
     served = retrievers if isinstance(retrievers, Served) else same_for_all(retrievers, len(users.pushes))
@@ -347,70 +424,41 @@ _STEP, _TYPING, _FEED = 1, 2, 3
 """What a stream is for; never 0, which numpy's seeds do not tell from nothing."""
 
 
-class Draws(Protocol):
-    """Where the random numbers of one day come from."""
-
-    def start(self) -> Rng:
-        """Return what decides who comes, for what, and what they type first."""
-        ...
-
-    def number(self, step: int, session: Ints) -> Ints:
-        """Return the numbers in the day, from 1, of the searches of a step [n]."""
-        ...
-
-    def step(self, step: int, session: Ints) -> Rng:
-        """Return what decides how the sessions [n] of a step click, and how they go on."""
-        ...
-
-    def typed(self, step: int, after: Searches, before: Searches, speech: Speech) -> Searches:
-        """Return the searches after a step with the text that is typed."""
-        ...
-
-    def feed(self) -> Rng:
-        """Return what decides what the feed brings and how it is watched."""
-        ...
-
-
-class StreamDraws:
-    """One stream of numbers, used up in the order of the day."""
+class Draws:
+    """Where the random numbers of one day come from: one stream, used up in the order of the day."""
 
     def __init__(self, seed: int, day: int) -> None:
         self._rng, self._searches = np.random.default_rng([seed, day]), 0
 
     def start(self) -> Rng:
-        """Return the stream."""
+        """Return what decides who comes, for what, and what they type first."""
         return self._rng
 
     def number(self, step: int, session: Ints) -> Ints:
-        """Count the searches of the day."""
+        """Return the numbers in the day, from 1, of the searches of a step [n]."""
         first, self._searches = self._searches, self._searches + len(session)
         return first + np.arange(len(session)) + 1
 
     def step(self, step: int, session: Ints) -> Rng:
-        """Return the stream."""
+        """Return what decides how the sessions [n] of a step click, and how they go on."""
         return self._rng
 
     def typed(self, step: int, after: Searches, before: Searches, speech: Speech) -> Searches:
-        """Leave the text as the step has drawn it."""
+        """Return the searches after a step with the text that is typed: what the step has drawn."""
         return after
 
     def feed(self) -> Rng:
-        """Return the stream."""
+        """Return what decides what the feed brings and how it is watched."""
         return self._rng
 
 
-@dataclass(frozen=True)
-class KeyedDraws:
-    """Numbers fixed per session; people and first words are those of `StreamDraws`."""
+class KeyedDraws(Draws):
+    """Numbers fixed per session; people and first words are those of `Draws`."""
 
-    seed: int
-    day: int
-    sessions: int
-    """All sessions of the day, those of abusers included."""
-
-    def start(self) -> Rng:
-        """Return the platform's own generator of the day."""
-        return np.random.default_rng([self.seed, self.day])
+    def __init__(self, seed: int, day: int, sessions: int) -> None:
+        """Fix the key; `sessions` are all of the day, those of abusers included."""
+        super().__init__(seed, day)
+        self._key, self._sessions = (seed, day), sessions
 
     def number(self, step: int, session: Ints) -> Ints:
         """Return the place of the search: the same place is the same event in every copy of a world."""
@@ -428,11 +476,11 @@ class KeyedDraws:
 
     def feed(self) -> Rng:
         """Return a stream of its own: the feed does not depend on the searches of its day."""
-        return np.random.default_rng([self.seed, self.day, _FEED])
+        return np.random.default_rng([*self._key, _FEED])
 
     def _keyed(self, purpose: tuple[int, int], session: Ints) -> Rng:
         # It offers those methods of a generator that the steps of a search use.
-        return cast(Rng, _Keyed((self.seed, self.day, *purpose), session, self.sessions))
+        return cast(Rng, _Keyed((*self._key, *purpose), session, self._sessions))
 
 
 class _Keyed:
@@ -468,3 +516,93 @@ class _Keyed:
     def permutation(self, values: Ints) -> Ints:
         """Return a value for each row, drawn with replacement by rank: who else is there matters little."""
         return np.sort(values)[(self.random(len(values)) * len(values)).astype(np.int64)]
+
+
+# Days on disk: logs for everybody, truth for evaluation only.
+
+
+def write_day(logs: str | Path, day: int, result: DayLogs) -> None:
+    """Write one day's partitions of the two event tables."""
+    logs = Path(logs)
+    for name, table in (("search_impressions", result.impressions), ("feed_events", result.feed)):
+        folder = logs / name / f"day={day_name(day)}"
+        folder.mkdir(parents=True)
+        pq.write_table(table, folder / "part-0.parquet", compression="zstd")
+
+
+IMPRESSIONS, FEED = "logs/search_impressions", "logs/feed_events"
+SEARCHES = "truth/searches"
+"""The last table of a day of an experiment to be written: a day that has it is complete."""
+_LEARNED = {
+    IMPRESSIONS: ["query", "item_id", "clicked"],
+    FEED: ["user_id", "item_id", "play_ms", "duration_ms"],
+}
+"""The columns that the platform's memory learns from."""
+
+
+def day_file(folder: Path, table: str, day: int) -> Path:
+    """Return the Parquet file of one day of a table, e.g. `logs/feed_events`."""
+    return folder / table / f"day={day_name(day)}" / "part-0.parquet"
+
+
+def replay_day(folder: Path, platform: Platform, day: int) -> None:
+    """Let a platform live through a day that is already in its logs: the logs are the checkpoint.
+
+    Args:
+        folder: holds logs/ with the day.
+        platform: the platform at the end of the day before; updated as the day itself did it.
+        day: day number.
+    """
+    impressions, feed = (
+        pq.read_table(day_file(folder, table, day), columns=columns, partitioning=None)
+        for table, columns in _LEARNED.items()
+    )
+    drift(platform.users, platform.world.intents, np.random.default_rng([platform.seed, day]))
+    platform.memory.learn(impressions, feed, platform.world.corpus.sense)
+
+
+def write_items(logs: str | Path, platform: Platform) -> pa.Table:
+    """Write and return the catalogue with the counters and click queries of this moment."""
+    logs = Path(logs)
+    rng = np.random.default_rng([platform.seed, 2_000_000])
+    memory = platform.memory
+    table = items_table(platform.world, platform.first_day_us, counters(memory, rng), click_queries(memory))
+    logs.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, logs / "items.parquet", compression="zstd")
+    return table
+
+
+def write_truth(truth: str | Path, platform: Platform, searches: list[tuple[Ints, Ints]]) -> None:
+    """Write what only a simulator knows: needs, the need behind each search, and grades 1..3."""
+    truth = Path(truth)
+    truth.mkdir(parents=True)
+    intents, corpus = platform.world.intents, platform.world.corpus
+    head, sense, need = (pa.array(column) for column in zip(*intents.names, strict=True))
+    abusers = np.flatnonzero(platform.users.pushes >= 0)
+    tables = {
+        "needs": {"need_id": np.arange(len(need)), "head": head, "sense": sense, "need": need},
+        "searches": {
+            "search_id": np.concatenate([ids for ids, _ in searches]),
+            "need_id": np.concatenate([needs for _, needs in searches]),
+        },
+        "items": {"item_id": np.arange(1, len(corpus) + 1), "need_id": corpus.need},
+        "abusers": {"user_id": abusers + 1, "item_id": platform.users.pushes[abusers] + 1},
+    }
+    for name, columns in tables.items():
+        pq.write_table(pa.table(columns), truth / f"{name}.parquet", compression="zstd")
+    pq.write_table(_grades(platform.world), truth / "grades.parquet", compression="zstd")
+
+
+def _grades(world: World) -> pa.Table:
+    everything = np.arange(len(world.corpus))
+    parts = []
+    for need in range(len(world.intents.need_sense)):
+        grade = world.relevance(np.array(need), everything)
+        items = np.flatnonzero(grade)
+        columns = {
+            "need_id": np.full(len(items), need),
+            "item_id": items + 1,
+            "grade": pa.array(grade[items], pa.int32()),
+        }
+        parts.append(pa.table(columns))
+    return pa.concat_tables(parts)

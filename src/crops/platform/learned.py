@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from dataclasses import dataclass, field, fields
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from crops.platform.world import Floats, Ints
+
+if TYPE_CHECKING:
+    from sklearn.feature_extraction.text import CountVectorizer
 
 T = TypeVar("T", np.int64, np.float64)
 
@@ -146,3 +149,50 @@ def _joined(days: list[tuple[Ints, Ints]]) -> tuple[Ints, Ints]:
     empty = np.zeros(0, dtype=np.int64)
     left, right = zip((empty, empty), *days, strict=True)
     return np.concatenate(left), np.concatenate(right)
+
+
+# A model of item ids and query terms, from clicks alone: the route `sparse`.
+
+
+DIM = 64
+
+
+@dataclass(frozen=True)
+class IdModel:
+    """Vectors of terms and of clicked items."""
+
+    words: CountVectorizer
+    term_vectors: NDArray[np.float32]
+    """[terms, d]"""
+    item_rows: Ints
+    """[n] rows of the items that were clicked."""
+    item_vectors: NDArray[np.float32]
+    """[n, d] unit rows."""
+
+    def encode(self, texts: list[str]) -> NDArray[np.float32]:
+        """Return unit vectors [texts, d]; zero where no term is known."""
+        from sklearn.preprocessing import normalize  # slow to import: not for --help
+
+        vectors: NDArray[np.float32] = normalize(self.words.transform(texts) @ self.term_vectors)
+        return vectors
+
+
+def fit_id_model(memory: Memory, seed: int) -> IdModel:
+    """Learn from the clicks so far."""
+    from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer
+    from sklearn.preprocessing import normalize
+    from sklearn.utils.extmath import randomized_svd
+
+    words = CountVectorizer(token_pattern=r"\S+")
+    clicks = memory.click_counts()
+    clicks.data = np.log1p(clicks.data)
+    terms = sparse.csr_array(words.fit_transform(list(memory.queries)))
+    table = sparse.csr_array(TfidfTransformer(norm=None).fit_transform((terms.T @ clicks).T).T)
+    item_rows = np.unique(table.indices).astype(np.int64)
+    clicked = sparse.csc_array(table)[:, item_rows]
+    dim = min(DIM, min(clicked.shape) - 1)
+    left, values, right = randomized_svd(clicked, n_components=dim, random_state=seed)
+    scale = np.sqrt(values)
+    return IdModel(
+        words, (left * scale).astype(np.float32), item_rows, normalize(right.T * scale).astype(np.float32)
+    )

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 from scipy import sparse
 
 from crops.platform.learned import Memory, best_per_group, pad_groups, top_per_row
@@ -25,7 +24,7 @@ from crops.schema import SEARCH_IMPRESSIONS, STAGES
 from crops.text import normalise_query
 
 if TYPE_CHECKING:
-    from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
+    from sklearn.feature_extraction.text import TfidfVectorizer
 
 PAGE = 10
 """Results shown per page."""
@@ -199,6 +198,13 @@ class Bubble:
     """Candidates per query that are drawn at random from the query's leaf category, anew each day."""
     boost: float
     """Chance of a ranked candidate to be lifted to the top of a list, whatever its score: epsilon-greedy."""
+
+
+BUBBLES = {
+    "weak": Bubble(popularity=0.10, own_past=10, beyond=2.0, explore=30, boost=0.02),
+    "default": Bubble(popularity=0.35, own_past=20, beyond=1.0, explore=15, boost=0.005),
+    "strong": Bubble(popularity=1.00, own_past=60, beyond=0.1, explore=0, boost=0.0),
+}
 
 
 @dataclass(frozen=True)
@@ -422,57 +428,6 @@ class Routes:
 # The platform's sparse route: an ID-feature model of query terms and items, from its own clicks. Latent
 # semantic analysis (Deerwester et al. 1990) of the term x item click table: it knows items by their ids
 # alone, so it cannot find what was never clicked.
-
-
-DIM = 64
-
-
-@dataclass(frozen=True)
-class IdModel:
-    """Vectors of terms and of clicked items."""
-
-    words: CountVectorizer
-    term_vectors: NDArray[np.float32]
-    """[terms, d]"""
-    item_rows: Ints
-    """[n] rows of the items that were clicked."""
-    item_vectors: NDArray[np.float32]
-    """[n, d] unit rows."""
-
-    def encode(self, texts: list[str]) -> NDArray[np.float32]:
-        """Return unit vectors [texts, d]; zero where no term is known."""
-        from sklearn.preprocessing import normalize  # slow to import: not for --help
-
-        vectors: NDArray[np.float32] = normalize(self.words.transform(texts) @ self.term_vectors)
-        return vectors
-
-
-def fit_id_model(memory: Memory, seed: int) -> IdModel:
-    """Learn from the clicks so far."""
-    from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer
-    from sklearn.preprocessing import normalize
-    from sklearn.utils.extmath import randomized_svd
-
-    words = CountVectorizer(token_pattern=r"\S+")
-    clicks = memory.click_counts()
-    clicks.data = np.log1p(clicks.data)
-    terms = sparse.csr_array(words.fit_transform(list(memory.queries)))
-    table = sparse.csr_array(TfidfTransformer(norm=None).fit_transform((terms.T @ clicks).T).T)
-    item_rows = np.unique(table.indices).astype(np.int64)
-    clicked = sparse.csc_array(table)[:, item_rows]
-    dim = min(DIM, min(clicked.shape) - 1)
-    left, values, right = randomized_svd(clicked, n_components=dim, random_state=seed)
-    scale = np.sqrt(values)
-    return IdModel(
-        words, (left * scale).astype(np.float32), item_rows, normalize(right.T * scale).astype(np.float32)
-    )
-
-
-BUBBLES = {
-    "weak": Bubble(popularity=0.10, own_past=10, beyond=2.0, explore=30, boost=0.02),
-    "default": Bubble(popularity=0.35, own_past=20, beyond=1.0, explore=15, boost=0.005),
-    "strong": Bubble(popularity=1.00, own_past=60, beyond=0.1, explore=0, boost=0.0),
-}
 
 
 # From what was listed and clicked to `search_impressions` and the catalogue's counters.
