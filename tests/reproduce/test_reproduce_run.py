@@ -157,6 +157,7 @@ def test_a_full_disk_stops_the_run_with_its_remedy(tmp_path, made, monkeypatch):
         make_cells(cells("fs_lr"), tmp_path, {}, jobs=1)
 
 
+@pytest.mark.verify
 def test_a_killed_process_is_told_and_leaves_nothing_half(tmp_path, monkeypatch):
     monkeypatch.setattr(run, "make_world", killed)
     with pytest.raises(CropsError, match=r"a process was killed while it made worlds.*fewer --jobs"):
@@ -175,6 +176,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.verify
 def test_workers_end_with_a_killed_parent(tmp_path):
     """Else they would go on to write where the next run writes."""
     (tmp_path / "parent.py").write_text(PARENT)

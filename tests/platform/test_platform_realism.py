@@ -1,17 +1,29 @@
-"""The figures of the realism report, on logs small enough to count by hand."""
+"""Does the platform look real: the figures of a log by hand, and the command that compares them."""
 
+import json
 import math
+import re
+import sys
+from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from test_platform_judged_world import DOCS, QRELS, QUERIES, write_collection
+from typer.testing import CliRunner
 
-from crops.platform import ANCHORS, BUBBLE, Anchor, Days, distributions, observe
+import crops
+from crops import pipeline
+from crops.cli.app import app
+from crops.cli.platform_report import platform_report
+from crops.errors import CropsError
+from crops.platform import ANCHORS, BUBBLE, ROUTES, Anchor, Days, distributions, observe, platform_version
 
 NOON = 1_767_614_400_000_000
 DAY = 86_400_000_000
 DAYS = Days("2026-01-05", "2026-01-06")
-ROUTES = ("bm25", "dense")
+TWO_ROUTES = ("bm25", "dense")
 BM25, DENSE = 1, 2
 
 
@@ -67,15 +79,15 @@ def write_truth(folder):
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory, write_logs):
+def hand_logs(tmp_path_factory, write_logs):
     folder = tmp_path_factory.mktemp("it's a world")  # a quote must not break the queries
     logs = write_logs(folder / "logs", items=ITEMS, impressions=TRAIN_ROWS + TEST_ROWS, feed=FEED)
     return logs, write_truth(folder / "truth")
 
 
 @pytest.fixture(scope="module")
-def figures(world):
-    return observe(world[0], DAYS, ROUTES, world[1])
+def figures(hand_logs):
+    return observe(hand_logs[0], DAYS, TWO_ROUTES, hand_logs[1])
 
 
 def test_searches_and_clicks_by_hand(figures):
@@ -134,8 +146,8 @@ def test_what_only_the_truth_tells_by_hand(figures):
     assert figures["relevant items that the query was ever shown"] == pytest.approx(3 / 4)
 
 
-def test_without_the_truth_only_the_logs_are_read(world, figures):
-    told = observe(world[0], DAYS, ROUTES)
+def test_without_the_truth_only_the_logs_are_read(hand_logs, figures):
+    told = observe(hand_logs[0], DAYS, TWO_ROUTES)
     assert set(figures) - set(told) == {
         "P(click | shown, grade 0)",
         "P(click | shown, grade 1)",
@@ -161,7 +173,7 @@ def test_the_law_of_frequencies(tmp_path, write_logs):
     slope = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True)) / sum(
         (a - mean_x) ** 2 for a in x
     )
-    assert observe(logs, DAYS, ROUTES)["exponent of the query frequency law"] == pytest.approx(-slope)
+    assert observe(logs, DAYS, TWO_ROUTES)["exponent of the query frequency law"] == pytest.approx(-slope)
 
 
 def test_exposure_of_heavy_queries(tmp_path, write_logs):
@@ -173,12 +185,12 @@ def test_exposure_of_heavy_queries(tmp_path, write_logs):
     rows += [shown(100, 50, "light", 99, NOON + DAY)]
     logs = write_logs(tmp_path / "logs", items=ITEMS, impressions=[*TRAIN_ROWS, *rows], feed=FEED)
     # nine items twice and two once: the best ten hold 19 of 20
-    found = observe(logs, DAYS, ROUTES)["exposure that the query's top 10 items get"]
+    found = observe(logs, DAYS, TWO_ROUTES)["exposure that the query's top 10 items get"]
     assert found == pytest.approx(19 / 20)
 
 
-def test_curves_by_hand(world):
-    curves = distributions(world[0], DAYS)
+def test_curves_by_hand(hand_logs):
+    curves = distributions(hand_logs[0], DAYS)
     assert curves["CTR by rank"] == ([1.0, 2.0], [pytest.approx(2 / 5), 1.0])
     assert curves["Gaps between a search and its reformulation (share of pairs)"] == ([30.0], [1.0])
     x, y = curves["Share of a feed video watched (share of views)"]
@@ -222,3 +234,145 @@ def test_every_name_is_measured(figures):
     known = {*figures, "ranked set found by sparse"}
     assert set(by_logs) <= known
     assert set(BUBBLE) <= known
+
+
+SETTINGS = """
+seed = 1
+[platform]
+size = "tiny"
+sessions = 60
+[training]
+steps = 4
+batch_queries = 16
+dim = 16
+[evaluation]
+resamples = 100
+max_ct = 50
+max_qr = 50
+max_annotated = 20
+"""
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("settings") / "run.toml"
+    path.write_text(SETTINGS)
+    return path
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory, settings) -> Path:
+    return crops.simulate(tmp_path_factory.mktemp("simulated") / "first", config=settings)
+
+
+@pytest.fixture(scope="module")
+def report(world, settings) -> Path:
+    return platform_report([world], out=world.parent / "realism", config=settings)
+
+
+def test_a_world_is_logs_truth_and_the_deployed_model(world):
+    assert {path.name for path in world.iterdir()} == {
+        "logs", "truth", "deployed_model", "manifest.json", "config.toml",
+    }  # fmt: skip
+    days = ["day=2026-01-05", "day=2026-01-06", "day=2026-01-07", "day=2026-01-08"]
+    for table in ("search_impressions", "feed_events"):
+        assert sorted(path.name for path in (world / "logs" / table).iterdir()) == days
+    manifest = json.loads((world / "manifest.json").read_text())
+    assert manifest["platform"] == platform_version()
+    assert manifest["routes"] == list(ROUTES)
+    assert manifest["days"] == {"warm_up": "2026-01-05", "train": "2026-01-06", "test": "2026-01-08"}
+    assert manifest["seed"] == 1
+
+
+def test_the_deployed_models_serve_from_the_second_day_on(world):
+    def shares(day: str) -> dict[str, float]:
+        routes = pq.read_table(world / "logs" / "search_impressions" / f"day={day}")["routes"].to_numpy()
+        return {name: float(np.mean((routes >> bit) & 1)) for bit, name in enumerate(ROUTES)}
+
+    first, later = shares("2026-01-05"), shares("2026-01-06")
+    assert first["dense"] == first["sparse"] == first["co_click"] == first["similar"] == 0
+    for name in ("dense", "sparse", "co_click", "similar", "bm25", "personal", "explore"):
+        assert later[name] > 0, name
+
+
+def test_counters_are_as_of_the_training_day(world):
+    items = pq.read_table(world / "logs" / "items.parquet").to_pandas()
+    test_day = pq.read_table(world / "logs" / "search_impressions" / "day=2026-01-08").to_pandas()
+    train_days = [
+        pq.read_table(world / "logs" / "search_impressions" / f"day=2026-01-0{day}").to_pandas()
+        for day in (5, 6)
+    ]
+    known = {query for day in train_days for query in day["query"][day.clicked]}
+    kept = {query for text in items.click_query.dropna() for query in text.split("|")}
+    assert kept <= known
+    assert not set(test_day["query"][test_day.clicked]) <= known  # there was more to know
+
+
+def test_every_anchor_is_measured(world, report):
+    measured = json.loads((report.parent / "realism.json").read_text())["first"]
+    assert {anchor.name for anchor in ANCHORS} <= set(measured)
+    assert set(BUBBLE) <= set(measured)
+    for name in ("searches with a click", "bm25 recall@100/ct", "baseline recall@100/qr_truth"):
+        assert 0 < measured[name] < 1, name
+    assert all(value is None or value >= 0 for value in measured.values())
+
+
+def test_the_page_shows_every_row_beside_its_source(world, report):
+    page = report.read_text()
+    for anchor in ANCHORS:
+        assert anchor.name.replace("&", "&amp;") in page.replace("&#39;", "'"), anchor.name
+    for words in ("KuaiSAR", "Excite 1997", "CosoBe", "CroPS, Table 2", platform_version()):
+        assert words in page, words
+    for name in BUBBLE:
+        assert name in page.replace("&#39;", "'"), name
+    assert page.count("<svg") >= 3
+    assert not re.search(r'(src|href)="https?:', page)
+    assert "<script" not in page
+
+
+def test_a_world_is_evaluated_once(world, report, settings, monkeypatch):
+    def never(*_: object) -> None:
+        raise AssertionError("evaluated again")
+
+    monkeypatch.setattr(sys.modules["crops.cli.platform_report"], "_evaluate_old_system", never)
+    before = (report.parent / "realism.json").read_text()
+    platform_report([world], out=world.parent / "realism", config=settings)
+    assert (report.parent / "realism.json").read_text() == before
+    manifest = world / "manifest.json"
+    text = manifest.read_text()
+    manifest.write_text(text.replace('"seed": 1', '"seed": 2'))
+    try:
+        with pytest.raises(AssertionError, match="evaluated again"):
+            platform_report([world], out=world.parent / "realism", config=settings)
+    finally:
+        manifest.write_text(text)
+
+
+def test_two_worlds_of_one_name_are_refused(world, settings, tmp_path):
+    with pytest.raises(CropsError, match="same folder name"):
+        platform_report([world, tmp_path / "first"], out=tmp_path / "out", config=settings)
+
+
+def test_a_folder_that_is_no_world_is_refused(tmp_path, settings):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CropsError, match=r"not an output of `crops simulate`"):
+        platform_report([tmp_path / "empty"], out=tmp_path / "out", config=settings)
+
+
+def test_both_commands_explain_their_dials():
+    runner = CliRunner()
+    simulate = runner.invoke(app, ["simulate", "--help"], env={"COLUMNS": "200", "NO_COLOR": "1"}).output
+    for option in ("--size", "--days", "--world", "--bubble", "--click-model", "--null", "--seed"):
+        assert option in simulate, option
+    assert "--out" in runner.invoke(app, ["platform-report", "--help"], env={"COLUMNS": "200"}).output
+
+
+def test_a_judged_collection_runs_through_the_command(tmp_path, settings, monkeypatch):
+    folder = write_collection(tmp_path / "collection", [*DOCS, ("d9", None, " ")], QUERIES, QRELS)
+    monkeypatch.setattr(pipeline, "_train_deployed", lambda *_: "bm25")
+    out = crops.simulate(tmp_path / "judged", config=settings, world=str(folder))
+    rejects = pq.read_table(out / "rejects" / "judged.parquet").to_pylist()
+    assert rejects == [{"table": "docs", "row": 6, "reason": "empty_text"}]
+    assert len(pq.read_table(out / "logs" / "items.parquet")) == 6
+    heads = pq.read_table(out / "truth" / "needs.parquet")["head"].to_pylist()
+    assert sorted(heads) == ["boots", "boots", "oak"]
