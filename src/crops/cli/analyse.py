@@ -14,16 +14,15 @@ import typer
 
 from crops.cli.options import Options, command
 from crops.config import RunConfig
-from crops.engine import CachedScorer
 from crops.engine.scoring import cached
 from crops.errors import CropsError, nearest
 from crops.logs import Logs, open_logs
 from crops.online.analysis import Analysis, arms_of, with_pairs
-from crops.online.analysis import analyse as analyse_logs_folder
+from crops.online.analysis import analyse as analyse_arms
 from crops.online.experiment import LIVE, PAIRED, PREREGISTRATION
 from crops.online.metrics import Reading, creator_reach, user_days
-from crops.outputs import MANIFEST, cache_folder, console, finite, publish, timed, to_json, write_manifest
-from crops.pipeline import accepted_logs, mining_job
+from crops.outputs import MANIFEST, cache_folder, console, finite, publish, to_json, write_manifest
+from crops.pipeline import Simulated, accepted_logs, mining_job
 from crops.platform import ROUTES
 
 if TYPE_CHECKING:
@@ -80,20 +79,25 @@ def analyse(
             f"{logs}: name the arms, e.g. --control A --treatment B; a folder with {PREREGISTRATION} needs "
             "none"
         )
-    target = out or logs.with_name(f"{logs.name}.{COMMAND}")
-    analysis = log_analysis(
-        logs,
-        target,
-        run,
-        arms=[control, *treatment],
-        experiment=experiment,
-        ratios=_ratios(ratio, treatment),
-        before=(pre, pre_day),
-        routes=route,
-        truth=truth,
+    target, ratios = out or logs.with_name(f"{logs.name}.{COMMAND}"), _ratios(ratio, treatment)
+    bits = route_bits(logs, route)
+    opened = open_logs(accepted_logs(logs, target.with_name(f"{target.name}.checked"), run))
+    how, known = reading(opened.path, run, bits), [truth] if truth else ()
+    table = user_days(opened, how, truth=known)
+    ours = arms_of(table, experiment) if experiment else table
+    past = table if pre is None else user_days(open_logs(pre), how, truth=known)
+    analysis = analyse_arms(
+        ours,
+        control,
+        treatment,
+        routes=tuple(bits),
+        before=_earlier(past, ours, pre_day),
+        ratios=ratios,
         wanted=effect,
         salts=salts,
+        name=experiment or "",
     )
+    analysis = _with_reach(analysis, opened, how, experiment)
     return _write([analysis], target, run, {"logs": str(logs)})
 
 
@@ -189,72 +193,6 @@ def as_json(analysis: Analysis) -> dict[str, Any]:
     return cleaned
 
 
-# Which logs an analysis reads: those of a team, or the folders of `crops experiment`.
-
-
-WORLD = "world"
-"""Folder of `crops experiment` with the days before it."""
-
-
-def log_analysis(
-    logs: Path,
-    target: Path,
-    run: RunConfig,
-    *,
-    arms: Sequence[str],
-    experiment: str | None,
-    ratios: dict[str, float],
-    before: tuple[Path | None, Sequence[str] | None],
-    routes: Sequence[str] | None,
-    truth: Path | None,
-    wanted: float | None,
-    salts: int,
-) -> Analysis:
-    """Analyse the logs of a team; raw ones are checked first.
-
-    Args:
-        logs: the logs folder.
-        target: where the analysis goes; the accepted rows of raw logs go to a folder beside it.
-        run: settings.
-        arms: control first.
-        experiment: whose arms, where `arm` names several experiments.
-        ratios: promised users per user of the control, by treatment.
-        before: logs folder of days before (None: the same logs), and those days (None: all before the arms).
-        routes: recall routes to report, see `crops.cli.analyse.route_bits`.
-        truth: truth of a simulation.
-        wanted: relative effect that matters.
-        salts: re-randomised A/A assignments.
-
-    Raises:
-        CropsError: the logs or the arms cannot be analysed.
-    """
-    bits = route_bits(logs, routes)
-    opened = open_logs(accepted_logs(logs, target.with_name(f"{target.name}.checked"), run))
-    how = reading(opened.path, run, bits)
-    seconds: dict[str, float] = {}
-    with timed(seconds, "sums per user and day"):
-        table = user_days(opened, how, truth=[truth] if truth else ())
-        ours = arms_of(table, experiment) if experiment else table
-        pre_logs, pre_days = before
-        other = table
-        if pre_logs is not None:
-            other = user_days(open_logs(pre_logs), how, truth=[truth] if truth else ())
-        past = _earlier(other, ours, pre_days)
-    with timed(seconds, "tests"):
-        analysis = analyse_logs_folder(
-            ours,
-            arms[0],
-            arms[1:],
-            routes=tuple(bits),
-            before=past,
-            ratios=ratios,
-            wanted=wanted,
-            salts=salts,
-            name=experiment or "",
-        )
-    return _with_reach(analysis, opened, how, experiment)
-
-
 def _earlier(table: pa.Table, experiment: pa.Table, days: Sequence[str] | None) -> pa.Table:
     """Return the rows of days before the first day with an arm, or of the given days.
 
@@ -280,21 +218,42 @@ def experiment_analyses(
         CropsError: a folder is missing, or its logs cannot be analysed.
     """
     plan = json.loads((folder / PREREGISTRATION).read_text())
-    live, seconds = open_logs(folder / LIVE / "logs"), dict[str, float]()
-    if missing := sorted(set(plan["days"]) - set(live.search_days)):
+    live, days = open_logs(folder / LIVE / "logs"), plan["days"]
+    if missing := sorted(set(days) - set(live.search_days)):
         raise CropsError(
-            f"{folder / LIVE}: no searches on {', '.join(missing)}; run `crops experiment` again, it goes on "
+            f"{folder / LIVE}: no searches on {', '.join(missing)}; run `crops experiment` again, it resumes "
             "where it stopped"
         )
     bits = {name: ROUTES.index(name) for name in _routes(plan)}
-    how, static = reading(live.path, run, bits), folder / WORLD / "truth"
-    with timed(seconds, "sums per user and day"):
-        table = user_days(live, how, plan["days"], [folder / LIVE / "truth", static])
-        before = user_days(open_logs(folder / WORLD / "logs"), how, truth=[static])
+    world = Simulated(folder).world
+    how, static = reading(live.path, run, bits), world / "truth"
+    table = user_days(live, how, days, [folder / LIVE / "truth", static])
+    before = user_days(open_logs(world / "logs"), how, truth=[static])
     analyses = []
     for one in plan["experiments"]:
-        with timed(seconds, f"experiment {one['name']}"):
-            analyses.append(_planned(one, folder, live, table, before, how, plan["days"], wanted, salts))
+        name, control = one["name"], one["control"]
+        shares = {arm["name"]: arm["share"] for arm in one["arms"]}
+        treatments = [arm for arm in shares if arm != control]
+        analysis = analyse_arms(
+            arms_of(table, name),
+            control,
+            treatments,
+            routes=tuple(one["route"].split("+")) if one["route"] else (),
+            before=before,
+            ratios={arm: shares[arm] / shares[control] for arm in treatments},
+            wanted=wanted,
+            salts=salts,
+            name=name,
+        )
+        copies = {arm: folder / PAIRED / name / arm for arm in shares}
+        paired = {
+            arm: user_days(logs, how, days, [copy / "truth", static])
+            for arm, copy in copies.items()
+            if (logs := _whole(copy / "logs", days)) is not None
+        }
+        if control in paired:
+            analysis = with_pairs(analysis, paired[control], paired)
+        analyses.append(_with_reach(analysis, live, how, name))
     facts = {key: str(plan[key]) for key in ("seed", "size", "platform", "notes") if plan.get(key)}
     return analyses, facts
 
@@ -302,44 +261,6 @@ def experiment_analyses(
 def _routes(plan: dict[str, Any]) -> list[str]:
     named = (name for one in plan["experiments"] for name in (one["route"] or "").split("+") if name)
     return list(dict.fromkeys(named))
-
-
-def _planned(
-    one: dict[str, Any],
-    folder: Path,
-    live: Logs,
-    table: pa.Table,
-    before: pa.Table,
-    how: Reading,
-    days: Sequence[str],
-    wanted: float | None,
-    salts: int,
-) -> Analysis:
-    """Analyse one experiment of a plan, with its paired worlds where there are any."""
-    shares = {arm["name"]: arm["share"] for arm in one["arms"]}
-    control = one["control"]
-    treatments = [arm for arm in shares if arm != control]
-    routes = tuple((one["route"] or "").split("+")) if one["route"] else ()
-    analysis = analyse_logs_folder(
-        arms_of(table, one["name"]),
-        control,
-        treatments,
-        routes=routes,
-        before=before,
-        ratios={arm: shares[arm] / shares[control] for arm in treatments},
-        wanted=wanted,
-        salts=salts,
-        name=one["name"],
-    )
-    worlds = {arm: folder / PAIRED / one["name"] / arm for arm in shares}
-    lived = {
-        arm: user_days(logs, how, days, [worlds[arm] / "truth", folder / WORLD / "truth"])
-        for arm in shares
-        if (logs := _whole(worlds[arm] / "logs", days)) is not None
-    }
-    if control in lived:
-        analysis = with_pairs(analysis, lived[control], lived)
-    return _with_reach(analysis, live, how, one["name"])
 
 
 def _whole(logs: Path, days: Sequence[str]) -> Logs | None:
@@ -365,11 +286,8 @@ def _with_reach(analysis: Analysis, logs: Logs, how: Reading, experiment: str | 
 
 def reading(logs: Path, run: RunConfig, routes: Mapping[str, int]) -> Reading:
     """Return how logs are read: the reformulations of P1 by the run's theta, and the routes of interest."""
-    return Reading(routes, run.engine.reformulation, _similarity(logs, run), run.engine.memory)
-
-
-def _similarity(logs: Path, run: RunConfig) -> CachedScorer | None:
-    return cached(mining_job(logs, run, None).similarity, cache_folder() / "scores")
+    similarity = cached(mining_job(logs, run, None).similarity, cache_folder() / "scores")
+    return Reading(routes, run.engine.reformulation, similarity, run.engine.memory)
 
 
 def route_bits(logs: Path, wanted: Sequence[str] | None) -> dict[str, int]:
