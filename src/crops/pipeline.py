@@ -33,6 +33,7 @@ from threadpoolctl import threadpool_limits
 from crops.config import EngineConfig, RelevanceConfig, RunConfig, TrainingConfig
 from crops.engine import CachedScorer, mine
 from crops.engine.daily import Job
+from crops.engine.mine import REPORT
 from crops.engine.without import Without
 from crops.errors import CropsError
 from crops.evaluation import Evaluation, ScoringRetriever, TestSets, build_testsets, evaluate
@@ -478,8 +479,12 @@ def day_testsets(
         CropsError: the test day was mined for the training samples, or it is not named and not clear.
     """
     opened = open_logs(logs)
-    relevance, similarity = theta(logs, run)
     test_day = day or newest_day(logs, opened.search_days, run.engine.daily.window)
+    relevance, similarity = theta(logs, run)
+    seen: list[int] | None = None
+    if samples is not None:
+        refuse_mined(samples, test_day)
+        seen = pq.read_table(samples / "queries.parquet", columns=["query_id"])["query_id"].to_pylist()
     return build_testsets(
         opened,
         test_day,
@@ -490,21 +495,21 @@ def day_testsets(
         truth=truth,
         independent=independent_theta(logs, run),
         seed=run.seed,
-        seen=_mined_queries(samples, test_day) if samples else None,
+        seen=seen,
         memory=run.engine.memory,
     )
 
 
-def _mined_queries(samples: Path, test_day: str) -> list[int]:
-    report = json.loads((samples / "report.json").read_text())
-    if test_day in report["days"]:
+def refuse_mined(samples: Path, test_day: str) -> None:
+    """Refuse to test on a day that the training samples were mined from.
+
+    Raises:
+        CropsError: they were.
+    """
+    if test_day in json.loads((samples / REPORT).read_text())["days"]:
         raise CropsError(
-            f"{samples} was mined from {test_day} too; evaluate on a day that training has not seen"
+            f"{samples} was mined from {test_day}, the test day; mine an earlier day: it must be unseen"
         )
-    queries: list[int] = pq.read_table(samples / "queries.parquet", columns=["query_id"])[
-        "query_id"
-    ].to_pylist()
-    return queries
 
 
 def evaluate_models(

@@ -1,4 +1,4 @@
-"""The closed loop: what a day learns from, what is measured of it, and that it goes on where it stopped."""
+"""The closed loop: what a day learns from, what is measured of it, and that it resumes."""
 
 import json
 

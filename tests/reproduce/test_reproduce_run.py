@@ -21,7 +21,7 @@ from crops.evaluation import Evaluation, Facts, TestSets
 from crops.outputs import publish, write_manifest
 from crops.reproduce import make, run
 from crops.reproduce.cells import Cell, base_run, build_world
-from crops.reproduce.make import make_cell, make_samples, refuse_overlap
+from crops.reproduce.make import make_cell, make_samples
 from crops.reproduce.run import make_cells
 
 MADE: list[str] = []
@@ -198,8 +198,8 @@ def test_workers_end_with_a_killed_parent(tmp_path):
 def test_testing_on_a_mined_day_is_refused(tmp_path, made):
     (tmp_path / "report.json").write_text(json.dumps({"days": ["2026-01-06", "2026-01-08"]}))
     with pytest.raises(CropsError, match="was mined from 2026-01-08, the test day"):
-        refuse_overlap(tmp_path, "2026-01-08")
-    refuse_overlap(tmp_path, "2026-01-09")
+        pipeline.refuse_mined(tmp_path, "2026-01-08")
+    pipeline.refuse_mined(tmp_path, "2026-01-09")
 
 
 def test_a_model_that_was_not_evaluated_is_not_trained_again(tmp_path, made, monkeypatch):

@@ -80,7 +80,7 @@ def bubble_loop(
 ) -> Path:
     """Let users search, mine the day's logs, train on them, deploy, and so on, in one world per arm.
 
-    The report is written anew after each day. An interrupted run goes on at the day and arm that it was at.
+    The report is written anew after each day. An interrupted run resumes at its day and arm.
     """
     run = with_days(run, days)
     names = arm_names(arms)

@@ -70,7 +70,7 @@ def experiment(
     """Test retrievers trained with more and more sources on the users of the simulated platform.
 
     The kinds of model are tested at the same time, in layers of their own, with an A/A test beside them. An
-    interrupted run goes on at the day or the model that it was at.
+    interrupted run resumes at its day or model.
     """
     require_tea_tasting()
     run = with_days(run, days)

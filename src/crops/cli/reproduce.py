@@ -67,7 +67,7 @@ def reproduce(
 ) -> Path:
     """Measure the paper's methods under one trainer, one budget and one evaluation, and judge its claims.
 
-    Every cell of a table is measured once and kept; an interrupted run goes on where it was. The tables are
+    Every cell of a table is measured once and kept; an interrupted run resumes. The tables are
     printed, and written to OUT/WHAT (OUT/WHAT-WORLDS unless WORLDS is `default`) as report.html, results.md,
     tables.json and verdicts.json.
     """

@@ -204,7 +204,7 @@ class Loop:
 def run_loop(loop: Loop, start: Start, arms: Sequence[str], days: int) -> Iterator[int]:
     """Let all arms live day by day, so that at any time they can be compared; yield each day that is over.
 
-    What is on disk is not done again; a killed run goes on and ends as if it never stopped.
+    What is on disk is not done again; a killed run resumes and ends as if it never stopped.
 
     Args:
         loop: where, and how models are made.

@@ -70,7 +70,7 @@ def in_own_layer(name: str, arms: Sequence[str], share: float, start: Start) -> 
 def run_live(out: Path, start: Start, trials: Sequence[Trial], days: int) -> None:
     """Run the A/B days: users of different arms on one platform, whose memory learns from all of them.
 
-    Days that `out` has already are not simulated again: a killed run goes on, and ends as if it never
+    Days that `out` has already are not simulated again: a killed run resumes, and ends as if it never
     stopped.
 
     Args:

@@ -30,7 +30,7 @@ from crops.evaluation import (
     save_testsets,
 )
 from crops.outputs import cache_folder, publish, unique, write_manifest
-from crops.pipeline import Simulated, day_testsets, is_done, load_retriever, mine_day
+from crops.pipeline import Simulated, day_testsets, is_done, load_retriever, mine_day, refuse_mined
 from crops.platform import platform_version
 from crops.reproduce.cells import (
     BM25,
@@ -100,7 +100,7 @@ def make_cell(cell: Cell, out: Path, generated: Path | None) -> Path:
     samples = make_samples(cell, out, generated)
     tests = make_testsets(cell, out, generated)
     testsets, facts = load_testsets(tests), load_facts(tests)
-    refuse_overlap(samples, testsets.day)
+    refuse_mined(samples, testsets.day)
     model = out / MODELS / cell.name()
     trained = {} if cell.method == BM25 else _train(cell, samples, model)
     logs = make_world(cell.world, out).logs
@@ -133,19 +133,6 @@ def _train(cell: Cell, samples: Path, model: Path) -> dict[str, Any]:
         write_atomically(facts, json.dumps(learn(cell, samples, model), default=str))
     trained: dict[str, Any] = json.loads(facts.read_text())
     return trained
-
-
-def refuse_overlap(samples: Path, test_day: str) -> None:
-    """Refuse to test on a day that the training samples were mined from.
-
-    Raises:
-        CropsError: they overlap.
-    """
-    days = json.loads((samples / "report.json").read_text())["days"]
-    if test_day in days:
-        raise CropsError(
-            f"{samples} was mined from {test_day}, the test day; mine an earlier day: it must be unseen"
-        )
 
 
 def _evaluate(cell: Cell, model: Path, logs: Path, testsets: TestSets, facts: Facts) -> Evaluation:
