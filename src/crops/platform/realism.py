@@ -43,8 +43,6 @@ def _around(name: str, figure: float, tolerance: float, source: str) -> Anchor:
 
 _COSOBE, _PAPER = "CosoBe (search sessions)", "CroPS, Table 2 and section 4"
 
-_BAND = "band around the CroPS tables"
-
 ANCHORS: tuple[Anchor, ...] = (
     _around("searches with a click", 0.60, 0.15, "KuaiSAR (short-video search)"),
     _around("same query again, of pairs within 90 s", 0.63, 0.10, "Excite 1997 log"),
@@ -221,14 +219,12 @@ def observe(
     truth = None if truth is None else Path(truth)
     logs = Path(logs)
     settings = _settings(days, truth)
-    queries = dict(_BY_LOGS)
-    for bit, route in enumerate(routes):
-        for name, stages in (("ranked", "'exposed', 'unexposed'"), ("shown", "'exposed'")):
-            queries[f"{name} set found by {route}"] = _BY_ROUTE.replace("{bit}", str(bit)).replace(
-                "{stages}", stages
-            )
-    if truth is not None:
-        queries |= _BY_TRUTH
+    by_route = {
+        f"{name} set found by {route}": _BY_ROUTE.replace("{bit}", str(bit)).replace("{stages}", stages)
+        for bit, route in enumerate(routes)
+        for name, stages in (("ranked", "'exposed', 'unexposed'"), ("shown", "'exposed'"))
+    }
+    queries = {**_BY_LOGS, **by_route, **({} if truth is None else _BY_TRUTH)}
     with open_database() as db:
         _load(db, logs, settings, truth)
         measured = {}
@@ -249,9 +245,6 @@ def _load(db: Connection, logs: Path, settings: Mapping[str, object], truth: Pat
     names = {"impressions": "search_impressions", "feed": "feed_events", "items": "items"}
     sources = {name: opened.sql(table) for name, table in names.items()}
     db.execute((_TABLES + (_NEEDS if truth is not None else "")).format(**sources, **settings))
-
-
-_TRUTH = ("searches", "grades", "items", "needs")
 
 
 def _settings(days: Days, truth: Path | None) -> dict[str, object]:
