@@ -31,7 +31,7 @@ def measure(folder, bubble: str) -> dict[str, float]:
     routes = {"bm25": BM25Retriever(np.arange(1, len(texts) + 1), texts)}
     searches = []
     for day in range(3):
-        logs = simulate_day(platform, day, 1_000, routes)
+        logs = simulate_day(platform, day, 500, routes)
         write_day(folder / "logs", day, logs)
         searches.append((logs.search_ids, logs.search_needs))
         if day == 0:
