@@ -33,7 +33,7 @@ from threadpoolctl import threadpool_limits
 from crops.config import EngineConfig, RelevanceConfig, RunConfig, TrainingConfig
 from crops.engine import CachedScorer, mine
 from crops.engine.daily import Job
-from crops.engine.mine import REPORT
+from crops.engine.mined import REPORT
 from crops.engine.without import Without
 from crops.errors import CropsError
 from crops.evaluation import Evaluation, ScoringRetriever, TestSets, build_testsets, evaluate
