@@ -41,7 +41,7 @@ def test_chunks_change_nothing(monkeypatch):
     """Up to the last digits: products of another shape may add their terms in another order."""
     sums, _ = heavy_users(300, 1)
     whole = rerandomised(RATIO, sums, np.arange(300), SALTS[:50])
-    monkeypatch.setattr("crops.online.statistics._CHUNK", 300 * 7)
+    monkeypatch.setattr("crops.online.power._CHUNK", 300 * 7)
     np.testing.assert_allclose(
         whole.p, rerandomised(RATIO, sums, np.arange(300), SALTS[:50]).p, rtol=1e-9, atol=1e-12
     )

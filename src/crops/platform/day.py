@@ -540,12 +540,12 @@ _LEARNED = {
 """The columns that the platform's memory learns from."""
 
 
-def day_file(folder: Path, table: str, day: int) -> Path:
+def day_file(folder: str | Path, table: str, day: int) -> Path:
     """Return the Parquet file of one day of a table, e.g. `logs/feed_events`."""
-    return folder / table / f"day={day_name(day)}" / "part-0.parquet"
+    return Path(folder) / table / f"day={day_name(day)}" / "part-0.parquet"
 
 
-def replay_day(folder: Path, platform: Platform, day: int) -> None:
+def replay_day(folder: str | Path, platform: Platform, day: int) -> None:
     """Let a platform live through a day that is already in its logs: the logs are the checkpoint.
 
     Args:
