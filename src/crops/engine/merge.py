@@ -38,7 +38,6 @@ union all
 select g.group_id, g.item_id, cast({Source.KNOWLEDGE.value} as INTEGER), null, null, null, null, d.day
 from generated_pairs g cross join (select max(day) as day from searches) d
 """
-
 """A generated document belongs to no event: its day is the last one mined."""
 
 

@@ -23,7 +23,6 @@ from crops.protocols import PairScorer
 from crops.text import content_id
 
 PART_ROWS = 50_000
-
 """Pairs that are scored again when the process is killed, at most."""
 
 _SCORE_SCHEMA = pa.schema([("left_key", pa.int64()), ("right_key", pa.int64()), ("score", pa.float64())])
