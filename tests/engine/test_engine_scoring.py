@@ -57,7 +57,7 @@ def test_an_item_with_another_text_is_scored_again_one_with_another_id_is_not(tm
 
 def test_what_was_scored_before_an_error_is_kept(tmp_path, monkeypatch):
     monkeypatch.setattr("crops.engine.backend.BATCH_ROWS", 4)
-    monkeypatch.setattr("crops.engine.scoring.PART_ROWS", 8)
+    monkeypatch.setattr("crops.engine.scoring.FILE_ROWS", 8)
 
     def broken(batches):
         for number, batch in enumerate(FakeScorer(hashed)(batches)):
@@ -77,7 +77,7 @@ import sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import crops.engine.backend, crops.engine.scoring
-crops.engine.backend.BATCH_ROWS = crops.engine.scoring.PART_ROWS = 10
+crops.engine.backend.BATCH_ROWS = crops.engine.scoring.FILE_ROWS = 10
 from handmade import FakeScorer
 from handmade import hashed
 from test_engine_scoring import mined

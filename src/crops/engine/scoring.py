@@ -22,7 +22,7 @@ from crops.outputs import progress, unique
 from crops.protocols import PairScorer
 from crops.text import content_id
 
-PART_ROWS = 50_000
+FILE_ROWS = 50_000
 """Pairs that are scored again when the process is killed, at most."""
 
 _SCORE_SCHEMA = pa.schema([("left_key", pa.int64()), ("right_key", pa.int64()), ("score", pa.float64())])
@@ -35,7 +35,7 @@ class CachedScorer:
     """A scorer and the folder of its scores: `part-*.parquet` with left_key, right_key, score.
 
     The keys are `crops.text.content_id` of the two texts. The folder must belong to this scorer alone: name
-    it by the hash of its model and calibration. A part appears whole or not at all; processes may share the
+    it by the hash of its model and calibration. A file appears whole or not at all; processes may share the
     folder.
     """
 
@@ -95,7 +95,7 @@ def score_pairs(
     asked = backend.rows(f"select count(*) as n, min(left_id) as low, max(left_id) as high from ({pairs}) p")[
         0
     ]
-    backend.read_parquet(known, _parts(scorer.folder), _SCORE_SCHEMA)
+    backend.read_parquet(known, _score_files(scorer.folder), _SCORE_SCHEMA)
     columns = "left_id, right_id, right_key" + (f", {also}" if also else "")
     backend.table(
         found,
@@ -149,7 +149,7 @@ def _keys(batches: Iterator[pa.RecordBatch]) -> Iterable[pa.RecordBatch]:
 def _score(
     batches: Iterator[pa.RecordBatch], *, scorer: CachedScorer, name: str, total: int
 ) -> Iterable[pa.RecordBatch]:
-    """Score batches of (left_id, right_key, left_text, right_text), writing parts to the cache."""
+    """Score batches of (left_id, right_key, left_text, right_text), writing them to the cache."""
     # `left` and `right` are reserved in Spark, so the scorer's names are given here and not in SQL.
     named = (batch.rename_columns(["left_key", "right_key", "left", "right"]) for batch in batches)
     unsaved: list[pa.RecordBatch] = []
@@ -160,7 +160,7 @@ def _score(
                 scored = batch.select(_SCORE_SCHEMA.names).cast(_SCORE_SCHEMA)
                 _check_range(scored, name)
                 unsaved.append(scored)
-                if sum(part.num_rows for part in unsaved) >= PART_ROWS:
+                if sum(batch.num_rows for batch in unsaved) >= FILE_ROWS:
                     _save(scorer.folder, unsaved)
                     unsaved = []
                 yield scored
@@ -183,16 +183,16 @@ def _complain(name: str, good: int, total: int) -> None:
         )
 
 
-def _parts(folder: Path) -> list[Path]:
-    parts = sorted(folder.glob("part-*.parquet"))
-    for part in parts:
+def _score_files(folder: Path) -> list[Path]:
+    files = sorted(folder.glob("part-*.parquet"))
+    for file in files:
         try:
-            pq.read_schema(part)
+            pq.read_schema(file)
         except (OSError, pa.ArrowException) as error:
             raise CropsError(
-                f"{part}: not a readable score cache ({error}). Delete it: it is made again."
+                f"{file}: not a readable score cache ({error}). Delete it: it is made again."
             ) from error
-    return parts
+    return files
 
 
 def _save(folder: Path, batches: list[pa.RecordBatch]) -> None:
