@@ -125,7 +125,7 @@ def mine(
             generated=None if generated is None else str(generated.absolute()),
             scorers=scorer_names(relevance, similarity),
             rules=RULES,
-            **(noted or {}),
+            **{"without": without.digest() if without else "", **(noted or {})},
         )
     return report
 
