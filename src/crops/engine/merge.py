@@ -7,6 +7,37 @@ import numpy as np
 from crops.engine.backend import Backend
 from crops.labels import DEFAULT_LABELS, Source
 
+
+def merge_sources(
+    backend: Backend, impressions: str, searches: str, max_positives_per_user: int, seed: int
+) -> None:
+    """Make `positives`, `merged(group_id, item_id, considered, sources)` and `evidence`.
+
+    `merged` has all that was considered or found; `sources` is 0 where nothing is kept. `positives` are the
+    P1 and P2 events within the cap per user: a user's pairs of one group are kept P1 first, then by theta,
+    then at random (seeded). With P1 first, the samples of a run without P3, or without P2 and P3, are those
+    of the full run with their bits dropped. (Without P1 alone, a user at the cap may add P2 pairs that P1
+    pairs displace in the full run.)
+
+    Args:
+        backend: holds `relevant`, `staged`, `generated_pairs` and the events.
+        impressions: SELECT of the impressions that `staged` was made of.
+        searches: SELECT of their searches.
+        max_positives_per_user: the cap.
+        seed: of the choice under it.
+    """
+    # Few users reach the cap; only theirs are ranked.
+    backend.table(
+        "crowded",
+        "select group_id, user_id from relevant group by group_id, user_id "
+        f"having count(*) > {max_positives_per_user}",
+    )
+    backend.table("positives", _capped_sql(max_positives_per_user, seed))
+    backend.table("positive_pairs", _POSITIVE_PAIRS)
+    backend.table("merged", _MERGED)
+    backend.view("evidence", _EVIDENCE.format(impressions=impressions, searches=searches))
+
+
 _POSITIVE_PAIRS = f"""
 select group_id, item_id, bit_or(source) as bits
 from (
@@ -39,36 +70,6 @@ select g.group_id, g.item_id, cast({Source.KNOWLEDGE.value} as INTEGER), null, n
 from generated_pairs g cross join (select max(day) as day from searches) d
 """
 """A generated document belongs to no event: its day is the last one mined."""
-
-
-def merge_sources(
-    backend: Backend, impressions: str, searches: str, max_positives_per_user: int, seed: int
-) -> None:
-    """Make `positives`, `merged(group_id, item_id, considered, sources)` and `evidence`.
-
-    `merged` has all that was considered or found; `sources` is 0 where nothing is kept. `positives` are the
-    P1 and P2 events within the cap per user: a user's pairs of one group are kept P1 first, then by theta,
-    then at random (seeded). With P1 first, the samples of a run without P3, or without P2 and P3, are those
-    of the full run with their bits dropped. (Without P1 alone, a user at the cap may add P2 pairs that P1
-    pairs displace in the full run.)
-
-    Args:
-        backend: holds `relevant`, `staged`, `generated_pairs` and the events.
-        impressions: SELECT of the impressions that `staged` was made of.
-        searches: SELECT of their searches.
-        max_positives_per_user: the cap.
-        seed: of the choice under it.
-    """
-    # Few users reach the cap; only theirs are ranked.
-    backend.table(
-        "crowded",
-        "select group_id, user_id from relevant group by group_id, user_id "
-        f"having count(*) > {max_positives_per_user}",
-    )
-    backend.table("positives", _capped_sql(max_positives_per_user, seed))
-    backend.table("positive_pairs", _POSITIVE_PAIRS)
-    backend.table("merged", _MERGED)
-    backend.view("evidence", _EVIDENCE.format(impressions=impressions, searches=searches))
 
 
 def samples_sql() -> str:
