@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 from handmade import EXPOSED, FILTERED, P0, UNEXPOSED, clicked, labels, run, shown
 
 from crops.engine.backend import DuckDBBackend
@@ -9,7 +8,8 @@ from crops.engine.merge import label_sql, random_order
 from crops.labels import assign_labels
 
 
-def test_stages_become_labels(tmp_path):
+def test_stages_become_labels_of_each_query(tmp_path):
+    """A search without a click gives negatives, a long play alone is no P0, a click stays with its query."""
     tables, report = run(
         tmp_path,
         [
@@ -18,22 +18,23 @@ def test_stages_become_labels(tmp_path):
             shown(1, 1, "q", 0, 3),
             shown(1, 1, "q", 0, 4, "unexposed"),
             shown(1, 1, "q", 0, 5, "filtered"),
+            shown(2, 2, "other", 0, 1),
+            shown(2, 2, "other", 0, 2, "filtered"),
+            shown(2, 2, "other", 0, 3, play_ms=60_000, duration_ms=60_000),
         ],
     )
-    assert labels(tables, ["q"]) == {
+    assert labels(tables, ["q", "other"]) == {
         ("q", 1): (4, P0),
         ("q", 2): (4, P0),
         ("q", 3): (3, EXPOSED),
         ("q", 4): (2, UNEXPOSED),
         ("q", 5): (1, FILTERED),
+        ("other", 1): (3, EXPOSED),
+        ("other", 2): (1, FILTERED),
+        ("other", 3): (3, EXPOSED),
     }
     assert {row["weight"] for row in tables["samples"]} == {1.0}
-    assert report["labels"] == {"4": 2, "3": 1, "2": 1, "1": 1}
-
-
-def test_a_search_without_a_click_still_gives_graded_negatives(tmp_path):
-    tables, report = run(tmp_path, [shown(1, 1, "q", 0, 1), shown(1, 1, "q", 0, 2, "filtered")])
-    assert labels(tables, ["q"]) == {("q", 1): (3, EXPOSED), ("q", 2): (1, FILTERED)}
+    assert report["labels"] == {"4": 2, "3": 3, "2": 1, "1": 2}
     assert report["input"]["searches_without_click"] == 1
 
 
@@ -53,11 +54,6 @@ def test_events_of_one_normalised_query_merge_at_the_highest_stage(tmp_path):
         ("q", 1): (4, P0 | EXPOSED | UNEXPOSED | FILTERED),
         ("q", 2): (3, EXPOSED | FILTERED),
     }
-
-
-def test_one_query_clicked_does_not_label_another(tmp_path):
-    tables, _ = run(tmp_path, [clicked(1, 1, "a", 0, 1), shown(2, 2, "b", 0, 1)])
-    assert labels(tables, ["a", "b"]) == {("a", 1): (4, P0), ("b", 1): (3, EXPOSED)}
 
 
 def _wide(queries: int, items: int) -> list[dict]:
@@ -146,14 +142,8 @@ def test_label_sql_is_assign_labels():
     assert [row["label"] for row in rows] == assign_labels(masks).tolist()
 
 
-def test_long_play_alone_is_shown_not_p0(tmp_path):
-    tables, _ = run(tmp_path, [shown(1, 1, "q", 0, 1, play_ms=60_000, duration_ms=60_000)])
-    assert labels(tables, ["q"]) == {("q", 1): (3, EXPOSED)}
-
-
-@pytest.mark.parametrize("sources", [("p1",), ("p2",), ("p1", "p2")])
-def test_without_search_only_positives_are_mined(tmp_path, sources):
-    tables, _ = run(tmp_path, [clicked(1, 1, "q", 0, 1)], sources=sources)
+def test_without_search_only_positives_are_mined(tmp_path):
+    tables, _ = run(tmp_path, [clicked(1, 1, "q", 0, 1)], sources=("p1", "p2"))
     assert tables["samples"] == []
     assert tables["evidence"] == []
     assert len(tables["queries"]) == 1
