@@ -1,5 +1,4 @@
-"""Work in parts, within memory: the same tables whatever the number of parts, and hot keys that do not
-hurt."""
+"""Work in shards and partitions within memory: the same tables whatever their number, hot keys do no harm."""
 
 from __future__ import annotations
 
@@ -23,7 +22,7 @@ SETTINGS = {
 }
 
 
-def in_parts(monkeypatch, number: int) -> None:
+def in_partitions(monkeypatch, number: int) -> None:
     monkeypatch.setattr(sys.modules["crops.engine.mine"], "shards", lambda rows, row_bytes, memory: number)
     monkeypatch.setattr(sys.modules["crops.engine.mine"], "query_partitions", lambda rows, memory: number)
     for module in ("events", "mine"):
@@ -33,12 +32,12 @@ def in_parts(monkeypatch, number: int) -> None:
 
 
 @pytest.mark.parametrize("group_by", ["query", "event"])
-def test_the_number_of_parts_does_not_matter(tmp_path, monkeypatch, group_by):
+def test_the_number_of_partitions_does_not_matter(tmp_path, monkeypatch, group_by):
     searches, feed = random_logs(seed=4, searches=120)
     generated = [{"query": f"query {number % 5}", "ocr_cover": f"text {number}"} for number in range(20)]
     results = []
-    for number in (1, 11):  # 5 users and 8 queries: some of 11 parts are empty
-        in_parts(monkeypatch, number)
+    for number in (1, 11):  # 5 users and 8 queries: some of 11 partitions are empty
+        in_partitions(monkeypatch, number)
         results.append(
             run(
                 tmp_path / str(number),
@@ -56,8 +55,8 @@ def test_the_number_of_parts_does_not_matter(tmp_path, monkeypatch, group_by):
     assert all(result == results[0] for result in results[1:])
 
 
-def test_extreme_ids_fall_into_one_part_each(tmp_path, monkeypatch):
-    in_parts(monkeypatch, 3)
+def test_extreme_ids_fall_into_one_partition_each(tmp_path, monkeypatch):
+    in_partitions(monkeypatch, 3)
     searches, feed = [], []
     for number, user in enumerate((-(2**63), -1, 0, 2**63 - 1)):
         searches.append(shown(2 * number, user, "a", 0, 2**63 - 1))
@@ -81,16 +80,16 @@ def test_no_size(text):
         parse_memory(text)
 
 
-def test_parts_fit_into_what_duckdb_gets():
+def test_shards_fit_into_what_duckdb_gets():
     # 2 GB less 260 MB for the process: 1.74 GB hold 8.7 million rows of 200 bytes.
     assert duckdb_limit(2 * 10**9) == 1_740_000_000
-    parts = {0: 1, 1: 1, 8_700_000: 1, 8_700_001: 2, 100_000_000: 12}
-    assert {rows: shards(rows, 200, 2 * 10**9) for rows in parts} == parts
+    numbers = {0: 1, 1: 1, 8_700_000: 1, 8_700_001: 2, 100_000_000: 12}
+    assert {rows: shards(rows, 200, 2 * 10**9) for rows in numbers} == numbers
     assert shards(10**12, 200, None) == 1
 
 
-def test_merging_gets_more_parts_than_memory_asks_for_and_pieces_than_parts():
-    # 3 million rows a part are fast; 240 MB hold 1.2 million.
+def test_merging_gets_more_partitions_than_memory_asks_for_and_more_files_than_partitions():
+    # 3 million rows a partition are fast; 240 MB hold 1.2 million.
     assert [query_partitions(rows, 2 * 10**9) for rows in (0, 2_999_999, 10_000_000)] == [1, 1, 3]
     assert query_partitions(10_000_000, 500_000_000) == 9
     assert [file_partitions(rows, 2 * 10**9) for rows in (0, 10_000_000)] == [1, 12]
