@@ -125,9 +125,9 @@ def test_signals_mean_the_same_in_python_and_in_sql(session):
 
 @needs_spark
 def test_parity_on_1500_searches(tmp_path, session):
-    """Every cap at work, and a user with 5 % of everything."""
-    report = assert_parity(tmp_path, 1_500, **CAPS)
-    assert report["input"]["searches"] == 1_500
+    """Every cap at work, a user with 5 % of everything, and some users and an item left out."""
+    report = assert_parity(tmp_path, 1_500, without=Without(frozenset({1, 2}), frozenset({1})), **CAPS)
+    assert report["input"]["without"]["search_impressions"] > 0
     assert len(report["days"]) == 3
     sources = report["sources"]
     assert sources["p1"]["kept"] > 50
@@ -137,18 +137,10 @@ def test_parity_on_1500_searches(tmp_path, session):
 
 
 @needs_spark
-@pytest.mark.parametrize(
-    "scored",
-    [
-        "none",
-        pytest.param("theta", marks=pytest.mark.verify),
-        pytest.param("similarity", marks=pytest.mark.verify),
-    ],
-)
+@pytest.mark.verify
+@pytest.mark.parametrize("scored", ["none", "theta", "similarity"])
 def test_parity_without_theta_or_similarity(tmp_path, session, scored):
-    left_out = Without(frozenset({1, 2}), frozenset({1}))
-    report = assert_parity(tmp_path, 200, scored, without=left_out, **CAPS)
-    assert report["input"]["without"]["search_impressions"] > 0
+    report = assert_parity(tmp_path, 200, scored, **CAPS)
     assert report["sources"]["p1"]["theta"] == (0.6 if scored == "theta" else "none")
     assert report["sources"]["p1"]["similarity"] == (0.5 if scored == "similarity" else "none")
     assert report["sources"]["p2"]["kept"] > 0
