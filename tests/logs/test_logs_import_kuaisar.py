@@ -40,9 +40,7 @@ first_level_category_name,first_level_category_name_en,second_level_category_nam
 """
 
 
-@pytest.fixture
-def source(tmp_path):
-    folder = tmp_path / "KuaiSAR"
+def write_source(folder):
     folder.mkdir()
     (folder / "src_inter.csv").write_text(SEARCHES)
     (folder / "rec_inter.csv").write_text(FEED)
@@ -52,13 +50,25 @@ def source(tmp_path):
     return folder
 
 
+@pytest.fixture
+def source(tmp_path):
+    return write_source(tmp_path / "KuaiSAR")
+
+
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory):
+    """The report of an import of the source, and the logs folder."""
+    folder = tmp_path_factory.mktemp("imported")
+    return import_logs("kuaisar", write_source(folder / "source"), folder / "logs"), folder / "logs"
+
+
 def rows(path):
     return pq.read_table(path, partitioning=None).to_pylist()
 
 
-def test_searches_become_impressions_with_their_units(source, tmp_path):
-    import_logs("kuaisar", source, tmp_path / "logs")
-    found = rows(tmp_path / "logs/search_impressions/day=2023-05-22/part-0.parquet")
+def test_searches_become_impressions_with_their_units(imported):
+    logs = imported[1]
+    found = rows(logs / "search_impressions/day=2023-05-22/part-0.parquet")
     assert found == [
         {  # users 31 and 77 become 1 and 2; the "session" is the search; ms become microseconds
             "user_id": 2,
@@ -83,18 +93,18 @@ def test_searches_become_impressions_with_their_units(source, tmp_path):
     ]
 
 
-def test_feed_events_keep_their_ties_and_items_their_categories(source, tmp_path):
-    import_logs("kuaisar", source, tmp_path / "logs")
+def test_feed_events_keep_their_ties_and_items_their_categories(imported):
+    logs = imported[1]
     # 2023-05-23 00:10 in Beijing is still the 22nd, 16:10 UTC.
-    late = rows(tmp_path / "logs/feed_events/day=2023-05-22/part-0.parquet")
+    late = rows(logs / "feed_events/day=2023-05-22/part-0.parquet")
     assert [(row["item_id"], row["play_ms"], row["liked"], row["clicked"]) for row in late] == [
         (5, 19_001, True, True),
         (6, None, False, False),
     ]
     assert {row["watched_at"] for row in late} == {1_684_771_800_000_000}
-    (morning,) = rows(tmp_path / "logs/feed_events/day=2023-05-23/part-0.parquet")
+    (morning,) = rows(logs / "feed_events/day=2023-05-23/part-0.parquet")
     assert (morning["user_id"], morning["play_ms"], morning["duration_ms"]) == (2, 300, 12_000)
-    items = rows(tmp_path / "logs/items.parquet")
+    items = rows(logs / "items.parquet")
     assert [(row["item_id"], row["ocr_cover"], row["keyword"], row["category"]) for row in items] == [
         (5, "t20 t9", "Food Baking", "Food"),
         (6, "t34", "\u7f8e\u98df", "\u7f8e\u98df"),
@@ -103,8 +113,8 @@ def test_feed_events_keep_their_ties_and_items_their_categories(source, tmp_path
     assert items[0]["uploaded_at"] == 1_682_870_400_000_000
 
 
-def test_rows_that_cannot_be_mapped_are_rejected_and_counted(source, tmp_path):
-    report = import_logs("kuaisar", source, tmp_path / "logs")
+def test_rows_that_cannot_be_mapped_are_rejected_and_counted(imported):
+    report, logs = imported
     searches = report.tables["search_impressions"]
     assert (searches.rows, searches.imported, searches.rejected) == (8, 3, 5)
     assert searches.reasons == {
@@ -114,45 +124,45 @@ def test_rows_that_cannot_be_mapped_are_rejected_and_counted(source, tmp_path):
         "unmapped_searched_at": 2,  # no time, and seconds where milliseconds belong
     }
     assert report.malformed_lines == 1
-    rejects = rows(tmp_path / "logs/rejects/search_impressions.parquet")
+    rejects = rows(logs / "rejects/search_impressions.parquet")
     overflow = next(row for row in rejects if row["reasons"] == ["unmapped_item_id"])
     assert overflow["file"].endswith("src_inter.csv")
     assert json.loads(overflow["source"])["item_id"] == "99999999999999999999"
-    (line,) = rows(tmp_path / "logs/rejects/lines.parquet")
+    (line,) = rows(logs / "rejects/lines.parquet")
     assert (line["line"], line["reason"]) == (10, "MISSING COLUMNS")
     assert report.tables["feed_events"].reasons == {"unmapped_user_id": 1}
     assert report.tables["items"].reasons == {"other_item_type": 1}
 
 
-def test_the_map_of_users_is_kept_beside_and_fit_ids_are_kept(source, tmp_path):
-    report = import_logs("kuaisar", source, tmp_path / "logs")
+def test_the_map_of_users_is_kept_beside_and_fit_ids_are_kept(imported):
+    report, logs = imported
     assert report.ids == {"user_id": "numbered", "item_id": "kept", "search_id": "kept"}
-    assert rows(tmp_path / "logs/id_maps/users.parquet") == [
+    assert rows(logs / "id_maps/users.parquet") == [
         {"original": "31", "number": 1},
         {"original": "77", "number": 2},
     ]
-    assert [path.name for path in (tmp_path / "logs/id_maps").iterdir()] == ["users.parquet"]
+    assert [path.name for path in (logs / "id_maps").iterdir()] == ["users.parquet"]
 
 
-def test_the_manifest_says_that_texts_are_tokens_and_a_check_passes_it_on(source, tmp_path):
-    import_logs("kuaisar", source, tmp_path / "logs")
-    manifest = json.loads((tmp_path / "logs/manifest.json").read_text())
+def test_the_manifest_says_that_texts_are_tokens_and_a_check_passes_it_on(imported, tmp_path):
+    logs = imported[1]
+    manifest = json.loads((logs / "manifest.json").read_text())
     assert (manifest["command"], manifest["text"]) == ("import", "anonymised tokens")
     assert manifest["rows"]["search_impressions"]["rejected"] == 5
-    report = check(tmp_path / "logs", tmp_path / "checked")
+    report = check(logs, tmp_path / "checked")
     assert report.faults == ()
     assert report.facts.absent_labels == (2, 1)
-    for folder in ("logs", "checked/accepted"):
-        assert text_kind(tmp_path / folder) == "anonymised tokens"
+    for folder in (logs, tmp_path / "checked/accepted"):
+        assert text_kind(folder) == "anonymised tokens"
 
 
-def test_an_import_is_the_same_twice(source, tmp_path):
-    for name in ("one", "two"):
-        import_logs("kuaisar", source, tmp_path / name)
-    files = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*.parquet"))
+def test_an_import_is_the_same_twice(imported, tmp_path):
+    logs = imported[1]
+    import_logs("kuaisar", logs.parent / "source", tmp_path / "again")
+    files = sorted(path.relative_to(logs) for path in logs.rglob("*.parquet"))
     assert len(files) == 9
     for file in files:
-        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+        assert (logs / file).read_bytes() == (tmp_path / "again" / file).read_bytes()
 
 
 def test_a_missing_file_or_column_is_named(source, tmp_path):

@@ -63,13 +63,23 @@ def write_lines(path, documents, wrap=False):
     path.write_text("\n".join(lines) + "\n")
 
 
-@pytest.fixture
-def source(tmp_path):
-    folder = tmp_path / "ubi"
+def write_source(folder):
     folder.mkdir()
     write_lines(folder / "ubi_queries.jsonl", QUERIES)
     write_lines(folder / "ubi_events.jsonl", EVENTS, wrap=True)
     return folder
+
+
+@pytest.fixture
+def source(tmp_path):
+    return write_source(tmp_path / "ubi")
+
+
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory):
+    """The report of an import of the source, and the logs folder."""
+    folder = tmp_path_factory.mktemp("imported")
+    return import_logs("ubi", write_source(folder / "source"), folder / "logs"), folder / "logs"
 
 
 def rows(path):
@@ -91,10 +101,10 @@ def impressions(folder):
     ]
 
 
-def test_hits_become_impressions_and_events_their_clicks(source, tmp_path):
-    report = import_logs("ubi", source, tmp_path / "logs")
-    assert impressions(tmp_path / "logs") == EXPECTED
-    found = rows(tmp_path / "logs/search_impressions/day=2026-01-05/part-0.parquet")
+def test_hits_become_impressions_and_events_their_clicks(imported):
+    report, logs = imported
+    assert impressions(logs) == EXPECTED
+    found = rows(logs / "search_impressions/day=2026-01-05/part-0.parquet")
     assert [row["searched_at"] for row in found] == [NOON_MS * 1000] * 3 + [(NOON_MS + 5_000) * 1000]
     assert {row["stage"] for row in found} == {"exposed"}
     counts = report.tables["search_impressions"]
@@ -106,17 +116,17 @@ def test_hits_become_impressions_and_events_their_clicks(source, tmp_path):
         "unmapped_user_id": 1,
         "unmapped_item_id": 1,
     }
-    (outside,) = rows(tmp_path / "logs/feed_events/day=2026-01-05/part-0.parquet")
+    (outside,) = rows(logs / "feed_events/day=2026-01-05/part-0.parquet")
     assert (outside["user_id"], outside["item_id"], outside["clicked"]) == (2, 3, True)
-    assert check(tmp_path / "logs").faults == ()
+    assert check(logs).faults == ()
 
 
-def test_ids_are_numbered_and_the_maps_kept(source, tmp_path):
-    report = import_logs("ubi", source, tmp_path / "logs")
+def test_ids_are_numbered_and_the_maps_kept(imported):
+    report, logs = imported
     assert report.ids == {"user_id": "numbered", "item_id": "numbered", "search_id": "numbered"}
     maps = {
         path.stem: [(row["original"], row["number"]) for row in rows(path)]
-        for path in (tmp_path / "logs/id_maps").iterdir()
+        for path in (logs / "id_maps").iterdir()
     }
     assert maps == {
         "users": [("browser-a", 1), ("browser-b", 2)],
@@ -125,8 +135,7 @@ def test_ids_are_numbered_and_the_maps_kept(source, tmp_path):
     }
 
 
-def test_parquet_and_json_lines_give_the_same(source, tmp_path):
-    import_logs("ubi", source, tmp_path / "lines")
+def test_parquet_and_json_lines_give_the_same(imported, tmp_path):
     other = tmp_path / "parquet"
     other.mkdir()
     texts = [{**one, "timestamp": str(one["timestamp"])} for one in QUERIES]
@@ -134,7 +143,7 @@ def test_parquet_and_json_lines_give_the_same(source, tmp_path):
     pq.write_table(pa.Table.from_pylist(EVENTS), other / "events.parquet")
     import_logs("ubi", other, tmp_path / "logs")
     for name in ("items.parquet", "search_impressions/day=2026-01-05/part-0.parquet"):
-        assert rows(tmp_path / "logs" / name) == rows(tmp_path / "lines" / name)
+        assert rows(tmp_path / "logs" / name) == rows(imported[1] / name)
 
 
 def test_lines_that_are_no_json_or_not_utf8_are_counted(source, tmp_path):
@@ -148,9 +157,9 @@ def test_lines_that_are_no_json_or_not_utf8_are_counted(source, tmp_path):
     assert (line["line"], line["reason"]) == (8, "INVALID ENCODING")
 
 
-def test_nothing_about_a_person_is_kept_of_a_reject(source, tmp_path):
-    import_logs("ubi", source, tmp_path / "logs")
-    kept = "".join(str(rows(path)) for path in (tmp_path / "logs").rglob("*.parquet"))
+def test_nothing_about_a_person_is_kept_of_a_reject(imported):
+    logs = imported[1]
+    kept = "".join(str(rows(path)) for path in (logs).rglob("*.parquet"))
     assert "gender" not in kept
     assert "'age'" not in kept
 
