@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -164,6 +165,7 @@ def test_lists_of_ids(tmp_path):
     for name, text, message in (
         ("people.txt", "1", "people.txt: users or items. Name the list users.txt or items.txt"),
         ("users.csv", "1\nx7\n", "users.csv, line 2: 'x7' is no id; write one 64-bit integer a line"),
+        ("users.txt", "1_000", "users.txt, line 1: '1_000' is no id"),
         ("items.txt", f"{2**63}", "items.txt, line 1: '9223372036854775808' is no id"),
     ):
         (tmp_path / name).write_text(text)
@@ -181,6 +183,13 @@ def test_the_command(tmp_path):
     options = ["--relevance", "none", "--day", DAYS[0], "--seed", "5", "--daily", *lists]
     done = CliRunner().invoke(app, ["mine", str(tmp_path / "logs"), str(tmp_path / "out"), *options])
     assert done.exit_code == 0, done.output
+    assert re.search(
+        r"rows left out: [1-9]\d* of search_impressions, [1-9]\d* of feed_events, 1 of items", done.output
+    )
     logs = write_logs(tmp_path / "others", *others(3, 7))
     mine_daily(logs, tmp_path / "never", replace(plain_job(), seed=5), DAYS[:1])
     assert contents(tmp_path / "out") == contents(tmp_path / "never")
+    (tmp_path / "users.txt").write_text("99")
+    arguments = ["mine", str(tmp_path / "logs"), str(tmp_path / "mined"), "--relevance", "none", *lists[:2]]
+    done = CliRunner().invoke(app, arguments)
+    assert "rows left out: none, these users and items are not in the logs" in " ".join(done.output.split())

@@ -76,6 +76,10 @@ def mine(
         report = mine_daily(open_logs(accepted), out, job, days, rebuild=rebuild)
     else:
         report = mine_logs(accepted, out, run, generated, left_out)
+    if without is not None:
+        left = report.get("input", {}).get("without", {})
+        rows = ", ".join(f"{n:,} of {table}" for table, n in left.items() if n)
+        console.print(f"rows left out: {rows or 'none, these users and items are not in the logs'}")
     samples = out / WINDOW if daily else out
     console.print(f"samples in [bold]{samples}[/bold]; next: crops train {samples} MODEL")
     return report

@@ -8,6 +8,7 @@ their rows are left out where the logs are read, before anything is counted; sco
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,13 +62,10 @@ def read_without(files: Iterable[Path]) -> Without:
 
 
 def _id(path: Path, number: int, line: str) -> int:
-    try:
-        value = int(line)
-    except ValueError:
-        value = 2**63
-    if not -(2**63) <= value < 2**63:
-        raise CropsError(f"{path}, line {number}: '{line.strip()}' is no id; write one 64-bit integer a line")
-    return value
+    text = line.strip()
+    if not re.fullmatch(r"-?[0-9]+", text) or not -(2**63) <= int(text) < 2**63:
+        raise CropsError(f"{path}, line {number}: '{text}' is no id; write one 64-bit integer a line")
+    return int(text)
 
 
 def read_logs(backend: Backend, logs: Logs, days: Sequence[str] | None, without: Without | None) -> None:
