@@ -6,12 +6,12 @@ the text that the model reads. The outcome of an answer is the reason of its qua
 
 import json
 
-import pytest
-
-from crops.llm import Endpoint, Exemplar, Request, generate, load_prompt
+from crops.llm import Budget, Endpoint, Exemplar, Request, generate, load_prompt
 from crops.llm.batch import quarantine_path, read_rows
+from crops.llm.generate import request_key
 from crops.text import normalise_query
 
+PROMPT = load_prompt()
 TEXTS = {
     "ocr_cover": "Stop moving your fiddle leaf",
     "photo_caption": "Leaves drop every time you turn the pot",
@@ -112,54 +112,50 @@ def test_the_suite_is_large_enough():
     assert len({query for query, _ in QUERIES}) == len(QUERIES)
 
 
-def written(fake, tmp_path, query, texts):
+def ask(fake, cache, requests):
+    """Send the requests one after the other; return the reasons of the quarantine by key."""
+    endpoint = Endpoint(fake.base_url, "m", retries=0, concurrency=1)
+    generate(requests, PROMPT, endpoint, cache, budget=Budget(max_unusable=1))
+    return {row["key"]: row["reason"] for row in read_rows(quarantine_path(cache))}
+
+
+def outcomes(fake, cache, requests, read):
+    """What became of each request: the reason of its refusal, or what the model read of it."""
+    reasons = ask(fake, cache, requests)
+    rows = [row for row in read_rows(quarantine_path(cache)) if "query" not in row]
+    assert all(set(row) == {"key", "reason", "final"} for row in rows)
+    sent = iter(fake.bodies)
+    found = []
+    for request in requests:
+        refused = reasons.get(request_key("m", PROMPT.version, request))
+        if refused and refused.startswith(("query_", "exemplar_")):
+            found.append(refused)
+            continue
+        turns = [json.loads(turn["content"]) for turn in next(sent)["messages"][-3:]]
+        assert set(turns[-1]) == {"query", "angle", "unlike"}  # no hostile text leaves its JSON string
+        found.append(f"sent:{read(turns)}")
+    assert next(sent, None) is None
+    return found
+
+
+def test_hostile_queries(fake, tmp_path):
+    for query, outcome in QUERIES:
+        assert query == normalise_query(query) or outcome == "query_not_normalised"
+    requests = [Request(query, 30, Exemplar(7, TEXTS)) for query, _ in QUERIES]
+    found = outcomes(fake, tmp_path / "out.jsonl", requests, lambda turns: turns[-1]["query"])
+    assert dict(zip((query for query, _ in QUERIES), found, strict=True)) == dict(QUERIES)
+
+
+def test_hostile_captions(fake, tmp_path):
+    requests = [Request("ficus", 30, Exemplar(7, {**TEXTS, "photo_caption": text})) for text, _ in CAPTIONS]
+    found = outcomes(fake, tmp_path / "out.jsonl", requests, lambda turns: turns[-2]["photo_caption"])
+    assert dict(zip((caption for caption, _ in CAPTIONS), found, strict=True)) == dict(CAPTIONS)
+
+
+def test_a_model_that_was_steered_trains_nobody(fake, tmp_path):
+    fake.scripts["ficus"] = [answer for answer, _ in ANSWERS]
     cache = tmp_path / "out.jsonl"
-    request = Request(query, 30, Exemplar(7, texts))
-    counts = generate([request], load_prompt(), Endpoint(fake.base_url, "m", retries=0), cache)
-    return counts, cache
-
-
-def turns(fake):
-    (body,) = fake.bodies
-    return [json.loads(turn["content"]) for turn in body["messages"][-3:]]
-
-
-def check(fake, tmp_path, query, texts, outcome, read):
-    counts, cache = written(fake, tmp_path, query, texts)
-    if outcome.startswith("sent:"):
-        assert read(turns(fake)) == outcome.removeprefix("sent:")
-        return
-    assert counts[f"refused:{outcome}"] == 1
-    assert fake.bodies == []
-    assert set(next(read_rows(quarantine_path(cache)))) == {"key", "reason", "final"}
-
-
-@pytest.mark.parametrize(("query", "outcome"), QUERIES)
-def test_hostile_queries(fake, tmp_path, query, outcome):
-    assert query == normalise_query(query) or outcome == "query_not_normalised"
-    check(fake, tmp_path, query, TEXTS, outcome, lambda turns: turns[-1]["query"])
-
-
-@pytest.mark.parametrize(("caption", "outcome"), CAPTIONS)
-def test_hostile_captions(fake, tmp_path, caption, outcome):
-    texts = {**TEXTS, "photo_caption": caption}
-    check(fake, tmp_path, "ficus", texts, outcome, lambda turns: turns[-2]["photo_caption"])
-
-
-@pytest.mark.parametrize(("answer", "reason"), ANSWERS)
-def test_a_model_that_was_steered_trains_nobody(fake, tmp_path, answer, reason):
-    fake.scripts["ficus"] = [answer]
-    cache = tmp_path / "out.jsonl"
-    requests = [Request(query, 30, Exemplar(7, TEXTS)) for query in ("ficus", "jaguar")]
-    counts = generate(requests, load_prompt(), Endpoint(fake.base_url, "m", retries=0), cache)
-    assert counts[f"refused:{reason}"] == 1
+    hostile = [Request("ficus", 30, Exemplar(7, TEXTS), seed) for seed in range(len(ANSWERS))]
+    reasons = ask(fake, cache, [*hostile, Request("jaguar", 30, Exemplar(7, TEXTS))])
+    assert list(reasons.values()) == [reason for _, reason in ANSWERS]
     assert [row["query"] for row in read_rows(cache)] == ["jaguar"]
-    assert next(read_rows(quarantine_path(cache)))["reason"] == reason
-
-
-def test_no_hostile_text_leaves_its_json_string(fake, tmp_path):
-    for number, (query, outcome) in enumerate(QUERIES):
-        if outcome.startswith("sent:"):
-            fake.bodies.clear()
-            written(fake, tmp_path / str(number), query, TEXTS)
-            assert set(turns(fake)[-1]) == {"query", "angle", "unlike"}

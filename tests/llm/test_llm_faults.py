@@ -183,27 +183,28 @@ WRAPPED = {
 }
 
 
-@pytest.mark.parametrize("message", WRAPPED.values(), ids=WRAPPED)
-def test_answers_are_unwrapped(fake, tmp_path, message):
-    fake.otherwise = [{"message": message}]
-    assert ask(fake, tmp_path / "out.jsonl")["written"] == 1
-    (row,) = read_rows(tmp_path / "out.jsonl")
-    assert {name: row[name] for name in GOOD} == GOOD
+def test_answers_are_unwrapped(fake, tmp_path):
+    fake.scripts = {query: [{"message": message}] for query, message in WRAPPED.items()}
+    assert ask(fake, tmp_path / "out.jsonl", list(WRAPPED))["written"] == len(WRAPPED)
+    for row in read_rows(tmp_path / "out.jsonl"):
+        assert {name: row[name] for name in GOOD} == GOOD, row["query"]
 
 
-@pytest.mark.parametrize(
-    ("content", "finish", "reason"),
-    [
-        (f"<think>```json\n{json.dumps(GOOD)}\n```", "length", "truncated"),
-        ("<think>What a query.", "stop", "not_json"),
-        ("", "length", "truncated"),
-        (f"```json\n{json.dumps(GOOD)[:60]}", "length", "truncated"),
-        ("``` ``` ```", "stop", "not_json"),
-    ],
-)
-def test_a_thought_is_no_answer(fake, tmp_path, content, finish, reason):
-    fake.scripts["ficus"] = [{"message": {"content": content}, "finish": finish}]
-    assert ask(fake, tmp_path / "out.jsonl", ["ficus", "jaguar"])[f"refused:{reason}"] == 1
+THOUGHTS = [
+    (f"<think>```json\n{json.dumps(GOOD)}\n```", "length", "truncated"),
+    ("<think>What a query.", "stop", "not_json"),
+    ("", "length", "truncated"),
+    (f"```json\n{json.dumps(GOOD)[:60]}", "length", "truncated"),
+    ("``` ``` ```", "stop", "not_json"),
+]
+
+
+def test_a_thought_is_no_answer(fake, tmp_path):
+    for query, (content, finish, _) in zip(MANY, THOUGHTS, strict=False):
+        fake.scripts[query] = [{"message": {"content": content}, "finish": finish}]
+    counts = ask(fake, tmp_path / "out.jsonl", [*MANY[: len(THOUGHTS)], "jaguar"])
+    reasons = [row["reason"] for row in read_rows(quarantine_path(tmp_path / "out.jsonl"))]
+    assert (counts["written"], reasons) == (1, [reason for _, _, reason in THOUGHTS])
 
 
 def test_a_server_without_response_format_is_asked_without_it(fake, tmp_path, capsys):
