@@ -35,7 +35,9 @@ from crops.reproduce.cells import (
 )
 from crops.reproduce.make import make_samples, opened
 from crops.retrieval import ExactRetriever
-from crops.training.methods import METHODS, SHARE, fit_method, load_catalogue, recalls, validation_sets
+from crops.training.methods import METHODS, fit_method, load_catalogue
+from crops.training.samples import FOLDS
+from crops.training.tune import recalls, validation_sets
 
 REFERENCE = "CroPS"
 RESAMPLES = 4000
@@ -165,7 +167,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--size", default="small")
     parser.add_argument("--seeds", default="3")
-    parser.add_argument("--folds", type=int, default=3, choices=range(1, SHARE + 1))
+    parser.add_argument("--folds", type=int, default=3, choices=range(1, FOLDS + 1))
     return parser.parse_args()
 
 

@@ -20,6 +20,7 @@ import tomllib
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
@@ -76,16 +77,23 @@ def groups(queries: int, docs: int) -> TrainingData:
         pairs += [*(row[doc] for doc in own), *rest.tolist()]
         labels += [4, *[1 + n % 3 for n in range(docs - 1)]]
     return TrainingData(
-        query_texts=[texts[number][0] for number in chosen],
-        query_id=np.arange(queries),
-        searches=np.ones(queries),
-        doc_texts=pool,
-        doc_id=np.arange(len(pool)),
-        offsets=np.arange(queries + 1) * docs,
-        doc=np.array(pairs),
-        label=np.array(labels),
-        source=np.zeros(len(pairs), dtype=np.int64),
-        weight=np.ones(len(pairs)),
+        pa.table(
+            {
+                "query_id": np.arange(queries),
+                "query": [texts[number][0] for number in chosen],
+                "searches": np.ones(queries),
+            }
+        ),
+        pa.table({"item_id": np.arange(len(pool)), "text": pool}),
+        pa.table(
+            {
+                "query_id": np.repeat(np.arange(queries), docs),
+                "item_id": np.array(pairs),
+                "label": np.array(labels),
+                "source": np.zeros(len(pairs), dtype=np.int64),
+                "weight": np.ones(len(pairs)),
+            }
+        ),
     )
 
 

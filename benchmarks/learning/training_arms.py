@@ -94,9 +94,10 @@ def rival_arm(
 ) -> Clock:
     """Train the same batches with SentenceTransformerTrainer: one column for each document of a group."""
     encoder = SentenceTransformer(str(model), device="cpu")
-    docs = data.doc.reshape(data.groups, -1)
-    columns = {"anchor": data.query_texts} | {
-        f"document_{place}": [data.doc_texts[doc] for doc in docs[:, place]] for place in range(docs.shape[1])
+    texts = data.docs["text"].to_pylist()
+    docs = data.pairs["item_id"].to_numpy().reshape(data.groups, -1)  # the ids are rows
+    columns = {"anchor": data.queries["query"].to_pylist()} | {
+        f"document_{place}": [texts[doc] for doc in docs[:, place]] for place in range(docs.shape[1])
     }
     loss = (
         MultipleNegativesRankingLoss(encoder, scale=1 / TAU)
@@ -148,7 +149,8 @@ def token_counts(model: Path, data: TrainingData) -> tuple[int, int]:
         mask = features.get("attention_mask")
         return len(features["input_ids"]) if mask is None else int(mask.sum())
 
-    drawn = [*data.query_texts, *(data.doc_texts[doc] for doc in data.doc)]
+    texts = data.docs["text"].to_pylist()
+    drawn = data.queries["query"].to_pylist() + [texts[doc] for doc in data.pairs["item_id"].to_pylist()]
     return count(drawn), count(sorted(set(drawn)))
 
 

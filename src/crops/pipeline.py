@@ -436,11 +436,9 @@ def train_model(
         seed: of the training.
         sources: what to learn from.
     """
-    from crops.encoders import rendering_for  # torch takes seconds to import: not for --help
-    from crops.training import load_samples, train
+    from crops.training import Samples, train  # torch takes seconds to import: not for --help
 
-    data = load_samples(samples, keep=sources, rendering=rendering_for(training))
-    train(data, out, training, seed=seed, cache=cache_folder())
+    train(Samples(samples, sources), out, training, seed=seed, cache=cache_folder())
 
 
 def with_encoder(training: TrainingConfig, encoder: str) -> TrainingConfig:

@@ -1,19 +1,11 @@
 import numpy as np
 import pytest
 
-from crops.negatives import (
-    adore_negatives,
-    ance_due,
-    bm25_candidates,
-    dpr_negatives,
-    nce_noise,
-    nearest_negatives,
-    shared_noise,
-    star_due,
-    tri_negatives,
-)
-from crops.negatives.lists import take_first, take_random, without
-from crops.negatives.tri import in_region
+from crops.negatives import BASELINES, ance
+from crops.negatives.adore import adore_negatives
+from crops.negatives.base import nearest_negatives, noise, take_first, take_random, without
+from crops.negatives.dpr import dpr_negatives
+from crops.negatives.trisampler import in_region, tri_negatives
 from crops.retrieval import BM25Retriever, FlatIndex
 
 NONE = -1
@@ -63,26 +55,21 @@ def test_random_ones_differ_from_each_other_and_follow_the_odds(random):
 
 def test_noise_is_of_the_whole_catalogue_without_the_querys_positives(random):
     catalogue = np.arange(100, 110)
-    drawn = nce_noise(random, catalogue, [ids(100, 101)] * 300, 4)
+    drawn = noise(random, catalogue, [ids(100, 101)] * 300, 4)
     assert set(np.unique(drawn)) == set(range(102, 110))
     assert all(len(set(row)) == 4 for row in drawn.tolist())
 
 
 def test_noise_of_a_catalogue_that_is_too_small_is_padded(random):
-    drawn = nce_noise(random, ids(1, 2, 3), [ids(2), ids(), ids(1, 2, 3, 77)], 5)
+    drawn = noise(random, ids(1, 2, 3), [ids(2), ids(), ids(1, 2, 3, 77)], 5)
     assert sorted(drawn[0].tolist()) == [NONE, NONE, NONE, 1, 3]
     assert sorted(drawn[1].tolist()) == [NONE, NONE, 1, 2, 3]
     assert drawn[2].tolist() == [NONE] * 5
 
 
-def test_shared_noise_is_distinct_and_at_most_the_catalogue(random):
-    assert sorted(shared_noise(random, ids(4, 5, 6), 9).tolist()) == [4, 5, 6]
-    assert len(set(shared_noise(random, np.arange(1000), 400).tolist())) == 400
-
-
 def test_dprs_hard_negative_is_the_best_of_bm25_that_is_no_positive():
     texts = ["ficus water ficus", "ficus water", "ficus", "cat"]
-    found = bm25_candidates(BM25Retriever([1, 2, 3, 4], texts), ["ficus water", "umbrella"], 3)
+    found, _ = BM25Retriever([1, 2, 3, 4], texts).search(["ficus water", "umbrella"], 3)
     first = found[0].tolist()
     assert sorted(first) == [1, 2, 3]
     negatives = dpr_negatives(found, [ids(first[0]), ids()], 1)
@@ -110,9 +97,8 @@ def test_adore_takes_the_nearest_and_a_positive_costs_none_of_them(circle):
     assert adore_negatives(circle, at(11), [ids(10)], 9)[0].tolist() == [20, 30, 40, 50, *[NONE] * 5]
 
 
-def test_ances_index_is_renewed_every_m_steps_after_the_warm_up_and_stars_never():
-    assert [step for step in range(40) if ance_due(step, 10, 8)] == [10, 18, 26, 34]
-    assert [step for step in range(40) if star_due(step, 10)] == [10]
+def test_ances_index_is_renewed_every_m_steps_after_the_warm_up():
+    assert [step for step in range(40) if ance.due(step, 10, 8)] == [10, 18, 26, 34]
 
 
 def test_the_bound_is_sixty_degrees_between_the_two_angles():
@@ -167,3 +153,8 @@ def test_trisampler_without_a_positive_or_with_an_empty_region_draws_nothing(ran
     assert tri_negatives(random, blank, np.array([0.5]), scores, scores + 0.2, 2, 0.05).tolist() == [
         [7, NONE]
     ]
+
+
+def test_every_module_with_a_method_is_a_baseline():
+    assert sorted(BASELINES) == ["adore", "ance", "dpr", "nce", "star", "trisampler"]
+    assert all(method.keep == BASELINES["dpr"].keep for method in BASELINES.values())

@@ -10,7 +10,7 @@ from crops.config import load_config
 from crops.reproduce import produce, run
 from crops.reproduce.cells import Plan, build_world
 from crops.training import tune as grid
-from crops.training.methods import SHARE
+from crops.training.samples import FOLDS
 
 
 @pytest.fixture
@@ -65,6 +65,6 @@ def test_other_folds_are_tuned_anew(asked, tmp_path):
 
 
 def test_as_many_folds_as_there_are_may_be_asked_for():
-    result = CliRunner().invoke(app, ["reproduce", "table3", "--tune", "--folds", str(SHARE + 1)])
+    result = CliRunner().invoke(app, ["reproduce", "table3", "--tune", "--folds", str(FOLDS + 1)])
     assert result.exit_code == 2
-    assert f"less than or equal to {SHARE}" in result.output
+    assert f"less than or equal to {FOLDS}" in result.output

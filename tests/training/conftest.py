@@ -3,6 +3,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from by_hand import training_data
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, StaticEmbedding
 from tokenizers import Tokenizer
@@ -11,7 +12,6 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from crops.schema import ITEMS, QUERIES, SAMPLES, SYNTHETIC_ITEMS
-from crops.training import TrainingData
 
 TOPICS, WORDS = 6, 4
 
@@ -55,20 +55,12 @@ def make_data():
     """A factory of TrainingData from groups [(label, source), ...] over documents of their own."""
 
     def make(groups, searches=None):
-        sizes = [len(group) for group in groups]
-        pairs = [pair for group in groups for pair in group]
-        return TrainingData(
-            query_texts=[f"query {i}" for i in range(len(groups))],
-            query_id=np.arange(len(groups)) + 100,
-            searches=np.array(searches or [1.0] * len(groups), dtype=np.float64),
-            doc_texts=[f"doc {i}" for i in range(len(pairs))],
-            doc_id=np.arange(len(pairs)) + 1000,
-            offsets=np.concatenate([[0], np.cumsum(sizes)]),
-            doc=np.arange(len(pairs)),
-            label=np.array([label for label, _ in pairs]),
-            source=np.array([int(source) for _, source in pairs]),
-            weight=np.ones(len(pairs)),
-        )
+        rows = iter(range(sum(map(len, groups))))
+        pairs = [[(next(rows), label, int(source)) for label, source in group] for group in groups]
+        named = [(f"query {i}", group) for i, group in enumerate(pairs)]
+        docs = [f"doc {i}" for i in range(sum(map(len, groups)))]
+        ids = np.arange(len(docs)) + 1000
+        return training_data(named, docs, ids=ids, query_ids=np.arange(len(groups)) + 100, searches=searches)
 
     return make
 
@@ -85,32 +77,19 @@ def random_encoder(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def toy():
     """Queries and documents of each topic share no word; word 0 of a topic's queries meets word 3 in none."""
-    groups = []
-    docs = {}
+    groups, docs = [], {}
     for topic in range(TOPICS):
         for first, second in [(0, 1), (1, 2), (2, 3)]:
             texts = [f"d{topic}_{n} d{topic}_{(n + 1) % WORDS}" for n in range(3)]
             other = f"d{(topic + 1) % TOPICS}_{first} d{(topic + 1) % TOPICS}_{second}"
-            rows = [(docs.setdefault(text, len(docs)), 4) for text in texts]
+            rows = [(docs.setdefault(text, len(docs)), 4, 0) for text in texts]
             groups.append(
-                (f"q{topic}_{first} q{topic}_{second}", [*rows, (docs.setdefault(other, len(docs)), 1)])
+                (f"q{topic}_{first} q{topic}_{second}", [*rows, (docs.setdefault(other, len(docs)), 1, 0)])
             )
-    pairs = [pair for _, group in groups for pair in group]
-    return TrainingData(
-        query_texts=[text for text, _ in groups],
-        query_id=np.arange(len(groups)),
-        searches=np.ones(len(groups)),
-        doc_texts=list(docs),
-        doc_id=np.arange(len(docs)) + 1,
-        offsets=np.arange(len(groups) + 1) * 4,
-        doc=np.array([doc for doc, _ in pairs]),
-        label=np.array([label for _, label in pairs]),
-        source=np.zeros(len(pairs), dtype=np.int64),
-        weight=np.ones(len(pairs)),
-    )
+    return training_data(groups, list(docs))
 
 
 @pytest.fixture(scope="session")

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 import worker
+from by_hand import stored
 
 from crops.config import TrainingConfig
 from crops.encoders import load_encoder
 from crops.training import texts as embedding
-from crops.training.groups import MemoryGroups
 from crops.training.texts import tokenise_pool
 
 
@@ -27,11 +27,11 @@ def test_the_gradient_in_chunks_equals_the_direct_one(toy, config, chunk):
         torch.testing.assert_close(chunked["gradients"][name], gradient, rtol=1e-8, atol=1e-12, msg=name)
 
 
-def test_dropout_is_the_same_both_times(toy, tiny_dropout):
+def test_dropout_is_the_same_both_times(toy, tiny_dropout, tmp_path):
     """With other masks in the second pass the gradient would not be that of the differences."""
     config = TrainingConfig(init=str(tiny_dropout), batch_queries=9, steps=1, encode_chunk=3)
     encoder = load_encoder(config).double()
-    pool = tokenise_pool(encoder, MemoryGroups(toy, 1, 0.5))
+    pool = tokenise_pool(encoder, stored(toy, tmp_path))
     rows = np.arange(8)
 
     def total():
@@ -53,10 +53,10 @@ def test_dropout_is_the_same_both_times(toy, tiny_dropout):
     assert gradient != 0
 
 
-def test_activations_of_one_chunk_are_held_at_a_time(toy, config, monkeypatch):
+def test_activations_of_one_chunk_are_held_at_a_time(toy, config, monkeypatch, tmp_path):
     """Between the forward and the backward pass nothing of the encoder is kept but its embeddings."""
     encoder = load_encoder(config)
-    pool = tokenise_pool(encoder, MemoryGroups(toy, 1, 0.5))
+    pool = tokenise_pool(encoder, stored(toy, tmp_path))
 
     def kept(chunk):
         sizes = []
@@ -80,9 +80,9 @@ def test_passes_hold_texts_of_like_length_within_the_budget():
     assert [(p.start, p.stop) for p in embedding._passes(np.array([30]), None, 10)] == [(0, 1)]
 
 
-def test_embeddings_come_in_the_order_of_the_rows(toy, config, monkeypatch):
+def test_embeddings_come_in_the_order_of_the_rows(toy, config, monkeypatch, tmp_path):
     encoder = load_encoder(config).eval()
-    pool = tokenise_pool(encoder, MemoryGroups(toy, 1, 0.5))
+    pool = tokenise_pool(encoder, stored(toy, tmp_path))
     rows = np.array([1, 4, 20, 30])
     with torch.no_grad():
         alone = torch.cat([embedding.embed(encoder, pool, rows[[i]], None) for i in range(4)])

@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from by_hand import first_groups, stored, with_column
 from sentence_transformers import SentenceTransformer
 
 from crops.config import TrainingConfig
@@ -12,8 +13,7 @@ from crops.losses import LOSSES
 from crops.outputs import read_manifest
 from crops.training import fit, train, trainer
 from crops.training import texts as pool
-from crops.training.groups import MemoryGroups
-from crops.training.model import contrast_facts, objective
+from crops.training.model import contrast_of, objective
 from crops.training.sampler import Batch
 from crops.training.texts import tokenise_pool
 from crops.training.trainer import Share, step_inputs
@@ -35,10 +35,10 @@ def weights(folder):
 def own_topic_hits(folder, toy):
     """Of six queries never seen in training (words 0 and 3 of a topic), how many find their topic."""
     model = SentenceTransformer(str(folder), device="cpu")
-    found = (model.encode([f"q{t}_0 q{t}_3" for t in range(6)]) @ model.encode(toy.doc_texts).T).argmax(
-        axis=1
-    )
-    return sum(toy.doc_texts[doc].startswith(f"d{topic}_") for topic, doc in enumerate(found))
+    found = (
+        model.encode([f"q{t}_0 q{t}_3" for t in range(6)]) @ model.encode(toy.docs["text"].to_pylist()).T
+    ).argmax(axis=1)
+    return sum(toy.docs["text"][int(doc)].as_py().startswith(f"d{topic}_") for topic, doc in enumerate(found))
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -68,7 +68,8 @@ def test_the_saved_model_is_the_trained_one(toy, config, tmp_path, monkeypatch):
     monkeypatch.setattr(fit, "load_encoder", lambda *args: kept.append(load_encoder(*args)) or kept[-1])
     train(toy, tmp_path / "model", config(steps=3), seed=0)
     reloaded = SentenceTransformer(str(tmp_path / "model"), device="cpu")
-    np.testing.assert_array_equal(reloaded.encode(toy.doc_texts), kept[0].encode(toy.doc_texts))
+    texts = toy.docs["text"].to_pylist()
+    np.testing.assert_array_equal(reloaded.encode(texts), kept[0].encode(texts))
 
 
 def test_a_transformer_trains_on_the_same_path(toy, tiny_transformer, tmp_path):
@@ -79,8 +80,9 @@ def test_a_transformer_trains_on_the_same_path(toy, tiny_transformer, tmp_path):
 
 
 def test_groups_without_an_anchor_are_dropped_and_counted(toy, config, tmp_path):
-    toy.label[:8] = 1
-    facts = train(toy, tmp_path / "model", config(steps=1, loss="infonce_binary"), seed=0)
+    facts = train(
+        with_column(toy, "label", [1] * 8), tmp_path / "model", config(steps=1, loss="infonce_binary"), seed=0
+    )
     assert (facts["groups"], facts["dropped_groups"]) == (16, 2)
     assert train(toy, tmp_path / "all", config(steps=1), seed=0)["dropped_groups"] == 0
 
@@ -100,7 +102,7 @@ def test_groups_without_an_anchor_are_dropped_and_counted(toy, config, tmp_path)
 )
 def test_too_little_to_contrast_is_an_error(toy, config, tmp_path, keep, changes, message):
     with pytest.raises(CropsError, match=message):
-        train(toy.select(np.arange(18) < keep), tmp_path / "model", config(**changes), seed=0)
+        train(first_groups(toy, keep), tmp_path / "model", config(**changes), seed=0)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -138,9 +140,9 @@ def test_tau_is_not_decayed_and_the_encoder_is(toy, config, tmp_path, monkeypatc
 
 
 @pytest.fixture
-def inputs(toy, random_encoder):
+def inputs(toy, random_encoder, tmp_path):
     """A function from known pairs to the inputs of a batch of groups 0 and 1, whole."""
-    source = MemoryGroups(toy, 1, 0.5)
+    source = stored(toy, tmp_path)
     pool = tokenise_pool(SentenceTransformer(str(random_encoder), device="cpu"), source)
 
     def of(known_index=(), known_pair=()):
@@ -157,21 +159,21 @@ def test_each_distinct_text_of_a_batch_is_named_once(toy, inputs):
     named = inputs([1], [3])
     assert len(named["texts"]) == len(set(named["texts"].tolist())) == 7
     assert named["doc_text"].tolist()[:3] == named["doc_text"].tolist()[4:7]
-    assert named["known_id"].tolist() == [toy.doc_id[toy.doc[3]]]
+    assert named["known_id"].tolist() == toy.pairs["item_id"].to_pylist()[3:4]
     assert named["encoded_here"].all()
 
 
-def test_contrast_facts_by_hand(inputs):
+def test_contrast_of_by_hand(inputs):
     """Two groups of 4 with 3 documents in common: of the other's 4, 3 are also mine, 1 is left."""
-    assert contrast_facts(inputs()) == {
+    assert contrast_of(inputs()) == {
         "queries": 2,
         "documents": 8,
         "contrasted": 1.0,
         "duplicates": 3 / 8,
         "texts": 7,
     }
-    assert contrast_facts(inputs([1], [3]))["contrasted"] == 0.5
-    assert contrast_facts(inputs(), in_batch=False)["contrasted"] == 0
+    assert contrast_of(inputs([1], [3]))["contrasted"] == 0.5
+    assert contrast_of(inputs(), in_batch=False)["contrasted"] == 0
 
 
 def test_every_text_is_tokenised_once(toy, config, tmp_path, monkeypatch):
@@ -180,4 +182,4 @@ def test_every_text_is_tokenised_once(toy, config, tmp_path, monkeypatch):
         pool, "tokenise", lambda encoder, texts, role: seen.extend(texts) or tokenise(encoder, texts, role)
     )
     train(toy, tmp_path / "model", config(steps=3), seed=0)
-    assert sorted(seen) == sorted({*toy.query_texts, *toy.doc_texts})
+    assert sorted(seen) == sorted({*toy.queries["query"].to_pylist(), *toy.docs["text"].to_pylist()})

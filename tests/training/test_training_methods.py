@@ -2,12 +2,15 @@
 
 import dataclasses
 import json
+import runpy
 from datetime import UTC, datetime
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from by_hand import stored
 from sentence_transformers import SentenceTransformer
 
 from crops.config import TrainingConfig
@@ -15,11 +18,8 @@ from crops.errors import CropsError
 from crops.labels import Source
 from crops.outputs import read_manifest
 from crops.training import methods, tune
-from crops.training.groups import Catalogue
-from crops.training.methods import METHODS, find_method, fit_method, is_validation
-from crops.training.mining import Mining
-from crops.training.samples import Samples
-from crops.training.tune import tune_method
+from crops.training.methods import METHODS, find_method, fit_method
+from crops.training.tune import is_validation, tune_method
 
 QUERIES, ITEMS = 30, 60
 
@@ -80,8 +80,12 @@ def test_the_baselines_know_clicks_alone(mined, config, tmp_path, monkeypatch):
     monkeypatch.setattr(methods, "train", lambda data, *a, **k: seen.append(data) or real(data, *a, **k))
     for name in ("dpr", "fs_lr", "plus_p1", "p1_at_4"):
         fit_method(name, mined, tmp_path / name, config.model_copy(update={"steps": 1}), seed=0, documents=64)
-    assert [sorted(set(data.label.tolist())) for data in seen] == [[4], [2, 3, 4], [2, 3, 4, 5], [2, 3, 4]]
-    assert len(seen[0].label) == QUERIES
+    found = []
+    for number, data in enumerate(seen):
+        groups = stored(data, tmp_path / str(number)).read(np.array([0]))
+        found.append(groups.label)
+    assert [sorted(set(labels.tolist())) for labels in found] == [[4], [2, 3, 4], [2, 3, 4, 5], [2, 3, 4]]
+    assert len(found[0]) == QUERIES
 
 
 def test_adore_leaves_documents_bit_identical_and_moves_the_query_tower(mined, config, tmp_path, monkeypatch):
@@ -135,7 +139,7 @@ def test_held_out_queries_are_left_out(mined, config, tmp_path):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("dprr", {}, r"unknown method 'dprr'; known: nce, dpr, .*'dpr'"),
+        ("dprr", {}, r"unknown method 'dprr'; known: adore, ance, dpr, .*'dpr'"),
         ("dpr", {"point": {"negative": 1}}, r"unknown setting 'negative' of a method; .*'negatives'"),
     ],
 )
@@ -198,7 +202,9 @@ def test_a_shared_tower_cannot_be_half_frozen(toy, config, tmp_path):
         methods.train(toy, tmp_path / "model", frozen, seed=0)
 
 
-def test_mined_negatives_are_for_samples_in_memory(mined, config, tmp_path):
-    mining = Mining(Catalogue(np.array([1]), ["d0_0"]), 64)
-    with pytest.raises(CropsError, match="need the samples in memory"):
-        methods.train(Samples(mined), tmp_path / "model", config, seed=0, mining=mining)
+def test_a_baseline_of_ones_own_is_one_file_and_trains(mined, config, tmp_path):
+    runpy.run_path(str(Path(__file__).parents[2] / "examples" / "extending" / "baseline.py"))
+    facts = fit_method("middle_ranks", mined, tmp_path / "model", config, seed=0)
+    METHODS.pop("middle_ranks")
+    assert facts["refreshes"] == 1
+    assert facts["documents_per_step"] == pytest.approx(facts["budget"], rel=0.1)

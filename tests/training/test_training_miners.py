@@ -3,35 +3,28 @@
 import numpy as np
 import pytest
 import torch
+from by_hand import stored
 from sentence_transformers import SentenceTransformer
 
 from crops.config import TrainingConfig
 from crops.losses import h_infonce, nce
-from crops.training.groups import Catalogue, MemoryGroups
-from crops.training.mining import (
-    Corpus,
-    Moment,
-    Schedule,
-    mine_adore,
-    mine_ance,
-    mine_bm25,
-    mine_star,
-    mine_tri,
-    with_documents,
-)
+from crops.negatives import adore, ance, dpr, star, trisampler
+from crops.negatives.base import Moment, Schedule
+from crops.training.mining import EncodedCorpus, with_documents
 from crops.training.model import objective
+from crops.training.samples import Catalogue
 from crops.training.texts import tokenise_pool
 
 NONE = -1
 
 
 @pytest.fixture
-def corpus(toy, random_encoder):
+def corpus(toy, random_encoder, tmp_path):
     """The toy's queries and documents, the documents as the catalogue too; and the encoder."""
-    catalogue = Catalogue(toy.doc_id, toy.doc_texts)
-    source = MemoryGroups(toy, 1, 0.5, catalogue)
+    catalogue = Catalogue(toy.docs["item_id"].to_numpy(), toy.docs["text"].to_pylist())
+    source = stored(toy, tmp_path, catalogue=catalogue)
     encoder = SentenceTransformer(str(random_encoder), device="cpu")
-    return Corpus(encoder, tokenise_pool(encoder, source), catalogue, source, None), encoder
+    return EncodedCorpus(encoder, tokenise_pool(encoder, source), catalogue, source, None), encoder
 
 
 def moment(step, corpus, positives=(), negatives=3, queries=(0, 1)):
@@ -55,8 +48,8 @@ def test_ances_negatives_after_a_refresh_are_the_current_models_top_hits_that_ar
     corpus, monkeypatch
 ):
     corpus, encoder = corpus
-    monkeypatch.setattr("crops.negatives.lists.nearest_negatives.__defaults__", (4,))
-    mine = mine_ance(corpus, Schedule(2, 5, 0.05))
+    monkeypatch.setattr("crops.negatives.base.nearest_negatives.__defaults__", (4,))
+    mine = ance.mine(corpus, Schedule(2, 5, 0.05))
     before = top(encoder, corpus, 0)
     positives = [[before[1]], []]
     warming_up = mine(moment(1, corpus, positives))
@@ -77,8 +70,8 @@ def test_ances_negatives_after_a_refresh_are_the_current_models_top_hits_that_ar
 
 def test_stars_list_stays_that_of_the_warmed_up_model(corpus, monkeypatch):
     corpus, encoder = corpus
-    monkeypatch.setattr("crops.negatives.lists.nearest_negatives.__defaults__", (3,))
-    mine = mine_star(corpus, Schedule(2, 5, 0.05))
+    monkeypatch.setattr("crops.negatives.base.nearest_negatives.__defaults__", (3,))
+    mine = star.mine(corpus, Schedule(2, 5, 0.05))
     mine(moment(1, corpus))
     assert corpus.refreshes == 0
     warmed_up = sorted(top(encoder, corpus, 0)[:3])
@@ -91,7 +84,7 @@ def test_stars_list_stays_that_of_the_warmed_up_model(corpus, monkeypatch):
 
 def test_adores_negatives_are_those_of_the_query_as_encoded_now(corpus):
     corpus, encoder = corpus
-    mine = mine_adore(corpus)
+    mine = adore.mine(corpus)
     frozen = encoder.encode(corpus.texts)
     change(encoder)
     scores = frozen @ encoder.encode(corpus.query_texts[0])
@@ -104,7 +97,7 @@ def test_adores_negatives_are_those_of_the_query_as_encoded_now(corpus):
 def test_dprs_negative_is_bm25s_top_non_positive_and_none_where_no_word_is_shared(corpus):
     corpus, _ = corpus
     corpus.query_texts[0] = corpus.texts[0]
-    mine = mine_bm25(corpus, Schedule(0, 1, 0.05))
+    mine = dpr.mine(corpus, Schedule(0, 1, 0.05))
     negatives = mine(moment(0, corpus, [[int(corpus.ids[0])], []], negatives=1))
     shared = set(corpus.texts[0].split())
     assert set(corpus.texts[int(np.searchsorted(corpus.ids, negatives[0, 0]))].split()) & shared
@@ -115,7 +108,7 @@ def test_dprs_negative_is_bm25s_top_non_positive_and_none_where_no_word_is_share
 
 def test_trisampler_needs_a_positive_that_is_in_the_catalogue(corpus):
     corpus, _ = corpus
-    mine = mine_tri(corpus, Schedule(0, 5, 0.5))
+    mine = trisampler.mine(corpus, Schedule(0, 5, 0.5))
     negatives = mine(moment(0, corpus, [[int(corpus.ids[0])], [99999]]))
     assert corpus.ids[0] not in negatives[0]
     assert negatives[1].tolist() == [NONE] * 3
@@ -125,7 +118,7 @@ def unit(*rows):
     return torch.nn.functional.normalize(torch.tensor(rows, dtype=torch.float64), dim=1)
 
 
-def test_nce_is_told_from_its_own_noise_alone():
+def test_nce_is_contrasted_with_its_own_noise_alone():
     queries, docs = unit([1, 0], [0, 1]), unit([1, 1], [2, 1], [1, 3], [-1, 2])
     rows, labels = torch.tensor([0, 0, 1, 1]), torch.tensor([4, 0, 4, 0])
     options = {"temperature": torch.tensor(0.5), "doc_id": torch.arange(4), "reduction": "sum"}

@@ -11,6 +11,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from by_hand import with_column
 from sentence_transformers import SentenceTransformer
 
 from crops.config import TrainingConfig
@@ -133,9 +134,9 @@ def test_a_checkpoint_of_another_configuration_is_refused(toy, config, interrupt
 
 
 def test_a_changed_training_set_is_refused(toy, config, interrupted):
-    toy.doc_texts[2] += " d0_0"
+    other = with_column(toy, "weight", [2.0])
     with pytest.raises(CropsError, match="checkpoint-4 was made from other training data than there is now"):
-        train(toy, interrupted, config, seed=0)
+        train(other, interrupted, config, seed=0)
 
 
 def test_what_does_not_decide_the_result_may_change(toy, config, interrupted, tmp_path):

@@ -2,71 +2,78 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from by_hand import stored, with_column
 
 from crops.config import TrainingConfig
 from crops.labels import Source
-from crops.training.groups import MemoryGroups
 from crops.training.sampler import GroupSampler
 
 S = Source
 POPULAR = [(5, S.REFORMULATION)] * 2 + [(4, S.CLICKED)] * 3 + [(4, S.FEED)] * 9 + [(1, S.FILTERED)] * 7
 
 
-def sampler_of(data, config, seed):
-    return GroupSampler(MemoryGroups(data, 0, config.beta), config, seed)
+@pytest.fixture
+def sampler_of(tmp_path):
+    """A function from data, settings and seed to a sampler of all its groups."""
+
+    def made(data, config, seed):
+        return GroupSampler(stored(data, tmp_path, 0, config.beta), config, seed)
+
+    return made
 
 
-def drawn(data, batch, row=0):
+def drawn(batch, row=0):
     """How many documents of each (label, source) were drawn for a row of the batch."""
     pairs = batch.pair[batch.query_index == row]
-    return Counter((int(data.label[pair]), S(int(data.source[pair]))) for pair in pairs)
+    return Counter((int(batch.groups.label[pair]), S(int(batch.groups.source[pair]))) for pair in pairs)
 
 
-def test_caps_per_label_and_source(make_data):
+def test_caps_per_label_and_source(make_data, sampler_of):
     """2 + 3 + 9 + 7 documents, at most 4 of each (label, source): 2 + 3 + 4 + 4."""
     data = make_data([POPULAR, [(4, S.CLICKED)]])
     batch = sampler_of(data, TrainingConfig(docs_per_source=4), seed=0).draw(0)
-    assert drawn(data, batch) == {
+    assert drawn(batch) == {
         (5, S.REFORMULATION): 2,
         (4, S.CLICKED): 3,
         (4, S.FEED): 4,
         (1, S.FILTERED): 4,
     }
-    assert drawn(data, batch, row=1) == {(4, S.CLICKED): 1}
+    assert drawn(batch, row=1) == {(4, S.CLICKED): 1}
 
 
-def test_the_cap_per_query_takes_one_of_each_in_turn(make_data):
+def test_the_cap_per_query_takes_one_of_each_in_turn(make_data, sampler_of):
     """6 of them: the first turn gives 1 + 1 + 1 + 1, the second two more of different strata."""
     data = make_data([POPULAR, [(4, S.CLICKED)]])
     config = TrainingConfig(docs_per_source=4, docs_per_query=6)
+    sampler = sampler_of(data, config, seed=0)
     for step in range(20):
-        counts = drawn(data, sampler_of(data, config, seed=0).draw(step))
+        counts = drawn(sampler.draw(step))
         assert sorted(counts.values()) == [1, 1, 2, 2]
 
 
-def test_the_best_label_is_never_capped_away(make_data):
+def test_the_best_label_is_never_capped_away(make_data, sampler_of):
     data = make_data([POPULAR, [(4, S.CLICKED)]])
     sampler = sampler_of(data, TrainingConfig(docs_per_query=2), seed=1)
     second = Counter()
     for step in range(60):
-        counts = drawn(data, sampler.draw(step))
+        counts = drawn(sampler.draw(step))
         assert counts.pop((5, S.REFORMULATION)) == 1
         second.update(counts)
     # The other place goes to any stratum.
     assert set(second) == {(4, S.CLICKED), (4, S.FEED), (1, S.FILTERED)}
 
 
-def test_positives_left_out_are_known(make_data):
+def test_positives_left_out_are_known(make_data, sampler_of):
     data = make_data([POPULAR, [(4, S.CLICKED)]])
     batch = sampler_of(data, TrainingConfig(docs_per_source=1), seed=0).draw(0)
     # 14 positives of group 0, three strata of them drawn once: 11 are known; the 6 filtered left out are not.
     assert batch.known_index.tolist() == [0] * 11
     assert not set(batch.known_pair) & set(batch.pair)
-    assert (data.label[batch.known_pair] >= 4).all()
+    assert (batch.groups.label[batch.known_pair] >= 4).all()
 
 
 @pytest.mark.parametrize(("beta", "share"), [(0.0, 1 / 2), (0.5, 2 / 3), (1.0, 4 / 5)])
-def test_groups_are_drawn_with_the_root_of_their_searches(make_data, beta, share):
+def test_groups_are_drawn_with_the_root_of_their_searches(make_data, sampler_of, beta, share):
     """Of two groups searched 4 and 1 times one is drawn: weights 4^beta : 1."""
     data = make_data([[(4, S.CLICKED)]] * 2, searches=[4.0, 1.0])
     one = TrainingConfig(beta=beta).model_copy(update={"batch_queries": 1})
@@ -76,27 +83,27 @@ def test_groups_are_drawn_with_the_root_of_their_searches(make_data, beta, share
     )
 
 
-def test_a_heavier_pair_is_drawn_more_often(make_data):
-    data = make_data([[(4, S.CLICKED)] * 2, [(4, S.CLICKED)]])
-    data.weight[:] = [3.0, 1.0, 1.0]
+def test_a_heavier_pair_is_drawn_more_often(make_data, sampler_of):
+    data = with_column(make_data([[(4, S.CLICKED)] * 2, [(4, S.CLICKED)]]), "weight", [3.0, 1.0, 1.0])
     sampler = sampler_of(data, TrainingConfig(docs_per_source=1), seed=0)
     heavy = sum(0 in sampler.draw(step).pair for step in range(2000))
     assert heavy / 2000 == pytest.approx(3 / 4, abs=0.04)
 
 
-def test_a_batch_holds_a_group_once_and_its_rows_fit(make_data):
+def test_a_batch_holds_a_group_once_and_its_rows_fit(make_data, sampler_of):
     data = make_data([[(4, S.CLICKED), (3, S.EXPOSED)]] * 50, searches=list(range(1, 51)))
     batch = sampler_of(data, TrainingConfig(batch_queries=20), seed=0).draw(5)
     assert len(set(batch.group)) == len(batch.group) == 20
-    np.testing.assert_array_equal(data.group_of_pair()[batch.pair], batch.group[batch.query_index])
+    group_of_pair = np.repeat(np.arange(50), np.diff(batch.groups.offsets))
+    np.testing.assert_array_equal(group_of_pair[batch.pair], batch.group[batch.query_index])
 
 
-def test_fewer_groups_than_a_batch_are_all_drawn(make_data):
+def test_fewer_groups_than_a_batch_are_all_drawn(make_data, sampler_of):
     data = make_data([[(4, S.CLICKED)]] * 3)
     assert sampler_of(data, TrainingConfig(batch_queries=20), seed=0).draw(0).group.tolist() == [0, 1, 2]
 
 
-def test_a_step_depends_on_seed_and_number_only(make_data):
+def test_a_step_depends_on_seed_and_number_only(make_data, sampler_of):
     data = make_data([POPULAR] * 9)
     config = TrainingConfig(batch_queries=4)
     sampler = sampler_of(data, config, seed=3)

@@ -1,10 +1,13 @@
 """Optimisers, precision, trackers, evaluation during the training, and steps that must not be applied."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
+from by_hand import with_column
 from sentence_transformers import SentenceTransformer
 from transformers import TrainerCallback
 from transformers.integrations import integration_utils
@@ -152,7 +155,8 @@ def test_a_run_with_evaluations_resumes_with_its_patience(toy, config, tmp_path,
     for name in ("training_log.jsonl", "evaluations.jsonl"):
         assert (tmp_path / "a" / name).read_text() == (tmp_path / "b" / name).read_text()
     one, other = (SentenceTransformer(str(tmp_path / name), device="cpu") for name in "ab")
-    np.testing.assert_array_equal(one.encode(toy.doc_texts), other.encode(toy.doc_texts))
+    texts = toy.docs["text"].to_pylist()
+    np.testing.assert_array_equal(one.encode(texts), other.encode(texts))
 
 
 def test_a_metric_without_a_value_stops_nothing_and_is_refused(toy, config, tmp_path):
@@ -216,11 +220,9 @@ def test_another_runtime_error_stays_what_it_is(toy, config, tmp_path, monkeypat
 
 def test_groups_of_one_label_and_bare_queries_are_counted_aloud(toy, config, tmp_path, capsys):
     """One label only: the group is contrasted with the others' documents, and trains."""
-    toy.label[:4] = 4
-    toy.label[4:8] = 0
-    offsets = np.append(toy.offsets, toy.offsets[-1])
-    bare = {"query_texts": [*toy.query_texts, "q0_0"], "query_id": np.append(toy.query_id, 99)}
-    data = type(toy)(**{**vars(toy), **bare, "searches": np.append(toy.searches, 1.0), "offsets": offsets})
+    data = with_column(toy, "label", [4] * 4 + [0] * 4)
+    bare = pa.Table.from_pylist([{"query_id": 99, "query": "q0_0", "searches": 1.0}], toy.queries.schema)
+    data = replace(data, queries=pa.concat_tables([toy.queries, bare]))
     facts = train(data, tmp_path / "model", config(steps=2), seed=0)
     said = " ".join(capsys.readouterr().err.split())
     assert "1 groups have one label only: other queries' documents are their only contrast" in said

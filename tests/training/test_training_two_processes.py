@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import torch
 import worker
+from by_hand import training_data
 from sentence_transformers import SentenceTransformer
 
 from crops.config import TrainingConfig
 from crops.errors import CropsError
-from crops.training import TrainingData, read_log, train
+from crops.training import read_log, train
 from crops.training.trainer import Share
 
 
@@ -29,18 +30,13 @@ def ragged():
     label = random.integers(0, 6, pairs)
     label[np.cumsum(sizes) - 1] = 5
     doc = np.concatenate([random.choice(20, size, replace=False) for size in sizes])
-    return TrainingData(
-        query_texts=[f"q{i % 6}_{i % 4} q{i % 5}_0" for i in range(9)],
-        query_id=np.arange(9),
-        searches=np.ones(9),
-        doc_texts=[" ".join(random.choice(words, 1 + i % 4)) for i in range(20)],
-        doc_id=np.arange(20) + 100,
-        offsets=np.concatenate([[0], np.cumsum(sizes)]),
-        doc=doc,
-        label=label,
-        source=np.zeros(pairs, dtype=np.int64),
-        weight=np.ones(pairs),
-    )
+    texts = [" ".join(random.choice(words, 1 + i % 4)) for i in range(20)]
+    ends = np.cumsum(sizes)
+    groups = [
+        (f"q{i % 6}_{i % 4} q{i % 5}_0", [(doc[j], label[j], 0) for j in range(end - size, end)])
+        for i, (size, end) in enumerate(zip(sizes, ends, strict=True))
+    ]
+    return training_data(groups, texts, ids=np.arange(20) + 100)
 
 
 @pytest.fixture(scope="module")

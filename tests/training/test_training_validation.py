@@ -6,7 +6,9 @@ import pytest
 from crops.errors import CropsError
 from crops.labels import Source
 from crops.text import PLAIN, query_id
-from crops.training.methods import SHARE, is_validation, load_catalogue, summarise, validate, validation_sets
+from crops.training.methods import load_catalogue
+from crops.training.samples import FOLDS
+from crops.training.tune import is_validation, summarise, validate, validation_sets
 
 
 @pytest.fixture
@@ -61,7 +63,7 @@ def test_recall_by_hand(mined):
 
 def test_folds_share_no_query_and_leave_none_out():
     ids = np.arange(-50, 50)
-    assert np.array_equal(sum(is_validation(ids, fold) for fold in range(SHARE)), np.ones(100))
+    assert np.array_equal(sum(is_validation(ids, fold) for fold in range(FOLDS)), np.ones(100))
 
 
 def test_folds_are_one_mean_over_their_queries():

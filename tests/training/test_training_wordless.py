@@ -6,15 +6,14 @@ import json
 
 import numpy as np
 import pytest
+from by_hand import everything, stored
 
 from crops.config import TrainingConfig
 from crops.errors import CropsError
 from crops.labels import Source
-from crops.text import PLAIN
-from crops.training import Samples, load_samples, train
-from crops.training.groups import Catalogue, MemoryGroups, Wordless
+from crops.training import Samples, train
 from crops.training.mining import Mining
-from crops.training.samples import store_samples
+from crops.training.samples import Catalogue, Wordless
 
 S = Source
 NOTHING = ("   ", "\u3000")
@@ -42,43 +41,29 @@ def mined(write_mined):
     return write_mined(rows, titles | {8: "\u2003", 9: ""}, queries)
 
 
-def everything(source):
-    groups = source.read(np.arange(len(source.part_groups)))
-    texts = [text for part in (*source.query_texts(), *source.doc_texts()) for text in part]
-    return {
-        texts[groups.query_text[row]]: sorted(
-            (texts[groups.doc_text[pair]], int(groups.label[pair]))
-            for pair in range(groups.offsets[row], groups.offsets[row + 1])
-        )
-        for row in range(len(groups))
-    }
-
-
-def test_memory_and_disk_leave_out_the_same(mined, tmp_path):
+def test_groups_lose_their_query_or_all_documents(mined, tmp_path):
     without = Wordless(frozenset(("\u2003", " ")), frozenset(("\u2003", "")))
-    stored = store_samples(Samples(mined), tmp_path / "groups", PLAIN, 3, 0.5, without)
-    held = MemoryGroups(load_samples(mined).without(without), 3, 0.5)
-    assert everything(stored) == everything(held)
-    assert {query: len(docs) for query, docs in everything(held).items()} == {
+    left = stored(Samples(mined), tmp_path, 3, without=without)
+    found, _ = everything(left)
+    assert {query: len(docs) for (_, query), docs in found.items()} == {
         "q0_0 q0_1": 2,
         "q1_0": 2,
         "q2_0 q2_1": 2,
         "q3_0": 1,
     }
-    assert (stored.groups, stored.dropped) == (held.groups, held.dropped) == (4, 0)
+    assert (left.groups, left.dropped) == (4, 0)
     # Opened again, not made again; other texts make other groups.
-    content = stored.fingerprint()
-    assert store_samples(Samples(mined), tmp_path / "groups", PLAIN, 3, 0.5, without).fingerprint() == content
-    assert store_samples(Samples(mined), tmp_path / "groups", PLAIN, 3, 0.5).groups == 6
+    content = left.fingerprint()
+    assert stored(Samples(mined), tmp_path, 3, without=without).fingerprint() == content
+    assert stored(Samples(mined), tmp_path, 3).groups == 6
 
 
 @pytest.mark.parametrize("encoder", ["random_encoder", "tiny_transformer"])
-@pytest.mark.parametrize("stored", [True, False])
-def test_a_training_says_what_it_left_out(mined, tmp_path, capsys, request, encoder, stored):
+def test_a_training_says_what_it_left_out(mined, tmp_path, capsys, request, encoder):
     config = TrainingConfig(
         encoder=str(request.getfixturevalue(encoder)), steps=2, batch_queries=2, min_anchor_label=4
     )
-    facts = train(Samples(mined) if stored else load_samples(mined), tmp_path / "model", config, seed=0)
+    facts = train(Samples(mined), tmp_path / "model", config, seed=0)
     # Queries 2 and 4 have no token, and query 6 loses its only document of label 4.
     expected = {"queries": 2, "documents": 2, "groups": 3}
     assert facts["without_token"] == expected
@@ -109,7 +94,7 @@ def test_a_mined_catalogue_loses_them_too(mined, random_encoder, tmp_path):
     catalogue = Catalogue(np.arange(1, 10), [*(f"d{n % 6}_{n % 4}" for n in range(1, 8)), *NOTHING])
     config = TrainingConfig(encoder=str(random_encoder), steps=2, batch_queries=2)
     facts = train(
-        load_samples(mined), tmp_path / "model", config, seed=0, mining=Mining(catalogue, 12), fresh=True
+        Samples(mined), tmp_path / "model", config, seed=0, mining=Mining(catalogue, 12), fresh=True
     )
     assert facts["without_token"] == {"queries": 2, "documents": 4, "groups": 2}
     assert facts["budget"] == 12

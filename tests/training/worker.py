@@ -5,21 +5,21 @@ import sys
 from pathlib import Path
 
 import torch
+from by_hand import stored
 
 from crops.encoders import load_encoder
 from crops.training import train
 from crops.training.distributed import average, average_gradients, join_processes, processes
-from crops.training.groups import MemoryGroups
 from crops.training.model import GroupLoss, objective
 from crops.training.sampler import GroupSampler
 from crops.training.texts import tokenise_pool
 from crops.training.trainer import Share, Steps
 
 
-def gradients(data, config):
+def gradients(data, config, folder):
     """The loss of the first step, the gradient of each parameter, and the anchors of this process."""
     encoder = load_encoder(config).double()
-    source = MemoryGroups(data, objective(config).lowest_anchor, config.beta)
+    source = stored(data, folder, objective(config).lowest_anchor, config.beta)
     pool = tokenise_pool(encoder, source)
     sampler = GroupSampler(source, config, 0)
     inputs = Steps(sampler, pool, 1, objective(config), Share(*processes()))[0]
@@ -42,7 +42,10 @@ def main() -> None:
     out = Path(sys.argv[2])
     join_processes()
     rank, _ = processes()
-    torch.save([gradients(data, config) for config in configs], out / f"rank{rank}.pt")
+    torch.save(
+        [gradients(data, config, out / f"{rank}-{i}") for i, config in enumerate(configs)],
+        out / f"rank{rank}.pt",
+    )
     train(data, out / "model", run, seed=0)
 
 

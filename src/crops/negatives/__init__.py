@@ -1,25 +1,24 @@
-"""Negatives of the published baselines: from candidate lists and positives to documents, as pure functions.
+"""The published baselines, one file each: its sampler, its settings, what is kept of the paper, what differs.
 
-Each module is one paper's sampler and says what is kept of it and what differs. When an index is built and
-with which weights is the training's business (`crops.training.mining`).
+Every module here with a `METHOD` is a baseline of that name. What they share (candidate lists, what a miner
+may look at, the index of a state of the encoder) is in `base`, what a method is in `method`; the trainer that
+they all go through is `crops.training.methods`. To add one elsewhere: `METHODS["mine"] = Method(...)` (see
+examples/extending/baseline.py).
 """
 
-from crops.negatives.adore import adore_negatives
-from crops.negatives.ann import ance_due
-from crops.negatives.bm25 import bm25_candidates, dpr_negatives
-from crops.negatives.lists import nearest_negatives
-from crops.negatives.noise import nce_noise, shared_noise
-from crops.negatives.star import star_due
-from crops.negatives.tri import tri_negatives
+from __future__ import annotations
 
-__all__ = [
-    "adore_negatives",
-    "ance_due",
-    "bm25_candidates",
-    "dpr_negatives",
-    "nce_noise",
-    "nearest_negatives",
-    "shared_noise",
-    "star_due",
-    "tri_negatives",
-]
+import importlib
+import pkgutil
+
+from crops.negatives.method import Method
+
+_MODULES = {
+    info.name: importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__)
+}
+
+BASELINES: dict[str, Method] = {
+    name: module.METHOD for name, module in _MODULES.items() if hasattr(module, "METHOD")
+}
+
+__all__ = ["BASELINES"]

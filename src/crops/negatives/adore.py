@@ -14,8 +14,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from crops.negatives.lists import Ids, Vectors, nearest_others, take_first
+from crops.labels import Source
+from crops.negatives import star
+from crops.negatives.base import Corpus, Ids, Miner, Moment, Vectors, nearest_others, take_first
+from crops.negatives.method import CLICKS, Method, grid
 from crops.retrieval import FlatIndex
+
+
+def mine(corpus: Corpus) -> Miner:
+    """Return a miner of one index of documents that do not change, searched with today's queries."""
+    index = FlatIndex(corpus.ids, corpus.encode_documents())
+
+    def mine(now: Moment) -> Ids:
+        return adore_negatives(index, corpus.encode_queries(now.queries), now.positives, now.negatives)
+
+    return mine
 
 
 def adore_negatives(index: FlatIndex, vectors: Vectors, positives: Sequence[Ids], n: int) -> Ids:
@@ -29,3 +42,16 @@ def adore_negatives(index: FlatIndex, vectors: Vectors, positives: Sequence[Ids]
     """
     depth = n + max(map(len, positives), default=0)
     return take_first(nearest_others(index, vectors, positives, depth), n)
+
+
+METHOD = Method(
+    "ADORE+STAR",
+    "Zhan et al., SIGIR 2021 (arXiv 2104.08051), STAR and ADORE",
+    CLICKS,
+    Source.CLICKED,
+    "infonce_binary",
+    grid({"query_share": 0.125}, {"query_share": 0.25}, {"query_share": 0.5}),
+    miner=star.mine,
+    defaults={"negatives": 4},
+    query_miner=mine,
+)

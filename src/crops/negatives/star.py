@@ -12,7 +12,23 @@ methods here, in place of a weighted sum of pairwise losses (RankNet); the warm-
 
 from __future__ import annotations
 
+from crops.labels import Source
+from crops.negatives.base import Corpus, Miner, Schedule, mine_nearest
+from crops.negatives.method import CLICKS, MINED, Method
 
-def star_due(step: int, warm_up: int) -> bool:
-    """Return whether the index is built before a step (from 0): once, at the end of the warm-up."""
-    return step == warm_up
+
+def mine(corpus: Corpus, schedule: Schedule) -> Miner:
+    """Return a miner of the nearest in one index, built at the end of the warm-up."""
+    return mine_nearest(corpus, lambda step: step == schedule.warm_up)
+
+
+METHOD = Method(
+    "STAR",
+    "Zhan et al., SIGIR 2021 (arXiv 2104.08051), STAR",
+    CLICKS,
+    Source.CLICKED,
+    "infonce_binary",
+    MINED,
+    miner=mine,
+    defaults={"negatives": 4},
+)

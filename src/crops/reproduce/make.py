@@ -225,7 +225,8 @@ def _evaluation(config: TrainingConfig, samples: Path) -> EvaluateFn:
     from crops.encoders import rendering_for
     from crops.retrieval import ExactRetriever
     from crops.training import Evaluation as EvaluateFn
-    from crops.training.methods import load_catalogue, validate, validation_sets
+    from crops.training.methods import load_catalogue
+    from crops.training.tune import validate, validation_sets
 
     rendering = rendering_for(config)
     catalogue = load_catalogue(samples, rendering)

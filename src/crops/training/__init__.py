@@ -2,8 +2,7 @@
 
 from crops.training.distributed import is_first_process
 from crops.training.fit import train
-from crops.training.groups import TrainingData, from_judgements
-from crops.training.samples import Samples, load_samples
+from crops.training.samples import Samples, TrainingData, from_judgements
 from crops.training.trainer import EVALUATIONS, LOG, Evaluation, TrainingLog, read_log, settles
 
 __all__ = [
@@ -15,7 +14,6 @@ __all__ = [
     "TrainingLog",
     "from_judgements",
     "is_first_process",
-    "load_samples",
     "read_log",
     "settles",
     "train",

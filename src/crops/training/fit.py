@@ -15,12 +15,13 @@ from crops.config import TrainingConfig
 from crops.encoders import load_encoder, rendering_of, save_encoder
 from crops.errors import CropsError
 from crops.outputs import console, publish, timed, write_manifest
+from crops.text import PLAIN
 from crops.training.distributed import first_process_first, is_first_process, join_processes, processes
-from crops.training.groups import GroupSource, MemoryGroups, TrainingData, Wordless
+from crops.training.groups import GroupStore, store_groups
 from crops.training.mining import Joined, Mining
-from crops.training.model import GroupLoss, contrast_facts, objective
+from crops.training.model import GroupLoss, contrast_of, objective
 from crops.training.sampler import GroupSampler
-from crops.training.samples import Samples, store_samples
+from crops.training.samples import Samples, TrainingData, Wordless
 from crops.training.texts import TextPool, UsedTokens, compile_transformers, tokenise_pool, wordless_texts
 from crops.training.trainer import (
     EVALUATIONS,
@@ -56,26 +57,26 @@ def train(
     Beside the model, `out` holds manifest.json, config.toml, training_log.jsonl (one line per step: step,
     loss, temperature, learning_rate, grad_norm; loss and temperature are those before the step) and
     evaluations.jsonl. Until it is done, the folder .<name>.training beside `out` holds the checkpoints; an
-    interrupted run of the same settings and data goes on from the last one, and ends as if it had never
+    interrupted run of the same settings and data resumes from the last one, and ends as if it had never
     stopped (bit for bit on a CPU).
 
     Args:
-        data: the training groups, in memory or as a mined folder, which is streamed; groups without an anchor
-            under the settings' loss are left out, and so are texts without a token for the encoder.
+        data: the training groups, a mined folder or tables; groups without an anchor under the settings' loss
+            are left out, and so are texts without a token for the encoder.
         out: the folder to write, whole or not at all.
         config: encoder, loss, batches, optimiser.
         seed: of batches and dropout; the same seed gives the same weights on a CPU.
         cache: see `crops.encoders.load_encoder`.
         evaluation: evaluated every `eval_steps`; the weights of its best value are the result.
-        mining: negatives from a catalogue that join each batch (`data` in memory, one process). They depend
-            on more than a checkpoint holds: give `fresh` as well.
+        mining: negatives from a catalogue that join each batch (one process). They depend on more than a
+            checkpoint holds: give `fresh` as well.
         fresh: drop the checkpoints of an earlier run.
 
     Returns:
         `seconds` (by part), `loss` (mean of the last tenth of the steps), `temperature`, `groups`,
         `dropped_groups`, `without_token` (what was left out for that: queries, documents, and groups with
-        them), `contrast` (see `contrast_facts`; of the first batch, as drawn), and with `mining`
-        what it saw (`crops.training.mining.Joined.facts`).
+        them), `contrast` (see `contrast_of`; of the first batch, as drawn), and with `mining`
+        what it saw (`crops.training.mining.Joined.summary`).
 
     Raises:
         CropsError: fewer than two groups have an anchor, the checkpoints are of other settings or data,
@@ -110,7 +111,7 @@ class _Run(NamedTuple):
     """What a training needs, ready."""
 
     encoder: SentenceTransformer
-    source: GroupSource
+    source: GroupStore
     pool: TextPool
     work: Path
     mining: Mining | None
@@ -137,8 +138,7 @@ def _prepare(
         _require_two_groups(source, config)
         decisive = config.model_dump(mode="json", exclude=_FREE) | {"seed": seed}
         name = same_run(work, decisive, source.fingerprint())
-        # Data in memory is small enough to be tokenised again.
-        kept = None if isinstance(data, TrainingData) else work / f"tokens-{name}"
+        kept = work / f"tokens-{name}"
         with timed(seconds, "tokenise"):
             pool = tokenise_pool(encoder, source, kept)
         without = wordless_texts(source, pool)
@@ -149,7 +149,7 @@ def _prepare(
                 if mining is not None:
                     mining = replace(mining, catalogue=mining.catalogue.without(without.documents))
                 source = _source(data, mining, config, work, encoder, without)
-                pool = tokenise_pool(encoder, source, kept and kept.with_name(f"{kept.name}-kept"))
+                pool = tokenise_pool(encoder, source, kept.with_name(f"{kept.name}-kept"))
             left_out = {
                 "queries": len(without.queries),
                 "documents": len(without.documents),
@@ -166,14 +166,17 @@ def _source(
     work: Path,
     encoder: SentenceTransformer,
     without: Wordless | None = None,
-) -> GroupSource:
+) -> GroupStore:
     """Return the groups that have an anchor, without the texts that the encoder cannot read."""
-    lowest = objective(config).lowest_anchor
-    if isinstance(data, Samples):
-        folder = work / ("groups" if without is None else "groups-with-tokens")
-        return store_samples(data, folder, rendering_of(encoder), lowest, config.beta, without)
-    kept = data if without is None else data.without(without)
-    return MemoryGroups(kept, lowest, config.beta, None if mining is None else mining.catalogue)
+    return store_groups(
+        data,
+        work / ("groups" if without is None else "groups-with-tokens"),
+        rendering_of(encoder) if isinstance(data, Samples) else PLAIN,
+        objective(config).lowest_anchor,
+        config.beta,
+        without,
+        None if mining is None else mining.catalogue,
+    )
 
 
 def _learn(
@@ -187,7 +190,7 @@ def _learn(
     wanted, used = objective(config), UsedTokens(run.encoder, run.pool)
     with used as pool:
         sampler = GroupSampler(run.source, config, seed)
-        contrast = contrast_facts(Steps(sampler, pool, config.steps, wanted)[0], config.in_batch)
+        contrast = contrast_of(Steps(sampler, pool, config.steps, wanted)[0], config.in_batch)
         if is_first_process():
             console.print(_start_line(contrast, run.source, run.left_out))
         steps = Steps(sampler, pool, config.steps, wanted, Share(*processes()))
@@ -215,7 +218,7 @@ def _learn(
         "dropped_groups": run.source.dropped,
         "without_token": run.left_out,
         "contrast": contrast,
-        **({} if join is None else join.facts()),
+        **({} if join is None else join.summary()),
     }
 
 
@@ -241,7 +244,7 @@ def _published(out: Path) -> Iterator[Path | None]:
 
 @contextlib.contextmanager
 def _working(work: Path, fresh: bool) -> Iterator[None]:
-    """Keep the work folder for as long as a run may go on from it: from its first checkpoint to success."""
+    """Keep the work folder for as long as a run may resume from it: from its first checkpoint to success."""
     if not is_first_process():
         yield
         return
@@ -258,7 +261,7 @@ def _working(work: Path, fresh: bool) -> Iterator[None]:
 
 
 def _require_two_groups(
-    source: GroupSource, config: TrainingConfig, left_out: dict[str, int] | None = None
+    source: GroupStore, config: TrainingConfig, left_out: dict[str, int] | None = None
 ) -> None:
     if source.groups >= 2:
         return
@@ -278,7 +281,7 @@ def _require_two_groups(
     )
 
 
-def _start_line(contrast: dict[str, float], source: GroupSource, left_out: dict[str, int]) -> str:
+def _start_line(contrast: dict[str, float], source: GroupStore, left_out: dict[str, int]) -> str:
     line = (
         f"{source.groups:,} groups; a step draws {contrast['queries']:,} queries and "
         f"{contrast['documents']:,} documents ({contrast['texts']:,} distinct texts); "

@@ -96,8 +96,8 @@ class GroupLoss(nn.Module):
         return loss * scale.to(loss.dtype)
 
 
-def contrast_facts(inputs: dict[str, Tensor], in_batch: bool = True) -> dict[str, float]:
-    """Return how many documents a query of this batch is told from, and how many drawn documents repeat.
+def contrast_of(inputs: dict[str, Tensor], in_batch: bool = True) -> dict[str, float]:
+    """Return how many documents a query of this batch is contrasted with, and how many are duplicates.
 
     Args:
         inputs: of `GroupLoss.forward`.

@@ -9,10 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crops.config import TrainingConfig
-from crops.training.groups import Groups, GroupSource
+from crops.training.groups import Groups, GroupStore
 
 ROUND_BATCHES = 64
-
 """Batches between two shuffles, at least, of data that fits the buffer whole."""
 
 
@@ -40,13 +39,13 @@ class _Round(NamedTuple):
     first: int
     batches: int
     number: int
-    parts: NDArray[np.int64]
+    row_groups: NDArray[np.int64]
 
 
 class GroupSampler:
     """Draws each group searches^beta times as often as one of a single search, and few documents of each.
 
-    A pass puts the parts of the data in random order and cuts them into buffers of about `buffer_groups`
+    A pass puts the row groups of the data in random order and cuts them into buffers of about `buffer_groups`
     groups. A buffer gives its share of batches by stride scheduling (Waldspurger & Weihl 1995): a group is
     due at intervals of searches^-beta from a random start, and a batch takes the groups that are due first.
     So a group is in a batch at most once, and comes within one of its exact number of times in a pass (at
@@ -56,7 +55,7 @@ class GroupSampler:
     caps per (label, source) the many would drown the few.
     """
 
-    def __init__(self, source: GroupSource, config: TrainingConfig, seed: int) -> None:
+    def __init__(self, source: GroupStore, config: TrainingConfig, seed: int) -> None:
         """Keep what all steps share."""
         self._source, self._config, self._seed = source, config, seed
         self._size = min(config.batch_queries, source.groups)
@@ -68,11 +67,13 @@ class GroupSampler:
         """Return the batch of a step; steps in order cost least.
 
         Raises:
-            CropsError: a part of the data is damaged.
+            CropsError: a shard of the data is damaged.
         """
         turn = self._find_round(step)
         if self._buffer is None or self._buffer.turn != turn.first or self._buffer.drawn > step - turn.first:
-            self._buffer = _Buffer(turn.first, self._read(turn), self._config.beta, self._seed)
+            self._buffer = _Buffer(
+                turn.first, self._source.read(np.sort(turn.row_groups)), self._config.beta, self._seed
+            )
         group = self._buffer.batch(step - turn.first, self._size)
         groups = self._buffer.groups
         random = np.random.default_rng([self._seed, step])
@@ -83,34 +84,31 @@ class GroupSampler:
         known = ~drawn & (groups.label[pair] >= self._config.positive_label)
         return Batch(groups, group, row[drawn], pair[drawn], row[known], pair[known])
 
-    def _read(self, turn: _Round) -> Groups:
-        return self._source.read(np.sort(turn.parts))
-
     def _find_round(self, step: int) -> _Round:
-        """Return the round of a step; passes are planned one after the other."""
+        """Return the round of a step; passes are laid out one after the other."""
         if not self._rounds or step < self._rounds[0].first:
-            self._pass, self._rounds = 0, self._plan(0, 0)
+            self._pass, self._rounds = 0, self._lay_out(0, 0)
         while step >= (end := self._rounds[-1].first + self._rounds[-1].batches):
             self._pass += 1
-            self._rounds = self._plan(self._pass, end)
+            self._rounds = self._lay_out(self._pass, end)
         starts = [turn.first for turn in self._rounds]
         return self._rounds[int(np.searchsorted(starts, step, side="right")) - 1]
 
-    def _plan(self, number: int, first: int) -> list[_Round]:
-        """Return the rounds of a pass: the parts in random order, cut where a buffer is full."""
-        order = np.random.default_rng([self._seed, number, 1]).permutation(len(self._source.part_groups))
-        filled = np.cumsum(self._source.part_groups[order])
+    def _lay_out(self, number: int, first: int) -> list[_Round]:
+        """Return the rounds of a pass: the row groups in random order, cut where a buffer is full."""
+        order = np.random.default_rng([self._seed, number, 1]).permutation(len(self._source.row_groups))
+        filled = np.cumsum(self._source.row_groups[order])
         buffers = max(1, round(filled[-1] / self._config.buffer_groups))
         cuts = np.searchsorted(filled, filled[-1] * np.arange(1, buffers) / buffers)
-        draws_per_rate = self._source.groups / self._source.part_searches.sum()
+        draws_per_rate = self._source.groups / self._source.row_searches.sum()
         rounds = []
-        for parts in np.split(order, np.unique(cuts)):
-            if len(parts) == 0:
+        for chosen in np.split(order, np.unique(cuts)):
+            if len(chosen) == 0:
                 continue
-            rate = self._source.part_searches[parts].sum()
+            rate = self._source.row_searches[chosen].sum()
             batches = max(1, round(rate * draws_per_rate / self._size))
             batches = max(batches, ROUND_BATCHES) if buffers == 1 else batches
-            rounds.append(_Round(first, batches, number, parts))
+            rounds.append(_Round(first, batches, number, chosen))
             first += batches
         return rounds
 

@@ -1,18 +1,21 @@
-"""The output of `crops mine` as training groups: one SQL, read into memory or streamed to disk."""
+"""What training groups are made of: the output of `crops mine`, or tables such as a judged collection's.
+
+Either way the pairs are labelled, numbered and joined with their texts by one SQL, in bounded memory,
+whatever their number; `crops.training.groups` writes the result down.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -21,20 +24,12 @@ from crops.errors import CropsError
 from crops.labels import ALL_SOURCES, DEFAULT_LABELS, Source
 from crops.logs.tables import refuse_lake_tables
 from crops.outputs import Scratch
-from crops.text import PLAIN, Rendering
-from crops.training.groups import Groups, TrainingData, Wordless
+from crops.text import Rendering, content_id
 
 BATCH_ROWS = 65_536
-
 """Rows between SQL and Python at a time."""
-
-PAIRS = """
-select g.query_id, q.query_text, q.searches, g.item_id as doc_id, d.doc_text, g.label, g.source, g.weight
-from graded g join groups q using (query_id) join docs d using (item_id)
-order by g.query_id, g.item_id
-"""
-
-"""The labelled documents, group after group; texts are numbered in `groups` and `doc_texts`."""
+FOLDS = 10
+"""One query in so many is in a fold that can be held out: ids are hashes, so by their remainder."""
 
 
 @dataclass(frozen=True)
@@ -47,106 +42,191 @@ class Samples:
     """The sources of this arm; pairs of no kept source are left out."""
     memory: str = "2GB"
     """Memory limit of DuckDB while the groups are put together."""
+    labels: Mapping[Source, int] = field(default_factory=lambda: DEFAULT_LABELS)
+    """Label by source."""
+    held_out: int | None = None
+    """Leave out the queries of this fold, one of `FOLDS`."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mined", Path(self.mined))  # text will do
 
     def files(self, table: str) -> list[Path]:
-        """Return the Parquet files of a table: one, or the parts in a folder of that name.
+        """Return the Parquet files of a table: one, or those in a folder of that name.
 
         Raises:
             CropsError: there is none.
         """
         path = self.mined / f"{table}.parquet"
         refuse_lake_tables([path])
-        parts = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
-        if not parts or not parts[0].exists():
+        found = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+        if not found or not found[0].exists():
             raise CropsError(f"{path} is missing; name an output folder of `crops mine`")
-        return parts
+        return found
+
+    def key(self) -> dict[str, Any]:
+        """Return what the groups depend on; a file is recognised by its size and time of change."""
+        return {
+            "files": {
+                str(file): [file.stat().st_size, file.stat().st_mtime_ns]
+                for table in ("samples", "queries", "items", "synthetic_items")
+                for file in self.files(table)
+            },
+            "keep": int(self.keep),
+            "labels": {int(source): label for source, label in self.labels.items()},
+            "held_out": self.held_out,
+        }
 
 
-def load_samples(
-    mined: str | Path,
-    keep: Source = ALL_SOURCES,
-    labels: Mapping[Source, int] = DEFAULT_LABELS,
-    rendering: Rendering = PLAIN,
-) -> TrainingData:
-    """Read the output of `crops mine` into memory.
+@dataclass(frozen=True)
+class TrainingData:
+    """Graded pairs and their texts in memory, as the encoder is to read them."""
+
+    queries: pa.Table
+    """query_id, query, searches (how often each was searched)."""
+    docs: pa.Table
+    """item_id, text."""
+    pairs: pa.Table
+    """query_id, item_id, label (0 and up), source (one bit of Source, 0 for human judgements), weight (the
+    odds of the pair to be drawn)."""
+
+    @property
+    def groups(self) -> int:
+        """Number of queries with a pair."""
+        return len(self.pairs["query_id"].unique())
+
+    def key(self) -> str:
+        """Return a hash of the tables."""
+        digest = hashlib.sha256()
+        for table in (self.queries, self.docs, self.pairs):
+            sink = pa.BufferOutputStream()
+            with pa.ipc.new_stream(sink, table.schema) as writer:
+                writer.write_table(table)
+            digest.update(sink.getvalue())
+        return digest.hexdigest()
+
+
+class Catalogue(NamedTuple):
+    """Documents that negatives are drawn from."""
+
+    ids: NDArray[np.int64]
+    """[D] ascending."""
+    texts: list[str]
+    """D texts."""
+
+    def without(self, texts: frozenset[str]) -> Catalogue:
+        """Return the documents that have none of these texts."""
+        kept = [row for row, text in enumerate(self.texts) if text not in texts]
+        return Catalogue(self.ids[kept], [self.texts[row] for row in kept])
+
+
+class Wordless(NamedTuple):
+    """Texts without a token for an encoder."""
+
+    queries: frozenset[str]
+    documents: frozenset[str]
+
+
+def from_judgements(docs: pa.Table, queries: pa.Table, qrels: pa.Table) -> TrainingData:
+    """Return the groups of a judged collection: labels are grades, grade 0 is an own negative.
 
     Args:
-        mined: folder with samples, queries, items and synthetic_items as Parquet.
-        keep: the sources of this arm; pairs of no kept source are left out.
-        labels: label by source.
-        rendering: what the encoder reads of a query and of an item.
+        docs: doc_id, and title or text or both.
+        queries: query_id, text.
+        qrels: query_id, doc_id, grade (>= 0). Queries and documents without a judgement are left out.
 
     Raises:
-        CropsError: a file or column is missing, a pair's query or item has no text, or no pair is left.
+        CropsError: a column is missing, a grade is negative, a judgement names no query or document of the
+            collection, or there is none.
     """
-    mined = Path(mined)
-    with opened(Samples(mined, keep), 0, rendering, labels) as database:
-        groups = database.sql(
-            "select query_id, query, searches from groups order by query_id"
-        ).to_arrow_table()
-        docs = database.sql("select item_id, text from rendered order by item_id").to_arrow_table()
-        pairs = database.sql(PAIRS).to_arrow_table()
-    group_id, start = np.unique(pairs["query_id"].to_numpy(), return_index=True)
-    doc_id = docs["item_id"].to_numpy()
+    fields = [name for name in ("title", "text") if name in docs.column_names]
+    for name, table, needed in (
+        ("docs", docs, ["doc_id", *(fields or ["text"])]),
+        ("queries", queries, ["query_id", "text"]),
+        ("qrels", qrels, ["query_id", "doc_id", "grade"]),
+    ):
+        if missing := [column for column in needed if column not in table.column_names]:
+            raise CropsError(f"{name} has no column {missing[0]}; it has {', '.join(table.column_names)}")
+    grade = qrels["grade"].to_numpy().astype(np.int64)
+    if len(grade) == 0 or grade.min() < 0:
+        raise CropsError("qrels holds no judgement or a negative grade; grades start at 0 (not relevant)")
+    query, doc = _ids(qrels["query_id"]), _ids(qrels["doc_id"])
+    pairs = {"query_id": query, "item_id": doc, "label": grade}
+    pairs |= {"source": np.zeros_like(grade), "weight": np.ones(len(grade))}
+    texts = [" ".join(text for text in row.values() if text) for row in docs.select(fields).to_pylist()]
+    asked = {"query_id": _ids(queries["query_id"]), "query": queries["text"]}
     return TrainingData(
-        query_texts=[rendering.query(text) for text in groups["query"].to_pylist()],
-        query_id=group_id,
-        searches=groups["searches"].to_numpy().astype(np.float64),
-        doc_texts=docs["text"].to_pylist(),
-        doc_id=doc_id,
-        offsets=np.append(start, len(pairs)),
-        doc=np.searchsorted(doc_id, pairs["doc_id"].to_numpy()),
-        label=pairs["label"].to_numpy().astype(np.int64),
-        source=pairs["source"].to_numpy(),
-        weight=pairs["weight"].to_numpy(),
+        _named("query", pa.table(asked | {"searches": np.ones(queries.num_rows)}), "query_id", query),
+        _named("item", pa.table({"item_id": _ids(docs["doc_id"]), "text": texts}), "item_id", doc),
+        pa.table(pairs),
     )
+
+
+def _named(what: str, table: pa.Table, key: str, ids: NDArray[np.int64]) -> pa.Table:
+    """Return the rows of a table that judgements name."""
+    missing = np.setdiff1d(ids, table[key].to_numpy())
+    if len(missing):
+        raise CropsError(_no_text(f"qrels: {what}", missing[0], len(missing)))
+    return table.filter(pc.is_in(table[key], pa.array(ids)))
+
+
+def _ids(column: pa.ChunkedArray) -> NDArray[np.int64]:
+    """Return integer ids as they are and other ids as 64 bits of their hash."""
+    whole = pa.types.is_integer(column.type)
+    values = column.to_pylist()
+    return np.array(values if whole else [content_id(str(value)) for value in values], dtype=np.int64)
 
 
 @contextlib.contextmanager
 def opened(
-    samples: Samples,
+    data: Samples | TrainingData,
     lowest_anchor: int,
     rendering: Rendering,
-    labels: Mapping[Source, int] = DEFAULT_LABELS,
     without: Wordless | None = None,
+    catalogue: Catalogue | None = None,
 ) -> Iterator[Connection]:
-    """Yield a database with the groups that have an anchor.
+    """Yield a database with the groups that have an anchor; it spills to disk beyond its memory limit.
 
-    Queries and documents of the texts `without` are left out, as rendered.
-
-    It spills to disk beyond its memory limit. Tables: `all_groups` (query_id, highest, lowest label),
-    `groups` (query_text, query_id, query, searches), `rendered` (item_id, text), `doc_texts` (doc_text,
-    text), `docs` (item_id, doc_text), `graded` (query_id, item_id, label, source, weight); query texts and
-    document texts are numbered from 0.
+    Queries and documents of the texts `without` are left out, as rendered. Tables: `known_queries` (query_id,
+    query, searches), `all_groups` (query_id, highest, lowest label), `groups` (query_text, query_id, query,
+    searches), `rendered` (item_id, text), `doc_texts` (doc_text, text), `docs` (item_id, doc_text), `graded`
+    (query_id, item_id, label, source, weight), `catalogue` (place, text); query texts and document texts are
+    numbered from 0, those that only the catalogue has come last.
 
     Raises:
-        CropsError: as `load_samples`.
+        CropsError: a file or column is missing, a pair's query or item has no text, or no pair is left.
     """
     with Scratch("crops-training-") as spill:
-        with open_database(samples.memory, spill) as database:
-            _grade(database, samples, labels)
-            _number_queries(database, samples, lowest_anchor)
-            _number_documents(database, samples, rendering)
+        memory = data.memory if isinstance(data, Samples) else "2GB"
+        with open_database(memory, spill) as database:
+            if isinstance(data, Samples):
+                _grade(database, data)
+            else:
+                database.register("known_queries", data.queries)
+                database.register("texts", data.docs)
+                database.register("pairs", data.pairs)
+                database.execute("create table graded as select * from pairs")
+            _number(database, data, lowest_anchor, rendering)
             if without is not None:
                 _leave_out(database, rendering, without)
-                _number_queries(database, samples, lowest_anchor)
-                _number_documents(database, samples, rendering)
+                _number(database, data, lowest_anchor, rendering)
+            if catalogue is not None:
+                _add_catalogue(database, catalogue)
             yield database
 
 
-def _grade(database: Connection, samples: Samples, labels: Mapping[Source, int]) -> None:
+def _grade(database: Connection, samples: Samples) -> None:
+    """Make `known_queries`, and `graded` from the bits of the kept sources."""
     files = samples.files("samples")
     if missing := {"query_id", "item_id", "sources", "weight"} - set(_columns(files[0])):
         raise CropsError(f"{files[0]} has no column {min(missing)}; make it with `crops mine`")
-    kept = {source: labels[source] for source in sorted(labels) if source & samples.keep}
+    kept = {source: samples.labels[source] for source in sorted(samples.labels) if source & samples.keep}
     label = ", ".join(f"if((sources & {int(s)}) <> 0, {label}, -1)" for s, label in kept.items())
     # The lowest bit speaks first: a click outranks a generated text of the same label.
     source = " ".join(
         f"when (sources & {int(s)}) <> 0 and label = {label} then {int(s)}" for s, label in kept.items()
     )
+    rest = f"((query_id % {FOLDS}) + {FOLDS}) % {FOLDS}"  # also of negative ids
+    trained = "true" if samples.held_out is None else f"{rest} <> {samples.held_out}"
     _execute(
         database,
         f"""
@@ -154,12 +234,83 @@ def _grade(database: Connection, samples: Samples, labels: Mapping[Source, int])
         select query_id, item_id, label, cast(case {source} end as BIGINT) as source, weight
         from (select *, cast(greatest({label or -1}, -1) as INTEGER) as label
               from (select query_id, item_id, sources, weight from {parquet(*files)}) rows) labelled
-        where label >= 0
+        where label >= 0 and {trained}
         """,
         files,
     )
-    if only_row(database, "select count(*) from graded") == (0,):
+    if database.sql("select count(*) from graded").fetchall() == [(0,)]:
         raise CropsError(f"{files[0]}: no sample comes from the sources {samples.keep!r}; keep more sources")
+    files = samples.files("queries")
+    columns = "query_id, query, searches"
+    _execute(
+        database,
+        f"create view known_queries as select {columns} from {parquet(*files)} where {trained}",
+        files,
+    )
+
+
+def _number(
+    database: Connection,
+    data: Samples | TrainingData,
+    lowest_anchor: int,
+    rendering: Rendering,
+) -> None:
+    """Number the queries that have an anchor, and the distinct texts of their documents."""
+    where = f"{data.mined}" if isinstance(data, Samples) else "training data"
+    _execute(
+        database,
+        "create table all_groups as select query_id, max(label) as highest, min(label) as lowest "
+        "from graded group by query_id",
+    )
+    usable = f"select query_id from all_groups where highest >= {lowest_anchor}"
+    _execute(
+        database,
+        f"""
+        create table groups as
+        select row_number() over (order by query_id) - 1 as query_text, query_id, query, searches
+        from (select distinct on (query_id) query_id, query, searches from known_queries) known
+        semi join ({usable}) usable using (query_id)
+        """,
+        data.files("queries") if isinstance(data, Samples) else (),
+    )
+    _refuse_orphans(database, usable, "query_id", "groups", f"{where}: query")
+    _execute(
+        database, "create table used as select distinct item_id from graded semi join groups using (query_id)"
+    )
+    if isinstance(data, Samples):
+        _execute(database, "create table rendered (item_id BIGINT, text VARCHAR)")
+        for table in ("items", "synthetic_items"):
+            for file in data.files(table):
+                _render(database, rendering, file)
+    else:
+        _execute(database, "create table rendered as from texts semi join used using (item_id)")
+    _refuse_orphans(database, "select item_id from used", "item_id", "rendered", f"{where}: item")
+    _execute(
+        database,
+        """
+        create table doc_texts as
+        select row_number() over (order by first) - 1 as doc_text, text
+        from (select text, min(item_id) as first from rendered group by text) texts;
+        create table docs as select item_id, doc_text from rendered join doc_texts using (text)
+        """,
+    )
+
+
+def _render(database: Connection, rendering: Rendering, file: Path) -> None:
+    """Add the texts of items to `rendered`, a batch at a time."""
+    columns = [name for name in rendering.columns if name in _columns(file)]
+    chosen = ", ".join(["item_id", *(f'"{name}"' for name in columns)])
+    query = f"select {chosen} from {parquet(file)} semi join used using (item_id) order by item_id"
+    with (
+        database.cursor() as reader,
+        database.cursor() as writer,
+        failing_as(f"{file} cannot be read; make it again with `crops mine`"),
+    ):
+        for batch in reader.sql(query).to_arrow_reader(BATCH_ROWS):
+            texts = [rendering.document(row) for row in batch.to_pylist()]
+            rendered = pa.table({"item_id": batch["item_id"], "text": pa.array(texts, pa.string())})
+            writer.register("batch", rendered)
+            writer.execute("insert into rendered select item_id, text from batch")
 
 
 def _leave_out(database: Connection, rendering: Rendering, without: Wordless) -> None:
@@ -175,75 +326,32 @@ def _leave_out(database: Connection, rendering: Rendering, without: Wordless) ->
         database.execute(f"drop table {table}")
 
 
-def _number_queries(database: Connection, samples: Samples, lowest_anchor: int) -> None:
-    files = samples.files("queries")
-    _execute(
-        database,
-        "create table all_groups as select query_id, max(label) as highest, min(label) as lowest "
-        "from graded group by query_id",
+def _add_catalogue(database: Connection, catalogue: Catalogue) -> None:
+    """Make `catalogue`, and number the texts that only it has."""
+    places = pa.array(np.arange(len(catalogue.texts)))
+    database.register(
+        "catalogue", pa.table({"place": places, "text": pa.array(catalogue.texts, pa.string())})
     )
-    _execute(
-        database,
-        f"""
-        create table groups as
-        select row_number() over (order by query_id) - 1 as query_text, query_id, query, searches
-        from (select distinct on (query_id) query_id, query, searches from {parquet(*files)}) known
-        semi join (select query_id from all_groups where highest >= {lowest_anchor}) usable using (query_id)
-        """,
-        files,
-    )
-    orphans = f"select query_id from all_groups where highest >= {lowest_anchor}"
-    _refuse_orphans(database, orphans, "query_id", "groups", f"{samples.mined}: query")
-
-
-def _number_documents(database: Connection, samples: Samples, rendering: Rendering) -> None:
-    _execute(
-        database, "create table used as select distinct item_id from graded semi join groups using (query_id)"
-    )
-    _execute(database, "create table rendered (item_id BIGINT, text VARCHAR)")
-    for table in ("items", "synthetic_items"):
-        for file in samples.files(table):
-            columns = [name for name in rendering.columns if name in _columns(file)]
-            chosen = ", ".join(["item_id", *(f'"{name}"' for name in columns)])
-            query = f"select {chosen} from {parquet(file)} semi join used using (item_id) order by item_id"
-            _render(database, query, rendering, file)
-    _refuse_orphans(database, "select item_id from used", "item_id", "rendered", f"{samples.mined}: item")
     _execute(
         database,
         """
-        create table doc_texts as
-        select row_number() over (order by first) - 1 as doc_text, text
-        from (select text, min(item_id) as first from rendered group by text) texts
+        insert into doc_texts
+        select (select count(*) from doc_texts) + row_number() over (order by place) - 1, text
+        from (select text, min(place) as place from catalogue anti join doc_texts using (text) group by text)
         """,
     )
-    _execute(
-        database, "create table docs as select item_id, doc_text from rendered join doc_texts using (text)"
-    )
-
-
-def _render(database: Connection, query: str, rendering: Rendering, file: Path) -> None:
-    """Add the texts of items to `rendered`, a batch at a time."""
-    with database.cursor() as reader, database.cursor() as writer:
-        with failing_as(f"{file} cannot be read; make it again with `crops mine`"):
-            for batch in reader.sql(query).to_arrow_reader(BATCH_ROWS):
-                texts = [rendering.document(row) for row in batch.to_pylist()]
-                part = pa.table({"item_id": batch["item_id"], "text": pa.array(texts, pa.string())})
-                writer.register("part", part)
-                writer.execute("insert into rendered select item_id, text from part")
 
 
 def _refuse_orphans(database: Connection, wanted: str, key: str, table: str, what: str) -> None:
-    least, count = only_row(
-        database, f"select min({key}), count(*) from ({wanted}) wanted anti join {table} using ({key})"
-    )
+    ((least, count),) = database.sql(
+        f"select min({key}), count(*) from ({wanted}) wanted anti join {table} using ({key})"
+    ).fetchall()
     if count:
-        raise CropsError(f"{what} {least} has a label but no text ({count} such); mend the tables")
+        raise CropsError(_no_text(what, least, count))
 
 
-def only_row(database: Connection, sql: str) -> tuple[int, ...]:
-    """Return the one row of a query."""
-    row: tuple[int, ...] = database.sql(sql).fetchall()[0]
-    return row
+def _no_text(what: str, least: int, count: int) -> str:
+    return f"{what} {least} has a label but no text ({count} such); fix the tables"
 
 
 def _execute(database: Connection, sql: str, files: Sequence[Path] = ()) -> None:
@@ -258,233 +366,3 @@ def _columns(file: Path) -> list[str]:
     except (OSError, pa.ArrowException) as error:
         raise CropsError(f"{file} cannot be read: {error}; make it again with `crops mine`") from error
     return names
-
-
-# ------------------------------------------------------------------------------
-# Training groups on disk: sharded Parquet that is read a buffer at a time.
-
-
-PART_GROUPS = 4096
-
-"""Groups of a part, one row group of a shard: what is read at once, and put in random order."""
-
-SHARD_PARTS = 256
-
-"""Parts of a shard: about a million groups."""
-
-TEXT_BATCH = 4096
-
-"""Texts handed out at a time."""
-
-_INDEX = "index.json"
-
-_INPUTS = ("samples", "queries", "items", "synthetic_items")
-
-
-class StoredGroups:
-    """Groups that `store_samples` wrote; implements `crops.training.groups.GroupSource`."""
-
-    def __init__(self, folder: Path, rendering: Rendering) -> None:
-        """Open a folder; `rendering` makes the texts of its queries."""
-        index = json.loads((folder / _INDEX).read_text())
-        self._folder, self._rendering, self._content = folder, rendering, index["content"]
-        self.groups, self.dropped = index["groups"], index["dropped"]
-        self.undocumented, self.one_label = index["undocumented"], index["one_label"]
-        self.queries = self.groups
-        self.part_groups = np.array(index["part_groups"], dtype=np.int64)
-        self.part_searches = np.array(index["part_searches"], dtype=np.float64)
-
-    def read(self, parts: NDArray[np.int64]) -> Groups:
-        """Return the groups of the given parts, ascending.
-
-        Raises:
-            CropsError: a shard is missing or damaged.
-        """
-        shards, rows = np.divmod(parts, SHARD_PARTS)
-        found = []
-        for shard in np.unique(shards):
-            path = self._folder / _shard_name(int(shard))
-            with _readable(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
-                found += [self._groups(file.read_row_group(row)) for row in rows[shards == shard].tolist()]
-        return Groups.concatenate(found)
-
-    def _groups(self, pairs: pa.Table) -> Groups:
-        query_id = pairs["query_id"].to_numpy()
-        first = np.flatnonzero(np.append(True, query_id[1:] != query_id[:-1]))
-        return Groups(
-            query_id=query_id[first],
-            query_text=pairs["query_text"].to_numpy()[first],
-            searches=pairs["searches"].to_numpy()[first].astype(np.float64),
-            offsets=np.append(first, len(query_id)),
-            doc_id=pairs["doc_id"].to_numpy(),
-            doc_text=pairs["doc_text"].to_numpy() + self.queries,
-            label=pairs["label"].to_numpy().astype(np.int64),
-            source=pairs["source"].to_numpy(),
-            weight=pairs["weight"].to_numpy(),
-        )
-
-    def query_texts(self) -> Iterator[list[str]]:
-        """Yield the query texts in the order of their rows."""
-        for texts in _texts(self._folder / "queries.parquet"):
-            yield [self._rendering.query(text) for text in texts]
-
-    def doc_texts(self) -> Iterator[list[str]]:
-        """Yield the distinct document texts in the order of their rows."""
-        return _texts(self._folder / "documents.parquet")
-
-    def fingerprint(self) -> str:
-        """Return a hash of the groups and texts."""
-        return str(self._content)
-
-
-def store_samples(
-    samples: Samples,
-    folder: Path,
-    rendering: Rendering,
-    lowest_anchor: int,
-    beta: float,
-    without: Wordless | None = None,
-) -> StoredGroups:
-    """Write the groups of a mined folder as shards, or open them if they are there and still true.
-
-    Memory is bounded by that of `samples` and a buffer of groups, whatever the number of groups.
-
-    Args:
-        samples: the mined folder and the sources that count.
-        folder: gets the shards, the texts and an index, which is written last.
-        rendering: what the encoder reads of a query and of an item.
-        lowest_anchor: groups without a document of at least this label are left out.
-        beta: groups are drawn with weight searches^beta.
-        without: texts that are left out, with their queries and documents.
-
-    Raises:
-        CropsError: as `load_samples`.
-    """
-    key = _key(samples, rendering, lowest_anchor, beta) | {"without": _digest(without)}
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        if json.loads((folder / _INDEX).read_text())["key"] == key:
-            return StoredGroups(folder, rendering)
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    content = hashlib.sha256()
-    with opened(samples, lowest_anchor, rendering, without=without) as database:
-        counts = _counts(database, samples)
-        for name, query in (
-            ("queries", "select query as text from groups order by query_text"),
-            ("documents", "select text from doc_texts order by doc_text"),
-        ):
-            _write_texts(database, query, folder / f"{name}.parquet", content)
-        parts = _write_shards(database, folder, beta, content)
-    index = {"key": key, **counts, **parts, "content": content.hexdigest()}
-    staging = folder / f"{_INDEX}.tmp"
-    staging.write_text(json.dumps(index))
-    staging.rename(folder / _INDEX)
-    return StoredGroups(folder, rendering)
-
-
-def _key(samples: Samples, rendering: Rendering, lowest_anchor: int, beta: float) -> dict[str, Any]:
-    """Return what the stored groups depend on; files are told by size and time of change."""
-    facts = {
-        str(file): [file.stat().st_size, file.stat().st_mtime_ns]
-        for table in _INPUTS
-        for file in samples.files(table)
-    }
-    return {
-        "files": facts,
-        "keep": int(samples.keep),
-        "rendering": [*rendering.columns, rendering.document.__name__, rendering.query.__name__],
-        "lowest_anchor": lowest_anchor,
-        "beta": beta,
-    }
-
-
-def _digest(without: Wordless | None) -> str | None:
-    if without is None:
-        return None
-    return hashlib.sha256(json.dumps([sorted(texts) for texts in without]).encode()).hexdigest()
-
-
-def _counts(database: Connection, samples: Samples) -> dict[str, int]:
-    row = only_row(
-        database,
-        f"""
-        select (select count(*) from groups),
-               (select count(*) from all_groups) - (select count(*) from groups),
-               (select count(*) from all_groups semi join groups using (query_id) where highest = lowest),
-               (select count(*) from (select query_id from {parquet(*samples.files("queries"))}) known
-                anti join all_groups using (query_id))
-        """,
-    )
-    return dict(zip(("groups", "dropped", "one_label", "undocumented"), row, strict=True))
-
-
-def _write_texts(database: Connection, query: str, path: Path, content: hashlib._Hash) -> None:
-    reader = database.sql(query).to_arrow_reader(BATCH_ROWS)
-    with pq.ParquetWriter(path, reader.schema, compression="zstd", write_page_checksum=True) as writer:
-        for batch in reader:
-            writer.write_batch(batch)
-            content.update("\0".join(batch["text"].to_pylist()).encode())
-
-
-def _write_shards(
-    database: Connection, folder: Path, beta: float, content: hashlib._Hash
-) -> dict[str, list[Any]]:
-    """Write the pairs, each part one row group; return each part's groups and sum of searches^beta."""
-    groups: list[int] = []
-    searches: list[float] = []
-    writer: pq.ParquetWriter | None = None
-    try:
-        for number, part in enumerate(_parts(database)):
-            if number % SHARD_PARTS == 0:
-                if writer is not None:
-                    writer.close()
-                path = folder / _shard_name(number // SHARD_PARTS)
-                writer = pq.ParquetWriter(path, part.schema, compression="zstd", write_page_checksum=True)
-            assert writer is not None
-            writer.write_table(part, row_group_size=len(part))
-            for column in part.columns:
-                content.update(column.to_numpy().tobytes())
-            query_id = part["query_id"].to_numpy()
-            first = np.append(True, query_id[1:] != query_id[:-1])
-            groups.append(int(first.sum()))
-            searches.append(float((part["searches"].to_numpy()[first].astype(np.float64) ** beta).sum()))
-    finally:
-        if writer is not None:
-            writer.close()
-    return {"part_groups": groups, "part_searches": searches}
-
-
-def _parts(database: Connection) -> Iterator[pa.Table]:
-    """Yield the pairs of PART_GROUPS whole groups at a time."""
-    rest: pa.Table | None = None
-    for batch in database.sql(PAIRS).to_arrow_reader(BATCH_ROWS):
-        new = pa.Table.from_batches([batch])
-        rest = new if rest is None else pa.concat_tables([rest, new])
-        number = rest["query_text"].to_numpy() // PART_GROUPS
-        # The last part may go on in the next batch.
-        for part in range(int(number[0]), int(number[-1])):
-            begin, end = np.searchsorted(number, [part, part + 1]).tolist()
-            yield rest.slice(begin, end - begin)
-        rest = rest.slice(int(np.searchsorted(number, number[-1])))
-    if rest is not None and len(rest):
-        yield rest
-
-
-def _texts(path: Path) -> Iterator[list[str]]:
-    with _readable(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
-        for batch in file.iter_batches(TEXT_BATCH):
-            yield batch["text"].to_pylist()
-
-
-def _shard_name(number: int) -> str:
-    return f"groups-{number:05d}.parquet"
-
-
-@contextlib.contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, pa.ArrowException) as error:
-        raise CropsError(
-            f"{path} is missing or damaged ({error}); remove {path.parent}, it is made again from the samples"
-        ) from error

@@ -1,4 +1,7 @@
-"""The texts of the training data, tokenised once, in memory or memory-mapped."""
+"""The texts of the training data: tokenised once, in memory or memory-mapped, and embedded batch by batch.
+
+A step's texts are embedded with little padding, and in as little memory as is asked for.
+"""
 
 from __future__ import annotations
 
@@ -23,10 +26,10 @@ from crops.encoders import Role, TokenisedTexts, asymmetric, encode, only_used_t
 from crops.encoders.towers import input_module, input_modules
 from crops.errors import CropsError
 from crops.training.distributed import ON_CPU
-from crops.training.groups import GroupSource, Wordless
+from crops.training.groups import GroupStore
+from crops.training.samples import Wordless
 
 IN_MEMORY = 256 * 2**20
-
 """Token ids of more bytes than this stay on disk, memory-mapped."""
 
 _IDS, _LENGTHS = "ids.bin", "lengths.npy"
@@ -64,7 +67,7 @@ class TextPool:
         return [(side, own - side.first) for side, own in zip(self.sides, np.split(rows, cuts), strict=True)]
 
 
-def tokenise_pool(encoder: SentenceTransformer, source: GroupSource, folder: Path | None = None) -> TextPool:
+def tokenise_pool(encoder: SentenceTransformer, source: GroupStore, folder: Path | None = None) -> TextPool:
     """Tokenise the texts of a source, a batch at a time; those without a token have length 0.
 
     Args:
@@ -85,7 +88,7 @@ def tokenise_pool(encoder: SentenceTransformer, source: GroupSource, folder: Pat
 
 
 def _tokenised(
-    encoder: SentenceTransformer, source: GroupSource
+    encoder: SentenceTransformer, source: GroupStore
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     by_role: tuple[tuple[Role, Iterator[list[str]]], ...] = (
         ("query", source.query_texts()),
@@ -133,7 +136,7 @@ def _pool(
     return TextPool((query, Side("document", TokenisedTexts(ids, offsets[queries:]), queries)))
 
 
-def wordless_texts(source: GroupSource, pool: TextPool) -> Wordless | None:
+def wordless_texts(source: GroupStore, pool: TextPool) -> Wordless | None:
     """Return the texts of a source that have no token, None where all have one."""
     rows = pool.wordless()
     if len(rows) == 0:
@@ -201,12 +204,7 @@ class UsedTokens:
                 table.embedding = embedding
 
 
-# ------------------------------------------------------------------------------
-# Embeddings of a step's texts: little padding, and as little memory as is asked for.
-
-
 TOKENS_PER_PASS = 512 if ON_CPU else 16_384
-
 """Tokens, padding included, that one pass through a transformer holds.
 
 On a CPU small passes stay in the cache and need little padding: MiniLM took 1.86 s for a batch in one pass of

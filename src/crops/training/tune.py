@@ -1,4 +1,9 @@
-"""Settings of each method from its stated grid, chosen on the validation part of the training day."""
+"""Settings of each method from its stated grid, chosen on the validation part of the training day.
+
+Queries are held out by their hash, to tune settings on; nothing of the test day is read. A validation query
+has two lists to find, as the test sets have: what was clicked for it on the mined days (CT), and what was
+consumed after its rewordings and passed theta (QR).
+"""
 
 from __future__ import annotations
 
@@ -7,28 +12,30 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 
 from crops.config import TrainingConfig
 from crops.encoders import rendering_for
+from crops.errors import CropsError
+from crops.evaluation import recall_at_k
+from crops.labels import Source
+from crops.negatives.method import Point
 from crops.outputs import console
+from crops.protocols import Retriever
 from crops.retrieval import BM25Retriever, ExactRetriever
 from crops.retrieval.bm25 import Tokeniser
 from crops.text import PLAIN, Rendering
-from crops.training.groups import Catalogue
-from crops.training.methods import (
-    Point,
-    ValidationSets,
-    find_method,
-    fit_method,
-    load_catalogue,
-    recalls,
-    summarise,
-    validation_sets,
-)
+from crops.training.methods import find_method, fit_method, load_catalogue
+from crops.training.samples import FOLDS, Catalogue, Samples
 
+Ids = NDArray[np.int64]
+RECALL_K = 100
 BM25 = "bm25"
 BM25_GRID: tuple[dict[str, float], ...] = tuple(
     {"k1": k1, "b": b} for k1 in (0.6, 0.9, 1.2, 1.5) for b in (0.3, 0.5, 0.75)
@@ -49,7 +56,7 @@ def tune_method(
     """Try a method's grid on the held-out queries of the mined days and write the outcome as JSON.
 
     For each fold a point trains without the fold's queries and is judged on them: its score is that of
-    `crops.training.methods.summarise`.
+    `summarise`.
 
     Args:
         name: a key of `crops.training.methods.METHODS`, or `bm25`.
@@ -118,3 +125,91 @@ def _tune_bm25(
 def _line(name: str, point: Point, metrics: Mapping[str, float], start: float) -> dict[str, Any]:
     console.print(f"[dim]·[/dim] {name} {dict(point)}: {metrics['score']:.4f}")
     return {"point": dict(point), "metrics": dict(metrics), "seconds": round(time.perf_counter() - start, 2)}
+
+
+def is_validation(query_id: Ids, fold: int = 0) -> NDArray[np.bool_]:
+    """Return which queries [n] a fold holds out: ids are hashes, so that one in ten is by its remainder."""
+    return np.asarray(np.mod(query_id, FOLDS) == fold)
+
+
+class ValidationSets(NamedTuple):
+    """What the held-out queries should find."""
+
+    queries: list[str]
+    """n normalised texts."""
+    clicked: list[Ids]
+    """For each query the clicked items (may be none)."""
+    reworded: list[Ids]
+    """For each query the items of P1."""
+
+
+def validation_sets(mined: Path, catalogue: Ids, fold: int = 0) -> ValidationSets:
+    """Return the queries that a fold of a mined folder holds out and that have something to find.
+
+    Args:
+        mined: a folder of `crops mine`.
+        catalogue: ids of what can be found.
+        fold: from 0 to `FOLDS` - 1.
+
+    Raises:
+        CropsError: there is none: the mined days are too small to tune on.
+    """
+    samples = Samples(mined)
+    pairs = _read(samples, "samples", ["query_id", "item_id", "sources"])
+    query, item, sources = (pairs[name].to_numpy() for name in ("query_id", "item_id", "sources"))
+    wanted = int(Source.CLICKED | Source.REFORMULATION)
+    held = is_validation(query, fold) & ((sources & wanted) > 0) & np.isin(item, catalogue)
+    query, item, sources = query[held], item[held], sources[held]
+    if not len(query):
+        raise CropsError(f"{mined}: no held-out query has a clicked item; tune on more days")
+    ids = np.unique(query)
+    table = _read(samples, "queries", ["query_id", "query"])
+    texts = dict(zip(table["query_id"].to_pylist(), table["query"].to_pylist(), strict=True))
+    lists = [
+        [item[(query == one) & ((sources & int(source)) > 0)] for one in ids]
+        for source in (Source.CLICKED, Source.REFORMULATION)
+    ]
+    return ValidationSets([texts[one] for one in ids.tolist()], *lists)
+
+
+def validate(retriever: Retriever, sets: ValidationSets, k: int = RECALL_K) -> dict[str, float]:
+    """Return how much of what they should find the held-out queries find.
+
+    Args:
+        retriever: over the catalogue.
+        sets: the queries and their lists.
+        k: cut-off.
+
+    Returns:
+        As `summarise`.
+    """
+    return summarise([recalls(retriever, sets, k)])
+
+
+def summarise(folds: Sequence[Mapping[str, NDArray[np.float64]]]) -> dict[str, float]:
+    """Return the means of the recalls of some folds over all their queries.
+
+    Args:
+        folds: of each fold what `recalls` returns.
+
+    Returns:
+        `recall@k/ct` and `recall@k/qr`, means over the queries that have such a list (NaN where none has),
+        and `score`, the mean of those that are defined.
+    """
+    found = {}
+    for name in folds[0]:
+        values = np.concatenate([fold[name] for fold in folds])
+        defined = values[~np.isnan(values)]
+        found[name] = float(defined.mean()) if len(defined) else float("nan")
+    return {**found, "score": float(np.nanmean(list(found.values())))}
+
+
+def recalls(retriever: Retriever, sets: ValidationSets, k: int = RECALL_K) -> dict[str, NDArray[np.float64]]:
+    """Return `recall@k/ct` and `recall@k/qr` of each held-out query, [n], NaN where it has no such list."""
+    ranked, _ = retriever.search(sets.queries, k)
+    lists = {"ct": sets.clicked, "qr": sets.reworded}
+    return {f"recall@{k}/{name}": recall_at_k(ranked, relevant, k) for name, relevant in lists.items()}
+
+
+def _read(samples: Samples, table: str, columns: list[str]) -> pa.Table:
+    return pa.concat_tables([pq.read_table(file, columns=columns) for file in samples.files(table)])

@@ -12,7 +12,30 @@ The paper's loss knows the drawn negatives only; whether in-batch ones join them
 
 from __future__ import annotations
 
+from functools import partial
 
-def ance_due(step: int, warm_up: int, every: int) -> bool:
+from crops.labels import Source
+from crops.negatives.base import Corpus, Miner, Schedule, mine_nearest
+from crops.negatives.method import CLICKS, Method, grid
+
+
+def mine(corpus: Corpus, schedule: Schedule) -> Miner:
+    """Return a miner of the nearest in an index that is renewed every `refresh` steps."""
+    return mine_nearest(corpus, partial(due, warm_up=schedule.warm_up, every=schedule.refresh))
+
+
+def due(step: int, warm_up: int, every: int) -> bool:
     """Return whether the index is built before a step (from 0): at the end of the warm-up, then every m."""
     return step >= warm_up and (step - warm_up) % every == 0
+
+
+METHOD = Method(
+    "ANCE",
+    "Xiong et al., ICLR 2021",
+    CLICKS,
+    Source.CLICKED,
+    "infonce_binary",
+    grid({"in_batch": False, "negatives": 0}, {"in_batch": True, "negatives": 4}),
+    miner=mine,
+    defaults={"in_batch": False},
+)

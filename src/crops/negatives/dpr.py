@@ -13,16 +13,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from crops.negatives.lists import Ids, take_first, without
-from crops.protocols import Retriever
+import numpy as np
+
+from crops.labels import Source
+from crops.negatives.base import Corpus, Ids, Miner, Moment, Schedule, take_first, without
+from crops.negatives.method import CLICKS, MINED, Method
+from crops.retrieval import BM25Retriever
+from crops.retrieval.catalogue import NO_ITEM
 
 DEPTH = 100
 """Results of BM25 that negatives are looked for in: DPR took its from the top 100 as well."""
 
 
-def bm25_candidates(retriever: Retriever, queries: Sequence[str], depth: int = DEPTH) -> Ids:
-    """Return what BM25 finds for each query, best first, [Q, depth]; blanks where it finds less."""
-    return retriever.search(queries, depth)[0]
+def mine(corpus: Corpus, schedule: Schedule) -> Miner:
+    """Return a miner of BM25's results; each query is searched once, when it is first drawn."""
+    retriever = BM25Retriever(corpus.ids, corpus.texts)
+    found = np.full((len(corpus.query_texts), DEPTH), NO_ITEM, dtype=np.int64)
+    searched = np.zeros(len(found), dtype=bool)
+
+    def mine(now: Moment) -> Ids:
+        new = np.unique(now.queries[~searched[now.queries]])
+        found[new] = retriever.search([corpus.query_texts[row] for row in new], DEPTH)[0]
+        searched[new] = True
+        return dpr_negatives(found[now.queries], now.positives, now.negatives)
+
+    return mine
 
 
 def dpr_negatives(candidates: Ids, positives: Sequence[Ids], n: int) -> Ids:
@@ -34,3 +49,16 @@ def dpr_negatives(candidates: Ids, positives: Sequence[Ids], n: int) -> Ids:
         n: how many; DPR takes one.
     """
     return take_first(without(candidates, positives), n)
+
+
+METHOD = Method(
+    "DPR",
+    "Karpukhin et al., EMNLP 2020",
+    CLICKS,
+    Source.CLICKED,
+    "infonce_binary",
+    MINED,
+    miner=mine,
+    defaults={"negatives": 1},
+    reads_texts=True,
+)

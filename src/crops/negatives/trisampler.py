@@ -16,10 +16,25 @@ add the sampler to several retrievers; here it stands alone, with in-batch negat
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 from numpy.typing import NDArray
 
-from crops.negatives.lists import Ids, take_random
+from crops.labels import Source
+from crops.negatives import ance
+from crops.negatives.base import (
+    Corpus,
+    Ids,
+    Miner,
+    Moment,
+    Schedule,
+    nearest_others,
+    noise,
+    take_random,
+    viewer,
+)
+from crops.negatives.method import CLICKS, MINED, Method
 from crops.retrieval.catalogue import NO_ITEM
 
 DEPTH = 200
@@ -32,15 +47,37 @@ WIDEST_ANGLE = 60.0
 Scores = NDArray[np.float64]
 
 
-def in_region(positive: Scores, negative: Scores) -> NDArray[np.bool_]:
-    """Return whether documents lie within the angular bound, [Q, k].
+def mine(corpus: Corpus, schedule: Schedule) -> Miner:
+    """Return a miner of each query's region, in an index that is renewed as ANCE's."""
+    view = viewer(corpus, partial(ance.due, warm_up=schedule.warm_up, every=schedule.refresh))
 
-    Args:
-        positive: cosine of each query with its positive, [Q].
-        negative: cosines of each query with its candidates, [Q, k].
-    """
-    angles = [np.degrees(np.arccos(np.clip(cosine, -1, 1))) for cosine in (positive[:, None], negative)]
-    return np.asarray(np.abs(angles[0] - angles[1]) <= WIDEST_ANGLE)
+    def mine(now: Moment) -> Ids:
+        seen = view(now.step)
+        if seen is None:
+            return noise(now.random, corpus.ids, now.positives, now.negatives)
+        vectors = seen.queries[now.queries]
+        place = _one_positive(now, corpus.ids)
+        positive = seen.documents[place]
+        near = np.where(place < 0, np.nan, np.sum(vectors * positive, axis=1)).astype(np.float64)
+        candidates = nearest_others(seen.items, vectors, now.positives, DEPTH)
+        negative, between = (
+            seen.items.inner_products(side, candidates).astype(np.float64) for side in (vectors, positive)
+        )
+        return tri_negatives(
+            now.random, candidates, near, negative, between, now.negatives, schedule.temperature
+        )
+
+    return mine
+
+
+def _one_positive(now: Moment, ids: Ids) -> Ids:
+    """Return where in the catalogue one drawn positive of each query is, at random, [Q]; -1 = nowhere."""
+    places = np.full(len(now.drawn), -1)
+    for row, own in enumerate(now.drawn):
+        present = own[np.isin(own, ids)]
+        if len(present):
+            places[row] = np.searchsorted(ids, now.random.choice(present))
+    return places
 
 
 def tri_negatives(
@@ -74,3 +111,26 @@ def tri_negatives(
     chosen = take_random(random, pool, n, np.where(drawn, np.maximum(pull, 0.0), 0.0))
     ids = np.take_along_axis(candidates, np.where(chosen == NO_ITEM, 0, chosen), axis=1)
     return np.where(chosen == NO_ITEM, NO_ITEM, ids)
+
+
+def in_region(positive: Scores, negative: Scores) -> NDArray[np.bool_]:
+    """Return whether documents lie within the angular bound, [Q, k].
+
+    Args:
+        positive: cosine of each query with its positive, [Q].
+        negative: cosines of each query with its candidates, [Q, k].
+    """
+    angles = [np.degrees(np.arccos(np.clip(cosine, -1, 1))) for cosine in (positive[:, None], negative)]
+    return np.asarray(np.abs(angles[0] - angles[1]) <= WIDEST_ANGLE)
+
+
+METHOD = Method(
+    "TriSampler",
+    "Yang et al., AAAI 2024 (arXiv 2402.11855)",
+    CLICKS,
+    Source.CLICKED,
+    "infonce_binary",
+    MINED,
+    miner=mine,
+    defaults={"negatives": 4},
+)
