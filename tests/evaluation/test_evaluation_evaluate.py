@@ -1,13 +1,16 @@
+import runpy
 import sys
 from dataclasses import astuple, replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from crops.config import EvaluationConfig
 from crops.errors import CropsError
-from crops.evaluation import TestSets, TruthSets, compare, evaluate, pool_evaluations
+from crops.evaluation import METRICS, TestSets, TruthSets, compare, evaluate, pool_evaluations
 
 CONFIG = EvaluationConfig(recall_k=3, ndcg_k=2, resamples=200)
 
@@ -231,3 +234,16 @@ def test_disjoint_evaluations_pool_into_the_whole():
     )
     with pytest.raises(CropsError, match="in two of the pooled evaluations"):
         pool_evaluations([whole, whole], CONFIG.resamples, seed=0)
+
+
+def test_a_metric_of_ones_own_is_one_file(tmp_path):
+    """Of pie's top 3 two are by one author, cake has one result: 2 and 1 authors in 3 places."""
+    authors = pa.table({"item_id": list(range(1, 10)), "author_id": [1, 1, 2, 3, 4, 5, 6, 7, 8]})
+    pq.write_table(authors, tmp_path / "items.parquet")
+    own = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "extending" / "metric.py"))
+    own["authors"](tmp_path / "items.parquet")
+    try:
+        found = evaluate(RETRIEVER, make_sets(ct=CT), CONFIG, seed=0)
+    finally:
+        METRICS.pop("authors")
+    assert values(found, "authors@3") == pytest.approx({-5: 2 / 3, 10: 1, 20: 1 / 3})

@@ -1,3 +1,5 @@
+import importlib.util
+
 import ir_measures
 import numpy as np
 import pyarrow as pa
@@ -6,7 +8,7 @@ import pytest
 from ir_measures import RR, R, nDCG
 
 from crops.config import EvaluationConfig
-from crops.errors import CropsError
+from crops.errors import CropsError, MissingExtraError
 from crops.evaluation.trec import evaluate_run, read_qrels, read_run, write_qrels, write_run
 
 CONFIG = EvaluationConfig(recall_k=5, ndcg_k=4, resamples=100)
@@ -109,10 +111,10 @@ def test_queries_keep_their_numbers_or_are_hashed_alike():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("q Q0 a 1 0.5\n", "line 1: 5 parts, not 6"),
-        ("q Q0 a 1 high x\n", "line 1: 'high' is no finite number"),
-        ("q Q0 a 1 nan x\n", "no finite number"),
-        ("q Q0 a first 0.5 x\n", "line 1: 'first' is no finite number"),
+        ("q Q0 a 1 0.5\n", "line 1: 'q Q0 a 1 0.5' is not query Q0 document rank score tag"),
+        ("q Q0 a 1 high x\n", "line 1: .* is not query Q0 document rank score tag .*'high'"),
+        ("q Q0 a 1 nan x\n", "line 1: .*rank and score must be finite"),
+        ("q Q0 a first 0.5 x\n", "line 1: .*'first'"),
         ("q Q0 a 1 0.5 x\n\nq Q0 a 2 0.4 x\n", "line 3: document a is in the list of q twice"),
         ("", "is empty"),
     ],
@@ -127,9 +129,15 @@ def test_bad_qrels_and_strangers(tmp_path):
     with pytest.raises(CropsError, match="cannot be read"):
         read_qrels(tmp_path / "none")
     (tmp_path / "q").write_text("q 0 a 1.5\n")
-    with pytest.raises(CropsError, match="1.5 is no whole number"):
+    with pytest.raises(CropsError, match="line 1: 'q 0 a 1.5' is not query 0 document grade, a whole number"):
         read_qrels(tmp_path / "q")
     with pytest.raises(CropsError, match="no query of the qrels"):
         evaluate_run({"other": ["a"]}, {"q": {"a": 1}}, CONFIG, seed=0)
     with pytest.raises(CropsError, match="no document with a grade above 0"):
         evaluate_run({"q": ["a"]}, {"q": {"a": 0}}, CONFIG, seed=0)
+
+
+def test_without_ir_measures_the_extra_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r"ir-measures is not installed. .*\[trec\]"):
+        read_run(tmp_path / "a.run")

@@ -17,7 +17,7 @@ from handmade_cells import write_cell
 from crops import pipeline
 from crops.config import load_config
 from crops.errors import CropsError
-from crops.evaluation import Evaluation, Facts, TestSets
+from crops.evaluation import Evaluation, Slices, TestSets
 from crops.outputs import publish, write_manifest
 from crops.reproduce import make, run
 from crops.reproduce.cells import Cell, base_run, build_world
@@ -72,8 +72,8 @@ def made(monkeypatch):
         (make, "day_testsets", testsets),
     ):
         monkeypatch.setattr(where, name, step)
-    monkeypatch.setattr(make, "build_facts", lambda *_: None)
-    monkeypatch.setattr(make, "save_facts", lambda *_: None)
+    monkeypatch.setattr(make, "build_slices", lambda *_: None)
+    monkeypatch.setattr(make, "save_slices", lambda *_: None)
     return MADE
 
 
@@ -217,7 +217,7 @@ def test_a_model_that_was_not_evaluated_is_not_trained_again(tmp_path, made, mon
     (cell,) = cells("fs_lr")
     day = testsets(None, "2026-01-08", None, None, None)
     monkeypatch.setattr(make, "load_testsets", lambda _: day)
-    monkeypatch.setattr(make, "load_facts", lambda _: Facts(day.queries, day.ct, day.ct, None))
+    monkeypatch.setattr(make, "load_slices", lambda _: Slices(day.queries, day.ct, day.ct, None))
     monkeypatch.setattr(make, "_described", lambda *_: day.queries)
     monkeypatch.setattr(make, "learn", learn)
     monkeypatch.setattr(make, "_evaluate", stop)
@@ -240,7 +240,7 @@ def test_a_cell_whose_samples_hold_the_test_day_is_not_made(tmp_path, made, monk
     (samples / "report.json").write_text(json.dumps({"days": ["2026-01-08"]}))
     day = testsets(None, "2026-01-08", None, None, None)
     monkeypatch.setattr(make, "load_testsets", lambda _: day)
-    monkeypatch.setattr(make, "load_facts", lambda _: None)
+    monkeypatch.setattr(make, "load_slices", lambda _: None)
     with pytest.raises(CropsError, match="was mined from 2026-01-08, the test day"):
         make_cell(cell, tmp_path, None)
     assert not (tmp_path / "cells").exists()

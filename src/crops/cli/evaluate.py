@@ -25,11 +25,11 @@ from crops.evaluation import (
     FREQUENCIES,
     MIN_QUERIES,
     Evaluation,
-    Facts,
     Interval,
     ScoringRetriever,
+    Slices,
     TestSets,
-    build_facts,
+    build_slices,
     compare,
 )
 from crops.evaluation.significance import holm
@@ -92,12 +92,12 @@ def evaluate(
     if logs is None:
         raise CropsError("name the logs of the test day with --logs, or qrels for TREC runs with --qrels")
     testsets = day_testsets(logs, day, truth, samples, run)
-    facts = None if samples is None else facts_of(logs, samples, testsets, truth, run)
-    results = _of_day(models, logs, testsets, facts, run, out, trec)
+    slices = None if samples is None else slices_of(logs, samples, testsets, truth, run)
+    results = _of_day(models, logs, testsets, slices, run, out, trec)
     if testsets.qr_independent is not None:
         console.print(agreement(testsets.counts, run))
-    if facts is not None:
-        console.print(breakdown(results, facts, run.evaluation.recall_k))
+    if slices is not None:
+        console.print(breakdown(results, slices, run.evaluation.recall_k))
     return finish(results, against, testsets.day, run, out)
 
 
@@ -115,7 +115,7 @@ def _of_day(
     models: Sequence[str],
     logs: Path,
     testsets: TestSets,
-    facts: Facts | None,
+    slices: Slices | None,
     run: RunConfig,
     out: Path | None,
     trec: bool,
@@ -135,7 +135,7 @@ def _of_day(
         for name in models:
             with timed(seconds, f"evaluate {name}"):
                 retriever = load_retriever(name, ids, texts, logs)
-                results[name] = evaluation.evaluate(retriever, testsets, run.evaluation, run.seed, facts)
+                results[name] = evaluation.evaluate(retriever, testsets, run.evaluation, run.seed, slices)
                 if folder is not None and trec:
                     depth = max(run.evaluation.recall_k, run.evaluation.ndcg_k)
                     write_trec_run(folder, names[name], retriever, testsets, depth)
@@ -143,8 +143,8 @@ def _of_day(
             write_results(folder, results)
             if trec:
                 write_trec_qrels(folder, testsets)
-            facts_of_run = {"day": testsets.day, "counts": testsets.counts}
-            write_manifest(folder, COMMAND, config=run.dump(), seconds=seconds, **facts_of_run)
+            counted = {"day": testsets.day, "counts": testsets.counts}
+            write_manifest(folder, COMMAND, config=run.dump(), seconds=seconds, **counted)
     return results
 
 
@@ -280,16 +280,16 @@ def refuse_trained_on(model: str, test_day: str) -> None:
         )
 
 
-def facts_of(logs: Path, samples: Path, testsets: TestSets, truth: Path | None, run: RunConfig) -> Facts:
-    """Return the facts that breakdowns need; the training day is the last one mined before the test day."""
+def slices_of(logs: Path, samples: Path, testsets: TestSets, truth: Path | None, run: RunConfig) -> Slices:
+    """Return what breakdowns need; the training day is the last one mined before the test day."""
     days = json.loads((samples / "report.json").read_text())["days"]
     train_day = max([day for day in days if day < testsets.day] or days)
-    return build_facts(logs, train_day, testsets, truth, run.engine.memory)
+    return build_slices(logs, train_day, testsets, truth, run.engine.memory)
 
 
-def breakdown(results: Mapping[str, Evaluation], facts: Facts, k: int) -> Table:
+def breakdown(results: Mapping[str, Evaluation], slices: Slices, k: int) -> Table:
     """Return recall by frequency of the query, and of clicked items by age: means in %."""
-    by_name = {name: facts.queries.filter(pc.field("frequency") == name) for name in FREQUENCIES}
+    by_name = {name: slices.queries.filter(pc.field("frequency") == name) for name in FREQUENCIES}
     groups = {name: own["query_id"].to_numpy() for name, own in by_name.items()}
     ages = [metric for metric in next(iter(results.values())).summary if "|age=" in metric and "/" in metric]
     ages = [metric for metric in ages if not metric.endswith(("/seen", "/unseen"))]

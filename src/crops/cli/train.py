@@ -73,7 +73,7 @@ def train(
     keep = parse_sources(sources.split(",")) if sources else ALL_SOURCES
     data = training.Samples(samples, keep, run.engine.memory)
     evaluation = None if eval_logs is None else _evaluation(eval_logs, eval_day, samples, run)
-    facts = training.train(
+    learned = training.train(
         data, out, run.training, seed=run.seed, cache=cache_folder(), evaluation=evaluation, fresh=fresh
     )
     if training.is_first_process():
@@ -82,7 +82,7 @@ def train(
             f"model in [bold]{out}[/bold], its curves in report.html; "
             f"next: crops evaluate {out} --logs LOGS --day DAY"
         )
-    return facts
+    return learned
 
 
 def _preset_of(model: Path) -> str:
@@ -143,10 +143,10 @@ def curves_report(folders: Sequence[Path]) -> DemoReport:
         curves.append(
             TrainingCurve(folder.name, log.step.tolist(), log.loss.tolist(), log.temperature.tolist())
         )
-    return DemoReport(title="Training", headline=sentences, facts=_facts(folders[0]), curves=curves)
+    return DemoReport(title="Training", headline=sentences, facts=_summary(folders[0]), curves=curves)
 
 
-def _facts(folder: Path) -> list[tuple[str, str]]:
+def _summary(folder: Path) -> list[tuple[str, str]]:
     manifest = json.loads((folder / "manifest.json").read_text())
     contrast = manifest["contrast"]
     return [

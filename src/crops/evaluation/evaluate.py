@@ -1,4 +1,8 @@
-"""Evaluates a retriever on the test sets of a day (definitions: `crops.evaluation.testsets`)."""
+"""Evaluates a retriever on the test sets of a day (definitions: `crops.evaluation.testsets`).
+
+A new metric is one file: a function from a `RankedDay` to values per query, and a row for it,
+`METRICS["mine"] = function` (see examples/extending/metric.py).
+"""
 
 from __future__ import annotations
 
@@ -24,16 +28,12 @@ from crops.evaluation.metrics import (
     reciprocal_rank,
 )
 from crops.evaluation.significance import Difference, Interval, bootstrap_interval, paired_bootstrap
-from crops.evaluation.testsets import AGES, RELEVANT_GRADE, Facts, TestSets, TruthSets, grouped
+from crops.evaluation.testsets import AGES, RELEVANT_GRADE, Slices, TestSets, grouped
 from crops.outputs import console
 from crops.protocols import Retriever
 
-Measured = tuple[Ids, Values, Values | None]
-
-"""Query ids [n], values [n], weights [n] (None: all 1) of one metric."""
-
+_NOTHING: Ids = np.empty(0, dtype=np.int64)
 _BLOCK = 10_000
-
 """Rankings compared at a time: a busy day has many more events than queries."""
 
 
@@ -42,127 +42,235 @@ def evaluate(
     testsets: TestSets,
     config: EvaluationConfig,
     seed: int,
-    facts: Facts | None = None,
+    slices: Slices | None = None,
 ) -> Evaluation:
-    """Evaluate a retriever on the test sets of a day.
-
-    Metrics, for k = `recall_k` and m = `ndcg_k`:
-
-    - `recall@k/ct`, `recall@k/qr`: over queries; relevant = union over the events of the query;
-    - `recall@k/ct_events`, `recall@k/qr_events`: over events; relevant = that event's own items.
-
-    Where the test sets have an independent theta, also `recall@k/qr_independent` and
-    `recall@k/qr_independent_events`. Where they have truth, also:
-
-    - `recall@k/qr_truth`, `recall@k/qr_truth_events`: QR by truth;
-    - `true_recall@k`: per search |top k with grade >= 2 for its need| / min(k, |R|), mean over the searches
-      of a query, then over queries;
-    - `ndcg_exp2@m/pool`: the annotated list of the old system in the order of the retriever's scores;
-    - `ndcg_exp2@m/catalogue`: the retriever's own ranking of the whole catalogue.
-
-    With `facts`, also the metrics of `crops.evaluation.evaluate`.
+    """Evaluate a retriever on the test sets of a day, by every metric of `METRICS`.
 
     Args:
         retriever: indexes exactly `testsets.candidate_ids()`.
         testsets: the test sets.
-        config: cut-offs and the number of resamples.
+        config: cut-offs (k = `recall_k`, m = `ndcg_k`) and the number of resamples.
         seed: seed of the bootstrap.
-        facts: what is known of the queries and items beside their answers.
+        slices: what is known of the queries and items beside their answers, for the metrics that need it.
 
     Raises:
         CropsError: the retriever searches another catalogue.
     """
     query_ids = testsets.queries["query_id"].to_numpy()
-    texts = dict(zip(query_ids.tolist(), testsets.queries["query"].to_pylist(), strict=True))
     check_catalogue(retriever, testsets.candidate_ids())
-    rankings = Rankings(retriever, query_ids, list(texts.values()), max(config.recall_k, config.ndcg_k))
-    k, m = config.recall_k, config.ndcg_k
-    measured = _recalls("ct", testsets.ct, rankings, k) | _recalls("qr", testsets.qr, rankings, k)
-    if testsets.qr_independent is not None:
-        measured |= _recalls("qr_independent", testsets.qr_independent, rankings, k)
-    if (truth := testsets.truth) is not None:
-        measured |= _recalls("qr_truth", truth.qr, rankings, k)
-        measured[f"true_recall@{k}"] = _true_recall(truth, rankings, k)
-        measured[f"ndcg_exp2@{m}/pool"] = _pool_ndcg(truth, retriever, texts, m)
-        measured[f"ndcg_exp2@{m}/catalogue"] = _catalogue_ndcg(truth, rankings, m)
-    if facts is not None:
-        parts = detail(rankings, testsets, facts, k)
-        measured |= {metric: (ids, values, None) for metric, (ids, values) in parts.items()}
+    depth = max(config.recall_k, config.ndcg_k)
+    rankings = Rankings(retriever, query_ids, testsets.queries["query"].to_pylist(), depth)
+    day = RankedDay(testsets, rankings, retriever, slices, config.recall_k, config.ndcg_k)
     seen = dict(zip(query_ids.tolist(), testsets.queries["seen"].to_pylist(), strict=True))
     tables = {
-        metric: metric_values(
-            metric, ids, values, weights=weights, seen=[seen[query] for query in ids.tolist()]
-        )
-        for metric, (ids, values, weights) in measured.items()
+        name: metric_values(name, ids, values, weights=weights, seen=[seen[query] for query in ids.tolist()])
+        for metric in METRICS.values()
+        for name, (ids, values, weights) in metric(day).items()
     }
     return summarise(tables, config.resamples, seed)
 
 
-def _recalls(name: str, pairs: pa.Table, rankings: Rankings, k: int) -> dict[str, Measured]:
-    """Return recall over queries and, weighted by their number, over events."""
-    queries, events, items = (pairs[column].to_numpy() for column in ("query_id", "search_id", "item_id"))
-    query_ids, (relevant,) = grouped(queries, items)
-    union = [np.unique(ids) for ids in relevant]
-    _, (event_queries, event_items) = grouped(events, queries, items)
-    owners = np.array([owner[0] for owner in event_queries], dtype=np.int64)
-    by_event = _recall(rankings, owners, event_items, k)
-    means, counts = _mean_by_query(query_ids, owners, by_event, np.ones(len(owners)))
-    return {
-        f"recall@{k}/{name}": (query_ids, _recall(rankings, query_ids, union, k), None),
-        f"recall@{k}/{name}_events": (query_ids, means, counts),
-    }
+@dataclass(frozen=True)
+class RankedDay:
+    """What a metric may look at: the test sets of a day, and what a retriever ranks for them."""
+
+    testsets: TestSets
+    rankings: Rankings
+    retriever: ScoringRetriever
+    slices: Slices | None
+    k: int
+    """Cut-off of recall and its like."""
+    m: int
+    """Cut-off of NDCG."""
 
 
-def _recall(
-    rankings: Rankings, query_ids: Ids, relevant: list[Ids], k: int, *, capped: bool = False
-) -> Values:
-    """Return `recall_at_k` [n] of known queries [n] (repeated at will), block by block."""
-    blocks = [
-        recall_at_k(
-            rankings.of(query_ids[start : start + _BLOCK]), relevant[start : start + _BLOCK], k, capped=capped
-        )
-        for start in range(0, len(query_ids), _BLOCK)
-    ]
-    return np.concatenate([np.empty(0), *blocks])
+Measured = tuple[Ids, Values, Values | None]
+"""Query ids [n], ascending, values [n] (NaN: none), weights [n] (None: all 1)."""
 
 
-def _true_recall(truth: TruthSets, rankings: Rankings, k: int) -> Measured:
+def recall(day: RankedDay) -> dict[str, Measured]:
+    """Return recall of CT and QR, of QR by the independent theta and by truth where they are known.
+
+    - `recall@k/ct`, `recall@k/qr`, ...: over queries; relevant = union over the events of the query;
+    - `recall@k/ct_events`, ...: over events, weighted by their number; relevant = that event's own items.
+    """
+    sets = {"ct": day.testsets.ct, "qr": day.testsets.qr, "qr_independent": day.testsets.qr_independent}
+    sets["qr_truth"] = None if day.testsets.truth is None else day.testsets.truth.qr
+    found: dict[str, Measured] = {}
+    for name, pairs in sets.items():
+        if pairs is None:
+            continue
+        queries, events, items = (pairs[column].to_numpy() for column in ("query_id", "search_id", "item_id"))
+        query_ids, (relevant,) = grouped(queries, items)
+        union = [np.unique(ids) for ids in relevant]
+        _, (event_queries, event_items) = grouped(events, queries, items)
+        owners = np.array([owner[0] for owner in event_queries], dtype=np.int64)
+        by_event = _recall(day, owners, event_items)
+        means, counts = _mean_by_query(query_ids, owners, by_event, np.ones(len(owners)))
+        found[f"recall@{day.k}/{name}"] = (query_ids, _recall(day, query_ids, union), None)
+        found[f"recall@{day.k}/{name}_events"] = (query_ids, means, counts)
+    return found
+
+
+def true_recall(day: RankedDay) -> dict[str, Measured]:
+    """Return `true_recall@k`, with truth.
+
+    Per search |top k with grade >= 2 for its need| / min(k, |R|), mean over the searches of a query.
+    """
+    if (truth := day.testsets.truth) is None:
+        return {}
     grades = truth.grades.filter(pc.field("grade") >= RELEVANT_GRADE)
     needs, (items,) = grouped(grades["need_id"].to_numpy(), grades["item_id"].to_numpy())
     relevant = dict(zip(needs.tolist(), items, strict=True))
-    nothing = np.empty(0, dtype=np.int64)
     owners = truth.needs["query_id"].to_numpy()
-    sought = [relevant.get(need, nothing) for need in truth.needs["need_id"].to_pylist()]
-    values = _recall(rankings, owners, sought, k, capped=True)
+    sought = [relevant.get(need, _NOTHING) for need in truth.needs["need_id"].to_pylist()]
     query_ids = np.unique(owners)
-    means, _ = _mean_by_query(
-        query_ids, owners, values, truth.needs["searches"].to_numpy().astype(np.float64)
-    )
-    return query_ids, means, None
+    searches = truth.needs["searches"].to_numpy().astype(np.float64)
+    means, _ = _mean_by_query(query_ids, owners, _recall(day, owners, sought, capped=True), searches)
+    return {f"true_recall@{day.k}": (query_ids, means, None)}
 
 
-def _pool_ndcg(truth: TruthSets, retriever: ScoringRetriever, texts: dict[int, str], m: int) -> Measured:
-    annotation = truth.annotation
+def pool_ndcg(day: RankedDay) -> dict[str, Measured]:
+    """Return `ndcg_exp2@m/pool`, with truth: the old system's annotated list in the retriever's order."""
+    if (truth := day.testsets.truth) is None:
+        return {}
     query_ids, (items, grades) = grouped(
-        *(annotation[name].to_numpy() for name in ("query_id", "item_id", "grade"))
+        *(truth.annotation[name].to_numpy() for name in ("query_id", "item_id", "grade"))
     )
-    ordered = grades_by_score(retriever, [texts[query] for query in query_ids.tolist()], items, grades)
-    return query_ids, ndcg_at_k(ordered, m), None
+    asked = day.testsets.queries
+    texts = dict(zip(asked["query_id"].to_pylist(), asked["query"].to_pylist(), strict=True))
+    ordered = grades_by_score(day.retriever, [texts[query] for query in query_ids.tolist()], items, grades)
+    return {f"ndcg_exp2@{day.m}/pool": (query_ids, ndcg_at_k(ordered, day.m), None)}
 
 
-def _catalogue_ndcg(truth: TruthSets, rankings: Rankings, m: int) -> Measured:
+def catalogue_ndcg(day: RankedDay) -> dict[str, Measured]:
+    """Return `ndcg_exp2@m/catalogue`, with truth: the retriever's own ranking of the whole catalogue."""
+    if (truth := day.testsets.truth) is None:
+        return {}
     query_ids, (needs,) = grouped(
         truth.annotation["query_id"].to_numpy(), truth.annotation["need_id"].to_numpy()
     )
     known, (items, grades) = grouped(
         *(truth.grades[name].to_numpy() for name in ("need_id", "item_id", "grade"))
     )
-    nothing = np.empty(0, dtype=np.int64)
     by_need = {need: pair for need, *pair in zip(known.tolist(), items, grades, strict=True)}
-    judged = [by_need.get(int(own[0]), [nothing, nothing]) for own in needs]
+    judged = [by_need.get(int(own[0]), [_NOTHING, _NOTHING]) for own in needs]
     judged_items, judged_grades = [pair[0] for pair in judged], [pair[1] for pair in judged]
-    ranked = grades_of(rankings.of(query_ids)[:, :m], judged_items, judged_grades)
-    return query_ids, ndcg_at_k(ranked, m, ideal=pad(judged_grades, 0)), None
+    ranked = grades_of(day.rankings.of(query_ids)[:, : day.m], judged_items, judged_grades)
+    values = ndcg_at_k(ranked, day.m, ideal=pad(judged_grades, 0))
+    return {f"ndcg_exp2@{day.m}/catalogue": (query_ids, values, None)}
+
+
+def mrr(day: RankedDay) -> dict[str, Measured]:
+    """Return `mrr@k/ct`, `mrr@k/qr`, with slices: one over the rank of the first relevant result, or 0."""
+    if day.slices is None:
+        return {}
+    sets = {"ct": day.testsets.ct, "qr": day.testsets.qr}
+    return {
+        f"mrr@{day.k}/{name}": _over_pairs(
+            day, pairs, lambda top, relevant: reciprocal_rank(top[:, : day.k], relevant)
+        )
+        for name, pairs in sets.items()
+    }
+
+
+def recall_by_age(day: RankedDay) -> dict[str, Measured]:
+    """Return `recall@k/ct|age=...`, with slices: recall of the clicked items of that age only."""
+    if day.slices is None:
+        return {}
+    found, ages, ct = {}, day.slices.ages, day.testsets.ct
+    for age in AGES:
+        items = ages.filter(pc.field("age") == age)["item_id"].combine_chunks()
+        own = ct.filter(pc.is_in(ct["item_id"], items))
+        found[f"recall@{day.k}/ct|age={age}"] = _over_pairs(
+            day, own, lambda top, relevant: recall_at_k(top, relevant, day.k)
+        )
+    return found
+
+
+def never_shown(day: RankedDay) -> dict[str, Measured]:
+    """Return `never_shown@k`, with slices.
+
+    It is the share of the results that the old system had never shown for the query up to the training day; a
+    query without a single result has none.
+    """
+    if day.slices is None:
+        return {}
+    query_ids = day.testsets.queries["query_id"].to_numpy()
+    shown = day.slices.shown
+    known, (items,) = grouped(shown["query_id"].to_numpy(), shown["item_id"].to_numpy())
+    by_query = dict(zip(known.tolist(), items, strict=True))
+    values = np.full(len(query_ids), np.nan)
+    for row, (query, top) in enumerate(zip(query_ids.tolist(), day.rankings.of(query_ids), strict=True)):
+        results = top[: day.k][top[: day.k] >= 0]
+        if results.size:
+            values[row] = 1 - np.isin(results, by_query.get(query, _NOTHING)).mean()
+    return {f"never_shown@{day.k}": (query_ids, values, None)}
+
+
+def senses(day: RankedDay) -> dict[str, Measured]:
+    """Return `senses@k`, with slices and truth.
+
+    For a query whose test searches meant several senses it is the share of these with an answer (grade >= 2
+    for a need of the sense) among the results.
+    """
+    if day.slices is None or (table := day.slices.senses) is None:
+        return {}
+    _, codes = np.unique(table["sense"].to_numpy(zero_copy_only=False), return_inverse=True)
+    queries, (own_senses, items) = grouped(table["query_id"].to_numpy(), codes, table["item_id"].to_numpy())
+    values = np.full(len(queries), np.nan)
+    for row, (own, answers, top) in enumerate(
+        zip(own_senses, items, day.rankings.of(queries)[:, : day.k], strict=True)
+    ):
+        distinct = np.unique(own)
+        if len(distinct) > 1:
+            values[row] = len(np.unique(own[np.isin(answers, top)])) / len(distinct)
+    return {f"senses@{day.k}": (queries, values, None)}
+
+
+def recall_of_never_shown(day: RankedDay) -> dict[str, Measured]:
+    """Return `true_recall@k|never_shown`, with slices and truth.
+
+    It is the share of the answers to the query's needs that the old system had never shown for it which are
+    found, capped as true recall; per query, needs taken together.
+    """
+    if day.slices is None or (truth := day.testsets.truth) is None:
+        return {}
+    answers = truth.grades.filter(pc.field("grade") >= RELEVANT_GRADE).select(["need_id", "item_id"])
+    pairs = truth.needs.select(["query_id", "need_id"]).join(answers, "need_id", join_type="inner")
+    pairs = pairs.join(day.slices.shown, ["query_id", "item_id"], join_type="left anti")
+    found = _over_pairs(day, pairs, lambda top, relevant: recall_at_k(top, relevant, day.k, capped=True))
+    return {f"true_recall@{day.k}|never_shown": found}
+
+
+METRICS: dict[str, Callable[[RankedDay], dict[str, Measured]]] = {
+    "recall": recall,
+    "true_recall": true_recall,
+    "pool_ndcg": pool_ndcg,
+    "catalogue_ndcg": catalogue_ndcg,
+    "mrr": mrr,
+    "recall_by_age": recall_by_age,
+    "never_shown": never_shown,
+    "senses": senses,
+    "recall_of_never_shown": recall_of_never_shown,
+}
+"""All metrics, in the order of the results; a function may give several, by name, or none."""
+
+
+def _over_pairs(day: RankedDay, pairs: pa.Table, metric: Callable[[Ids, list[Ids]], Values]) -> Measured:
+    """Return a metric over each query's distinct items."""
+    queries, (items,) = grouped(pairs["query_id"].to_numpy(), pairs["item_id"].to_numpy())
+    return queries, metric(day.rankings.of(queries), [np.unique(own) for own in items]), None
+
+
+def _recall(day: RankedDay, query_ids: Ids, relevant: list[Ids], *, capped: bool = False) -> Values:
+    """Return `recall_at_k` [n] of known queries [n] (repeated at will), block by block."""
+    blocks = [slice(start, start + _BLOCK) for start in range(0, len(query_ids), _BLOCK)]
+    values = [
+        recall_at_k(day.rankings.of(query_ids[block]), relevant[block], day.k, capped=capped)
+        for block in blocks
+    ]
+    return np.concatenate([np.empty(0), *values])
 
 
 def _mean_by_query(query_ids: Ids, owners: Ids, values: Values, weights: Values) -> tuple[Values, Values]:
@@ -172,10 +280,6 @@ def _mean_by_query(query_ids: Ids, owners: Ids, values: Values, weights: Values)
     total = np.bincount(rows, counted, minlength=len(query_ids))
     weighted = np.bincount(rows, counted * np.nan_to_num(values), minlength=len(query_ids))
     return weighted / np.where(total > 0, total, np.nan), total.astype(np.float64)
-
-
-# ------------------------------------------------------------------------------
-# A retriever's rankings of the queries and candidate lists of a test set, as matrices.
 
 
 class ScoringRetriever(Retriever, Protocol):
@@ -253,10 +357,6 @@ def grades_by_score(
     return np.take_along_axis(pad(grades, 0), order, axis=1)
 
 
-# ------------------------------------------------------------------------------
-# The result of an evaluation: one value per metric and query, means with intervals, comparisons.
-
-
 VALUES = pa.schema(
     [
         pa.field("metric", pa.string(), nullable=False),
@@ -266,7 +366,6 @@ VALUES = pa.schema(
         pa.field("seen", pa.bool_()),
     ]
 )
-
 """Per-query values: null where the metric is undefined for the query; `weight` is 1 but for metrics over
 events; `seen` tells whether the query was in the training data, null where that is not known."""
 
@@ -377,89 +476,3 @@ def _summary(rows: pa.Table, resamples: int, seed: int) -> Summary:
 
 def _defined(rows: pa.Table) -> pa.Table:
     return rows.filter(pc.field("value").is_valid())
-
-
-# ------------------------------------------------------------------------------
-# What a mean recall hides: reciprocal rank, items by age, senses covered, and what was never shown.
-
-
-PerQuery = tuple[Ids, Values]
-
-"""Query ids [n], ascending, and their values [n]."""
-
-
-def detail(rankings: Rankings, testsets: TestSets, facts: Facts, k: int) -> dict[str, PerQuery]:
-    """Return metrics of the first k results beside recall and NDCG, one value per query.
-
-    - `mrr@k/ct`, `mrr@k/qr`: one over the rank of the first relevant result, 0 if none is among the k;
-    - `recall@k/ct|age=...`: of the clicked items of that age only;
-    - `never_shown@k`: share of the results that the old system had never shown for the query up to the
-      training day (a query without a single result has none);
-    - with truth, `senses@k`: for a query whose test searches meant several senses, the share of these senses
-      with an answer (grade >= 2 for a need of the sense) among the results;
-    - with truth, `true_recall@k|never_shown`: share of the answers to the query's needs that the old system
-      had never shown for it which are found, capped as true recall; per query, needs taken together.
-    """
-    found: dict[str, PerQuery] = {}
-    for name, pairs in (("ct", testsets.ct), ("qr", testsets.qr)):
-        found[f"mrr@{k}/{name}"] = _over_pairs(
-            pairs, rankings, lambda top, relevant: reciprocal_rank(top[:, :k], relevant)
-        )
-    for age in AGES:
-        own = testsets.ct.filter(pc.is_in(testsets.ct["item_id"], _of_age(facts, age)))
-        found[f"recall@{k}/ct|age={age}"] = _over_pairs(
-            own, rankings, lambda top, relevant: recall_at_k(top, relevant, k)
-        )
-    query_ids = testsets.queries["query_id"].to_numpy()
-    found[f"never_shown@{k}"] = _never_shown(query_ids, rankings, facts.shown, k)
-    if facts.senses is not None:
-        found[f"senses@{k}"] = _senses(facts.senses, rankings, k)
-    if testsets.truth is not None:
-        pairs = _unshown_answers(testsets.truth, facts.shown)
-        found[f"true_recall@{k}|never_shown"] = _over_pairs(
-            pairs, rankings, lambda top, relevant: recall_at_k(top, relevant, k, capped=True)
-        )
-    return found
-
-
-def _over_pairs(pairs: pa.Table, rankings: Rankings, metric: Callable[[Ids, list[Ids]], Values]) -> PerQuery:
-    """Return a metric over each query's distinct items."""
-    queries, (items,) = grouped(pairs["query_id"].to_numpy(), pairs["item_id"].to_numpy())
-    return queries, metric(rankings.of(queries), [np.unique(own) for own in items])
-
-
-def _of_age(facts: Facts, age: str) -> pa.Array:
-    return facts.ages.filter(pc.field("age") == age)["item_id"].combine_chunks()
-
-
-def _never_shown(query_ids: Ids, rankings: Rankings, shown: pa.Table, k: int) -> PerQuery:
-    known, (items,) = grouped(shown["query_id"].to_numpy(), shown["item_id"].to_numpy())
-    nothing = np.empty(0, dtype=np.int64)
-    by_query = dict(zip(known.tolist(), items, strict=True))
-    top = rankings.of(query_ids)[:, :k]
-    values = np.full(len(query_ids), np.nan)
-    for row, (query, results) in enumerate(zip(query_ids.tolist(), top, strict=True)):
-        results = results[results >= 0]
-        if results.size:
-            values[row] = 1 - np.isin(results, by_query.get(query, nothing)).mean()
-    return query_ids, values
-
-
-def _senses(senses: pa.Table, rankings: Rankings, k: int) -> PerQuery:
-    """Return the share of each ambiguous query's senses that its results cover."""
-    _, codes = np.unique(senses["sense"].to_numpy(zero_copy_only=False), return_inverse=True)
-    queries, (own_senses, items) = grouped(senses["query_id"].to_numpy(), codes, senses["item_id"].to_numpy())
-    tops = rankings.of(queries)[:, :k]
-    values = np.full(len(queries), np.nan)
-    for row, (own, answers, top) in enumerate(zip(own_senses, items, tops, strict=True)):
-        distinct = np.unique(own)
-        if len(distinct) > 1:
-            values[row] = len(np.unique(own[np.isin(answers, top)])) / len(distinct)
-    return queries, values
-
-
-def _unshown_answers(truth: TruthSets, shown: pa.Table) -> pa.Table:
-    """Return query_id, item_id: answers to a need of the query that were never shown for it."""
-    answers = truth.grades.filter(pc.field("grade") >= RELEVANT_GRADE).select(["need_id", "item_id"])
-    pairs = truth.needs.select(["query_id", "need_id"]).join(answers, "need_id", join_type="inner")
-    return pairs.join(shown, ["query_id", "item_id"], join_type="left anti").select(["query_id", "item_id"])

@@ -1,4 +1,9 @@
-"""How sure a mean over queries is: the percentile bootstrap (Efron & Tibshirani 1993, ch. 13)."""
+"""How sure a mean over queries is: the percentile bootstrap (Efron & Tibshirani 1993, ch. 13).
+
+Means over worlds and queries of several systems at once take the nested one: worlds (seeds) are drawn with
+replacement, then queries within each drawn world (Davison & Hinkley 1997, section 3.8, with replacement at
+both levels). All systems see the same draws, so any difference or contrast of systems is paired by query.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +18,12 @@ from crops.errors import CropsError
 Values = NDArray[np.float64]
 
 MIN_QUERIES = 10
-
 """Fewer queries carry no interval and no test: resamples of a handful show too little spread."""
 
 _CHUNK = 2_000_000
-
 """Numbers drawn at a time: bounds the memory at 16 MB whatever the number of queries."""
+_NESTED_CHUNK = 4_000_000
+"""Numbers drawn at a time: bounds the memory whatever the number of queries."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +69,7 @@ def bootstrap_interval(
         CropsError: a value is not finite, or values and weights differ in length.
     """
     mean, means = _resampled_means(values, resamples, seed, weights)
-    low, high = _percentiles(means, confidence)
-    return Interval(mean, low, high, len(values))
+    return Interval(mean, *_percentiles(means, confidence), len(values))
 
 
 def paired_bootstrap(
@@ -96,10 +100,7 @@ def paired_bootstrap(
     if len(a) != len(b):
         raise CropsError(f"a paired comparison needs the same queries: {len(a)} values against {len(b)}")
     mean, means = _resampled_means(a - b, resamples, seed, weights)
-    low, high = _percentiles(means, confidence)
-    below, above = int((means <= 0).sum()), int((means >= 0).sum())
-    p = min(1.0, 2 * (min(below, above) + 1) / (len(means) + 1)) if len(means) else float("nan")
-    return Difference(mean, low, high, len(a), p)
+    return Difference(mean, *_percentiles(means, confidence), len(a), _two_sided(means))
 
 
 def _resampled_means(
@@ -131,16 +132,10 @@ def _percentiles(means: Values, confidence: float) -> tuple[float, float]:
     return float(low), float(high)
 
 
-# ------------------------------------------------------------------------------
-# Means over worlds and queries of several systems at once: the nested bootstrap, and Holm's correction.
-# Worlds (seeds) are drawn with replacement, then queries within each drawn world (Davison & Hinkley 1997,
-# section 3.8, with replacement at both levels). All systems see the same draws, so any difference or contrast
-# of systems is paired by query.
-
-
-_NESTED_CHUNK = 4_000_000
-
-"""Numbers drawn at a time: bounds the memory whatever the number of queries."""
+def _two_sided(means: Values) -> float:
+    """Return twice the smaller share of resamples on either side of 0, the observed sample counted as one."""
+    below, above = int((means <= 0).sum()), int((means >= 0).sum())
+    return min(1.0, 2 * (min(below, above) + 1) / (len(means) + 1)) if len(means) else float("nan")
 
 
 @dataclass(frozen=True)
@@ -156,26 +151,17 @@ class Resampled:
 
     def interval(self, weights: Values, confidence: float = 0.95) -> Interval:
         """Return the mean and percentile interval of a weighted sum [A] of the systems."""
-        low, high = self._percentiles(weights, confidence)
-        return Interval(float(self.means @ weights), low, high, self.n)
+        return Interval(float(self.means @ weights), *_percentiles(self.draws @ weights, confidence), self.n)
 
     def contrast(self, weights: Values, confidence: float = 0.95) -> Difference:
         """Return the interval and two-sided p-value of a weighted sum [A] of the systems against 0.
 
-        p is twice the smaller share of resamples on either side of 0, the observed sample counted as one of
-        them: never 0, at least 2 / (R + 1).
+        p is as of `paired_bootstrap`: never 0, at least 2 / (R + 1).
         """
         sums = self.draws @ weights
-        low, high = self._percentiles(weights, confidence)
-        below, above = int((sums <= 0).sum()), int((sums >= 0).sum())
-        p = min(1.0, 2 * (min(below, above) + 1) / (len(sums) + 1)) if len(sums) else float("nan")
-        return Difference(float(self.means @ weights), low, high, self.n, p)
-
-    def _percentiles(self, weights: Values, confidence: float) -> tuple[float, float]:
-        if not len(self.draws):
-            return float("nan"), float("nan")
-        low, high = np.quantile(self.draws @ weights, [(1 - confidence) / 2, (1 + confidence) / 2])
-        return float(low), float(high)
+        return Difference(
+            float(self.means @ weights), *_percentiles(sums, confidence), self.n, _two_sided(sums)
+        )
 
 
 def nested_bootstrap(worlds: Sequence[Values], resamples: int, seed: int) -> Resampled:

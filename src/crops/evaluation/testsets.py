@@ -4,7 +4,17 @@ One set of relevant items per distinct normalised query of the test day: the uni
 
 - CT: clicked items.
 - QR: items consumed after a reformulation, credited to the first query and kept by the training theta (CroPS,
-  section on evaluation), beside it by an independent theta; by truth in `crops.evaluation.testsets`.
+  section on evaluation), beside it by an independent theta.
+
+A simulator's truth (which need was behind a search, which items meet it) adds:
+
+- QR by truth: consumed after a reformulation, grade >= 2 for the need of the first search; no theta;
+- needs: what true recall asks for, the needs behind the searches of each query;
+- annotation: for each query its most frequent need of the day (ties: the smaller need_id) and the list that
+  the old system ranked at the first event with that need: exposed by rank, then unexposed by pre_score.
+
+Breakdowns and diversity need `Slices`: frequency and senses of queries, age and exposure of items. Nothing of
+it is shown to a model.
 """
 
 from __future__ import annotations
@@ -32,7 +42,7 @@ from crops.logs import Logs, open_logs
 from crops.logs.tables import add_texts
 from crops.protocols import PairScorer
 
-_FACTS = "testsets.json"
+_INDEX = "testsets.json"
 
 _TABLES = ("queries", "candidates", "ct", "qr")
 
@@ -147,7 +157,7 @@ def build_testsets(
 
 
 def save_testsets(testsets: TestSets, folder: str | Path) -> None:
-    """Write the tables of the test sets as Parquet files and their facts as JSON into an existing folder."""
+    """Write the tables of the test sets as Parquet files and the rest as JSON into an existing folder."""
     folder = Path(folder)
     for name in _TABLES:
         pq.write_table(getattr(testsets, name), folder / f"{name}.parquet")
@@ -156,14 +166,14 @@ def save_testsets(testsets: TestSets, folder: str | Path) -> None:
             pq.write_table(getattr(testsets.truth, name), folder / f"truth_{name}.parquet")
     if testsets.qr_independent is not None:
         pq.write_table(testsets.qr_independent, folder / f"{_INDEPENDENT}.parquet")
-    facts = {
+    index = {
         "day": testsets.day,
         "seed": testsets.seed,
         "truth": testsets.truth is not None,
         "independent": testsets.qr_independent is not None,
         "counts": testsets.counts,
     }
-    (folder / _FACTS).write_text(json.dumps(facts, indent=2) + "\n")
+    (folder / _INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
 
 def load_testsets(folder: str | Path) -> TestSets:
@@ -174,18 +184,18 @@ def load_testsets(folder: str | Path) -> TestSets:
     """
     folder = Path(folder)
     try:
-        facts = json.loads((folder / _FACTS).read_text())
+        index = json.loads((folder / _INDEX).read_text())
         tables = {name: pq.read_table(folder / f"{name}.parquet") for name in _TABLES}
-        other = pq.read_table(folder / f"{_INDEPENDENT}.parquet") if facts.get("independent") else None
+        other = pq.read_table(folder / f"{_INDEPENDENT}.parquet") if index.get("independent") else None
         truth = None
-        if facts["truth"]:
+        if index["truth"]:
             truth = TruthSets(
                 **{name: pq.read_table(folder / f"truth_{name}.parquet") for name in _TRUTH_TABLES}
             )
     except (OSError, ValueError, KeyError) as error:
         raise CropsError(f"{folder} does not hold test sets: {error}; build them again") from error
     return TestSets(
-        facts["day"], facts["seed"], **tables, truth=truth, counts=facts["counts"], qr_independent=other
+        index["day"], index["seed"], **tables, truth=truth, counts=index["counts"], qr_independent=other
     )
 
 
@@ -251,16 +261,7 @@ def _queries(backend: DuckDBBackend, used: list[pa.Table], seen: Collection[int]
     return queries.append_column("seen", flags)
 
 
-# ------------------------------------------------------------------------------
-# The test sets that need a simulator's truth: which need was behind a search, and which items meet it. - QR
-# by truth: consumed after a reformulation, grade >= 2 for the need of the first search; no theta. - Needs:
-# what true recall asks for, the needs behind the searches of each query. - Annotation: for each query its
-# most frequent need of the day (ties: the smaller need_id) and the list that the old system ranked at the
-# first event with that need: exposed by rank, then unexposed by pre_score.
-
-
 RELEVANT_GRADE = 2
-
 """From this grade on an item meets a need (grades are 0 to 3)."""
 
 _COLUMNS = {"searches": ("search_id", "need_id"), "grades": ("need_id", "item_id", "grade")}
@@ -365,17 +366,10 @@ def _scan(truth: Path, name: str, columns: tuple[str, ...]) -> str:
     return parquet(file)
 
 
-# ------------------------------------------------------------------------------
-# What is known of a test day beside its answers: frequency and senses of queries, age and exposure of items.
-# Breakdowns and diversity need it; nothing of it is shown to a model.
-
-
 FREQUENCIES = ("head", "torso", "tail", "unseen")
-
 """A third of the training searches each: the most frequent queries, the next, the rest; never searched."""
 
 AGES = ("new", "recent", "old")
-
 """Uploaded after the training day ended; within `RECENT_DAYS` before that; earlier."""
 
 RECENT_DAYS = 7
@@ -384,7 +378,7 @@ _DAY_US = 86_400_000_000
 
 
 @dataclass(frozen=True)
-class Facts:
+class Slices:
     """Tables beside the test sets of a day; every table is sorted by its columns, in order."""
 
     queries: pa.Table
@@ -397,10 +391,10 @@ class Facts:
     """query_id, sense, item_id: candidates of each sense that the query's test searches meant."""
 
 
-def build_facts(
+def build_slices(
     logs: str | Path, train_day: str, testsets: TestSets, truth: str | Path | None, memory: str
-) -> Facts:
-    """Look the facts of a test day up.
+) -> Slices:
+    """Look up what is known of a test day beside its answers.
 
     Args:
         logs: accepted logs with the days up to the training day.
@@ -421,26 +415,26 @@ def build_facts(
         add_texts(db, f"select query from {searched}")
         db.register("wanted", testsets.queries)
         db.register("candidates", testsets.candidates)
-        db.execute(_FACT_TABLES.format(searched=searched, train=train_day, test=testsets.day))
+        db.execute(_SLICE_TABLES.format(searched=searched, train=train_day, test=testsets.day))
         ages = _arrow(db, _AGES.format(items=items, end=end, recent=end - RECENT_DAYS * _DAY_US))
         senses = None if truth is None else _arrow(db, _senses_sql(truth))
         counted = "select null::BIGINT as query_id, null::BIGINT as senses where false"
         if senses is not None:
             db.register("senses", senses)
             counted = "select query_id, count(distinct sense) as senses from senses group by query_id"
-        return Facts(_arrow(db, _QUERIES.format(senses=counted)), _arrow(db, _SHOWN), ages, senses)
+        return Slices(_arrow(db, _QUERIES.format(senses=counted)), _arrow(db, _SHOWN), ages, senses)
 
 
-def save_facts(facts: Facts, folder: str | Path) -> None:
+def save_slices(slices: Slices, folder: str | Path) -> None:
     """Write the tables as Parquet files into an existing folder."""
     folder = Path(folder)
     for name in ("queries", "shown", "ages", "senses"):
-        if (table := getattr(facts, name)) is not None:
+        if (table := getattr(slices, name)) is not None:
             pq.write_table(table, folder / f"facts_{name}.parquet")
 
 
-def load_facts(folder: str | Path) -> Facts:
-    """Read what `save_facts` wrote.
+def load_slices(folder: str | Path) -> Slices:
+    """Read what `save_slices` wrote.
 
     Raises:
         CropsError: a file is missing or damaged.
@@ -451,14 +445,14 @@ def load_facts(folder: str | Path) -> Facts:
             name: pq.read_table(folder / f"facts_{name}.parquet") for name in ("queries", "shown", "ages")
         }
         senses = folder / "facts_senses.parquet"
-        return Facts(**tables, senses=pq.read_table(senses) if senses.exists() else None)
+        return Slices(**tables, senses=pq.read_table(senses) if senses.exists() else None)
     except (OSError, ValueError) as error:
         raise CropsError(
-            f"{folder} does not hold the facts of test sets: {error}; build them again"
+            f"{folder} does not hold the slices of test sets: {error}; build them again"
         ) from error
 
 
-_FACT_TABLES = """
+_SLICE_TABLES = """
 create table events as
     select distinct day, search_id, t.query from {searched} f join texts t on t.raw = f.query;
 create table trained as
@@ -509,10 +503,6 @@ def _senses_sql(truth: Path) -> str:
 def _arrow(db: Connection, sql: str) -> pa.Table:
     table: pa.Table = db.sql(sql).to_arrow_table()
     return table
-
-
-# ------------------------------------------------------------------------------
-# Arrow tables of test sets: samples of their queries, and their ids group by group.
 
 
 def sample_queries(table: pa.Table, limit: int, seed: int) -> pa.Table:

@@ -7,15 +7,19 @@ was written from.
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
+from typing import Self
 
 import numpy as np
 import pyarrow as pa
 
 from crops.config import EvaluationConfig
-from crops.errors import CropsError
+from crops.errors import CropsError, MissingExtraError
 from crops.evaluation.evaluate import Evaluation, metric_values, summarise
 from crops.evaluation.metrics import Ids, grades_of, ndcg_at_k, pad, recall_at_k, reciprocal_rank
 from crops.text import content_id
@@ -64,14 +68,18 @@ def read_run(path: Path) -> Run:
 
     Raises:
         CropsError: a line has not six parts, a rank or score is no finite number, or a document is in a list
-            twice.
+            twice; a MissingExtraError names the extra.
     """
     found: dict[str, dict[str, tuple[float, float]]] = {}
-    for number, parts in _lines(path, 6, "query Q0 document rank score tag"):
-        own = found.setdefault(parts[0], {})
-        if parts[2] in own:
-            raise CropsError(f"{path}, line {number}: document {parts[2]} is in the list of {parts[0]} twice")
-        own[parts[2]] = (-_number(path, number, parts[4]), _number(path, number, parts[3]))
+    with _Lines(path, "query Q0 document rank score tag") as lines:
+        for query, doc, score in _ir_measures().read_trec_run(lines):
+            own = found.setdefault(query, {})
+            if doc in own:
+                raise CropsError(f"{lines.where}: document {doc} is in the list of {query} twice")
+            rank = float(lines.line.split()[3])
+            if not np.isfinite([score, rank]).all():
+                raise ValueError("rank and score must be finite")
+            own[doc] = (-score, rank)
     return {query: sorted(own, key=own.__getitem__) for query, own in found.items()}
 
 
@@ -79,20 +87,54 @@ def read_qrels(path: Path) -> Qrels:
     """Read qrels; a negative grade counts as 0, as in trec_eval.
 
     Raises:
-        CropsError: a line has not four parts, a grade is no whole number, or a pair has two grades.
+        CropsError: a line has not four parts, a grade is no whole number, or a pair has two grades; a
+            MissingExtraError names the extra.
     """
     found: dict[str, dict[str, int]] = {}
-    for number, parts in _lines(path, 4, "query 0 document grade"):
-        grade = _number(path, number, parts[3])
-        if grade != int(grade):
-            raise CropsError(f"{path}, line {number}: the grade {parts[3]} is no whole number")
-        own = found.setdefault(parts[0], {})
-        if own.setdefault(parts[2], int(grade)) != int(grade):
-            raise CropsError(
-                f"{path}, line {number}: document {parts[2]} of query {parts[0]} has grade {parts[3]} here "
-                f"and {own[parts[2]]} above; keep one of the lines"
-            )
+    with _Lines(path, "query 0 document grade, a whole number") as lines:
+        for query, doc, grade, _ in _ir_measures().read_trec_qrels(lines):
+            known = found.setdefault(query, {}).setdefault(doc, grade)
+            if known != grade:
+                raise CropsError(
+                    f"{lines.where}: document {doc} of query {query} has grade {grade} here "
+                    f"and {known} above; keep one of the lines"
+                )
     return {query: {doc: max(0, grade) for doc, grade in own.items()} for query, own in found.items()}
+
+
+class _Lines:
+    """A text file as ir-measures reads it; errors inside the block name the line that it is at."""
+
+    def __init__(self, path: Path, form: str) -> None:
+        self._path, self._form, self.line, self.where = path, form, "", str(path)
+
+    def read(self) -> str:
+        """Return the text; ir-measures takes what has such a method for a file, and asks for its lines."""
+        try:
+            text = self._path.read_text("utf-8-sig")  # a byte-order mark is no part of the first id
+        except (OSError, UnicodeDecodeError) as error:
+            raise CropsError(f"{self._path}: cannot be read: {error}; save it as UTF-8") from error
+        if not text.strip():
+            raise CropsError(f"{self._path} is empty")
+        return text
+
+    def __iter__(self) -> Iterator[str]:
+        for number, line in enumerate(self.read().split("\n"), 1):
+            self.line, self.where = line, f"{self._path}, line {number}"
+            yield line
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, ValueError):
+            raise CropsError(f"{self.where}: '{self.line.strip()}' is not {self._form} ({error})") from error
+
+
+def _ir_measures() -> ModuleType:
+    if importlib.util.find_spec("ir_measures") is None:
+        raise MissingExtraError("ir-measures", "trec")
+    return importlib.import_module("ir_measures")
 
 
 def evaluate_run(run: Run, qrels: Qrels, config: EvaluationConfig, seed: int) -> Evaluation:
@@ -134,27 +176,3 @@ def _query_ids(queries: Sequence[str]) -> Ids:
         re.fullmatch(r"0|-?[1-9][0-9]{0,18}", query) and -(2**63) <= int(query) < 2**63 for query in queries
     )
     return np.array([int(query) if own else content_id(query) for query in queries], dtype=np.int64)
-
-
-def _lines(path: Path, width: int, form: str) -> list[tuple[int, list[str]]]:
-    try:
-        text = path.read_text("utf-8-sig")  # a byte-order mark is no part of the first id
-    except (OSError, UnicodeDecodeError) as error:
-        raise CropsError(f"{path}: cannot be read: {error}; save it as UTF-8") from error
-    rows = [(number, line.split()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    for number, parts in rows:
-        if len(parts) != width:
-            raise CropsError(f"{path}, line {number}: {len(parts)} parts, not {width}; a line is: {form}")
-    if not rows:
-        raise CropsError(f"{path} is empty")
-    return rows
-
-
-def _number(path: Path, line: int, text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = float("nan")
-    if not np.isfinite(value):
-        raise CropsError(f"{path}, line {line}: '{text}' is no finite number")
-    return value

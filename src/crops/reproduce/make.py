@@ -20,13 +20,13 @@ from crops.config import RunConfig, TrainingConfig
 from crops.errors import CropsError
 from crops.evaluation import (
     Evaluation,
-    Facts,
+    Slices,
     TestSets,
-    build_facts,
+    build_slices,
     evaluate,
-    load_facts,
+    load_slices,
     load_testsets,
-    save_facts,
+    save_slices,
     save_testsets,
 )
 from crops.outputs import cache_folder, publish, unique, write_manifest
@@ -68,17 +68,17 @@ def make_samples(cell: Cell, out: Path, generated: Path | None) -> Path:
 
 
 def make_testsets(cell: Cell, out: Path, generated: Path | None) -> Path:
-    """Return the test sets of a cell's world with their facts; build them first if need be."""
+    """Return the test sets of a cell's world with their slices; build them first if need be."""
     folder = out / TESTS / sets_name(cell)
     if not is_done(folder):
         world, samples = make_world(cell.world, out), make_samples(cell, out, generated)
         # Whatever a cell mined, it is tested by the default engine's reading of the test day.
         run = cell.run.model_copy(update={"engine": RunConfig().engine})
         testsets = day_testsets(world.logs, world.day("test"), world.truth, samples, run)
-        facts = build_facts(world.logs, world.day("train"), testsets, world.truth, run.engine.memory)
+        slices = build_slices(world.logs, world.day("train"), testsets, world.truth, run.engine.memory)
         with publish(folder, COMMAND) as staging:
             save_testsets(testsets, staging)
-            save_facts(facts, staging)
+            save_slices(slices, staging)
             write_manifest(
                 staging, COMMAND, config=run.dump(), seconds={}, day=testsets.day, counts=testsets.counts
             )
@@ -99,17 +99,17 @@ def make_cell(cell: Cell, out: Path, generated: Path | None) -> Path:
         return folder
     samples = make_samples(cell, out, generated)
     tests = make_testsets(cell, out, generated)
-    testsets, facts = load_testsets(tests), load_facts(tests)
+    testsets, slices = load_testsets(tests), load_slices(tests)
     refuse_mined(samples, testsets.day)
     model = out / MODELS / cell.name()
     trained = {} if cell.method == BM25 else _train(cell, samples, model)
     logs = make_world(cell.world, out).logs
     start = time.process_time()
-    evaluation = _evaluate(cell, model, logs, testsets, facts)
+    evaluation = _evaluate(cell, model, logs, testsets, slices)
     seconds = {"evaluate_cpu": time.process_time() - start}
     with publish(folder, COMMAND) as staging:
         pq.write_table(evaluation.values, staging / "values.parquet")
-        pq.write_table(_described(testsets, facts), staging / "queries.parquet")
+        pq.write_table(_described(testsets, slices), staging / "queries.parquet")
         for name in ("training_log.jsonl", "evaluations.jsonl"):
             if (model / name).exists():
                 shutil.copy(model / name, staging / name)
@@ -135,21 +135,21 @@ def _train(cell: Cell, samples: Path, model: Path) -> dict[str, Any]:
     return trained
 
 
-def _evaluate(cell: Cell, model: Path, logs: Path, testsets: TestSets, facts: Facts) -> Evaluation:
+def _evaluate(cell: Cell, model: Path, logs: Path, testsets: TestSets, slices: Slices) -> Evaluation:
     ids, texts = load_items(logs, testsets.candidate_ids())
     if cell.method == BM25:
         from crops.retrieval import BM25Retriever
 
         return evaluate(
-            BM25Retriever(ids, texts, **cell.point), testsets, cell.run.evaluation, cell.run.seed, facts
+            BM25Retriever(ids, texts, **cell.point), testsets, cell.run.evaluation, cell.run.seed, slices
         )
     retriever = load_retriever(model, ids, texts, logs)
-    return evaluate(retriever, testsets, cell.run.evaluation, cell.run.seed, facts)
+    return evaluate(retriever, testsets, cell.run.evaluation, cell.run.seed, slices)
 
 
-def _described(testsets: TestSets, facts: Facts) -> pa.Table:
+def _described(testsets: TestSets, slices: Slices) -> pa.Table:
     seen = testsets.queries.select(["query_id", "seen"])
-    return facts.queries.join(seen, "query_id", join_type="left outer").sort_by("query_id")
+    return slices.queries.join(seen, "query_id", join_type="left outer").sort_by("query_id")
 
 
 def _cell_json(

@@ -90,7 +90,7 @@ def train(
     settings: dict[str, Any] = config.model_dump(mode="json", exclude_none=True)
     with _published(out) as folder, _working(work, fresh):
         run = _prepare(data, config, seed, cache, work, seconds, mining)
-        facts = _learn(run, config, seed, evaluation, seconds, out.name)
+        learned = _learn(run, config, seed, evaluation, seconds, out.name)
         if folder is not None:
             save_encoder(run.encoder, folder)
             for written in (LOG, EVALUATIONS):
@@ -102,9 +102,9 @@ def train(
                 config={"seed": seed, "training": settings},
                 seconds=seconds,
                 samples=samples,
-                **facts,
+                **learned,
             )
-    return {"seconds": seconds, **facts}
+    return {"seconds": seconds, **learned}
 
 
 class _Run(NamedTuple):

@@ -6,8 +6,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from crops.errors import CropsError
-from crops.evaluation import TestSets, TruthSets, build_facts, load_facts, save_facts
-from crops.evaluation.evaluate import Rankings, detail
+from crops.evaluation import Slices, TestSets, TruthSets, build_slices, load_slices, save_slices
+from crops.evaluation.evaluate import METRICS, RankedDay, Rankings
 from crops.text import query_id
 
 DAY = 86_400_000_000
@@ -65,59 +65,59 @@ def by_text(table, column):
     return {text: values[one] for text, one in IDS.items()}
 
 
-def test_logs_without_upload_times_and_of_one_file_have_facts_too(day, tmp_path):
+def test_logs_without_upload_times_and_of_one_file_have_slices_too(day, tmp_path):
     """Columns of the contract that may be absent, and both layouts of a table."""
     logs, _ = day
-    expected = build_facts(logs, "2026-01-05", sets(), None, "500MB")
+    expected = build_slices(logs, "2026-01-05", sets(), None, "500MB")
     searches = pq.read_table(logs / "search_impressions", partitioning=None)
     items = pq.read_table(logs / "items.parquet").select(["item_id", "keyword"])
     bare = tmp_path / "bare [1]"
     bare.mkdir()
     pq.write_table(searches.add_column(0, "Query", searches["stage"]), bare / "search_impressions.parquet")
     pq.write_table(items, bare / "items.parquet")
-    facts = build_facts(bare, "2026-01-05", sets(), None, "500MB")
-    assert facts.queries.equals(expected.queries)
-    assert facts.shown.equals(expected.shown)
-    assert facts.ages.to_pylist() == [{"item_id": item, "age": None} for item in range(1, 6)]
+    slices = build_slices(bare, "2026-01-05", sets(), None, "500MB")
+    assert slices.queries.equals(expected.queries)
+    assert slices.shown.equals(expected.shown)
+    assert slices.ages.to_pylist() == [{"item_id": item, "age": None} for item in range(1, 6)]
 
 
 def test_frequency_is_thirds_of_the_training_searches(day):
     """Of 6 searches ape has the first 3 (starts at 0), bee the next 2 (starts at 1/2), cow starts at 5/6."""
-    facts = build_facts(day[0], "2026-01-05", sets(), None, "500MB")
-    assert by_text(facts.queries, "frequency") == {
+    slices = build_slices(day[0], "2026-01-05", sets(), None, "500MB")
+    assert by_text(slices.queries, "frequency") == {
         "ape": "head",
         "bee": "torso",
         "cow": "tail",
         "new": "unseen",
     }
-    assert set(by_text(facts.queries, "senses").values()) == {None}
-    assert facts.senses is None
+    assert set(by_text(slices.queries, "senses").values()) == {None}
+    assert slices.senses is None
 
 
 def test_only_what_was_shown_up_to_the_training_day_counts_as_shown(day):
-    facts = build_facts(day[0], "2026-01-05", sets(), None, "500MB")
-    shown = {(row["query_id"], row["item_id"]) for row in facts.shown.to_pylist()}
+    slices = build_slices(day[0], "2026-01-05", sets(), None, "500MB")
+    shown = {(row["query_id"], row["item_id"]) for row in slices.shown.to_pylist()}
     assert shown == {(IDS[text], 1) for text in ("ape", "bee", "cow")}
 
 
 def test_ages_at_their_edges(day):
-    facts = build_facts(day[0], "2026-01-05", sets(), None, "500MB")
-    ages = dict(zip(facts.ages["item_id"].to_pylist(), facts.ages["age"].to_pylist(), strict=True))
+    slices = build_slices(day[0], "2026-01-05", sets(), None, "500MB")
+    ages = dict(zip(slices.ages["item_id"].to_pylist(), slices.ages["age"].to_pylist(), strict=True))
     assert ages == {1: None, 2: "old", 3: "recent", 4: "recent", 5: "new"}
 
 
 def test_senses_are_those_that_the_test_searches_meant(day, tmp_path):
     """Each query was searched once: one sense; item 2 has grade 1 only and answers nothing."""
-    facts = build_facts(day[0], "2026-01-05", sets(), day[1], "500MB")
-    assert by_text(facts.queries, "senses") == {"ape": 1, "bee": 1, "cow": 1, "new": 1}
-    rows = {(row["query_id"], row["sense"], row["item_id"]) for row in facts.senses.to_pylist()}
+    slices = build_slices(day[0], "2026-01-05", sets(), day[1], "500MB")
+    assert by_text(slices.queries, "senses") == {"ape": 1, "bee": 1, "cow": 1, "new": 1}
+    rows = {(row["query_id"], row["sense"], row["item_id"]) for row in slices.senses.to_pylist()}
     assert (IDS["new"], "ape / band", 4) in rows
     assert {item for one, _, item in rows if one == IDS["ape"]} == {1, 3}
-    (tmp_path / "facts").mkdir()
-    save_facts(facts, tmp_path / "facts")
-    assert load_facts(tmp_path / "facts") == facts
-    with pytest.raises(CropsError, match="does not hold the facts"):
-        load_facts(tmp_path)
+    (tmp_path / "slices").mkdir()
+    save_slices(slices, tmp_path / "slices")
+    assert load_slices(tmp_path / "slices") == slices
+    with pytest.raises(CropsError, match="does not hold the slices"):
+        load_slices(tmp_path)
 
 
 class Fixed:
@@ -139,12 +139,14 @@ def test_detail_by_hand(day):
         grades=pa.table({"need_id": [0, 0, 0], "item_id": [1, 3, 4], "grade": [3, 2, 1]}),
     )
     testsets = sets(truth, ct)
-    facts = build_facts(day[0], "2026-01-05", testsets, day[1], "500MB")
+    slices = build_slices(day[0], "2026-01-05", testsets, day[1], "500MB")
     ids = testsets.queries["query_id"].to_numpy()
     rankings = Rankings(Fixed([1, 3, -1]), ids, testsets.queries["query"].to_pylist(), 3)
+    day = RankedDay(testsets, rankings, None, slices, 3, 3)
     found = {
-        metric: dict(zip(q.tolist(), v.tolist(), strict=True))
-        for metric, (q, v) in detail(rankings, testsets, facts, 3).items()
+        name: dict(zip(ids.tolist(), values.tolist(), strict=True))
+        for metric in ("mrr", "recall_by_age", "never_shown", "senses", "recall_of_never_shown")
+        for name, (ids, values, _) in METRICS[metric](day).items()
     }
     assert found["mrr@3/ct"] == {IDS["ape"]: 1 / 2, IDS["new"]: 0}
     assert found["recall@3/ct|age=recent"] == {IDS["ape"]: 1}
@@ -159,11 +161,10 @@ def test_detail_by_hand(day):
 
 def test_senses_covered_of_an_ambiguous_query():
     """Two senses; the results answer the one, with two items."""
-    from crops.evaluation.evaluate import _senses
-
     senses = pa.table({"query_id": [1, 1, 1, 2], "sense": ["a", "a", "b", "a"], "item_id": [7, 8, 9, 7]})
     rankings = Rankings(Fixed([8, 7]), np.array([1, 2]), ["x", "y"], 2)
-    ids, values = _senses(senses, rankings, 2)
+    day = RankedDay(sets(), rankings, None, Slices(senses, senses, senses, senses), 2, 2)
+    ids, values, _ = METRICS["senses"](day)["senses@2"]
     assert ids.tolist() == [1, 2]
     assert values[0] == 0.5
     assert np.isnan(values[1])
