@@ -18,9 +18,9 @@ def config(tiny_transformer):
 
 
 @pytest.mark.parametrize("chunk", [1, 4, 1000])
-def test_the_gradient_in_chunks_equals_the_direct_one(toy, config, chunk):
-    direct = worker.gradients(toy, config)
-    chunked = worker.gradients(toy, config.model_copy(update={"encode_chunk": chunk}))
+def test_the_gradient_in_chunks_equals_the_direct_one(toy, config, chunk, tmp_path):
+    direct = worker.gradients(toy, config, tmp_path)
+    chunked = worker.gradients(toy, config.model_copy(update={"encode_chunk": chunk}), tmp_path)
     torch.testing.assert_close(chunked["loss"], direct["loss"])
     assert chunked["gradients"].keys() == direct["gradients"].keys()
     for name, gradient in direct["gradients"].items():

@@ -13,10 +13,9 @@ from crops.losses import LOSSES
 from crops.outputs import read_manifest
 from crops.training import fit, train, trainer
 from crops.training import texts as pool
-from crops.training.model import contrast_of, objective
+from crops.training.model import Share, contrast_of, objective, step_inputs
 from crops.training.sampler import Batch
 from crops.training.texts import tokenise_pool
-from crops.training.trainer import Share, step_inputs
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from sentence_transformers import SentenceTransformer
 from crops.config import TrainingConfig
 from crops.errors import CropsError
 from crops.training import fit, train, trainer
-from crops.training.trainer import last_checkpoint, work_folder
+from crops.training.runs import last_checkpoint, work_folder
 
 SCRIPT = """
 import pickle, sys

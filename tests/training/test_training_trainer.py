@@ -16,7 +16,7 @@ from crops.config import TrainingConfig
 from crops.errors import CropsError
 from crops.training import Evaluation, read_log, train, trainer
 from crops.training.model import GroupLoss
-from crops.training.trainer import last_checkpoint, work_folder
+from crops.training.runs import last_checkpoint, work_folder
 
 
 @pytest.fixture

@@ -26,7 +26,6 @@ from crops.evaluation import (
     MIN_QUERIES,
     Evaluation,
     Interval,
-    ScoringRetriever,
     Slices,
     TestSets,
     build_slices,
@@ -41,8 +40,8 @@ from crops.retrieval import load_items
 COMMAND = "evaluate"
 
 _DETAIL = re.compile(r"_events|/catalogue|/seen|/unseen|mrr@|never_shown|senses@|\|")
-
 """Metrics that the printed table leaves out."""
+SIGNIFICANT = 0.05
 
 
 @command
@@ -102,8 +101,13 @@ def evaluate(
 
 
 def _of_runs(models: Sequence[str], qrels: Path, run: RunConfig, out: Path | None) -> dict[str, Evaluation]:
-    """Evaluate run files against qrels."""
-    results = evaluate_runs(models, qrels, run)
+    """Evaluate run files against qrels.
+
+    Raises:
+        CropsError: a file cannot be read, or run and qrels share no query.
+    """
+    judged = read_qrels(qrels)
+    results = {name: evaluate_run(read_run(Path(name)), judged, run.evaluation, run.seed) for name in models}
     if out is not None:
         with publish(out, COMMAND) as folder:
             write_results(folder, results)
@@ -130,19 +134,25 @@ def _of_day(
         refuse_trained_on(name, testsets.day)
     results: dict[str, Evaluation] = {}
     seconds: dict[str, float] = {}
-    ids, texts = load_items(logs, testsets.candidate_ids())
+    catalogue = load_items(logs, testsets.candidate_ids())
     with publish(out, COMMAND) if out else nullcontext() as folder:
         for name in models:
             with timed(seconds, f"evaluate {name}"):
-                retriever = load_retriever(name, ids, texts, logs)
+                retriever = load_retriever(name, *catalogue, logs)
                 results[name] = evaluation.evaluate(retriever, testsets, run.evaluation, run.seed, slices)
                 if folder is not None and trec:
                     depth = max(run.evaluation.recall_k, run.evaluation.ndcg_k)
-                    write_trec_run(folder, names[name], retriever, testsets, depth)
+                    asked = testsets.queries
+                    ids, scores = retriever.search(asked["query"].to_pylist(), depth)
+                    path = folder / f"{names[name]}.run"
+                    write_run(path, asked["query_id"].to_numpy(), ids, scores.tolist(), names[name])
         if folder is not None:
             write_results(folder, results)
             if trec:
-                write_trec_qrels(folder, testsets)
+                write_qrels(folder / "ct.qrels", testsets.ct)
+                write_qrels(folder / "qr.qrels", testsets.qr)
+                if testsets.truth is not None:
+                    write_qrels(folder / "annotation.qrels", testsets.truth.annotation)
             counted = {"day": testsets.day, "counts": testsets.counts}
             write_manifest(folder, COMMAND, config=run.dump(), seconds=seconds, **counted)
     return results
@@ -211,13 +221,6 @@ def _mean_cell(one: Interval) -> str:
         return "–"
     half = "–" if one.n < MIN_QUERIES else f"{50 * (one.ci_high - one.ci_low):.1f}"
     return f"{100 * one.mean:.1f} ±{half}"
-
-
-# ------------------------------------------------------------------------------
-# The regression gate: is a model significantly worse than the one in use? And what a mean hides.
-
-
-SIGNIFICANT = 0.05
 
 
 def gate(results: Mapping[str, Evaluation], against: str, metrics: Sequence[str], run: RunConfig) -> None:
@@ -315,26 +318,6 @@ def _mean(one: Evaluation, metric: str, ids: np.ndarray | None) -> str:
     return f"{100 * values.mean():.1f}\nn = {len(values)}" if len(values) else "–"
 
 
-# ------------------------------------------------------------------------------
-# TREC files for `crops evaluate`: rankings and test sets out, other systems' runs in.
-
-
-def evaluate_runs(models: Sequence[str], qrels: Path, run: RunConfig) -> dict[str, Evaluation]:
-    """Evaluate run files against qrels, by the name of the file.
-
-    Raises:
-        CropsError: a file cannot be read, or run and qrels share no query.
-    """
-    judged = read_qrels(qrels)
-    return {name: evaluate_run(read_run(Path(name)), judged, run.evaluation, run.seed) for name in models}
-
-
-def write_trec_run(folder: Path, name: str, retriever: ScoringRetriever, testsets: TestSets, k: int) -> None:
-    """Write the k best items of every test query as `<name>.run`."""
-    ids, scores = retriever.search(testsets.queries["query"].to_pylist(), k)
-    write_run(folder / f"{name}.run", testsets.queries["query_id"].to_numpy(), ids, scores.tolist(), name)
-
-
 def file_names(models: Sequence[str]) -> dict[str, str]:
     """Return a file name for each model: the last part of its path, the whole where two share that.
 
@@ -351,11 +334,3 @@ def file_names(models: Sequence[str]) -> dict[str, str]:
 
 def _plain(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9+._-]+", "-", text).strip("-")
-
-
-def write_trec_qrels(folder: Path, testsets: TestSets) -> None:
-    """Write ct.qrels and qr.qrels, and, by truth, annotation.qrels with its grades."""
-    write_qrels(folder / "ct.qrels", testsets.ct)
-    write_qrels(folder / "qr.qrels", testsets.qr)
-    if testsets.truth is not None:
-        write_qrels(folder / "annotation.qrels", testsets.truth.annotation)

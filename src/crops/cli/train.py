@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from crops.training import Evaluation
 
 FEWEST_RESAMPLES = 100
-
 """During a training the means count, not their intervals."""
 
 
@@ -46,7 +45,7 @@ def train(
         str | None, typer.Option(help="That day, YYYY-MM-DD; not the test day.", show_default="the last")
     ] = None,
     fresh: Annotated[
-        bool, typer.Option("--fresh", help="Drop the checkpoints of an interrupted run, do not go on.")
+        bool, typer.Option("--fresh", help="Drop the checkpoints of an interrupted run, do not resume.")
     ] = False,
     *,
     run: Annotated[
@@ -65,7 +64,7 @@ def train(
         ),
     ],
 ) -> dict[str, Any]:
-    """Train a dual encoder on ragged groups of graded documents; an interrupted run goes on."""
+    """Train a dual encoder on ragged groups of graded documents; resumes if interrupted."""
     if init is not None and encoder is None:
         run = run.model_copy(update={"training": run.training.changed(encoder=_preset_of(Path(init)))})
     from crops import training  # torch takes seconds to import: not for --help
@@ -118,12 +117,8 @@ def _evaluation(logs: Path, day: str | None, samples: Path, run: RunConfig) -> E
     return Evaluation(metrics, run.training.eval_metric)
 
 
-# ------------------------------------------------------------------------------
-# The page of a training run: its loss and its temperature, step by step (CroPS, Figure 7).
-
-
 def curves_report(folders: Sequence[Path]) -> DemoReport:
-    """Return the curves of trained models, with where each temperature converges.
+    """Return the page of trained models: loss and temperature, step by step (CroPS, Figure 7).
 
     Args:
         folders: outputs of `crops train`; several are drawn in one chart.
@@ -156,7 +151,7 @@ def _summary(folder: Path) -> list[tuple[str, str]]:
             f"{contrast['queries']:,} queries, {contrast['documents']:,} documents, "
             f"{contrast['texts']:,} distinct texts",
         ),
-        ("documents of others that a query is told from", f"{contrast['contrasted']:,.0f}"),
+        ("documents of others that a query is contrasted with", f"{contrast['contrasted']:,.0f}"),
         ("seed", str(manifest["seed"])),
         ("seconds", f"{sum(manifest['seconds'].values()):,.0f}"),
     ]

@@ -1,4 +1,4 @@
-"""The sides of a dual encoder: which module and which prompt serve queries, and which documents."""
+"""The sides of a dual encoder, which module and prompt serve queries and documents; adapters and widths."""
 
 from __future__ import annotations
 
@@ -21,14 +21,12 @@ Role = Literal["query", "document"]
 ROLES: tuple[Role, ...] = ("query", "document")
 
 ID_ROWS = "id_rows"
-
 """Attribute of a table of token vectors: which rows training may hide (see `two_tower.hide_ids`)."""
 
 _PROMPT_NAMES: dict[Role, tuple[str, ...]] = {
     "query": ("query",),
     "document": ("document", "passage", "corpus"),
 }
-
 """Where SentenceTransformer.encode_query and encode_document look for their prompts."""
 
 
@@ -110,12 +108,10 @@ def freeze_documents(encoder: SentenceTransformer) -> None:
     encoder[0].sub_modules["document"].requires_grad_(False)
 
 
-# ------------------------------------------------------------------------------
-# LoRA: train small low-rank additions to the weights of a transformer (Hu et al. 2021), through `peft`.
-
-
 def attach_lora(encoder: SentenceTransformer, rank: int) -> None:
-    """Freeze the transformers of `encoder` and add adapters of `rank` to all their linear layers, in place.
+    """Freeze the transformers of `encoder` and add LoRA adapters to all their linear layers, in place.
+
+    LoRA trains small low-rank additions to the weights (Hu et al. 2021), here through `peft`.
 
     The additions start at zero and are scaled by alpha / rank = 2; their other factor has a fixed seed.
 
@@ -144,15 +140,10 @@ def merge_lora(encoder: SentenceTransformer) -> None:
             module.model = module.model.merge_and_unload()
 
 
-# ------------------------------------------------------------------------------
-# Embeddings whose first numbers are embeddings too (Kusupati et al. 2022, Matryoshka representations).
-
-
-Loss = Callable[..., Tensor]
-
-
-def over_dims(loss: Loss, dims: Sequence[int]) -> Loss:
+def over_dims(loss: Callable[..., Tensor], dims: Sequence[int]) -> Callable[..., Tensor]:
     """Return the sum of `loss` on the full embeddings and on their first `dims` numbers, made unit length.
+
+    So the first numbers become embeddings too (Kusupati et al. 2022, Matryoshka representations).
 
     Args:
         loss: called as loss(query_emb [Q, d], doc_emb [N, d], *args, **options), like `h_infonce`.

@@ -1,4 +1,4 @@
-"""The sheet that people fill: pairs of query and video in a blind order, one CSV out, one CSV per rater in.
+"""The sheet that people fill, and how far they agree: one CSV of pairs in a blind order, one per rater back.
 
 The key beside the sheet says where each pair comes from, so that raters do not know it.
 """
@@ -22,17 +22,14 @@ from crops.errors import CropsError
 from crops.labels import POSITIVE_LABEL, POSITIVE_ORIGINS, Source
 
 GRADE_NAMES = ("irrelevant", "relevant", "very relevant")
-
 """What a rater writes; a grade is its place, 0 to 2, and may be written as that number too."""
 
 COLUMNS = ("pair", "query", "users", "title", "description", "keywords", "grade")
 
 SOURCES = {row.name: row.bit for row in POSITIVE_ORIGINS}
-
 """The sources of positives that are judged."""
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
-
 """A cell that starts so is a formula to a spreadsheet; texts of creators may be hostile."""
 
 _SQL = """
@@ -233,12 +230,7 @@ def _read(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
         raise CropsError(f"{path}: cannot read the sheet: {error}; save it as CSV in UTF-8") from error
 
 
-# ------------------------------------------------------------------------------
-# How far raters agree on the same pairs, beyond chance.
-
-
 Ratings = Mapping[str, int]
-
 """Grades by the name of the pair."""
 
 

@@ -2,8 +2,9 @@
 
 from crops.training.distributed import is_first_process
 from crops.training.fit import train
+from crops.training.runs import EVALUATIONS, LOG, TrainingLog, read_log, settles
 from crops.training.samples import Samples, TrainingData, from_judgements
-from crops.training.trainer import EVALUATIONS, LOG, Evaluation, TrainingLog, read_log, settles
+from crops.training.trainer import Evaluation
 
 __all__ = [
     "EVALUATIONS",

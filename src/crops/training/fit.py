@@ -19,23 +19,20 @@ from crops.text import PLAIN
 from crops.training.distributed import first_process_first, is_first_process, join_processes, processes
 from crops.training.groups import GroupStore, store_groups
 from crops.training.mining import Joined, Mining
-from crops.training.model import GroupLoss, contrast_of, objective
-from crops.training.sampler import GroupSampler
-from crops.training.samples import Samples, TrainingData, Wordless
-from crops.training.texts import TextPool, UsedTokens, compile_transformers, tokenise_pool, wordless_texts
-from crops.training.trainer import (
+from crops.training.model import GroupLoss, Share, Steps, contrast_of, objective
+from crops.training.runs import (
     EVALUATIONS,
     LOG,
-    Evaluation,
-    Share,
-    Steps,
     drop_partial,
-    fit,
     last_checkpoint,
     read_log,
     same_run,
     work_folder,
 )
+from crops.training.sampler import GroupSampler
+from crops.training.samples import Samples, TrainingData, Wordless
+from crops.training.texts import TextPool, UsedTokens, compile_transformers, tokenise_pool, wordless_texts
+from crops.training.trainer import Evaluation, fit
 
 _FREE = {"checkpoint_steps", "report_to"}
 """Settings that an interrupted run may change: they do not decide its result."""

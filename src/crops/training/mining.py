@@ -77,8 +77,8 @@ class Joined:
         if self._config.in_batch:
             # Without in-batch negatives nobody's document would be all queries' negative.
             catalogue = self._corpus.ids
-            size = min(max(0, room - len(ids)), len(catalogue))
-            noise = catalogue[random.choice(len(catalogue), size, replace=False)]
+            missing = min(max(0, room - len(ids)), len(catalogue))
+            noise = catalogue[random.choice(len(catalogue), missing, replace=False)]
             index, ids = np.concatenate([index, np.full(len(noise), -1)]), np.concatenate([ids, noise])
         joined = with_documents(inputs, index, ids, self._corpus)
         self._steps += 1
@@ -139,7 +139,7 @@ def with_documents(
         "doc_text": torch.cat([moved[inputs["doc_text"]], torch.from_numpy(place[known:])]),
         "query_index": torch.cat([inputs["query_index"], torch.from_numpy(query_index)]),
         "grades": torch.cat([inputs["grades"], torch.zeros(len(ids), dtype=torch.int64)]),
-        "doc_id": torch.cat([inputs["doc_id"], torch.from_numpy(ids)]),
+        "doc_id": torch.cat([inputs["doc_id"], torch.tensor(ids)]),
     }
 
 

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.lr_scheduler import LRScheduler
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Sampler
 from transformers import (
     EarlyStoppingCallback,
     PrinterCallback,
@@ -34,17 +30,18 @@ from crops.config import TrainingConfig
 from crops.errors import CropsError
 from crops.outputs import finite, progress
 from crops.training.distributed import ON_CPU, average, average_gradients, is_first_process
-from crops.training.model import GroupLoss, Objective
-from crops.training.sampler import Batch, GroupSampler
-from crops.training.texts import TextPool
+from crops.training.model import GroupLoss, Steps
+from crops.training.runs import EVALUATIONS, LOG, cut_lines, mark_whole
 
 Evaluator = Callable[[SentenceTransformer], dict[str, float]]
-
 """Metrics of an encoder, by name; larger is better."""
 
 Join = Callable[[int, dict[str, Tensor]], dict[str, Tensor]]
-
 """From a step, counted from 0, and its inputs to the inputs with negatives of the encoder as it is then."""
+
+
+MAX_GRAD_NORM = 1.0
+"""Longer gradients are shortened to it."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +73,7 @@ def fit(
         config: optimiser settings, checkpoints and trackers.
         seed: of dropout.
         work: folder of the checkpoints and the log.
-        resume_from: the checkpoint to go on from.
+        resume_from: the checkpoint to resume from.
         evaluation: what to evaluate every `eval_steps`.
         join: what each step sees besides.
         name: of the run, for trackers.
@@ -182,7 +179,7 @@ class Journal(TrainerCallback):
     def __enter__(self) -> Self:
         if self._writes:
             for name in (LOG, EVALUATIONS):
-                _cut(self._work / name, self._after)
+                cut_lines(self._work / name, self._after)
         self._display.start()
         return self
 
@@ -241,24 +238,6 @@ class Journal(TrainerCallback):
         if self._writes:
             with (self._work / name).open("a") as file:
                 file.write(json.dumps(finite(line)) + "\n")
-
-
-# ------------------------------------------------------------------------------
-# What a run writes down: one line per step and one per evaluation, and how to read it.
-
-
-LOG = "training_log.jsonl"
-
-EVALUATIONS = "evaluations.jsonl"
-
-MAX_GRAD_NORM = 1.0
-
-
-def _cut(path: Path, after: int) -> None:
-    """Keep the lines of the first `after` steps; a run that was killed has written more."""
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    whole = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= after]
-    path.write_text("".join(whole))
 
 
 class _GroupTrainer(Trainer):
@@ -376,216 +355,3 @@ def _out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     return any(sign in str(error) for sign in ("can't allocate memory", "not enough memory", "out of memory"))
-
-
-# ------------------------------------------------------------------------------
-# The inputs of each step: what a process encodes and contrasts of a batch.
-
-
-@dataclass(frozen=True)
-class Share:
-    """Which part of a step's work a process does."""
-
-    rank: int = 0
-    world: int = 1
-
-    def of_texts(self, rows: NDArray[np.int64], pool: TextPool) -> NDArray[np.bool_]:
-        """Return which distinct texts [U] this process encodes: every world-th in the order of length."""
-        place = np.empty(len(rows), dtype=np.int64)
-        place[np.argsort(pool.lengths(rows), kind="stable")] = np.arange(len(rows))
-        return np.asarray(place % self.world == self.rank)
-
-    def of_queries(self, query_id: NDArray[np.int64], query_index: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Return whose rows [Q] this process contrasts: about equal documents, equal query ids together.
-
-        Raises:
-            CropsError: there are fewer distinct queries than processes.
-        """
-        ids, owner = np.unique(query_id, return_inverse=True)
-        if len(ids) < self.world:
-            raise CropsError(f"a batch of {len(ids)} queries for {self.world} processes; raise batch_queries")
-        sizes = np.bincount(owner[query_index], minlength=len(ids))
-        place = np.empty(len(ids), dtype=np.int64)
-        place[np.argsort(-sizes, kind="stable")] = np.arange(len(ids))
-        return np.asarray(place % self.world == self.rank)[owner]
-
-
-def step_inputs(batch: Batch, pool: TextPool, objective: Objective, share: Share) -> dict[str, Tensor]:
-    """Return what `GroupLoss.forward` takes: each distinct text of the batch named once.
-
-    Every process draws the same batch. It encodes its share of the texts and contrasts its share of the
-    queries with all documents; documents of the other queries get the query index -1.
-    """
-    groups = batch.groups
-    texts, place = np.unique(
-        np.concatenate([groups.query_text[batch.group], groups.doc_text[batch.pair]]), return_inverse=True
-    )
-    labels, query_id = groups.label[batch.pair], groups.query_id[batch.group]
-    mine = share.of_queries(query_id, batch.query_index)
-    local = np.where(mine, np.cumsum(mine) - 1, -1)
-    known = mine[batch.known_index]
-    terms = objective.terms(labels, batch.query_index)
-    arrays = {
-        "texts": texts,
-        "encoded_here": share.of_texts(texts, pool),
-        "query_text": place[: len(batch.group)][mine],
-        "doc_text": place[len(batch.group) :],
-        "query_index": local[batch.query_index],
-        "grades": labels,
-        "query_id": query_id[mine],
-        "doc_id": groups.doc_id[batch.pair],
-        "known_index": local[batch.known_index][known],
-        "known_id": groups.doc_id[batch.known_pair][known],
-        "scale": np.float64(share.world / terms),
-    }
-    return {name: torch.as_tensor(array) for name, array in arrays.items()}
-
-
-class Steps(Dataset[dict[str, Tensor]]):
-    """The inputs of each step, by its number from 0."""
-
-    def __init__(
-        self,
-        sampler: GroupSampler,
-        pool: TextPool,
-        steps: int,
-        objective: Objective,
-        share: Share = Share(),  # noqa: B008  (frozen)
-    ) -> None:
-        """Draw from `sampler`, name texts in `pool`."""
-        self._sampler, self._pool, self._share = sampler, pool, share
-        self._steps, self._objective = steps, objective
-
-    def __len__(self) -> int:
-        return self._steps
-
-    def __getitem__(self, step: int) -> dict[str, Tensor]:
-        if step >= self._steps:
-            raise IndexError(step)
-        return step_inputs(self._sampler.draw(step), self._pool, self._objective, self._share)
-
-
-# ------------------------------------------------------------------------------
-# Checkpoints of a run: whole or ignored, and only for the configuration and data that made them.
-
-
-RUN = "run.json"
-
-WHOLE = "whole"
-
-"""The last file that is written into a checkpoint: without it, the writing was interrupted."""
-
-
-def work_folder(out: Path) -> Path:
-    """Return the folder beside an output that holds what an interrupted run needs to go on."""
-    return out.with_name(f".{out.name}.training")
-
-
-def mark_whole(checkpoint: Path) -> None:
-    """Say that a checkpoint is complete."""
-    (checkpoint / WHOLE).touch()
-
-
-def last_checkpoint(work: Path) -> Path | None:
-    """Return the newest complete checkpoint, if there is one."""
-    whole = [path.parent for path in work.glob(f"checkpoint-*/{WHOLE}")]
-    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
-
-
-def drop_partial(work: Path) -> None:
-    """Remove checkpoints whose writing was interrupted."""
-    for path in work.glob("checkpoint-*"):
-        if not (path / WHOLE).exists():
-            shutil.rmtree(path)
-
-
-def same_run(work: Path, settings: Mapping[str, Any], data: str) -> str:
-    """Note what run a work folder belongs to, or hold its checkpoints against it.
-
-    Args:
-        work: the folder.
-        settings: all that decides the result, flat.
-        data: fingerprint of the training data.
-
-    Returns:
-        A name for the pair of settings and data.
-
-    Raises:
-        CropsError: there are checkpoints of other settings or of other data.
-    """
-    described = json.loads(json.dumps({"settings": settings, "data": data}))
-    checkpoint = last_checkpoint(work)
-    if checkpoint is not None:
-        _compare(checkpoint, json.loads((work / RUN).read_text()), described)
-    work.mkdir(parents=True, exist_ok=True)
-    written = json.dumps(described, indent=2)
-    (work / RUN).write_text(written + "\n")
-    return hashlib.sha256(written.encode()).hexdigest()[:16]
-
-
-def _compare(checkpoint: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-    remedy = f"pass --fresh to drop {checkpoint.parent} and start over, or name another output folder"
-    keys = sorted(before["settings"].keys() | now["settings"].keys())
-    changed = [
-        f"{key}: {before['settings'].get(key)} -> {now['settings'].get(key)}"
-        for key in keys
-        if before["settings"].get(key) != now["settings"].get(key)
-    ]
-    if changed:
-        raise CropsError(
-            f"{checkpoint} was made with another configuration ({', '.join(changed)}); repeat its settings "
-            f"to go on, {remedy}"
-        )
-    if before["data"] != now["data"]:
-        raise CropsError(f"{checkpoint} was made from other training data than there is now; {remedy}")
-
-
-"""Longer gradients are shortened to it."""
-
-SETTLED = 0.01
-
-"""A temperature that stays within this share of its last value has converged."""
-
-
-class TrainingLog(NamedTuple):
-    """The steps of a run, S each."""
-
-    step: NDArray[np.int64]
-    loss: NDArray[np.float64]
-    temperature: NDArray[np.float64]
-
-
-def read_log(folder: str | Path) -> TrainingLog:
-    """Read the log of a trained model's folder.
-
-    Raises:
-        CropsError: there is none, or a line of it is damaged.
-    """
-    folder = Path(folder)
-    path = folder / LOG
-    if not path.exists():
-        raise CropsError(f"{folder} holds no {LOG}; name an output folder of `crops train`")
-    try:
-        rows = [json.loads(line) for line in path.read_text().splitlines()]
-        columns = {name: [row[name] for row in rows] for name in TrainingLog._fields}
-    except (ValueError, KeyError) as error:
-        raise CropsError(f"{path} is damaged: {error}") from error
-    return TrainingLog(*(np.array(columns[name]) for name in TrainingLog._fields))
-
-
-def settles(log: TrainingLog, tolerance: float = SETTLED) -> tuple[float, int | None]:
-    """Return where the temperature goes (CroPS, Figure 7): its mean over the last tenth, and since when.
-
-    Args:
-        log: at least one step.
-        tolerance: share of the value.
-
-    Returns:
-        The value, and the first step from which on the temperature stays within `tolerance` of it; None for
-        the step if that is only within the last tenth, over which the value itself was taken.
-    """
-    tail = max(1, len(log.step) // 10)
-    value = float(log.temperature[-tail:].mean())
-    outside = np.flatnonzero(np.abs(log.temperature / value - 1) > tolerance)
-    first = outside[-1] + 1 if len(outside) else 0
-    return value, int(log.step[first]) if first < len(log.step) - tail else None
