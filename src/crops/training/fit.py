@@ -86,21 +86,16 @@ def train(
     seconds: dict[str, float] = {}
     settings: dict[str, Any] = config.model_dump(mode="json", exclude_none=True)
     with _published(out) as folder, _working(work, fresh):
-        run = _prepare(data, config, seed, cache, work, seconds, mining)
-        learned = _learn(run, config, seed, evaluation, seconds, out.name)
+        with first_process_first():
+            run = _prepare(data, config, seed, cache, work, seconds, mining)
+        learned = _learn(run, config, seed, work, evaluation, seconds, out.name)
         if folder is not None:
             save_encoder(run.encoder, folder)
             for written in (LOG, EVALUATIONS):
                 shutil.copy(work / written, folder / written)
             samples = str(data.mined.absolute()) if isinstance(data, Samples) else None
-            write_manifest(
-                folder,
-                "train",
-                config={"seed": seed, "training": settings},
-                seconds=seconds,
-                samples=samples,
-                **learned,
-            )
+            whole = {"seed": seed, "training": settings}
+            write_manifest(folder, "train", config=whole, seconds=seconds, samples=samples, **learned)
     return {"seconds": seconds, **learned}
 
 
@@ -108,9 +103,8 @@ class _Run(NamedTuple):
     """What a training needs, ready."""
 
     encoder: SentenceTransformer
-    source: GroupStore
+    groups: GroupStore
     pool: TextPool
-    work: Path
     mining: Mining | None
     left_out: dict[str, int]
     """Queries and documents without a token for this encoder, and the groups that went with them."""
@@ -125,54 +119,63 @@ def _prepare(
     seconds: dict[str, float],
     mining: Mining | None,
 ) -> _Run:
-    with first_process_first():
-        with timed(seconds, "load the encoder"):
-            encoder = load_encoder(config, cache)
-            if config.compile:
-                compile_transformers(encoder)
-        with timed(seconds, "put the groups together"):
-            source = _source(data, mining, config, work, encoder)
-        _require_two_groups(source, config)
-        decisive = config.model_dump(mode="json", exclude=_FREE) | {"seed": seed}
-        name = same_run(work, decisive, source.fingerprint())
-        kept = work / f"tokens-{name}"
-        with timed(seconds, "tokenise"):
-            pool = tokenise_pool(encoder, source, kept)
-        without = wordless_texts(source, pool)
-        left_out = {"queries": 0, "documents": 0, "groups": 0}
-        if without is not None:
-            before = source.groups
-            with timed(seconds, "leave out texts without a token"):
-                if mining is not None:
-                    mining = replace(mining, catalogue=mining.catalogue.without(without.documents))
-                source = _source(data, mining, config, work, encoder, without)
-                pool = tokenise_pool(encoder, source, kept.with_name(f"{kept.name}-kept"))
-            left_out = {
-                "queries": len(without.queries),
-                "documents": len(without.documents),
-                "groups": before - source.groups,
-            }
-            _require_two_groups(source, config, left_out)
-    return _Run(encoder, source, pool, work, mining, left_out)
+    """Load the encoder, and store and tokenise the groups without the texts that it cannot read."""
+    with timed(seconds, "load the encoder"):
+        encoder = load_encoder(config, cache)
+        if config.compile:
+            compile_transformers(encoder)
+
+    def stored(name: str, mining: Mining | None, without: Wordless | None = None) -> GroupStore:
+        return store_groups(
+            data,
+            work / name,
+            rendering_of(encoder) if isinstance(data, Samples) else PLAIN,
+            objective(config).lowest_anchor,
+            config.beta,
+            without,
+            None if mining is None else mining.catalogue,
+        )
+
+    with timed(seconds, "put the groups together"):
+        groups = stored("groups", mining)
+    left_out = {"queries": 0, "documents": 0, "groups": 0}
+    _require_two_groups(groups, config, left_out)
+    decisive = config.model_dump(mode="json", exclude=_FREE) | {"seed": seed}
+    name = same_run(work, decisive, groups.fingerprint())
+    with timed(seconds, "tokenise"):
+        pool = tokenise_pool(encoder, groups, work / f"tokens-{name}")
+    if (without := wordless_texts(groups, pool)) is not None:
+        before = groups.groups
+        with timed(seconds, "leave out texts without a token"):
+            if mining is not None:
+                mining = replace(mining, catalogue=mining.catalogue.without(without.documents))
+            groups = stored("groups-with-tokens", mining, without)
+            pool = tokenise_pool(encoder, groups, work / f"tokens-{name}-kept")
+        left_out = {
+            "queries": len(without.queries),
+            "documents": len(without.documents),
+            "groups": before - groups.groups,
+        }
+        _require_two_groups(groups, config, left_out)
+    return _Run(encoder, groups, pool, mining, left_out)
 
 
-def _source(
-    data: TrainingData | Samples,
-    mining: Mining | None,
-    config: TrainingConfig,
-    work: Path,
-    encoder: SentenceTransformer,
-    without: Wordless | None = None,
-) -> GroupStore:
-    """Return the groups that have an anchor, without the texts that the encoder cannot read."""
-    return store_groups(
-        data,
-        work / ("groups" if without is None else "groups-with-tokens"),
-        rendering_of(encoder) if isinstance(data, Samples) else PLAIN,
-        objective(config).lowest_anchor,
-        config.beta,
-        without,
-        None if mining is None else mining.catalogue,
+def _require_two_groups(groups: GroupStore, config: TrainingConfig, left_out: dict[str, int]) -> None:
+    if groups.groups >= 2:
+        return
+    found = groups.groups + groups.dropped
+    if found < 2:
+        why = ""
+        if any(left_out.values()):
+            why = (
+                f" ({left_out['queries']} queries and {left_out['documents']} documents have no token for "
+                f"{config.encoder})"
+            )
+        raise CropsError(f"the training data has {found} group(s); contrast needs at least two queries{why}")
+    lowest = objective(config).lowest_anchor
+    raise CropsError(
+        f"of {found} groups only {groups.groups} have a document of label {lowest} or more, "
+        f"which {config.loss} needs as an anchor; lower the bound or keep more sources"
     )
 
 
@@ -180,43 +183,62 @@ def _learn(
     run: _Run,
     config: TrainingConfig,
     seed: int,
+    work: Path,
     evaluation: Evaluation | None,
     seconds: dict[str, float],
     name: str,
 ) -> dict[str, Any]:
     wanted, used = objective(config), UsedTokens(run.encoder, run.pool)
     with used as pool:
-        sampler = GroupSampler(run.source, config, seed)
+        sampler = GroupSampler(run.groups, config, seed)
         contrast = contrast_of(Steps(sampler, pool, config.steps, wanted)[0], config.in_batch)
         if is_first_process():
-            console.print(_start_line(contrast, run.source, run.left_out))
+            console.print(_start_line(contrast, run.groups, run.left_out))
         steps = Steps(sampler, pool, config.steps, wanted, Share(*processes()))
         model = GroupLoss(run.encoder, pool, config)
         join = None
         if run.mining is not None:
-            join = Joined(run.mining, run.encoder, pool, run.source, config, seed)
+            join = Joined(run.mining, run.encoder, pool, run.groups, config, seed)
         with timed(seconds, "train"):
             fit(
                 model,
                 steps,
                 config,
                 seed,
-                run.work,
-                resume_from=last_checkpoint(run.work),
+                work,
+                resume_from=last_checkpoint(work),
                 evaluation=evaluation and _lifted(evaluation, used),
                 join=join,
                 name=name,
             )
-    log = read_log(run.work)
+    log = read_log(work)
     return {
         "loss": float(log.loss[-max(1, len(log.loss) // 10) :].mean()),
         "temperature": model.temperature,
-        "groups": run.source.groups,
-        "dropped_groups": run.source.dropped,
+        "groups": run.groups.groups,
+        "dropped_groups": run.groups.dropped,
         "without_token": run.left_out,
         "contrast": contrast,
         **({} if join is None else join.summary()),
     }
+
+
+def _start_line(contrast: dict[str, float], groups: GroupStore, left_out: dict[str, int]) -> str:
+    line = (
+        f"{groups.groups:,} groups; a step draws {contrast['queries']:,} queries and "
+        f"{contrast['documents']:,} documents ({contrast['texts']:,} distinct texts); "
+        f"each query is contrasted with {contrast['contrasted']:,.0f} documents of others; "
+        f"{contrast['duplicates']:.1%} of the documents are duplicates"
+    )
+    remarks = (
+        (left_out["queries"], "queries have no token for this encoder and are left out"),
+        (left_out["documents"], "documents have no token for this encoder and are left out"),
+        (left_out["groups"], "groups were left out with them"),
+        (groups.dropped, "groups have no anchor and are left out"),
+        (groups.undocumented, "queries have no document and are left out"),
+        (groups.one_label, "groups have one label only: other queries' documents are their only contrast"),
+    )
+    return "; ".join([line, *(f"{count:,} {remark}" for count, remark in remarks if count)])
 
 
 def _lifted(evaluation: Evaluation, used: UsedTokens) -> Evaluation:
@@ -255,42 +277,3 @@ def _working(work: Path, fresh: bool) -> Iterator[None]:
             shutil.rmtree(work, ignore_errors=True)
         raise
     shutil.rmtree(work, ignore_errors=True)
-
-
-def _require_two_groups(
-    source: GroupStore, config: TrainingConfig, left_out: dict[str, int] | None = None
-) -> None:
-    if source.groups >= 2:
-        return
-    found = source.groups + source.dropped
-    if found < 2:
-        why = ""
-        if left_out:
-            why = (
-                f" ({left_out['queries']} queries and {left_out['documents']} documents have no token for "
-                f"{config.encoder})"
-            )
-        raise CropsError(f"the training data has {found} group(s); contrast needs at least two queries{why}")
-    lowest = objective(config).lowest_anchor
-    raise CropsError(
-        f"of {found} groups only {source.groups} have a document of label {lowest} or more, "
-        f"which {config.loss} needs as an anchor; lower the bound or keep more sources"
-    )
-
-
-def _start_line(contrast: dict[str, float], source: GroupStore, left_out: dict[str, int]) -> str:
-    line = (
-        f"{source.groups:,} groups; a step draws {contrast['queries']:,} queries and "
-        f"{contrast['documents']:,} documents ({contrast['texts']:,} distinct texts); "
-        f"each query is contrasted with {contrast['contrasted']:,.0f} documents of others; "
-        f"{contrast['duplicates']:.1%} of the documents are duplicates"
-    )
-    remarks = (
-        (left_out["queries"], "queries have no token for this encoder and are left out"),
-        (left_out["documents"], "documents have no token for this encoder and are left out"),
-        (left_out["groups"], "groups were left out with them"),
-        (source.dropped, "groups have no anchor and are left out"),
-        (source.undocumented, "queries have no document and are left out"),
-        (source.one_label, "groups have one label only: other queries' documents are their only contrast"),
-    )
-    return "; ".join([line, *(f"{count:,} {remark}" for count, remark in remarks if count)])
