@@ -1,10 +1,14 @@
+import huggingface_hub
 import numpy as np
 import pytest
+import torch
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Normalize, StaticEmbedding
+from sentence_transformers.base.modules import Router
+from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, StaticEmbedding
+from transformers import AutoTokenizer, Qwen2Model
 
-from crops.config import TrainingConfig
-from crops.encoders import load, load_encoder
+from crops.config import RunConfig, TrainingConfig, load_config
+from crops.encoders import encode, load, load_encoder, save_encoder, tokenise
 from crops.errors import CropsError
 
 
@@ -66,3 +70,80 @@ def test_an_encoder_without_pooling_is_refused(tiny_base, tmp_path):
     SentenceTransformer(modules=[SentenceTransformer(str(tiny_base))[0]]).save(str(tmp_path / "raw"))
     with pytest.raises(CropsError, match="no pooling layer"):
         load_encoder(TrainingConfig(encoder=str(tmp_path / "raw")))
+
+
+TEXTS = ["the red cat sits of the mat", "dog", "blue car park"]
+
+
+@pytest.fixture
+def qwen(hub, tiny_qwen):
+    hub["Qwen/Qwen2.5-0.5B"] = tiny_qwen
+    return tiny_qwen
+
+
+def test_the_qwen_preset_has_the_values_of_the_paper():
+    settings = TrainingConfig(encoder="qwen2.5-0.5b")
+    assert (settings.learning_rate, settings.weight_decay, settings.max_tokens) == (2e-5, 1e-4, 128)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "rate"), [("static", 2e-3), ("two_tower", 5e-3), ("minilm", 2e-5), ("some/transformer", 2e-5)]
+)
+def test_each_preset_has_its_learning_rate(encoder, rate):
+    assert load_config(training__encoder=encoder).training.learning_rate == rate
+
+
+def test_what_the_run_names_beats_the_preset():
+    chosen = load_config(training__encoder="minilm", training__learning_rate=1e-4).training
+    assert chosen.learning_rate == 1e-4
+    assert RunConfig(training=chosen).training.learning_rate == 1e-4
+
+
+def test_qwen_pools_the_last_token_whatever_the_side_of_the_padding(qwen):
+    """The reference runs the language model on one text at a time, without any padding."""
+    encoder = load_encoder(TrainingConfig(encoder="qwen2.5-0.5b"))
+    tokenizer, model = AutoTokenizer.from_pretrained(qwen), Qwen2Model.from_pretrained(qwen).float()
+    with torch.no_grad():
+        last = [
+            model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0, -1].numpy() for text in TEXTS
+        ]
+        ours = encode(encoder, tokenise(encoder, TEXTS), np.arange(3)).numpy()
+    expected = np.stack([vector / np.linalg.norm(vector) for vector in last])
+    np.testing.assert_allclose(ours, expected, atol=1e-5)
+    np.testing.assert_allclose(encoder.encode(TEXTS), expected, atol=1e-5)
+
+
+def test_qwen_is_a_plain_sentence_transformer_in_single_precision(qwen, tmp_path):
+    """Half precision, as it is on the Hub, would lose updates of 2e-5."""
+    encoder = load_encoder(TrainingConfig(encoder="qwen2.5-0.5b"))
+    assert {weight.dtype for weight in encoder.parameters()} == {torch.float32}
+    assert [type(module) for module in encoder][1:] == [Pooling, Normalize]
+    assert encoder[1].pooling_mode == "lasttoken"
+    assert encoder.max_seq_length == 128
+    save_encoder(encoder, tmp_path / "model")
+    plain = SentenceTransformer(str(tmp_path / "model"), device="cpu")
+    np.testing.assert_allclose(plain.encode(TEXTS), encoder.encode(TEXTS), atol=1e-6)
+
+
+def test_qwen_trains_with_separate_towers(qwen):
+    encoder = load_encoder(TrainingConfig(encoder="qwen2.5-0.5b", towers="separate"))
+    assert isinstance(encoder[0], Router)
+    np.testing.assert_allclose(encoder.encode_query(TEXTS), encoder.encode_document(TEXTS), atol=1e-6)
+    encode(encoder, tokenise(encoder, TEXTS, "query"), np.arange(3), "query").sum().backward()
+    trained = {name for name, weight in encoder.named_parameters() if weight.grad is not None}
+    assert trained
+    assert all("sub_modules.query" in name for name in trained)
+
+
+def test_a_preset_misspelt_is_named_with_the_nearest(monkeypatch):
+    def unreachable(*_, **__):
+        raise OSError("offline")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
+    with pytest.raises(CropsError, match="model 'qwen2.5-0.5' is neither .* Did you mean 'qwen2.5-0.5b'"):
+        load_encoder(TrainingConfig(encoder="qwen2.5-0.5"))
+
+
+def test_a_missing_model_folder_is_named(tmp_path):
+    with pytest.raises(CropsError, match="model '.*/no/such/model' is neither a folder nor"):
+        load_encoder(TrainingConfig(encoder=str(tmp_path / "no/such/model")))

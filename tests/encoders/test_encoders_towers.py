@@ -1,3 +1,4 @@
+import importlib.util
 import json
 
 import numpy as np
@@ -5,6 +6,7 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Router
+from torch.nn.functional import normalize
 
 from crops.config import TrainingConfig
 from crops.encoders import (
@@ -13,12 +15,14 @@ from crops.encoders import (
     encode,
     load_encoder,
     only_used_tokens,
+    over_dims,
     rendering_for,
     save_encoder,
     tokenise,
 )
 from crops.encoders.towers import input_module, separate_towers
-from crops.errors import CropsError
+from crops.errors import CropsError, MissingExtraError
+from crops.losses import h_infonce
 from crops.text import PLAIN
 
 TEXTS = ["the red cat", "dog", "a blue car runs of the park"]
@@ -131,3 +135,103 @@ def test_the_router_file_names_only_modules_of_sentence_transformers(tiny_base, 
     save_encoder(load_encoder(settings(tiny_base, towers="separate")), tmp_path / "model")
     types = json.loads((tmp_path / "model" / "router_config.json").read_text())["types"]
     assert all(name.startswith("sentence_transformers.") for name in types.values())
+
+
+@pytest.fixture
+def adapted(tiny_decoder):
+    return load_encoder(TrainingConfig(encoder=str(tiny_decoder), lora_rank=2))
+
+
+def test_only_the_adapters_train_and_they_start_at_zero(adapted, tiny_decoder):
+    plain = load_encoder(TrainingConfig(encoder=str(tiny_decoder)))
+    np.testing.assert_allclose(adapted.encode(TEXTS), plain.encode(TEXTS), atol=1e-6)
+    trainable = {name for name, weight in adapted.named_parameters() if weight.requires_grad}
+    assert trainable
+    assert all("lora_" in name for name in trainable)
+    # Rank 2 on the seven linear layers of the block: q 8x8, k 8x4, v 8x4, o 8x8, three of 8x16.
+    assert sum(w.numel() for w in adapted.parameters() if w.requires_grad) == 2 * (16 + 12 + 12 + 16 + 3 * 24)
+
+
+def test_the_same_adapters_on_each_call(adapted, tiny_decoder):
+    again = load_encoder(TrainingConfig(encoder=str(tiny_decoder), lora_rank=2))
+    for ours, theirs in zip(adapted.parameters(), again.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("towers", ["shared", "separate"])
+def test_a_saved_model_has_the_adapters_merged_in(tiny_decoder, tmp_path, towers):
+    encoder = load_encoder(TrainingConfig(encoder=str(tiny_decoder), lora_rank=2, towers=towers))
+    before = encoder.encode_query(TEXTS)
+    optimizer = torch.optim.SGD([w for w in encoder.parameters() if w.requires_grad], lr=1.0)
+    for _ in range(5):
+        optimizer.zero_grad()
+        encode(encoder, tokenise(encoder, TEXTS, "query"), np.arange(3), "query")[:, 0].sum().backward()
+        optimizer.step()
+    learned = encoder.encode_query(TEXTS)
+    assert np.abs(learned - before).max() > 1e-3
+    save_encoder(encoder, tmp_path / "model")
+    assert not list((tmp_path / "model").rglob("adapter*"))
+    plain = SentenceTransformer(str(tmp_path / "model"), device="cpu")
+    assert not [name for name, _ in plain.named_parameters() if "lora" in name]
+    np.testing.assert_allclose(plain.encode_query(TEXTS), learned, atol=1e-5)
+
+
+def test_without_peft_the_extra_is_named(tiny_decoder, monkeypatch):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "peft" else found(name, *rest)
+    )
+    with pytest.raises(MissingExtraError, match=r"peft is not installed.*crops-retrieval\[lora\]"):
+        load_encoder(TrainingConfig(encoder=str(tiny_decoder), lora_rank=2))
+
+
+def test_an_encoder_without_a_transformer_has_nothing_to_adapt(hub, tmp_path):
+    with pytest.raises(CropsError, match="lora_rank: this encoder has no transformer"):
+        load_encoder(TrainingConfig(dim=8, lora_rank=2), tmp_path)
+
+
+def cosines(query_emb, doc_emb, *, scale=1.0):
+    return scale * (query_emb @ doc_emb.T).sum()
+
+
+def test_widths_add_up_by_hand():
+    """Full: (.6, .8).(1, 0) = 0.6. First number: .6 and 1 become 1 and 1, product 1. Sum 1.6, doubled 3.2."""
+    query, doc = torch.tensor([[0.6, 0.8]]), torch.tensor([[1.0, 0.0]])
+    assert over_dims(cosines, (1,))(query, doc, scale=2.0).item() == pytest.approx(3.2)
+
+
+def test_no_widths_is_the_loss_itself():
+    assert over_dims(cosines, ()) is cosines
+
+
+def test_h_infonce_over_widths_is_the_sum_of_its_parts():
+    torch.manual_seed(0)
+    query = normalize(torch.randn(3, 8), dim=1).requires_grad_()
+    doc = normalize(torch.randn(6, 8), dim=1)
+    given = {"temperature": torch.tensor(0.1)}
+    index, labels = torch.tensor([0, 0, 1, 1, 2, 2]), torch.tensor([4, 1, 5, 2, 4, 0])
+    total = over_dims(h_infonce, (2, 4))(query, doc, index, labels, **given)
+    parts = [
+        h_infonce(normalize(query[:, :d], dim=1), normalize(doc[:, :d], dim=1), index, labels, **given)
+        for d in (2, 4)
+    ]
+    parts.append(h_infonce(query, doc, index, labels, **given))
+    assert total.item() == pytest.approx(sum(part.item() for part in parts))
+    (ours,) = torch.autograd.grad(total, query)
+    (theirs,) = torch.autograd.grad(sum(parts), query)
+    torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+def test_a_width_that_is_no_part_is_refused(dim):
+    with pytest.raises(
+        CropsError, match=f"matryoshka_dims: {dim} is not below the 2 dimensions of the encoder"
+    ):
+        over_dims(cosines, (1, dim))(torch.ones(1, 2), torch.ones(1, 2))
+
+
+def test_plain_sentence_transformers_uses_the_width(tiny_base):
+    whole = SentenceTransformer(str(tiny_base), device="cpu").encode(["cat"])[:, :4]
+    part = SentenceTransformer(str(tiny_base), device="cpu", truncate_dim=4)
+    ours = part.encode(["cat"], normalize_embeddings=True)
+    np.testing.assert_allclose(ours, whole / np.linalg.norm(whole), atol=1e-6)
