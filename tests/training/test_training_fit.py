@@ -192,9 +192,9 @@ def transformer(tiny_transformer):
 
 
 @pytest.mark.parametrize("chunk", [1, 4, 1000])
-def test_the_gradient_in_chunks_equals_the_direct_one(toy, transformer, chunk, tmp_path):
-    direct = worker.gradients(toy, transformer, tmp_path)
-    chunked = worker.gradients(toy, transformer.model_copy(update={"encode_chunk": chunk}), tmp_path)
+def test_the_gradient_in_chunks_equals_the_direct_one(toy, transformer, chunk):
+    direct = worker.gradients(toy, transformer)
+    chunked = worker.gradients(toy, transformer.model_copy(update={"encode_chunk": chunk}))
     torch.testing.assert_close(chunked["loss"], direct["loss"])
     assert chunked["gradients"].keys() == direct["gradients"].keys()
     for name, gradient in direct["gradients"].items():

@@ -87,6 +87,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "whole"]
 
 
+@pytest.mark.verify
 def test_a_process_killed_in_mid_run_goes_on(toy, config, tmp_path):
     """kill -9 of a real process, at no particular moment after its first checkpoint."""
     config = config.model_copy(update={"steps": 120, "checkpoint_steps": 20})
@@ -123,7 +124,7 @@ def test_a_checkpoint_of_another_configuration_is_refused(toy, config, interrupt
     with pytest.raises(
         CropsError,
         match=r"checkpoint-4 was made with another configuration \(beta: 0.5 -> 0.0, learning_rate: 0.001 -> "
-        r"0.5\); repeat its settings to go on, pass --fresh",
+        r"0.5\); repeat its settings to resume, pass --fresh",
     ):
         train(toy, interrupted, other, seed=0)
     with pytest.raises(CropsError, match=r"\(seed: 0 -> 1\)"):

@@ -69,10 +69,10 @@ def two(ragged, configs, tmp_path_factory):
     return out
 
 
-def test_loss_and_gradients_equal_those_of_one_process(ragged, configs, two, tmp_path):
+def test_loss_and_gradients_equal_those_of_one_process(ragged, configs, two):
     ranks = [torch.load(two / f"rank{rank}.pt") for rank in (0, 1)]
     for number, config in enumerate(configs):
-        one = worker.gradients(ragged, config, tmp_path)
+        one = worker.gradients(ragged, config)
         parts = [rank[number] for rank in ranks]
         assert sum(part["anchors"] for part in parts) == one["anchors"]
         assert parts[0]["anchors"] != parts[1]["anchors"]

@@ -2,6 +2,7 @@
 
 import pickle
 import sys
+import tempfile
 from pathlib import Path
 
 import torch
@@ -15,13 +16,14 @@ from crops.training.sampler import GroupSampler
 from crops.training.texts import tokenise_pool
 
 
-def gradients(data, config, folder):
+def gradients(data, config):
     """The loss of the first step, the gradient of each parameter, and the anchors of this process."""
     encoder = load_encoder(config).double()
-    source = stored(data, folder, objective(config).lowest_anchor, config.beta)
-    pool = tokenise_pool(encoder, source)
-    sampler = GroupSampler(source, config, 0)
-    inputs = Steps(sampler, pool, 1, objective(config), Share(*processes()))[0]
+    with tempfile.TemporaryDirectory() as folder:
+        source = stored(data, Path(folder), objective(config).lowest_anchor, config.beta)
+        pool = tokenise_pool(encoder, source)
+        sampler = GroupSampler(source, config, 0)
+        inputs = Steps(sampler, pool, 1, objective(config), Share(*processes()))[0]
     model = GroupLoss(encoder, pool, config).double()
     loss = model(**inputs)
     loss.backward()
@@ -41,10 +43,7 @@ def main() -> None:
     out = Path(sys.argv[2])
     join_processes()
     rank, _ = processes()
-    torch.save(
-        [gradients(data, config, out / f"{rank}-{i}") for i, config in enumerate(configs)],
-        out / f"rank{rank}.pt",
-    )
+    torch.save([gradients(data, config) for config in configs], out / f"rank{rank}.pt")
     train(data, out / "model", run, seed=0)
 
 
