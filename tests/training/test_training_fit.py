@@ -130,16 +130,6 @@ def test_a_gradient_that_is_not_finite_is_not_applied(toy, config, tmp_path, mon
     assert all(p.isfinite().all() for p in steps[-1])
 
 
-def test_tau_is_not_decayed_and_the_encoder_is(toy, config, tmp_path, monkeypatch):
-    groups = []
-    real = trainer._optimizer
-    monkeypatch.setattr(
-        trainer, "_optimizer", lambda *args: groups.extend((made := real(*args)).param_groups) or made
-    )
-    train(toy, tmp_path / "model", config(steps=1, weight_decay=0.1), seed=0)
-    assert [(group["weight_decay"], len(group["params"])) for group in groups] == [(0.1, 1), (0.0, 1)]
-
-
 @pytest.fixture
 def inputs(toy, random_encoder, tmp_path):
     """A function from known pairs to the inputs of a batch of groups 0 and 1, whole."""
