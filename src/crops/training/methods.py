@@ -96,6 +96,7 @@ BUDGET_SOURCES = ALL_SOURCES & ~Source.KNOWLEDGE
 BUDGET_BATCHES = 16
 """Batches of the CroPS arm that the budget of documents is the mean of."""
 ALL_GROUPS = 2**62
+"""Groups of a buffer: all are shuffled together, however many there are."""
 
 
 def find_method(name: str) -> Method:
@@ -147,6 +148,7 @@ def fit_method(
     """
     method = find_method(name)
     settings = method.settings(point)
+    config = config.model_copy(update={"buffer_groups": ALL_GROUPS})
     rendering = rendering_for(config)
     if method.reads_texts and rendering is not PLAIN:
         raise CropsError(f"{name}: BM25 reads texts and {config.encoder} ids; take an encoder of texts")
@@ -183,8 +185,6 @@ def _config(method: Method, settings: Mapping[str, Value], config: TrainingConfi
         "learning_rate": config.learning_rate * settings["learning_rate_scale"],
         # Nothing of a method's miner is in a checkpoint.
         "checkpoint_steps": config.steps,
-        # All groups are shuffled together, however many there are.
-        "buffer_groups": ALL_GROUPS,
         **{name: settings[name] for name in COPIED},
     }
     return config.model_copy(update=changes)
