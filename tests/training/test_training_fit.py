@@ -12,12 +12,11 @@ from crops.encoders import load_encoder, tokenise
 from crops.errors import CropsError
 from crops.losses import LOSSES
 from crops.outputs import read_manifest
-from crops.training import fit, train, trainer
-from crops.training import texts as embedding
-from crops.training import texts as pool
+from crops.training import fit, pool, train, trainer
+from crops.training import pool as embedding
 from crops.training.model import Share, contrast_of, objective, step_inputs
+from crops.training.pool import tokenise_pool
 from crops.training.sampler import Batch
-from crops.training.texts import tokenise_pool
 
 
 @pytest.fixture

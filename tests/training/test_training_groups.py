@@ -11,9 +11,8 @@ from by_hand import everything, stored
 from crops.config import TrainingConfig
 from crops.errors import CropsError
 from crops.labels import ALL_SOURCES, SEARCH_SOURCES, Source
-from crops.training import Samples, from_judgements, read_log, train
+from crops.training import Samples, from_judgements, pool, read_log, train
 from crops.training import groups as store
-from crops.training import texts as pool
 from crops.training.groups import GroupStore
 from crops.training.sampler import GroupSampler
 

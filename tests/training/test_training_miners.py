@@ -12,8 +12,8 @@ from crops.negatives import adore, ance, dpr, star, trisampler
 from crops.negatives.base import Moment, Schedule
 from crops.training.mining import EncodedCorpus, with_documents
 from crops.training.model import objective
+from crops.training.pool import tokenise_pool
 from crops.training.samples import Catalogue
-from crops.training.texts import tokenise_pool
 
 NONE = -1
 

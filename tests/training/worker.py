@@ -12,8 +12,8 @@ from crops.encoders import load_encoder
 from crops.training import train
 from crops.training.distributed import average, average_gradients, join_processes, processes
 from crops.training.model import GroupLoss, Share, Steps, objective
+from crops.training.pool import tokenise_pool
 from crops.training.sampler import GroupSampler
-from crops.training.texts import tokenise_pool
 
 
 def gradients(data, config):

@@ -2,7 +2,7 @@
 
 from crops.encoders.load import encoder_folder, load_encoder, rendering_for, save_encoder
 from crops.encoders.static import distill
-from crops.encoders.texts import TokenisedTexts, encode, only_used_tokens, tokenise
+from crops.encoders.tokens import TokenisedTexts, encode, only_used_tokens, tokenise
 from crops.encoders.towers import Role, asymmetric, over_dims
 from crops.encoders.two_tower import rendering_of
 

@@ -20,6 +20,7 @@ from crops.training.distributed import first_process_first, is_first_process, jo
 from crops.training.groups import GroupStore, store_groups
 from crops.training.mining import Joined, Mining
 from crops.training.model import GroupLoss, Share, Steps, contrast_of, objective
+from crops.training.pool import TextPool, UsedTokens, compile_transformers, tokenise_pool, wordless_texts
 from crops.training.runs import (
     EVALUATIONS,
     LOG,
@@ -31,7 +32,6 @@ from crops.training.runs import (
 )
 from crops.training.sampler import GroupSampler
 from crops.training.samples import Samples, TrainingData, Wordless
-from crops.training.texts import TextPool, UsedTokens, compile_transformers, tokenise_pool, wordless_texts
 from crops.training.trainer import Evaluation, fit
 
 _FREE = {"checkpoint_steps", "report_to"}

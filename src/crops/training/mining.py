@@ -20,8 +20,8 @@ from crops.negatives.base import Corpus, Ids, Miner, Moment, Vectors
 from crops.retrieval.catalogue import NO_ITEM
 from crops.training.distributed import processes
 from crops.training.groups import GroupStore
+from crops.training.pool import TextPool, embed
 from crops.training.samples import Catalogue
-from crops.training.texts import TextPool, embed
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ class EncodedCorpus:
         source: GroupStore,
         chunk: int | None,
     ) -> None:
-        """Encode nothing yet; `chunk` is that of `crops.training.texts.embed`."""
+        """Encode nothing yet; `chunk` is that of `crops.training.pool.embed`."""
         self.ids, self.texts = catalogue.ids, catalogue.texts
         self.text_rows = source.catalogue_text()
         self.query_texts = [text for batch in source.query_texts() for text in batch]

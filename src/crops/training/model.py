@@ -23,8 +23,8 @@ from crops.errors import CropsError
 from crops.losses import find_loss, hidden_pairs
 from crops.outputs import MANIFEST
 from crops.training.distributed import gather
+from crops.training.pool import TextPool, embed
 from crops.training.sampler import Batch, GroupSampler
-from crops.training.texts import TextPool, embed
 
 
 class GroupLoss(nn.Module):
