@@ -133,7 +133,7 @@ def test_a_gradient_that_is_not_finite_is_not_applied(toy, config, tmp_path, mon
 def inputs(toy, random_encoder, tmp_path):
     """A function from known pairs to the inputs of a batch of groups 0 and 1, whole."""
     source = stored(toy, tmp_path)
-    pool = tokenise_pool(SentenceTransformer(str(random_encoder), device="cpu"), source)
+    pool = tokenise_pool(SentenceTransformer(str(random_encoder), device="cpu"), source, tmp_path)
 
     def of(known_index=(), known_pair=()):
         index, pair = (np.array(known, dtype=np.int64) for known in (known_index, known_pair))
@@ -194,7 +194,7 @@ def test_dropout_is_the_same_both_times(toy, tiny_dropout, tmp_path):
     """With other masks in the second pass the gradient would not be that of the differences."""
     transformer = TrainingConfig(init=str(tiny_dropout), batch_queries=9, steps=1, encode_chunk=3)
     encoder = load_encoder(transformer).double()
-    pool = tokenise_pool(encoder, stored(toy, tmp_path))
+    pool = tokenise_pool(encoder, stored(toy, tmp_path), tmp_path)
     rows = np.arange(8)
 
     def total():
@@ -219,7 +219,7 @@ def test_dropout_is_the_same_both_times(toy, tiny_dropout, tmp_path):
 def test_activations_of_one_chunk_are_held_at_a_time(toy, transformer, monkeypatch, tmp_path):
     """Between the forward and the backward pass nothing of the encoder is kept but its embeddings."""
     encoder = load_encoder(transformer)
-    pool = tokenise_pool(encoder, stored(toy, tmp_path))
+    pool = tokenise_pool(encoder, stored(toy, tmp_path), tmp_path)
 
     def kept(chunk):
         sizes = []
@@ -245,7 +245,7 @@ def test_passes_hold_texts_of_like_length_within_the_budget():
 
 def test_embeddings_come_in_the_order_of_the_rows(toy, transformer, monkeypatch, tmp_path):
     encoder = load_encoder(transformer).eval()
-    pool = tokenise_pool(encoder, stored(toy, tmp_path))
+    pool = tokenise_pool(encoder, stored(toy, tmp_path), tmp_path)
     rows = np.array([1, 4, 20, 30])
     with torch.no_grad():
         alone = torch.cat([embedding.embed(encoder, pool, rows[[i]], None) for i in range(4)])

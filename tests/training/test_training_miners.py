@@ -24,7 +24,7 @@ def corpus(toy, random_encoder, tmp_path):
     catalogue = Catalogue(toy.docs["item_id"].to_numpy(), toy.docs["text"].to_pylist())
     source = stored(toy, tmp_path, catalogue=catalogue)
     encoder = SentenceTransformer(str(random_encoder), device="cpu")
-    return EncodedCorpus(encoder, tokenise_pool(encoder, source), catalogue, source, None), encoder
+    return EncodedCorpus(encoder, tokenise_pool(encoder, source, tmp_path), catalogue, source, None), encoder
 
 
 def moment(step, corpus, positives=(), negatives=3, queries=(0, 1)):

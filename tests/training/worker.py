@@ -21,7 +21,7 @@ def gradients(data, config):
     encoder = load_encoder(config).double()
     with tempfile.TemporaryDirectory() as folder:
         source = stored(data, Path(folder), objective(config).lowest_anchor, config.beta)
-        pool = tokenise_pool(encoder, source)
+        pool = tokenise_pool(encoder, source, Path(folder))
         sampler = GroupSampler(source, config, 0)
         inputs = Steps(sampler, pool, 1, objective(config), Share(*processes()))[0]
     model = GroupLoss(encoder, pool, config).double()

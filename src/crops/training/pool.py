@@ -67,21 +67,17 @@ class TextPool:
         return [(side, own - side.first) for side, own in zip(self.sides, np.split(rows, cuts), strict=True)]
 
 
-def tokenise_pool(encoder: SentenceTransformer, source: GroupStore, folder: Path | None = None) -> TextPool:
+def tokenise_pool(encoder: SentenceTransformer, source: GroupStore, folder: Path) -> TextPool:
     """Tokenise the texts of a source, a batch at a time; those without a token have length 0.
 
     Args:
         encoder: the model that will read them.
         source: where the texts come from.
-        folder: keeps the token ids and is read instead, without tokenising, if it has them; in memory when
-            None.
+        folder: keeps the token ids, and is read instead, without tokenising, if it has them.
 
     Raises:
         CropsError: the folder is damaged.
     """
-    if folder is None:
-        ids, lengths = zip(*_tokenised(encoder, source), strict=True)
-        return _pool(encoder, source.queries, np.concatenate(ids), np.concatenate(lengths))
     if not (folder / _LENGTHS).exists():
         _write(folder, _tokenised(encoder, source))
     return _pool(encoder, source.queries, *_stored(folder))
