@@ -26,5 +26,5 @@ def load_object(reference: str) -> Any:  # noqa: ANN401 (whatever has that name)
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         return getattr(module, name)
-    except (ImportError, OSError, AttributeError, SyntaxError, ValueError) as error:
-        raise CropsError(f"{reference} cannot be loaded: {error}") from error
+    except Exception as error:  # whatever a file of the user's raises
+        raise CropsError(f"{reference} cannot be loaded: {type(error).__name__}: {error}") from error

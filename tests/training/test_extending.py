@@ -30,7 +30,7 @@ def test_every_loss_of_the_table_is_there_and_says_what_it_does():
     [
         ("h_infonse", r"'training.loss' = 'h_infonse': .*known: h_infonce, .*Did you mean 'h_infonce'"),
         ("none.py:LOSS", "none.py:LOSS cannot be loaded"),
-        (f"{EXAMPLES / 'loss.py'}:ROUGH", "ROUGH cannot be loaded: .*no attribute 'ROUGH'"),
+        (f"{EXAMPLES / 'loss.py'}:ROUGH", "ROUGH cannot be loaded: AttributeError: .*no attribute 'ROUGH'"),
         ("crops.losses.functions:h_infonce", "is no row of the table of losses"),
     ],
 )
@@ -39,3 +39,9 @@ def test_a_loss_that_is_not_there_is_refused_with_its_remedy(name, message):
         load_config(training__loss=name)
     with pytest.raises(CropsError):
         find_loss(name)
+
+
+def test_a_file_with_a_fault_is_named_with_its_reason(tmp_path):
+    (tmp_path / "mine.py").write_text("LOSS = undefined")
+    with pytest.raises(CropsError, match=r"mine.py:LOSS cannot be loaded: NameError: .*'undefined'"):
+        find_loss(f"{tmp_path / 'mine.py'}:LOSS")
