@@ -6,7 +6,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from crops.database import explained, failing_as, literal, open_database, parquet, pattern, quoted
+from crops.database import (
+    explained,
+    failing_as,
+    literal,
+    open_database,
+    parquet,
+    pattern,
+    quoted,
+    write_parquet,
+)
 from crops.errors import CropsError
 
 HOSTILE = 'day=1999-12-31/it\'s [a] *? "b"'
@@ -25,9 +34,9 @@ def test_a_path_with_special_characters_is_read_and_written_as_it_is(file):
         assert db.execute(f"select sum(n) from {parquet(file, file)}").fetchall() == [(12,)]
         assert db.execute("select count(*) from read_parquet($1)", [pattern(file)]).fetchall() == [(3,)]
         assert db.sql(f"from {parquet(file)}").columns == ["n"]  # the folder `day=...` is no column
-        other = file.with_name("other [1].parquet")
-        db.execute(f"copy (select 7 as n) to {literal(other)} (format parquet)")
-        assert other.exists()
+        other = file.parent / "new" / "other [1].parquet"
+        assert write_parquet(db, "select 7 as n from range(2)", other) == 2
+        assert db.sql(f"from {parquet(other)}").fetchall() == [(7,), (7,)]
 
 
 def test_names_and_texts_are_quoted():

@@ -121,6 +121,13 @@ def interruptible(connection: Connection, work: Callable[[], Result]) -> Result:
             raise
 
 
+def write_parquet(connection: Connection, query: str, file: Path) -> int:
+    """Write the rows of a query to a file, whose folder is made if it is not there; return how many."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    ((rows,),) = connection.execute(f"copy ({query}) to {literal(file)} (format parquet)").fetchall()
+    return int(rows)
+
+
 def quoted(name: str) -> str:
     """Return `name` as an SQL identifier."""
     return '"{}"'.format(name.replace('"', '""'))

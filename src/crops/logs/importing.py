@@ -16,7 +16,16 @@ from rich.table import Column
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from crops.database import Connection, explained, interruptible, literal, open_database, parquet, quoted
+from crops.database import (
+    Connection,
+    explained,
+    interruptible,
+    literal,
+    open_database,
+    parquet,
+    quoted,
+    write_parquet,
+)
 from crops.errors import CropsError, nearest
 from crops.logs.days import DAY_US, day_of
 from crops.logs.kuaisar import KUAISAR
@@ -360,9 +369,8 @@ def _write_id_maps(connection: Connection, kinds: Mapping[str, str], folder: Pat
     folder.mkdir()
     for column, kind in kinds.items():
         if kind == NUMBERED:
-            target = literal(str(folder / f"{_FILES[column]}.parquet"))
             select = f"select original, number from ids_{column} order by number"
-            connection.execute(f"copy ({select}) to {target} (format parquet)")
+            write_parquet(connection, select, folder / f"{_FILES[column]}.parquet")
 
 
 def _write(connection: Connection, mapped: MappedTable, ids: Mapping[str, str], staging: Path) -> None:
@@ -377,14 +385,12 @@ def _write(connection: Connection, mapped: MappedTable, ids: Mapping[str, str], 
     rows = f"from mapped_{name}{joins} where len(_reasons) = 0"
     select = f"select {', '.join(columns)} {rows}"
     if time is None:
-        _copy(connection, f"select * from ({select}) order by {order}", staging / f"{name}.parquet")
+        write_parquet(connection, f"select * from ({select}) order by {order}", staging / f"{name}.parquet")
         return
     at = f"mapped_{name}.{time} // {DAY_US}"
     for (number,) in connection.execute(f"select distinct {at} {rows} order by all").fetchall():
-        folder = staging / name / f"day={day_of(number)}"
-        folder.mkdir(parents=True)
         query = f"select * from ({select} and {at} = {number}) order by {order}"
-        _copy(connection, query, folder / "part-0.parquet")
+        write_parquet(connection, query, staging / name / f"day={day_of(number)}" / "part-0.parquet")
 
 
 def _place(column: str) -> int:
@@ -393,10 +399,9 @@ def _place(column: str) -> int:
 
 def _write_rejects(connection: Connection, table: Table, counts: ImportCounts, folder: Path) -> None:
     if counts.rejected:
-        folder.mkdir(exist_ok=True)
         select = "select _reasons as reasons, _file as file, _row as row, _source as source"
         where = f"from mapped_{table.name} where len(_reasons) > 0 order by all"
-        _copy(connection, f"{select} {where}", folder / f"{table.name}.parquet")
+        write_parquet(connection, f"{select} {where}", folder / f"{table.name}.parquet")
 
 
 def _write_lines(connection: Connection, scratch: Path, folder: Path) -> int:
@@ -415,13 +420,8 @@ def _write_lines(connection: Connection, scratch: Path, folder: Path) -> int:
     )
     lines = count(connection, "malformed")
     if lines:
-        folder.mkdir(exist_ok=True)
-        _copy(connection, "select * from malformed order by file, line", folder / "lines.parquet")
+        write_parquet(connection, "select * from malformed order by file, line", folder / "lines.parquet")
     return lines
-
-
-def _copy(connection: Connection, query: str, path: Path) -> None:
-    connection.execute(f"copy ({query}) to {literal(str(path))} (format parquet)")
 
 
 def render_import(report: ImportReport) -> RenderableType:

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from crops.database import Connection, literal, quoted
+from crops.database import Connection, literal, quoted, write_parquet
 from crops.logs.days import day_bounds
 from crops.logs.tables import (
     TableFiles,
@@ -334,13 +334,11 @@ def _controlled(connection: Connection, files: TableFiles) -> dict[str, int]:
 
 def write_rejects(connection: Connection, files: TableFiles, logs: Path, folder: Path) -> None:
     """Write the rejected rows in the order of the files, with `reasons`, `file` (below `logs`) and `row`."""
-    folder.mkdir(parents=True)
     columns = [quoted(column) for column in files.table.names() if column in files.found]
     columns += [f"extra_{number} as {quoted(name)}" for number, name in enumerate(_extra_names(files))]
     columns += ["_reasons as reasons", f"{relative_sql(logs)} as file", "_row as row"]
     select = f"select {', '.join(columns)} from rejected_{files.table.name} order by _file, _row"
-    target = literal(str(folder / "rejects.parquet"))
-    connection.execute(f"copy ({select}) to {target} (format parquet)")
+    write_parquet(connection, select, folder / "rejects.parquet")
 
 
 def _extra_names(files: TableFiles) -> list[str]:
@@ -365,18 +363,15 @@ def _write_accepted(
     connection.execute("set disabled_optimizers='build_side_probe_side'")
     for day in table_days(files) if table.partitioned else (None,):
         target = folder / (f"{table.name}/day={day}/part-0.parquet" if day else f"{table.name}.parquet")
-        target.parent.mkdir(parents=True, exist_ok=True)
         part = files.on(day and [day])
         clean = not changed and not any(
             count(connection, f"{kind}_{table.name}{_on(day)}") for kind in ("rejected", "merged")
         )
         if clean and part.exact and len(part.files) == 1 and (files.partitioned or not day):
+            target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(part.files[0], target)
-        else:
-            rows = _accepted(connection, files, changed, day)
-            query = f"copy ({rows}) to {literal(str(target))} (format parquet)"
-            if connection.execute(query).fetchall() == [(0,)]:
-                target.unlink()
+        elif not write_parquet(connection, _accepted(connection, files, changed, day), target):
+            target.unlink()
     connection.execute("reset disabled_optimizers")
     connection.execute("reset threads")
 

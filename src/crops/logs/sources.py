@@ -98,7 +98,7 @@ def read_sql(
         return f"select {', '.join(fields)}, {problem}, _file, _row from {rows_of(files, schemas, columns)}"
     return " union all ".join(
         f"select {_fields(columns, header)}, cast(null as VARCHAR) as _problem,"
-        f" {literal(str(file))} as _file, cast(null as BIGINT) as _row from {_csv(file, header, scratch)}"
+        f" {literal(file)} as _file, cast(null as BIGINT) as _row from {_csv(file, header, scratch)}"
         for file, header in zip(files, headers, strict=True)
     )
 
@@ -134,7 +134,7 @@ def lines_sql(files: Sequence[Path], scratch: Path) -> str:
         f" comment='', store_rejects=true, max_line_size={MAX_LINE_BYTES}"
     )
     lines = " union all ".join(
-        f"select line, {literal(str(file))} as _file, row_number() over () as _row"
+        f"select line, {literal(file)} as _file, row_number() over () as _row"
         f" from read_csv({path_literal(clean_json(file, scratch))}, {options})"
         for file in files
     )
