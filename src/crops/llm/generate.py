@@ -293,10 +293,7 @@ def _candidates(
     tables = {
         name: pattern(mine_output / f"{name}.parquet") for name in ("evidence", "samples", "queries", "items")
     }
-    with (
-        failing_as(f"{mine_output} is not an output of `crops mine`"),
-        open_database() as connection,
-    ):
+    with failing_as(f"{mine_output} is not an output of `crops mine`"), open_database() as connection:
         sql = _SQL.format(order=_ORDER[priority])
         rows = connection.execute(sql, {**tables, "min_users": min_users}).fetchall()
         common = connection.execute(

@@ -20,20 +20,12 @@ from crops.errors import CropsError
 from crops.labels import DEFAULT_LABELS, Source
 from crops.logs.days import spans, today
 from crops.logs.rules import KNOWN_ITEMS, count, keep_accepted, relative_sql, split, write_rejects
-from crops.logs.tables import (
-    Logs,
-    TableFiles,
-    open_logs,
-    text_kind,
-)
+from crops.logs.tables import Logs, TableFiles, open_logs, text_kind
 from crops.outputs import Scratch, publish, timed, write_manifest
 from crops.schema import STAGES, Rule
 
 _EXAMPLE_CHARS = 100
-_STAGE_LABELS = {
-    "unexposed": DEFAULT_LABELS[Source.UNEXPOSED],
-    "filtered": DEFAULT_LABELS[Source.FILTERED],
-}
+_STAGE_LABELS = {"unexposed": DEFAULT_LABELS[Source.UNEXPOSED], "filtered": DEFAULT_LABELS[Source.FILTERED]}
 
 
 @dataclass(frozen=True)
@@ -186,12 +178,8 @@ def check(logs: str | Path, out: str | Path | None = None, memory: str = "2GB") 
     limit = f"a memory limit of {memory}"
     seconds: dict[str, float] = {}
     if out is None:
-        with (
-            Scratch("crops-check-") as spill,
-            explained(limit, files),
-            open_database(memory, spill) as connection,
-        ):
-            return interruptible(connection, lambda: _check(connection, source, None, seconds))
+        with Scratch("crops-check-") as spill, explained(limit, files), open_database(memory, spill) as db:
+            return interruptible(db, lambda: _check(db, source, None, seconds))
     if source.path.resolve().is_relative_to(Path(out).resolve()):
         raise CropsError(f"{out} holds the logs that are checked; name another folder for the output")
     with publish(Path(out), "check") as staging:
@@ -215,9 +203,7 @@ def check(logs: str | Path, out: str | Path | None = None, memory: str = "2GB") 
     return report
 
 
-def _check(
-    connection: Connection, source: Logs, staging: Path | None, seconds: dict[str, float]
-) -> CheckReport:
+def _check(db: Connection, source: Logs, staging: Path | None, seconds: dict[str, float]) -> CheckReport:
     tables: dict[str, TableCounts] = {}
     merged: dict[str, int] = {}
     faults: list[RowFault] = []
@@ -226,29 +212,29 @@ def _check(
         if not files.files:
             continue
         with timed(seconds, f"check {name}"):
-            tables[name], found, spaced = _check_table(connection, source, files, staging)
+            tables[name], found, spaced = _check_table(db, source, files, staging)
         faults += found
         if spaced:
             control_characters[name] = spaced
-        if rows := count(connection, f"merged_{name}"):
+        if rows := count(db, f"merged_{name}"):
             merged[name] = rows
         if name != "feed_events" and not tables[name].accepted:
             raise _nothing_left(source, name, tables[name], found)
         if name == "items":
-            connection.execute(f"create temp table {KNOWN_ITEMS} as select item_id from accepted_items")
+            db.execute(f"create temp table {KNOWN_ITEMS} as select item_id from accepted_items")
     with timed(seconds, "count searches"):
-        facts = _facts(connection, source, tables)
+        facts = _facts(db, source, tables)
     return CheckReport(str(source.path), tables, tuple(faults), facts, merged, seconds, control_characters)
 
 
 def _check_table(
-    connection: Connection, source: Logs, files: TableFiles, staging: Path | None
+    db: Connection, source: Logs, files: TableFiles, staging: Path | None
 ) -> tuple[TableCounts, list[RowFault], dict[str, int]]:
-    rules = split(connection, files)
+    rules = split(db, files)
     name = files.table.name
-    rejected = count(connection, f"rejected_{name}")
-    spaced = keep_accepted(connection, files, staging and staging / "accepted")
-    counts = TableCounts(files.rows, count(connection, f"accepted_{name}"), rejected)
+    rejected = count(db, f"rejected_{name}")
+    spaced = keep_accepted(db, files, staging and staging / "accepted")
+    counts = TableCounts(files.rows, count(db, f"accepted_{name}"), rejected)
     if counts.rows != counts.accepted + counts.rejected:
         raise CropsError(
             f"{source.path}: of {counts.rows} rows of {name} {counts.accepted} were accepted"
@@ -257,8 +243,8 @@ def _check_table(
     if not rejected:
         return counts, [], spaced
     if staging:
-        write_rejects(connection, files, source.path, staging / "rejects" / name)
-    return counts, _row_faults(connection, files, source.path, rules), spaced
+        write_rejects(db, files, source.path, staging / "rejects" / name)
+    return counts, _row_faults(db, files, source.path, rules), spaced
 
 
 def _nothing_left(source: Logs, name: str, counts: TableCounts, faults: list[RowFault]) -> CropsError:
@@ -268,7 +254,7 @@ def _nothing_left(source: Logs, name: str, counts: TableCounts, faults: list[Row
     return CropsError("\n  ".join(lines + [explain(fault) for fault in faults]))
 
 
-def _row_faults(connection: Connection, files: TableFiles, logs: Path, rules: list[Rule]) -> list[RowFault]:
+def _row_faults(db: Connection, files: TableFiles, logs: Path, rules: list[Rule]) -> list[RowFault]:
     """Return the count of each reason with its first row by file and row number as the example."""
     name = files.table.name
     values = ", ".join(f"{column} := {column}" for column in files.table.names())
@@ -278,7 +264,7 @@ def _row_faults(connection: Connection, files: TableFiles, logs: Path, rules: li
                min_by(_row, {first}), min_by(struct_pack({values}), {first})
         from (select unnest(_reasons) as reason, * from rejected_{name})
         group by reason"""
-    found: dict[str, tuple[Any, ...]] = {row[0]: row[1:] for row in connection.execute(query).fetchall()}
+    found: dict[str, tuple[Any, ...]] = {row[0]: row[1:] for row in db.execute(query).fetchall()}
     faults = []
     for rule in rules:
         if rule.reason in found:
@@ -294,15 +280,15 @@ def _cut(value: object) -> object:
     return f"{value[:_EXAMPLE_CHARS]}..." if isinstance(value, str) and len(value) > _EXAMPLE_CHARS else value
 
 
-def _facts(connection: Connection, source: Logs, tables: dict[str, TableCounts]) -> LogSummary:
-    (row,) = connection.execute("""
+def _facts(db: Connection, source: Logs, tables: dict[str, TableCounts]) -> LogSummary:
+    (row,) = db.execute("""
         select count(*), count(*) filter (where not clicked), count(distinct user_id)
         from (select search_id, min(user_id) as user_id, bool_or(clicked) as clicked
               from accepted_search_impressions group by search_id)""").fetchall()
-    seen = connection.execute("select distinct stage, day from accepted_search_impressions").fetchall()
+    seen = db.execute("select distinct stage, day from accepted_search_impressions").fetchall()
     stages = {stage for stage, _ in seen}
     feed = "feed_events" in tables and tables["feed_events"].accepted > 0
-    found = connection.execute("select distinct day from accepted_feed_events").fetchall() if feed else []
+    found = db.execute("select distinct day from accepted_feed_events").fetchall() if feed else []
     days = {
         "search_impressions": tuple(sorted({day for _, day in seen})),
         "feed_events": tuple(sorted(day for (day,) in found)),

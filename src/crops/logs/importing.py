@@ -29,15 +29,7 @@ from crops.database import (
 from crops.errors import CropsError, nearest
 from crops.logs.days import DAY_US, day_of
 from crops.logs.kuaisar import KUAISAR
-from crops.logs.mapping import (
-    OWN_TABLES,
-    Dataset,
-    Importer,
-    MappedTable,
-    MappingFile,
-    given,
-    load_mapping,
-)
+from crops.logs.mapping import OWN_TABLES, Dataset, Importer, MappedTable, MappingFile, given, load_mapping
 from crops.logs.qilin import QILIN
 from crops.logs.rules import count
 from crops.logs.sources import LISTS, nested_message
@@ -174,35 +166,30 @@ def find_importer(name: str) -> Importer:
 
 
 def _import(
-    connection: Connection,
-    name: str,
-    dataset: Dataset,
-    staging: Path,
-    scratch: Path,
-    seconds: dict[str, float],
+    db: Connection, name: str, dataset: Dataset, staging: Path, scratch: Path, seconds: dict[str, float]
 ) -> ImportReport:
     tables = {}
     for statement in dataset.setup:
-        connection.execute(statement)
+        db.execute(statement)
     for mapped in dataset.tables:
         with timed(seconds, f"read {mapped.table.name}"):
-            _read(connection, mapped)
-            _refuse_lists(connection, mapped)
-            _demand_values(connection, mapped)
-            tables[mapped.table.name] = _count(connection, mapped)
+            _read(db, mapped)
+            _refuse_lists(db, mapped)
+            _demand_values(db, mapped)
+            tables[mapped.table.name] = _count(db, mapped)
         _demand_rows(mapped.table, tables[mapped.table.name])
     with timed(seconds, "number the ids"):
-        ids = _number_ids(connection, [mapped.table for mapped in dataset.tables])
-        _write_id_maps(connection, ids, staging / "id_maps")
+        ids = _number_ids(db, [mapped.table for mapped in dataset.tables])
+        _write_id_maps(db, ids, staging / "id_maps")
     for mapped in dataset.tables:
         with timed(seconds, f"write {mapped.table.name}"):
-            _write(connection, mapped, ids, staging)
-            _write_rejects(connection, mapped.table, tables[mapped.table.name], staging / "rejects")
-    lines = _write_lines(connection, scratch, staging / "rejects")
+            _write(db, mapped, ids, staging)
+            _write_rejects(db, mapped.table, tables[mapped.table.name], staging / "rejects")
+    lines = _write_lines(db, scratch, staging / "rejects")
     return ImportReport(name, tables, lines, ids, dataset.text, dataset.notes)
 
 
-def _read(connection: Connection, mapped: MappedTable) -> None:
+def _read(db: Connection, mapped: MappedTable) -> None:
     """Make `mapped_<name>`: the columns of the contract and what was found out about each row.
 
     `_reasons` says why it is rejected; `_given` names the columns whose texts say something, `_lost` those of
@@ -223,7 +210,7 @@ def _read(connection: Connection, mapped: MappedTable) -> None:
     lost = [_case(f"({none[name]} or {named.get(name, 'false')})", name) for name in raw]
     unread = [_case(named.get(name, none[name]), name) for name in raw]
     columns = ", ".join(f"v.{quoted(name)} as {quoted(name)}" for name in mapped.columns)
-    connection.execute(f"""
+    db.execute(f"""
         create table mapped_{mapped.table.name} as
         select {columns}, _reasons, _given, {_present(lost)} as _lost, {_present(unread)} as _unread,
             case when len(_reasons) > 0 then to_json(_source_row) end as _source, _file, _row
@@ -250,11 +237,11 @@ def _present(words: list[str]) -> str:
     return f"list_filter([{', '.join(words)}]::VARCHAR[], lambda word: word is not null)"
 
 
-def _refuse_lists(connection: Connection, mapped: MappedTable) -> None:
+def _refuse_lists(db: Connection, mapped: MappedTable) -> None:
     for reason in mapped.refused:
         if not reason.startswith(LISTS):
             continue
-        found = connection.execute(
+        found = db.execute(
             f"select _file, _row, _source ->> {literal(reason.removeprefix(LISTS))}"
             f" from mapped_{mapped.table.name} where list_contains(_reasons, {literal(reason)}) limit 1"
         ).fetchall()
@@ -264,14 +251,12 @@ def _refuse_lists(connection: Connection, mapped: MappedTable) -> None:
             )
 
 
-def _demand_values(connection: Connection, mapped: MappedTable) -> None:
+def _demand_values(db: Connection, mapped: MappedTable) -> None:
     """Refuse a column that says something in some rows and can be read in none."""
     table = f"mapped_{mapped.table.name}"
     counts = {
         which: dict(
-            connection.execute(
-                f"select unnest({which}) as word, count(*) from {table} group by word"
-            ).fetchall()
+            db.execute(f"select unnest({which}) as word, count(*) from {table} group by word").fetchall()
         )
         for which in ("_given", "_unread")
     }
@@ -280,7 +265,7 @@ def _demand_values(connection: Connection, mapped: MappedTable) -> None:
         value = mapped.columns[name]
         if value.raw is None or rows < counts["_given"][name]:
             continue
-        found = connection.execute(
+        found = db.execute(
             f"select distinct {value.raw} as raw from ({mapped.rows}) where {given(value.raw)}"
             " order by raw limit 3"
         ).fetchall()
@@ -296,15 +281,15 @@ def _short(text: str) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _count(connection: Connection, mapped: MappedTable) -> ImportCounts:
+def _count(db: Connection, mapped: MappedTable) -> ImportCounts:
     table = f"mapped_{mapped.table.name}"
-    ((rows, imported),) = connection.execute(
+    ((rows, imported),) = db.execute(
         f"select count(*), count(*) filter (where len(_reasons) = 0) from {table}"
     ).fetchall()
-    reasons = connection.execute(
+    reasons = db.execute(
         f"select unnest(_reasons) as word, count(*) from {table} group by word order by word"
     ).fetchall()
-    lost = connection.execute(
+    lost = db.execute(
         f"select unnest(_lost) as word, count(*) from {table} where len(_reasons) = 0"
         " group by word order by word"
     ).fetchall()
@@ -318,13 +303,13 @@ def _demand_rows(table: Table, counts: ImportCounts) -> None:
     raise CropsError(f"nothing of {table.name} can be imported: {why}; is this the right format?")
 
 
-def _number_ids(connection: Connection, tables: Sequence[Table]) -> dict[str, str]:
+def _number_ids(db: Connection, tables: Sequence[Table]) -> dict[str, str]:
     """Make `ids_<column>(original, number)` for the ids that are replaced.
 
     Numbers run from 1 in the order of the originals, whole numbers first: equal sources get equal numbers.
 
     Args:
-        connection: holds `mapped_<table>` of each table.
+        db: holds `mapped_<table>` of each table.
         tables: the tables with ids.
 
     Returns:
@@ -338,21 +323,21 @@ def _number_ids(connection: Connection, tables: Sequence[Table]) -> dict[str, st
             if column in table.names()
         ]
         originals = f"select distinct original from ({' union all '.join(parts)})"
-        kinds[column] = KEPT if _fit(connection, column, originals) else NUMBERED
+        kinds[column] = KEPT if _fit(db, column, originals) else NUMBERED
         if kinds[column] == NUMBERED:
             order = "try_cast(original as HUGEINT) nulls last, original"
-            connection.execute(
+            db.execute(
                 f"create table ids_{column} as"
                 f" select original, row_number() over (order by {order}) as number from ({originals})"
             )
     return kinds
 
 
-def _fit(connection: Connection, column: str, originals: str) -> bool:
+def _fit(db: Connection, column: str, originals: str) -> bool:
     if column not in _FIT:
         return False
     fits = f"regexp_full_match(original, '{_FIT[column]}') and try_cast(original as BIGINT) is not null"
-    ((fit,),) = connection.execute(f"select bool_and({fits}) from ({originals})").fetchall()
+    ((fit,),) = db.execute(f"select bool_and({fits}) from ({originals})").fetchall()
     return bool(fit)
 
 
@@ -364,16 +349,16 @@ def _id_sql(kinds: Mapping[str, str], column: str, table: str) -> tuple[str, str
     return f"ids_{column}.number", f" join ids_{column} on ids_{column}.original = {original}"
 
 
-def _write_id_maps(connection: Connection, kinds: Mapping[str, str], folder: Path) -> None:
+def _write_id_maps(db: Connection, kinds: Mapping[str, str], folder: Path) -> None:
     """Write `<ids>.parquet(original, number)` for the ids that were replaced."""
     folder.mkdir()
     for column, kind in kinds.items():
         if kind == NUMBERED:
             select = f"select original, number from ids_{column} order by number"
-            write_parquet(connection, select, folder / f"{_FILES[column]}.parquet")
+            write_parquet(db, select, folder / f"{_FILES[column]}.parquet")
 
 
-def _write(connection: Connection, mapped: MappedTable, ids: Mapping[str, str], staging: Path) -> None:
+def _write(db: Connection, mapped: MappedTable, ids: Mapping[str, str], staging: Path) -> None:
     name, time = mapped.table.name, mapped.table.time
     columns, joins = [], ""
     for column in mapped.table.columns:
@@ -385,42 +370,42 @@ def _write(connection: Connection, mapped: MappedTable, ids: Mapping[str, str], 
     rows = f"from mapped_{name}{joins} where len(_reasons) = 0"
     select = f"select {', '.join(columns)} {rows}"
     if time is None:
-        write_parquet(connection, f"select * from ({select}) order by {order}", staging / f"{name}.parquet")
+        write_parquet(db, f"select * from ({select}) order by {order}", staging / f"{name}.parquet")
         return
     at = f"mapped_{name}.{time} // {DAY_US}"
-    for (number,) in connection.execute(f"select distinct {at} {rows} order by all").fetchall():
+    for (number,) in db.execute(f"select distinct {at} {rows} order by all").fetchall():
         query = f"select * from ({select} and {at} = {number}) order by {order}"
-        write_parquet(connection, query, staging / name / f"day={day_of(number)}" / "part-0.parquet")
+        write_parquet(db, query, staging / name / f"day={day_of(number)}" / "part-0.parquet")
 
 
 def _place(column: str) -> int:
     return _FIRST.index(column) if column in _FIRST else len(_FIRST)
 
 
-def _write_rejects(connection: Connection, table: Table, counts: ImportCounts, folder: Path) -> None:
+def _write_rejects(db: Connection, table: Table, counts: ImportCounts, folder: Path) -> None:
     if counts.rejected:
         select = "select _reasons as reasons, _file as file, _row as row, _source as source"
         where = f"from mapped_{table.name} where len(_reasons) > 0 order by all"
-        write_parquet(connection, f"{select} {where}", folder / f"{table.name}.parquet")
+        write_parquet(db, f"{select} {where}", folder / f"{table.name}.parquet")
 
 
-def _write_lines(connection: Connection, scratch: Path, folder: Path) -> int:
+def _write_lines(db: Connection, scratch: Path, folder: Path) -> int:
     """Write the places of the lines that could not be taken apart, not their texts; return how many."""
     parts = [f"select * from {parquet(one)}" for one in scratch.glob("left_out_*.parquet")]
     tables = "select count(*) from duckdb_tables() where table_name = 'reject_errors'"
-    if connection.execute(tables).fetchall() != [(0,)]:
+    if db.execute(tables).fetchall() != [(0,)]:
         parts.append("""
             select s.file_path as file, e.line, cast(e.error_type as VARCHAR) as reason
             from reject_errors e join reject_scans s using (scan_id, file_id)""")
     if not parts:
         return 0
-    connection.execute(
+    db.execute(
         "create table malformed as select file, line, min(reason) as reason"
         f" from ({' union all '.join(parts)}) group by file, line"
     )
-    lines = count(connection, "malformed")
+    lines = count(db, "malformed")
     if lines:
-        write_parquet(connection, "select * from malformed order by file, line", folder / "lines.parquet")
+        write_parquet(db, "select * from malformed order by file, line", folder / "lines.parquet")
     return lines
 
 

@@ -172,7 +172,7 @@ class _Suspects:
     rule: Rule
 
 
-def split(connection: Connection, files: TableFiles) -> list[Rule]:
+def split(db: Connection, files: TableFiles) -> list[Rule]:
     """Create the table `rejected_<name>`: all columns of the rows, `_file`, `_row` and the list `_reasons`.
 
     And the table `merged_<name>`: `_file`, `_row`, `_day` and the new values of the rows that are kept of
@@ -186,11 +186,11 @@ def split(connection: Connection, files: TableFiles) -> list[Rule]:
     name, rules = files.table.name, row_rules(files)
     reasons = ", ".join(f"case when {rule.bad} then {literal(rule.reason)} end" for rule in rules)
     # Contradictions first: a row that one of those rejects must not displace its duplicate.
-    suspects = [*_contradictions(connection, files), *_repeats(connection, files)]
+    suspects = [*_contradictions(db, files), *_repeats(db, files)]
     joins = "".join(f" left join {one.name} on {one.key} = {one.name}.suspect" for one in suspects)
     columns = ", ".join(["rows.*", *(one.flag for one in suspects)])
     where = " or ".join([*(f"({rule.bad})" for rule in rules), *(one.flag for one in suspects)])
-    connection.execute(
+    db.execute(
         f"create temp table rejected_{name} as"
         f" select {columns}, list_filter([{reasons}], lambda reason: reason is not null) as _reasons"
         f" from {rows_sql(files)} rows{joins} where {where}"
@@ -198,19 +198,19 @@ def split(connection: Connection, files: TableFiles) -> list[Rule]:
     for one in suspects:
         more = f"list_append(_reasons, {literal(one.rule.reason)})"
         reasons = f"case when {one.rule.bad} then {more} else _reasons end as _reasons"
-        connection.execute(
+        db.execute(
             f"create or replace temp table rejected_{name} as"
             f" select * exclude ({one.flag}) replace ({reasons}) from rejected_{name}"
         )
-    _merge(connection, files)
+    _merge(db, files)
     if suspects:
-        connection.execute(f"delete from rejected_{name} where len(_reasons) = 0")
+        db.execute(f"delete from rejected_{name} where len(_reasons) = 0")
     return [*rules, *(one.rule for one in suspects)]
 
 
-def count(connection: Connection, relation: str) -> int:
+def count(db: Connection, relation: str) -> int:
     """Return the number of rows of a relation."""
-    ((rows,),) = connection.execute(f"select count(*) from {relation}").fetchall()
+    ((rows,),) = db.execute(f"select count(*) from {relation}").fetchall()
     return int(rows)
 
 
@@ -241,18 +241,18 @@ def merged_columns(files: TableFiles) -> list[str]:
     return [name for name in table.names() if name in files.found and name not in table.key]
 
 
-def _merge(connection: Connection, files: TableFiles) -> None:
+def _merge(db: Connection, files: TableFiles) -> None:
     """Make `merged_<name>` before the rows that are kept leave `rejected_<name>`."""
     table, names = files.table, merged_columns(files)
     if not names:
         columns = "_file VARCHAR, _row BIGINT, _day VARCHAR"
-        connection.execute(f"create temp table merged_{table.name} ({columns})")
+        db.execute(f"create temp table merged_{table.name} ({columns})")
         return
     # As in `duplicate_rule`: the row that is kept is the first of these.
     first = "min(struct_pack(day := _day, file := _file, row := _row))"
     merged = [f"{merged_sql(column)} as {column.name}" for column in table.columns if column.name in names]
     differ = (f"min({name}) <> max({name}) or count({name}) not in (0, count(*))" for name in names)
-    connection.execute(
+    db.execute(
         f"create temp table merged_{table.name} as"
         f" select kept.file as _file, kept.row as _row, kept.day as _day, {', '.join(names)} from ("
         f" select {first} as kept, {', '.join(merged)} from rejected_{table.name}"
@@ -261,84 +261,84 @@ def _merge(connection: Connection, files: TableFiles) -> None:
     )
 
 
-def _contradictions(connection: Connection, files: TableFiles) -> list[_Suspects]:
+def _contradictions(db: Connection, files: TableFiles) -> list[_Suspects]:
     """Find the keys whose rows disagree where the table says that they must not."""
     agreement = files.table.agreement
     if agreement is None:
         return []
     name, flag = f"mixed_{files.table.name}", "_mixed"
     differs = " or ".join(f"min(hash({column})) <> max(hash({column}))" for column in agreement.columns)
-    connection.execute(
+    db.execute(
         f"create temp table {name} as select {agreement.key} as suspect, true as {flag}"
         f" from {contract_rows(files)} group by {agreement.key} having {differs}"
     )
-    if not count(connection, name):
+    if not count(db, name):
         return []
-    connection.create_function(SAME_TEXT, normalise_query, ["VARCHAR"], "VARCHAR")
+    db.create_function(SAME_TEXT, normalise_query, ["VARCHAR"], "VARCHAR")
     return [_Suspects(name, flag, agreement.key, agreement_rule(agreement, files.table.time))]
 
 
-def _repeats(connection: Connection, files: TableFiles) -> list[_Suspects]:
+def _repeats(db: Connection, files: TableFiles) -> list[_Suspects]:
     """Find the keys that occur more than once, by their hash: eight bytes a key in memory."""
     if not files.table.key:
         return []
     name, flag, key = f"repeated_{files.table.name}", "_repeated", f"hash({', '.join(files.table.key)})"
     known = " and ".join(f"{column} is not null" for column in files.table.key)
     passes = min(_MAX_PASSES, 1 + files.rows // _ROWS_PER_PASS)
-    connection.execute(f"create temp table {name} (suspect UBIGINT, {flag} BOOLEAN)")
+    db.execute(f"create temp table {name} (suspect UBIGINT, {flag} BOOLEAN)")
     for shard in range(passes):
-        connection.execute(
+        db.execute(
             f"insert into {name} select suspect, true from"
             f" (select {key} as suspect from {contract_rows(files)} where {known})"
             f" where suspect % {passes} = {shard} group by suspect having count(*) > 1"
         )
-    return [_Suspects(name, flag, key, duplicate_rule(files.table))] if count(connection, name) else []
+    return [_Suspects(name, flag, key, duplicate_rule(files.table))] if count(db, name) else []
 
 
 # What a split found is written: the accepted rows as a logs folder, the rejected ones with their reasons.
 
 
-def keep_accepted(connection: Connection, files: TableFiles, folder: Path | None) -> dict[str, int]:
+def keep_accepted(db: Connection, files: TableFiles, folder: Path | None) -> dict[str, int]:
     """Create the view `accepted_<name>` over the rows that were not rejected.
 
     Control characters in what people wrote become spaces.
 
     Args:
-        connection: where the table was split.
+        db: where the table was split.
         files: the table.
         folder: a logs folder to write the rows to; without one the view reads the source again.
 
     Returns:
         the rows whose text was changed, by column.
     """
-    changed = _controlled(connection, files)
+    changed = _controlled(db, files)
     if folder is None:
-        select = _accepted(connection, files, changed)
+        select = _accepted(db, files, changed)
     else:
-        _write_accepted(connection, files, folder, changed)
+        _write_accepted(db, files, folder, changed)
         select = select_sql(inspect(folder, files.table)[0])
-    connection.execute(f"create temp view accepted_{files.table.name} as {select}")
+    db.execute(f"create temp view accepted_{files.table.name} as {select}")
     return changed
 
 
-def _controlled(connection: Connection, files: TableFiles) -> dict[str, int]:
+def _controlled(db: Connection, files: TableFiles) -> dict[str, int]:
     """Return in how many accepted rows each column of prose has control characters, where it has."""
     prose = [column.name for column in files.table.columns if column.prose and column.name in files.found]
     if not prose:
         return {}
     counts = ", ".join(f"count(*) filter (where regexp_matches({name}, '{CONTROL}'))" for name in prose)
-    rows = f"{_with_merged(connection, files, None)} rows{_without_rejected(connection, files)}"
-    (found,) = connection.execute(f"select {counts} from {rows}").fetchall()
+    rows = f"{_with_merged(db, files, None)} rows{_without_rejected(db, files)}"
+    (found,) = db.execute(f"select {counts} from {rows}").fetchall()
     return {name: rows for name, rows in zip(prose, found, strict=True) if rows}
 
 
-def write_rejects(connection: Connection, files: TableFiles, logs: Path, folder: Path) -> None:
+def write_rejects(db: Connection, files: TableFiles, logs: Path, folder: Path) -> None:
     """Write the rejected rows in the order of the files, with `reasons`, `file` (below `logs`) and `row`."""
     columns = [quoted(column) for column in files.table.names() if column in files.found]
     columns += [f"extra_{number} as {quoted(name)}" for number, name in enumerate(_extra_names(files))]
     columns += ["_reasons as reasons", f"{relative_sql(logs)} as file", "_row as row"]
     select = f"select {', '.join(columns)} from rejected_{files.table.name} order by _file, _row"
-    write_parquet(connection, select, folder / "rejects.parquet")
+    write_parquet(db, select, folder / "rejects.parquet")
 
 
 def _extra_names(files: TableFiles) -> list[str]:
@@ -353,32 +353,28 @@ def _extra_names(files: TableFiles) -> list[str]:
     return names
 
 
-def _write_accepted(
-    connection: Connection, files: TableFiles, folder: Path, changed: Collection[str]
-) -> None:
+def _write_accepted(db: Connection, files: TableFiles, folder: Path, changed: Collection[str]) -> None:
     """Write one file per day: partitioned writes of DuckDB hold every day open and cost twice the CPU."""
     table = files.table
     # The rows keep the order of the files: one thread, and no join whose sides are swapped.
-    connection.execute("set threads=1")
-    connection.execute("set disabled_optimizers='build_side_probe_side'")
+    db.execute("set threads=1")
+    db.execute("set disabled_optimizers='build_side_probe_side'")
     for day in table_days(files) if table.partitioned else (None,):
         target = folder / (f"{table.name}/day={day}/part-0.parquet" if day else f"{table.name}.parquet")
         part = files.on(day and [day])
         clean = not changed and not any(
-            count(connection, f"{kind}_{table.name}{_on(day)}") for kind in ("rejected", "merged")
+            count(db, f"{kind}_{table.name}{_on(day)}") for kind in ("rejected", "merged")
         )
         if clean and part.exact and len(part.files) == 1 and (files.partitioned or not day):
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(part.files[0], target)
-        elif not write_parquet(connection, _accepted(connection, files, changed, day), target):
+        elif not write_parquet(db, _accepted(db, files, changed, day), target):
             target.unlink()
-    connection.execute("reset disabled_optimizers")
-    connection.execute("reset threads")
+    db.execute("reset disabled_optimizers")
+    db.execute("reset threads")
 
 
-def _accepted(
-    connection: Connection, files: TableFiles, changed: Collection[str], day: str | None = None
-) -> str:
+def _accepted(db: Connection, files: TableFiles, changed: Collection[str], day: str | None = None) -> str:
     """Return the SELECT of the accepted rows: of one day, or of all days with the column `day`."""
     columns = []
     for column in files.table.columns:
@@ -391,26 +387,26 @@ def _accepted(
             columns.append(f"{cast}({value} as {column.type}) as {quoted(column.name)}")
     if files.table.partitioned and day is None:
         columns.append("_day as day")
-    select = f"select {', '.join(columns)} from {_with_merged(connection, files, day)}"
-    select += _without_rejected(connection, files, day)
+    select = f"select {', '.join(columns)} from {_with_merged(db, files, day)}"
+    select += _without_rejected(db, files, day)
     if day and not files.partitioned:
         first, last = day_bounds(day)
         select += f" where {files.table.time} between {first} and {last}"
     return select
 
 
-def _without_rejected(connection: Connection, files: TableFiles, day: str | None = None) -> str:
+def _without_rejected(db: Connection, files: TableFiles, day: str | None = None) -> str:
     """Return the join that leaves the rejected rows out, if there are any."""
     rejected = f"rejected_{files.table.name}{_on(day)}"
-    if not count(connection, rejected):
+    if not count(db, rejected):
         return ""
     return f" anti join (select _file, _row from {rejected}) using (_file, _row)"
 
 
-def _with_merged(connection: Connection, files: TableFiles, day: str | None) -> str:
+def _with_merged(db: Connection, files: TableFiles, day: str | None) -> str:
     """Return the relation of all rows of a day, or of all days, those of several with one key merged."""
     rows, merged = rows_sql(files.on(day and [day])), f"merged_{files.table.name}"
-    if not count(connection, f"{merged}{_on(day)}"):
+    if not count(db, f"{merged}{_on(day)}"):
         return rows
     values = ", ".join(
         f"case when m._row is null then r.{name} else m.{name} end as {name}"
