@@ -69,8 +69,8 @@ def build(folder: Path, count: int, dim: int, kind: str) -> dict[str, object]:
 
     from crops.config import IndexConfig
     from crops.retrieval.catalogue import item_rows
-    from crops.retrieval.folder import Catalogue, publish_catalogue
-    from crops.retrieval.versions import writing
+    from crops.retrieval.folder import publish_catalogue, writing
+    from crops.retrieval.index import Catalogue
 
     made = blocks(folder / "vectors", count, dim)
     items = item_rows(pa.table({"item_id": np.arange(1, count + 1)}))
@@ -81,7 +81,7 @@ def build(folder: Path, count: int, dim: int, kind: str) -> dict[str, object]:
     cpu, wall = time.process_time(), time.perf_counter()
     with writing(root):
         manifest = publish_catalogue(root, catalogue, IndexConfig(kind=name, int8=bool(codes))).manifest
-    sizes = {name: fact.bytes / 1e6 for name, fact in manifest.files.items()}
+    sizes = {name: entry.bytes / 1e6 for name, entry in manifest.files.items()}
     return {
         "build_cpu_s": round(time.process_time() - cpu, 1),
         "build_wall_s": round(time.perf_counter() - wall, 1),
@@ -89,7 +89,7 @@ def build(folder: Path, count: int, dim: int, kind: str) -> dict[str, object]:
         "effort": manifest.effort,
         "recall": manifest.recall.at_100,
         "structure_mb": round(sizes.get("structure.faiss", 0)),
-        "vectors_mb": round(sizes["vectors.npy"]),
+        "vectors_mb": round(sizes["vectors.faiss"]),
     }
 
 

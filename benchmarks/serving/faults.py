@@ -24,8 +24,7 @@ UPDATER = """
 import sys
 import numpy as np
 from pathlib import Path
-from crops.retrieval import load_model
-from crops.retrieval.build import update_index
+from crops.retrieval import load_model, update_index
 model = load_model("static")
 print("ready", flush=True)
 for line in sys.stdin:
@@ -60,7 +59,7 @@ async def damage(running: Server, folder: Path, work: Path) -> str:
     served = running.version()
     broken = folder / "versions" / "999999"
     shutil.copytree(folder / "versions" / served, broken)
-    with (broken / "vectors.npy").open("r+b") as file:
+    with (broken / "vectors.faiss").open("r+b") as file:
         file.seek(-64, os.SEEK_END)
         file.write(b"\xff" * 64)
     (folder / "current").write_text("999999\n")

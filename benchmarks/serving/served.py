@@ -19,11 +19,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from crops.config import IndexConfig
-from crops.retrieval import load_model
-from crops.retrieval.build import build_index
+from crops.retrieval import build_index, load_model
 from crops.retrieval.catalogue import item_rows
-from crops.retrieval.folder import Catalogue, publish_catalogue, sampled
-from crops.retrieval.versions import writing
+from crops.retrieval.folder import publish_catalogue, writing
+from crops.retrieval.index import Catalogue, sampled
 
 TOPICS = 2000
 _BLOCK = 65_536

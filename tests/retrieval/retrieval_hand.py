@@ -8,8 +8,8 @@ import pyarrow as pa
 from crops.config import IndexConfig
 from crops.retrieval import Model
 from crops.retrieval.catalogue import item_rows
-from crops.retrieval.folder import Catalogue, publish_catalogue
-from crops.retrieval.versions import writing
+from crops.retrieval.folder import publish_catalogue, writing
+from crops.retrieval.index import Catalogue
 from crops.text import PLAIN
 
 

@@ -26,7 +26,7 @@ from crops.retrieval import (
     update_index,
     write_vectors,
 )
-from crops.retrieval import build as sharding
+from crops.retrieval import encoding as sharding
 from crops.retrieval.encoding import encode_texts
 from crops.text import PLAIN, query_id
 

@@ -5,8 +5,12 @@ from retrieval_hand import unit
 
 from crops.config import IndexConfig
 from crops.retrieval import structures
-from crops.retrieval.folder import gather, scored
-from crops.retrieval.structures import last_scores, least_effort, recalls
+from crops.retrieval.dense import FlatIndex
+from crops.retrieval.index import gather, last_scores, least_effort, recalls, scored
+
+
+def build(config, vectors):
+    return structures.build(IndexConfig(**config), FlatIndex(np.arange(len(vectors)), vectors).faiss)
 
 
 @pytest.mark.parametrize(
@@ -41,8 +45,7 @@ def test_the_same_seed_builds_the_same_clusters():
     threads = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)
     vectors = unit(500, 16)
-    config = IndexConfig(kind="ivfpq")
-    first, second = (faiss.serialize_index(structures.build(config, vectors).searched) for _ in range(2))
+    first, second = (faiss.serialize_index(build({"kind": "ivfpq"}, vectors).stored) for _ in range(2))
     faiss.omp_set_num_threads(threads)
     assert (first == second).all()
 
@@ -52,9 +55,9 @@ def test_the_same_seed_builds_the_same_clusters():
 def test_every_kind_holds_few_vectors(kind, count, capfd):
     """A 4-bit code is learned from at least 16 points."""
     vectors = unit(count, 8)
-    structure = structures.build(IndexConfig(kind=kind), vectors)
+    structure = build({"kind": kind}, vectors)
     effort = structures.efforts(kind, structures.clusters(count))[-1]
-    rows, scores = structures.candidates(structure._replace(effort=effort), vectors, vectors, 1)
+    rows, scores = structures.search(structure, vectors, 1, effort)
     best = np.take_along_axis(rows, np.argmax(scores, axis=1)[:, None], axis=1)
     assert best[:, 0].tolist() == list(range(count))
     assert "WARNING" not in capfd.readouterr().err
@@ -63,14 +66,13 @@ def test_every_kind_holds_few_vectors(kind, count, capfd):
 def test_codes_are_scored_again_with_the_vectors():
     """4-bit codes alone misplace many of the best ten; ten candidates for each, scored again, few."""
     vectors, queries = unit(2000, 32), unit(30, 32, 1)
-    structure = structures.build(IndexConfig(kind="ivfpq"), vectors)._replace(effort=64)
+    structure = build({"kind": "ivfpq"}, vectors)
     best = np.argsort(-queries @ vectors.T, axis=1)[:, :10]
-    alone = structure.searched.search(queries, 10, params=structures.parameters("ivfpq", 64, None))[1]
-    rows, scores = structures.candidates(structure, vectors, queries, 10)
-    again = np.take_along_axis(rows, np.argsort(-scores, axis=1)[:, :10], axis=1)
+    alone, _ = structures.search(structure._replace(searched=structure.stored, refined=1), queries, 10, 64)
+    rows, scores = structures.search(structure, queries, 10, 64)
     shares = [
-        np.mean([len(np.intersect1d(a, b)) / 10 for a, b in zip(best, found, strict=True)])
-        for found in (alone, again)
+        np.mean([len(np.intersect1d(a, b[:10])) / 10 for a, b in zip(best, found, strict=True)])
+        for found in (alone, rows)
     ]
     assert shares[0] < 0.8
     assert shares[1] > 0.97

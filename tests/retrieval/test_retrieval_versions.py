@@ -13,8 +13,8 @@ from retrieval_hand import publish, unit, word_model
 
 from crops.errors import CropsError
 from crops.retrieval import current_version, open_index
-from crops.retrieval.build import encode_shards
-from crops.retrieval.versions import open_snapshot, writing
+from crops.retrieval.encoding import encode_shards
+from crops.retrieval.folder import open_snapshot, writing
 
 KILLED = """
     import json, os, signal, sys
@@ -54,12 +54,12 @@ KILLED = """
 def test_a_kill_at_any_step_leaves_the_old_or_the_new_version_in_service(tmp_path):
     """Kill -9 early, before the folder's rename, before the pointer's replacement, and after it.
 
-    The files of a version take 6 syncs, its manifest and folder 2 more; then come rename (9th), sync, sync of
-    the pointer, replace (12th) and a last sync (13th). A process that is killed at step 0 lives.
+    The files of a version take 3 syncs, its manifest and folder 2 more; then come rename (6th), sync, sync of
+    the pointer, replace (9th) and a last sync (10th). A process that is killed at step 0 lives.
     """
     root = tmp_path / "index"
     publish(root, unit(30, 16))
-    fatal = [1, 8, 9, 10, 11, 12, 13, 0]
+    fatal = [1, 5, 6, 7, 8, 9, 10, 0]
     command = [sys.executable, "-c", textwrap.dedent(KILLED), str(Path(__file__).parent), str(root)]
     out = subprocess.run(
         [*command, *map(str, fatal)],
@@ -69,7 +69,7 @@ def test_a_kill_at_any_step_leaves_the_old_or_the_new_version_in_service(tmp_pat
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     ).stdout
     found = [10, 20, 30]
-    expected = [[at, -9, 30, found] for at in fatal[:6]] + [[13, -9, 40, found], [0, 13, 40, found]]
+    expected = [[at, -9, 30, found] for at in fatal[:6]] + [[10, -9, 40, found], [0, 10, 40, found]]
     assert [json.loads(line) for line in out.splitlines()] == expected
     assert not list((root / "versions").glob(".*.tmp"))
 
@@ -93,26 +93,34 @@ def test_an_open_index_serves_on_while_versions_come_and_go(tmp_path):
     assert index.items(np.array([10]))["item_id"].to_pylist() == [10]
 
 
-def test_a_small_update_links_the_base_and_a_large_one_builds_it_anew(tmp_path):
+def test_an_update_builds_the_whole_index_anew(tmp_path):
+    """89 of 100 items are left with the vectors that were there; the recall is measured again."""
     vectors = unit(100, 16)
     publish(tmp_path, vectors, kind="hnsw")
-    index = open_index(f"{tmp_path}")
     none = pa.table({"item_id": pa.array([], pa.int64())})
-    index.update(none, unit(0, 16), np.arange(10, 110, 10))
-    assert (tmp_path / "versions/000001/structure.faiss").samefile(
-        tmp_path / "versions/000002/structure.faiss"
-    )
-    assert np.load(tmp_path / "versions/000002/deleted.npy").tolist() == list(range(10, 110, 10))
-    open_index(f"{tmp_path}").update(none, unit(0, 16), np.array([110]))
-    assert len(np.load(tmp_path / "versions/000003/deleted.npy")) == 0
-    assert len(np.load(tmp_path / "versions/000003/ids.npy")) == 89
+    former = open_index(f"{tmp_path}")
+    former.update(none, unit(0, 16), np.arange(10, 110, 10))
+    former.update(none, unit(0, 16), np.array([110]))  # of the version in service, not of the one opened
     index = open_index(f"{tmp_path}")
-    assert index.manifest.count == 89
+    assert (index.manifest.version, index.manifest.count) == ("000003", 89)
     assert index.manifest.recall.source == "documents of the index"
+    assert index.manifest.recall.queries == 89
+    assert (index.vectors(np.arange(120, 1010, 10)) == vectors[11:]).all()
     assert index.search(vectors[11:14], 1)[0][:, 0].tolist() == [120, 130, 140]
 
 
-@pytest.mark.parametrize("name", ["vectors.npy", "structure.faiss", "items.arrow", "ids.npy"])
+def test_an_index_of_a_former_release_is_refused_and_can_be_published_over(tmp_path):
+    """It held its vectors in vectors.npy, with what updates added beside them."""
+    publish(tmp_path, unit(30, 16))
+    manifest = tmp_path / "versions/000001/manifest.json"
+    manifest.write_text(manifest.read_text().replace("vectors.faiss", "vectors.npy"))
+    with pytest.raises(CropsError, match="written by a former release.*run `crops index` again"):
+        open_index(f"{tmp_path}")
+    publish(tmp_path, unit(40, 16))
+    assert open_index(f"{tmp_path}").manifest.count == 40
+
+
+@pytest.mark.parametrize("name", ["vectors.faiss", "structure.faiss", "items.arrow", "ids.npy"])
 def test_damaged_files_are_found_and_named(tmp_path, name):
     publish(tmp_path, unit(100, 16), kind="hnsw")
     file = tmp_path / "versions/000001" / name
@@ -143,7 +151,7 @@ def test_a_version_that_is_replaced_while_it_is_opened_gives_its_successor(tmp_p
     publish(tmp_path, unit(30, 16))
     publish(tmp_path, unit(31, 16))
     answers = iter(["000009", "000002", "000002"])
-    monkeypatch.setattr("crops.retrieval.versions.current_name", lambda root: next(answers))
+    monkeypatch.setattr("crops.retrieval.folder.current_name", lambda root: next(answers))
     assert open_snapshot(tmp_path).manifest.count == 31
 
 
@@ -175,15 +183,7 @@ def test_the_manifest_says_what_the_index_is(tmp_path):
     read = json.loads((tmp_path / "versions/000001/manifest.json").read_text())
     assert (read["kind"], read["int8"], read["count"], read["dim"]) == ("ivf", True, 100, 16)
     assert (read["model"], read["model_hash"]) == ("a model", "f" * 64)
-    assert set(read["files"]) == {
-        "deleted.npy",
-        "delta_ids.npy",
-        "delta_vectors.npy",
-        "ids.npy",
-        "items.arrow",
-        "structure.faiss",
-        "vectors.npy",
-    }
+    assert set(read["files"]) == {"ids.npy", "items.arrow", "structure.faiss", "vectors.faiss"}
 
 
 @pytest.mark.parametrize(

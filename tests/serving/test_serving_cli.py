@@ -89,8 +89,8 @@ def test_an_index_is_called_by_its_name_not_by_its_place(world, served):
 
 def test_a_damaged_index_is_not_served(world, served, tmp_path):
     folder = shutil.copytree(world / "new", tmp_path / "index")
-    (folder / "versions" / "000001" / "vectors.npy").write_bytes(b"garbage")
-    assert "vectors.npy" in refusal(folder)
+    (folder / "versions" / "000001" / "vectors.faiss").write_bytes(b"garbage")
+    assert "vectors.faiss" in refusal(folder)
 
 
 def test_a_missing_model_folder_is_named(world, tmp_path):

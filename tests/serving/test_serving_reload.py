@@ -84,7 +84,7 @@ def test_a_damaged_version_is_not_served(own_world, tmp_path):
     with TestClient(make_app(desk, background=partial(watching, desk))) as client:
         broken = own_world / "new" / "versions" / "000009"
         shutil.copytree(own_world / "new" / "versions" / "000001", broken)
-        (broken / "vectors.npy").write_bytes(b"garbage")
+        (broken / "vectors.faiss").write_bytes(b"garbage")
         (own_world / "new" / "current").write_text("000009\n")
         failed = 'crops_reloads_total{index="index",result="failed"} 1.0'
         until(lambda: failed in client.get("/metrics").text)

@@ -1,14 +1,11 @@
 """Retrieval: vector indexes behind one URI, exact search, BM25 and their fusion."""
 
 from crops.retrieval.bm25 import BM25Retriever
-from crops.retrieval.build import build_index, update_index, write_vectors
 from crops.retrieval.catalogue import Filter, load_item_rows, load_items, load_queries
-from crops.retrieval.dense import DenseRetriever, FusedRetriever, fuse
-from crops.retrieval.encoding import Encoder, Model, encode_texts, load_model
-from crops.retrieval.exact import ExactRetriever, FlatIndex
-from crops.retrieval.index import VectorIndex, check_model
-from crops.retrieval.uri import current_version, open_index, open_retriever
-from crops.retrieval.versions import IndexManifest
+from crops.retrieval.dense import DenseRetriever, ExactRetriever, FlatIndex, FusedRetriever, fuse
+from crops.retrieval.encoding import Encoder, Model, encode_texts, load_model, write_vectors
+from crops.retrieval.index import IndexManifest, VectorIndex, check_model
+from crops.retrieval.uri import build_index, current_version, open_index, open_retriever, update_index
 
 __all__ = [
     "BM25Retriever",

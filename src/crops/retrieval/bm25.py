@@ -22,6 +22,15 @@ from crops.retrieval.catalogue import (
     sorted_catalogue,
 )
 
+Tokeniser = Literal["english", "bigrams"]
+"""`english`: runs of at least two letters or digits, in lower case, without English stop words, cut by the
+English Snowball stemmer. `bigrams`: two neighbouring characters each of a run of Chinese, Japanese or Korean,
+one that stands alone as it is, and other runs of letters or digits whole, as Lucene's CJKAnalyzer."""
+Splitter = Callable[[Sequence[str]], list[list[str]]]
+_CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff"
+"""Hiragana and katakana, Han with its extensions, Hangul."""
+_RUN = re.compile(rf"(?P<cjk>[{_CJK}]+)|[^\W{_CJK}]+")
+
 
 class BM25Retriever:
     """Lexical retrieval: implements `crops.protocols.Retriever`."""
@@ -95,25 +104,6 @@ class BM25Retriever:
         known = self._index.get_tokens_ids(words)
         scores: NDArray[np.float32] = self._index.get_scores_from_ids(known)
         return np.round(scores, SCORE_DECIMALS)
-
-
-# ------------------------------------------------------------------------------
-# What BM25 takes for words, by language.
-
-
-Tokeniser = Literal["english", "bigrams"]
-
-"""`english`: runs of at least two letters or digits, in lower case, without English stop words, cut by the
-English Snowball stemmer. `bigrams`: two neighbouring characters each of a run of Chinese, Japanese or Korean,
-one that stands alone as it is, and other runs of letters or digits whole, as Lucene's CJKAnalyzer."""
-
-Splitter = Callable[[Sequence[str]], list[list[str]]]
-
-_CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff"
-
-"""Hiragana and katakana, Han with its extensions, Hangul."""
-
-_RUN = re.compile(rf"(?P<cjk>[{_CJK}]+)|[^\W{_CJK}]+")
 
 
 def splitter(tokeniser: Tokeniser) -> Splitter:

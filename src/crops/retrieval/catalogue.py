@@ -24,12 +24,23 @@ from crops.schema import ARROW_TYPES, ITEMS
 from crops.text import PLAIN, Rendering, normalise_query, query_id
 
 NO_ITEM = -1
-
 """Fills the places of a result list that found too little."""
-
 SCORE_DECIMALS = 6
-
 """Scores are rounded, so that the last bits of a sum decide no order."""
+SCAN_BELOW = 0.1
+"""A filter that lets less than this share through is searched exactly, and so is a search for more than this
+share: there structures lose recall, and graphs do not reach every item."""
+ITEM_SCHEMA = pa.schema(
+    [(column.name, ARROW_TYPES[column.type]) for column in ITEMS.columns if column.name != "click_query"]
+)
+"""The columns of `items` that an index keeps; `click_query` holds what people typed and stays out."""
+Results = tuple[NDArray[np.int64], NDArray[np.float32]]
+"""Ids and scores, each [queries, k]: best first, ties by id, padded with -1 and -inf."""
+_COMPARE: dict[str, Callable[..., Any]] = {"==": pc.equal, ">=": pc.greater_equal, "<": pc.less}
+_ESCAPES = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r", "\t": "\\t"})
+"""What Milvus reads inside quotes; it knows no code points: all other letters stand for themselves."""
+_QUERY_TABLES = ("queries.parquet", "search_impressions")
+"""Where a folder has queries: mined samples, logs."""
 
 
 def load_items(
@@ -68,6 +79,28 @@ def _read_items(path: Path, rendering: Rendering) -> tuple[NDArray[np.int64], li
         ids.append(table["item_id"].to_numpy())
         texts.extend(rendering.document(row) for row in table.to_pylist())
     return np.concatenate(ids), texts
+
+
+def load_item_rows(path: str | Path) -> pa.Table:
+    """Return the rows of `items` with the columns that an index keeps, ascending by id.
+
+    Args:
+        path: as `crops.retrieval.load_items`, which checks the ids.
+    """
+    path = Path(path)
+    tables = [item_rows(read_item_columns(file, ITEM_SCHEMA.names)) for file in item_files(path)]
+    return pa.concat_tables(tables).sort_by("item_id").combine_chunks()
+
+
+def item_rows(table: pa.Table) -> pa.Table:
+    """Return a table of items in the columns of `ITEM_SCHEMA`, ascending by id; absent columns are null."""
+    columns = [
+        table[field.name].cast(field.type)
+        if field.name in table.column_names
+        else pa.nulls(table.num_rows, field.type)
+        for field in ITEM_SCHEMA
+    ]
+    return pa.table(columns, schema=ITEM_SCHEMA).sort_by("item_id").combine_chunks()
 
 
 def read_item_columns(file: Path, names: Collection[str]) -> pa.Table:
@@ -109,6 +142,90 @@ def item_files(path: Path) -> list[Path]:
     if not files:
         raise CropsError(f"{path}: no items.parquet and no folder items/ with Parquet files in it")
     return files
+
+
+def load_queries(path: str | Path) -> tuple[NDArray[np.int64], list[str]]:
+    """Return the distinct normalised queries of a table.
+
+    Args:
+        path: Parquet with a column `query`, or a folder of mined samples or of logs.
+
+    Returns:
+        The ids [n], ascending (`crops.text.query_id`), and the n texts.
+
+    Raises:
+        CropsError: there is no such table, or no query in it.
+    """
+    path = Path(path)
+    table = _query_table(path)
+    if table is None:
+        raise CropsError(f"{path}: no Parquet table with a column query")
+    type_ = table.schema.field("query").type
+    if kind(type_) != "text":
+        raise CropsError(f"{path}: column query is {type_}; write the texts of the queries")
+    column = table.to_table(columns=["query"])["query"]
+    texts = {normalise_query(text) for text in column.unique().to_pylist() if text}
+    by_id = sorted((query_id(text), text) for text in texts if text)
+    if not by_id:
+        raise CropsError(f"{path}: not one query in it")
+    return np.array([one for one, _ in by_id], dtype=np.int64), [text for _, text in by_id]
+
+
+def _query_table(path: Path) -> ds.Dataset | None:
+    tables = [path] if path.is_file() else [path / name for name in _QUERY_TABLES if (path / name).exists()]
+    refuse_lake_tables(tables)
+    try:
+        found = (ds.dataset(table, format="parquet") for table in tables)
+        return next((table for table in found if "query" in table.schema.names), None)
+    except (pa.ArrowException, OSError) as error:
+        raise CropsError(f"{path} is not readable as Parquet ({error}); write it again") from error
+
+
+class Filter(NamedTuple):
+    """Conditions on items, all of which must hold; an item whose value is missing meets none."""
+
+    item_ids: NDArray[np.int64] | None = None
+    author_id: int | None = None
+    category: str | None = None
+    uploaded_since: int | None = None
+    """Microseconds UTC, inclusive."""
+    uploaded_before: int | None = None
+    """Microseconds UTC, exclusive."""
+
+    def key(self) -> Hashable:
+        """Return what two filters share if and only if they ask for the same."""
+        ids = None if self.item_ids is None else np.asarray(self.item_ids, dtype=np.int64).tobytes()
+        return ids, *self[1:]
+
+    def mask(self, items: pa.Table) -> NDArray[np.bool_]:
+        """Return which rows of `items`, with the columns of `ITEM_SCHEMA`, meet the conditions: [n]."""
+        mask: NDArray[np.bool_] = np.ones(items.num_rows, dtype=np.bool_)
+        if self.item_ids is not None:
+            mask &= np.isin(items["item_id"].to_numpy(), self.item_ids)
+        for column, relation, value in self._comparisons():
+            met = pc.fill_null(_COMPARE[relation](items[column], value), False)
+            mask &= met.to_numpy()
+        return mask
+
+    def expression(self) -> str:
+        """Return the conditions in the language of Milvus, empty when there are none."""
+        parts = [f"{name} {relation} {_literal(value)}" for name, relation, value in self._comparisons()]
+        if self.item_ids is not None:
+            parts.append(f"item_id in {self.item_ids.tolist()}")
+        return " and ".join(parts)
+
+    def _comparisons(self) -> list[tuple[str, str, int | str]]:
+        wanted: list[tuple[str, str, int | str | None]] = [
+            ("author_id", "==", self.author_id),
+            ("category", "==", self.category),
+            ("uploaded_at", ">=", self.uploaded_since),
+            ("uploaded_at", "<", self.uploaded_before),
+        ]
+        return [(column, relation, value) for column, relation, value in wanted if value is not None]
+
+
+def _literal(value: int | str) -> str:
+    return str(value) if isinstance(value, int) else f'"{value.translate(_ESCAPES)}"'
 
 
 def sorted_catalogue(
@@ -167,7 +284,7 @@ def best_positions(scores: NDArray[np.float32], k: int) -> NDArray[np.int64]:
     return kept[np.argsort(-scores[kept], kind="stable")[:k]]
 
 
-def no_results(queries: int, k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+def no_results(queries: int, k: int) -> Results:
     """Return the ids and scores [queries, k] of searches that found nothing: all -1 and -inf."""
     return np.full((queries, k), NO_ITEM, dtype=np.int64), np.full((queries, k), -np.inf, dtype=np.float32)
 
@@ -175,8 +292,8 @@ def no_results(queries: int, k: int) -> tuple[NDArray[np.int64], NDArray[np.floa
 def search_known(
     vectors: NDArray[np.float32],
     k: int,
-    search: Callable[[NDArray[np.float32]], tuple[NDArray[np.int64], NDArray[np.float32]]],
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    search: Callable[[NDArray[np.float32]], Results],
+) -> Results:
     """Search with the vectors that are not zero: a text of which the encoder knows no token finds nothing."""
     known = vectors.any(axis=1)
     if known.all():
@@ -187,9 +304,7 @@ def search_known(
     return ids, scores
 
 
-def best_results(
-    ids: NDArray[np.int64], scores: NDArray[np.float32], k: int
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+def best_results(ids: NDArray[np.int64], scores: NDArray[np.float32], k: int) -> Results:
     """Return the k best of candidates [q, c] as ids and rounded scores [q, k], best first, ties by id.
 
     Args:
@@ -209,141 +324,3 @@ def check_k(k: int) -> None:
     """Raise `CropsError` unless k is a possible length of a result list."""
     if k < 1:
         raise CropsError(f"k = {k}: ask for at least one result")
-
-
-# ------------------------------------------------------------------------------
-# Which items a search may find, by their columns.
-
-
-ITEM_SCHEMA = pa.schema(
-    [(column.name, ARROW_TYPES[column.type]) for column in ITEMS.columns if column.name != "click_query"]
-)
-
-"""The columns of `items` that an index keeps; `click_query` holds what people typed and stays out."""
-
-SCAN_BELOW = 0.1
-
-"""A filter that lets less than this share through is searched exactly, and so is a search for more than this
-share: there structures lose recall, and graphs do not reach every item."""
-
-_COMPARE: dict[str, Callable[..., Any]] = {"==": pc.equal, ">=": pc.greater_equal, "<": pc.less}
-
-
-class Filter(NamedTuple):
-    """Conditions on items, all of which must hold; an item whose value is missing meets none."""
-
-    item_ids: NDArray[np.int64] | None = None
-    author_id: int | None = None
-    category: str | None = None
-    uploaded_since: int | None = None
-    """Microseconds UTC, inclusive."""
-    uploaded_before: int | None = None
-    """Microseconds UTC, exclusive."""
-
-    def key(self) -> Hashable:
-        """Return what two filters share if and only if they ask for the same."""
-        ids = None if self.item_ids is None else np.asarray(self.item_ids, dtype=np.int64).tobytes()
-        return ids, *self[1:]
-
-    def mask(self, items: pa.Table) -> NDArray[np.bool_]:
-        """Return which rows of `items`, with the columns of `ITEM_SCHEMA`, meet the conditions: [n]."""
-        mask: NDArray[np.bool_] = np.ones(items.num_rows, dtype=np.bool_)
-        if self.item_ids is not None:
-            mask &= np.isin(items["item_id"].to_numpy(), self.item_ids)
-        for column, relation, value in self._comparisons():
-            met = pc.fill_null(_COMPARE[relation](items[column], value), False)
-            mask &= met.to_numpy()
-        return mask
-
-    def expression(self) -> str:
-        """Return the conditions in the language of Milvus, empty when there are none."""
-        parts = [f"{name} {relation} {_literal(value)}" for name, relation, value in self._comparisons()]
-        if self.item_ids is not None:
-            parts.append(f"item_id in {self.item_ids.tolist()}")
-        return " and ".join(parts)
-
-    def _comparisons(self) -> list[tuple[str, str, int | str]]:
-        wanted: list[tuple[str, str, int | str | None]] = [
-            ("author_id", "==", self.author_id),
-            ("category", "==", self.category),
-            ("uploaded_at", ">=", self.uploaded_since),
-            ("uploaded_at", "<", self.uploaded_before),
-        ]
-        return [(column, relation, value) for column, relation, value in wanted if value is not None]
-
-
-_ESCAPES = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r", "\t": "\\t"})
-
-"""What Milvus reads inside quotes; it knows no code points: all other letters stand for themselves."""
-
-
-def _literal(value: int | str) -> str:
-    return str(value) if isinstance(value, int) else f'"{value.translate(_ESCAPES)}"'
-
-
-def item_rows(table: pa.Table) -> pa.Table:
-    """Return a table of items in the columns of `ITEM_SCHEMA`, ascending by id; absent columns are null."""
-    columns = [
-        table[field.name].cast(field.type)
-        if field.name in table.column_names
-        else pa.nulls(table.num_rows, field.type)
-        for field in ITEM_SCHEMA
-    ]
-    return pa.table(columns, schema=ITEM_SCHEMA).sort_by("item_id").combine_chunks()
-
-
-# ------------------------------------------------------------------------------
-# What is encoded: the rows and texts of items, and queries.
-
-
-_QUERY_TABLES = ("queries.parquet", "search_impressions")
-
-"""Where a folder has queries: mined samples, logs."""
-
-
-def load_item_rows(path: str | Path) -> pa.Table:
-    """Return the rows of `items` with the columns that an index keeps, ascending by id.
-
-    Args:
-        path: as `crops.retrieval.load_items`, which checks the ids.
-    """
-    path = Path(path)
-    tables = [item_rows(read_item_columns(file, ITEM_SCHEMA.names)) for file in item_files(path)]
-    return pa.concat_tables(tables).sort_by("item_id").combine_chunks()
-
-
-def load_queries(path: str | Path) -> tuple[NDArray[np.int64], list[str]]:
-    """Return the distinct normalised queries of a table.
-
-    Args:
-        path: Parquet with a column `query`, or a folder of mined samples or of logs.
-
-    Returns:
-        The ids [n], ascending (`crops.text.query_id`), and the n texts.
-
-    Raises:
-        CropsError: there is no such table, or no query in it.
-    """
-    path = Path(path)
-    table = _query_table(path)
-    if table is None:
-        raise CropsError(f"{path}: no Parquet table with a column query")
-    type_ = table.schema.field("query").type
-    if kind(type_) != "text":
-        raise CropsError(f"{path}: column query is {type_}; write the texts of the queries")
-    column = table.to_table(columns=["query"])["query"]
-    texts = {normalise_query(text) for text in column.unique().to_pylist() if text}
-    by_id = sorted((query_id(text), text) for text in texts if text)
-    if not by_id:
-        raise CropsError(f"{path}: not one query in it")
-    return np.array([one for one, _ in by_id], dtype=np.int64), [text for _, text in by_id]
-
-
-def _query_table(path: Path) -> ds.Dataset | None:
-    tables = [path] if path.is_file() else [path / name for name in _QUERY_TABLES if (path / name).exists()]
-    refuse_lake_tables(tables)
-    try:
-        found = (ds.dataset(table, format="parquet") for table in tables)
-        return next((table for table in found if "query" in table.schema.names), None)
-    except (pa.ArrowException, OSError) as error:
-        raise CropsError(f"{path} is not readable as Parquet ({error}); write it again") from error

@@ -1,11 +1,18 @@
-"""From texts to unit vectors: which model, which one exactly, and what it reads."""
+"""From texts to unit vectors: by which model, what it reads, and encoding that resumes if interrupted."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
@@ -18,6 +25,8 @@ _PROBE = "?"
 """Encoded where no text has anything to read, to learn how wide a vector is."""
 _CHUNK = 4096
 """Texts encoded between two steps of the progress display; the encoder batches by length inside a chunk."""
+SHARD = 16_384
+"""Texts between two points from which a killed run resumes."""
 
 
 class Encoder(Protocol):
@@ -78,46 +87,30 @@ def encode_texts(
         CropsError: a vector holds NaN or infinity.
     """
     encode = getattr(encoder, f"encode_{role}", encoder.encode)
-    told = np.array([has_text(text) for text in texts], dtype=np.bool_)
-    readable = [text for text, has in zip(texts, told, strict=True) if has] or [_PROBE]
-    parts: list[NDArray[np.float32]] = []
+    legible = np.array([has_text(text) for text in texts], dtype=np.bool_)
+    read = [text for text, has in zip(texts, legible, strict=True) if has] or [_PROBE]
+    chunks: list[NDArray[np.float32]] = []
     with progress() as display:
-        task = display.add_task(f"encode {role} texts", total=len(readable), visible=len(readable) > _CHUNK)
-        for start in range(0, len(readable), _CHUNK):
-            chunk = readable[start : start + _CHUNK]
-            part = encode(chunk, batch_size=batch_size, normalize_embeddings=True, show_progress_bar=False)
-            parts.append(np.asarray(part, dtype=np.float32))
+        task = display.add_task(f"encode {role} texts", total=len(read), visible=len(read) > _CHUNK)
+        for start in range(0, len(read), _CHUNK):
+            chunk = read[start : start + _CHUNK]
+            made = encode(chunk, batch_size=batch_size, normalize_embeddings=True, show_progress_bar=False)
+            chunks.append(np.asarray(made, dtype=np.float32))
             display.advance(task, len(chunk))
-    found = np.concatenate(parts)
-    _refuse_not_finite(found, readable)
+    found = np.concatenate(chunks)
+    broken = np.flatnonzero(~np.isfinite(found).all(axis=1))
+    if broken.size:
+        raise CropsError(
+            f"the encoder gave NaN or infinity for {broken.size} of {len(read)} texts, the first is "
+            f"{read[broken[0]][:80]!r}; the model did not train well or its files are damaged"
+        )
     if role == "query":
-        found[~_known(encoder, readable)] = 0
-    if told.all():
+        found[~_known(encoder, read)] = 0
+    if legible.all():
         return found
     vectors = np.zeros((len(texts), found.shape[1]), dtype=np.float32)
-    if told.any():
-        vectors[told] = found
+    vectors[legible] = found[: legible.sum()]
     return vectors
-
-
-def say_zero(blocks: Sequence[NDArray[np.float32]], what: str) -> int:
-    """Say how many vectors are zero: their texts have no token for the encoder.
-
-    Args:
-        blocks: the vectors, [n_i, d] each.
-        what: whose they are, e.g. "documents".
-
-    Returns:
-        How many.
-    """
-    zero = sum(int((~block.any(axis=1)).sum()) for block in blocks)
-    if zero:
-        total = sum(map(len, blocks))
-        console.print(
-            f"[yellow]{zero:,} of {total:,} {what} have no token for this model:[/yellow] "
-            "their vectors are zero"
-        )
-    return zero
 
 
 def _known(encoder: Encoder, texts: Sequence[str]) -> NDArray[np.bool_]:
@@ -133,12 +126,14 @@ def _known(encoder: Encoder, texts: Sequence[str]) -> NDArray[np.bool_]:
     return np.array([any(token != unknown for token in one.ids) for one in found], dtype=np.bool_)
 
 
-def _refuse_not_finite(vectors: NDArray[np.float32], texts: Sequence[str]) -> None:
-    broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
-    if broken.size:
-        raise CropsError(
-            f"the encoder gave NaN or infinity for {broken.size} of {len(texts)} texts, the first is "
-            f"{texts[broken[0]][:80]!r}; the model did not train well or its files are damaged"
+def say_zero(blocks: Sequence[NDArray[np.float32]], what: str) -> None:
+    """Say how many vectors [n_i, d] of `what` ("documents") are zero: the encoder has no token for them."""
+    zero = sum(int((~block.any(axis=1)).sum()) for block in blocks)
+    if zero:
+        total = sum(map(len, blocks))
+        console.print(
+            f"[yellow]{zero:,} of {total:,} {what} have no token for this model:[/yellow] "
+            "their vectors are zero"
         )
 
 
@@ -157,3 +152,114 @@ def narrowed(vectors: NDArray[np.float32], dim: int) -> NDArray[np.float32]:
     norms = np.linalg.norm(cut, axis=1, keepdims=True)
     np.divide(cut, norms, out=cut, where=norms > 0)
     return cut
+
+
+def encode_shards(
+    model: Model, texts: Sequence[str], work: Path, role: str = "document"
+) -> list[NDArray[np.float32]]:
+    """Encode texts shard by shard, each kept on disk under a hash of its texts and the model.
+
+    Args:
+        model: what encodes.
+        texts: as the model's rendering gives them.
+        work: folder of the shards; those found there are not encoded again.
+        role: `document` or `query`.
+
+    Returns:
+        Memory maps of the shards, [n_i, d] each.
+    """
+    with written(work):
+        work.mkdir(parents=True, exist_ok=True)
+    shards = [texts[start : start + SHARD] for start in range(0, len(texts), SHARD)]
+    files = [work / f"{_digest(model, role, shard)}.npy" for shard in shards]
+    there = sum(file.exists() for file in files)
+    if there:
+        console.print(f"{there} of {len(files)} shards were encoded before")
+    for shard, file in zip(shards, files, strict=True):
+        if not file.exists():
+            vectors = encode_texts(model.encoder, shard, role=role)
+            staging = file.with_suffix(".tmp")
+            with written(work):
+                try:
+                    with staging.open("wb") as stream:
+                        np.save(stream, vectors)
+                        stream.flush()
+                        os.fsync(stream.fileno())
+                    staging.replace(file)
+                finally:
+                    staging.unlink(missing_ok=True)
+    blocks = [np.load(file, mmap_mode="r") for file in files]
+    say_zero(blocks, "queries" if role == "query" else "documents")
+    return blocks
+
+
+def _digest(model: Model, role: str, texts: Sequence[str]) -> str:
+    digest = hashlib.sha256(f"{model.hash} {role}".encode())
+    for text in texts:
+        encoded = text.encode()
+        digest.update(len(encoded).to_bytes(8, "big") + encoded)
+    return digest.hexdigest()[:32]
+
+
+def write_vectors(
+    model: Model,
+    ids: NDArray[np.int64],
+    texts: Sequence[str],
+    out: str | Path,
+    *,
+    role: str = "document",
+    dims: int | None = None,
+) -> int:
+    """Encode texts into a Parquet file, which appears whole or not at all.
+
+    Its columns are `item_id` or `query_id` and `vector` (fixed-size list of float32, unit length); its
+    metadata name the model (`crops.model`, `crops.model_hash`).
+
+    Args:
+        model: what encodes.
+        ids: of the texts [n].
+        texts: as the model's rendering gives them.
+        out: the file.
+        role: `document` or `query`.
+        dims: numbers of a vector that are kept, made unit length again; all when None.
+
+    Returns:
+        The numbers of a vector.
+
+    Raises:
+        CropsError: `out` is a folder, or `dims` exceeds what the model gives.
+    """
+    out = Path(out)
+    if out.is_dir():
+        raise CropsError(f"{out} is a folder; name a Parquet file for the vectors")
+    with written(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+    work, staging = Path(f"{out}.building"), Path(f"{out}.tmp")
+    shards = encode_shards(model, texts, work, role)
+    width = dims or shards[0].shape[1]
+    vector = pa.list_(pa.float32(), width)
+    column = "item_id" if role == "document" else "query_id"
+    identity = {"crops.model": model.name, "crops.model_hash": model.hash}
+    schema = pa.schema([(column, pa.int64()), ("vector", vector)], metadata=identity)
+    start = 0
+    with written(out), pq.ParquetWriter(staging, schema) as writer:
+        for shard in shards:
+            flat = pa.array(narrowed(shard, width).ravel())
+            rows = [ids[start : start + len(shard)], pa.FixedSizeListArray.from_arrays(flat, type=vector)]
+            writer.write_table(pa.table(rows, schema=schema))
+            start += len(shard)
+    staging.replace(out)
+    shutil.rmtree(work)
+    return width
+
+
+@contextlib.contextmanager
+def written(target: Path) -> Iterator[None]:
+    """Turn a disk that is full or cannot be written into a `CropsError`."""
+    try:
+        yield
+    except OSError as error:
+        raise CropsError(
+            f"{target} cannot be written: {error}; free disk space, or name a folder on another disk. "
+            "What was there before is as it was"
+        ) from error

@@ -1,11 +1,18 @@
-"""An index in a folder, opened: implements `VectorIndex`."""
+"""An index in a folder: vectors, ids and the rows of items, with a faiss structure where there is one.
+
+Versions appear whole, are never changed, and are checked when they are opened. `current` names the one that
+is served. It is replaced atomically, after the version it names is on disk: a writer that is killed at any
+moment leaves the former version in service.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import hashlib
 import os
 import shutil
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,13 +20,16 @@ import faiss
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from crops.config import IndexConfig
 from crops.errors import CropsError
+from crops.outputs import MANIFEST
 from crops.retrieval import structures
 from crops.retrieval.catalogue import (
     SCAN_BELOW,
     Filter,
+    Results,
     best_results,
     check_k,
     item_rows,
@@ -27,28 +37,31 @@ from crops.retrieval.catalogue import (
     positions_of,
     search_known,
 )
-from crops.retrieval.dense import Results
-from crops.retrieval.encoding import narrowed
-from crops.retrieval.exact import FlatIndex
-from crops.retrieval.index import check_update, query_vectors
-from crops.retrieval.structures import DEPTH, Structure, last_scores, least_effort, recalls
-from crops.retrieval.versions import (
-    IDS,
-    STRUCTURE,
-    VECTORS,
+from crops.retrieval.dense import FlatIndex, write_flat
+from crops.retrieval.encoding import narrowed, written
+from crops.retrieval.index import (
+    DEPTH,
+    Catalogue,
+    FileEntry,
     IndexManifest,
-    Parts,
-    Recall,
-    Snapshot,
-    open_snapshot,
-    publish_version,
-    read_items,
-    read_parts,
-    write_base,
-    write_delta,
-    write_items,
-    writing,
+    check_update,
+    described,
+    query_vectors,
+    sampled,
+    tuned,
 )
+
+CURRENT = "current"
+VERSIONS = "versions"
+IDS, VECTORS, STRUCTURE, ITEMS = "ids.npy", "vectors.faiss", "structure.faiss", "items.arrow"
+_LOCK = "lock"
+
+
+class Snapshot(NamedTuple):
+    """A version that is complete on disk."""
+
+    folder: Path
+    manifest: IndexManifest
 
 
 class FolderIndex:
@@ -66,20 +79,17 @@ class FolderIndex:
         """
         self._root = root
         folder, self.manifest = open_snapshot(root)
-        self._parts = read_parts(folder)
         self._items = read_items(folder)
-        self._ids: NDArray[np.int64] = self._items["item_id"].to_numpy()
-        self._kept = self._parts.kept() if len(self._parts.deleted) else None
-        self._structure: Structure | None = None
-        self._flat: FlatIndex | None = None
-        if exhaustive or not (folder / STRUCTURE).exists():
-            self._flat = FlatIndex(*self._parts.merged())
-            return
-        searched = faiss.read_index(str(folder / STRUCTURE))
-        facts = self.manifest
-        self._structure = Structure(searched, facts.kind, facts.int8, facts.effort)
-        if len(self._parts.delta_ids):
-            self._flat = FlatIndex(self._parts.delta_ids, self._parts.delta_vectors)
+        self._ids: NDArray[np.int64] = np.load(folder / IDS)
+        self._flat = FlatIndex.mapped(self._ids, folder / VECTORS)
+        self._structure: structures.Structure | None = None
+        if STRUCTURE in self.manifest.files and not exhaustive:
+            self._structure = structures.structure_over(
+                faiss.read_index(str(folder / STRUCTURE)),
+                self._flat.faiss,
+                self.manifest.kind,
+                int8=self.manifest.int8,
+            )
 
     def search(self, vectors: NDArray[np.float32], k: int, where: Filter | None = None) -> Results:
         """Return ids and scores, each [q, k]; see `VectorIndex.search`."""
@@ -89,40 +99,18 @@ class FolderIndex:
         return search_known(queries, k, lambda known: self._search(known, k, allowed))
 
     def _search(self, queries: NDArray[np.float32], k: int, allowed: NDArray[np.bool_] | None) -> Results:
-        if not len(queries) or (allowed is not None and not allowed.any()):
+        total = len(self._ids)
+        matching = total if allowed is None else int(allowed.sum())
+        if not len(queries) or not matching:
             return no_results(len(queries), k)
-        if self._structure is None:
-            assert self._flat is not None
+        if self._structure is None or matching < SCAN_BELOW * total or k > SCAN_BELOW * matching:
             return self._flat.nearest(queries, k, allowed)
-        ids = self._ids if allowed is None else self._ids[allowed]
-        if len(ids) < SCAN_BELOW * len(self._ids) or k > SCAN_BELOW * len(ids):
-            return FlatIndex(ids, self.vectors(ids)).nearest(queries, k)
-        return self._approximate(self._structure, queries, k, allowed)
-
-    def _approximate(
-        self, structure: Structure, queries: NDArray[np.float32], k: int, allowed: NDArray[np.bool_] | None
-    ) -> Results:
-        base = self._kept
-        if allowed is not None:
-            at = np.searchsorted(self._ids, self._parts.ids)
-            base = allowed[np.minimum(at, len(allowed) - 1)] & (True if base is None else base)
-        rows, scores = structures.candidates(structure, self._parts.vectors, queries, k, base)
-        ids = np.where(rows < 0, -1, self._parts.ids[np.maximum(rows, 0)])
-        if self._flat is None:
-            return best_results(ids, scores, k)
-        new = None if allowed is None else allowed[np.searchsorted(self._ids, self._flat.ids)]
-        more_ids, more_scores = self._flat.nearest(queries, k, new)
-        return best_results(np.hstack([ids, more_ids]), np.hstack([scores, more_scores]), k)
+        rows, scores = structures.search(self._structure, queries, k, self.manifest.effort, allowed)
+        return best_results(np.where(rows < 0, -1, self._ids[np.maximum(rows, 0)]), scores, k)
 
     def vectors(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return the vectors [n, dim] of items; see `VectorIndex.vectors`."""
-        positions_of(self._ids, ids, str(self._root))
-        parts = self._parts
-        found = np.empty((len(ids), self.manifest.dim), dtype=np.float32)
-        new = np.isin(ids, parts.delta_ids)
-        found[~new] = parts.vectors[np.searchsorted(parts.ids, ids[~new])]
-        found[new] = parts.delta_vectors[np.searchsorted(parts.delta_ids, ids[new])]
-        return found
+        return self._flat.vectors(ids, str(self._root))
 
     def known(self, ids: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Return which of `ids` [n] are in the index."""
@@ -137,221 +125,219 @@ class FolderIndex:
     def update(self, items: pa.Table, vectors: NDArray[np.float32], deleted: NDArray[np.int64]) -> str:
         """Publish a version with items put in and taken out; see `VectorIndex.update`.
 
-        This object stays with the version that it was opened at.
+        The whole index is built anew from the vectors that are there and those that are put in, and its
+        recall is measured again. This object stays with the version that it was opened at.
         """
         with writing(self._root):
-            return update_folder(self._root, items, vectors, deleted).manifest.version
+            return publish_catalogue(
+                self._root, *_updated(FolderIndex(self._root), items, vectors, deleted)
+            ).manifest.version
 
     def close(self) -> None:
         """Give back the memory of the structure."""
-        self._structure = self._flat = None
+        self._structure = None
 
 
-# ------------------------------------------------------------------------------
-# Making versions of an index folder: from a catalogue, and from the version before.
-
-
-REBUILD_ABOVE = 0.1
-
-"""Share of the base that updates may change before it is built anew."""
-
-SAMPLE = 500
-
-"""Queries that recall is measured with."""
-
-_BLOCK = 65_536
-
-"""Vectors that are in memory at a time when all are looked at."""
-
-
-class Catalogue(NamedTuple):
-    """Everything that a version is made of."""
-
-    items: pa.Table
-    """Columns of `ITEM_SCHEMA`, ascending by id [n]."""
-    blocks: Sequence[NDArray[np.float32]]
-    """Their vectors in the same order, [n_i, width of the model] each."""
-    model: str
-    model_hash: str
-    model_dim: int
-    queries: NDArray[np.float32]
-    """Vectors [q, width of the model] that recall is measured with."""
-    source: str
-    """Where these come from."""
-
-
-def sampled(blocks: Sequence[NDArray[np.float32]], seed: int) -> NDArray[np.float32]:
-    """Return up to `SAMPLE` of the vectors, to serve as queries where there are none."""
-    rows = np.random.default_rng(seed).permutation(sum(map(len, blocks)))[:SAMPLE]
-    return gather(blocks, np.sort(rows))
-
-
-def gather(blocks: Sequence[NDArray[np.float32]], rows: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Return the vectors of `rows` (any shape), counted through all blocks."""
-    ends = np.cumsum([len(block) for block in blocks])
-    found = np.empty((*rows.shape, blocks[0].shape[1]), dtype=np.float32)
-    for block, end in zip(blocks, ends, strict=True):
-        here = (rows >= end - len(block)) & (rows < end)
-        found[here] = block[rows[here] - (end - len(block))]
-    return found
-
-
-def publish_catalogue(
-    root: Path, catalogue: Catalogue, config: IndexConfig, former: Snapshot | None = None
-) -> Snapshot:
-    """Build a version from a catalogue and put it in service; call it inside `writing`.
-
-    `former` is the version that an update goes on from: its model lies where that says.
-    """
-    ids = catalogue.items["item_id"].to_numpy()
-    dim = config.dims or catalogue.model_dim
-
-    def fill(folder: Path) -> IndexManifest:
-        parts = write_base(folder, ids, catalogue.blocks, dim)
-        write_items(folder, catalogue.items)
-        return _finish(folder, parts, catalogue, config)
-
-    return publish_version(root, fill, former)
-
-
-def _finish(folder: Path, parts: Parts, catalogue: Catalogue, config: IndexConfig) -> IndexManifest:
-    """Build, tune and write the structure over a base, and describe the version."""
-    plain = config.kind == "exact" and not config.int8
-    if plain and parts.vectors.shape[1] == catalogue.model_dim:
-        return described(config, catalogue, 0, 1.0, np.empty((0, DEPTH), dtype=np.int64))
-    queries = narrowed(catalogue.queries, parts.vectors.shape[1])
-    structure = structures.build(config, parts.vectors)
-    truth = last_scores(queries, _in_blocks(parts.vectors))
-
-    def found(effort: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        tried = structure._replace(effort=effort)
-        return best_results(*structures.candidates(tried, parts.vectors, queries, DEPTH), DEPTH)
-
-    effort, at_100 = least_effort(
-        lambda effort: found(effort)[1],
-        structures.efforts(config.kind, structures.clusters(len(parts.ids))),
-        truth,
-        config.target_recall,
-    )
-    if not plain:
-        structures.write(structure, folder / STRUCTURE)
-    return described(config, catalogue, effort, at_100, found(effort)[0])
-
-
-def described(
-    config: IndexConfig, catalogue: Catalogue, effort: int, at_100: float, rows: NDArray[np.int64]
-) -> IndexManifest:
-    """Return the manifest of a new version; `rows` [q, 100] is what it found for the queries."""
-    dim = config.dims or catalogue.model_dim
-    full = at_100 if dim == catalogue.model_dim else _full_width(catalogue, rows)
-    return IndexManifest(
-        kind=config.kind,
-        int8=config.int8,
-        count=catalogue.items.num_rows,
-        dim=dim,
-        model=catalogue.model,
-        model_hash=catalogue.model_hash,
-        model_dim=catalogue.model_dim,
-        effort=effort,
-        recall=Recall(
-            at_100=round(at_100, 4),
-            full_width=None if full is None else round(full, 4),
-            target=config.target_recall,
-            queries=len(catalogue.queries),
-            source=catalogue.source,
-        ),
-        created_at=now(),
-    )
-
-
-def _full_width(catalogue: Catalogue, rows: NDArray[np.int64]) -> float | None:
-    """Return the recall of the documents `rows` [q, 100] against search in vectors of the full width."""
-    if catalogue.blocks[0].shape[1] < catalogue.model_dim:
-        return None
-    truth = last_scores(catalogue.queries, catalogue.blocks)
-    return float(recalls(scored(catalogue.blocks, rows, catalogue.queries), *truth).mean())
-
-
-def scored(
-    blocks: Sequence[NDArray[np.float32]], rows: NDArray[np.int64], queries: NDArray[np.float32]
-) -> NDArray[np.float32]:
-    """Return the inner products [q, c] of `queries` [q, d] with the vectors `rows` [q, c], cut to d numbers.
-
-    -inf where a row is -1.
-    """
-    dim = queries.shape[1]
-    vectors = narrowed(gather(blocks, np.maximum(rows, 0)).reshape(-1, blocks[0].shape[1]), dim)
-    scores = np.einsum("qd,qcd->qc", queries, vectors.reshape(*rows.shape, dim))
-    return np.where(rows < 0, -np.inf, scores).astype(np.float32)
-
-
-def update_folder(
-    root: Path, items: pa.Table, vectors: NDArray[np.float32], deleted: NDArray[np.int64]
-) -> Snapshot:
-    """Publish a version with items put in and taken out; call it inside `writing`.
-
-    The base and its structure are linked, not copied, until updates have changed `REBUILD_ABOVE` of it; then
-    both are built anew, with the recall measured again.
-
-    Raises:
-        CropsError: as `VectorIndex.update`.
-    """
-    former = open_snapshot(root)
+def _updated(
+    index: FolderIndex, items: pa.Table, vectors: NDArray[np.float32], deleted: NDArray[np.int64]
+) -> tuple[Catalogue, IndexConfig]:
+    """Return what the next version is built from, and how."""
+    manifest = index.manifest
     ids = items["item_id"].to_numpy()
-    check_update(ids, vectors, deleted, former.manifest.dim)
-    items_before = read_items(former.folder)
-    ids_before = items_before["item_id"].to_numpy()
-    positions_of(ids_before, deleted, str(root))
-    stays = ~np.isin(ids_before, np.concatenate([ids, deleted]))
-    rows = pa.concat_tables([items_before.filter(pa.array(stays)), item_rows(items)])
-    rows = rows.sort_by("item_id").combine_chunks()
+    check_update(ids, vectors, deleted, manifest.dim)
+    index.items(deleted)  # none is unknown
+    stays = ~np.isin(index._ids, np.concatenate([ids, deleted]))
+    rows = pa.concat_tables([index._items.filter(pa.array(stays)), item_rows(items)])
     if rows.num_rows == 0:
         raise CropsError("the update deletes every item; an index cannot be empty")
-    parts = read_parts(former.folder).updated(ids, vectors, deleted)
-    if len(parts.delta_ids) + len(parts.deleted) > REBUILD_ABOVE * len(parts.ids):
-        return publish_catalogue(root, *_again(former.manifest, rows, parts), former)
-
-    def fill(folder: Path) -> IndexManifest:
-        for name in (IDS, VECTORS, STRUCTURE):
-            if (former.folder / name).exists():
-                _link(former.folder / name, folder / name)
-        write_delta(folder, parts)
-        write_items(folder, rows)
-        return former.manifest.model_copy(update={"count": rows.num_rows, "created_at": now()})
-
-    return publish_version(root, fill, former)
-
-
-def _again(manifest: IndexManifest, rows: pa.Table, parts: Parts) -> tuple[Catalogue, IndexConfig]:
-    """Return what the next base is built from, and how."""
+    new = vectors[np.argsort(ids)]  # as `item_rows` orders them
+    order = np.argsort(rows["item_id"].to_numpy())
+    blocks = [np.concatenate([index.vectors(index._ids[stays]), new])[order]]
     config = IndexConfig(
         kind=manifest.kind, int8=manifest.int8, dims=manifest.dim, target_recall=manifest.recall.target
     )
-    blocks = [parts.merged()[1]]
-    catalogue = Catalogue(
-        rows,
+    return Catalogue(
+        rows.take(pa.array(order)).combine_chunks(),
         blocks,
         manifest.model,
         manifest.model_hash,
         manifest.model_dim,
         sampled(blocks, config.seed),
         "documents of the index",
-    )
-    return catalogue, config
+        manifest.made_in,
+    ), config
 
 
-def _in_blocks(vectors: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-    return [vectors[start : start + _BLOCK] for start in range(0, len(vectors), _BLOCK)]
+def publish_catalogue(root: Path, catalogue: Catalogue, config: IndexConfig) -> Snapshot:
+    """Build a version from a catalogue and put it in service; call it inside `writing`."""
+
+    def fill(folder: Path) -> IndexManifest:
+        ids, dim = catalogue.items["item_id"].to_numpy(), config.dims or catalogue.model_dim
+        np.save(folder / IDS, ids)
+        write_flat(folder / VECTORS, (narrowed(block, dim) for block in catalogue.blocks), len(ids), dim)
+        with pa.ipc.new_file(folder / ITEMS, catalogue.items.schema) as writer:
+            writer.write_table(catalogue.items)
+        plain = config.kind == "exact" and not config.int8
+        if plain and dim == catalogue.model_dim:
+            return described(catalogue, config, 0, 1.0, 1.0)
+        structure = structures.build(config, FlatIndex.mapped(ids, folder / VECTORS).faiss)
+        if not plain:
+            structures.write(structure, folder / STRUCTURE)
+
+        def found(queries: NDArray[np.float32], effort: int) -> NDArray[np.int64]:
+            return best_results(*structures.search(structure, queries, DEPTH, effort), DEPTH)[0]
+
+        efforts = structures.efforts(config.kind, structures.clusters(len(ids)))
+        return tuned(catalogue, config, efforts, found)
+
+    return publish_version(root, fill)
 
 
-def _link(source: Path, target: Path) -> None:
-    """Link a file where the file system can, and copy it where not."""
+def current_name(root: Path) -> str:
+    """Return the name of the version in service.
+
+    Raises:
+        CropsError: the folder is no index, or the file that names its version is damaged.
+    """
     try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
+        name = (root / CURRENT).read_bytes().strip()
+    except OSError as error:
+        raise CropsError(f"{root} is no index (no file {CURRENT}); make one with `crops index`") from error
+    if not name.isdigit():
+        raise CropsError(
+            f"{root / CURRENT} is damaged: it holds {name[:20]!r} and no version; {_remedy(root, '')}"
+        )
+    return name.decode()
 
 
-def now() -> str:
-    """Return the time for a manifest, UTC."""
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+def open_snapshot(root: Path) -> Snapshot:
+    """Return the version in service after checking each of its files.
+
+    Raises:
+        CropsError: the folder is no index, or a file is missing, truncated, changed or of a former release.
+    """
+    while True:
+        name = current_name(root)
+        try:
+            return _checked(root / VERSIONS / name)
+        except FileNotFoundError as error:
+            if current_name(root) == name:  # otherwise it was replaced meanwhile: open its successor
+                raise CropsError(
+                    f"{error.filename} is missing: version {name} cannot be served; {_remedy(root, name)}"
+                ) from error
+
+
+def _checked(folder: Path) -> Snapshot:
+    remedy = _remedy(folder.parent.parent, folder.name)
+    text = (folder / MANIFEST).read_bytes()
+    try:
+        manifest = IndexManifest.model_validate_json(text)
+    except ValidationError as error:
+        raise CropsError(f"{folder / MANIFEST} is damaged or of another release; {remedy}") from error
+    if VECTORS not in manifest.files:
+        raise CropsError(
+            f"{folder} was written by a former release, whose indexes are not read any more; "
+            "run `crops index` again"
+        )
+    for name, entry in manifest.files.items():
+        size = (folder / name).stat().st_size
+        if size != entry.bytes:
+            raise CropsError(f"{folder / name} has {size} bytes instead of {entry.bytes}; {remedy}")
+        if _sha256(folder / name) != entry.sha256:
+            raise CropsError(f"{folder / name} was changed or damaged (its checksum differs); {remedy}")
+    return Snapshot(folder, manifest)
+
+
+def _remedy(root: Path, name: str) -> str:
+    """Return what can be done about a version that cannot be served."""
+    others = sorted(path.name for path in (root / VERSIONS).glob("[0-9]*") if path.name != name)
+    back = f", or serve version {others[-1]} by writing that name into {root / CURRENT}" if others else ""
+    return f"run `crops index` again{back}"
+
+
+def read_items(folder: Path) -> pa.Table:
+    """Return the items of a version, ascending by id; their columns stay on disk until they are read."""
+    return pa.ipc.open_file(pa.memory_map(str(folder / ITEMS))).read_all()
+
+
+@contextlib.contextmanager
+def writing(root: Path) -> Iterator[None]:
+    """Be the only writer of an index while the block runs; the lock dies with its process.
+
+    Raises:
+        CropsError: another process writes to it, or the folder holds something else.
+    """
+    if root.exists() and not root.is_dir():
+        raise CropsError(f"{root} is a file; name a folder for the index")
+    if root.is_dir() and any(root.iterdir()) and not (root / _LOCK).exists():
+        raise CropsError(f"{root} holds files that are no index; name another folder")
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / _LOCK).open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise CropsError(f"another process writes to {root}; wait until it has ended") from error
+        yield
+
+
+def publish_version(root: Path, fill: Callable[[Path], IndexManifest]) -> Snapshot:
+    """Make a new version and put it in service; call it inside `writing`.
+
+    Args:
+        root: the index.
+        fill: writes the files into an empty folder and returns the manifest, without `version` and `files`.
+    """
+    versions = root / VERSIONS
+    versions.mkdir(exist_ok=True)
+    names = [path.name for path in versions.iterdir() if path.name.isdigit()]
+    name = f"{max(map(int, names), default=0) + 1:06d}"
+    for stale in versions.glob(".*.tmp"):
+        shutil.rmtree(stale)
+    staging = versions / f".{name}.tmp"
+    try:
+        with written(root):
+            staging.mkdir()
+            manifest = fill(staging)
+            entries = {}
+            for file in sorted(staging.iterdir()):
+                _sync(file)
+                entries[file.name] = FileEntry(bytes=file.stat().st_size, sha256=_sha256(file))
+            made_in = manifest.made_in or str(root.absolute().parent)
+            manifest = manifest.model_copy(update={"version": name, "made_in": made_in, "files": entries})
+            (staging / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")
+            _sync(staging / MANIFEST)
+            _sync(staging)
+            staging.rename(versions / name)
+            _sync(versions)
+            replaced = _replaced(root, names)
+            pointer = root / f".{CURRENT}.tmp"
+            pointer.write_text(f"{name}\n")
+            _sync(pointer)
+            pointer.replace(root / CURRENT)
+            _sync(root)
+            for old in set(names) - {replaced}:
+                shutil.rmtree(versions / old)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return Snapshot(versions / name, manifest)
+
+
+def _replaced(root: Path, names: list[str]) -> str | None:
+    """Return the version before, which readers may hold; where that is not to be read, the newest."""
+    try:
+        return current_name(root)
+    except CropsError:
+        return max(names, key=int, default=None)
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

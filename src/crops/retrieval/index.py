@@ -1,18 +1,26 @@
-"""What every vector index can do, whichever library is behind it."""
+"""What every vector index is and can do, whichever library is behind it, and how its recall is measured."""
 
 from __future__ import annotations
 
-from typing import Protocol
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple, Protocol
 
+import faiss
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
 
+from crops.config import IndexConfig, Kind
 from crops.errors import CropsError
-from crops.retrieval.catalogue import Filter
-from crops.retrieval.dense import Results
+from crops.retrieval.catalogue import SCORE_DECIMALS, Filter, Results
 from crops.retrieval.encoding import Model, narrowed
-from crops.retrieval.versions import IndexManifest
+
+SAMPLE = 500
+"""Queries that recall is measured with."""
+DEPTH = 100
+"""Results of each that are compared."""
 
 
 class VectorIndex(Protocol):
@@ -70,6 +78,71 @@ class VectorIndex(Protocol):
         ...
 
 
+class FileEntry(BaseModel):
+    """What a file of a version must be."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    bytes: int
+    sha256: str
+
+
+class Recall(BaseModel):
+    """How much of exact search an index finds, by the first 100 results of a sample of queries."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    at_100: float
+    """Against exact search in the same vectors: what the structure and the codes cost."""
+    full_width: float | None
+    """Against exact search in vectors of the model's full width: what `dims` costs, too. None after an
+    update, as only the kept numbers were there to build from."""
+    target: float
+    queries: int
+    source: str
+    """Where the queries come from."""
+
+
+class IndexManifest(BaseModel):
+    """What an index is: written with each version."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    version: str = ""
+    kind: Kind
+    int8: bool
+    count: int
+    dim: int
+    """Numbers of a vector that are kept."""
+    model: str
+    """A preset, a name, or the absolute path of a folder."""
+    model_hash: str
+    model_dim: int
+    """Numbers of a vector that the model gives."""
+    effort: int
+    """efSearch of a graph, nprobe of clusters; 0 where all is searched."""
+    recall: Recall
+    created_at: str
+    made_in: str = ""
+    """The folder in which the index was made; "" for one on a server."""
+    files: dict[str, FileEntry] = {}
+
+
+class Catalogue(NamedTuple):
+    """Everything that a version is made of."""
+
+    items: pa.Table
+    """Columns of `ITEM_SCHEMA`, ascending by id [n]."""
+    blocks: Sequence[NDArray[np.float32]]
+    """Their vectors in the same order, [n_i, width of the model] each."""
+    model: str
+    model_hash: str
+    model_dim: int
+    queries: NDArray[np.float32]
+    """Vectors [q, width of the model] that recall is measured with."""
+    source: str
+    """Where these come from."""
+    made_in: str = ""
+    """The folder from which `model` is seen, where an earlier version named it."""
+
+
 def check_model(manifest: IndexManifest, model: Model) -> None:
     """Raise `CropsError` unless the index was built with this very model."""
     if manifest.model_hash != model.hash:
@@ -114,3 +187,147 @@ def check_update(
     named = np.sort(np.concatenate([ids, deleted]))
     if (repeated := named[1:][named[1:] == named[:-1]]).size:
         raise CropsError(f"item_id {repeated[0]} is named more than once in one update")
+
+
+def tuned(
+    catalogue: Catalogue,
+    config: IndexConfig,
+    efforts: Sequence[int],
+    search: Callable[[NDArray[np.float32], int], NDArray[np.int64]],
+) -> IndexManifest:
+    """Return the manifest of a new version, with the least effort that reaches the recall wanted.
+
+    Args:
+        catalogue: what the version is made of.
+        config: what it is to be.
+        efforts: efforts worth trying, ascending, at least one.
+        search: from queries [q, dim] and an effort to the rows [q, 100] of the catalogue that are found; -1
+            for none.
+    """
+    dim = config.dims or catalogue.model_dim
+    queries = narrowed(catalogue.queries, dim)
+    truth = last_scores(queries, (narrowed(block, dim) for block in catalogue.blocks))
+    effort, at_100 = least_effort(
+        lambda effort: scored(catalogue.blocks, search(queries, effort), queries),
+        efforts,
+        truth,
+        config.target_recall,
+    )
+    full: float | None = at_100
+    if dim < catalogue.model_dim:
+        full = None
+        if catalogue.blocks[0].shape[1] == catalogue.model_dim:
+            scores = scored(catalogue.blocks, search(queries, effort), catalogue.queries)
+            full = float(recalls(scores, *last_scores(catalogue.queries, catalogue.blocks)).mean())
+    return described(catalogue, config, effort, at_100, full)
+
+
+def described(
+    catalogue: Catalogue, config: IndexConfig, effort: int, at_100: float, full_width: float | None
+) -> IndexManifest:
+    """Return the manifest of a new version with the recall that was measured."""
+    return IndexManifest(
+        kind=config.kind,
+        int8=config.int8,
+        count=catalogue.items.num_rows,
+        dim=config.dims or catalogue.model_dim,
+        model=catalogue.model,
+        model_hash=catalogue.model_hash,
+        model_dim=catalogue.model_dim,
+        effort=effort,
+        recall=Recall(
+            at_100=round(at_100, 4),
+            full_width=None if full_width is None else round(full_width, 4),
+            target=config.target_recall,
+            queries=len(catalogue.queries),
+            source=catalogue.source,
+        ),
+        created_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        made_in=catalogue.made_in,
+    )
+
+
+def least_effort(
+    found: Callable[[int], NDArray[np.float32]],
+    efforts: Sequence[int],
+    truth: tuple[NDArray[np.float32], int],
+    target: float,
+) -> tuple[int, float]:
+    """Return the least effort that reaches a recall, and the mean recall there; the largest if none does.
+
+    Other queries than the sample must reach it too: the mean has to exceed the target by two standard errors.
+
+    Args:
+        found: from an effort to the scores [q, 100] of what it finds.
+        efforts: ascending, at least one.
+        truth: from `last_scores`.
+        target: mean recall wanted.
+    """
+    reached = 0.0
+    for effort in efforts:
+        shares = recalls(found(effort), *truth)
+        reached = float(shares.mean())
+        if reached - 2 * shares.std() / np.sqrt(len(shares)) >= target:
+            return effort, reached
+    return efforts[-1], reached
+
+
+def recalls(scores: NDArray[np.float32], last: NDArray[np.float32], depth: int) -> NDArray[np.float64]:
+    """Return each query's share of the exact results that was found, by score: equal documents count alike.
+
+    Args:
+        scores: exact scores [q, depth] of what was found; -inf for nothing.
+        last: from `last_scores`.
+        depth: from `last_scores`.
+    """
+    good = np.round(scores[:, :depth], SCORE_DECIMALS) >= last[:, None] - 10.0**-SCORE_DECIMALS
+    return np.asarray(good.mean(axis=1), dtype=np.float64)
+
+
+def last_scores(
+    queries: NDArray[np.float32], blocks: Iterable[NDArray[np.float32]]
+) -> tuple[NDArray[np.float32], int]:
+    """Return the rounded score [q] of each query's hundredth nearest vector, and how many results that is.
+
+    Args:
+        queries: [q, d].
+        blocks: the vectors, [n_i, d] each; they are looked at one after the other.
+
+    Returns:
+        The scores, and min(100, number of vectors).
+    """
+    best = np.empty((len(queries), 0), dtype=np.float32)
+    for block in blocks:
+        vectors = np.ascontiguousarray(block, dtype=np.float32)
+        scores, _ = faiss.knn(queries, vectors, min(DEPTH, len(vectors)), metric=faiss.METRIC_INNER_PRODUCT)
+        best = -np.sort(-np.concatenate([best, scores], axis=1), axis=1)[:, :DEPTH]
+    return np.round(best[:, -1], SCORE_DECIMALS), best.shape[1]
+
+
+def scored(
+    blocks: Sequence[NDArray[np.float32]], rows: NDArray[np.int64], queries: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Return the inner products [q, c] of `queries` [q, d] with the vectors `rows` [q, c], cut to d numbers.
+
+    -inf where a row is -1.
+    """
+    dim = queries.shape[1]
+    vectors = narrowed(gather(blocks, np.maximum(rows, 0)).reshape(-1, blocks[0].shape[1]), dim)
+    scores = np.einsum("qd,qcd->qc", queries, vectors.reshape(*rows.shape, dim))
+    return np.where(rows < 0, -np.inf, scores).astype(np.float32)
+
+
+def sampled(blocks: Sequence[NDArray[np.float32]], seed: int) -> NDArray[np.float32]:
+    """Return up to `SAMPLE` of the vectors, to serve as queries where there are none."""
+    rows = np.random.default_rng(seed).permutation(sum(map(len, blocks)))[:SAMPLE]
+    return gather(blocks, np.sort(rows))
+
+
+def gather(blocks: Sequence[NDArray[np.float32]], rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Return the vectors of `rows` (any shape), counted through all blocks."""
+    ends = np.cumsum([len(block) for block in blocks])
+    found = np.empty((*rows.shape, blocks[0].shape[1]), dtype=np.float32)
+    for block, end in zip(blocks, ends, strict=True):
+        here = (rows >= end - len(block)) & (rows < end)
+        found[here] = block[rows[here] - (end - len(block))]
+    return found

@@ -25,19 +25,28 @@ from crops.retrieval.catalogue import (
     ITEM_SCHEMA,
     SCAN_BELOW,
     Filter,
+    Results,
     best_results,
     check_k,
     item_rows,
     no_results,
     search_known,
 )
-from crops.retrieval.dense import Results
+from crops.retrieval.dense import FlatIndex
 from crops.retrieval.encoding import narrowed
-from crops.retrieval.exact import FlatIndex
-from crops.retrieval.folder import Catalogue, described, scored
-from crops.retrieval.index import check_update, query_vectors
-from crops.retrieval.structures import DEPTH, last_scores, least_effort
-from crops.retrieval.versions import IndexManifest
+from crops.retrieval.index import DEPTH, Catalogue, IndexManifest, check_update, query_vectors, tuned
+
+_Client = Any  # pymilvus is an extra, imported when it is needed
+_ALIAS = "crops"
+_MOST = 16_384
+"""Rows of one answer, by Milvus' rules."""
+_BATCH = 5_000
+"""Rows of one request: below the 64 MB of a message at 1,024 dimensions."""
+_QUERIES = 1_000
+_SLACK = 64
+"""Results fetched beyond k, so that ties at rank k go by id."""
+_MANIFEST = "crops.manifest"
+"""Collection property that holds the manifest."""
 
 
 class MilvusIndex:
@@ -55,14 +64,14 @@ class MilvusIndex:
             CropsError: nothing answers there, or it holds no such index.
         """
         self._target = target
-        address, alias = split(target)
+        address, alias = _split(target)
         if "://" not in address and not Path(address).exists():
             raise CropsError(f"there is no index {address}; make one with `crops index`")
-        self._client = connect(address)
+        self._client = _connect(address)
         try:
-            self._collection = the_served(self._client, address, alias)
-            self.manifest = manifest_of(self._client, self._collection)
-            with answers(target):
+            self._collection = _collection_of(self._client, address, alias)
+            self.manifest = _manifest_of(self._client, self._collection)
+            with _answers(target):
                 self._client.load_collection(self._collection)
         except CropsError:
             self._client.close()
@@ -74,11 +83,11 @@ class MilvusIndex:
         Scores come from the structure: with 8-bit or 4-bit codes they are approximate.
         """
         check_k(k)
-        if k > MOST:
-            raise CropsError(f"k = {k}: Milvus returns at most {MOST:,} results")
+        if k > _MOST:
+            raise CropsError(f"k = {k}: Milvus returns at most {_MOST:,} results")
         queries = query_vectors(vectors, self.manifest)
         expression = "" if where is None else where.expression()
-        with answers(self._target):
+        with _answers(self._target):
             return search_known(queries, k, lambda known: self._search(known, k, expression))
 
     def _search(self, queries: NDArray[np.float32], k: int, expression: str) -> Results:
@@ -88,10 +97,10 @@ class MilvusIndex:
             if matching == 0:
                 return no_results(len(queries), k)
             share = matching / self._count("")
-            if share < SCAN_BELOW and matching <= MOST:
+            if share < SCAN_BELOW and matching <= _MOST:
                 return self._scan(queries, k, expression)
-        effort = min(round(self.manifest.effort / share), MOST)
-        return search_collection(
+        effort = min(round(self.manifest.effort / share), _MOST)
+        return _search_collection(
             self._client, self._collection, self.manifest.kind, effort, queries, k, expression
         )
 
@@ -101,7 +110,7 @@ class MilvusIndex:
 
     def _scan(self, queries: NDArray[np.float32], k: int, expression: str) -> Results:
         rows = self._client.query(
-            self._collection, filter=expression, output_fields=["item_id", "vector"], limit=MOST
+            self._collection, filter=expression, output_fields=["item_id", "vector"], limit=_MOST
         )
         ids = np.array([row["item_id"] for row in rows], dtype=np.int64)
         vectors = np.array([row["vector"] for row in rows], dtype=np.float32)
@@ -132,9 +141,9 @@ class MilvusIndex:
 
     def _found(self, ids: NDArray[np.int64], fields: list[str]) -> dict[int, dict[str, Any]]:
         rows: dict[int, dict[str, Any]] = {}
-        for start in range(0, len(ids), BATCH):
-            some = ids[start : start + BATCH].tolist()
-            with answers(self._target):
+        for start in range(0, len(ids), _BATCH):
+            some = ids[start : start + _BATCH].tolist()
+            with _answers(self._target):
                 found = self._client.get(self._collection, some, output_fields=fields)
             rows.update((row["item_id"], dict(row)) for row in found)
         return rows
@@ -146,23 +155,23 @@ class MilvusIndex:
         """
         check_update(items["item_id"].to_numpy(), vectors, deleted, self.manifest.dim)
         self._rows(deleted, ["item_id"])
-        with answers(self._target):
+        with _answers(self._target):
             return self._update(items, vectors, deleted)
 
     def _update(self, items: pa.Table, vectors: NDArray[np.float32], deleted: NDArray[np.int64]) -> str:
         ids = items["item_id"].to_numpy()
         if not len(ids) and len(deleted) == self._count(""):
             raise CropsError("the update deletes every item; an index cannot be empty")
-        insert(
+        _insert(
             self._client, self._collection, item_rows(items), [vectors[np.argsort(ids)]], self.manifest.dim
         )
         if len(deleted):
             self._client.delete(self._collection, ids=deleted.tolist())
         self._client.flush(self._collection)
         collection, _, updates = self.manifest.version.partition("+")
-        facts = {"version": f"{collection}+{int(updates or 0) + 1}", "count": self._count("")}
-        self.manifest = self.manifest.model_copy(update=facts)
-        describe(self._client, self._collection, self.manifest)
+        changed = {"version": f"{collection}+{int(updates or 0) + 1}", "count": self._count("")}
+        self.manifest = self.manifest.model_copy(update=changed)
+        _describe(self._client, self._collection, self.manifest)
         return self.manifest.version
 
     def close(self) -> None:
@@ -176,16 +185,12 @@ def served_version(target: str) -> str:
     Raises:
         CropsError: as `MilvusIndex`.
     """
-    address, alias = split(target)
-    client = connect(address)
+    address, alias = _split(target)
+    client = _connect(address)
     try:
-        return manifest_of(client, the_served(client, address, alias)).version
+        return _manifest_of(client, _collection_of(client, address, alias)).version
     finally:
         client.close()
-
-
-# ------------------------------------------------------------------------------
-# Building a Milvus index: a new collection is filled, measured, and then served under the alias.
 
 
 def publish_milvus(target: str, catalogue: Catalogue, config: IndexConfig) -> IndexManifest:
@@ -194,26 +199,33 @@ def publish_milvus(target: str, catalogue: Catalogue, config: IndexConfig) -> In
     Raises:
         CropsError: Milvus has no such structure, or does not answer.
     """
-    address, alias = split(target)
-    client = connect(address)
+    address, alias = _split(target)
+    client = _connect(address)
     try:
-        former = served(client, alias)
-        number = 1 + max((number_of(name, alias) for name in client.list_collections()), default=0)
+        former = _served(client, alias)
+        number = 1 + max((_number_of(name, alias) for name in client.list_collections()), default=0)
         name = f"{alias}_{number:06d}"
-        with answers(address):
+        with _answers(address):
             _create(client, name, config, catalogue)
-            manifest = _tuned(client, name, config, catalogue)
-            describe(client, name, manifest)
+            ids = catalogue.items["item_id"].to_numpy()
+
+            def found(queries: NDArray[np.float32], effort: int) -> NDArray[np.int64]:
+                results, _ = _search_collection(client, name, config.kind, effort, queries, DEPTH)
+                return np.where(results < 0, -1, np.searchsorted(ids, results))
+
+            efforts = structures.efforts(config.kind, structures.clusters(len(ids)))
+            manifest = tuned(catalogue, config, efforts, found).model_copy(update={"version": name})
+            _describe(client, name, manifest)
             (client.create_alias if former is None else client.alter_alias)(name, alias)
             for other in client.list_collections():
-                if number_of(other, alias) and other not in (name, former):
+                if _number_of(other, alias) and other not in (name, former):
                     client.drop_collection(other)
     finally:
         client.close()
     return manifest
 
 
-def _create(client: Any, name: str, config: IndexConfig, catalogue: Catalogue) -> None:  # noqa: ANN401
+def _create(client: _Client, name: str, config: IndexConfig, catalogue: Catalogue) -> None:
     from pymilvus import DataType, MilvusClient
 
     dim = config.dims or catalogue.model_dim
@@ -221,7 +233,7 @@ def _create(client: Any, name: str, config: IndexConfig, catalogue: Catalogue) -
     schema.add_field("item_id", DataType.INT64, is_primary=True)
     schema.add_field("vector", DataType.FLOAT_VECTOR, dim=dim)
     client.create_collection(name, schema=schema)
-    insert(client, name, catalogue.items, catalogue.blocks, dim)
+    _insert(client, name, catalogue.items, catalogue.blocks, dim)
     client.flush(name)
     index = client.prepare_index_params()
     kind, options = _structure(config, catalogue.items.num_rows, dim)
@@ -247,53 +259,8 @@ def _structure(config: IndexConfig, count: int, dim: int) -> tuple[str, dict[str
     return types[config.kind, config.int8]
 
 
-def _tuned(client: Any, name: str, config: IndexConfig, catalogue: Catalogue) -> IndexManifest:  # noqa: ANN401
-    """Measure the recall of a collection, with the least effort that reaches the target."""
-    dim = config.dims or catalogue.model_dim
-    queries = narrowed(catalogue.queries, dim)
-    ids = catalogue.items["item_id"].to_numpy()
-    truth = last_scores(queries, (narrowed(block, dim) for block in catalogue.blocks))
-
-    def found(effort: int) -> NDArray[np.int64]:
-        results, _ = search_collection(client, name, config.kind, effort, queries, DEPTH)
-        return np.where(results < 0, -1, np.searchsorted(ids, results))
-
-    def scores(effort: int) -> NDArray[np.float32]:
-        return scored(catalogue.blocks, found(effort), queries)
-
-    efforts = structures.efforts(config.kind, structures.clusters(len(ids)))
-    effort, at_100 = least_effort(scores, efforts, truth, config.target_recall)
-    manifest = described(config, catalogue, effort, at_100, found(effort))
-    return manifest.model_copy(update={"version": name})
-
-
-# ------------------------------------------------------------------------------
-# What both sides of the Milvus adapter, reading and building, ask of pymilvus.
-
-
-ALIAS = "crops"
-
-MOST = 16_384
-
-"""Rows of one answer, by Milvus' rules."""
-
-BATCH = 5_000
-
-"""Rows of one request: below the 64 MB of a message at 1,024 dimensions."""
-
-_QUERIES = 1_000
-
-_SLACK = 64
-
-"""Results fetched beyond k, so that ties at rank k go by id."""
-
-_MANIFEST = "crops.manifest"
-
-"""Collection property that holds the manifest."""
-
-
-def search_collection(
-    client: Any,  # noqa: ANN401
+def _search_collection(
+    client: _Client,
     collection: str,
     kind: Kind,
     effort: int,
@@ -302,7 +269,7 @@ def search_collection(
     expression: str = "",
 ) -> Results:
     """Return the nearest items of `queries` [q, d] as Milvus finds them, best first, ties by id."""
-    fetch = min(k + _SLACK, MOST)
+    fetch = min(k + _SLACK, _MOST)
     params = {"hnsw": {"ef": max(effort, fetch)}, "ivf": {"nprobe": effort}, "ivfpq": {"nprobe": effort}}
     ids, scores = no_results(len(queries), fetch)
     for start in range(0, len(queries), _QUERIES):
@@ -320,8 +287,8 @@ def search_collection(
     return best_results(ids, scores, k)
 
 
-def insert(
-    client: Any,  # noqa: ANN401
+def _insert(
+    client: _Client,
     collection: str,
     items: pa.Table,
     blocks: Sequence[NDArray[np.float32]],
@@ -330,10 +297,10 @@ def insert(
     """Upsert rows with their vectors, both in the same order."""
     start = 0
     with progress() as display:
-        task = display.add_task("insert", total=items.num_rows, visible=items.num_rows > BATCH)
+        task = display.add_task("insert", total=items.num_rows, visible=items.num_rows > _BATCH)
         for block in blocks:
-            for at in range(0, len(block), BATCH):
-                vectors = narrowed(block[at : at + BATCH], dim)
+            for at in range(0, len(block), _BATCH):
+                vectors = narrowed(block[at : at + _BATCH], dim)
                 rows = items.slice(start, len(vectors)).to_pylist()
                 present = [{key: value for key, value in row.items() if value is not None} for row in rows]
                 client.upsert(
@@ -343,13 +310,13 @@ def insert(
                 display.update(task, completed=start)
 
 
-def split(target: str) -> tuple[str, str]:
+def _split(target: str) -> tuple[str, str]:
     """Return the address and the alias that a target names."""
     address, _, alias = target.partition("#")
-    return address, alias or ALIAS
+    return address, alias or _ALIAS
 
 
-def connect(address: str) -> Any:  # noqa: ANN401  (MilvusClient)
+def _connect(address: str) -> _Client:
     """Return a client.
 
     Raises:
@@ -364,54 +331,54 @@ def connect(address: str) -> Any:  # noqa: ANN401  (MilvusClient)
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         return pymilvus.MilvusClient(uri=address, token=os.environ.get("MILVUS_TOKEN", ""))
-    except (fault(), OSError) as error:
+    except (_fault(), OSError) as error:
         raise CropsError(
             f"{address} cannot be opened: {error}. A Lite file serves one process at a time."
         ) from error
 
 
 @contextlib.contextmanager
-def answers(address: str) -> Iterator[None]:
+def _answers(address: str) -> Iterator[None]:
     """Turn the errors of Milvus, e.g. a server that is gone, into a `CropsError` that names the address."""
     try:
         yield
-    except fault() as error:
+    except _fault() as error:
         raise CropsError(f"{address}: Milvus says: {error.message}") from error
 
 
-def fault() -> Any:  # noqa: ANN401  (the exception type)
+def _fault() -> Any:  # noqa: ANN401  (the exception type)
     """Return the class of errors that Milvus raises."""
     from pymilvus.exceptions import MilvusException
 
     return MilvusException
 
 
-def served(client: Any, alias: str) -> str | None:  # noqa: ANN401
+def _served(client: _Client, alias: str) -> str | None:
     """Return the collection behind an alias, None where there is none."""
     if alias not in client.list_aliases()["aliases"]:
         return None
     return str(client.describe_alias(alias)["collection_name"])
 
 
-def the_served(client: Any, address: str, alias: str) -> str:  # noqa: ANN401
+def _collection_of(client: _Client, address: str, alias: str) -> str:
     """Return the collection behind an alias.
 
     Raises:
         CropsError: there is none.
     """
-    collection = served(client, alias)
+    collection = _served(client, alias)
     if collection is None:
         raise CropsError(f"{address} holds no index {alias}; make one with `crops index`")
     return collection
 
 
-def number_of(collection: str, alias: str) -> int:
+def _number_of(collection: str, alias: str) -> int:
     """Return the number of one of our collections, 0 for another's."""
     prefix, _, number = collection.rpartition("_")
     return int(number) if prefix == alias and number.isdigit() else 0
 
 
-def manifest_of(client: Any, collection: str) -> IndexManifest:  # noqa: ANN401
+def _manifest_of(client: _Client, collection: str) -> IndexManifest:
     """Return the manifest of a collection.
 
     Raises:
@@ -423,6 +390,6 @@ def manifest_of(client: Any, collection: str) -> IndexManifest:  # noqa: ANN401
     return IndexManifest.model_validate_json(text)
 
 
-def describe(client: Any, collection: str, manifest: IndexManifest) -> None:  # noqa: ANN401
+def _describe(client: _Client, collection: str, manifest: IndexManifest) -> None:
     """Write the manifest of a collection."""
     client.alter_collection_properties(collection, {_MANIFEST: manifest.model_dump_json()})

@@ -1,26 +1,40 @@
-"""Where an index is: one string for a folder, a file or a server."""
+"""An index by its address: a folder, a file or a server behind one string, opened, built and updated."""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from crops.config import IndexConfig
 from crops.errors import CropsError, nearest
+from crops.outputs import cache_folder
 from crops.protocols import Retriever
+from crops.relevance.encode import PACKAGED
 from crops.retrieval.bm25 import BM25Retriever
+from crops.retrieval.catalogue import load_item_rows, load_items, load_queries
 from crops.retrieval.dense import DenseRetriever, FusedRetriever
-from crops.retrieval.encoding import Model
-from crops.retrieval.folder import FolderIndex
-from crops.retrieval.index import VectorIndex, check_model
-from crops.retrieval.versions import current_name, open_snapshot, read_items
+from crops.retrieval.encoding import Model, encode_shards, encode_texts, narrowed, say_zero
+from crops.retrieval.folder import (
+    FolderIndex,
+    current_name,
+    open_snapshot,
+    publish_catalogue,
+    read_items,
+    writing,
+)
+from crops.retrieval.index import SAMPLE, Catalogue, IndexManifest, VectorIndex, check_model, sampled
 from crops.text import document_text
 
-if TYPE_CHECKING:
-    from crops.retrieval.milvus import MilvusIndex
-
-VECTOR_SCHEMES = ("exact", "faiss", "milvus")
 TEXT_SCHEMES = ("bm25", "hybrid")
-SCHEMES = (*VECTOR_SCHEMES, *TEXT_SCHEMES)
+SCHEMES = ("exact", "faiss", "milvus", *TEXT_SCHEMES)
 
 
 class Location(NamedTuple):
@@ -65,7 +79,9 @@ def open_index(uri: str) -> VectorIndex:
     if scheme in TEXT_SCHEMES:
         raise CropsError(f"'{uri}' is searched by words; open it with open_retriever")
     if scheme == "milvus":
-        return _milvus(target)
+        from crops.retrieval.milvus import MilvusIndex
+
+        return MilvusIndex(target)
     return FolderIndex(Path(target), exhaustive=scheme == "exact")
 
 
@@ -110,7 +126,95 @@ def _bm25(folder: Path) -> BM25Retriever:
     return BM25Retriever(items["item_id"].to_numpy(), [document_text(row) for row in items.to_pylist()])
 
 
-def _milvus(target: str) -> MilvusIndex:
-    from crops.retrieval.milvus import MilvusIndex
+def build_index(
+    uri: str, model: Model, items: str | Path, config: IndexConfig, queries: str | Path | None = None
+) -> IndexManifest:
+    """Encode a catalogue and put an index of it in service.
 
-    return MilvusIndex(target)
+    Args:
+        uri: `faiss:FOLDER` or `milvus:...`; a former version goes on serving until the new one is complete.
+        model: from `load_model`.
+        items: see `crops.retrieval.load_items`.
+        config: kind and width of the index.
+        queries: table of queries that recall is measured with (see `load_queries`); a sample of the documents
+            when None, which is a little kinder: each finds itself.
+
+    Returns:
+        The manifest of the new version, with its measured recall.
+
+    Raises:
+        CropsError: bad input, another writer, or a structure that the kind cannot have.
+    """
+    location = locate(uri)
+    if location.scheme not in ("faiss", "milvus"):
+        raise CropsError(
+            f"'{uri}': an index is written to faiss:FOLDER or milvus:..., not {location.scheme}:"
+        )
+    _, texts = load_items(items, rendering=model.rendering)
+    rows = load_item_rows(items)
+    work = _work_folder(location)
+    folder = location.scheme == "faiss"
+    with writing(location.folder) if folder else contextlib.nullcontext():
+        catalogue = _encoded(model, rows, texts, work, config, queries)
+        if folder:
+            manifest = publish_catalogue(location.folder, catalogue, config).manifest
+        else:
+            from crops.retrieval.milvus import publish_milvus
+
+            manifest = publish_milvus(location.target, catalogue, config)
+        shutil.rmtree(work)
+    return manifest
+
+
+def update_index(
+    uri: str, model: Model, items: str | Path | None, deleted: NDArray[np.int64]
+) -> IndexManifest:
+    """Put the items of a table into an index, in place of those with the same ids, and take others out.
+
+    Raises:
+        CropsError: the model is not the one of the index, or as `VectorIndex.update`.
+    """
+    with contextlib.closing(open_index(uri)) as index:
+        check_model(index.manifest, model)
+        if items is None:
+            rows = index.items(np.empty(0, dtype=np.int64))
+            vectors = np.empty((0, index.manifest.dim), dtype=np.float32)
+        else:
+            rows = load_item_rows(items)
+            _, texts = load_items(items, rendering=model.rendering)
+            vectors = narrowed(encode_texts(model.encoder, texts), index.manifest.dim)
+            say_zero([vectors], "documents")
+        index.update(rows, vectors, deleted)
+    with contextlib.closing(open_index(uri)) as index:
+        return index.manifest
+
+
+def _encoded(
+    model: Model,
+    rows: pa.Table,
+    texts: Sequence[str],
+    work: Path,
+    config: IndexConfig,
+    queries: str | Path | None,
+) -> Catalogue:
+    blocks = encode_shards(model, texts, work)
+    if queries is None:
+        asked, source = sampled(blocks, config.seed), "documents of the index"
+    else:
+        known = load_queries(queries)[1]
+        chosen = np.random.default_rng(config.seed).permutation(len(known))[:SAMPLE]
+        rendered = [model.rendering.query(known[row]) for row in chosen]
+        asked, source = encode_texts(model.encoder, rendered, role="query"), str(queries)
+    name = model.name
+    if name not in PACKAGED and Path(name).is_dir():  # a folder is found from anywhere by its absolute path
+        name = str(Path(name).absolute())
+    return Catalogue(rows, blocks, name, model.hash, blocks[0].shape[1], asked, source)
+
+
+def _work_folder(location: Location) -> Path:
+    """Return where the shards of a build are kept: beside the index, or in the cache for one on a server."""
+    if location.scheme != "milvus":
+        return location.folder / "building"
+    if "://" in location.target:
+        return cache_folder() / "building" / hashlib.sha256(location.target.encode()).hexdigest()[:16]
+    return Path(f"{location.target.partition('#')[0]}.building")
