@@ -374,7 +374,7 @@ class ServingConfig(Section):
     timeout_s: float = Field(2.0, gt=0)
     """A request that is not answered in this time from its arrival at the machine is given up (504)."""
     read_timeout_s: float = Field(5.0, gt=0)
-    """A client must have sent its request in this time (408), and must go on reading its answer."""
+    """A client must have sent its request in this time (408)."""
     log_queries: bool = False
     """Whether the log holds the queries: they are personal data."""
     reload_s: float = Field(2.0, gt=0)

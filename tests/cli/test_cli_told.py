@@ -32,7 +32,7 @@ from crops.logs import open_logs
 from crops.report.demo import Evidence as CaseEvidence
 from crops.report.demo import choose_cases
 from crops.retrieval import Model, build_index
-from crops.serving import opening
+from crops.serving import service as service_module
 from crops.serving.app import make_app
 from crops.text import PLAIN, query_id
 
@@ -155,10 +155,10 @@ def world(request, tmp_path_factory, write_logs):
 
 @pytest.fixture
 def client(world, monkeypatch):
-    monkeypatch.setattr(opening, "load_model", lambda name: MODEL)
+    monkeypatch.setattr(service_module, "load_model", lambda name: MODEL)
     index = (str(world.folder / "index"), "index")
-    desk = opening.open_desk({"index": index}, ServingConfig(), world.folder / "mined")
-    with TestClient(make_app(desk), raise_server_exceptions=False) as one:
+    service = service_module.open_service({"index": index}, ServingConfig(), world.folder / "mined")
+    with TestClient(make_app(service), raise_server_exceptions=False) as one:
         yield one
 
 

@@ -20,7 +20,7 @@ import crops
 from crops.config import ServingConfig
 from crops.schema import FEED_EVENTS, ITEMS, LOG_TABLES
 from crops.serving.app import make_app
-from crops.serving.opening import open_desk
+from crops.serving.service import open_service
 
 DAY = 86_400_000_000
 NOON = 1_767_614_400_000_000
@@ -167,8 +167,8 @@ def whole_way(folder, settings, kept=(), feed=True, foreign=(), engine="duckdb")
     crops.export(mined, folder / "exported", format="jsonl")
     if ("search_impressions", "arm") in kept:
         crops.analyse(logs, folder / "analysis", control="a", treatment=["b"], config=settings)
-    desk = open_desk({"index": (str(folder / "index"), "new")}, ServingConfig(), mined)
-    with TestClient(make_app(desk)) as client:
+    service = open_service({"index": (str(folder / "index"), "new")}, ServingConfig(), mined)
+    with TestClient(make_app(service)) as client:
         found = client.post("/search", json={"query": "fern", "k": 3}).json()
         assert len(found["hits"]) == 3
         told = client.post("/explain", json={"query": "fern", "item_ids": [1]})

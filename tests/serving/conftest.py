@@ -6,7 +6,7 @@ import pytest
 from served_world import build_world, fake_load_model, open_world
 from starlette.testclient import TestClient
 
-from crops.serving import opening
+from crops.serving import service as service_module
 from crops.serving.app import make_app
 
 
@@ -19,17 +19,17 @@ def world(tmp_path_factory, write_logs):
 @pytest.fixture
 def fake_models(monkeypatch):
     """Models are loaded from the table above."""
-    monkeypatch.setattr(opening, "load_model", fake_load_model)
+    monkeypatch.setattr(service_module, "load_model", fake_load_model)
 
 
 @pytest.fixture
-def desk(world, fake_models):
+def service(world, fake_models):
     """Everything that is known of the world."""
     return open_world(world)
 
 
 @pytest.fixture
-def client(desk):
+def client(service):
     """A client of the application, as strangers see it."""
-    with TestClient(make_app(desk), raise_server_exceptions=False) as one:
+    with TestClient(make_app(service), raise_server_exceptions=False) as one:
         yield one

@@ -11,7 +11,7 @@ from crops.config import EngineConfig, IndexConfig, ServingConfig
 from crops.engine import mine
 from crops.logs import open_logs
 from crops.retrieval import Model, build_index
-from crops.serving import opening
+from crops.serving import service as service_module
 from crops.text import PLAIN
 
 HOSTILE = "<script>alert('title')</script> & \"quotes\""
@@ -102,6 +102,6 @@ def build_world(folder, write_logs):
 
 
 def open_world(world, **config):
-    """Return the desk over both indexes."""
+    """Return the service over both indexes."""
     indexes = {"baseline": (str(world / "old"), "old model"), "index": (str(world / "new"), "new model")}
-    return opening.open_desk(indexes, ServingConfig(**config), world / "samples")
+    return service_module.open_service(indexes, ServingConfig(**config), world / "samples")

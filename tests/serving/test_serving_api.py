@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 
 from crops.config import IndexConfig, ServingConfig
 from crops.retrieval import build_index
-from crops.serving import opening
+from crops.serving import service as service_module
 from crops.serving.app import make_app
 from crops.serving.searcher import Job, Searcher
 
@@ -84,7 +84,7 @@ def test_each_of_many_gets_its_own_filter(client):
             assert sorted(found) == [item for item in ITEMS if item != left_out]
 
 
-def test_a_query_of_unknown_words_finds_nothing_and_says_so(client, desk, monkeypatch):
+def test_a_query_of_unknown_words_finds_nothing_and_says_so(client, service, monkeypatch):
     encode = MODELS["new"].encoder.encode
 
     def knows_no_ficus(texts, **options):
@@ -96,7 +96,7 @@ def test_a_query_of_unknown_words_finds_nothing_and_says_so(client, desk, monkey
     assert client.post("/search", json={"query": "jaguar"}).json()["note"] is None
     assert "Nothing was found: the model knows no word of this query." in client.get("/?q=ficus").text
     jobs = [Job(2, "ficus"), Job(2, "jaguar"), Job(2, "ficus")]
-    assert [len(one.ids) for one in desk.service.searcher("index").answer(jobs)] == [0, 2, 0]
+    assert [len(one.ids) for one in service.searcher("index").answer(jobs)] == [0, 2, 0]
 
 
 @pytest.mark.parametrize("number", ["9" * 30, "-" + "9" * 30, "9" * 5000, "x", "1.5"])
@@ -114,10 +114,10 @@ def test_a_page_shows_at_most_50_results(client, k, status):
     assert ("1 to 50" in page.text) is (status == 422)
 
 
-def test_requests_that_arrive_together_each_get_their_own_answer(desk):
+def test_requests_that_arrive_together_each_get_their_own_answer(service):
     """Eight kinds of jobs in one batch, one of them wrong, answer as each would alone."""
     jobs = [Job(2, "jaguar"), Job(5, "red car"), Job(1, item_id=3), Job(2, item_id=99), Job(3, "ficus")]
-    searcher = desk.service.searcher("index")
+    searcher = service.searcher("index")
     together = searcher.answer(jobs)
     alone = [searcher.answer([job])[0] for job in jobs]
     assert [str(one) for one in together] == [str(one) for one in alone]
@@ -188,8 +188,8 @@ def large(tmp_path, write_logs, fake_models):
     items = [{"item_id": item, "ocr_cover": text, "author_id": -item} for item, text in LARGE.items()]
     logs = write_logs(tmp_path / "logs", items, [{"item_id": 7}])
     build_index(f"faiss:{tmp_path / 'index'}", MODELS["new"], logs, IndexConfig())
-    desk = opening.open_desk({"index": (str(tmp_path / "index"), "index")}, ServingConfig())
-    with TestClient(make_app(desk)) as one:
+    service = service_module.open_service({"index": (str(tmp_path / "index"), "index")}, ServingConfig())
+    with TestClient(make_app(service)) as one:
         yield one
 
 
@@ -220,7 +220,7 @@ def test_small_ids_may_be_numbers(large):
 def test_the_schema_says_how_ids_travel(client):
     schemas = client.get("/openapi.json").json()["components"]["schemas"]
     assert schemas["Hit"]["properties"]["item_id"]["type"] == "string"
-    assert schemas["Trace"]["properties"]["item_id"]["type"] == "string"
+    assert schemas["ItemExplanation"]["properties"]["item_id"]["type"] == "string"
     taken = schemas["SimilarRequest"]["properties"]["item_id"]["anyOf"]
     assert [one["type"] for one in taken] == ["string", "integer"]
 
@@ -294,22 +294,22 @@ def test_unknown_ids_paths_and_methods(client):
     assert client.get("/search").status_code == 405
 
 
-def test_without_a_baseline_it_says_so(desk):
-    del desk.service.slots["baseline"]
-    with TestClient(make_app(desk)) as client:
+def test_without_a_baseline_it_says_so(service):
+    del service.slots["baseline"]
+    with TestClient(make_app(service)) as client:
         reply = client.post("/search", json={"query": "a", "index": "baseline"})
         assert reply.status_code == 404
         assert "--baseline" in reply.json()["detail"]
         assert client.get("/", params={"q": "jaguar"}).status_code == 200
 
 
-def test_a_failure_shows_the_client_nothing_and_the_log_no_query(desk, monkeypatch, caplog):
+def test_a_failure_shows_the_client_nothing_and_the_log_no_query(service, monkeypatch, caplog):
     def broken(self, jobs):
         raise RuntimeError(f"no luck with {jobs[0].query}")
 
     monkeypatch.setattr(Searcher, "answer", broken)
     with (
-        TestClient(make_app(desk), raise_server_exceptions=False) as client,
+        TestClient(make_app(service), raise_server_exceptions=False) as client,
         caplog.at_level(logging.INFO, "crops.serving"),
     ):
         replies = [client.post("/search", json={"query": SECRET}), client.get("/", params={"q": SECRET})]
@@ -318,7 +318,7 @@ def test_a_failure_shows_the_client_nothing_and_the_log_no_query(desk, monkeypat
         assert "luck" not in reply.text
         assert "Traceback" not in reply.text
         assert reply.headers["x-request-id"] in reply.text
-    facts = [record.facts for record in caplog.records]
+    facts = [record.fields for record in caplog.records]
     assert SECRET not in json.dumps(facts, default=str)
     assert [fact["error"] for fact in facts if "error" in fact] == ["RuntimeError"] * 2
     assert any("broken" in line for line in facts[0]["trace"])
@@ -326,11 +326,11 @@ def test_a_failure_shows_the_client_nothing_and_the_log_no_query(desk, monkeypat
 
 @pytest.mark.parametrize(("log_queries", "expected"), [(False, None), (True, "jaguar")])
 def test_the_log_holds_queries_only_when_asked_to(world, fake_models, caplog, log_queries, expected):
-    desk = open_world(world, log_queries=log_queries)
-    with TestClient(make_app(desk)) as client, caplog.at_level(logging.INFO, "crops.serving"):
+    service = open_world(world, log_queries=log_queries)
+    with TestClient(make_app(service)) as client, caplog.at_level(logging.INFO, "crops.serving"):
         client.post("/search", json={"query": "jaguar"})
         client.get("/", params={"q": "jaguar"})
-    first = caplog.records[0].facts
+    first = caplog.records[0].fields
     assert first.get("query") == expected
     assert (first["route"], first["status"], first["letters"], first["version"]) == (
         "/search",
@@ -338,7 +338,7 @@ def test_the_log_holds_queries_only_when_asked_to(world, fake_models, caplog, lo
         6,
         "000001",
     )
-    assert ("jaguar" in json.dumps([record.facts for record in caplog.records])) is log_queries
+    assert ("jaguar" in json.dumps([record.fields for record in caplog.records])) is log_queries
 
 
 def test_every_answer_forbids_scripts_and_frames(client):

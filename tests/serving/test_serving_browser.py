@@ -17,7 +17,7 @@ from served_world import HOSTILE, fake_load_model, open_world
 
 from crops.config import ServingConfig
 from crops.report import DemoReport, Hit, QueryCase, write_report
-from crops.serving import opening
+from crops.serving import service as service_module
 from crops.serving.app import make_app
 from crops.serving.server import listen
 
@@ -45,10 +45,10 @@ def browser():
 def address(world):
     """Where the world is served, by a real server in a thread."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(opening, "load_model", fake_load_model)
-        desk = open_world(world)
+        patch.setattr(service_module, "load_model", fake_load_model)
+        service = open_world(world)
     listening = listen(ServingConfig(port=0))
-    server = uvicorn.Server(uvicorn.Config(make_app(desk), log_config=None, access_log=False))
+    server = uvicorn.Server(uvicorn.Config(make_app(service), log_config=None, access_log=False))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
     while not server.started:

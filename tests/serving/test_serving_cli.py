@@ -15,7 +15,9 @@ from crops.cli.app import app
 from crops.errors import CropsError, MissingExtraError
 from crops.labels import SEARCH_SOURCES
 from crops.retrieval import open_index
-from crops.serving import opening, server
+from crops.serving import server
+from crops.serving import service as service_module
+from crops.serving.searcher import Job
 
 serve_module = importlib.import_module("crops.cli.serve")
 demo_indexes = serve_module.demo_indexes
@@ -25,7 +27,7 @@ demo_indexes = serve_module.demo_indexes
 def served(monkeypatch, fake_models):
     """What the server would have been started with."""
     calls = []
-    monkeypatch.setattr(server, "run", lambda desk, key: calls.append((desk, key)))
+    monkeypatch.setattr(server, "run", lambda service, key: calls.append((service, key)))
     return calls
 
 
@@ -48,10 +50,10 @@ def test_options_reach_the_server(world, served, tmp_path):
     ]
     result = run(world / "new", *options, "--config", config, CROPS_API_KEY="from the environment")
     assert result.exit_code == 0, result.output
-    desk, key = served[0]
+    service, key = served[0]
     assert key == "from the environment"
-    assert (desk.service.config.port, desk.service.config.max_k, desk.evidence.k) == (9999, 50, 4)
-    assert set(desk.service.slots) == {"baseline", "index"}
+    assert (service.config.port, service.config.max_k, service.evidence.k) == (9999, 50, 4)
+    assert set(service.slots) == {"baseline", "index"}
 
 
 def refusal(*arguments):
@@ -80,7 +82,7 @@ def test_an_empty_key_is_no_open_server(world, served, key):
 
 def test_an_index_is_called_by_its_name_not_by_its_place(world, served):
     assert run(world / "new", "--baseline", f"bm25:{world / 'old'}").exit_code == 0
-    slots = served[0][0].service.slots
+    slots = served[0][0].slots
     assert {name: slot.searcher.name for name, slot in slots.items()} == {"baseline": "old", "index": "new"}
     assert serve_module._shown("milvus:http://10.0.0.1:19530#items") == "items"
     assert serve_module._shown("milvus:http://10.0.0.1:19530") == "crops"
@@ -103,21 +105,21 @@ def test_a_missing_model_folder_is_named(world, tmp_path):
 
 
 def test_another_model_is_refused(world, served, monkeypatch):
-    monkeypatch.setattr(opening, "load_model", lambda name: MODELS["old"])
+    monkeypatch.setattr(service_module, "load_model", lambda name: MODELS["old"])
     assert "another one" in refusal(world / "new")
-    monkeypatch.setattr(opening, "load_model", fake_load_model)
+    monkeypatch.setattr(service_module, "load_model", fake_load_model)
     assert "another one" in refusal(world / "new", "--model", "old")
     assert run(world / "new", "--model", "new").exit_code == 0
 
 
 def test_words_alone_are_served_without_a_model(world, served):
     assert run(f"bm25:{world / 'new'}").exit_code == 0
-    searcher = served[0][0].service.searcher("index")
-    found = searcher.answer([opening.Job(3, "ficus")])[0]
+    searcher = served[0][0].searcher("index")
+    found = searcher.answer([Job(3, "ficus")])[0]
     assert found.ids == [6]
     hybrid = run(f"hybrid:{world / 'new'}")
     assert hybrid.exit_code == 0, hybrid.output
-    assert served[1][0].service.searcher("index").answer([opening.Job(3, "ficus")])[0].ids[0] == 6
+    assert served[1][0].searcher("index").answer([Job(3, "ficus")])[0].ids[0] == 6
 
 
 def test_an_absent_extra_is_named(monkeypatch):
@@ -130,7 +132,7 @@ def test_an_absent_extra_is_named(monkeypatch):
 
     monkeypatch.setattr(builtins, "__import__", absent)
     with pytest.raises(MissingExtraError, match=r"crops-retrieval\[serve\]"):
-        serve_module._parts()
+        serve_module._server()
 
 
 def test_the_indexes_of_a_demo_are_built_once_and_again_for_a_new_model(world, tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ from crops.config import ServingConfig
 from crops.engine.evidence import Trail, TrainingEvidence
 from crops.errors import CropsError
 from crops.labels import Source
-from crops.serving import opening
+from crops.serving import service as service_module
 from crops.serving.app import make_app
 from crops.serving.evidence import Senses
 from crops.text import query_id
@@ -95,9 +95,9 @@ def test_a_higher_k_hides_more(world):
     )
 
 
-def test_the_nearest_pairs_by_hand(desk):
+def test_the_nearest_pairs_by_hand(service):
     """Item 3 is itself a positive of "jaguar": both cosines are 1. The others follow by their product."""
-    explained = desk.explainer.explain("jaguar", [3, 6])
+    explained = service.explainer.explain("jaguar", [3, 6])
     assert explained.known
     assert [near.query.text for near in explained.queries][0] == "jaguar"
     first = explained.pairs[3][0]
@@ -112,25 +112,25 @@ def test_the_nearest_pairs_by_hand(desk):
     assert explained.pairs[6][0].similarity == pytest.approx(float(np.dot(a, b)), abs=1e-5)
 
 
-def test_a_query_that_nobody_asked_is_explained_by_its_neighbours(desk):
-    explained = desk.explainer.explain("spotted jaguar", [3])
+def test_a_query_that_nobody_asked_is_explained_by_its_neighbours(service):
+    explained = service.explainer.explain("spotted jaguar", [3])
     assert not explained.known
     assert {near.query.text for near in explained.queries} == {"jaguar", "spotted cat"}
     assert all(0 < near.similarity < 1 for near in explained.queries)
 
 
-def test_what_is_far_from_all_training_queries_has_no_evidence(desk, client):
-    assert desk.explainer.explain("ficus", [6]).queries == ()
+def test_what_is_far_from_all_training_queries_has_no_evidence(service, client):
+    assert service.explainer.explain("ficus", [6]).queries == ()
     page = client.get("/", params={"q": "ficus", "open": 6}).text
     assert "No training query of at least 3 people is near." in page
     assert "the model found it by its text" in page
 
 
-def test_a_page_explains_the_result_that_is_open_and_no_other(desk, client, monkeypatch):
+def test_a_page_explains_the_result_that_is_open_and_no_other(service, client, monkeypatch):
     asked = []
-    explain = desk.explainer.explain
+    explain = service.explainer.explain
     monkeypatch.setattr(
-        desk.explainer, "explain", lambda query, items: asked.append(list(items)) or explain(query, items)
+        service.explainer, "explain", lambda query, items: asked.append(list(items)) or explain(query, items)
     )
     assert "consumed after rewording as" not in client.get("/", params={"q": "jaguar"}).text
     assert "consumed after rewording as" in client.get("/", params={"q": "jaguar", "open": 3}).text
@@ -138,32 +138,32 @@ def test_a_page_explains_the_result_that_is_open_and_no_other(desk, client, monk
     assert asked == [[], [3], [99], []]
 
 
-def test_a_query_is_explained_with_three_look_ups_at_most(desk, monkeypatch):
+def test_a_query_is_explained_with_three_look_ups_at_most(service, monkeypatch):
     """Queries are in memory; the pairs that are named, their trails and new texts are looked up."""
     asked = []
-    rows = desk.evidence._rows
-    monkeypatch.setattr(desk.evidence, "_rows", lambda sql: asked.append(sql) or rows(sql))
-    first = desk.explainer.explain("jaguar", [3, 6])
+    rows = service.evidence._rows
+    monkeypatch.setattr(service.evidence, "_rows", lambda sql: asked.append(sql) or rows(sql))
+    first = service.explainer.explain("jaguar", [3, 6])
     assert len(asked) == 3
-    assert desk.explainer.explain("jaguar", [3, 6]) == first
+    assert service.explainer.explain("jaguar", [3, 6]) == first
     assert len(asked) == 5
-    assert desk.explainer.explain("jaguar", []).queries == first.queries
+    assert service.explainer.explain("jaguar", []).queries == first.queries
     assert len(asked) == 5
 
 
-def test_what_has_left_the_index_speaks_for_nothing(desk, monkeypatch):
+def test_what_has_left_the_index_speaks_for_nothing(service, monkeypatch):
     """Item 1 is a positive of "jaguar"; an index without it explains the others."""
-    index = desk.service.searcher("index").index
+    index = service.searcher("index").index
     known = type(index).known
     monkeypatch.setattr(index, "known", lambda ids: known(index, ids) & (ids != 1), raising=False)
-    pairs = desk.explainer.explain("jaguar", [3])
+    pairs = service.explainer.explain("jaguar", [3])
     assert 1 not in {one.pair.item_id for one in pairs.pairs[3]}
     with pytest.raises(CropsError, match="item_id 1 is not in the index"):
-        desk.explainer.explain("jaguar", [1])
+        service.explainer.explain("jaguar", [1])
 
 
-def test_generated_text_can_speak_for_a_result(desk):
-    named = desk.explainer.explain("jaguar", [3])
+def test_generated_text_can_speak_for_a_result(service):
+    named = service.explainer.explain("jaguar", [3])
     written = [one for one in named.pairs[3] if one.pair.model]
     assert written
     assert 0 < written[0].similarity < 1  # both say "spotted cat"
@@ -199,8 +199,8 @@ def test_explain_answers_with_counts_and_sources(client):
 
 
 def test_without_samples_there_is_no_evidence(world, fake_models):
-    desk = opening.open_desk({"index": (str(world / "new"), "new")}, ServingConfig())
-    with TestClient(make_app(desk)) as client:
+    service = service_module.open_service({"index": (str(world / "new"), "new")}, ServingConfig())
+    with TestClient(make_app(service)) as client:
         assert client.get("/", params={"q": "jaguar"}).status_code == 200
         for reply in (
             client.post("/explain", json={"query": "jaguar", "item_ids": [1]}),

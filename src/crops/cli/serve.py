@@ -49,7 +49,7 @@ def serve(
 ) -> None:
     """Answer searches over HTTP, and show in a browser what is found and why."""
     serving = run.serving
-    opening, server = _parts()
+    service, server = _server()
     key = os.environ.get("CROPS_API_KEY") if api_key is None else api_key  # an empty one is no absent one
     if key is not None:
         server.check_key(key)
@@ -62,7 +62,7 @@ def serve(
         indexes = {"index": (target, _shown(target))}
         if baseline is not None:
             indexes = {"baseline": (baseline, _shown(baseline)), **indexes}
-    server.run(opening.open_desk(indexes, serving, samples, logs, truth, model), key)
+    server.run(service.open_service(indexes, serving, samples, logs, truth, model), key)
 
 
 def _shown(uri: str) -> str:
@@ -127,10 +127,10 @@ def _arm(sources: Source) -> str:
     )
 
 
-def _parts() -> tuple[ModuleType, ModuleType]:
+def _server() -> tuple[ModuleType, ModuleType]:
     """Import what the extra brings."""
     try:
-        from crops.serving import opening, server
+        from crops.serving import server, service
     except ModuleNotFoundError as error:
         if error.name and error.name.partition(".")[0] in (
             "fastapi",
@@ -140,4 +140,4 @@ def _parts() -> tuple[ModuleType, ModuleType]:
         ):
             raise MissingExtraError(error.name, "serve") from error
         raise
-    return opening, server
+    return service, server

@@ -1,77 +1,75 @@
-"""The web application: endpoints, pages, and what stands before them."""
+"""The web application: what every request passes, and what is said of one that cannot be answered.
+
+A guard stands before the endpoints and pages: limits before a request is read, a deadline, a metric and a
+line of log after it.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import base64
+import binascii
 import contextlib
-import hashlib
-import importlib.resources
-from collections.abc import AsyncIterator, Callable
+import hmac
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
-from functools import partial
-from typing import Any, Self
+from typing import Any
 
-import numpy as np
-from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from pydantic import BaseModel
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Scope
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from crops.engine.evidence import TrainingEvidence
-from crops.errors import UnknownItemError
-from crops.labels import POSITIVE_ORIGINS, Source
+from crops.errors import CropsError
 from crops.outputs import versions
-from crops.report.render import label_meanings
-from crops.retrieval.catalogue import Filter
-from crops.serving.door import Door, Refusal, failed, refusal_json
-from crops.serving.evidence import Explained, NearPair, NearQuery
-from crops.serving.opening import Desk
-from crops.serving.searcher import Job, Result
-from crops.serving.service import (
-    BadRequestError,
-    ExplainRequest,
-    SearchRequest,
-    SimilarRequest,
-    Wanted,
-    check_k,
-    check_query,
-)
-from crops.serving.view import SOURCE_NAMES, SOURCE_TONES, State, columns, filtered, headline, source_names
-from crops.text import query_id
+from crops.serving.api import make_api
+from crops.serving.explorer import Explorer
+from crops.serving.service import BadRequestError, Service
+from crops.serving.telemetry import log_event, log_failure
 
 _PAGES = ("/", "/group")
-
 _FAULTS = 3
-
 """Faults of a body that are named; a list of ids may hold thousands."""
-
+_OPEN = ("/healthz",)
+"""Paths that need no key: those a load balancer asks."""
+_ALWAYS = ("/healthz", "/metrics")
+"""Paths that are answered by a server that is full, too: they say so."""
+_CLOSE = {"connection": "close"}
+_HEADERS = {
+    "content-security-policy": "default-src 'none'; style-src 'self'; img-src 'self' data:; "
+    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "x-frame-options": "DENY",
+}
+Refusal = Callable[[Scope, int, str], Response]
+"""Makes the answer to a request that is refused: a page for a browser, JSON for a program."""
 Background = Callable[[], AbstractAsyncContextManager[None]]
 
 
 def make_app(
-    desk: Desk, api_key: str | None = None, background: Background = contextlib.nullcontext
+    service: Service, api_key: str | None = None, background: Background = contextlib.nullcontext
 ) -> ASGIApp:
     """Return the ASGI application over what a server knows.
 
     Args:
-        desk: the indexes and the evidence.
+        service: what it knows.
         api_key: what every request but /healthz must carry; open to all when None.
         background: a context that is entered while the application runs (the watch for new versions).
     """
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        watching = asyncio.create_task(desk.service.lag.watch())
+        watching = asyncio.create_task(service.lag.watch())
         async with background():
             yield
         watching.cancel()
-        await desk.service.batcher.stop()
-        if desk.evidence is not None:
-            desk.evidence.close()
+        await service.batcher.stop()
+        if service.evidence is not None:
+            service.evidence.close()
 
     # The pages of FastAPI that draw the OpenAPI document load scripts from elsewhere: there are none here.
     app = FastAPI(
@@ -82,9 +80,9 @@ def make_app(
         lifespan=lifespan,
         redirect_slashes=False,  # a redirect would go wherever the Host header says
     )
-    explorer = Explorer(desk)
-    app.include_router(make_api(desk))
-    app.include_router(make_pages(explorer))
+    explorer = Explorer(service)
+    app.include_router(make_api(service))
+    app.include_router(explorer.routes())
 
     def refusal(scope: Scope, status: int, detail: str) -> Response:
         """Answer in the form that was asked for: a page to a browser, JSON to a program."""
@@ -93,7 +91,7 @@ def make_app(
         return explorer.error(status, detail, Request(scope).query_params.get("q", ""))
 
     _explain_errors(app, refusal)
-    return Door(app, desk.service, api_key, refusal)
+    return Guard(app, service, api_key, refusal)
 
 
 def _explain_errors(app: FastAPI, refusal: Refusal) -> None:
@@ -114,7 +112,7 @@ def _explain_errors(app: FastAPI, refusal: Refusal) -> None:
 
     @app.exception_handler(Exception)
     async def failure(request: Request, _: Exception) -> Response:
-        return refusal(request.scope, 500, failed(request.state.id))  # the door logs it
+        return refusal(request.scope, 500, failed(request.state.id))  # the guard logs it
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
@@ -134,363 +132,218 @@ def explain_invalid(content_type: str, error: RequestValidationError) -> tuple[i
     return 422, "; ".join(faults[:_FAULTS] + more)
 
 
-class Problem(BaseModel):
-    """Why there is no answer, and what to change."""
+class _RefusedError(Exception):
+    """A request that is not passed on."""
 
-    detail: str
-
-
-# ------------------------------------------------------------------------------
-# The JSON endpoints.
-
-
-_PROBLEMS: dict[int | str, dict[str, Any]] = {
-    status: {"model": Problem} for status in (400, 401, 404, 408, 413, 415, 422, 431, 500, 503, 504)
-}
+    def __init__(
+        self, status: int, reason: str, detail: str, headers: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(detail)
+        self.status, self.reason, self.headers = status, reason, headers or {}
 
 
-def make_api(desk: Desk) -> APIRouter:
-    """Return the endpoints over what a server knows."""
-    router = APIRouter(responses=_PROBLEMS)
-    service, config = desk.service, desk.service.config
+class Guard:
+    """ASGI middleware: refuses what must not reach the application, and watches what does."""
 
-    @router.post("/search", summary="Find items for a text")
-    async def search(asked: SearchRequest, request: Request) -> SearchReply:
-        query = check_query(asked.query, config)
-        job = Job(check_k(asked.k, config.max_k), query, where=_filter(asked.where), texts=asked.texts)
-        result = await service.find(asked.index, job)
-        facts = {"query": query} if config.log_queries else {}
-        _note(request, index=asked.index, version=result.version, k=asked.k, letters=len(query), **facts)
-        return _reply(asked.index, result)
+    def __init__(self, app: ASGIApp, service: Service, api_key: str | None, refusal: Refusal) -> None:
+        """Stand before `app`; with an `api_key`, only those who carry it pass."""
+        self._app, self._service, self._key, self._refusal = app, service, api_key, refusal
+        self._config, self._metrics = service.config, service.metrics
+        self._active = 0
 
-    @router.post("/similar", summary="Find items like an item")
-    async def similar(asked: SimilarRequest, request: Request) -> SearchReply:
-        where = _filter(asked.where)
-        job = Job(check_k(asked.k, config.max_k), item_id=asked.item_id, where=where, texts=asked.texts)
-        result = await service.find(asked.index, job)
-        _note(request, index=asked.index, version=result.version, k=asked.k)
-        return _reply(asked.index, result)
-
-    @router.post("/explain", summary="Say which training pairs speak for items")
-    async def explain(asked: ExplainRequest) -> ExplainReply:
-        return await _explain(desk, check_query(asked.query, config), asked.item_ids)
-
-    @router.get("/healthz", summary="Whether the server answers, and with which versions")
-    async def health() -> Health:
-        return Health(
-            status="ok", versions={name: slot.searcher.version for name, slot in service.slots.items()}
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        arrived = scope.setdefault("state", {}).get("arrived")  # at the machine, as its connection knows
+        watch = _Watch(
+            scope, send, time.monotonic() - self._service.lag.seconds() if arrived is None else arrived
         )
-
-    @router.get("/metrics", include_in_schema=False)
-    async def metrics() -> Response:
-        return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
-
-    return router
-
-
-async def _explain(desk: Desk, query: str, items: list[int]) -> ExplainReply:
-    if desk.evidence is None:
-        raise BadRequestError(404, "this server knows no training data; start it with --samples")
-    explained = await desk.service.do(partial(desk.explain, query, items))
-    traces = [
-        Trace(item_id=str(item), pairs=[Because.of(pair) for pair in explained.pairs[item]]) for item in items
-    ]
-    queries = [Near.of(near) for near in explained.queries]
-    return ExplainReply(k=desk.evidence.k, known=explained.known, queries=queries, items=traces)
-
-
-def _filter(wanted: Wanted | None) -> Filter | None:
-    if wanted is None:
-        return None
-    values = wanted.model_dump()
-    if wanted.item_ids is not None:
-        values["item_ids"] = np.array(wanted.item_ids, dtype=np.int64)
-    return Filter(**values)
-
-
-def _note(request: Request, **facts: object) -> None:
-    """Add facts to the request's line of log."""
-    request.scope["state"]["noted"] = facts
-
-
-def _reply(index: str, result: Result) -> SearchReply:
-    titles: list[tuple[str, str] | tuple[None, None]]
-    titles = [(one.title, one.text) for one in result.documents] or [(None, None)] * len(result.ids)
-    hits = [
-        Hit(rank=rank, item_id=str(item), score=score, title=title, text=text)
-        for rank, (item, score, (title, text)) in enumerate(
-            zip(result.ids, result.scores, titles, strict=True), 1
-        )
-    ]
-    return SearchReply(index=index, version=result.version, hits=hits, note=result.note)
-
-
-# ------------------------------------------------------------------------------
-# The explorer: pages made on the server, without a script; the address holds all of their state.
-
-
-_EXAMPLES = 12
-
-"""Training queries that the first page offers."""
-
-_LENGTHS = (10, 20, 50)
-
-"""Results that a page offers to show; more than the last are too much for one."""
-
-_FOREVER = "public, max-age=31536000, immutable"
-
-
-class Explorer:
-    """Makes the pages."""
-
-    def __init__(self, desk: Desk) -> None:
-        """Make pages of what `desk` knows."""
-        self._desk = desk
-        self.style = _style()
-        self._environment = _environment(hashlib.sha256(self.style.encode()).hexdigest()[:12])
-
-    async def explore(self, request: Request) -> HTMLResponse:
-        """Return the page of a search, or the first page where nothing is searched."""
-        state, config = State.read(request.query_params), self._desk.service.config
-        if not state.q.strip():
-            examples = self._desk.evidence.queries[:_EXAMPLES] if self._desk.evidence else ()
-            return self._page("start.html", state=State(), examples=examples)
-        query = check_query(state.q, config)
-        job = Job(check_k(state.k, min(config.max_k, _LENGTHS[-1])), query)
-        return await self._desk.service.do(partial(self._results, state, job))
-
-    def _results(self, state: State, job: Job) -> HTMLResponse:
-        """Return the page of a search; runs in the queue."""
-        desk, query = self._desk, job.query or ""
-        results = {
-            name: (slot.searcher.name, _found(slot.searcher.answer([job])[0]))
-            for name, slot in desk.service.slots.items()
-        }
-        explained = self._explained(query, state.open)
-        stages = desk.evidence.stages(query_id(query)) if desk.evidence else None
-        full = columns(results, explained, stages, desk.senses)
-        compared = len(full) == 2
-        about = "senses" if desk.senses else "categories"
-        return self._page(
-            "results.html",
-            state=state,
-            columns=[filtered(column, state, compared=compared) for column in full],
-            compared=compared,
-            topics=sorted({entry.topic for column in full for entry in column.entries if entry.topic}),
-            headline=headline(full[0], full[1], about) if compared else None,
-            explained=explained,
-        )
-
-    def _explained(self, query: str, opened: int | None) -> Explained:
-        """Return the evidence near the query, and that of the result that is open."""
+        if scope["method"] == "HEAD":  # the answer to GET, without its body
+            scope = {**scope, "method": "GET"}
         try:
-            return self._desk.explain(query, [] if opened is None else [opened])
-        except UnknownItemError:  # an old link: the item has left the index
-            return self._desk.explain(query, [])
+            await self._pass(scope, receive, watch)
+        except _RefusedError as refused:
+            self._metrics.refused.labels(refused.reason).inc()
+            await self._refuse(scope, receive, watch, refused)
+        except Exception as error:  # whatever the application raised: the client gets no trace of it
+            log_failure("error", error, message=self._config.log_queries, request=watch.id)
+            await self._refuse(scope, receive, watch, _RefusedError(500, "error", failed(watch.id)))
+        finally:
+            self._note(scope, watch)
 
-    async def group(self, request: Request) -> HTMLResponse:
-        """Return the page of a query's training group.
+    async def _pass(self, scope: Scope, receive: Receive, watch: _Watch) -> None:
+        """Pass a request on; what may not pass, or would be answered too late, is refused before it costs."""
+        config, headers, path = self._config, dict(scope["headers"]), scope["path"]
+        line = len(scope.get("raw_path") or b"") + len(scope.get("query_string") or b"")
+        if (
+            line + sum(len(name) + len(value) + 4 for name, value in scope["headers"])
+            > config.max_header_bytes
+        ):
+            raise _RefusedError(431, "header", too_long(config.max_header_bytes), _CLOSE)
+        if self._key is not None and path not in _OPEN and not has_key(headers, self._key):
+            challenge = {"www-authenticate": 'Basic realm="crops: the password is the API key"'}
+            raise _RefusedError(401, "key", "send the API key as X-API-Key or as a bearer token", challenge)
+        body = await self._body(receive, watch)
+        if body is None:  # the client has gone
+            return
+        if path not in _ALWAYS:  # only now: who is slow to send holds no place
+            wait = time.monotonic() - watch.arrived + self._service.batcher.wait()
+            if self._active >= config.max_requests or wait > config.max_wait_s:
+                detail = "more is asked than can be answered in time; try again in a second"
+                raise _RefusedError(503, "saturated", detail, {"retry-after": "1"})
+        self._count(+1)
+        try:
+            async with asyncio.timeout_at(watch.arrived + config.timeout_s) as deadline:
+                watch.deadline = deadline
+                try:
+                    await self._app(scope, _replay(body, receive), watch.send)
+                finally:
+                    watch.deadline = None
+                    self._count(-1)
+        except TimeoutError:
+            if not deadline.expired():
+                raise
+            raise _RefusedError(504, "timeout", f"no answer in {config.timeout_s:g} s") from None
+
+    def _count(self, more: int) -> None:
+        self._active += more
+        self._metrics.active.set(self._active)
+
+    async def _body(self, receive: Receive, watch: _Watch) -> bytes | None:
+        """Return the whole body; None if the client went away while it sent it.
+
+        What is too large is read to its end and not kept: a client that is still sending would find the
+        connection reset, and not the answer.
 
         Raises:
-            BadRequestError: there are no samples, or the query is none of at least k users.
+            _RefusedError: it is too large or too slow.
         """
-        query = check_query(request.query_params.get("q", ""), self._desk.service.config)
-        if self._desk.evidence is None:
-            raise BadRequestError(404, "this server knows no training data; start it with --samples")
-        return await self._desk.service.do(partial(self._group, self._desk.evidence, query))
+        limit, seconds = self._config.max_body_bytes, self._config.read_timeout_s
+        body, size, more = bytearray(), 0, True
+        try:
+            async with asyncio.timeout(seconds):
+                while more:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        return None
+                    received = message.get("body", b"")
+                    size += len(received)
+                    body += received if size <= limit else b""
+                    more = message.get("more_body", False)
+                    if more:  # the deadline is for the server, not for the client
+                        watch.arrived = time.monotonic()
+        except TimeoutError:
+            if size <= limit:
+                detail = f"the request was not there after {seconds:g} s"
+                raise _RefusedError(408, "slow", detail, _CLOSE) from None
+        if size > limit:
+            raise _RefusedError(413, "body", f"the body is larger than {limit:,} bytes", _CLOSE)
+        return bytes(body)
 
-    def _group(self, evidence: TrainingEvidence, query: str) -> HTMLResponse:
-        """Return the page of a training group; runs in the queue."""
-        known = evidence.query(query_id(query))
-        if known is None:
-            raise BadRequestError(404, f"“{query}” is no training query of at least {evidence.k} people")
-        pairs = evidence.group(known.query_id)
-        labels = sorted({pair.label for pair in pairs}, reverse=True)
-        return self._page(
-            "group.html",
-            state=State(q=query),
-            known=known,
-            levels=[(label, [pair for pair in pairs if pair.label == label]) for label in labels],
-            meanings=label_meanings(),
-        )
+    async def _refuse(self, scope: Scope, receive: Receive, watch: _Watch, refused: _RefusedError) -> None:
+        """Answer with a refusal, unless an answer has begun."""
+        if watch.status is not None:
+            return
+        no_page = refused.status in (401, 431)  # for who has shown no key
+        response = (refusal_json if no_page else self._refusal)(scope, refused.status, str(refused))
+        response.headers.update(refused.headers)
+        await response(scope, receive, watch.send)
 
-    def error(self, status: int, detail: str, asked: str = "") -> HTMLResponse:
-        """Return the page that says what is wrong with a request."""
-        return self._page("error.html", status, state=State(q=asked), detail=detail)
-
-    def _page(self, name: str, status: int = 200, **values: Any) -> HTMLResponse:  # noqa: ANN401 (any template)
-        text = self._environment.get_template(name).render(desk=self._desk, lengths=_LENGTHS, **values)
-        page = HTMLResponse(status_code=status, headers={"cache-control": "no-store"})
-        # A broken letter in a stored title is no reason to fail.
-        page.body = text.encode(errors="replace")
-        page.headers["content-length"] = str(len(page.body))
-        return page
-
-
-def _found(answer: Result | Exception) -> Result:
-    if isinstance(answer, Exception):
-        raise answer
-    return answer
-
-
-def make_pages(explorer: Explorer) -> APIRouter:
-    """Return the routes of the pages."""
-    router = APIRouter(include_in_schema=False)
-    router.add_api_route("/", explorer.explore, response_class=HTMLResponse)
-    router.add_api_route("/group", explorer.group, response_class=HTMLResponse)
-
-    @router.get("/static/explorer.css")
-    async def style() -> Response:
-        return Response(explorer.style, media_type="text/css", headers={"cache-control": _FOREVER})
-
-    return router
-
-
-def _style() -> str:
-    """Return the report's style sheet and the explorer's own."""
-    sheets = (("crops.report", "style.css"), ("crops.serving", "explorer.css"))
-    folders = ((importlib.resources.files(package) / "templates", name) for package, name in sheets)
-    return "\n".join((folder / name).read_text(encoding="utf-8") for folder, name in folders)
-
-
-def _environment(style_version: str) -> Environment:
-    environment = Environment(
-        loader=PackageLoader("crops.serving"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["source_names"] = source_names
-    environment.globals.update(
-        style_version=style_version,
-        source_choices=list(SOURCE_NAMES.values()),
-        source_tones=SOURCE_TONES,
-        source_meanings={SOURCE_NAMES[row.bit]: row.meaning for row in POSITIVE_ORIGINS},
-    )
-    return environment
-
-
-# ------------------------------------------------------------------------------
-# What is answered, as JSON; ids are strings, as many readers round numbers above 2^53.
-
-
-class Hit(BaseModel):
-    """An item that was found."""
-
-    rank: int
-    item_id: str
-    score: float
-    title: str | None
-    text: str | None
-
-
-class SearchReply(BaseModel):
-    """What was found, best first, and in which version of the index."""
-
-    index: str
-    version: str
-    hits: list[Hit]
-    note: str | None = None
-    """Why nothing was found, where that is known."""
-
-
-class Told(BaseModel):
-    """What a source says; counts are null where they stand for too few people."""
-
-    source: str
-    events: int | None
-    users: int | None
-    items: int | None = None
-    via: list[str] = []
-    """Later queries of enough people under which an item was consumed (P1)."""
-
-
-class Near(BaseModel):
-    """A training query near the one asked."""
-
-    query: str
-    similarity: float
-    searches: int
-    users: int
-    positives: list[Told]
-
-    @classmethod
-    def of(cls, near: NearQuery) -> Self:
-        """Return what is told of it."""
-        totals = [
-            Told(source=_name(total.source), events=total.events, users=total.users, items=total.items)
-            for total in near.query.by_source
-        ]
-        query = near.query
-        return cls(
-            query=query.text,
-            similarity=near.similarity,
-            searches=query.searches,
-            users=query.users,
-            positives=totals,
+    def _note(self, scope: Scope, watch: _Watch) -> None:
+        route = getattr(scope.get("route"), "path", "other")
+        seconds = time.monotonic() - watch.arrived
+        self._metrics.requests.labels(route, str(watch.status)).inc()
+        self._metrics.seconds.labels(route).observe(seconds)
+        noted: dict[str, Any] = scope["state"].get("noted", {})
+        log_event(
+            "request",
+            request=watch.id,
+            method=watch.method,
+            route=route,
+            status=watch.status,
+            ms=round(1000 * seconds, 2),
+            **noted,
         )
 
 
-class Because(BaseModel):
-    """A training pair that speaks for an item."""
+def refusal_json(_: Scope, status: int, detail: str) -> Response:
+    """Return a refusal for a program."""
+    return JSONResponse({"detail": detail}, status)
 
-    query: str
-    query_similarity: float
-    item_id: str
-    """Negative: a document that a language model wrote."""
-    title: str
-    item_similarity: float
-    label: int
-    sources: list[str]
-    written_by: str | None
-    evidence: list[Told]
 
-    @classmethod
-    def of(cls, near: NearPair) -> Self:
-        """Return what is told of it."""
-        pair = near.pair
-        told = [
-            Told(source=_name(trail.source), events=trail.events, users=trail.users, via=list(trail.via))
-            for trail in pair.trails
-        ]
-        return cls(
-            query=near.near.query.text,
-            query_similarity=near.near.similarity,
-            item_id=str(pair.item_id),
-            title=pair.document.title,
-            item_similarity=near.similarity,
-            label=pair.label,
-            sources=source_names(pair.sources),
-            written_by=pair.model,
-            evidence=told,
+def failed(request: str) -> str:
+    """Return what a client is told of a failure that is none of its own."""
+    return f"this failed on the server's side; its log has the reason under {request}"
+
+
+def too_long(limit: int) -> str:
+    """Return what a client is told whose headers are too long."""
+    return f"the request line and headers are longer than {limit:,} bytes"
+
+
+def check_key(key: str) -> None:
+    """Raise `CropsError` unless a client can send the key."""
+    if not key or key != key.strip() or not key.isprintable():
+        raise CropsError(
+            "the API key (--api-key or CROPS_API_KEY) is empty, or holds a line break or spaces at its ends, "
+            "which no header carries; give another one, or unset CROPS_API_KEY to serve without a key"
         )
 
 
-class Trace(BaseModel):
-    """An item with the training pairs that speak for it, the nearest first."""
+def has_key(headers: Mapping[bytes, bytes], key: str) -> bool:
+    """Return whether a request carries the API key.
 
-    item_id: str
-    pairs: list[Because]
-
-
-class ExplainReply(BaseModel):
-    """Why items are found for a query."""
-
-    k: int
-    """Whatever is named or counted stands for at least this many people."""
-    known: bool
-    """Whether the query itself is a training query of at least k people."""
-    queries: list[Near]
-    items: list[Trace]
+    It may come as `Authorization: Bearer KEY`, as `X-API-Key: KEY`, or as the password of HTTP Basic, which
+    is what a browser can send.
+    """
+    given = headers.get(b"x-api-key") or _credentials(headers.get(b"authorization", b""))
+    return hmac.compare_digest(given, key.encode())
 
 
-class Health(BaseModel):
-    """That the server answers."""
+def _credentials(header: bytes) -> bytes:
+    scheme, _, value = header.partition(b" ")
+    if scheme.lower() == b"bearer":
+        return value.strip()
+    if scheme.lower() == b"basic":
+        try:
+            return base64.b64decode(value, validate=True).partition(b":")[2]
+        except binascii.Error:
+            return b""
+    return b""
 
-    status: str
-    versions: dict[str, str]
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """Return what hands the application the body that was read, then what the client does."""
+    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def read() -> Message:
+        return messages.pop() if messages else await receive()
+
+    return read
 
 
-def _name(source: Source) -> str:
-    return SOURCE_NAMES[source]
+class _Watch:
+    """Sends the answer on, with the headers that every answer has, and remembers its status."""
+
+    def __init__(self, scope: Scope, send: Send, arrived: float) -> None:
+        self.id = uuid.uuid4().hex[:12]
+        self.method, self.arrived = scope["method"], arrived
+        self.status: int | None = None
+        self.deadline: asyncio.Timeout | None = None
+        """Ends the request, unless its answer has begun."""
+        self._send = send
+        scope["state"]["id"] = self.id
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            if self.deadline is not None and not self.deadline.expired():
+                self.deadline.reschedule(None)
+            self.status = message["status"]
+            added = {**_HEADERS, "x-request-id": self.id}
+            raw = [(name.encode(), value.encode()) for name, value in added.items()]
+            message = {**message, "headers": [*message.get("headers", ()), *raw]}
+        elif self.method == "HEAD":
+            message = {**message, "body": b""}
+        await self._send(message)

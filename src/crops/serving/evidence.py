@@ -1,4 +1,4 @@
-"""What the training data says about a query, for people who are not its owner: nothing that few users did."""
+"""Why an item is found for a query: the training pairs nearest to it; nothing is told that few users did."""
 
 from __future__ import annotations
 
@@ -17,51 +17,15 @@ from crops.errors import CropsError, UnknownItemError
 from crops.retrieval import FlatIndex
 from crops.retrieval.encoding import narrowed
 from crops.serving.searcher import Searcher
-from crops.text import PLAIN, Document, query_id
+from crops.text import PLAIN, query_id
 
-
-class Senses:
-    """What each item is about, as only a simulation knows."""
-
-    def __init__(self, truth: Path) -> None:
-        """Read the truth folder of `crops simulate`.
-
-        Raises:
-            CropsError: it is none.
-        """
-        for name in ("items", "needs"):
-            if not (truth / f"{name}.parquet").is_file():
-                raise CropsError(f"{truth} is no truth folder of `crops simulate` (no {name}.parquet in it)")
-        needs = pq.read_table(truth / "needs.parquet", columns=["need_id", "sense"]).to_pydict()
-        sense = dict(zip(needs["need_id"], needs["sense"], strict=True))
-        items = pq.read_table(truth / "items.parquet", columns=["item_id", "need_id"]).to_pydict()
-        self._sense = {
-            item: sense[need] for item, need in zip(items["item_id"], items["need_id"], strict=True)
-        }
-
-    def of(self, item_id: int) -> str | None:
-        """Return what an item is about."""
-        return self._sense.get(item_id)
-
-
-# ------------------------------------------------------------------------------
-# Why an item is found for a query: the training pairs nearest to it.
-
-
-NEAREST = 6
-
+_NEAREST = 6
 """Training queries that are looked at beside the query itself."""
-
-FAR = 0.3
-
+_FAR = 0.3
 """Training queries of a smaller cosine with the query asked say nothing about it."""
-
-PAIRS = 4
-
+_PAIRS = 4
 """Training pairs that are named for an item."""
-
 _WRITTEN = 4096
-
 """Generated documents whose vectors are kept."""
 
 
@@ -136,7 +100,7 @@ class Explainer:
         own = np.array([one.similarity for one in near], dtype=np.float32)[owner]
         similar = self._similarities(asked, documents)
         weights = own * similar
-        best = np.argsort(weights, axis=1, kind="stable")[:, ::-1][:, :PAIRS]
+        best = np.argsort(weights, axis=1, kind="stable")[:, ::-1][:, :_PAIRS]
         chosen = [
             [(near[owner[column]], int(documents[column]), float(similar[row, column])) for column in columns]
             for row, columns in enumerate([some[weights[row, some] > 0] for row, some in enumerate(best)])
@@ -157,12 +121,12 @@ class Explainer:
         near = [] if same is None else [NearQuery(same, 1.0)]
         if self._index is None:
             return near
-        rows, scores = self._index.nearest(self._searcher.encode([query]), NEAREST + len(near))
+        rows, scores = self._index.nearest(self._searcher.encode([query]), _NEAREST + len(near))
         for row, score in zip(rows[0].tolist(), scores[0].tolist(), strict=True):
-            if row < 0 or self._evidence.queries[row].query_id == query_id(query) or score < FAR:
+            if row < 0 or self._evidence.queries[row].query_id == query_id(query) or score < _FAR:
                 continue
             found = self._evidence.query(self._evidence.queries[row].query_id)
-            if found is not None and len(near) < NEAREST:
+            if found is not None and len(near) < _NEAREST:
                 near.append(NearQuery(found, score))
         return near
 
@@ -175,21 +139,18 @@ class Explainer:
         others = np.zeros((len(documents), vectors.shape[1]), dtype=np.float32)
         known = self._searcher.index.known(documents)  # the others have left the index, or are generated
         others[known] = self._searcher.index.vectors(documents[known])
-        if self._reads_texts():
+        if self._searcher.model is not None and self._searcher.model.rendering is PLAIN:
+            # Generated documents are texts: a model that reads ids has no vectors for them.
             written = documents < 0
             others[written] = self._written_vectors(documents[written].tolist(), vectors.shape[1])
         near: NDArray[np.float32] = np.where(same == 1, np.float32(1), vectors @ others.T)
         return near
 
-    def _reads_texts(self) -> bool:
-        """Return whether the model reads texts, and not ids, which what is written has none of."""
-        return self._searcher.model is not None and self._searcher.model.rendering is PLAIN
-
     def _written_vectors(self, items: Sequence[int], width: int) -> NDArray[np.float32]:
         """Return the vectors [n, width] of generated documents, encoded when they are first asked for."""
         missing = self._evidence.written({item for item in items if item not in self._written})
         if missing:
-            texts = [_text(document) for document in missing.values()]
+            texts = [" ".join([one.title, *one.text.split(" · ")]).strip() for one in missing.values()]
             encoded = narrowed(self._searcher.encode(texts, role="document"), width)
             self._written.update(zip(missing, encoded, strict=True))
         found = np.array([self._written[item] for item in items], dtype=np.float32).reshape(len(items), width)
@@ -198,5 +159,25 @@ class Explainer:
         return found
 
 
-def _text(document: Document) -> str:
-    return " ".join([document.title, *document.text.split(" · ")]).strip()
+class Senses:
+    """What each item is about, as only a simulation knows."""
+
+    def __init__(self, truth: Path) -> None:
+        """Read the truth folder of `crops simulate`.
+
+        Raises:
+            CropsError: it is none.
+        """
+        for name in ("items", "needs"):
+            if not (truth / f"{name}.parquet").is_file():
+                raise CropsError(f"{truth} is no truth folder of `crops simulate` (no {name}.parquet in it)")
+        needs = pq.read_table(truth / "needs.parquet", columns=["need_id", "sense"]).to_pydict()
+        sense = dict(zip(needs["need_id"], needs["sense"], strict=True))
+        items = pq.read_table(truth / "items.parquet", columns=["item_id", "need_id"]).to_pydict()
+        self._sense = {
+            item: sense[need] for item, need in zip(items["item_id"], items["need_id"], strict=True)
+        }
+
+    def of(self, item_id: int) -> str | None:
+        """Return what an item is about."""
+        return self._sense.get(item_id)

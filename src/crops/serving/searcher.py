@@ -1,4 +1,4 @@
-"""One version of what is searched: an index with the model that made it."""
+"""One version of what is searched: an index with the model that made it; and searches answered in batches."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from crops.retrieval.index import VectorIndex
 from crops.text import Document, document_of
 
 _ENCODING = threading.Lock()
-
 """Tokenizers of the transformers library are for one thread at a time."""
-
 _AT_ONCE = 64
-
 """Texts encoded before another thread may encode: a new version's evidence must not hold up the searches."""
-
-UNKNOWN_WORDS = "the model knows no word of this query"
+_UNKNOWN_WORDS = "the model knows no word of this query"
+_RECENT = 5
+"""Batches whose median is the pace, in seconds per job: one that was slow by chance changes nothing."""
+Task = TypeVar("Task")
+Answer = TypeVar("Answer")
 
 
 class Job(NamedTuple):
@@ -144,7 +144,7 @@ class Searcher:
                 own,
                 values,
                 [documents[item] for item in own] if job.texts else [],
-                None if known else UNKNOWN_WORDS,
+                None if known else _UNKNOWN_WORDS,
             )
             for job, (own, values), known in zip(jobs, lists, said, strict=True)
         ]
@@ -165,19 +165,6 @@ def _cut(job: Job, ids: list[int], scores: list[float]) -> tuple[list[int], list
     """Return the job's share of a row of results."""
     kept = [(i, s) for i, s in zip(ids, scores, strict=True) if i not in (NO_ITEM, job.item_id)][: job.k]
     return [item for item, _ in kept], [score for _, score in kept]
-
-
-# ------------------------------------------------------------------------------
-# Requests that arrive together are answered together, in the order of their arrival.
-
-
-Task = TypeVar("Task")
-
-Answer = TypeVar("Answer")
-
-_RECENT = 5
-
-"""Batches whose median is the pace, in seconds per job: one that was slow by chance changes nothing."""
 
 
 class StoppedError(Exception):

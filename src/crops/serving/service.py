@@ -1,23 +1,39 @@
-"""What the server does, whoever asks: all work in one queue, over indexes that may be replaced meanwhile."""
+"""What a server knows and does, whoever asks: one queue, over indexes that may be replaced meanwhile.
+
+It is opened from addresses; what does not fit together is refused before the server starts.
+"""
 
 from __future__ import annotations
 
-import re
+import asyncio
+import contextlib
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal, NamedTuple, TypeVar, cast
-
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
-from pydantic_core import PydanticCustomError
+from pathlib import Path
+from typing import NamedTuple, TypeVar, cast
 
 from crops.config import ServingConfig
-from crops.errors import UnknownItemError
+from crops.engine.evidence import TrainingEvidence
+from crops.errors import CropsError, UnknownItemError
+from crops.outputs import recorded
+from crops.retrieval import IndexManifest, Model, load_model
+from crops.retrieval.index import check_model
+from crops.retrieval.uri import Location, current_version, locate, open_index, open_retriever
+from crops.serving.evidence import Explained, Explainer, Senses
 from crops.serving.searcher import Batcher, Job, Result, Searcher, StoppedError
-from crops.serving.telemetry import Lag, Metrics
+from crops.serving.telemetry import Lag, Metrics, log_event, log_failure
 from crops.text import normalise_query
 
 Made = TypeVar("Made")
+
+
+class BadRequestError(Exception):
+    """A request that cannot be answered; the message says what to change."""
+
+    def __init__(self, status: int, detail: str) -> None:
+        super().__init__(detail)
+        self.status = status
 
 
 class Search(NamedTuple):
@@ -28,7 +44,6 @@ class Search(NamedTuple):
 
 
 Task = Search | Callable[[], object]
-
 """What the queue runs: searches together, anything else one by one."""
 
 
@@ -42,16 +57,30 @@ class Slot:
 
 
 class Service:
-    """The indexes of a server behind one queue: they share the machine."""
+    """The indexes of a server behind one queue, as they share the machine; and the evidence for results."""
 
-    def __init__(self, slots: dict[str, Slot], config: ServingConfig) -> None:
-        """Serve `slots`, by the names `index` and `baseline`."""
+    def __init__(
+        self,
+        slots: dict[str, Slot],
+        config: ServingConfig,
+        evidence: TrainingEvidence | None = None,
+        senses: Senses | None = None,
+    ) -> None:
+        """Serve `slots`.
+
+        Args:
+            slots: by the names `index` and, to compare with, `baseline`.
+            config: settings of the server.
+            evidence: of the samples that the model of `index` was trained on.
+            senses: what items are about, in a simulation.
+        """
         self.slots, self.config = slots, config
+        self.evidence, self.senses = evidence, senses
+        self.explainer = Explainer(evidence, slots["index"].searcher) if evidence else None
         self.batcher: Batcher[Task, object] = Batcher(self._run, config.max_batch, config.max_wait_s / 2)
         self.lag = Lag()
         self.metrics = Metrics(lambda: float(len(self.batcher)), self.lag.seconds)
-        for name, slot in slots.items():
-            self._count(name, slot.searcher)
+        self._count()
 
     def searcher(self, name: str) -> Searcher:
         """Return what is searched under a name.
@@ -65,10 +94,35 @@ class Service:
 
     def replace(self, name: str, searcher: Searcher) -> None:
         """Search `searcher` from the next batch on; what runs ends with the one before."""
-        self.metrics.items.clear()
         self.slots[name].searcher = searcher
-        for known, slot in self.slots.items():
-            self._count(known, slot.searcher)
+        self._count()
+
+    def _count(self) -> None:
+        self.metrics.items.clear()
+        for name, slot in self.slots.items():
+            self.metrics.items.labels(name, slot.searcher.version).set(slot.searcher.index.manifest.count)
+
+    def told(self) -> TrainingEvidence:
+        """Return the evidence.
+
+        Raises:
+            BadRequestError: the server has none.
+        """
+        if self.evidence is None:
+            raise BadRequestError(404, "this server knows no training data; start it with --samples")
+        return self.evidence
+
+    def explain(self, query: str, items: Sequence[int]) -> Explained:
+        """Return the evidence for items that the index finds for a normalised query.
+
+        It computes: call it in the queue (`do`).
+
+        Raises:
+            UnknownItemError: an item is not in the index.
+        """
+        if self.explainer is None:
+            return Explained(False, (), {})
+        return self.explainer.explain(query, items)
 
     async def find(self, name: str, job: Job) -> Result:
         """Return what a job finds.
@@ -76,9 +130,8 @@ class Service:
         Raises:
             BadRequestError: there is no such index or item (404), or the index takes no filter (422).
         """
-        if job.where is not None and job.query is not None and self.searcher(name).words is not None:
+        if self.searcher(name).words is not None and job.where is not None and job.query is not None:
             raise BadRequestError(422, "this index searches words and takes no filter")
-        self.searcher(name)
         return cast(Result, await self._queued(Search(name, job)))
 
     async def do(self, work: Callable[[], Made]) -> Made:
@@ -104,134 +157,154 @@ class Service:
         """Answer a batch; runs on the batcher's thread. An error is the answer of the task that raised it."""
         self.metrics.batches.observe(len(tasks))
         answers: list[object] = [None] * len(tasks)
-        for name, slot in self.slots.items():
-            jobs = {
-                row: task.job
-                for row, task in enumerate(tasks)
-                if isinstance(task, Search) and task.name == name
-            }
-            if jobs:
-                for row, answer in zip(jobs, slot.searcher.answer(list(jobs.values())), strict=True):
-                    answers[row] = answer
+        searches: dict[str, list[int]] = {}
         for row, task in enumerate(tasks):
-            if not isinstance(task, Search):
-                answers[row] = _tried(task)
+            if isinstance(task, Search):
+                searches.setdefault(task.name, []).append(row)
+                continue
+            try:
+                answers[row] = task()
+            except Exception as error:  # it belongs to the one who asked
+                answers[row] = error
+        for name, rows in searches.items():
+            jobs = [cast(Search, tasks[row]).job for row in rows]
+            for row, found in zip(rows, self.slots[name].searcher.answer(jobs), strict=True):
+                answers[row] = found
         return answers
 
-    def _count(self, name: str, searcher: Searcher) -> None:
-        self.metrics.items.labels(name, searcher.version).set(searcher.index.manifest.count)
 
+def open_service(
+    indexes: Mapping[str, tuple[str, str]],
+    config: ServingConfig,
+    samples: Path | None = None,
+    logs: Path | None = None,
+    truth: Path | None = None,
+    model: str | None = None,
+) -> Service:
+    """Open everything that a server serves.
 
-def _tried(work: Callable[[], object]) -> object:
-    try:
-        return work()
-    except Exception as error:  # it belongs to the one who asked
-        return error
-
-
-# ------------------------------------------------------------------------------
-# What may be asked, and what is said to a request that cannot be answered.
-
-
-_EXACT = 2**53 - 1
-
-"""The largest whole number that every reader of JSON keeps."""
-
-
-def _read_id(given: object) -> object:
-    """Return an id of 64 bits, from the string of its digits or from a number that no reader rounds.
+    Args:
+        indexes: address and name of `index` and, to compare with, of `baseline`.
+        config: settings of the server.
+        samples: the mining behind the model of `index`; no evidence without it.
+        logs: the logs of that mining, where they are not where it found them.
+        truth: truth folder of a simulation.
+        model: encodes the queries in place of the model that an index names; only where it is the same one.
 
     Raises:
-        ValueError: it is neither.
+        CropsError: something is not there or does not fit, see `open_searcher` and `TrainingEvidence`.
     """
-    if isinstance(given, str) and re.fullmatch("0|-?[1-9][0-9]{0,18}", given):
-        if -(2**63) <= int(given) < 2**63:
-            return int(given)
-    elif isinstance(given, int) and not isinstance(given, bool):
-        if abs(given) <= _EXACT:
-            return given
-        raise PydanticCustomError(
-            "id",
-            "a number above 2^53 may have been rounded on its way; send the id as a string of digits",
+    if config.torch_threads is not None:
+        import torch
+
+        torch.set_num_threads(config.torch_threads)
+    models = [load_model(model)] if model else []
+    slots: dict[str, Slot] = {}
+    for place, (uri, name) in indexes.items():
+        slots[place] = Slot(open_searcher(uri, name, models), uri)
+        models += [one for one in [slots[place].searcher.model] if one is not None]
+    if model and slots["index"].searcher.model is not models[0]:
+        check_model(slots["index"].searcher.index.manifest, models[0])
+    senses = Senses(truth) if truth else None
+    evidence = None
+    if samples is not None:
+        evidence = TrainingEvidence(samples, logs, k=config.shown_users, limit=config.evidence_queries)
+    return Service(slots, config, evidence, senses)
+
+
+def open_searcher(uri: str, name: str, known: Sequence[Model] = ()) -> Searcher:
+    """Open an index with the model that it was built with; a first search loads what is loaded late.
+
+    Args:
+        uri: `FOLDER`, `exact:`, `faiss:`, `milvus:`, `bm25:` or `hybrid:` with what follows.
+        name: what people call it.
+        known: models that are loaded already.
+
+    Raises:
+        CropsError: there is no such index, a file of it is damaged, or its model is gone or another one.
+    """
+    location = locate(uri)
+    by_words = location.scheme in ("bm25", "hybrid")
+    index = open_index(f"faiss:{location.target}" if by_words else uri)
+    loaded: Model | None = None
+    if location.scheme != "bm25":
+        same = [one for one in known if one.hash == index.manifest.model_hash]
+        loaded = same[0] if same else load_model(_model_of(index.manifest, location))
+        check_model(index.manifest, loaded)
+    searcher = Searcher(name, index, loaded, open_retriever(uri, loaded) if by_words else None)
+    answer = searcher.answer([Job(1, "warm up")])[0]
+    if isinstance(answer, Exception):
+        raise answer
+    return searcher
+
+
+def _model_of(manifest: IndexManifest, location: Location) -> str:
+    """Return the name of the model of an index, or the path where it is now.
+
+    Raises:
+        CropsError: its folder is gone.
+    """
+    if not Path(manifest.model).is_absolute():
+        return manifest.model
+    found = recorded(manifest.model, location.folder, manifest.made_in)
+    if not found.is_dir():
+        raise CropsError(
+            f"{location.target} was built with the model {manifest.model}, and there is no such folder any "
+            "more; say with --model where it is now"
         )
-    raise PydanticCustomError("id", "an id is a string of digits, within 64 bits")
+    return str(found)
 
 
-Id = Annotated[
-    int,
-    BeforeValidator(_read_id),
-    WithJsonSchema(
-        {
-            "anyOf": [
-                {"type": "string", "pattern": "^(0|-?[1-9][0-9]{0,18})$"},
-                {"type": "integer", "minimum": -_EXACT, "maximum": _EXACT},
-            ]
-        }
-    ),
-]
-
-"""An id of 64 bits: many readers of JSON round numbers above 2^53, so it travels as a string."""
-
-Moment = Annotated[int, Field(ge=-(2**63), lt=2**63)]
-
-Which = Literal["index", "baseline"]
+@contextlib.asynccontextmanager
+async def watching(service: Service) -> AsyncIterator[None]:
+    """Look for new versions of all indexes while the block runs; they go into service while requests run."""
+    tasks = [asyncio.create_task(_watch(service, name)) for name, slot in service.slots.items() if slot.uri]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
-class BadRequestError(Exception):
-    """A request that cannot be answered; the message says what to change."""
-
-    def __init__(self, status: int, detail: str) -> None:
-        super().__init__(detail)
-        self.status = status
-
-
-class Request(BaseModel):
-    """What every request is: JSON whose unknown keys are errors."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
-
-
-class Wanted(Request):
-    """Which items may be found; all that is given must hold."""
-
-    item_ids: Annotated[list[Id], Field(max_length=10_000)] | None = None
-    author_id: Id | None = None
-    category: str | None = Field(None, max_length=200)
-    uploaded_since: Moment | None = None
-    """Microseconds since 1970 UTC, inclusive."""
-    uploaded_before: Moment | None = None
-    """Microseconds since 1970 UTC, exclusive."""
+async def _watch(service: Service, name: str) -> None:
+    slot = service.slots[name]
+    failed: str | None = None
+    while True:
+        await asyncio.sleep(service.config.reload_s)
+        version = failed
+        try:
+            version = await asyncio.to_thread(current_version, slot.uri or "")
+            if version not in (slot.searcher.version, failed):
+                await reload(service, name)
+            if version == slot.searcher.version:
+                failed = None
+        except Exception as error:  # whatever it is, what is in service goes on, and so does the watch
+            if version != failed or failed is None:
+                service.metrics.reloads.labels(name, "failed").inc()
+                log_failure("reload", error, message=True, index=name, version=version)
+            failed = version or ""
 
 
-class ListRequest(Request):
-    """What every request for a list of items may say."""
+async def reload(service: Service, name: str) -> None:
+    """Open the version of an index that is current now, and search it from the next batch on.
 
-    k: int = 10
-    """Length of the list."""
-    where: Wanted | None = None
-    index: Which = "index"
-    """`baseline` asks the index that is compared with, where the server has one."""
-    texts: bool = True
-    """Whether titles and texts are wanted, or ids and scores only."""
+    Raises:
+        CropsError: it cannot be opened; the former one stays in service.
+    """
 
+    def opened() -> tuple[Searcher, Explainer | None]:  # beside the requests
+        slot = service.slots[name]
+        models = [one.searcher.model for one in service.slots.values() if one.searcher.model]
+        searcher = open_searcher(slot.uri or "", slot.searcher.name, models)
+        explainer = service.explainer if name == "index" else None
+        return searcher, explainer and explainer.on(searcher)
 
-class SearchRequest(ListRequest):
-    """Find items for a text."""
-
-    query: str
-
-
-class SimilarRequest(ListRequest):
-    """Find items like an item."""
-
-    item_id: Id
-
-
-class ExplainRequest(Request):
-    """Say which training pairs speak for items as answers to a text."""
-
-    query: str
-    item_ids: list[Id] = Field(min_length=1, max_length=100)
+    searcher, explainer = await asyncio.to_thread(opened)
+    service.replace(name, searcher)
+    service.explainer = explainer or service.explainer
+    service.metrics.reloads.labels(name, "done").inc()
+    log_event("reload", index=name, version=searcher.version, items=searcher.index.manifest.count)
 
 
 def check_query(text: str, config: ServingConfig) -> str:

@@ -80,37 +80,37 @@ class Metrics:
         late.set_function(lag)
 
 
-def log_event(event: str, **facts: object) -> None:
+def log_event(event: str, **fields: object) -> None:
     """Log what happened, as JSON."""
-    LOGGER.info(event, extra={"facts": facts})
+    LOGGER.info(event, extra={"fields": fields})
 
 
-def log_failure(event: str, error: BaseException, *, message: bool, **facts: object) -> None:
+def log_failure(event: str, error: BaseException, *, message: bool, **fields: object) -> None:
     """Log an error with the lines of code it came through.
 
     Args:
         event: what failed.
         error: the exception.
         message: whether its message is logged too; it may quote a query.
-        facts: what else is known.
+        fields: what else is known.
     """
     frames = traceback.extract_tb(error.__traceback__)
     trace = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames]
     said = {"message": str(error)} if message else {}
-    LOGGER.error(event, extra={"facts": {**facts, "error": type(error).__name__, **said, "trace": trace}})
+    LOGGER.error(event, extra={"fields": {**fields, "error": type(error).__name__, **said, "trace": trace}})
 
 
 class JsonLines(logging.Formatter):
     """A log record as one line of JSON."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the line: time (UTC), level, event, and the facts."""
+        """Return the line: time (UTC), level, event, and the fields."""
         at = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
         line = {
             "time": f"{at}.{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
             "event": record.getMessage(),
-            **getattr(record, "facts", {}),
+            **getattr(record, "fields", {}),
         }
         return json.dumps(line, ensure_ascii=True, default=str)
 

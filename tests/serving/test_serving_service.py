@@ -20,10 +20,10 @@ from crops.config import IndexConfig
 from crops.errors import CropsError
 from crops.retrieval import build_index, update_index
 from crops.retrieval.folder import FolderIndex
-from crops.serving import opening
+from crops.serving import service as service_module
 from crops.serving.app import make_app
-from crops.serving.opening import replace, watching
 from crops.serving.searcher import Job
+from crops.serving.service import reload, watching
 
 NEW_ITEM = 50
 
@@ -53,9 +53,9 @@ def version(client):
 
 
 def test_versions_go_into_service_while_requests_run_and_none_fails(own_world, tmp_path):
-    desk = open_world(own_world, reload_s=0.02)
+    service = open_world(own_world, reload_s=0.02)
     statuses, stop = [], threading.Event()
-    with TestClient(make_app(desk, background=partial(watching, desk))) as client:
+    with TestClient(make_app(service, background=partial(watching, service))) as client:
 
         def ask():
             while not stop.is_set():
@@ -80,8 +80,8 @@ def test_versions_go_into_service_while_requests_run_and_none_fails(own_world, t
 
 
 def test_a_damaged_version_is_not_served(own_world, tmp_path):
-    desk = open_world(own_world, reload_s=0.02)
-    with TestClient(make_app(desk, background=partial(watching, desk))) as client:
+    service = open_world(own_world, reload_s=0.02)
+    with TestClient(make_app(service, background=partial(watching, service))) as client:
         broken = own_world / "new" / "versions" / "000009"
         shutil.copytree(own_world / "new" / "versions" / "000001", broken)
         (broken / "vectors.faiss").write_bytes(b"garbage")
@@ -99,10 +99,10 @@ def test_a_damaged_version_is_not_served(own_world, tmp_path):
 
 @pytest.mark.parametrize("junk", [b"\0\0\0", b"\xff\xfe\n", b"", b"../new/versions/000001\n"])
 def test_a_damaged_current_is_told_once_and_its_repair_is_noticed(own_world, tmp_path, junk):
-    desk = open_world(own_world, reload_s=0.02)
+    service = open_world(own_world, reload_s=0.02)
     failed = 'crops_reloads_total{index="index",result="failed"} %s.0'
     current = own_world / "new" / "current"
-    with TestClient(make_app(desk, background=partial(watching, desk))) as client:
+    with TestClient(make_app(service, background=partial(watching, service))) as client:
         for turn in (1, 2):
             current.write_bytes(junk)
             until(lambda turn=turn: failed % turn in client.get("/metrics").text)
@@ -118,11 +118,11 @@ def test_an_error_that_nobody_expects_does_not_end_the_watch(own_world, tmp_path
     def fail(*_):
         raise MemoryError("no room")
 
-    desk = open_world(own_world, reload_s=0.02)
+    service = open_world(own_world, reload_s=0.02)
     failed = 'crops_reloads_total{index="index",result="failed"} 1.0'
-    with TestClient(make_app(desk, background=partial(watching, desk))) as client:
+    with TestClient(make_app(service, background=partial(watching, service))) as client:
         with monkeypatch.context() as patch:
-            patch.setattr("crops.serving.opening.open_searcher", fail)
+            patch.setattr("crops.serving.service.open_searcher", fail)
             publish(own_world / "new", "zebra", tmp_path)
             until(lambda: failed in client.get("/metrics").text)
         published = publish(own_world / "new", "yak", tmp_path)
@@ -130,14 +130,14 @@ def test_an_error_that_nobody_expects_does_not_end_the_watch(own_world, tmp_path
 
 
 def test_an_index_of_another_model_brings_its_model_and_evidence(own_world):
-    desk = open_world(own_world)
-    former = desk.explainer
+    service = open_world(own_world)
+    former = service.explainer
     build_index(f"faiss:{own_world / 'new'}", MODELS["old"], own_world / "logs", IndexConfig())
-    asyncio.run(replace(desk, "index", desk.service.slots["index"]))
-    searcher = desk.service.searcher("index")
+    asyncio.run(reload(service, "index"))
+    searcher = service.searcher("index")
     assert searcher.model is MODELS["old"]
-    assert desk.explainer is not former
-    near = desk.explainer.explain("spotted jaguar", [3]).queries[0]
+    assert service.explainer is not former
+    near = service.explainer.explain("spotted jaguar", [3]).queries[0]
     expected = searcher.encode(["spotted jaguar"]) @ searcher.encode([near.query.text]).T
     assert near.similarity == pytest.approx(float(expected[0, 0]), abs=1e-5)
 
@@ -145,11 +145,11 @@ def test_an_index_of_another_model_brings_its_model_and_evidence(own_world):
 def test_the_former_index_is_closed_when_its_last_user_is_done(own_world, tmp_path, monkeypatch):
     closed = []
     monkeypatch.setattr(FolderIndex, "close", lambda self: closed.append(self.manifest.version))
-    desk = open_world(own_world)
-    user = desk.service.searcher("index")
+    service = open_world(own_world)
+    user = service.searcher("index")
     publish(own_world / "new", "zebra", tmp_path)
     closed.clear()
-    asyncio.run(replace(desk, "index", desk.service.slots["index"]))
+    asyncio.run(reload(service, "index"))
     assert user.answer([Job(3, "jaguar")])[0].version == "000001"
     assert closed == []
     del user
@@ -161,14 +161,14 @@ def test_what_does_not_fit_is_refused_at_the_start(own_world, monkeypatch):
     def other(name):
         return MODELS["old"]
 
-    monkeypatch.setattr(opening, "load_model", other)
+    monkeypatch.setattr(service_module, "load_model", other)
     with pytest.raises(CropsError, match="another one"):
-        opening.open_searcher(str(own_world / "new"), "new")
+        service_module.open_searcher(str(own_world / "new"), "new")
     narrow = MODELS["new"]._replace(encoder=Narrow())
     with pytest.raises(CropsError, match="4 numbers"):
-        opening.open_searcher(str(own_world / "new"), "new", [narrow])
+        service_module.open_searcher(str(own_world / "new"), "new", [narrow])
     with pytest.raises(CropsError):
-        opening.open_searcher(str(own_world / "nowhere"), "new")
+        service_module.open_searcher(str(own_world / "nowhere"), "new")
 
 
 class Narrow:
@@ -185,20 +185,20 @@ def test_an_index_is_served_from_anywhere_and_moves_with_its_model(world, tmp_pa
         asked.append(name)
         return MODELS["new"]
 
-    monkeypatch.setattr(opening, "load_model", load)
+    monkeypatch.setattr(service_module, "load_model", load)
     before, after = tmp_path / "before", tmp_path / "after"
     (before / "model").mkdir(parents=True)
     monkeypatch.chdir(before)
     build_index("index", MODELS["new"]._replace(name="model"), world / "logs", IndexConfig())
     monkeypatch.chdir(tmp_path)
-    opening.open_searcher("before/index", "new")
+    service_module.open_searcher("before/index", "new")
     before.rename(after)
-    opening.open_searcher(str(after / "index"), "new")
+    service_module.open_searcher(str(after / "index"), "new")
     publish(after / "index", "zebra", tmp_path)
-    opening.open_searcher(str(after / "index"), "new")
+    service_module.open_searcher(str(after / "index"), "new")
     assert asked == [str(before / "model"), str(after / "model"), str(after / "model")]
     shutil.rmtree(after / "model")
     with pytest.raises(CropsError, match="no such folder any more; say with --model where it is now"):
-        opening.open_searcher(str(after / "index"), "new")
+        service_module.open_searcher(str(after / "index"), "new")
     assert len(asked) == 3  # a path is no name to ask a hub for
-    opening.open_searcher(str(after / "index"), "new", [MODELS["new"]])
+    service_module.open_searcher(str(after / "index"), "new", [MODELS["new"]])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import signal
 import socket
 import subprocess
@@ -15,30 +14,29 @@ import urllib.error
 import urllib.request
 from datetime import datetime
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from crops.config import ServingConfig
 from crops.errors import CropsError
-from crops.serving.server import _Bounded, arrival, listen
+from crops.serving.server import arrival, listen
 
 SCRIPT = """
 import sys, time
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 from served_world import fake_load_model, open_world
-from crops.serving import opening, server
+from crops.serving import server, service as service_module
 from crops.serving.searcher import Searcher
-opening.load_model = fake_load_model
+service_module.load_model = fake_load_model
 limits = {"max_connections": 20, "max_requests": 10, "max_wait_s": 0.5, "read_timeout_s": 0.5, "grace_s": 2}
-desk = open_world(Path(sys.argv[2]), port=0, reload_s=0.1, **limits)
+service = open_world(Path(sys.argv[2]), port=0, reload_s=0.1, **limits)
 answer = Searcher.answer
 def slow(self, jobs):
     time.sleep(1.0 if jobs[0].query == "slowly" else 0)
     return answer(self, jobs)
 Searcher.answer = slow
-server.run(desk)
+server.run(service)
 """
 
 
@@ -189,30 +187,6 @@ def test_the_arrival_of_a_request_is_known_before_it_is_accepted():
             accepted, _ = listening.accept()
             with accepted:
                 assert arrival(Transport()) == pytest.approx(sent, abs=0.1)
-
-
-def test_a_client_that_does_not_read_is_cut_off(process):
-    port, _ = process
-    with deaf_to(port) as deaf:
-        time.sleep(2)
-        said = b""
-        with contextlib.suppress(ConnectionResetError):
-            said = answered(deaf)
-    assert said.count(b"HTTP/1.1 200") < 1000
-
-
-def test_a_client_that_reads_something_now_and_then_is_waited_for():
-    """Of 300 bytes that wait, 200 are left after a while, then 200 again: now it reads nothing."""
-    waits, left = [], [300, 200, 200]
-    transport = SimpleNamespace(
-        get_write_buffer_size=lambda: left[len(waits)], abort=lambda: waits.append("aborted")
-    )
-    loop = SimpleNamespace(call_later=lambda seconds, call, *values: waits.append((seconds, *values)))
-    protocol = SimpleNamespace(transport=transport, loop=loop, bounds=ServingConfig(read_timeout_s=3))
-    protocol._expect_reading = None
-    for before in (math.inf, 300, 200):
-        _Bounded._expect_reading(protocol, before)
-    assert waits == [(3, 300), (3, 200), "aborted"]
 
 
 def test_a_body_that_does_not_come_is_answered_with_408(process):

@@ -10,9 +10,9 @@ from urllib.parse import parse_qsl, urlsplit
 import pytest
 
 from crops.config import ServingConfig
+from crops.serving.explorer import State
 from crops.serving.searcher import Batcher, StoppedError
 from crops.serving.service import BadRequestError, check_query
-from crops.serving.view import State
 
 
 class Held:
