@@ -91,13 +91,6 @@ def test_a_folder_without_items_or_texts_is_refused(tmp_path):
         load_items(tmp_path)
 
 
-def test_a_null_id_is_refused(tmp_path):
-    table = pa.table({"item_id": pa.array([1, None], pa.int64()), "ocr_cover": ["a", "b"]})
-    pq.write_table(table, tmp_path / "items.parquet")
-    with pytest.raises(CropsError, match="1 rows have no item_id"):
-        load_items(tmp_path)
-
-
 @pytest.mark.parametrize(
     ("ids", "texts", "message"),
     [

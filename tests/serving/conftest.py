@@ -16,20 +16,28 @@ def world(tmp_path_factory, write_logs):
     return build_world(tmp_path_factory.mktemp("world"), write_logs)
 
 
-@pytest.fixture
-def fake_models(monkeypatch):
-    """Models are loaded from the table above."""
-    monkeypatch.setattr(service_module, "load_model", fake_load_model)
+@pytest.fixture(scope="session")
+def fake_models():
+    """Models are loaded from a table."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(service_module, "load_model", fake_load_model)
+        yield
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def service(world, fake_models):
-    """Everything that is known of the world."""
+    """All that is known of the world; tests leave it as it is."""
     return open_world(world)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def client(service):
     """A client of the application, as strangers see it."""
     with TestClient(make_app(service), raise_server_exceptions=False) as one:
         yield one
+
+
+@pytest.fixture
+def own_service(world, fake_models):
+    """The same, for a test that changes or stops it."""
+    return open_world(world)

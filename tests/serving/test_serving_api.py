@@ -294,24 +294,21 @@ def test_unknown_ids_paths_and_methods(client):
     assert client.get("/search").status_code == 405
 
 
-def test_without_a_baseline_it_says_so(service):
-    del service.slots["baseline"]
-    with TestClient(make_app(service)) as client:
+def test_without_a_baseline_it_says_so(own_service):
+    del own_service.slots["baseline"]
+    with TestClient(make_app(own_service)) as client:
         reply = client.post("/search", json={"query": "a", "index": "baseline"})
         assert reply.status_code == 404
         assert "--baseline" in reply.json()["detail"]
         assert client.get("/", params={"q": "jaguar"}).status_code == 200
 
 
-def test_a_failure_shows_the_client_nothing_and_the_log_no_query(service, monkeypatch, caplog):
+def test_a_failure_shows_the_client_nothing_and_the_log_no_query(client, monkeypatch, caplog):
     def broken(self, jobs):
         raise RuntimeError(f"no luck with {jobs[0].query}")
 
     monkeypatch.setattr(Searcher, "answer", broken)
-    with (
-        TestClient(make_app(service), raise_server_exceptions=False) as client,
-        caplog.at_level(logging.INFO, "crops.serving"),
-    ):
+    with caplog.at_level(logging.INFO, "crops.serving"):
         replies = [client.post("/search", json={"query": SECRET}), client.get("/", params={"q": SECRET})]
     for reply in replies:
         assert reply.status_code == 500
@@ -356,14 +353,15 @@ def test_the_openapi_document_names_the_endpoints(client):
     assert client.get("/docs").status_code == 404
 
 
-def test_health_and_metrics(client):
-    client.post("/search", json={"query": "jaguar"})
-    client.post("/search", json={"query": ""})
-    assert client.get("/healthz").json() == {
-        "status": "ok",
-        "versions": {"baseline": "000001", "index": "000001"},
-    }
-    lines = client.get("/metrics").text.splitlines()
+def test_health_and_metrics(own_service):
+    with TestClient(make_app(own_service)) as client:
+        client.post("/search", json={"query": "jaguar"})
+        client.post("/search", json={"query": ""})
+        assert client.get("/healthz").json() == {
+            "status": "ok",
+            "versions": {"baseline": "000001", "index": "000001"},
+        }
+        lines = client.get("/metrics").text.splitlines()
     assert 'crops_requests_total{route="/search",status="200"} 1.0' in lines
     assert 'crops_requests_total{route="/search",status="422"} 1.0' in lines
     assert 'crops_index_items{index="index",version="000001"} 8.0' in lines

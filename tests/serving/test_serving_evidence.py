@@ -138,16 +138,16 @@ def test_a_page_explains_the_result_that_is_open_and_no_other(service, client, m
     assert asked == [[], [3], [99], []]
 
 
-def test_a_query_is_explained_with_three_look_ups_at_most(service, monkeypatch):
+def test_a_query_is_explained_with_three_look_ups_at_most(own_service, monkeypatch):
     """Queries are in memory; the pairs that are named, their trails and new texts are looked up."""
     asked = []
-    rows = service.evidence._rows
-    monkeypatch.setattr(service.evidence, "_rows", lambda sql: asked.append(sql) or rows(sql))
-    first = service.explainer.explain("jaguar", [3, 6])
+    rows = own_service.evidence._rows
+    monkeypatch.setattr(own_service.evidence, "_rows", lambda sql: asked.append(sql) or rows(sql))
+    first = own_service.explainer.explain("jaguar", [3, 6])
     assert len(asked) == 3
-    assert service.explainer.explain("jaguar", [3, 6]) == first
+    assert own_service.explainer.explain("jaguar", [3, 6]) == first
     assert len(asked) == 5
-    assert service.explainer.explain("jaguar", []).queries == first.queries
+    assert own_service.explainer.explain("jaguar", []).queries == first.queries
     assert len(asked) == 5
 
 

@@ -161,16 +161,3 @@ def test_the_state_of_a_page_is_its_address():
     assert State().link() == "/"
     with pytest.raises(BadRequestError, match="k"):
         State.read({"k": "ten"})
-
-
-def test_a_batch_of_one_waits_for_nothing():
-    async def run():
-        batcher = Batcher(lambda jobs: jobs, max_batch=32)
-        await batcher(0)
-        start = time.perf_counter()
-        for job in range(50):
-            await batcher(job)
-        await batcher.stop()
-        return time.perf_counter() - start
-
-    assert asyncio.run(run()) < 2

@@ -97,14 +97,13 @@ def test_a_damaged_version_is_not_served(own_world, tmp_path):
         until(lambda: version(client) == published)
 
 
-@pytest.mark.parametrize("junk", [b"\0\0\0", b"\xff\xfe\n", b"", b"../new/versions/000001\n"])
-def test_a_damaged_current_is_told_once_and_its_repair_is_noticed(own_world, tmp_path, junk):
+def test_a_damaged_current_is_told_once_and_its_repair_is_noticed(own_world, tmp_path):
     service = open_world(own_world, reload_s=0.02)
     failed = 'crops_reloads_total{index="index",result="failed"} %s.0'
     current = own_world / "new" / "current"
     with TestClient(make_app(service, background=partial(watching, service))) as client:
         for turn in (1, 2):
-            current.write_bytes(junk)
+            current.write_bytes(b"\0\0\0")
             until(lambda turn=turn: failed % turn in client.get("/metrics").text)
             time.sleep(0.1)
             assert failed % turn in client.get("/metrics").text

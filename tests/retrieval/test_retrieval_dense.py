@@ -7,7 +7,8 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformers import PreTrainedTokenizerFast
 
 from crops.errors import CropsError
-from crops.retrieval import ExactRetriever, FlatIndex
+from crops.retrieval import ExactRetriever, FlatIndex, FusedRetriever, fuse
+from crops.retrieval.dense import write_flat
 
 
 class TableEncoder:
@@ -74,6 +75,25 @@ def test_search_equals_a_full_sort_for_any_batch_size():
     assert (together == expected).all()
     assert (alone == expected).all()
     assert values == pytest.approx(-np.sort(-scores, axis=1)[:, :20], abs=1e-5)
+
+
+def test_a_file_of_vectors_is_that_of_faiss_and_is_searched_where_it_lies(tmp_path):
+    """Written in two blocks, without holding both; equal to what faiss writes of all 500."""
+    vectors = np.random.default_rng(0).standard_normal((500, 16)).astype(np.float32)
+    write_flat(tmp_path / "vectors.faiss", [vectors[:300], vectors[300:]], 500, 16)
+    whole = faiss.IndexFlatIP(16)
+    whole.add(vectors)
+    assert (tmp_path / "vectors.faiss").read_bytes() == faiss.serialize_index(whole).tobytes()
+    ids = np.arange(0, 1000, 2)
+    mapped, held = FlatIndex.mapped(ids, tmp_path / "vectors.faiss"), FlatIndex(ids, vectors)
+    allowed = ids % 3 == 0
+    for k, which in ((7, None), (600, None), (200, allowed)):
+        found, scores = mapped.nearest(vectors[:20], k, which)
+        expected, cosines = held.nearest(vectors[:20], k, which)
+        assert (found == expected).all()
+        assert scores == pytest.approx(cosines)
+    assert (mapped.vectors(np.array([998, 4])) == vectors[[499, 2]]).all()
+    assert mapped.vectors(np.empty(0, dtype=np.int64)).shape == (0, 16)
 
 
 def test_a_rounded_tie_longer_than_the_fetched_slack_still_goes_to_the_smallest_ids():
@@ -151,3 +171,42 @@ def test_bad_arguments_are_refused():
 
 def test_blas_is_on_for_every_batch_size():
     assert faiss.cvar.distance_compute_blas_threshold == 1
+
+
+def test_reciprocal_ranks_add_up():
+    """7 is first and third: 1/61 + 1/63; 5 second and first: 1/62 + 1/61, the best; 9 is third: 1/63."""
+    ids, scores = fuse([np.array([[7, 5, 9]]), np.array([[5, 2, 7]])], k=5)
+    assert ids.tolist() == [[5, 7, 2, 9, -1]]
+    assert scores[0, :4] == pytest.approx([1 / 62 + 1 / 61, 1 / 61 + 1 / 63, 1 / 62, 1 / 63])
+    assert np.isneginf(scores[0, 4])
+
+
+def test_ties_go_to_the_smaller_id_and_padding_counts_for_nothing():
+    ids, _ = fuse([np.array([[8, -1], [-1, -1]]), np.array([[3, -1], [4, 6]])], k=2)
+    assert ids.tolist() == [[3, 8], [4, 6]]
+
+
+def test_lists_that_do_not_belong_together_are_refused():
+    for lists in ([np.zeros((1, 2), np.int64), np.zeros((2, 2), np.int64)], []):
+        with pytest.raises(CropsError, match="fusion needs result lists of the same queries"):
+            fuse(lists, 2)
+    with pytest.raises(CropsError, match="k = 0"):
+        fuse([np.zeros((1, 2), np.int64)], 0)
+
+
+def test_a_fused_retriever_asks_deep_enough():
+    """5 is second in both lists, 1 and 2 are first in one each: 2/62 > 1/61. Lists of 100 are asked for."""
+
+    class Fixed:
+        def __init__(self, ids):
+            self.ids, self.asked = np.array([ids]), []
+
+        def search(self, queries, k):
+            self.asked.append(k)
+            return self.ids[:, :k], np.zeros((1, min(k, self.ids.shape[1])), np.float32)
+
+    first, second = Fixed([1, 5, *range(100, 198)]), Fixed([2, 5, *range(200, 298)])
+    assert FusedRetriever([first, second]).search(["words"], 3)[0].tolist() == [[5, 1, 2]]
+    assert first.asked == second.asked == [100]
+    FusedRetriever([first]).search(["words"], 150)
+    assert first.asked == [100, 150]
