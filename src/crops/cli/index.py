@@ -111,7 +111,7 @@ def encode(
         int | None, typer.Option(min=1, help="Keep the first numbers of a vector.", show_default="all")
     ] = None,
 ) -> Path:
-    """Write ids and unit vectors as Parquet; an interrupted run goes on where it was."""
+    """Write ids and unit vectors as Parquet; resumes if interrupted."""
     seconds: dict[str, float] = {}
     with timed(seconds, f"load {model}"):
         loaded = load_model(model)

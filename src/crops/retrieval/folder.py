@@ -182,7 +182,8 @@ def publish_catalogue(root: Path, catalogue: Catalogue, config: IndexConfig) -> 
             return described(catalogue, config, 0, 1.0, 1.0)
         structure = structures.build(config, FlatIndex.mapped(ids, folder / VECTORS).faiss)
         if not plain:
-            structures.write(structure, folder / STRUCTURE)
+            # faiss by itself does not always see that a disk is full.
+            (folder / STRUCTURE).write_bytes(faiss.serialize_index(structure.stored).data)
 
         def found(queries: NDArray[np.float32], effort: int) -> NDArray[np.int64]:
             return best_results(*structures.search(structure, queries, DEPTH, effort), DEPTH)[0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import faiss
@@ -156,27 +155,3 @@ def efforts(kind: Kind, clusters: int) -> list[int]:
         return [100, 150, 200, 300, 400, 600, 800, 1200]
     steps = sorted(factor << step for factor in (2, 3) for step in range(30))
     return [effort for effort in steps if effort < clusters] + [clusters]
-
-
-def write(structure: Structure, file: Path) -> None:
-    """Write what is stored to a file.
-
-    Raises:
-        OSError: the file cannot be written, e.g. as the disk is full; faiss by itself does not always see it.
-    """
-    faults: list[OSError] = []
-    with file.open("wb") as stream:
-
-        def put(part: bytes) -> int:
-            try:
-                return stream.write(part)
-            except OSError as fault:
-                faults.append(fault)
-                raise
-
-        try:
-            faiss.write_index(structure.stored, faiss.PyCallbackIOWriter(put))  # type: ignore[attr-defined]
-        except RuntimeError:
-            if faults:
-                raise faults[0] from None
-            raise

@@ -63,7 +63,7 @@ class Searcher:
     def __init__(
         self, name: str, index: VectorIndex, model: Model | None, words: Retriever | None = None
     ) -> None:
-        """Put the parts together.
+        """Search `index` with its model.
 
         Args:
             name: what people call it.
@@ -89,11 +89,11 @@ class Searcher:
         if self.model is None:
             raise CropsError(f"{self.name} searches words: it has no vectors")
         rendered = [self.model.rendering.query(text) for text in texts] if role == "query" else texts
-        parts = []
+        blocks = []
         for start in range(0, len(rendered), _AT_ONCE):
             with _ENCODING:
-                parts.append(encode_texts(self.model.encoder, rendered[start : start + _AT_ONCE], role=role))
-        return np.concatenate(parts)
+                blocks.append(encode_texts(self.model.encoder, rendered[start : start + _AT_ONCE], role=role))
+        return np.concatenate(blocks)
 
     def answer(self, jobs: Sequence[Job]) -> list[Result | Exception]:
         """Return what each job found, or what is wrong with it.
@@ -121,7 +121,7 @@ class Searcher:
         similar = jobs[0].query is None
         k = max(job.k for job in jobs) + similar  # an item is most like itself
         where = jobs[0].where
-        said: list[bool] = [True] * len(jobs)
+        known = np.ones(len(jobs), dtype=np.bool_)
         if similar:
             vectors = self.index.vectors(np.array([job.item_id for job in jobs], dtype=np.int64))
             ids, scores = self.index.search(vectors, k, where)
@@ -130,23 +130,28 @@ class Searcher:
                 ids, scores = self.words.search([job.query or "" for job in jobs], k)
         else:
             vectors = self.encode([job.query or "" for job in jobs])
-            said = np.any(vectors != 0, axis=1).tolist()
+            known = vectors.any(axis=1)
             ids, scores = self.index.search(vectors, k, where)
         lists = [
-            _cut(job, own.tolist(), values.tolist())
+            [
+                hit
+                for hit in zip(own.tolist(), values.tolist(), strict=True)
+                if hit[0] not in (NO_ITEM, job.item_id)
+            ]
             for job, own, values in zip(jobs, ids, scores, strict=True)
         ]
-        wanted = {item for job, (own, _) in zip(jobs, lists, strict=True) if job.texts for item in own}
+        lists = [hits[: job.k] for job, hits in zip(jobs, lists, strict=True)]
+        wanted = {item for job, hits in zip(jobs, lists, strict=True) if job.texts for item, _ in hits}
         documents = self.documents(sorted(wanted))
         return [
             Result(
                 self.version,
-                own,
-                values,
-                [documents[item] for item in own] if job.texts else [],
-                None if known else _UNKNOWN_WORDS,
+                [item for item, _ in hits],
+                [score for _, score in hits],
+                [documents[item] for item, _ in hits] if job.texts else [],
+                None if told else _UNKNOWN_WORDS,
             )
-            for job, (own, values), known in zip(jobs, lists, said, strict=True)
+            for job, hits, told in zip(jobs, lists, known, strict=True)
         ]
 
     def documents(self, ids: Sequence[int]) -> dict[int, Document]:
@@ -159,12 +164,6 @@ class Searcher:
             return {}
         rows = self.index.items(np.array(ids, dtype=np.int64)).to_pylist()
         return {row["item_id"]: document_of(row) for row in rows}
-
-
-def _cut(job: Job, ids: list[int], scores: list[float]) -> tuple[list[int], list[float]]:
-    """Return the job's share of a row of results."""
-    kept = [(i, s) for i, s in zip(ids, scores, strict=True) if i not in (NO_ITEM, job.item_id)][: job.k]
-    return [item for item, _ in kept], [score for _, score in kept]
 
 
 class StoppedError(Exception):
