@@ -157,7 +157,9 @@ def world(request, tmp_path_factory, write_logs):
 def client(world, monkeypatch):
     monkeypatch.setattr(service_module, "load_model", lambda name: MODEL)
     index = (str(world.folder / "index"), "index")
-    service = service_module.open_service({"index": index}, ServingConfig(), world.folder / "mined")
+    service = service_module.open_service(
+        {"index": index}, ServingConfig(max_wait_s=30, timeout_s=60), world.folder / "mined"
+    )
     with TestClient(make_app(service), raise_server_exceptions=False) as one:
         yield one
 

@@ -167,7 +167,9 @@ def whole_way(folder, settings, kept=(), feed=True, foreign=(), engine="duckdb")
     crops.export(mined, folder / "exported", format="jsonl")
     if ("search_impressions", "arm") in kept:
         crops.analyse(logs, folder / "analysis", control="a", treatment=["b"], config=settings)
-    service = open_service({"index": (str(folder / "index"), "new")}, ServingConfig(), mined)
+    service = open_service(
+        {"index": (str(folder / "index"), "new")}, ServingConfig(max_wait_s=30, timeout_s=60), mined
+    )
     with TestClient(make_app(service)) as client:
         found = client.post("/search", json={"query": "fern", "k": 3}).json()
         assert len(found["hits"]) == 3

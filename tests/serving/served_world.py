@@ -104,4 +104,5 @@ def build_world(folder, write_logs):
 def open_world(world, **config):
     """Return the service over both indexes."""
     indexes = {"baseline": (str(world / "old"), "old model"), "index": (str(world / "new"), "new model")}
-    return service_module.open_service(indexes, ServingConfig(**config), world / "samples")
+    patient = {"max_wait_s": 30, "timeout_s": 60, **config}  # a busy machine fails no test
+    return service_module.open_service(indexes, ServingConfig(**patient), world / "samples")

@@ -130,7 +130,7 @@ def test_a_request_that_waited_too_long_before_it_was_seen_is_refused(own_servic
         await make_app(own_service)({**asked, "query_string": b"", "raw_path": b"/search"}, receive, send)
         return sent[0]["status"]
 
-    assert asyncio.run(ask(time.monotonic() - 1.5)) == 503
+    assert asyncio.run(ask(time.monotonic() - 31)) == 503
     assert asyncio.run(ask(time.monotonic())) == 422
     asyncio.run(own_service.batcher.stop())
 
