@@ -121,7 +121,7 @@ class Searcher:
         similar = jobs[0].query is None
         k = max(job.k for job in jobs) + similar  # an item is most like itself
         where = jobs[0].where
-        known = np.ones(len(jobs), dtype=np.bool_)
+        known: NDArray[np.bool_] = np.ones(len(jobs), dtype=np.bool_)
         if similar:
             vectors = self.index.vectors(np.array([job.item_id for job in jobs], dtype=np.int64))
             ids, scores = self.index.search(vectors, k, where)
@@ -130,7 +130,7 @@ class Searcher:
                 ids, scores = self.words.search([job.query or "" for job in jobs], k)
         else:
             vectors = self.encode([job.query or "" for job in jobs])
-            known = vectors.any(axis=1)
+            known = np.any(vectors != 0, axis=1)
             ids, scores = self.index.search(vectors, k, where)
         lists = [
             [
