@@ -16,7 +16,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from crops.engine.evidence import SourceTotal, Trail
+from crops.engine.evidence import SourceCounts, Trail
 from crops.retrieval.catalogue import Filter
 from crops.serving.evidence import NearPair, NearQuery
 from crops.serving.explorer import SOURCE_NAMES, source_names
@@ -142,9 +142,9 @@ class SourceEvidence(BaseModel):
     """Later queries of enough people under which an item was consumed (P1)."""
 
     @classmethod
-    def of(cls, told: SourceTotal | Trail) -> Self:
+    def of(cls, told: SourceCounts | Trail) -> Self:
         """Return what is told of a training query or a pair."""
-        own = {"items": told.items} if isinstance(told, SourceTotal) else {"via": list(told.via)}
+        own = {"items": told.items} if isinstance(told, SourceCounts) else {"via": list(told.via)}
         return cls(source=SOURCE_NAMES[told.source], events=told.events, users=told.users, **own)
 
 
@@ -166,7 +166,7 @@ class SimilarQuery(BaseModel):
             similarity=near.similarity,
             searches=query.searches,
             users=query.users,
-            positives=[SourceEvidence.of(total) for total in query.by_source],
+            positives=[SourceEvidence.of(counts) for counts in query.by_source],
         )
 
 
