@@ -510,7 +510,7 @@ def test_search_logs_of_shown_documents_alone_are_valid(write_logs, tmp_path):
     facts = check(write_logs(tmp_path / "logs")).facts
     assert facts.absent_labels == (2, 1)
     assert facts.p2 is False
-    assert any("P2 will be absent" in note for note in facts.notes())
+    assert any("feed (P2) will be absent" in note for note in facts.notes())
     assert check(write_logs(tmp_path / "fed", feed=[{}])).facts.p2 is True
 
 

@@ -83,15 +83,16 @@ class LogSummary:
     def notes(self) -> list[str]:
         """Return the facts as sentences."""
         lines = [
-            f"{self.searches:,} searches by {self.users:,} users on {len(self.search_days)} day(s),"
-            f" {self.searches_without_click:,} of them without a click (valid)",
+            f"searches: {self.searches:,}, of which {self.searches_without_click:,} without a click (valid);"
+            f" users: {self.users:,}; days: {len(self.search_days):,}",
             f"stages present: {', '.join(self.stages)}",
         ]
-        if self.absent_labels:
-            labels = " and ".join(str(label) for label in self.absent_labels)
-            lines.append(f"label {labels} will be absent: the logs hold no documents of that stage")
+        lines += [
+            f"label {label} will be absent: the logs hold no documents of that stage"
+            for label in self.absent_labels
+        ]
         if not self.p2:
-            lines.append("P2 will be absent: there are no feed events")
+            lines.append("feed (P2) will be absent: there are no feed events")
         lines += [
             f"{table} has no rows on {spans(days)}: is a day missing?"
             for table, days in self.missing_days.items()
