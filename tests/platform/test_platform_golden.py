@@ -9,7 +9,7 @@ from crops.config import PlatformConfig
 from crops.platform.world import NAME, VERSION, platform_version
 
 GOLDEN = json.loads(RECORDED.read_text())
-MEND = "undo what changed it, or change VERSION in crops/platform/world.py and record: see golden_worlds.py"
+REMEDY = "undo what changed it, or change VERSION in crops/platform/world.py and record: see golden_worlds.py"
 
 
 @pytest.mark.parametrize("name", WORLDS)
@@ -19,12 +19,12 @@ def test_the_worlds_of_this_version_are_the_recorded_ones(name, tmp_path):
     assert found.keys() == GOLDEN["worlds"][name].keys()
     for table, known in GOLDEN["worlds"][name].items():
         assert found[table] == known | {"means": pytest.approx(known["means"], rel=1e-5)}, (
-            f"{table} of the world '{name}' is another one: {MEND}"
+            f"{table} of the world '{name}' is another one: {REMEDY}"
         )
 
 
 def test_topics_and_sizes_are_those_of_this_version():
-    assert shared_parts() == GOLDEN["parts"], MEND
+    assert shared_parts() == GOLDEN["parts"], REMEDY
 
 
 def test_each_setting_of_the_platform_has_a_recorded_world():

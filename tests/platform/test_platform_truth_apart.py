@@ -71,7 +71,6 @@ def test_the_platform_knows_no_room_that_learns():
         "errors",
         "labels",
         "protocols",
-        "signals",
         "text",
     }
 
