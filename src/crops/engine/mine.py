@@ -89,7 +89,7 @@ def mine(
         run = Run(
             backend, logs, folder, config, wanted, theta, intent, generated, seed, without, miners(wanted)
         )
-        for name, step in (
+        for name, step in (  # the names stand in the manifest, with their seconds
             ("read the logs", read_logs),
             ("P1 and P2 candidates", find_candidates),
             ("similarity", keep_similar),
