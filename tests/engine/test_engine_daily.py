@@ -388,31 +388,23 @@ def test_killed_while_an_old_day_goes(tmp_path, whole):
     assert sorted(path.name for path in out.iterdir()) == [".lock", f"day={DAYS[1]}", "window"]
 
 
-@pytest.fixture
-def made(tmp_path, monkeypatch):
-    """A folder with logs, a mining and a daily build; made from inside, by relative paths."""
-    folder = tmp_path / "before"
-    write_days(folder / "logs")
-    monkeypatch.chdir(folder)
+def test_logs_are_found_from_another_directory_and_after_a_move(tmp_path, monkeypatch):
+    """What was made from inside, by relative paths; then a daily build goes on where it was moved."""
+    made = tmp_path / "before"
+    write_days(made / "logs")
+    monkeypatch.chdir(made)
     mine(open_logs("logs"), "mined", EngineConfig(), relevance=None, similarity=None)
-    mine_daily(open_logs("logs"), folder / "daily", hashed_job(), DAYS[:2])
+    mine_daily(open_logs("logs"), made / "daily", hashed_job(), DAYS[:1])
     monkeypatch.chdir(tmp_path)
-    return folder
-
-
-@pytest.mark.parametrize("name", ["mined", "daily", f"daily/day={DAYS[0]}"])
-def test_logs_are_found_from_another_directory_and_after_a_move(made, tmp_path, name):
-    assert list(read_mined(made / name).logs) == [str(made / "logs")]
+    names = ("mined", "daily", f"daily/day={DAYS[0]}")
+    assert all(list(read_mined(made / name).logs) == [str(made / "logs")] for name in names)
     moved = made.rename(tmp_path / "deep")
-    assert list(read_mined(moved / name).logs) == [str(moved / "logs")]
-    read_mined(moved / name).open_logs(None)
-    alone = shutil.move(moved / name, tmp_path / "alone")
+    for name in names:
+        assert list(read_mined(moved / name).logs) == [str(moved / "logs")]
+        read_mined(moved / name).open_logs(None)
+    mine_daily(open_logs(moved / "logs"), moved / "daily", hashed_job(), DAYS[:2])
+    assert list(read_mined(moved / "daily").logs) == [str(moved / "logs")]
+    alone = shutil.move(moved / "mined", tmp_path / "alone")
     assert list(read_mined(alone).logs) == [str(made / "logs")]
     with pytest.raises(CropsError, match="are not there any more; give --logs"):
         read_mined(alone).open_logs(None)
-
-
-def test_a_daily_build_goes_on_where_it_was_moved(made, tmp_path):
-    moved = made.rename(tmp_path / "deep")
-    mine_daily(open_logs(moved / "logs"), moved / "daily", hashed_job(), DAYS[:3])
-    assert list(read_mined(moved / "daily").logs) == [str(moved / "logs")]

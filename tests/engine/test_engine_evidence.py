@@ -35,10 +35,17 @@ def trails(found):
     }
 
 
-def test_the_trail_by_hand(tmp_path):
+@pytest.fixture(scope="module")
+def mined(tmp_path_factory):
+    """A mining of them with k = 2."""
+    folder = tmp_path_factory.mktemp("evidence")
+    run(folder, SEARCHES, FEED, generated=GENERATED, k=2)
+    return folder / "mined"
+
+
+def test_the_trail_by_hand(mined):
     """k = 2: users 4 and 5 clicked item 1; 1 and 2 found item 5 as big cat, 3 as panthera onca."""
-    run(tmp_path, SEARCHES, FEED, generated=GENERATED, k=2)
-    found = explain(" JAGUAR ", tmp_path / "mined")
+    found = explain(" JAGUAR ", mined)
     assert (found.query, found.searches, found.users, found.rows) == ("jaguar", 6, 5, ())
     by_item = {positive.item_id: positive for positive in found.positives}
     written = min(by_item)
@@ -52,9 +59,8 @@ def test_the_trail_by_hand(tmp_path):
     assert (by_item[5].text, by_item[written].text) == ("doc 5", "Spotted hunters")
 
 
-def test_raw_shows_every_count_and_the_rows(tmp_path):
-    run(tmp_path, SEARCHES, FEED, generated=GENERATED)
-    found = explain("jaguar", tmp_path / "mined", raw=True)
+def test_raw_shows_every_count_and_the_rows(mined):
+    found = explain("jaguar", mined, raw=True)
     assert trails(found)[6, P2] == Trail(P2, 1, 1)
     assert [trail.via for trail in found.positives[0].trails] == [("big cat",), ("panthera onca",)]
     rows = [
@@ -85,19 +91,18 @@ def test_raw_rows_of_p1_are_those_of_the_later_query(tmp_path):
     assert [(row["source"], row["search_id"]) for row in found.rows] == [(P1, 3), (P0, 2)]
 
 
-def test_a_query_of_few_users_is_answered_as_one_that_nobody_asked(tmp_path):
+def test_a_query_of_few_users_is_answered_as_one_that_nobody_asked(mined):
     """Otherwise whoever guesses the query reads what its only searcher clicked."""
-    run(tmp_path, SEARCHES, FEED, k=2)
     said = (
         r"'{}' is no query of at least 2 users on the days mined; the nearest queries: .*--raw, for the owner"
     )
     for text in ("panthera onca", "jagaur", "it''s"):
         with pytest.raises(CropsError, match=said.format(text)) as refused:
-            explain(text, tmp_path / "mined")
+            explain(text, mined)
         assert "'panthera" not in str(refused.value).split(";", 1)[1]
-    assert explain("panthera onca", tmp_path / "mined", raw=True).users == 1
+    assert explain("panthera onca", mined, raw=True).users == 1
     with pytest.raises(CropsError, match="nobody searched 'jagaur' .*nearest queries: 'jaguar', 'big cat'"):
-        explain("jagaur", tmp_path / "mined", raw=True)
+        explain("jagaur", mined, raw=True)
 
 
 def test_a_later_query_is_named_for_its_trail_and_not_for_its_own_searchers(tmp_path):
@@ -145,9 +150,8 @@ def test_missing_parts_are_named(tmp_path):
     assert explain("jaguar", tmp_path / "mined", tmp_path / "moved").positives
 
 
-def test_the_command(tmp_path):
-    run(tmp_path, SEARCHES, FEED, generated=GENERATED, k=2)
-    shown = CliRunner().invoke(app, ["explain", "jaguar", str(tmp_path / "mined")], env={"COLUMNS": "200"})
+def test_the_command(mined):
+    shown = CliRunner().invoke(app, ["explain", "jaguar", str(mined)], env={"COLUMNS": "200"})
     assert shown.exit_code == 0, shown.output
     for words in (
         "searched 6 time(s) by 5 user(s)",
@@ -157,7 +161,5 @@ def test_the_command(tmp_path):
     ):
         assert words in shown.output
     assert "panthera" not in shown.output
-    raw = CliRunner().invoke(
-        app, ["explain", "jaguar", str(tmp_path / "mined"), "--raw"], env={"COLUMNS": "200"}
-    )
+    raw = CliRunner().invoke(app, ["explain", "jaguar", str(mined), "--raw"], env={"COLUMNS": "200"})
     assert "panthera onca" in raw.output

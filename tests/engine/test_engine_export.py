@@ -26,15 +26,30 @@ def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_the_papers_record_is_one_event(tmp_path):
+@pytest.fixture(scope="module")
+def mined(tmp_path_factory):
+    """A mining of them by query."""
+    folder = tmp_path_factory.mktemp("queries")
+    run(folder, SEARCHES)
+    return folder / "mined"
+
+
+@pytest.fixture(scope="module")
+def events(tmp_path_factory):
+    """A mining of them by event, with a generated document."""
+    folder = tmp_path_factory.mktemp("events")
+    run(folder, SEARCHES, generated=[{"query": "c", "ocr_cover": "written"}], group_by="event")
+    return folder / "mined"
+
+
+def test_the_papers_record_is_one_event(events, tmp_path):
     """User 55 becomes 1, user 77 becomes 2; the reformulation c gives item 3 to user 77's a b."""
-    run(tmp_path, SEARCHES, generated=[{"query": "c", "ocr_cover": "written"}], group_by="event")
-    assert export(tmp_path / "mined", tmp_path / "x", "cpsqa", owner=True) == 3
+    assert export(events, tmp_path / "x", "cpsqa", owner=True) == 3
 
     def photo(item, text, label):
         return {"photo_id": str(item), "photo_content": text, "hierarchical_label": label}
 
-    written = read_tables(tmp_path / "mined")["synthetic_items"][0]["item_id"]
+    written = read_tables(events)["synthetic_items"][0]["item_id"]
     assert lines(tmp_path / "x" / "cpsqa.jsonl") == [
         {
             "user_id": 2,
@@ -46,9 +61,8 @@ def test_the_papers_record_is_one_event(tmp_path):
     ]
 
 
-def test_json_lines(tmp_path):
-    run(tmp_path, SEARCHES)
-    assert export(tmp_path / "mined", tmp_path / "lines", "jsonl", owner=True) == 2
+def test_json_lines(mined, tmp_path):
+    assert export(mined, tmp_path / "lines", "jsonl", owner=True) == 2
     records = {record["query"]: record for record in lines(tmp_path / "lines" / "samples.jsonl")}
     assert records["a b"]["query_id"] == str(query_id("a b"))
     assert records["a b"]["documents"] == [
@@ -72,48 +86,43 @@ def test_only_the_owner_gets_queries_of_few_people(tmp_path, group_by, capsys):
     assert export(tmp_path / "mined", tmp_path / "all", "jsonl", owner=True) == groups + 1
 
 
-def test_the_papers_record_is_for_the_owner(tmp_path):
+def test_the_papers_record_is_for_the_owner(events, tmp_path):
     """It is what one person did, and one number joins all of a person's records."""
-    run(tmp_path, SEARCHES, group_by="event", k=1)
     with pytest.raises(CropsError, match="is what one person did, so --owner"):
-        export(tmp_path / "mined", tmp_path / "x", "cpsqa")
+        export(events, tmp_path / "x", "cpsqa")
 
 
-def test_no_query_of_k_people_is_an_error(tmp_path):
-    run(tmp_path, SEARCHES)
+def test_no_query_of_k_people_is_an_error(mined, tmp_path):
     with pytest.raises(CropsError, match="no query of at least k = 20 users; --owner"):
-        export(tmp_path / "mined", tmp_path / "x", "jsonl")
+        export(mined, tmp_path / "x", "jsonl")
     assert not (tmp_path / "x").exists()
 
 
-def test_what_cannot_be_exported(tmp_path):
-    run(tmp_path, SEARCHES)
+def test_what_cannot_be_exported(mined, tmp_path):
     with pytest.raises(CropsError, match=r"unknown format 'cpqsa'; known: .* Did you mean 'cpsqa'\?"):
-        export(tmp_path / "mined", tmp_path / "x", "cpqsa")
+        export(mined, tmp_path / "x", "cpqsa")
     with pytest.raises(CropsError, match=r"one query event; mine with engine.group_by = 'event'"):
-        export(tmp_path / "mined", tmp_path / "x", "cpsqa")
+        export(mined, tmp_path / "x", "cpsqa")
     with pytest.raises(CropsError, match="is not an output of `crops mine`"):
-        export(tmp_path / "logs", tmp_path / "x", "jsonl")
+        export(mined.parent / "logs", tmp_path / "x", "jsonl")
     with pytest.raises(CropsError, match="is an output of `crops mine`, not of `export`"):
-        export(tmp_path / "mined", tmp_path / "mined", "jsonl", owner=True)
+        export(mined, mined, "jsonl", owner=True)
     assert not (tmp_path / "x").exists()
 
 
-def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
-    run(tmp_path, SEARCHES)
+def test_a_full_disk_leaves_nothing(mined, tmp_path, monkeypatch):
 
     def full(self, query):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(DuckDBBackend, "stream", full)
     with pytest.raises(CropsError, match="nothing was published"):
-        export(tmp_path / "mined", tmp_path / "x", "jsonl", owner=True)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["logs", "mined"]
+        export(mined, tmp_path / "x", "jsonl", owner=True)
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_the_command(tmp_path):
-    run(tmp_path, SEARCHES)
-    arguments = ["export", str(tmp_path / "mined"), str(tmp_path / "x"), "--format", "jsonl", "--owner"]
+def test_the_command(mined, tmp_path):
+    arguments = ["export", str(mined), str(tmp_path / "x"), "--format", "jsonl", "--owner"]
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 0, done.output
     assert len(lines(tmp_path / "x" / "samples.jsonl")) == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 
 import pytest
 from days import random_logs
@@ -25,14 +26,27 @@ SEARCHES = [
 FEED = [watched(3, 5, 510), watched(3, 1, 510), watched(2, 9, 510)]
 
 
-def mined(folder, **config):
-    run(folder, SEARCHES, FEED, generated=[{"query": "jaguar", "ocr_cover": "text"}], **config)
+GENERATED = [{"query": "jaguar", "ocr_cover": "text"}]
+
+
+@pytest.fixture(scope="module")
+def mined(tmp_path_factory):
+    """A mining of them."""
+    folder = tmp_path_factory.mktemp("report")
+    run(folder, SEARCHES, FEED, generated=GENERATED)
     return folder / "mined"
 
 
-def test_disagreements_by_hand(tmp_path):
+def with_k(mined, folder, k: int):
+    """Return a copy of a mining with another `engine.k`, which changes no sample."""
+    config = shutil.copytree(mined, folder / f"k{k}") / "config.toml"
+    config.write_text(re.sub(r"(?m)^k = \d+$", f"k = {k}", config.read_text()))
+    return config.parent
+
+
+def test_disagreements_by_hand(mined):
     """P1 gives jaguar 1 (shown), 2 (ranked), 3 (filtered), 4 (unknown); P2 gives it 1, 5, 9."""
-    rows = {row["source"]: row for row in insights(mined(tmp_path), owner=True)["disagreements"]}
+    rows = {row["source"]: row for row in insights(mined, owner=True)["disagreements"]}
     nothing = dict.fromkeys(("clicked", "exposed", "unexposed", "filtered", "nothing"), 0)
     assert rows == {
         "p0": {
@@ -91,9 +105,9 @@ def test_head_torso_and_tail_by_hand(tmp_path, group_by):
     }
 
 
-def test_influence_by_hand(tmp_path):
+def test_influence_by_hand(mined, tmp_path):
     """User 1: jaguar 1 to 4 and big cat 1 to 4; user 3: jaguar 5 and 1; user 2: jaguar 5 and 9."""
-    found = insights(mined(tmp_path, k=2), owner=True)["influence"]
+    found = insights(with_k(mined, tmp_path, 2), owner=True)["influence"]
     assert found == {
         "users": 3,
         "pairs": 10,
@@ -108,7 +122,8 @@ def test_influence_by_hand(tmp_path):
     }
 
 
-def together(folder, **config):
+@pytest.fixture(scope="module")
+def together(tmp_path_factory):
     """Users 1 to 3 do all that user 1 does above; user 4 alone searches owl, clicks it and rewords it."""
     rows = [
         *(shown(user, user, "jaguar", 0, 1) for user in (1, 2, 3)),
@@ -116,12 +131,14 @@ def together(folder, **config):
         clicked(30, 4, "owl", 500, 5),
         clicked(31, 4, "night bird", 540, 6),
     ]
-    run(folder, rows, [watched(user, 3, 10) for user in (1, 2, 3)], **config)
+    folder = tmp_path_factory.mktemp("together")
+    run(folder, rows, [watched(user, 3, 10) for user in (1, 2, 3)])
     return folder / "mined"
 
 
-def test_k_in_a_shared_report(tmp_path):
-    found = insights(together(tmp_path, k=3))
+def test_k_in_a_shared_report(together, tmp_path):
+    out = with_k(together, tmp_path, 3)
+    found = insights(out)
     assert "bots" not in found["input"]
     # jaguar and big cat (head) rest on three users; owl and night bird (torso and tail: one row) on user 4.
     head, tail = found["coverage"]
@@ -137,7 +154,7 @@ def test_k_in_a_shared_report(tmp_path):
         "contributions": 15,
         "blocks": [],
     }
-    assert insights(together(tmp_path / "more", k=3), owner=True)["influence"]["blocks"] == [
+    assert insights(out, owner=True)["influence"]["blocks"] == [
         {"first": 1, "last": 3, "contributions": 12, "share": 0.8}
     ]
 
@@ -157,8 +174,8 @@ def test_a_share_stands_for_k_users_of_its_source(tmp_path):
 
 
 @pytest.mark.parametrize(("k", "few"), [(20, "searched"), (4, "stand behind the positives of p2")])
-def test_what_few_did_is_for_the_owner_only(tmp_path, k, few):
-    out = together(tmp_path, k=k)
+def test_what_few_did_is_for_the_owner_only(together, tmp_path, k, few):
+    out = with_k(together, tmp_path, k)
     with pytest.raises(CropsError, match=f"fewer than k = {k} users {few}: .*--owner"):
         insights(out)
     assert insights(out, owner=True)["sources"]["p2"]["kept"] > 0
@@ -176,9 +193,9 @@ def test_what_was_left_out_as_bot_like_is_counted_for_the_owner_only(tmp_path):
 
 
 def test_the_page_and_the_files(tmp_path):
-    out = mined(
-        tmp_path, k=1, **{"relevance": scores({}, 0.9), "similarity": scores({("jaguar", "big cat"): 0.9})}
-    )
+    out = tmp_path / "mined"
+    scorers = {"relevance": scores({}, 0.9), "similarity": scores({("jaguar", "big cat"): 0.9})}
+    run(tmp_path, SEARCHES, FEED, generated=GENERATED, k=1, **scorers)
     done = CliRunner().invoke(app, ["engine-report", str(out)], env={"COLUMNS": "200"})
     assert done.exit_code == 0, done.output
     for words in ("Agreement and disagreement", "users 1–1", "head", "P1"):
@@ -217,8 +234,8 @@ def test_sums_of_the_parts(tmp_path):
     assert sum(row["searches"] for row in found["coverage"]) == found["input"]["searches"]
 
 
-def test_an_older_mining_is_refused(tmp_path):
-    out = mined(tmp_path)
+def test_an_older_mining_is_refused(mined, tmp_path):
+    out = with_k(mined, tmp_path, 1)
     report = json.loads((out / "report.json").read_text())
     del report["pairs"]
     (out / "report.json").write_text(json.dumps(report))
