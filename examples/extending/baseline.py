@@ -9,8 +9,11 @@ from pathlib import Path
 from crops.config import TrainingConfig
 from crops.labels import Source
 from crops.negatives.base import (
+    CLICKS,
+    MINED,
     Corpus,
     Ids,
+    Method,
     Miner,
     Moment,
     Schedule,
@@ -19,7 +22,6 @@ from crops.negatives.base import (
     take_random,
     viewer,
 )
-from crops.negatives.method import CLICKS, MINED, Method
 from crops.training.methods import METHODS, fit_method
 
 

@@ -1,9 +1,8 @@
 """The published baselines, one file each: its sampler, its settings, what is kept of the paper, what differs.
 
-Every module here with a `METHOD` is a baseline of that name. What they share (candidate lists, what a miner
-may look at, the index of a state of the encoder) is in `base`, what a method is in `method`; the trainer that
-they all go through is `crops.training.methods`. To add one elsewhere: `METHODS["mine"] = Method(...)` (see
-examples/extending/baseline.py).
+Every module here with a `METHOD` is a baseline of that name. What they share (what a method is, what a miner
+may look at, candidate lists) is in `base`; the trainer that they all go through is `crops.training.methods`.
+To add one elsewhere: `METHODS["mine"] = Method(...)` (see examples/extending/baseline.py).
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 
-from crops.negatives.method import Method
+from crops.negatives.base import Method
 
 _MODULES = {
     info.name: importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__)

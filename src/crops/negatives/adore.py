@@ -16,8 +16,18 @@ from collections.abc import Sequence
 
 from crops.labels import Source
 from crops.negatives import star
-from crops.negatives.base import Corpus, Ids, Miner, Moment, Vectors, nearest_others, take_first
-from crops.negatives.method import CLICKS, Method, grid
+from crops.negatives.base import (
+    CLICKS,
+    Corpus,
+    Ids,
+    Method,
+    Miner,
+    Moment,
+    Vectors,
+    grid,
+    nearest_others,
+    take_first,
+)
 from crops.retrieval import FlatIndex
 
 

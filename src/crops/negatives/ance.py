@@ -15,8 +15,7 @@ from __future__ import annotations
 from functools import partial
 
 from crops.labels import Source
-from crops.negatives.base import Corpus, Miner, Schedule, mine_nearest
-from crops.negatives.method import CLICKS, Method, grid
+from crops.negatives.base import CLICKS, Corpus, Method, Miner, Schedule, grid, mine_nearest
 
 
 def mine(corpus: Corpus, schedule: Schedule) -> Miner:

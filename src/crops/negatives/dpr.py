@@ -16,8 +16,18 @@ from collections.abc import Sequence
 import numpy as np
 
 from crops.labels import Source
-from crops.negatives.base import Corpus, Ids, Miner, Moment, Schedule, take_first, without
-from crops.negatives.method import CLICKS, MINED, Method
+from crops.negatives.base import (
+    CLICKS,
+    MINED,
+    Corpus,
+    Ids,
+    Method,
+    Miner,
+    Moment,
+    Schedule,
+    take_first,
+    without,
+)
 from crops.retrieval import BM25Retriever
 from crops.retrieval.catalogue import NO_ITEM
 

@@ -11,8 +11,7 @@ query's known positives. The loss is `crops.losses.nce` without in-batch negativ
 from __future__ import annotations
 
 from crops.labels import Source
-from crops.negatives.base import Corpus, Miner, Schedule, noise
-from crops.negatives.method import CLICKS, Method, grid
+from crops.negatives.base import CLICKS, Corpus, Method, Miner, Schedule, grid, noise
 
 
 def mine(corpus: Corpus, schedule: Schedule) -> Miner:

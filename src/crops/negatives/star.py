@@ -13,8 +13,7 @@ methods here, in place of a weighted sum of pairwise losses (RankNet); the warm-
 from __future__ import annotations
 
 from crops.labels import Source
-from crops.negatives.base import Corpus, Miner, Schedule, mine_nearest
-from crops.negatives.method import CLICKS, MINED, Method
+from crops.negatives.base import CLICKS, MINED, Corpus, Method, Miner, Schedule, mine_nearest
 
 
 def mine(corpus: Corpus, schedule: Schedule) -> Miner:

@@ -24,8 +24,11 @@ from numpy.typing import NDArray
 from crops.labels import Source
 from crops.negatives import ance
 from crops.negatives.base import (
+    CLICKS,
+    MINED,
     Corpus,
     Ids,
+    Method,
     Miner,
     Moment,
     Schedule,
@@ -34,7 +37,6 @@ from crops.negatives.base import (
     take_random,
     viewer,
 )
-from crops.negatives.method import CLICKS, MINED, Method
 from crops.retrieval.catalogue import NO_ITEM
 
 DEPTH = 200

@@ -26,8 +26,7 @@ from crops.encoders import rendering_for
 from crops.errors import CropsError, nearest
 from crops.labels import ALL_SOURCES, DEFAULT_LABELS, SEARCH_SOURCES, Source
 from crops.negatives import BASELINES
-from crops.negatives.base import Corpus, Miner, Schedule
-from crops.negatives.method import Method, Point, Value, grid
+from crops.negatives.base import Corpus, Method, Miner, Point, Schedule, Value, grid
 from crops.outputs import Scratch
 from crops.retrieval import load_items
 from crops.text import PLAIN, Rendering, has_text

@@ -25,7 +25,7 @@ from crops.encoders import rendering_for
 from crops.errors import CropsError
 from crops.evaluation import recall_at_k
 from crops.labels import Source
-from crops.negatives.method import Point
+from crops.negatives.base import Point
 from crops.outputs import console
 from crops.protocols import Retriever
 from crops.retrieval import BM25Retriever, ExactRetriever
