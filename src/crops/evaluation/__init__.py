@@ -3,15 +3,17 @@
 from crops.evaluation.evaluate import (
     METRICS,
     Evaluation,
+    Fold,
     Measured,
     RankedDay,
     ScoringRetriever,
     Summary,
     compare,
     evaluate,
+    evaluate_judged,
+    folds,
     pool_evaluations,
 )
-from crops.evaluation.judged import Fold, evaluate_judged, folds
 from crops.evaluation.metrics import grades_of, ndcg_at_k, recall_at_k, reciprocal_rank
 from crops.evaluation.significance import (
     MIN_QUERIES,

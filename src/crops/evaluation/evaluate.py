@@ -1,5 +1,6 @@
-"""Evaluates a retriever on the test sets of a day (definitions: `crops.evaluation.testsets`).
+"""Evaluates a retriever on the test sets of a day, and on a judged collection.
 
+The test sets are defined in `crops.evaluation.testsets`.
 A new metric is one file: a function from a `RankedDay` to values per query, and a row for it,
 `METRICS["mine"] = function` (see examples/extending/metric.py).
 """
@@ -29,10 +30,13 @@ from crops.evaluation.metrics import (
 )
 from crops.evaluation.significance import Difference, Interval, bootstrap_interval, paired_bootstrap
 from crops.evaluation.testsets import AGES, RELEVANT_GRADE, Slices, TestSets, grouped
+from crops.logs import Judged
 from crops.outputs import console
 from crops.protocols import Retriever
 
 _NOTHING: Ids = np.empty(0, dtype=np.int64)
+_NDCG_K = 10
+"""NDCG on judged collections is also reported at this cut-off, beside the configured one."""
 _BLOCK = 10_000
 """Rankings compared at a time: a busy day has many more events than queries."""
 
@@ -280,6 +284,78 @@ def _mean_by_query(query_ids: Ids, owners: Ids, values: Values, weights: Values)
     total = np.bincount(rows, counted, minlength=len(query_ids))
     weighted = np.bincount(rows, counted * np.nan_to_num(values), minlength=len(query_ids))
     return weighted / np.where(total > 0, total, np.nan), total.astype(np.float64)
+
+
+def evaluate_judged(
+    retriever: ScoringRetriever,
+    judged: Judged,
+    query_ids: NDArray[np.int64],
+    config: EvaluationConfig,
+    seed: int,
+) -> Evaluation:
+    """Evaluate a retriever over the documents of a judged collection, against human grades.
+
+    Metrics, for k = `recall_k` and m = `ndcg_k` and 10:
+
+    - `recall@k`: relevant = grade >= `positive_label`;
+    - `ndcg_exp2@m/catalogue`: own ranking of all documents; one without a judgement counts as grade 0;
+    - `ndcg_exp2@m/judged`: the judged documents of the query in the order of the retriever's scores.
+
+    Args:
+        retriever: indexes exactly the collection's documents.
+        judged: the collection.
+        query_ids: the queries to evaluate, e.g. one fold's test part.
+        config: cut-offs and the number of resamples.
+        seed: seed of the bootstrap.
+
+    Raises:
+        CropsError: the retriever searches another catalogue.
+    """
+    query_ids = np.unique(query_ids)
+    texts = [judged.queries[query - 1] for query in query_ids]
+    check_catalogue(retriever, judged.item_ids())
+    rankings = Rankings(retriever, query_ids, texts, max(config.recall_k, config.ndcg_k, _NDCG_K))
+    items, grades = _of_queries(judged, query_ids)
+    ranked = rankings.of(query_ids)
+    positives = [own[grade >= judged.positive_label] for own, grade in zip(items, grades, strict=True)]
+    in_catalogue = grades_of(ranked, items, grades)
+    among_judged = grades_by_score(retriever, texts, items, grades)
+    measured = {f"recall@{config.recall_k}": recall_at_k(ranked, positives, config.recall_k)}
+    for m in sorted({config.ndcg_k, _NDCG_K}):
+        measured[f"ndcg_exp2@{m}/catalogue"] = ndcg_at_k(in_catalogue, m, ideal=pad(grades, 0))
+        measured[f"ndcg_exp2@{m}/judged"] = ndcg_at_k(among_judged, m)
+    tables = {metric: metric_values(metric, query_ids, values) for metric, values in measured.items()}
+    return summarise(tables, config.resamples, seed)
+
+
+def _of_queries(judged: Judged, query_ids: Ids) -> tuple[list[Ids], list[Ids]]:
+    """Return the judged items and grades of each query, empty where it has none."""
+    known, (items, grades) = grouped(
+        *(judged.judgements[name].to_numpy() for name in judged.judgements.column_names)
+    )
+    own = {query: pair for query, *pair in zip(known.tolist(), items, grades, strict=True)}
+    pairs = [own.get(query, [_NOTHING, _NOTHING]) for query in query_ids.tolist()]
+    return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One split of a cross-validation: disjoint query ids, ascending."""
+
+    train: NDArray[np.int64]
+    test: NDArray[np.int64]
+
+
+def folds(query_ids: NDArray[np.int64], count: int, seed: int) -> list[Fold]:
+    """Split queries for a cross-validation: each is in one test part, whose sizes differ by one at most.
+
+    Raises:
+        CropsError: fewer than two folds, or more folds than queries.
+    """
+    if not 2 <= count <= len(query_ids):
+        raise CropsError(f"{count} folds of {len(query_ids)} queries: give 2 to {len(query_ids)} folds")
+    parts = np.array_split(np.random.default_rng(seed).permutation(query_ids), count)
+    return [Fold(np.setdiff1d(query_ids, part), np.sort(part)) for part in parts]
 
 
 class ScoringRetriever(Retriever, Protocol):
