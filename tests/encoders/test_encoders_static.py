@@ -3,7 +3,7 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 
-from crops.encoders import distill, static
+from crops.encoders import distill, load
 from crops.errors import CropsError
 
 TEXTS = ["the cat sits", "a red car", "dogs of the park"]
@@ -17,7 +17,7 @@ def base(tiny_base):
 def test_every_token_goes_through_the_base_alone(base):
     used = torch.tensor(base.tokenizer.convert_tokens_to_ids(["cat", "[UNK]", "tree"]))
     expected = base.encode(["cat", "unknowable", "tree"])
-    np.testing.assert_allclose(static._embed_tokens(base, used).numpy(), expected, atol=1e-6)
+    np.testing.assert_allclose(load._embed_tokens(base, used).numpy(), expected, atol=1e-6)
 
 
 def test_tokens_that_no_text_holds_stay_zero(base):
@@ -31,7 +31,7 @@ def test_principal_components_equal_the_singular_vectors():
     vectors = torch.randn(50, 6, generator=torch.Generator().manual_seed(1)) * torch.tensor(
         [9.0, 5, 3, 2, 1, 0.1]
     )
-    ours = static._principal_components(vectors, 3).numpy()
+    ours = load._principal_components(vectors, 3).numpy()
     centred = (vectors - vectors.mean(dim=0)).numpy()
     axes = np.linalg.svd(centred, full_matrices=False)[2][:3]
     axes *= np.sign(axes[np.arange(3), np.abs(axes).argmax(axis=1)])[:, None]
@@ -41,7 +41,7 @@ def test_principal_components_equal_the_singular_vectors():
 def test_frequent_tokens_weigh_less_by_hand():
     """Three tokens: 1/2, 1/3, 1/4 over their sum 13/12 = 6/13, 4/13, 3/13; weight a / (a + p)."""
     expected = [1e-4 / (1e-4 + p) for p in (6 / 13, 4 / 13, 3 / 13)]
-    assert static._inverse_frequency(3).tolist() == pytest.approx(expected)
+    assert load._inverse_frequency(3).tolist() == pytest.approx(expected)
 
 
 def test_output_is_unit_length_and_survives_saving(base, tmp_path):
@@ -93,7 +93,7 @@ def test_a_distilled_encoder_knows_more_than_a_random_one(monkeypatch):
     }
     # Some hundred common words beside them give the principal components something to centre on.
     used = torch.tensor(sorted(tokens | set(range(2000, 2300))))
-    monkeypatch.setattr(static, "_used_tokens", lambda tokenizer: used)
+    monkeypatch.setattr(load, "_used_tokens", lambda tokenizer: used)
     model = distill(base, 64, 128)
     hits = (model.encode(queries) @ model.encode(docs).T).argmax(axis=1) == np.arange(len(docs))
     # A random encoder expects 1 hit in 6, and 5 or more with a probability of 31 / 6^6 = 0.0007.
