@@ -16,8 +16,6 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize
-from scipy.special import expit
 
 from crops.database import failing_as, open_database, pattern
 from crops.errors import CropsError, nearest
@@ -40,6 +38,8 @@ class Calibration:
 
     def probability(self, cosine: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
         """Return the probability of each cosine, same shape."""
+        from scipy.special import expit  # slow to import: not for --help
+
         probabilities: NDArray[np.float64] = expit(self.a * np.asarray(cosine, np.float64) + self.b)
         return probabilities
 
@@ -100,6 +100,9 @@ def fit(
         CropsError: a class is empty, or the cosine separates the classes (no finite fit) or falls with
             relevance.
     """
+    from scipy.optimize import minimize
+    from scipy.special import expit
+
     x = np.asarray(cosines, np.float64)
     y = np.asarray(relevant, np.float64)
     w = balanced_weights(relevant) if weights is None else np.asarray(weights, np.float64)

@@ -8,12 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -22,6 +21,9 @@ from crops.logs.sources import parquet_schema
 from crops.logs.tables import column_faults, kind, refuse_lake_tables
 from crops.schema import ARROW_TYPES, ITEMS
 from crops.text import PLAIN, Rendering, normalise_query, query_id
+
+if TYPE_CHECKING:
+    import pyarrow.dataset as ds
 
 NO_ITEM = -1
 """Fills the places of a result list that found too little."""
@@ -172,6 +174,8 @@ def load_queries(path: str | Path) -> tuple[NDArray[np.int64], list[str]]:
 
 
 def _query_table(path: Path) -> ds.Dataset | None:
+    import pyarrow.dataset as ds  # brings pandas where that is installed, which takes half a second
+
     tables = [path] if path.is_file() else [path / name for name in _QUERY_TABLES if (path / name).exists()]
     refuse_lake_tables(tables)
     try:
