@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import crops
-from crops.cli.options import Options, command, option
+from crops.cli.options import Options, command
 from crops.config import RunConfig
 from crops.engine import CachedScorer
 from crops.errors import CropsError
@@ -86,7 +86,15 @@ def settled(
     *,
     run: Annotated[
         RunConfig,
-        Options(memory="engine.memory", days="engine.days", bf16="training.bf16", users="platform.users"),
+        Options(
+            memory="engine.memory",
+            days="engine.days",
+            sources="engine.sources",
+            window="engine.daily.window",
+            bf16="training.bf16",
+            users="platform.users",
+            click_model="platform.click_model",
+        ),
     ],
 ) -> tuple:
     return out, memory, run
@@ -108,20 +116,20 @@ def test_options_of_settings_override_the_toml_and_are_told_to_who_asks(tmp_path
 
 
 def test_an_option_has_the_type_the_default_and_the_help_of_its_setting():
-    def made(path):
-        kind, info = get_args(option(path))
+    def made(key):
+        kind, info = get_args(inspect.signature(settled).parameters[key].annotation)
         return kind, info.show_default, info.help
 
-    assert made("engine.daily.window") == (
+    assert made("window") == (
         int | None, "7", "Days in the window of daily builds; what is older is dropped.",
     )  # fmt: skip
-    assert made("serving.log_queries")[:2] == (bool | None, "no")
-    kind, shown, text = made("engine.sources")
+    assert made("bf16")[:2] == (bool | None, "no")
+    kind, shown, text = made("sources")
     assert (kind, shown) == (list[str] | None, "search,p1,p2,p3")
     assert text.endswith("Repeat, or separate by commas.")
-    kind, shown, text = made("platform.click_model")
+    kind, shown, text = made("click_model")
     assert (kind, shown, text[-22:]) == (str | None, "dbn", "One of: dbn, dcm, pbm.")
-    assert made("index.dims")[:2] == (int | None, False)
+    assert made("users")[:2] == (int | None, False)
 
 
 def test_the_commands_are_listed():

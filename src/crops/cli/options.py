@@ -17,8 +17,9 @@ from typing import Annotated, Any, Literal, ParamSpec, TypeVar, get_args, get_or
 
 import typer
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
 from rich.markup import escape
-from typer.models import ParameterInfo
+from typer.models import OptionInfo, ParameterInfo
 
 from crops.config import RunConfig, load_config
 from crops.errors import CropsError
@@ -67,7 +68,7 @@ def command(function: Callable[P, R]) -> Callable[P, R]:
     if takes_settings := "run" in parameters:
         del parameters["run"]
         keys = next(part for part in get_args(hints.pop("run")) if isinstance(part, Options)).keys
-        hints |= {key: option(path) for key, path in keys.items()} | {"config": ConfigOption}
+        hints |= {key: _hint(path) for key, path in keys.items()} | {"config": ConfigOption}
     passed = set(parameters)
     for key in hints:
         made = inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=None)
@@ -157,29 +158,43 @@ def _flat(value: Any) -> Any:  # noqa: ANN401
     return [part.strip() for one in value for part in str(one).split(",")] or None
 
 
-def option(path: str) -> Any:  # noqa: ANN401 (an annotation)
-    """Return the annotation of an option for a setting, e.g. `engine.memory`, from the setting's field.
+def option(path: str) -> OptionInfo:
+    """Return the option for a setting, e.g. `engine.memory`: help and default are those of its field.
 
     What is left out is None: the setting then comes from the TOML or has its default, which the help shows.
     """
+    field, default = _field(path)
+    kind, text = _kind(field), " ".join((field.description or "").split())
+    if get_origin(kind) is Literal and not all(str(value) in text for value in get_args(kind)):
+        text += f" One of: {', '.join(map(str, get_args(kind)))}."
+    if get_origin(kind) is tuple:
+        text += " Repeat, or separate by commas."
+        default = ",".join(default or ()) or None
+    if isinstance(default, bool):
+        default = "yes" if default else "no"
+    made: OptionInfo = typer.Option(
+        help=escape(text), show_default=False if default is None else str(default)
+    )
+    return made
+
+
+def _hint(path: str) -> Any:  # noqa: ANN401 (an annotation)
+    """Return the annotation of an option for a setting; the run's settings check the value."""
+    kind = _kind(_field(path)[0])
+    plain: Any = {Literal: str, tuple: list[str]}.get(get_origin(kind), kind)
+    return Annotated[plain | None, option(path)]
+
+
+def _field(path: str) -> tuple[FieldInfo, Any]:
+    """Return the field of a setting and its default."""
     section: BaseModel = DEFAULTS
     *sections, name = path.split(".")
     for part in sections:
         section = getattr(section, part)
-    field, default = type(section).model_fields[name], getattr(section, name)
-    kind: Any = field.annotation
-    if NoneType in get_args(kind):
-        kind = next(part for part in get_args(kind) if part is not NoneType)
-    text = " ".join((field.description or "").split())
-    if get_origin(kind) is Literal:
-        if not all(str(value) in text for value in get_args(kind)):
-            text += f" One of: {', '.join(map(str, get_args(kind)))}."
-        kind = str
-    if get_origin(kind) is tuple:
-        text += " Repeat, or separate by commas."
-        kind = list[str]
-        default = ",".join(default or ()) or None
-    if isinstance(default, bool):
-        default = "yes" if default else "no"
-    shown = False if default is None else str(default)
-    return Annotated[kind | None, typer.Option(help=escape(text), show_default=shown)]
+    return type(section).model_fields[name], getattr(section, name)
+
+
+def _kind(field: FieldInfo) -> Any:  # noqa: ANN401
+    """Return the type of a setting that is there."""
+    kinds = [kind for kind in get_args(field.annotation) if kind is not NoneType]
+    return kinds[0] if NoneType in get_args(field.annotation) else field.annotation
