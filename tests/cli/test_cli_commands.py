@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from sentence_transformers import SentenceTransformer
@@ -185,3 +186,54 @@ class FirstItems:
 
     def search(self, queries, k):
         return np.tile(np.arange(1, k + 1), (len(queries), 1)), np.ones((len(queries), k))
+
+
+TOPICS = {
+    "water": "watering a ficus tree every week with a small can",
+    "prune": "pruning shears cut the long branches of a bonsai",
+    "bread": "sourdough bread with a crisp crust from a hot oven",
+    "chord": "three easy guitar chords for a campfire song",
+    "braid": "a dutch braid for short hair in five minutes",
+}
+
+
+@pytest.fixture
+def judged(tmp_path):
+    folder = tmp_path / "judged"
+    folder.mkdir()
+    docs = [(f"d{name}{i}", f"{text} part {i}") for name, text in TOPICS.items() for i in range(3)]
+    queries = [
+        (f"q{name}{i}", f"{' '.join(text.split()[:3])} {i}")
+        for name, text in TOPICS.items()
+        for i in range(2)
+    ]
+    qrels = [
+        (q, d, 2 if q[1:6] == d[1:6] else 0)
+        for q, _ in queries
+        for d, _ in docs
+        if q[1:6] == d[1:6] or d[-1] == "0"
+    ]
+    qrels.append(("qwater0", "nowhere", 2))
+    tables = {
+        "docs": (docs, ("doc_id", "text")),
+        "queries": (queries, ("query_id", "text")),
+        "qrels": (qrels, ("query_id", "doc_id", "grade")),
+    }
+    for name, (rows, columns) in tables.items():
+        values = dict(zip(columns, zip(*rows, strict=True), strict=True))
+        pq.write_table(pa.table(values), folder / f"{name}.parquet")
+    return folder
+
+
+def test_judged_demo_compares_both_losses_by_query(judged, tmp_path):
+    settings = tmp_path / "run.toml"
+    settings.write_text("[training]\nsteps = 3\n[evaluation]\nresamples = 100\nrecall_k = 3\n")
+    page = crops.demo(tmp_path / "out", judged=judged, config=settings).read_text()
+    assert "unknown_doc" in page
+    summary = json.loads((tmp_path / "out" / "evaluation" / "summary.json").read_text())
+    assert list(summary) == ["BM25", "minilm, untrained", "static, untrained", "infonce_binary", "h_infonce"]
+    # every query is tested once, by a model of another fold
+    assert {one["recall@3"]["n"] for one in summary.values()} == {10}
+    # the queries repeat the words of their documents: the words alone find all three
+    assert summary["BM25"]["recall@3"]["mean"] == 1.0
+    assert len(list((tmp_path / "out" / "models").iterdir())) == 10

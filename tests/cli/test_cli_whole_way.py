@@ -184,17 +184,20 @@ def test_the_required_columns_are_enough(tmp_path, settings, feed):
     assert len(whole_way(tmp_path, settings, feed=feed))
 
 
+@pytest.mark.verify
 @pytest.mark.parametrize("kept", optional_columns(), ids=".".join)
 def test_every_optional_column_may_come_alone(tmp_path, settings, kept):
     assert len(whole_way(tmp_path, settings, [kept]))
 
 
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory, settings):
+    return whole_way(tmp_path_factory.mktemp("plain"), settings, optional_columns())
+
+
 @pytest.mark.parametrize("foreign", [HOSTILE, OTHER_CASE], ids=["own names", "other case"])
-def test_foreign_columns_change_no_sample(tmp_path, settings, foreign):
-    (tmp_path / "plain").mkdir()
-    (tmp_path / "foreign").mkdir()
-    plain = whole_way(tmp_path / "plain", settings, optional_columns())
-    assert whole_way(tmp_path / "foreign", settings, optional_columns(), foreign=foreign).equals(plain)
+def test_foreign_columns_change_no_sample(tmp_path, settings, plain, foreign):
+    assert whole_way(tmp_path, settings, optional_columns(), foreign=foreign).equals(plain)
 
 
 @pytest.mark.verify

