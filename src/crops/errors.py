@@ -10,7 +10,7 @@ DISTRIBUTION = "crops-retrieval"
 
 
 class CropsError(Exception):
-    """Bad input or a missing part; the message says what, where and how to mend it."""
+    """Bad input or a missing part; the message says what, where and how to fix it."""
 
     exit_code = 2
     """What the command line ends with."""

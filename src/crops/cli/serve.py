@@ -9,7 +9,6 @@ from typing import Annotated
 
 import typer
 
-from crops.cli.demo import BASELINE
 from crops.cli.options import LogsOption, Options, command
 from crops.config import IndexConfig, RunConfig
 from crops.errors import CropsError, MissingExtraError
@@ -120,6 +119,8 @@ def _demo_index(demo: Path, mask: int) -> str:
 
 def _arm(sources: Source) -> str:
     """Return what a model is called by what it was trained on."""
+    from crops.cli.demo import BASELINE  # slow to import: not for --help
+
     if sources == SEARCH_SOURCES:
         return BASELINE
     return "CroPS: " + " + ".join(
