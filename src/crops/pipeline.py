@@ -441,12 +441,6 @@ def train_model(
     train(Samples(samples, sources), out, training, seed=seed, cache=cache_folder())
 
 
-def with_encoder(training: TrainingConfig, encoder: str) -> TrainingConfig:
-    """Return settings with another encoder, and its own presets for what they do not name."""
-    named = training.model_dump(exclude_unset=True)
-    return TrainingConfig.model_validate({**named, "encoder": encoder})
-
-
 def require_encoder(training: TrainingConfig) -> None:
     """Load the encoder once, so that a wrong name is refused before the minutes that a world takes.
 

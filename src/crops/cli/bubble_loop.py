@@ -16,7 +16,7 @@ from crops.errors import CropsError, nearest
 from crops.online.bubble import Loop, Measured, SimulatedDays, measure_days, read_days, run_loop
 from crops.online.experiment import preregister
 from crops.outputs import console, to_json
-from crops.pipeline import Simulated, Start, days_before, packaged_documents, with_encoder
+from crops.pipeline import Simulated, Start, days_before, packaged_documents
 from crops.platform import ROUTES, platform_version
 from crops.report import (
     Estimate,
@@ -88,7 +88,7 @@ def bubble_loop(
         raise CropsError(f"unknown model '{model}'; models: {', '.join(MODELS)}.{nearest(model, MODELS)}")
     start, documents = days_before(out, run), generated or packaged_documents()
     samples = mined_samples(out, run, documents)
-    training = with_encoder(run.training, MODELS[model])
+    training = run.training.changed(encoder=MODELS[model])
     loop = Loop(out / "arms", Simulated(out).world, samples, model, run, training, documents)
     facts = {
         "bubble": run.platform.bubble,

@@ -12,7 +12,7 @@ import typer
 
 from crops.cli.bubble_loop import bubble_table
 from crops.cli.evaluate import results_table, write_results
-from crops.cli.options import DEFAULTS, Options, command
+from crops.cli.options import Options, command, option
 from crops.config import RunConfig, TrainingConfig
 from crops.evaluation import Evaluation, Fold, evaluate_judged, folds, pool_evaluations
 from crops.labels import SEARCH_SOURCES, Source
@@ -28,7 +28,6 @@ from crops.pipeline import (
     packaged_documents,
     require_encoder,
     train_model,
-    with_encoder,
 )
 from crops.report import write_report
 from crops.report.demo import (
@@ -76,16 +75,14 @@ def demo(
         int | None,
         typer.Option(help="With --judged: lowest grade that counts as relevant.", show_default="the top"),
     ] = None,
-    encoder: Annotated[
-        str | None, typer.Option(help="static, minilm, or a model.", show_default=DEFAULTS.training.encoder)
-    ] = None,
+    encoder: Annotated[str | None, option("training.encoder")] = None,
     *,
     run: Annotated[RunConfig, Options(size="platform.size", seed="seed")],
 ) -> Path:
     """Simulate a platform, mine its logs, train with each source added, and report what changed."""
     simulated = run  # the platform's own model is what its settings say, whatever encoder the arms have
     if encoder is not None:
-        run = run.model_copy(update={"training": with_encoder(run.training, encoder)})
+        run = run.model_copy(update={"training": run.training.changed(encoder=encoder)})
     if judged is not None:
         return judged_demo(judged, out, run, positive_label)
     start = time.perf_counter()

@@ -38,7 +38,6 @@ from crops.pipeline import (
     mine_day,
     packaged_documents,
     require_encoder,
-    with_encoder,
 )
 from crops.platform import day_name, platform_version
 
@@ -125,7 +124,7 @@ def _train(
     kind: str, names: list[str], samples: Path, out: Path, start: Start, run: RunConfig
 ) -> dict[str, Routes]:
     """Train the arms' models of one kind; return the routes that each arm swaps."""
-    training = with_encoder(run.training, MODELS[kind]) if kind == "sparse" else run.training
+    training = run.training.changed(encoder=MODELS[kind]) if kind == "sparse" else run.training
     texts = start.platform.world.corpus.document_texts()
     ids = np.arange(1, len(texts) + 1)
     routes: dict[str, Routes] = {}
