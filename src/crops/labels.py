@@ -177,3 +177,12 @@ def assign_labels(
         if source & keep:
             result = np.where(sources & int(source), np.maximum(result, label), result)
     return result
+
+
+def label_meanings() -> dict[int, str]:
+    """Return what earns each label by default."""
+    meanings: dict[int, list[str]] = {}
+    for row in reversed(ORIGINS):
+        named = row.meaning if row.stage else f"{row.meaning} ({row.name})"
+        meanings.setdefault(row.label, []).insert(0, named)
+    return {label: ", or ".join(texts) for label, texts in meanings.items()}

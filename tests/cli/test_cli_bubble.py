@@ -4,11 +4,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from crops.cli.bubble_loop import bubble_table
+from crops.cli.bubble_loop import bubble_section
 from crops.config import EngineConfig
 from crops.engine import mine
 from crops.logs import open_logs
-from crops.report.demo import Evidence, choose_cases
+from crops.report.side_by_side import Reasons, choose_queries
 
 DAY_US = 86_400_000_000
 DENSE = 2  # second bit: bm25, dense, ...
@@ -53,24 +53,20 @@ def world(tmp_path, write_logs):
 
 
 def test_bubble_shares_by_hand(world):
-    first, second = (
-        {key: (cell.mean, cell.n) for key, cell in row.cells.items()} for row in bubble_table(*world).rows
-    )
-    assert first["own"] == (1 / 2, 2)
-    assert second["own"] == (pytest.approx(2 / 3), 3)
-    assert first["again"] == (0, 2)
-    assert second["again"] == (pytest.approx(1 / 3), 3)
+    (table,) = bubble_section(*world).tables
+    own, again, top, unseen = zip(*(row[1:] for row in table.rows), strict=True)
+    assert own == ("50.0", "66.7")  # 1 of 2, 2 of 3
+    assert again == ("0.0", "33.3")
     # 1 % of 100 items = the single most shown one: one of two exposures, then item 3 with two of three
-    assert first["top"] == (1 / 2, 2)
-    assert second["top"] == (pytest.approx(2 / 3), 3)
+    assert top == ("50.0", "66.7")
     # "bow" wants items 1 and 4 (grade >= 2): 4 is never shown; on day 2 "tie a bow" wants 3, which is shown
-    assert first["unseen"] == (1 / 2, 2)
-    assert second["unseen"] == (pytest.approx(1 / 3), 3)
+    assert unseen == ("50.0", "33.3")
+    assert table.head[1] == "found by the own model\n%, n = 2–3"
 
 
 def test_cases_are_chosen_by_rule(world):
     logs, truth = world
-    cases = choose_cases(logs, truth, "2026-01-05", "2026-01-06", k=1)
+    cases = choose_queries(logs, truth, "2026-01-05", "2026-01-06", k=1)
     assert [(case.text, case.need_id) for case in cases] == [("bow", 1), ("tie a bow", 2)]
     assert "also searched" in cases[0].note
     assert "never searched" in cases[1].note
@@ -81,8 +77,8 @@ def test_what_was_shown_for_a_query_is_looked_up_by_what_it_means(world, tmp_pat
     samples = tmp_path / "samples"
     mine(open_logs(logs), samples, EngineConfig(), relevance=None, similarity=None)
     pq.write_table(pa.table({"item_id": [1], "need_id": [1]}), truth / "items.parquet")
-    with Evidence(samples, logs, truth, "2026-01-06") as evidence:
+    with Reasons(samples, logs, truth, "2026-01-06") as evidence:
         assert evidence.was_shown("bow", 3)  # as "Ｂow " on the second day
         assert not evidence.was_shown("bow", 4)
-    with Evidence(samples, logs, truth, "2026-01-05") as evidence:
+    with Reasons(samples, logs, truth, "2026-01-05") as evidence:
         assert not evidence.was_shown("bow", 3)

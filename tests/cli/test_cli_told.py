@@ -29,8 +29,7 @@ from crops.engine.evidence import explain
 from crops.errors import CropsError
 from crops.labels import Source
 from crops.logs import open_logs
-from crops.report.demo import Evidence as CaseEvidence
-from crops.report.demo import choose_cases
+from crops.report.side_by_side import Reasons, choose_queries
 from crops.retrieval import Model, build_index
 from crops.serving import service as service_module
 from crops.serving.app import make_app
@@ -309,9 +308,9 @@ def test_cases_tell_of_k_people_or_of_nobody(world, tmp_path):
     pq.write_table(pa.table({"need_id": [1], "item_id": [1], "grade": [3]}), tmp_path / "grades.parquet")
     searches = list(range(520))
     pq.write_table(pa.table({"search_id": searches, "need_id": [1] * 520}), tmp_path / "searches.parquet")
-    for case in choose_cases(logs, tmp_path, "2026-01-05", "2026-01-06", K):
+    for case in choose_queries(logs, tmp_path, "2026-01-05", "2026-01-06", K):
         assert case.text in world.users
-    with CaseEvidence(world.folder / "mined", logs, tmp_path, "2026-01-06", K) as evidence:
+    with Reasons(world.folder / "mined", logs, tmp_path, "2026-01-06", K) as evidence:
         for query in world.people:
             for item in ids:
                 for line in evidence.lines(query, item):

@@ -9,9 +9,9 @@ from typer.testing import CliRunner
 
 import crops
 from crops.cli.app import app
-from crops.cli.train import curves_report
 from crops.errors import CropsError
-from crops.report import render_report
+from crops.report import render_page
+from crops.report.training import training_page
 from crops.training import TrainingLog, settles
 
 train_command = importlib.import_module("crops.cli.train")  # the package has a function of that name
@@ -90,11 +90,11 @@ def test_init_goes_on_from_a_model_with_its_preset_and_temperature(mined, tmp_pa
 def test_several_runs_in_one_figure(mined, tmp_path):
     for name in ("a", "b"):
         crops.train(mined, tmp_path / name, steps=3, batch_queries=8)
-    report = curves_report([tmp_path / "a", tmp_path / "b"])
-    assert [curve.name for curve in report.curves] == ["a", "b"]
-    assert render_report(report).count("<figure>") == 2
+    page = training_page([tmp_path / "a", tmp_path / "b"])
+    assert [line.name for line in page.sections[0].figures[0].series] == ["a", "b"]
+    assert render_page(page).count("<figure>") == 2
     with pytest.raises(CropsError, match=r"holds no training_log.jsonl"):
-        curves_report([mined])
+        training_page([mined])
 
 
 def test_evaluation_during_the_training_reads_the_days_catalogue(mined, tmp_path, monkeypatch):

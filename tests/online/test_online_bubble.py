@@ -15,7 +15,7 @@ from crops.online import bubble
 from crops.online.bubble import Loop, SimulatedDays, measure_days, read_days, run_loop
 from crops.online.experiment import SOURCES, arm_training
 from crops.platform import day_name, simulate_day, write_day, write_items, write_truth
-from crops.report import render_report
+from crops.report import render_page
 
 DAY_US = 86_400_000_000
 NOON = 1_767_614_400_000_000
@@ -117,7 +117,7 @@ def test_equal_arms_stay_equal_and_the_page_shows_all_observables(world, tmp_pat
     assert sorted(measured["a"]) == [day_name(1), day_name(2)]
     days = measured["a"]
     assert days[day_name(1)]["catalogue"].value < days[day_name(2)]["catalogue"].value
-    page = render_report(loop_page(measured, RunConfig()))
+    page = render_page(loop_page(measured, RunConfig()))
     assert page.count("<figure") == 9
     assert "True recall@100" in page
     json.dumps({day: row["top"].value for day, row in days.items()})

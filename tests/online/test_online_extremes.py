@@ -18,7 +18,7 @@ from crops.config import RunConfig
 from crops.errors import CropsError
 from crops.online.analysis import analyse
 from crops.online.bubble import Measured
-from crops.report import TablesReport, render_report
+from crops.report import Page, render_page
 from crops.report.experiment import headline, section
 
 BAD = re.compile(r"\b(nan|inf)\b|[+\N{MINUS SIGN}-](nan|inf)", re.IGNORECASE)
@@ -41,9 +41,7 @@ def printed(analysis):
     """All that the report says of an analysis, checked for numbers that are none."""
     told = texts(analysis)
     assert not [text for text in told if BAD.search(text)]
-    render_report(
-        TablesReport("t", [headline(analysis)], [section(analysis)])
-    )  # charts refuse what is not finite
+    render_page(Page("t", [headline(analysis)], [section(analysis)]))  # charts refuse what is not finite
     return "\n".join(told)
 
 
@@ -186,7 +184,7 @@ def test_a_day_without_a_case_is_a_dash_in_the_loop():
     tables = {table.title: table for part in page.sections for table in part.tables}
     assert tables["True recall@100 of the model"].rows == [["baseline", "–", "50.0"]]
     assert "a dash: no search of that day is such a case" in tables["True recall@100 of the model"].note
-    render_report(page)
+    render_page(page)
 
 
 def test_a_librarys_warning_is_told_in_a_line(capsys):

@@ -1,48 +1,31 @@
-"""A full report of each kind, with every text from the caller so that a test can make it hostile."""
+"""A full page of each kind, with every text from the caller so that a test can make it hostile."""
 
-from crops.report import (
-    AlphaRow,
-    Bar,
-    BarFigure,
-    Block,
-    CalibrationReport,
-    Cell,
-    Coverage,
-    Curve,
-    DemoReport,
-    Difference,
-    Disagreement,
-    EngineReport,
-    Estimate,
-    FrequencyRow,
-    Hit,
-    Influence,
-    JudgedSource,
-    JudgeReport,
-    Line,
-    LineFigure,
-    MetricColumn,
-    QueryCase,
-    RaterPair,
-    RealismReport,
-    RealismRow,
-    ReliabilityBin,
-    ResultRow,
-    ResultTable,
-    Section,
-    SourceCounts,
-    SourceRow,
-    TablesReport,
-    TextTable,
-    TrainingCurve,
-)
+import dataclasses
+from types import SimpleNamespace
+
+import numpy as np
+
+from crops.cli.calibrate import calibration_page
+from crops.cli.judge import judge_page
+from crops.cli.platform_report import World, realism_page
+from crops.evaluation import Difference, Interval
+from crops.relevance import StoredCalibration
+from crops.relevance.calibrate import AlphaPoint
+from crops.report import Bar, Figure, Line, Page, Section, Table
+from crops.report.demo import Column, result_sections
+from crops.report.mining import mining_page, sources_section
+from crops.report.side_by_side import Hit, SideBySide, comparison_section
+from crops.report.training import training_section
+
+NAN = float("nan")
 
 
-def reports(text="a word"):
-    """Return (report, number of its charts) by kind."""
+def pages(text="a word"):
+    """Return (page, number of its charts) by kind."""
+    training = training_section({text: log([3.0, 2.0])})
     return {
-        "demo": (_demo(text), 5),
-        "training": (DemoReport(text, [text], [(text, text)], curves=_curves(text)), 2),
+        "demo": (_demo(text, training), 5),
+        "training": (Page(text, [text], [training], [(text, text)]), 2),
         "realism": (_realism(text), 1),
         "engine": (_engine(text), 5),
         "judge": (_judge(text), 2),
@@ -51,64 +34,156 @@ def reports(text="a word"):
     }
 
 
-def _curves(text):
-    return [TrainingCurve(text, [1, 2], [3.0, 2.0], [0.05, 0.04])]
+def log(loss, temperature=0.05):
+    """Return a training log with these losses."""
+    steps = np.arange(1, len(loss) + 1)
+    return SimpleNamespace(step=steps, loss=np.array(loss), temperature=np.full(len(loss), temperature))
 
 
-def _sources(text):
-    rows = [SourceRow(text, text, 90, 20, 60, 25, 15), SourceRow("P3", text, 8, 8)]
-    return SourceCounts(rows, {5: 20, 4: 1048}, Coverage(50, 8, 1068, 8), {3: 6})
-
-
-def _demo(text):
-    names = ["ct", "qr", "truth", "ndcg", "mrr", "recall"]
-    columns = [MetricColumn(name, text, text, plotted=name in ("ct", "qr")) for name in names]
-    cells = {name: Estimate(0.5, 0.4, 0.6, 80) for name in names} | {"qr": Estimate(0.3, None, None, 9)}
-    better = {name: Difference(0.1, 0.05, 0.15, 80, 0.001) for name in names}
-    rows = [
-        ResultRow("baseline", cells, is_reference=True),
-        ResultRow(text, cells, better),
-        ResultRow("later", not_tested=text),
+def columns(text=None):
+    return [
+        Column("ct", text or "CT recall", text or "share of the clicked items that are found"),
+        Column("qr", text or "QR recall", text or "share of the reworded items that are found"),
     ]
-    hits = [Hit(1, text, text, 0.9, 2, text, True, True, [text])]
-    table = ResultTable(text, text, columns, rows)
-    case = QueryCase(text, text, text, text, hits, hits)
-    return DemoReport(text, [text], [(text, text)], [table], _sources(text), _curves(text), [case], [text])
+
+
+def results():
+    """Two metrics of three models, and their differences to the second."""
+    summaries = {
+        "BM25": {"ct": Interval(0.40, 0.35, 0.45, 800), "qr": Interval(NAN, NAN, NAN, 0)},
+        "baseline": {"ct": Interval(0.50, 0.45, 0.55, 800), "qr": Interval(0.30, 0.25, 0.35, 90)},
+        "CroPS": {"ct": Interval(0.612, 0.56, 0.66, 800), "qr": Interval(0.3001, NAN, NAN, 8)},
+    }
+    against = {
+        "BM25": {"ct": Difference(-0.1, -0.15, -0.05, 800, 0.001)},
+        "CroPS": {
+            "ct": Difference(0.112, 0.08, 0.14, 800, 0.0004),
+            "qr": Difference(0.0001, NAN, NAN, 8, NAN),
+        },
+    }
+    return {name: SimpleNamespace(summary=own) for name, own in summaries.items()}, against
+
+
+def result(names=("BM25", "baseline", "CroPS"), shown=None, **changes):
+    """Return the sections of results whose models have these names."""
+    found, against = results()
+    named = dict(zip(found, names, strict=True))
+    values = {
+        "columns": shown or columns(),
+        "results": {named[name]: one for name, one in found.items()},
+        "against": {named[name]: own for name, own in against.items()},
+        "reference": named["baseline"],
+        "coloured": [named["baseline"], named["CroPS"]],
+    }
+    return result_sections(changes.pop("title", "Result"), **(values | changes))
+
+
+def mined(**changes):
+    """Return the report of a mining."""
+    found = {
+        "sources": {
+            "search": {"clicked": {"candidates": 40, "kept": 40}},
+            "p1": {
+                "candidates": 90,
+                "after_similarity": 60,
+                "after_relevance": 25,
+                "kept": 20,
+                "theta": 0.6,
+                "similarity": 0.5,
+            },
+            "p2": {"candidates": 30, "after_relevance": 12, "kept": 12},
+            "p3": {"candidates": 8, "kept": 8},
+        },
+        "novelty": {
+            "p0": {"never_shown": 0},
+            "p1": {"never_shown": 15},
+            "p2": {"never_shown": 6},
+            "all": {"never_shown": 21, "share": 0.3},
+        },
+        "p3_coverage": {"queries": 50, "with_generation": 8, "samples": 8},
+        "labels": {"5": 20, "4": 1048, "3": 100},
+        "rescued": {"pairs": 7, "3": 6, "2": 1},
+    }
+    return found | changes
+
+
+def side_by_side(text="quicksilver", **changes):
+    before = [Hit(1, "astrology", "stars", 0.9, 0, "the sign", evidence=["clicked in 4 of its searches"])]
+    after = [
+        Hit(1, text, text, 0.8, 3, text, True, True, [f"P1: reworded to {text}"]),
+        Hit(2, "metal", "", 0.7, 2, "the metal"),
+    ]
+    return dataclasses.replace(SideBySide(text, "ambiguous", "old", "new", before, after), **changes)
+
+
+def _demo(text, training):
+    sections = [
+        *result(("BM25", text, "later"), columns(text), title=text, not_tested={"+ P3": text}),
+        sources_section(mined()),
+        training,
+        comparison_section([side_by_side(text, note=text, before_name=text, after_name=text)]),
+    ]
+    return Page(text, [text], sections, [(text, text)], [text])
 
 
 def _realism(text):
-    rows = [RealismRow(text, text, text, (0.2, 0.4), [Cell(0.5, False), None])]
-    curve = Curve(text, text, {text: ([1.0, 2.0], [0.2, 0.1])})
-    return RealismReport(text, [text], [(text, text)], [text, "other"], rows, rows, [curve])
+    curves = {text: ([1.0, 2.0], [0.2, 0.1])}
+    measured = {"CTR at rank 1": 5.0}
+    return realism_page([World(text, measured, curves, text), World("other", {}, curves, text)])
 
 
 def _engine(text):
-    disagreements = [Disagreement(text, 20, {"P1": None, "P2": 3}, {"shown": 6, "filtered": 1}, 7)]
-    coverage = [
-        FrequencyRow(text, 10, 90, 3, 40, {text: 0.4}),
-        FrequencyRow("tail", None, None, None, None, {text: None}),
-    ]
-    influence = Influence(9, 20, 5, [Block(text, 30, 0.6)])
-    return EngineReport(
-        text, [text], [(text, text)], _sources(text), disagreements, coverage, influence, 20, [text]
+    stages = ("clicked", "exposed", "unexposed", "filtered", "nothing")
+    search = dict(zip(stages, (0, 6, 0, 1, 13), strict=True))
+    tail = {"part": "tail", "queries": None, "searches": None, "least": None, "most": None}
+    head = {"part": text, "queries": 10, "searches": 90, "least": 3, "most": 40}
+    return mining_page(
+        mined(
+            days=[text],
+            input={"searches": 90, "queries": 10, "users": 9},
+            k=20,
+            notes=[text],
+            disagreements=[{"source": "p1", "positives": 20, "also": {"p2": 3}, "search": search}],
+            coverage=[head | {"shares": {"p1": 0.4}}, tail | {"shares": {"p1": None}}],
+            influence={
+                "users": 9,
+                "pairs": 20,
+                "of_one_user": 5,
+                "contributions": 50,
+                "blocks": [{"first": 1, "last": 5, "contributions": 30, "share": 0.6}],
+                "top": [{"user_id": text, "alone": 2, "pairs": 10}],
+            },
+        )
     )
 
 
+def graded(name="P1"):
+    return {"name": name, "counts": [1, 1, 2], "low": 0.3, "high": 0.95}
+
+
+def judged(text="judged", **changes):
+    agreement = {"names": text, "pairs": 4, "same": 0.75, "kappa": 0.6, "weighted_kappa": None}
+    found = {"title": text, "headline": [text], "facts": [(text, text)]}
+    return found | {"people": [graded()], "llm": [graded()], "agreement": [agreement]} | changes
+
+
 def _judge(text):
-    graded = [JudgedSource(text, (1, 1, 2), 0.3, 0.95)]
-    return JudgeReport(text, [text], [(text, text)], graded, graded, [RaterPair(text, 4, 0.75, 0.6, None)])
+    return judge_page(judged(text))
 
 
 def _calibration(text):
-    alphas = [AlphaRow(0.5, 10, 0.9, 0.8), AlphaRow(0.95, 0, None, 0.0)]
-    bins = [ReliabilityBin(0.2, 0.1, 10), ReliabilityBin(0.8, 0.9, 12)]
-    return CalibrationReport(text, [text], [(text, text)], alphas, bins, 0.5)
+    entry = StoredCalibration(1.0, 0.0, text, text, 10, 0.6, 0.9, 0.8, text)
+    points = [AlphaPoint(0.5, 10, 0.9, 0.8), AlphaPoint(0.6, 5, 1.0, 0.4), AlphaPoint(0.95, 0, None, 0.0)]
+    probability, relevant = np.array([0.2, 0.8, 0.9]), np.array([False, True, True])
+    return calibration_page(entry, text, "relevance", points, probability, relevant)
 
 
 def _tables(text):
     figures = ["61.4\n[58.1, 64.2]\n+5.1*\npaper 66.0"] * 10
-    wide = TextTable(text, ["method", text, *["CT: recent items"] * 10], [[text, text, *figures]], text, 0)
-    words = TextTable(text, ["claim", text], [[text, text]], words=True)
-    charts = [LineFigure(text, text, [Line(text, [1, 2], [3, 4])]), BarFigure(text, [Bar(text, 0.5)], 0.4)]
-    section = Section(text, text, [wide, words], charts)
-    return TablesReport(text, [text], [section], [(text, text)], [text])
+    wide = Table(text, ["method", text, *["CT: recent items"] * 10], [[text, text, *figures]], text, 0)
+    words = Table(text, ["claim", text], [[text, text]], words=[1])
+    charts = [
+        Figure(text, [Line(text, [1, 2], [3, 4])], text),
+        Figure(text, [Bar(text, 0.5)], reference=0.4),
+    ]
+    return Page(text, [text], [Section(text, text, [wide, words], charts)], [(text, text)], [text])

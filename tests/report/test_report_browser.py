@@ -3,9 +3,9 @@
 import shutil
 
 import pytest
-from report_samples import reports
+from report_samples import pages as reports
 
-from crops.report import write_report
+from crops.report import write_page
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 if CHROMIUM is None:
@@ -23,8 +23,8 @@ STICKS_OUT = "document.documentElement.scrollWidth - document.documentElement.cl
 def pages(tmp_path_factory):
     """A browser page and the addresses of the reports; at the end nothing may have been asked of a server."""
     folder = tmp_path_factory.mktemp("reports")
-    for kind, (report, _) in reports(LONG).items():
-        write_report(report, folder / f"{kind}.html")
+    for kind, (page, _) in reports(LONG).items():
+        write_page(page, folder / f"{kind}.html")
     complaints = []
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])

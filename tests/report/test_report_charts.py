@@ -9,20 +9,26 @@ import pytest
 from crops.errors import CropsError
 from crops.report.charts import (
     Bar,
+    Figure,
     Line,
     SplitBar,
     axis,
-    bar_chart,
     clip,
+    draw,
     element,
-    line_chart,
     nice_step,
-    split_bar_chart,
     tick_format,
 )
 
 LEFT, RIGHT = 1.0, 399.0
 """Both ends of the axis of a bar chart: 398 units for its range."""
+
+
+def bar_chart(bars, *, title, **more):
+    return draw(Figure(title, bars, **more))
+
+
+split_bar_chart = line_chart = bar_chart
 
 
 def elements(chart, tag, class_=None):

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from crops.evaluation.evaluate import metric_values
-from crops.reproduce.results import Measured, read_measured
+from crops.reproduce.tables import Measured, read_measured
 
 
 def write_cell(

@@ -10,15 +10,15 @@ from handmade_cells import write_cell
 
 from crops.config import RunConfig, load_config
 from crops.errors import CropsError
-from crops.report import Line, LineFigure, Section, TablesReport, TextTable, render_report
-from crops.reproduce import dials
+from crops.report import Bar, Figure, Line, Page, Section, Table, render_page
+from crops.report.page import markdown
+from crops.reproduce import factors
 from crops.reproduce.cells import CT, QR, Plan, build_world
-from crops.reproduce.dials import DIALS, map_cells, map_sections, misplaced
-from crops.reproduce.produce import markdown, verdict_tables, write_all, write_docs
-from crops.reproduce.results import Measured, read_measured
+from crops.reproduce.factors import FACTORS, map_cells, map_sections, misplaced
+from crops.reproduce.produce import Produced, write_all, write_docs
 from crops.reproduce.run import precision_section, temperature_section, unfiltered
-from crops.reproduce.tables import cells_csv
-from crops.reproduce.verdicts import Verdict
+from crops.reproduce.tables import Measured, cells_csv, read_measured
+from crops.reproduce.verdicts import Verdict, verdict_section
 
 
 def test_temperature_is_the_mean_over_worlds(tmp_path):
@@ -33,7 +33,7 @@ def test_temperature_is_the_mean_over_worlds(tmp_path):
         ["CroPS, seed 0", "0.0500", "0.0300", "step 100"],
         ["CroPS, seed 1", "0.0500", "0.0410", "step 97"],
     ]
-    (line,) = section.figures[0].lines
+    (line,) = section.figures[0].series
     assert len(line.x) == 60
     assert line.y[-1] == pytest.approx(0.0355)
     assert "0.05 to about 0.03" in section.lead
@@ -52,7 +52,7 @@ def test_precision_is_told_by_seed_and_drawn_as_mean(tmp_path):
     section = precision_section(folders)
     assert section.tables[0].rows[0] == ["P1", "all found", "100", "60.0, 80.0"]
     assert section.tables[0].rows[1] == ["P3", "theta above 0.6", "0", "–, –"]
-    assert [bar.value for bar in section.figures[0].bars] == [pytest.approx(0.7)]
+    assert [bar.value for bar in section.figures[0].series] == [pytest.approx(0.7)]
     assert "81.3 % very relevant" in section.lead
 
 
@@ -62,19 +62,21 @@ def test_precision_is_of_all_that_theta_would_reject():
     assert wide.run.engine.reformulation.similarity == load_config().engine.reformulation.similarity
 
 
-def test_map_turns_one_dial_at_a_time_and_shares_the_default(tmp_path):
-    """Each dial has its default among its values: the same cells as Table 3's."""
+def test_map_changes_one_factor_at_a_time_and_shares_the_default(tmp_path):
+    """Each factor has its default among its values: the same cells as Table 3's."""
     documents = tmp_path / "d.jsonl"
     documents.write_text("".join(f'{{"query": "q{i}", "ocr_cover": "x"}}\n' for i in range(4)))
     plan = Plan(load_config(), {}, {"": documents})
     cells = map_cells(plan, "tiny", [0], tmp_path)
     default = {cell.name() for cell in plan.cells("table3", build_world("default", "tiny", 0))}
-    for dial in DIALS:
+    for factor in FACTORS:
         at_default = [
-            value for value in dial.values if {c.name() for c in cells.by_value[dial.name, value]} <= default
+            value
+            for value in factor.values
+            if {c.name() for c in cells.by_value[factor.name, value]} <= default
         ]
-        assert len(at_default) == 1, dial.name
-    # of the LLM's dial only CroPS has cells of its own: the others do not learn from what it writes
+        assert len(at_default) == 1, factor.name
+    # of the LLM's factor only CroPS has cells of its own: the others do not learn from what it writes
     assert (
         len({c.name() for own in cells.by_value.values() for c in own})
         == 4 * (1 + 2 + 3 + 2 + 1 + 3 + 2) + 1 * 2
@@ -97,8 +99,8 @@ def test_misplaced_documents_keep_their_texts_and_lose_their_queries(tmp_path):
 
 
 def test_map_tells_the_lift_of_each_source(tmp_path, monkeypatch):
-    """P1 adds 2 points, P2 1, P3 takes 3; a dial value without all of its cells has no figure."""
-    monkeypatch.setattr(dials, "DIALS", [dial for dial in DIALS if dial.name == "bubble"])
+    """P1 adds 2 points, P2 1, P3 takes 3; a factor value without all of its cells has no figure."""
+    monkeypatch.setattr(factors, "FACTORS", [factor for factor in FACTORS if factor.name == "bubble"])
     plan = Plan(load_config())
     cells = map_cells(plan, "tiny", [0], tmp_path)
     measured = []
@@ -113,7 +115,7 @@ def test_map_tells_the_lift_of_each_source(tmp_path, monkeypatch):
     assert rows == {"weak": ["–"] * 4, "default": ["30", "+2.0*", "+1.0*", "-3.0*"], "strong": ["–"] * 4}
     assert {len(row) for row in section.tables[0].rows} == {len(section.tables[0].head)}
     assert section.figures[0].x_label == "weak, default, strong"  # an axis of names has numbers for ticks
-    assert [(line.name, list(line.y)) for line in section.figures[0].lines] == [
+    assert [(line.name, list(line.y)) for line in section.figures[0].series] == [
         ("P1", [pytest.approx(2.0)]),
         ("P2", [pytest.approx(1.0)]),
         ("P3", [pytest.approx(-3.0)]),
@@ -121,13 +123,13 @@ def test_map_tells_the_lift_of_each_source(tmp_path, monkeypatch):
 
 
 def hostile():
-    table = TextTable("T", ["method", "CT"], [["<script>a|b", "1.0\n[0, 2]"]], "note", 0)
-    return TablesReport("R", ["H."], [Section("S", "lead", [table])], [("size", "tiny")], ["a note"])
+    table = Table("T", ["method", "CT"], [["<script>a|b", "1.0\n[0, 2]"]], "note", 0)
+    return Page("R", ["H."], [Section("S", "lead", [table])], [("size", "tiny")], ["a note"])
 
 
 def test_four_forms_of_one_content(tmp_path):
     verdict = Verdict("A beats B", "CT", "reproduced", "+1", ["a-0", "b-0"])
-    write_all(hostile(), {"default": [verdict]}, tmp_path)
+    write_all(Produced(hostile(), {"default": [verdict]}, [], {}), tmp_path)
     page, text = (tmp_path / "report.html").read_text(), (tmp_path / "results.md").read_text()
     assert "&lt;script&gt;a|b" in page
     assert "<script>" not in page
@@ -139,7 +141,7 @@ def test_four_forms_of_one_content(tmp_path):
     told = json.loads((tmp_path / "verdicts.json").read_text())["default"][0]
     assert (told["ruling"], told["cells"]) == ("reproduced", ["a-0", "b-0"])
     online = Verdict("C", "", "not tested", "elsewhere", [])
-    rulings, cells = verdict_tables([verdict, online])
+    rulings, cells = verdict_section("default", [verdict, online]).tables
     assert rulings.rows == [["A beats B", "CT", "reproduced", "+1"], ["C", "–", "not tested", "elsewhere"]]
     assert cells.rows == [["A beats B", "CT", "a-0\nb-0"]]
 
@@ -153,27 +155,27 @@ def test_markdown_is_one_table_row_a_line():
 
 
 def test_docs_have_the_curves_as_files_that_stand_alone(tmp_path):
-    curve = LineFigure("P1 <by> dial", "dial", [Line("P1", [0.0, 1.0], [1.0, 2.0], 1)])
-    empty = LineFigure("nothing", "dial", [])
-    report = TablesReport("R", [], [Section("A"), Section("S", "", [], [curve, empty])])
+    curve = Figure("P1 <by> factor", [Line("P1", [0.0, 1.0], [1.0, 2.0], 1)], "factor")
+    empty = Figure("nothing", [])
+    report = Page("R", [], [Section("A"), Section("S", "", [], [curve, empty])])
     page, stale = tmp_path / "map.md", tmp_path / "map" / "9-9.svg"
     stale.parent.mkdir()
     stale.write_text("of an earlier run")
-    write_docs(report, [], page)
-    assert "![P1 <by> dial](map/2-1.svg)" in page.read_text().splitlines()
+    write_docs(Produced(report, {}, [], {}), page)
+    assert "![P1 <by> factor](map/2-1.svg)" in page.read_text().splitlines()
     assert sorted(file.name for file in stale.parent.iterdir()) == ["2-1.svg", "cells.csv"]
     assert page.read_text().splitlines()[-1].endswith("[cells.csv](map/cells.csv)")
     root = ElementTree.parse(stale.with_name("2-1.svg")).getroot()
     assert root.tag == "{http://www.w3.org/2000/svg}svg"
-    assert root.findtext("{http://www.w3.org/2000/svg}title") == "P1 <by> dial"
+    assert root.findtext("{http://www.w3.org/2000/svg}title") == "P1 <by> factor"
     style = root.findtext("{http://www.w3.org/2000/svg}style")
     # the colours that its classes name, and nothing of the page around it
     assert all(rule in style for rule in ("--t1:", ".tone-1 {", ".chart .line {"))
     assert "main" not in style
-    assert "Drawn in the page: P1 <by> dial." in markdown(report).splitlines()
+    assert "Drawn in the page: P1 <by> factor." in markdown(report).splitlines()
 
 
-def test_record_has_each_cell_with_the_settings_that_are_not_the_defaults(tmp_path):
+def test_the_csv_has_each_cell_with_the_settings_that_are_not_the_defaults(tmp_path):
     settings = RunConfig().model_dump(mode="json")
     settings["seed"], settings["platform"]["size"] = 1, "base"
     settings["platform"]["world"] = "/home/me/judged"
@@ -199,8 +201,6 @@ def test_record_has_each_cell_with_the_settings_that_are_not_the_defaults(tmp_pa
 
 
 def test_a_chart_that_is_not_finite_is_refused(tmp_path):
-    from crops.report import Bar, BarFigure
-
-    report = TablesReport("R", [], [Section("S", "", [], [BarFigure("B", [Bar("x", float("nan"))])])])
+    report = Page("R", [], [Section("S", "", [], [Figure("B", [Bar("x", float("nan"))])])])
     with pytest.raises(CropsError, match="charts need finite numbers"):
-        render_report(report)
+        render_page(report)

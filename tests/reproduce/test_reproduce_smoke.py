@@ -5,7 +5,7 @@ from typer.testing import CliRunner
 
 from crops.cli.app import app
 from crops.reproduce.cells import CT, QR_TRUTH, TRUE
-from crops.reproduce.results import read_measured
+from crops.reproduce.tables import read_measured
 
 pytestmark = pytest.mark.smoke
 
@@ -14,7 +14,7 @@ def test_a_small_world_from_logs_to_two_retrievers(tmp_path):
     arguments = ["reproduce", "fig7", "--size", "small", "--seeds", "1", "--out", str(tmp_path)]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
-    found = {cell.method: cell.facts for cell in map(read_measured, (tmp_path / "cells").iterdir())}
+    found = {cell.method: cell.info for cell in map(read_measured, (tmp_path / "cells").iterdir())}
     assert set(found) == {"fs_lr", "crops"}
     assert set(found["crops"]["mined_labels"]) == {"5", "4", "3", "2", "1"}
     assert found["crops"]["p3_coverage"]["with_generation"] > 100

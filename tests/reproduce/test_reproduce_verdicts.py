@@ -6,12 +6,15 @@ from handmade_cells import write_cell
 from crops.errors import CropsError
 from crops.evaluation import Difference
 from crops.reproduce.cells import CT, LAYOUTS, NDCG, QR, QR_TRUTH
-from crops.reproduce.results import differences, group, means, read_measured
 from crops.reproduce.tables import (
     breakdown_table,
     converged_at,
     convergence,
     cost_table,
+    differences,
+    group,
+    means,
+    read_measured,
     result_table,
     speed_table,
 )

@@ -16,7 +16,8 @@ import uvicorn
 from served_world import HOSTILE, fake_load_model, open_world
 
 from crops.config import ServingConfig
-from crops.report import DemoReport, Hit, QueryCase, write_report
+from crops.report import Page, write_page
+from crops.report.side_by_side import Hit, SideBySide, comparison_section
 from crops.serving import service as service_module
 from crops.serving.app import make_app
 from crops.serving.server import listen
@@ -230,8 +231,8 @@ def test_a_phone_shows_one_column_and_nothing_beyond_its_edge(open_page, address
 
 def test_a_report_opens_from_disk(open_page, tmp_path):
     hit = Hit(1, HOSTILE, "text", 0.5, grade=2, topic="a sense", is_new=True, never_shown=True)
-    case = QueryCase("<b>q</b>", "note", "before", "after", [], [hit])
-    write_report(DemoReport("A report", ["One <i>sentence</i>."], cases=[case]), tmp_path / "report.html")
+    compared = comparison_section([SideBySide("<b>q</b>", "note", "before", "after", [], [hit])])
+    write_page(Page("A report", ["One <i>sentence</i>."], [compared]), tmp_path / "report.html")
     page = open_page(f"file://{tmp_path / 'report.html'}", color_scheme="dark")
     assert page.get_by_text(HOSTILE).is_visible()
     assert page.get_by_text("One <i>sentence</i>.").is_visible()

@@ -6,7 +6,7 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -24,11 +24,6 @@ from crops.online.metrics import Reading, creator_reach, user_days
 from crops.outputs import MANIFEST, cache_folder, console, finite, publish, to_json, write_manifest
 from crops.pipeline import Simulated, accepted_logs, mining_job
 from crops.platform import ROUTES
-
-if TYPE_CHECKING:
-    from rich.table import Table
-
-    from crops.report import TextTable
 
 COMMAND = "analyse"
 
@@ -145,37 +140,28 @@ def _write(
     run: RunConfig,
     facts: Mapping[str, str],
 ) -> dict[str, Any]:
-    from crops.report import TablesReport, write_report
+    from crops.report import Page, printed, write_page
     from crops.report.experiment import headline, section
 
-    report = TablesReport(
+    page = Page(
         title="What the experiment shows",
         headline=[headline(one) for one in analyses],
         sections=[section(one) for one in analyses],
-        facts=list(facts.items()),
+        made=list(facts.items()),
         notes=["Definitions and formulas: docs/online-metrics.md"],
     )
     found = {"analyses": [as_json(one) for one in analyses], **facts}
     with publish(target, COMMAND) as folder:
-        write_report(report, folder / "report.html")
+        write_page(page, folder / "report.html")
         (folder / "analysis.json").write_text(to_json(found))
         write_manifest(folder, COMMAND, config=run.dump(), seconds={}, **facts)
-    for part in report.sections:
+    for part in page.sections:
         console.rule(part.title)
         console.print(part.lead, markup=False, highlight=False)
         for table in part.tables:
-            console.print(_printed(table))
+            console.print(printed(table))
     console.print(f"open [bold]{target / 'report.html'}[/bold]")
     return found
-
-
-def _printed(table: TextTable) -> Table:
-    from rich.table import Table
-
-    printed = Table(*table.head, title=table.title, caption=table.note, title_justify="left")
-    for row in table.rows:
-        printed.add_row(*row)
-    return printed
 
 
 def as_json(analysis: Analysis) -> dict[str, Any]:

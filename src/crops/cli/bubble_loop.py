@@ -18,18 +18,8 @@ from crops.online.experiment import preregister
 from crops.outputs import console, to_json
 from crops.pipeline import Simulated, Start, days_before, packaged_documents
 from crops.platform import ROUTES, platform_version
-from crops.report import (
-    Estimate,
-    Line,
-    LineFigure,
-    MetricColumn,
-    ResultRow,
-    ResultTable,
-    Section,
-    TablesReport,
-    TextTable,
-    write_report,
-)
+from crops.report import Figure, Line, Page, Section, Table, write_page
+from crops.report.page import count_range, percent
 from crops.retrieval import load_items
 
 Days = Mapping[str, Mapping[str, Measured]]
@@ -112,7 +102,7 @@ def _report(out: Path, loop: Loop, start: Start, names: Sequence[str], run: RunC
         for arm, days in measured.items()
     }
     (out / "loop.json").write_text(to_json(written))
-    write_report(loop_page(measured, run), out / "report.html")
+    write_page(loop_page(measured, run), out / "report.html")
 
 
 def shared_days(measured: Mapping[str, Days]) -> dict[str, Days]:
@@ -121,7 +111,7 @@ def shared_days(measured: Mapping[str, Days]) -> dict[str, Days]:
     return {arm: {day: row for day, row in own.items() if day in days} for arm, own in measured.items()}
 
 
-def loop_page(measured: Mapping[str, Days], run: RunConfig) -> TablesReport:
+def loop_page(measured: Mapping[str, Days], run: RunConfig) -> Page:
     """Return the page of a loop: a chart and a table per observable.
 
     Args:
@@ -131,7 +121,7 @@ def loop_page(measured: Mapping[str, Days], run: RunConfig) -> TablesReport:
     days = sorted(next(iter(measured.values())))
     figures = [_figure(key, measured, days) for key in OBSERVABLES]
     tables = [_table(key, measured, days) for key in OBSERVABLES]
-    return TablesReport(
+    return Page(
         title="The filter bubble over days",
         headline=[
             f"{len(measured)} worlds with the same people and needs; in each a model is trained every day "
@@ -143,7 +133,7 @@ def loop_page(measured: Mapping[str, Days], run: RunConfig) -> TablesReport:
             Section("At a glance", figures=figures),
             Section("Day by day", "Shares in %; senses as numbers.", tables=tables),
         ],
-        facts=[
+        made=[
             ("seed", str(run.seed)),
             ("platform", f"{run.platform.size}, bubble {run.platform.bubble}, {platform_version()}"),
             ("relevance (θ)", run.relevance.model),
@@ -163,16 +153,16 @@ def _course(key: str, measured: Mapping[str, Days], days: Sequence[str]) -> str:
     return f"{OBSERVABLES[key][0]}, first to last day, in %: {', '.join(ends)}."
 
 
-def _figure(key: str, measured: Mapping[str, Days], days: Sequence[str]) -> LineFigure:
+def _figure(key: str, measured: Mapping[str, Days], days: Sequence[str]) -> Figure:
     lines = []
     for tone, (arm, found) in enumerate(measured.items(), start=1):
         values = [(number, _scaled(key, found[day])) for number, day in enumerate(days, start=1)]
         points = [(number, value) for number, value in values if value is not None]
         lines.append(Line(arm, [number for number, _ in points], [value for _, value in points], tone))
-    return LineFigure(f"{OBSERVABLES[key][0]}{'' if key in _COUNTS else ', %'}", "day", lines)
+    return Figure(f"{OBSERVABLES[key][0]}{'' if key in _COUNTS else ', %'}", lines, "day")
 
 
-def _table(key: str, measured: Mapping[str, Days], days: Sequence[str]) -> TextTable:
+def _table(key: str, measured: Mapping[str, Days], days: Sequence[str]) -> Table:
     title, note = OBSERVABLES[key]
     rows = [
         [arm, *(_told(_scaled(key, found[day]), 2 if key in _COUNTS else 1) for day in days)]
@@ -180,7 +170,7 @@ def _table(key: str, measured: Mapping[str, Days], days: Sequence[str]) -> TextT
     ]
     if any("–" in row for row in rows):
         note += "; a dash: no search of that day is such a case"
-    return TextTable(title, ["arm", *(f"day {i}" for i in range(1, len(days) + 1))], rows, note)
+    return Table(title, ["arm", *(f"day {i}" for i in range(1, len(days) + 1))], rows, note)
 
 
 def _scaled(key: str, row: Mapping[str, Measured]) -> float | None:
@@ -198,21 +188,18 @@ def _told(value: float | None, decimals: int) -> str:
 # How the bubble forms: what the platform's own logs show of it, day by day.
 
 
-_COLUMNS = (
-    MetricColumn("own", "found by the own model", "share of shown results that the deployed retriever found"),
-    MetricColumn(
-        "again", "shown again", "share of shown results that this query had already been shown before"
+_FORMING = {
+    "own": ("found by the own model", "share of shown results that the deployed retriever found"),
+    "again": ("shown again", "share of shown results that this query had already been shown before"),
+    "top": ("shown from 1 % of items", "share of all exposures that goes to the most shown 1 % of items"),
+    "unseen": (
+        "relevant, never shown",
+        "share of what answers the query's needs that it was never shown",
     ),
-    MetricColumn(
-        "top", "shown from 1 % of items", "share of all exposures that goes to the most shown 1 % of items"
-    ),
-    MetricColumn(
-        "unseen", "relevant, never shown", "share of what answers the query's needs that it was never shown"
-    ),
-)
+}
 
 
-def bubble_table(logs: Path, truth: Path) -> ResultTable:
+def bubble_section(logs: Path, truth: Path) -> Section:
     """Return the observables of the bubble per simulated day, over that day's shown results.
 
     Args:
@@ -226,17 +213,16 @@ def bubble_table(logs: Path, truth: Path) -> ResultTable:
         items=load_items(logs)[0].size,
         route=ROUTES.index("dense"),
     )
-    measured = measure_days(evidence, [column.key for column in _COLUMNS])
-    rows = [
-        ResultRow(
-            day,
-            {
-                key: Estimate(one.value, None, None, one.n)
-                for key, one in measured[day].items()
-                if one.value is not None
-            },
-        )
-        for day in sorted(measured)
-    ]
+    measured = measure_days(evidence, list(_FORMING))
+    rows: list[list[str]] = []
+    counts: dict[str, set[int]] = {key: set() for key in _FORMING}
+    for day, found in sorted(measured.items()):
+        known = {key: one for key, one in found.items() if one.value is not None}
+        rows.append([day, *(percent(known[key].value) if key in known else "–" for key in _FORMING)])
+        for key, one in known.items():
+            counts[key].add(one.n)
+    head = ["Day", *(f"{label}\n%, n = {count_range(counts[key])}" for key, (label, _) in _FORMING.items())]
+    terms = list(_FORMING.values())
     note = "The first day has no own model; one is then trained on that day's clicks and deployed."
-    return ResultTable("How the bubble forms", note, _COLUMNS, rows, subject="Day", contest=False)
+    title = "How the bubble forms"
+    return Section(title, note, [Table(title, head, rows, terms=terms, headed=False)])

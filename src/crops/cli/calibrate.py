@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
+import rich.table
 import typer
 from numpy.typing import NDArray
-from rich.table import Table
 
 from crops.cli.options import DEFAULTS, command
 from crops.outputs import cache_folder, console, publish, write_manifest
@@ -29,7 +29,8 @@ from crops.relevance import (
 from crops.relevance.calibrate import AlphaPoint, by_alpha, calibration_error, held_out, log_loss, reliability
 from crops.relevance.encode import local_folder
 from crops.relevance.score import cross_logits, pair_cosines, prefixes
-from crops.report import AlphaRow, CalibrationReport, ReliabilityBin, write_report
+from crops.report import Figure, Line, Page, Section, Table, write_page
+from crops.report.page import percent
 
 COMMAND = "calibrate"
 ALPHAS = tuple(round(0.05 * step, 2) for step in range(1, 20))
@@ -80,14 +81,14 @@ def calibrate(
         recall=round(default.recall, 3),
         date=time.strftime("%Y-%m-%d", time.gmtime()),
     )
-    report = _report(entry, model, kind, points, probability, relevant)
+    page = calibration_page(entry, model, kind, points, probability, relevant)
     with publish(out, COMMAND) as folder:
-        write_report(report, folder / "report.html")
+        write_page(page, folder / "report.html")
         store_calibration(folder / "calibration.json", kind, model, entry)
         write_manifest(folder, COMMAND, config={"seed": seed}, seconds={}, pairs=str(pairs), source=source)
     if store:
         store_calibration(store, kind, model, entry)
-    console.print(_printed(report, calibration))
+    console.print(_printed(page, points, alpha, calibration))
     console.print(f"open [bold]{out / 'report.html'}[/bold]")
     return {**asdict(entry), "alphas": [asdict(point) for point in points]}
 
@@ -108,23 +109,24 @@ def _scores(pairs: Pairs, model: str, head: str, kind: Kind) -> tuple[NDArray[np
     return pair_cosines(encoder.vectors, left, right).astype(np.float64), identity
 
 
-def _report(
+def calibration_page(
     entry: StoredCalibration,
     model: str,
     kind: Kind,
     points: Sequence[AlphaPoint],
     probability: NDArray[np.float64],
     relevant: NDArray[np.bool_],
-) -> CalibrationReport:
+) -> Page:
+    """Return the page of a fit: what a threshold keeps, and whether its probabilities can be trusted."""
     error = calibration_error(probability, relevant)
-    return CalibrationReport(
+    return Page(
         title=f"What theta's {kind} is worth",
         headline=[
             f"Above {entry.threshold:.2f}, {100 * entry.precision:.1f} % of the pairs are relevant, and "
             f"{100 * entry.recall:.1f} % of the relevant ones are kept.",
             f"Its probabilities are off by {100 * error:.1f} points on average.",
         ],
-        facts=[
+        made=[
             ("source of the pairs", entry.source),
             ("model", model),
             ("weights", entry.model_hash),
@@ -134,22 +136,68 @@ def _report(
             ("log-loss (0.693 = coin)", f"{log_loss(probability, relevant):.4f}"),
             ("date", entry.date),
         ],
-        alphas=[AlphaRow(point.alpha, point.kept, point.precision, point.recall) for point in points],
-        bins=[
-            ReliabilityBin(one.predicted, one.observed, one.pairs)
-            for one in reliability(probability, relevant)
+        sections=[
+            Section("Drawn", figures=_figures(points, probability, relevant)),
+            Section(
+                "Precision and recall by alpha",
+                "On the queries that were not fitted on; relevant and irrelevant pairs weigh the same. Where "
+                "relevant pairs are rarer than irrelevant ones, fewer of those above alpha are relevant.",
+                [
+                    Table(
+                        "Precision and recall by alpha",
+                        ["Alpha", "Pairs kept", "Precision\n%", "Recall\n%"],
+                        [
+                            [
+                                f"{point.alpha:.2f}{' (default)' * (point.alpha == entry.threshold)}",
+                                f"{point.kept:,}",
+                                percent(point.precision),
+                                percent(point.recall),
+                            ]
+                            for point in points
+                        ],
+                        headed=False,
+                        narrow=True,
+                    )
+                ],
+            ),
         ],
-        default_alpha=entry.threshold,
     )
 
 
-def _printed(report: CalibrationReport, calibration: Calibration) -> Table:
-    table = Table("alpha", "score above", "pairs kept", "precision", "recall", title=report.title)
-    for row in report.alphas:
-        score = (np.log(row.alpha / (1 - row.alpha)) - calibration.b) / calibration.a
-        precision = "–" if row.precision is None else f"{row.precision:.3f}"
-        mark = " (default)" if row.alpha == report.default_alpha else ""
-        kept, recall = f"{row.kept:,}", f"{row.recall:.3f}"
-        table.add_row(f"{row.alpha:.2f}{mark}", f"{score:.3f}", kept, precision, recall)
-    table.caption = "\n".join(f"{name}: {value}" for name, value in report.facts)
+def _figures(
+    points: Sequence[AlphaPoint], probability: NDArray[np.float64], relevant: NDArray[np.bool_]
+) -> list[Figure]:
+    bins = reliability(probability, relevant)
+    known = [point for point in points if point.precision is not None]
+    return [
+        Figure(
+            "Reliability: share that is relevant, by predicted probability",
+            [
+                Line("perfect", [0.0, 1.0], [0.0, 1.0]),
+                Line("measured", [one.predicted for one in bins], [one.observed for one in bins], 1),
+            ],
+            "predicted probability",
+        ),
+        Figure(
+            "Precision and recall by alpha",
+            [
+                Line("precision", [one.alpha for one in known], [one.precision or 0.0 for one in known], 2),
+                Line("recall", [one.alpha for one in points], [one.recall for one in points], 3),
+            ],
+            "alpha",
+        ),
+    ]
+
+
+def _printed(
+    page: Page, points: Sequence[AlphaPoint], default: float, calibration: Calibration
+) -> rich.table.Table:
+    table = rich.table.Table("alpha", "score above", "pairs kept", "precision", "recall", title=page.title)
+    for point in points:
+        score = (np.log(point.alpha / (1 - point.alpha)) - calibration.b) / calibration.a
+        precision = "–" if point.precision is None else f"{point.precision:.3f}"
+        mark = " (default)" if point.alpha == default else ""
+        kept, recall = f"{point.kept:,}", f"{point.recall:.3f}"
+        table.add_row(f"{point.alpha:.2f}{mark}", f"{score:.3f}", kept, precision, recall)
+    table.caption = "\n".join(f"{name}: {value}" for name, value in page.made)
     return table

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import typer
 
-from crops.cli.bubble_loop import bubble_table
+from crops.cli.bubble_loop import bubble_section
 from crops.cli.evaluate import results_table, write_results
 from crops.cli.options import Options, command, option
 from crops.config import RunConfig, TrainingConfig
@@ -29,16 +29,14 @@ from crops.pipeline import (
     require_encoder,
     train_model,
 )
-from crops.report import write_report
+from crops.report import write_page
 from crops.report.demo import (
     Arm,
-    Evidence,
-    choose_cases,
     coverage_text,
-    demo_report,
-    judged_report,
-    side_by_side,
+    demo_page,
+    judged_page,
 )
+from crops.report.side_by_side import Reasons, choose_queries, side_by_side
 
 if TYPE_CHECKING:
     from crops.training import TrainingData
@@ -111,14 +109,14 @@ def demo(
             write_results(folder, results)
             facts = {"day": test_day, "counts": testsets.counts}
             write_manifest(folder, "evaluate", config=run.dump(), seconds={}, **facts)
-    with timed(seconds, "look up the evidence"), Evidence(samples, logs, truth, train_day) as evidence:
+    with timed(seconds, "look up the evidence"), Reasons(samples, logs, truth, train_day) as reasons:
         pair = [(name, retrievers[name]) for name in (BASELINE, arms[-1].name)]
-        chosen = choose_cases(logs, truth, train_day, test_day)
-        cases = [side_by_side(case, pair[0], pair[1], evidence) for case in chosen]
+        chosen = choose_queries(logs, truth, train_day, test_day)
+        compared = [side_by_side(asked, pair[0], pair[1], reasons) for asked in chosen]
     seconds["total"] = time.perf_counter() - start
-    bubble = bubble_table(logs, truth)
-    report = demo_report(run, mined, arms, results, not_tested, bubble, cases, seconds)
-    write_report(report, out / "report.html")
+    bubble = bubble_section(logs, truth)
+    page = demo_page(run, mined, arms, results, not_tested, bubble, compared, seconds)
+    write_page(page, out / "report.html")
     console.print(results_table(results, f"test day {test_day}. {coverage_text(mined)}"))
     console.print(f"open [bold]{out / 'report.html'}[/bold]; {seconds['total'] / 60:.1f} minutes")
     console.print(f"next: crops search {arms[-1].folder} mercury --items {samples}", soft_wrap=True)
@@ -170,7 +168,7 @@ def judged_demo(folder: Path, out: Path, run: RunConfig, positive_label: int | N
     with publish(out / "evaluation", "evaluate") as staging:
         write_results(staging, results)
         write_manifest(staging, "evaluate", config=run.dump(), seconds=seconds, rejects=judged.rejects)
-    write_report(judged_report(run, judged, results, seconds), out / "report.html")
+    write_page(judged_page(run, judged, results, seconds), out / "report.html")
     console.print(results_table(results, f"{folder.name}, {len(judged.queries)} queries in {FOLDS} folds"))
     console.print(f"open [bold]{out / 'report.html'}[/bold]")
     return out / "report.html"

@@ -9,8 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
+import rich.table
 import typer
-from rich.table import Table
 
 from crops.cli.generate import ENDPOINT, RetryOption, budget_of, open_endpoint
 from crops.cli.options import DEFAULTS, Options, command
@@ -34,11 +34,12 @@ from crops.evaluation.raters import (
     write_rating_sheet,
 )
 from crops.evaluation.source_precision import source_precision
-from crops.labels import Source
+from crops.labels import POSITIVE_ORIGINS, Source
 from crops.llm import Exemplar, JudgePair, judge_pairs, load_rubric
 from crops.outputs import cache_folder, console, publish, write_manifest
 from crops.relevance import pair_scorer
-from crops.report import JudgedSource, JudgeReport, RaterPair, write_report
+from crops.report import Bar, Figure, Page, Section, Table, write_page
+from crops.report.page import percent
 from crops.retrieval import BM25Retriever, load_items
 
 COMMAND = "judge"
@@ -116,10 +117,10 @@ def judge_report(
     if strangers:
         raise CropsError(f"{key}: knows no pair {strangers[0]}; name the key of these sheets")
     people = _by_source(middle, sources)
-    report = JudgeReport(
-        title="Are the positives relevant?",
-        headline=_headline(people or _by_source(by_llm, sources)),
-        facts=[
+    found = {
+        "title": "Are the positives relevant?",
+        "headline": _headline(people or _by_source(by_llm, sources)),
+        "facts": [
             ("raters", ", ".join(raters)),
             ("pairs", f"{len(middle):,}"),
             ("LLM", llm.stem if llm else "none"),
@@ -129,25 +130,83 @@ def judge_report(
                 "81.3 % very relevant, 14.5 % relevant, 4.2 % irrelevant",
             ),
         ],
-        people=people,
-        llm=_by_source(by_llm, sources),
-        agreement=_agreement(raters, middle, by_llm),
-    )
+        "people": people,
+        "llm": _by_source(by_llm, sources),
+        "agreement": _agreement(raters, middle, by_llm),
+    }
     with publish(out, COMMAND) as folder:
-        write_report(report, folder / "report.html")
-        (folder / "judge.json").write_text(json.dumps(asdict(report), indent=2) + "\n")
+        write_page(judge_page(found), folder / "report.html")
+        (folder / "judge.json").write_text(json.dumps(found, indent=2) + "\n")
         write_manifest(folder, COMMAND, config={}, seconds={}, sheets=[str(sheet) for sheet in sheets])
     console.print(f"open [bold]{out / 'report.html'}[/bold]")
-    return asdict(report)
+    return found
 
 
-def _by_source(grades: Ratings, sources: dict[str, Source]) -> list[JudgedSource]:
+def judge_page(found: dict[str, Any]) -> Page:
+    """Return the page of what `judge.json` holds."""
+    people, llm, agreement = found["people"], found["llm"], found["agreement"]
+    sections = []
+    if people:
+        lead = "The middle grade where several people graded a pair."
+        sections.append(Section("By people", lead, [_grades_table("Grades by people", people)]))
+    if llm:
+        lead = "Worth as much as its agreement with people, below."
+        sections.append(Section("By the LLM", lead, [_grades_table("Grades by the LLM", llm)]))
+    drawn = [_figure("by people", people), _figure("by the LLM", llm)]
+    sections.append(Section("Drawn", figures=[figure for figure in drawn if figure.series]))
+    lead = "" if agreement else "One rater alone: there is nobody to agree with."
+    sections.append(Section("Agreement", lead, [_agreement_table(agreement)] if agreement else []))
+    return Page(found["title"], found["headline"], sections, found["facts"])
+
+
+def _grades_table(title: str, rows: Sequence[dict[str, Any]]) -> Table:
+    head = ["Source", "Pairs", "Very relevant\n%", "Relevant\n%", "Irrelevant\n%"]
+    cells = []
+    for row in rows:
+        pairs = sum(row["counts"])
+        shares = (percent(count / pairs) for count in reversed(row["counts"]))
+        cells.append([row["name"], f"{pairs:,}", *shares])
+    return Table(title, head, cells, headed=False)
+
+
+def _figure(raters: str, rows: Sequence[dict[str, Any]]) -> Figure:
+    tones = {row.name: row.tone for row in POSITIVE_ORIGINS}
+    bars = [Bar(row["name"], _useful(row), row["low"], row["high"], tones[row["name"]]) for row in rows]
+    return Figure(f"Relevant or better, {raters}", bars, upper=1.0)
+
+
+def _agreement_table(rows: Sequence[dict[str, Any]]) -> Table:
+    return Table(
+        "Agreement of raters",
+        ["Raters", "Pairs", "Same grade\n%", "Kappa", "Weighted kappa"],
+        [
+            [
+                row["names"],
+                f"{row['pairs']:,}",
+                percent(row["same"]),
+                *("–" if row[name] is None else f"{row[name]:.2f}" for name in ("kappa", "weighted_kappa")),
+            ]
+            for row in rows
+        ],
+        below="Kappa: agreement beyond chance, 1 is perfect and 0 is chance (Cohen; weighted: quadratic "
+        "weights). – where all grades are equal.",
+        headed=False,
+    )
+
+
+def _useful(row: dict[str, Any]) -> float:
+    """Return the share that is relevant or better."""
+    return float(sum(row["counts"][1:]) / sum(row["counts"]))
+
+
+def _by_source(grades: Ratings, sources: dict[str, Source]) -> list[dict[str, Any]]:
+    """Return the counts of the three grades, and the interval of the share of the upper two."""
     rows = []
     for name, source in SOURCES.items():
         counts = Counter(grade for pair, grade in grades.items() if sources[pair] & source)
         if total := sum(counts.values()):
             low, high = _interval(counts[1] + counts[2], total)
-            rows.append(JudgedSource(name, (counts[0], counts[1], counts[2]), low, high))
+            rows.append({"name": name, "counts": (counts[0], counts[1], counts[2]), "low": low, "high": high})
     return rows
 
 
@@ -161,25 +220,32 @@ def _interval(useful: int, total: int) -> tuple[float | None, float | None]:
     return float(interval.low), float(interval.high)
 
 
-def _headline(rows: Sequence[JudgedSource]) -> list[str]:
+def _headline(rows: Sequence[dict[str, Any]]) -> list[str]:
     return [
-        f"{row.name}: {100 * row.useful:.1f} % of {row.pairs} pairs are relevant or better {_ends(row)}."
+        f"{row['name']}: {100 * _useful(row):.1f} % of {sum(row['counts'])} pairs are relevant or better "
+        f"{_ends(row)}."
         for row in rows
     ]
 
 
-def _ends(row: JudgedSource) -> str:
-    if row.low is None or row.high is None:
+def _ends(row: dict[str, Any]) -> str:
+    if row["low"] is None:
         return f"(no interval below {MIN_QUERIES} pairs)"
-    return f"[{100 * row.low:.1f}, {100 * row.high:.1f}]"
+    return f"[{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
 
 
-def _agreement(raters: dict[str, Ratings], middle: Ratings, by_llm: Ratings) -> list[RaterPair]:
+def _agreement(raters: dict[str, Ratings], middle: Ratings, by_llm: Ratings) -> list[dict[str, Any]]:
     found: list[Agreement] = agreements(raters)
     if by_llm:
         found += agreements({"people": middle, "the LLM": by_llm})
     return [
-        RaterPair(f"{one.first}, {one.second}", one.pairs, one.same, one.kappa, one.weighted_kappa)
+        {
+            "names": f"{one.first}, {one.second}",
+            "pairs": one.pairs,
+            "same": one.same,
+            "kappa": one.kappa,
+            "weighted_kappa": one.weighted_kappa,
+        }
         for one in found
     ]
 
@@ -213,7 +279,7 @@ def judge_truth(
         catalogue=BM25Retriever(*load_items(samples)),
         theta=pair_scorer("relevance", run.relevance, cache_folder() / "relevance"),
     )
-    table = Table("source", "theta above", "pairs", "right, %", title="Precision by truth")
+    table = rich.table.Table("source", "theta above", "pairs", "right, %", title="Precision by truth")
     for row in rows:
         share = "–" if row.share is None else f"{100 * row.share:.1f}"
         above = "before" if row.alpha is None else f"{row.alpha:.1f}"

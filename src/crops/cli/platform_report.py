@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
+from markupsafe import Markup
 
 from crops.cli.evaluate import evaluate
 from crops.cli.options import Options, command
@@ -19,8 +19,8 @@ from crops.errors import CropsError
 from crops.logs import check
 from crops.outputs import MANIFEST, console, publish, read_manifest, to_json, write_manifest
 from crops.pipeline import BM25, mine_day, train_model
-from crops.platform import ANCHORS, BUBBLE, ROUTES, Anchor, Days, distributions, observe
-from crops.report import Cell, Curve, RealismReport, RealismRow, write_report
+from crops.platform import ANCHORS, BUBBLE, ROUTES, Days, distributions, observe
+from crops.report import Figure, Line, Page, Section, Table, printed, write_page
 
 COMMAND = "platform-report"
 BASELINE = "baseline"
@@ -29,7 +29,7 @@ _CTR = "CTR at rank "
 
 
 @dataclass(frozen=True)
-class _World:
+class World:
     """A simulated world and what was measured of it."""
 
     name: str
@@ -56,19 +56,21 @@ def platform_report(
     if len({folder.name for folder in world}) < len(world):
         raise CropsError("two worlds have the same folder name, which names them in the report; rename one")
     worlds = [_measure(folder, out / folder.name, run) for folder in world]
-    report = _report(worlds)
+    page = realism_page(worlds)
     with publish(out / "report", COMMAND) as folder:
-        write_report(report, folder / "report.html")
+        write_page(page, folder / "report.html")
         (folder / "realism.json").write_text(to_json({one.name: one.measured for one in worlds}))
         write_manifest(
             folder, "platform-report", config=run.dump(), seconds={}, worlds=[one.name for one in worlds]
         )
-    console.print(_printed(report))
+    for section in page.sections:
+        for table in section.tables:
+            console.print(printed(table))
     console.print(f"open [bold]{out / 'report' / 'report.html'}[/bold]")
     return out / "report" / "report.html"
 
 
-def _measure(world: Path, out: Path, run: RunConfig) -> _World:
+def _measure(world: Path, out: Path, run: RunConfig) -> World:
     manifest = read_manifest(world, "simulate")
     days = Days(manifest["days"]["train"], manifest["days"]["test"])
     logs, truth = world / "logs", world / "truth"
@@ -80,7 +82,7 @@ def _measure(world: Path, out: Path, run: RunConfig) -> _World:
     for model, metrics in summary.items():
         name = BM25 if model == BM25 else BASELINE
         measured |= {f"{name} {metric}": value["mean"] for metric, value in metrics.items() if value["n"]}
-    return _World(world.name, measured, distributions(logs, days), manifest["platform"])
+    return World(world.name, measured, distributions(logs, days), manifest["platform"])
 
 
 def _evaluated(out: Path, world: dict[str, Any]) -> bool:
@@ -106,31 +108,75 @@ def _evaluate_old_system(logs: Path, truth: Path, days: Days, out: Path, run: Ru
     )
 
 
-def _report(worlds: Sequence[_World]) -> RealismReport:
-    realism = [_row(anchor, worlds) for anchor in ANCHORS]
-    cells = [(row.name, cell.holds) for row in realism for cell in row.cells if cell is not None]
-    held = [holds for _, holds in cells if holds is not None]
-    failing = list(dict.fromkeys(name for name, holds in cells if holds is False))
+def realism_page(worlds: Sequence[World]) -> Page:
+    """Return the page of simulated worlds beside what was measured on people."""
+    measured = {anchor: [one.measured.get(anchor.name, math.nan) for one in worlds] for anchor in ANCHORS}
+    verdicts = [
+        (anchor.name, holds)
+        for anchor, values in measured.items()
+        for value in values
+        if not math.isnan(value) and (holds := anchor.holds(value)) is not None
+    ]
+    failing = list(dict.fromkeys(name for name, holds in verdicts if not holds))
     headline = [
-        f"{sum(held)} of {len(held)} figures with a range are inside it, over {len(worlds)} world(s)."
+        f"{sum(holds for _, holds in verdicts)} of {len(verdicts)} figures with a range are inside it, over "
+        f"{len(worlds)} world(s)."
     ]
     if failing:
         headline.append(f"Outside in at least one world: {', '.join(failing)}.")
-    curves = [
-        Curve(title, "", {**({"CosoBe": _cosobe()} if title == "CTR by rank" else {}), **lines})
-        for title, lines in (
-            (title, {one.name: one.curves[title] for one in worlds}) for title in worlds[0].curves
-        )
-    ]
-    return RealismReport(
-        title="Does the platform look real?",
-        headline=headline,
-        facts=[(one.name, f"platform {one.version}") for one in worlds],
-        worlds=[one.name for one in worlds],
-        realism=realism,
-        bubble=[_row(Anchor(name, "-", ""), worlds) for name in BUBBLE],
-        curves=curves,
+    names = [one.name for one in worlds]
+    realism = Table(
+        "Realism",
+        ["Row", "Elsewhere", "Accepted", *names],
+        [
+            [
+                f"{anchor.name}\n{anchor.source}" if anchor.source else anchor.name,
+                anchor.figure,
+                "–" if anchor.low is None else f"{anchor.low:.2f}–{anchor.high:.2f}",
+                *(_cell(value, anchor.holds(value)) for value in values),
+            ]
+            for anchor, values in measured.items()
+        ],
+        headed=False,
     )
+    bubble = Table(
+        "The filter bubble",
+        ["Row", *names],
+        [[name, *(_cell(one.measured.get(name, math.nan)) for one in worlds)] for name in BUBBLE],
+        headed=False,
+    )
+    return Page(
+        "Does the platform look real?",
+        headline,
+        [
+            Section(
+                "Realism",
+                "Shares in [0, 1] on the test day. Only these rows were tuned, on the old system alone. "
+                "–: the logs have no such case.",
+                [realism],
+            ),
+            Section(
+                "The filter bubble",
+                "What the logs show of it, and of what they never showed.",
+                [bubble],
+            ),
+            Section("Drawn", figures=[_figure(title, worlds) for title in worlds[0].curves]),
+        ],
+        [(one.name, f"platform {one.version}") for one in worlds],
+    )
+
+
+def _cell(value: float, holds: bool | None = None) -> str:
+    if math.isnan(value):
+        return "–"
+    return Markup("<b>outside </b>{}").format(f"{value:.3f}") if holds is False else f"{value:.3f}"
+
+
+def _figure(title: str, worlds: Sequence[World]) -> Figure:
+    curves = {one.name: one.curves[title] for one in worlds}
+    if title == "CTR by rank":
+        curves = {"CosoBe": _cosobe(), **curves}
+    return Figure(title, [Line(name, x, y, tone) for tone, (name, (x, y)) in enumerate(curves.items(), 1)])
 
 
 def _cosobe() -> tuple[list[float], list[float]]:
@@ -140,25 +186,3 @@ def _cosobe() -> tuple[list[float], list[float]]:
         if anchor.name.startswith(_CTR)
     ]
     return [x for x, _ in points], [y for _, y in points]
-
-
-def _row(anchor: Anchor, worlds: Sequence[_World]) -> RealismRow:
-    values = [one.measured.get(anchor.name, math.nan) for one in worlds]
-    cells = [None if math.isnan(value) else Cell(value, anchor.holds(value)) for value in values]
-    accepted = None if anchor.low is None or anchor.high is None else (anchor.low, anchor.high)
-    return RealismRow(anchor.name, anchor.figure, anchor.source, accepted, cells)
-
-
-def _printed(report: RealismReport) -> Table:
-    caption = "a dash: the logs have no case of it"
-    table = Table("row", "elsewhere", "accepted", *report.worlds, title=report.title, caption=caption)
-    for row in (*report.realism, *report.bubble):
-        accepted = "" if row.accepted is None else f"{row.accepted[0]:.2f}-{row.accepted[1]:.2f}"
-        table.add_row(row.name, row.figure, accepted, *(_told(cell) for cell in row.cells))
-    return table
-
-
-def _told(cell: Cell | None) -> str:
-    if cell is None:
-        return "–"
-    return f"[red]{cell.measured:.3f} ![/red]" if cell.holds is False else f"{cell.measured:.3f}"

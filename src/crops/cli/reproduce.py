@@ -12,6 +12,7 @@ from crops.config import RunConfig
 from crops.errors import CropsError
 from crops.outputs import console
 from crops.pipeline import packaged_documents, require_encoder
+from crops.report import printed
 from crops.reproduce.cells import (
     DEFAULT,
     MAP_NAME,
@@ -25,7 +26,7 @@ from crops.reproduce.cells import (
     stored_points,
 )
 from crops.reproduce.make import opened
-from crops.reproduce.produce import PAGE, produce, produce_map, show, tuned, write_all, write_docs
+from crops.reproduce.produce import PAGE, produce, produce_map, tuned, write_all, write_docs
 
 
 @command
@@ -84,11 +85,12 @@ def reproduce(
             made = produce_map(plan, size, numbers, out, jobs)
         else:
             made = produce(target, wanted, plan, out, jobs)
-        write_all(made.report, made.verdicts, tables)
+        write_all(made, tables)
         if docs is not None:
-            write_docs(made.report, made.cells, docs)
-    for section in made.report.sections:
-        show(section, console)
+            write_docs(made, docs)
+    for section in made.page.sections:
+        for table in section.tables[:1]:  # the others are in the files
+            console.print(printed(table, lines=True))
     console.print(f"open [bold]{tables / PAGE}[/bold]")
     if made.failed:
         label, why = next(iter(made.failed.items()))

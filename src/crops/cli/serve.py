@@ -14,7 +14,7 @@ from crops.config import IndexConfig, RunConfig
 from crops.errors import CropsError, MissingExtraError
 from crops.labels import SEARCH_SOURCES, SOURCE_GROUPS, Source
 from crops.outputs import console
-from crops.report.demo import SIMULATED_USERS
+from crops.report.side_by_side import SIMULATED_USERS
 
 
 @command

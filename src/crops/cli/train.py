@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import tomllib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +14,8 @@ from crops.errors import CropsError
 from crops.labels import ALL_SOURCES, parse_sources
 from crops.outputs import RESOLVED_CONFIG, cache_folder, console
 from crops.pipeline import day_testsets
-from crops.report import DemoReport, TrainingCurve, write_report
+from crops.report import write_page
+from crops.report.training import training_page
 from crops.retrieval import ExactRetriever, load_items
 
 if TYPE_CHECKING:
@@ -76,7 +75,7 @@ def train(
         data, out, run.training, seed=run.seed, cache=cache_folder(), evaluation=evaluation, fresh=fresh
     )
     if training.is_first_process():
-        write_report(curves_report([out]), out / "report.html")
+        write_page(training_page([out]), out / "report.html")
         console.print(
             f"model in [bold]{out}[/bold], its curves in report.html; "
             f"next: crops evaluate {out} --logs LOGS --day DAY"
@@ -115,43 +114,3 @@ def _evaluation(logs: Path, day: str | None, samples: Path, run: RunConfig) -> E
         return {name: value.mean for name, value in summary.items()}
 
     return Evaluation(metrics, run.training.eval_metric)
-
-
-def curves_report(folders: Sequence[Path]) -> DemoReport:
-    """Return the page of trained models: loss and temperature, step by step (CroPS, Figure 7).
-
-    Args:
-        folders: outputs of `crops train`; several are drawn in one chart.
-
-    Raises:
-        CropsError: a folder holds no training log, or a damaged one.
-    """
-    from crops.training import read_log, settles  # torch takes seconds to import: not for --help
-
-    curves, sentences = [], []
-    for folder in folders:
-        log = read_log(folder)
-        value, step = settles(log)
-        start = f"{folder.name}: the temperature goes from {log.temperature[0]:.4f} to {value:.4f}"
-        end = "and still moves" if step is None else f"and stays within 1 % of it from step {step:,} on"
-        sentences.append(f"{start} in {len(log.step):,} steps {end}.")
-        curves.append(
-            TrainingCurve(folder.name, log.step.tolist(), log.loss.tolist(), log.temperature.tolist())
-        )
-    return DemoReport(title="Training", headline=sentences, facts=_summary(folders[0]), curves=curves)
-
-
-def _summary(folder: Path) -> list[tuple[str, str]]:
-    manifest = json.loads((folder / "manifest.json").read_text())
-    contrast = manifest["contrast"]
-    return [
-        ("training groups", f"{manifest['groups']:,}"),
-        (
-            "a step",
-            f"{contrast['queries']:,} queries, {contrast['documents']:,} documents, "
-            f"{contrast['texts']:,} distinct texts",
-        ),
-        ("documents of others that a query is contrasted with", f"{contrast['contrasted']:,.0f}"),
-        ("seed", str(manifest["seed"])),
-        ("seconds", f"{sum(manifest['seconds'].values()):,.0f}"),
-    ]

@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from markupsafe import Markup
 
 from crops.errors import CropsError
-from crops.report.data import ResultRow, ResultTable, SourceCounts, TrainingCurve
 
 TONES = 6
 
@@ -67,24 +66,40 @@ class Line:
     tone: int = 0
 
 
-def bar_chart(
-    bars: Sequence[Bar], *, title: str, upper: float = 0.0, reference: float | None = None
-) -> Markup:
-    """Return horizontal bars of shares with 95 % whiskers.
+@dataclass(frozen=True)
+class Figure:
+    """A chart as data: bars from top to bottom, or lines over common axes."""
 
-    Args:
-        bars: drawn from top to bottom.
-        title: what the bars measure.
-        upper: the axis reaches at least this far, so that several charts can share a scale.
-        reference: a value to draw a line at.
+    title: str
+    series: Sequence[Bar] | Sequence[SplitBar] | Sequence[Line]
+    x_label: str = ""
+    """What the x of lines is."""
+    reference: float | None = None
+    """A value of bars to draw a line at."""
+    upper: float = 0.0
+    """The axis of bars reaches at least this far, so that several charts can share a scale."""
+    marked: str = ""
+    """What the hatched part of split bars is, to follow a number ("never shown before")."""
+
+
+def draw(figure: Figure) -> Markup:
+    """Return the chart of a figure.
 
     Raises:
-        CropsError: a value is not finite.
+        CropsError: a number is not finite, a part is larger than its whole, or x and y differ in length.
     """
-    if not bars:
-        return Markup("")
+    if bars := [one for one in figure.series if isinstance(one, Bar)]:
+        return _bar_chart(figure, bars)
+    if split := [one for one in figure.series if isinstance(one, SplitBar)]:
+        return _split_bar_chart(figure, split)
+    return _line_chart(figure, [one for one in figure.series if isinstance(one, Line)])
+
+
+def _bar_chart(figure: Figure, bars: Sequence[Bar]) -> Markup:
+    """Return horizontal bars of shares with 95 % whiskers."""
+    upper, reference = figure.upper, figure.reference
     ends = [(bar.name, value) for bar in bars for value in _extent(bar)]
-    check_finite(title, [*ends, ("the end of the axis", upper), ("the reference", reference or 0.0)])
+    check_finite(figure.title, [*ends, ("the end of the axis", upper), ("the reference", reference or 0.0)])
     x = _share_axis([value for _, value in ends] + [upper])
     bottom = _FIRST + _PITCH * len(bars)
     grid = [_vertical(x, tick, bottom, f"{100 * tick:g}") for tick in x.ticks()]
@@ -94,7 +109,11 @@ def bar_chart(
         )
     drawn = [_bar(bar, x, _FIRST + _PITCH * row) for row, bar in enumerate(bars)]
     told = "; ".join(_told(bar) for bar in bars)
-    return drawing(f"{title}, in %", told, bottom + 14, *grid, *drawn)
+    return drawing(f"{figure.title}, in %", told, bottom + 14, *grid, *drawn)
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f}"
 
 
 def _extent(bar: Bar) -> list[float]:
@@ -109,14 +128,14 @@ def _share_axis(values: Sequence[float]) -> Axis:
 
 def _told(bar: Bar) -> str:
     if bar.low is None or bar.high is None:
-        return f"{bar.name}: {percent(bar.value)}"
-    return f"{bar.name}: {percent(bar.value)}, interval {percent(bar.low)} to {percent(bar.high)}"
+        return f"{bar.name}: {_percent(bar.value)}"
+    return f"{bar.name}: {_percent(bar.value)}, interval {_percent(bar.low)} to {_percent(bar.high)}"
 
 
 def _bar(bar: Bar, x: Axis, y: float) -> Markup:
     parts = [
         text(bar.name, _EDGE, y, WIDTH - 70),
-        text(percent(bar.value), WIDTH - _EDGE, y, 60, class_="number", anchor="end"),
+        text(_percent(bar.value), WIDTH - _EDGE, y, 60, class_="number", anchor="end"),
         _rectangle(x.at(0), x.at(bar.value), y + 7),
     ]
     if bar.low is not None and bar.high is not None:
@@ -130,38 +149,29 @@ def _bar(bar: Bar, x: Axis, y: float) -> Markup:
     return element("g", *parts, class_=_tone(bar.tone))
 
 
-def split_bar_chart(bars: Sequence[SplitBar], *, title: str, marked: str) -> Markup:
-    """Return horizontal bars of counts whose marked part is hatched.
-
-    Args:
-        bars: drawn from top to bottom.
-        title: what is counted.
-        marked: what the hatched part is, to follow a number ("never shown before").
-
-    Raises:
-        CropsError: a part is negative or larger than its total.
-    """
-    if not bars:
-        return Markup("")
+def _split_bar_chart(figure: Figure, bars: Sequence[SplitBar]) -> Markup:
+    """Return horizontal bars of counts whose marked part is hatched."""
     x = axis([0, max(1, *(bar.total for bar in bars))], _EDGE, WIDTH - _EDGE, about=4, round_ends=True)
     bottom = _FIRST + _PITCH * len(bars)
     shown = tick_format(max(1, x.step))
     grid = [_vertical(x, tick, bottom, shown(tick)) for tick in x.ticks() if tick % 1 == 0]
-    sentences = [_split_sentence(bar, title, marked) for bar in bars]
+    sentences = [_split_sentence(bar, figure) for bar in bars]
     drawn = [
         _split_bar(bar, sentence, x, _FIRST + _PITCH * row)
         for row, (bar, sentence) in enumerate(zip(bars, sentences, strict=True))
     ]
     told = "; ".join(f"{bar.name}: {sentence}" for bar, sentence in zip(bars, sentences, strict=True))
-    return drawing(title, told, bottom + 14, *grid, *drawn)
+    return drawing(figure.title, told, bottom + 14, *grid, *drawn)
 
 
-def _split_sentence(bar: SplitBar, title: str, marked: str) -> str:
+def _split_sentence(bar: SplitBar, figure: Figure) -> str:
     if bar.marked is None or bar.total == 0:
         return f"{bar.total:,}"
     if not 0 <= bar.marked <= bar.total:
-        raise CropsError(f"chart '{title}': {bar.name} has {bar.marked} of {bar.total} {marked}")
-    return f"{bar.total:,}, {100 * bar.marked / bar.total:.0f} % {marked}"
+        raise CropsError(
+            f"chart '{figure.title}': {bar.name} has {bar.marked} of {bar.total} {figure.marked}"
+        )
+    return f"{bar.total:,}, {100 * bar.marked / bar.total:.0f} % {figure.marked}"
 
 
 def _split_bar(bar: SplitBar, sentence: str, x: Axis, y: float) -> Markup:
@@ -190,22 +200,13 @@ def _hatch(left: float, right: float, top: float) -> str:
     return strokes
 
 
-def line_chart(lines: Sequence[Line], *, title: str, x_label: str) -> Markup:
-    """Return lines over common axes, names and last values below; lines without points are left out.
-
-    Args:
-        lines: each with x and y of the same length.
-        title: what y is.
-        x_label: what x is.
-
-    Raises:
-        CropsError: a number is not finite, or x and y differ in length.
-    """
+def _line_chart(figure: Figure, lines: Sequence[Line]) -> Markup:
+    """Return lines over common axes, names and last values below; lines without points are left out."""
     lines = [line for line in lines if len(line.x) or len(line.y)]
     for line in lines:
         if len(line.x) != len(line.y):
-            raise CropsError(f"chart '{title}': {line.name} has {len(line.x)} x for {len(line.y)} y")
-        check_finite(title, [(line.name, value) for value in (*line.x, *line.y)])
+            raise CropsError(f"chart '{figure.title}': {line.name} has {len(line.x)} x for {len(line.y)} y")
+        check_finite(figure.title, [(line.name, value) for value in (*line.x, *line.y)])
     if not lines:
         return Markup("")
     x = axis([v for line in lines for v in line.x], _LEFT, WIDTH - 14, about=6, round_ends=False)
@@ -218,10 +219,10 @@ def line_chart(lines: Sequence[Line], *, title: str, x_label: str) -> Markup:
     frame += [
         text(x_ticks(tick), x.at(tick), _PLOT + 17, 60, class_="tick", anchor="middle") for tick in x.ticks()
     ]
-    frame.append(text(x_label, WIDTH - 14, _PLOT + 34, WIDTH / 2, class_="tick", anchor="end"))
+    frame.append(text(figure.x_label, WIDTH - 14, _PLOT + 34, WIDTH / 2, class_="tick", anchor="end"))
     drawn = [_line(line, x, y, _PLOT + 56 + 19 * row, last) for row, line in enumerate(lines)]
     told = "; ".join(f"{line.name}: from {last(line.y[0])} to {last(line.y[-1])}" for line in lines)
-    return drawing(title, told, _PLOT + 50 + 19 * len(lines), *frame, *drawn)
+    return drawing(figure.title, told, _PLOT + 50 + 19 * len(lines), *frame, *drawn)
 
 
 def _line(line: Line, x: Axis, y: Axis, legend: float, shown: Callable[[float], str]) -> Markup:
@@ -279,76 +280,7 @@ def _d(*points: tuple[float, float]) -> str:
     return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
 
 
-# ------------------------------------------------------------------------------
-# Which charts a report has, from its data.
-
-
-MAX_POINTS = 60
-
-"""A curve with more points is drawn as means over equal windows, or the noise hides it."""
-
-
-def metric_charts(table: ResultTable, tones: Sequence[str]) -> list[tuple[str, Markup]]:
-    """Return a bar chart for each plotted metric, with its caption; all have the same scale.
-
-    Args:
-        table: the results; a line marks the reference row.
-        tones: names of rows in the order of their colours; other rows are neutral.
-    """
-    charts = []
-    columns = [column for column in table.columns if column.plotted]
-    values = [row.cells[column.key] for column in columns for row in table.rows if column.key in row.cells]
-    upper = max((max(value.mean, value.high or 0.0) for value in values), default=0.0)
-    for column in columns:
-        rows = [row for row in table.rows if column.key in row.cells]
-        reference = next((row.cells[column.key].mean for row in rows if row.is_reference), None)
-        bars = [_bar_figure(row, column.key, tones) for row in rows]
-        chart = bar_chart(bars, title=column.label, upper=upper, reference=reference)
-        charts.append((column.label, chart))
-    return [(caption, chart) for caption, chart in charts if chart]
-
-
-def _bar_figure(row: ResultRow, key: str, tones: Sequence[str]) -> Bar:
-    cell = row.cells[key]
-    tone = tones.index(row.name) + 1 if row.name in tones else 0
-    return Bar(row.name, cell.mean, cell.low, cell.high, tone)
-
-
-def source_chart(sources: SourceCounts) -> Markup:
-    """Return the kept positives of each source, the never shown ones hatched."""
-    bars = [SplitBar(row.name, row.kept, row.never_shown, tone) for tone, row in enumerate(sources.rows, 1)]
-    return split_bar_chart(bars, title="Positives by source", marked="never shown")
-
-
-def curve_charts(curves: Sequence[TrainingCurve]) -> list[tuple[str, Markup]]:
-    """Return the charts of temperature and loss that there is data for, with their captions."""
-    temperature = [_line_figure(curve, curve.temperature, tone) for tone, curve in enumerate(curves, 1)]
-    loss = [_line_figure(curve, curve.loss, tone) for tone, curve in enumerate(curves, 1)]
-    named = (("Temperature", temperature), ("Loss", loss))
-    charts = [(name, line_chart(lines, title=name, x_label="step")) for name, lines in named]
-    return [(caption, chart) for caption, chart in charts if chart]
-
-
-def window(points: int) -> int:
-    """Return how many points of a curve make one drawn point."""
-    return -(-points // MAX_POINTS) or 1
-
-
-def _line_figure(curve: TrainingCurve, values: Sequence[float], tone: int) -> Line:
-    if not values:
-        return Line(curve.name, (), (), tone)
-    size = window(len(values))
-    return Line(curve.name, _means(curve.steps, size), _means(values, size), tone)
-
-
-def _means(values: Sequence[float], size: int) -> list[float]:
-    parts = [values[start : start + size] for start in range(0, len(values), size)]
-    return [sum(part) / len(part) for part in parts]
-
-
-# ------------------------------------------------------------------------------
 # The small parts of a chart: escaped elements, text of a bounded width, scales and ticks.
-
 
 WIDTH = 400.0
 
@@ -487,8 +419,3 @@ def tick_format(step: float) -> Callable[[float], str]:
         return lambda value: f"{value:.3g}"
     decimals = max(0, -math.floor(math.log10(step) + 1e-9))
     return lambda value: f"{value + 0.0:,.{decimals}f}"
-
-
-def percent(value: float) -> str:
-    """Return a share in %, without the sign."""
-    return f"{100 * value:.1f}"

@@ -1,38 +1,29 @@
-"""What the demo measured, in the form that the report shows."""
+"""The pages of `crops demo`: what each source adds in a simulation, or graded labels on real queries."""
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from crops.config import EvaluationConfig, RunConfig
-from crops.database import Connection, open_database, path_literal
-from crops.engine.backend import DuckDBBackend, id_sql
-from crops.engine.events import load_events
-from crops.engine.evidence import Trail, tell_trails, told_queries_sql
-from crops.engine.mined import name_searchers, read_mined
-from crops.evaluation import Evaluation, compare
-from crops.labels import POSITIVE_ORIGINS, Source
-from crops.logs import Judged, open_logs
-from crops.logs.tables import add_texts
+from crops.evaluation import MIN_QUERIES, Difference, Evaluation, Interval, compare
+from crops.labels import Source
+from crops.logs import Judged
 from crops.outputs import versions
-from crops.protocols import Retriever
-from crops.report.data import (
-    DemoReport,
-    Difference,
-    Estimate,
-    Hit,
-    MetricColumn,
-    QueryCase,
-    ResultRow,
-    ResultTable,
-    TrainingCurve,
-)
-from crops.report.pages import source_counts
-from crops.text import query_id
+from crops.report.charts import Bar, Figure
+from crops.report.mining import sources_section
+from crops.report.page import Page, Section, Table, count_range, percent
+from crops.report.side_by_side import SideBySide, comparison_section
+from crops.report.training import training_section
+
+SIGNIFICANT = 0.05
+
+"""Differences with a smaller p-value are marked."""
 
 
 @dataclass(frozen=True)
@@ -44,17 +35,29 @@ class Arm:
     sources: Source
 
 
-def demo_report(
+@dataclass(frozen=True)
+class Column:
+    """A metric of a table of results; higher is better."""
+
+    key: str
+    label: str
+    explanation: str
+    """One line for a reader who does not know it."""
+    plotted: bool = True
+    """Whether the bar charts show it."""
+
+
+def demo_page(
     run: RunConfig,
     mined: dict[str, Any],
     arms: Sequence[Arm],
     results: dict[str, Evaluation],
     not_tested: dict[str, str],
-    bubble: ResultTable,
-    cases: Sequence[QueryCase],
+    bubble: Section,
+    compared: Sequence[SideBySide],
     seconds: dict[str, float],
-) -> DemoReport:
-    """Return the report of a simulated run.
+) -> Page:
+    """Return the page of a simulated run.
 
     Args:
         run: its settings.
@@ -63,29 +66,38 @@ def demo_report(
         results: evaluation by model name; holds the arms' names.
         not_tested: arms that were left out, with the reason.
         bubble: what the logs show of the bubble, day by day.
-        cases: queries side by side.
+        compared: queries side by side.
         seconds: wall time by part, with `total`.
     """
+    from crops.training import read_log  # torch takes seconds to import: not for --help
+
     columns = _simulated_columns(run.evaluation)
-    coverage = coverage_text(mined)
-    table = result_table("What each source adds", columns, results, arms[0].name, run, not_tested, coverage)
-    return DemoReport(
-        title="Does the filter bubble break?",
-        headline=_headline(table, arms, mined),
-        facts=[
-            *_facts(run, seconds),
-            ("platform", f"{run.platform.size}, {run.platform.days} days"),
-            (
-                "training day",
-                f"{mined['input']['searches']:,} searches, {mined['input']['queries']:,} queries",
-            ),
-            ("relevance (θ)", f"{run.relevance.model}, calibrated on public judgements"),
-        ],
-        tables=[table, bubble],
-        sources=source_counts(mined),
-        curves=[_curve(arm) for arm in arms],
-        cases=cases,
-        notes=[
+    names = [arm.name for arm in arms]
+    against = differences(results, names[0], run)
+    made = [
+        *_made(run, seconds),
+        ("platform", f"{run.platform.size}, {run.platform.days} days"),
+        ("training day", f"{mined['input']['searches']:,} searches, {mined['input']['queries']:,} queries"),
+        ("relevance (θ)", f"{run.relevance.model}, calibrated on public judgements"),
+    ]
+    result, drawn = result_sections(
+        "What each source adds",
+        columns,
+        results,
+        against,
+        names[0],
+        coloured=names,
+        not_tested=not_tested,
+        note=coverage_text(mined),
+    )
+    training = training_section({arm.name: read_log(arm.folder) for arm in arms})
+    sections = [result, drawn, bubble, sources_section(mined), training]
+    return Page(
+        "Does the filter bubble break?",
+        _headline(columns, results, against, arms, mined),
+        [*sections, comparison_section(compared)] if compared else sections,
+        made,
+        [
             *mined["notes"],
             "One world and one seed: intervals cover the choice of queries, not of worlds or seeds.",
             "Grades, topics and true recall come from the simulator's truth, which training never read.",
@@ -93,124 +105,116 @@ def demo_report(
     )
 
 
-def judged_report(
+def judged_page(
     run: RunConfig, judged: Judged, results: dict[str, Evaluation], seconds: dict[str, float]
-) -> DemoReport:
-    """Return the report of a judged collection; the binary loss is the reference row."""
+) -> Page:
+    """Return the page of a judged collection; the binary loss is the reference row, H-InfoNCE the last."""
     k, m = run.evaluation.recall_k, run.evaluation.ndcg_k
     columns = [
-        MetricColumn(
+        Column(
             f"recall@{k}", f"Recall@{k}", f"share of the documents of grade {judged.positive_label}+ found"
         ),
-        MetricColumn(
-            f"ndcg_exp2@{m}/catalogue", f"NDCG@{m}", "order of the top results against human grades"
-        ),
-        MetricColumn("ndcg_exp2@10/catalogue", "NDCG@10", "the same, ten results deep"),
-        MetricColumn(
-            "ndcg_exp2@10/judged", "NDCG@10, judged", "only the query's judged documents are ranked"
-        ),
+        Column(f"ndcg_exp2@{m}/catalogue", f"NDCG@{m}", "order of the top results against human grades"),
+        Column("ndcg_exp2@10/catalogue", "NDCG@10", "the same, ten results deep"),
+        Column("ndcg_exp2@10/judged", "NDCG@10, judged", "only the query's judged documents are ranked"),
     ]
-    table = result_table("Real queries, human grades", columns, results, "infonce_binary", run, {})
-    differences = table.rows[-1].differences
-    gains = [f"{c.label} {_points(differences[c.key])}" for c in columns if c.key in differences]
-    headline = [
-        f"{len(judged.queries)} queries, {len(judged.texts):,} documents, {len(judged.judgements):,} human "
-        "grades; each query is tested by a model that did not train on it.",
-        f"H-InfoNCE against binary InfoNCE: {'; '.join(gains)}.",
-    ]
-    facts = [*_facts(run, seconds), ("document text", " + ".join(judged.text_columns))]
-    notes = [f"rows left out: {judged.rejects}"] if judged.rejects else []
-    return DemoReport("Graded labels on a judged collection", headline, facts, [table], notes=notes)
-
-
-def result_table(
-    title: str,
-    columns: Sequence[MetricColumn],
-    results: Mapping[str, Evaluation],
-    reference: str,
-    run: RunConfig,
-    not_tested: dict[str, str],
-    note: str = "",
-) -> ResultTable:
-    """Return models against metrics, with paired differences to the reference model."""
-    rows = []
-    for name, one in results.items():
-        against = (
-            {} if name == reference else compare(one, results[reference], run.evaluation.resamples, run.seed)
-        )
-        cells = {c.key: e for c in columns if c.key in one.summary and (e := Estimate.of(one.summary[c.key]))}
-        differences = {c.key: d for c in columns if c.key in against and (d := Difference.of(against[c.key]))}
-        rows.append(ResultRow(name, cells, differences, is_reference=name == reference))
-    rows += [ResultRow(name, not_tested=reason) for name, reason in not_tested.items()]
-    return ResultTable(
-        title, f"Means over queries in %, with 95 % bootstrap intervals. {note}".strip(), columns, rows
+    reference, names = "infonce_binary", list(results)
+    against = differences(results, reference, run)
+    last = against[names[-1]]
+    gains = [f"{column.label} {_points(last[column.key])}" for column in columns if column.key in last]
+    return Page(
+        "Graded labels on a judged collection",
+        [
+            f"{len(judged.queries)} queries, {len(judged.texts):,} documents, {len(judged.judgements):,} "
+            "human grades; each query is tested by a model that did not train on it.",
+            f"H-InfoNCE against binary InfoNCE: {'; '.join(gains)}.",
+        ],
+        result_sections(
+            "Real queries, human grades",
+            columns,
+            results,
+            against,
+            reference,
+            coloured=names[names.index(reference) :],
+        ),
+        [*_made(run, seconds), ("document text", " + ".join(judged.text_columns))],
+        [f"rows left out: {judged.rejects}"] if judged.rejects else [],
     )
 
 
-def _simulated_columns(config: EvaluationConfig) -> list[MetricColumn]:
+def _simulated_columns(config: EvaluationConfig) -> list[Column]:
     k, m = config.recall_k, config.ndcg_k
     return [
-        MetricColumn(
+        Column(
             f"recall@{k}/ct", f"CT recall@{k}", "share of the items clicked on the test day that are found"
         ),
-        MetricColumn(
+        Column(
             f"recall@{k}/qr",
             f"QR recall@{k}",
             "share of the items consumed after rewording, kept by θ, that the first wording finds",
         ),
-        MetricColumn(
+        Column(
             f"recall@{k}/qr_truth",
             f"QR recall@{k}, truth",
             "the same, kept by truth in place of θ",
             plotted=False,
         ),
-        MetricColumn(
+        Column(
             f"ndcg_exp2@{m}/pool",
             f"NDCG@{m}",
             "order of the old system's 50 results against true grades",
             plotted=False,
         ),
-        MetricColumn(
+        Column(
             f"true_recall@{k}", f"true recall@{k}", "share of all that answers the searcher's need, found"
         ),
     ]
 
 
-def _headline(table: ResultTable, arms: Sequence[Arm], mined: dict[str, Any]) -> list[str]:
-    rows = {row.name: row for row in table.rows}
-    first, last = rows[arms[0].name], rows[arms[-1].name]
-    fullest = arms[-1].name.rpartition("= ")[2]
+def _headline(
+    columns: Sequence[Column],
+    results: Mapping[str, Evaluation],
+    against: Mapping[str, Mapping[str, Difference]],
+    arms: Sequence[Arm],
+    mined: dict[str, Any],
+) -> list[str]:
+    first, last = arms[0].name, arms[-1].name
+    fullest = last.rpartition("= ")[2]
     sentences = []
-    for column in (table.columns[-1], table.columns[1], table.columns[0]):
-        if column.key in last.differences:
+    for column in (columns[-1], columns[1], columns[0]):
+        if (change := against[last].get(column.key)) is not None:
+            before, after = (results[name].summary[column.key].mean for name in (first, last))
             sentences.append(
-                f"{column.label}: {100 * first.cells[column.key].mean:.1f} % with search labels only, "
-                f"{100 * last.cells[column.key].mean:.1f} % with {fullest} "
-                f"({_points(last.differences[column.key])}): {_verdict(last.differences[column.key])}."
+                f"{column.label}: {100 * before:.1f} % with search labels only, {100 * after:.1f} % with "
+                f"{fullest} ({_points(change)}): {_verdict(change)}."
             )
-    added = {name: mined["novelty"][name] for name in ("p1", "p2") if mined["novelty"][name]["positives"]}
+    added = {
+        name: found
+        for name, found in mined["novelty"].items()
+        if name not in ("p0", "all") and found["positives"]
+    }
     if added:
         shares = " and ".join(f"{100 * row['share']:.0f} % of {name.upper()}" for name, row in added.items())
         sentences.append(f"{shares} positives had never been shown for their query.")
     return sentences
 
 
-def _verdict(difference: Difference) -> str:
-    if difference.p is None:
+def _verdict(change: Difference) -> str:
+    if math.isnan(change.p):
         return "too few queries to tell"
-    if not difference.significant:
+    if change.p >= SIGNIFICANT:
         return "no significant difference"
-    return "a significant gain" if difference.mean > 0 else "a significant loss"
+    return "a significant gain" if change.mean > 0 else "a significant loss"
 
 
-def _points(difference: Difference) -> str:
-    interval = f"no interval: n = {difference.n}"
-    if difference.low is not None and difference.high is not None:
-        interval = f"95 % interval {100 * difference.low:+.1f} to {100 * difference.high:+.1f}"
-    return f"{100 * difference.mean:+.1f} points, {interval}"
+def _points(change: Difference) -> str:
+    interval = f"no interval: n = {change.n}"
+    if not math.isnan(change.ci_low):
+        interval = f"95 % interval {100 * change.ci_low:+.1f} to {100 * change.ci_high:+.1f}"
+    return f"{100 * change.mean:+.1f} points, {interval}"
 
 
-def _facts(run: RunConfig, seconds: dict[str, float]) -> list[tuple[str, str]]:
+def _made(run: RunConfig, seconds: dict[str, float]) -> list[tuple[str, str]]:
     found = versions()
     return [
         ("seed", str(run.seed)),
@@ -231,230 +235,192 @@ def coverage_text(mined: dict[str, Any]) -> str:
     )
 
 
-def _curve(arm: Arm) -> TrainingCurve:
-    from crops.training import LOG  # torch takes seconds to import: not for --help
-
-    lines = [json.loads(line) for line in (arm.folder / LOG).read_text().splitlines()]
-    return TrainingCurve(
-        arm.name,
-        [line["step"] for line in lines],
-        [line["loss"] for line in lines],
-        [line["temperature"] for line in lines],
-    )
+# Models against metrics: a table of means, the paired differences to one of them, and both drawn.
 
 
-# ------------------------------------------------------------------------------
-# Side by side: what two models answer to a query, and the evidence behind each answer.
+def differences(
+    results: Mapping[str, Evaluation], reference: str, run: RunConfig
+) -> dict[str, dict[str, Difference]]:
+    """Return each model's paired differences to the reference, by metric; of those that some query has."""
+    return {
+        name: {
+            key: change
+            for key, change in compare(one, results[reference], run.evaluation.resamples, run.seed).items()
+            if not math.isnan(change.mean)
+        }
+        for name, one in results.items()
+        if name != reference
+    }
 
 
-SHOWN = 8
-
-"""Results per column."""
-
-LINES = 3
-
-"""Lines of evidence per result."""
-
-SIMULATED_USERS = 5
-
-"""What is told of a simulation stands for this many users: they are nobody."""
-
-
-@dataclass(frozen=True)
-class CaseQuery:
-    """A query to show, and why it was chosen."""
-
-    text: str
-    note: str
-    need_id: int | None
-    """The need behind its searches on the test day; None where they had several."""
-
-
-def choose_cases(
-    logs: Path, truth: Path, train_day: str, test_day: str, k: int = SIMULATED_USERS
-) -> list[CaseQuery]:
-    """Return three queries of the test day, picked by a fixed rule and not by their results.
-
-    The most searched query that stands for several senses; the most searched query that was also searched on
-    the training day and names a single need; and the most searched one that was not: of those that at least k
-    people searched on the days of the logs, so there may be fewer than three.
-    """
-    with open_database() as db:
-        impressions = _impressions(db, logs)
-        db.execute(f"""
-            create table events as
-            select query, day, search_id, user_id, need_id, head, sense
-            from (select distinct query, day, search_id, user_id from ({impressions}))
-            join {_file(truth, "searches")} using (search_id) join {_file(truth, "needs")} using (need_id);
-            create table test as
-            select query, count(*) as n, count(distinct sense) as senses, count(distinct need_id) as needs,
-                   mode(need_id order by need_id) as need_id,
-                   query in (select query from events where day = '{train_day}') as seen
-            from events where day = '{test_day}' and query in (
-                select query from events group by query having count(distinct user_id) >= {k}
-            ) group by query;
-        """)
-        rules = [
-            ("senses > 1", "ambiguous: its searchers meant {senses} different things"),
-            ("needs = 1 and seen", "one need, also searched on the training day"),
-            ("needs = 1 and not seen", "one need, never searched on the training day"),
-        ]
-        cases = []
-        for rule, note in rules:
-            row = db.execute(
-                f"select query, senses, need_id from test where {rule} order by n desc, query limit 1"
-            ).fetchone()
-            if row is not None:
-                # What is relevant to an ambiguous query depends on the searcher: it gets topics, not grades.
-                cases.append(CaseQuery(row[0], note.format(senses=row[1]), row[2] if row[1] == 1 else None))
-        return cases
-
-
-def _impressions(db: Connection, logs: Path) -> str:
-    """Return the SELECT of the impressions, their queries normalised."""
-    select = open_logs(logs).sql("search_impressions")
-    add_texts(db, f"select query from ({select})")
-    return f"select l.* replace (t.query as query) from ({select}) l join texts t on t.raw = l.query"
-
-
-def _file(folder: Path, name: str) -> str:
-    return path_literal(folder / f"{name}.parquet")
-
-
-class Evidence:
-    """Looks up, for a result, why the training data or the old system knew it."""
-
-    def __init__(
-        self, samples: Path, logs: Path, truth: Path, until_day: str, k: int = SIMULATED_USERS
-    ) -> None:
-        """Open the mined evidence and the logs up to the training day; what is told stands for k people."""
-        self._k = k
-        mined, found = read_mined(samples), open_logs(logs)
-        self._db = DuckDBBackend(mined.config.memory)
-        load_events(self._db, found, [day for day in found.search_days if day <= until_day], keep=False)
-        self._db.table(
-            "shown",
-            "select distinct group_id as query_id, item_id from impressions "
-            f"where source in ({Source.CLICKED.value}, {Source.EXPOSED.value})",
-        )
-        self._db.drop_tables("queries")  # the mining has its own
-        mined.open(self._db)
-        name_searchers(self._db, mined.open_logs(logs))
-        self._db.table("asked", told_queries_sql(k))
-        self._db.table("own", "select e.* from evidence e join asked a on a.query_id = e.query_id")
-        tell_trails(self._db, mined, k)
-        self._db.view("grades", f"from {_file(truth, 'grades')}")
-        topics = f"{_file(truth, 'items')} join {_file(truth, 'needs')} using (need_id)"
-        self._db.view("topics", f"select item_id, sense from {topics}")
-
-    def __enter__(self) -> Evidence:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._db.__exit__(None, None, None)
-
-    def text(self, item: int) -> tuple[str, str]:
-        """Return the title of an item, and the rest of its text."""
-        row = self._db.rows(f"select ocr_cover, photo_caption, keyword from items where item_id = {item}")[0]
-        title, *parts = [str(part) for part in row.values() if part]
-        return title, " · ".join(parts)
-
-    def was_shown(self, query: str, item: int) -> bool:
-        """Return whether the system had shown the item for this query."""
-        where = f"query_id = {id_sql(query_id(query))} and item_id = {item}"
-        return bool(self._db.rows(f"select 1 from shown where {where} limit 1"))
-
-    def grade(self, need: int | None, item: int) -> int | None:
-        """Return the true grade 0..3 of the item for the need; None where the need is not known."""
-        if need is None:
-            return None
-        rows = self._db.rows(f"select grade from grades where need_id = {need} and item_id = {item}")
-        return int(rows[0]["grade"]) if rows else 0
-
-    def topic(self, item: int) -> str | None:
-        """Return the sense that the item is about."""
-        rows = self._db.rows(f"select sense from topics where item_id = {item}")
-        return str(rows[0]["sense"]) if rows else None
-
-    def lines(self, query: str, item: int) -> list[str]:
-        """Return what speaks for the pair itself; failing that, the queries whose positive the item is."""
-        own = self._db.rows(
-            f"select * from trails where query_id = {id_sql(query_id(query))} and item_id = {item} "
-            f"order by source desc, users desc, via limit {LINES}"
-        )
-        if own:
-            return [_sentence(Trail.of(row), self._k) for row in own]
-        rows = self._db.rows(
-            "select a.query, t.source, sum(t.events) as events "
-            f"from trails t join asked a on a.query_id = t.query_id where t.item_id = {item} "
-            f"group by all order by events desc, a.query, t.source limit {LINES - 1}"
-        )
-        return [
-            f"no event of this query; {_NAMES[Source(row['source'])]} positive of “{row['query']}”"
-            + ("" if row["events"] is None else f" ({row['events']}×)")
-            for row in rows
-        ] or [f"no evidence of at least {self._k} people's queries names this item"]
-
-
-_NAMES = {row.bit: row.stage or row.name for row in POSITIVE_ORIGINS}
-
-
-def _sentence(trail: Trail, k: int) -> str:
-    who = f"by fewer than {k} people" if trail.users is None else f"by {trail.users} people"
-    if trail.source is Source.REFORMULATION:
-        via = "".join(f" to “{query}”" for query in trail.via)
-        return f"P1: consumed after rewording{via}, {who}"
-    if trail.source is Source.FEED:
-        return f"P2: consumed in the feed around the search, {who}"
-    return f"clicked or liked, {who}"
-
-
-def side_by_side(
-    case: CaseQuery,
-    before: tuple[str, Retriever],
-    after: tuple[str, Retriever],
-    evidence: Evidence,
-) -> QueryCase:
-    """Return the best results of two models for one query.
+def result_sections(
+    title: str,
+    columns: Sequence[Column],
+    results: Mapping[str, Evaluation],
+    against: Mapping[str, Mapping[str, Difference]],
+    reference: str,
+    *,
+    coloured: Sequence[str],
+    not_tested: Mapping[str, str] | None = None,
+    note: str = "",
+) -> list[Section]:
+    """Return models against metrics as tables, and drawn.
 
     Args:
-        case: the query.
-        before: name and retriever of the reference.
-        after: name and retriever of the model to look at.
-        evidence: where reasons are looked up.
+        title: of the first section.
+        columns: the metrics.
+        results: evaluation by model.
+        against: what `differences` returns.
+        reference: the model that others are compared with.
+        coloured: models in the order of their colours; other ones are neutral.
+        not_tested: models without figures, and why.
+        note: what else is to be known.
     """
-    lists = [retriever.search([case.text], SHOWN) for _, retriever in (before, after)]
-    old = {int(item) for item in lists[0][0][0]}
-    columns = []
-    for ids, scores in lists:
-        hits = zip(ids[0].tolist(), scores[0].tolist(), strict=True)
-        columns.append(
-            [
-                _hit(case, rank, item, score, old, evidence)
-                for rank, (item, score) in enumerate(hits, 1)
-                if item >= 0
-            ]
+    means = {
+        name: {
+            column.key: found
+            for column in columns
+            if (found := one.summary.get(column.key)) is not None and not math.isnan(found.mean)
+        }
+        for name, one in results.items()
+    }
+    lead = f"Means over queries in %, with 95 % bootstrap intervals. {note}".strip()
+    tables = [
+        _means_table(title, columns, means, against, reference, not_tested or {}),
+        _differences_table(columns, against, reference),
+    ]
+    figures = _figures(columns, means, reference, coloured)
+    drawn_lead = (
+        "Bars are means in %, whiskers their 95 % intervals; all charts have the same scale. "
+        "The dotted line is the reference."
+    )
+    drawn = [Section("The same results, drawn", drawn_lead, figures=figures)] if figures else []
+    return [Section(title, lead, tables), *drawn]
+
+
+Means = Mapping[str, Mapping[str, Interval]]
+
+"""Intervals by model and metric."""
+
+
+def _means_table(
+    title: str,
+    columns: Sequence[Column],
+    means: Means,
+    against: Mapping[str, Mapping[str, Difference]],
+    reference: str,
+    not_tested: Mapping[str, str],
+) -> Table:
+    known = {column: [own[column.key] for own in means.values() if column.key in own] for column in columns}
+    best = {
+        column.key: percent(max(one.mean for one in found))
+        for column, found in known.items()
+        if len(found) > 1
+    }
+    rows: list[list[str]] = []
+    for name, own in means.items():
+        tag = Markup(' <span class="tag">reference</span>') if name == reference else ""
+        cells = [
+            _mean_cell(own.get(column.key), against.get(name, {}).get(column.key), best.get(column.key))
+            for column in columns
+        ]
+        rows.append([Markup("{}{}").format(name, tag), *cells])
+    rows += [[name, f"not tested: {reason}"] for name, reason in not_tested.items()]
+    below = Markup(
+        "Mean over n queries, with its 95 % interval in brackets where there are {} or more; –: no query "
+        'has a value. <b class="best">Bold, underlined</b>: best of the column. '
+        '<span class="nowrap"><span class="up">▲</span> <span class="down">▼</span></span> better or worse '
+        "than “<bdi>{}</bdi>” on the same queries, by so many points, p &lt; {}."
+    ).format(MIN_QUERIES, reference, SIGNIFICANT)
+    return Table(
+        f"{title}: mean and 95 % interval of each metric, in %",
+        [
+            "Model",
+            *(
+                f"{column.label}\n%, n = {count_range(one.n for one in found)}"
+                for column, found in known.items()
+            ),
+        ],
+        rows,
+        reference=list(means).index(reference),
+        terms=[(column.label, column.explanation) for column in columns],
+        below=below,
+        headed=False,
+    )
+
+
+def _mean_cell(found: Interval | None, change: Difference | None, best: str | None) -> str:
+    if found is None:
+        return "–"
+    value: str = percent(found.mean)
+    if value == best:
+        value = Markup('<b class="best">{}</b><span class="hidden"> (best)</span>').format(value)
+    mark = Markup("")
+    if change is not None and change.p < SIGNIFICANT:
+        up = change.mean > 0
+        mark = Markup(
+            '<span class="change {}"><i aria-hidden="true">{}</i>'
+            '<span class="hidden">significantly {}, </span>{}</span>'
+        ).format(
+            "up" if up else "down", "▲" if up else "▼", "better" if up else "worse", _signed(change.mean)
         )
-    return QueryCase(
-        query=case.text,
-        note=case.note,
-        before_name=before[0],
-        after_name=after[0],
-        before=columns[0],
-        after=columns[1],
+    return Markup('<span class="value">{}{}</span>\n{}').format(mark, value, found.ends())
+
+
+def _differences_table(
+    columns: Sequence[Column], against: Mapping[str, Mapping[str, Difference]], reference: str
+) -> Table:
+    rows = []
+    for name, own in against.items():
+        found = [own.get(column.key) for column in columns]
+        rows.append([name, *("–" if change is None else _difference_cell(change) for change in found)])
+    return Table(
+        f"All differences to “{reference}”, with intervals and p-values",
+        ["Model", *(f"{column.label}\npoints" for column in columns)],
+        rows,
+        below="Paired bootstrap over queries; p-values are not corrected for the number of comparisons.",
+        folded=True,
     )
 
 
-def _hit(case: CaseQuery, rank: int, item: int, score: float, old: set[int], evidence: Evidence) -> Hit:
-    title, text = evidence.text(item)
-    return Hit(
-        rank=rank,
-        title=title,
-        text=text,
-        score=score,
-        grade=evidence.grade(case.need_id, item),
-        topic=evidence.topic(item),
-        is_new=item not in old,
-        never_shown=not evidence.was_shown(case.text, item),
-        evidence=evidence.lines(case.text, item),
-    )
+def _difference_cell(change: Difference) -> str:
+    interval = change.ends("+.1f").replace("-", "\N{MINUS SIGN}")
+    p = "not testable" if math.isnan(change.p) else "p < 0.001" if change.p < 0.001 else f"p = {change.p:.3f}"
+    return f"{_signed(change.mean)}\n{interval}\n{p}"
+
+
+def _signed(value: float) -> str:
+    """Write a difference of shares in points, with a true minus sign."""
+    return f"{100 * value:+.1f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _figures(
+    columns: Sequence[Column], means: Means, reference: str, coloured: Sequence[str]
+) -> list[Figure]:
+    """Return a bar chart for each plotted metric that a model has; all have the same scale."""
+    plotted = [column for column in columns if column.plotted]
+    drawn = {
+        column: [
+            _bar(name, own[column.key], coloured.index(name) + 1 if name in coloured else 0)
+            for name, own in means.items()
+            if column.key in own
+        ]
+        for column in plotted
+    }
+    upper = max((max(bar.value, bar.high or 0.0) for bars in drawn.values() for bar in bars), default=0.0)
+    return [
+        Figure(
+            column.label,
+            bars,
+            reference=found.mean if (found := means[reference].get(column.key)) else None,
+            upper=upper,
+        )
+        for column, bars in drawn.items()
+        if bars
+    ]
+
+
+def _bar(name: str, found: Interval, tone: int) -> Bar:
+    if math.isnan(found.ci_low):
+        return Bar(name, found.mean, tone=tone)
+    return Bar(name, found.mean, found.ci_low, found.ci_high, tone)

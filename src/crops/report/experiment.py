@@ -10,32 +10,32 @@ from crops.online.analysis import Analysis, DayEffect, Finding
 from crops.online.experiment import A_A, EFFECT_TABLES, EFFECTS, RATIO_TABLES, RATIOS
 from crops.online.metrics import CTR, LPR, PRIMARY, RQR, Metric
 from crops.online.statistics import Effect
-from crops.report.charts import Line
-from crops.report.render import LineFigure, Section, TextTable
+from crops.report.charts import Figure, Line
+from crops.report.page import Section, Table
 
 
 def section(analysis: Analysis) -> Section:
     """Return everything about one experiment."""
     tables = [
-        checks_table(analysis),
-        ratio_table(analysis),
-        effect_table(analysis),
-        user_table(analysis),
-        truth_table(analysis),
-        test_table(analysis),
-        look_table(analysis),
-        aa_table(analysis),
-        gap_table(analysis),
+        _checks_table(analysis),
+        _ratio_table(analysis),
+        _effect_table(analysis),
+        _user_table(analysis),
+        _truth_table(analysis),
+        _test_table(analysis),
+        _look_table(analysis),
+        _aa_table(analysis),
+        _gap_table(analysis),
     ]
     return Section(
-        title=f"Experiment {titled(analysis.name)}" if analysis.name else "The experiment",
-        lead=lead(analysis),
+        title=f"Experiment {_titled(analysis.name)}" if analysis.name else "The experiment",
+        lead=_lead(analysis),
         tables=[table for table in tables if table.rows],
-        figures=figures(analysis),
+        figures=_figures(analysis),
     )
 
 
-def checks_table(analysis: Analysis) -> TextTable:
+def _checks_table(analysis: Analysis) -> Table:
     """Return the sample-ratio checks."""
     rows = [
         [
@@ -43,12 +43,12 @@ def checks_table(analysis: Analysis) -> TextTable:
             f"{check.control:,}",
             f"{check.treatment:,}",
             f"{check.expected:g}",
-            p_text(check.p),
+            _p_text(check.p),
             "holds" if check.holds else "unbalanced: the verdict is refused",
         ]
         for arm, check in analysis.checks.items()
     ]
-    return TextTable(
+    return Table(
         "Sample ratio",
         ["arm", "users of control", "users", "promised ratio", "p", "check"],
         rows,
@@ -56,16 +56,18 @@ def checks_table(analysis: Analysis) -> TextTable:
     )
 
 
-def ratio_table(analysis: Analysis) -> TextTable:
+def _ratio_table(analysis: Analysis) -> Table:
     """Return the paper's Tables 5 and 8: what the route found of the ranked and of the shown results."""
     ratios = [metric for metric in analysis.metrics if metric.role == "route"]
     published = RATIOS.get(analysis.name, {})
+    # Those of the first route: the paper has no other.
+    first = [metric.key for metric in ratios if metric.key.startswith("ratio_")][:2]
     rows = []
     for arm in (analysis.control, *analysis.treatments) if ratios else ():
-        paper = dict(zip(ratios_of(ratios), published.get(arm, ()), strict=False))
+        paper = dict(zip(first, published.get(arm, ()), strict=False))
         rows.append([arm, *(_level(analysis, arm, metric, paper.get(metric.key)) for metric in ratios)])
     name = RATIO_TABLES.get(analysis.name)
-    return TextTable(
+    return Table(
         f"{f'{name}: ' if name else ''}Ratio_rank and Ratio_show",
         ["arm", *(f"{metric.label}, %" for metric in ratios)],
         rows,
@@ -75,12 +77,22 @@ def ratio_table(analysis: Analysis) -> TextTable:
     )
 
 
-def ratios_of(metrics: Sequence[Metric]) -> list[str]:
-    """Return the keys of Ratio_rank and Ratio_show of the first route: those that the paper has."""
-    return [metric.key for metric in metrics if metric.key.startswith("ratio_")][:2]
+def _level(analysis: Analysis, arm: str, metric: Metric, paper: float | None) -> str:
+    found = analysis.levels[arm].get(metric.key)
+    if found is None:
+        return "–"
+    lines = [f"{100 * found.value:.1f}", f"[{100 * found.low:.1f}, {100 * found.high:.1f}]"]
+    if arm != analysis.control:
+        gained = analysis.of(arm, metric.key)
+        if gained.effect is not None:
+            ends = _interval(metric, gained.effect)
+            lines.append(f"gained {_change(metric, gained.effect.absolute)} {ends}")
+            lines.append(f"MDE {value(metric, gained.effect.mde)}")
+        lines += _paired(gained)
+    return "\n".join([*lines, *([] if paper is None else [f"paper {paper:.1f}"])])
 
 
-def effect_table(analysis: Analysis) -> TextTable:
+def _effect_table(analysis: Analysis) -> Table:
     """Return the paper's Tables 6 and 9: effects on CTR, LPR and RQR."""
     name = EFFECT_TABLES.get(analysis.name)
     published = EFFECTS.get(analysis.name, {})
@@ -95,7 +107,7 @@ def effect_table(analysis: Analysis) -> TextTable:
     )
 
 
-def user_table(analysis: Analysis) -> TextTable:
+def _user_table(analysis: Analysis) -> Table:
     """Return the same per user: everybody counts once, however often they search."""
     return _effects(
         analysis,
@@ -105,7 +117,7 @@ def user_table(analysis: Analysis) -> TextTable:
     )
 
 
-def truth_table(analysis: Analysis) -> TextTable:
+def _truth_table(analysis: Analysis) -> Table:
     """Return what only a simulation can tell, and the creators that were reached."""
     metrics = [metric for metric in analysis.metrics if metric.role == "truth"]
     reach = analysis.reach
@@ -121,7 +133,7 @@ def truth_table(analysis: Analysis) -> TextTable:
     rows = [list(row) for row in table.rows] or [[arm] for arm in analysis.treatments]
     for row in rows:
         row.append(f"{100 * reach[row[0]]:.2f} %\ncontrol {100 * reach[analysis.control]:.2f} %")
-    return TextTable(table.title, [*table.head, "creators reached"], rows, table.note)
+    return Table(table.title, [*table.head, "creators reached"], rows, table.note)
 
 
 def _effects(
@@ -130,13 +142,13 @@ def _effects(
     metrics: Sequence[Metric],
     note: str,
     paper: dict[str, dict[str, float]] | None = None,
-) -> TextTable:
+) -> Table:
     rows = []
     for arm in analysis.treatments if metrics else ():
         known = (paper or {}).get(arm, {})
         cells = (_effect_cell(analysis.of(arm, metric.key), known.get(metric.key)) for metric in metrics)
         rows.append([arm, *cells])
-    return TextTable(title, ["arm", *(metric.label for metric in metrics)], rows, note)
+    return Table(title, ["arm", *(metric.label for metric in metrics)], rows, note)
 
 
 def _effect_cell(found: Finding, paper: float | None) -> str:
@@ -144,21 +156,22 @@ def _effect_cell(found: Finding, paper: float | None) -> str:
     if found.effect is not None:
         star = "*" if found.holm is not None and found.verdict in ("better", "worse") else ""
         lines = [
-            f"{change(found.metric, found.effect.absolute)}{star}",
-            interval(found.metric, found.effect),
-            relative(found.effect),
+            f"{_change(found.metric, found.effect.absolute)}{star}",
+            _interval(found.metric, found.effect),
+            _relative(found.effect),
             f"MDE {value(found.metric, found.effect.mde)}",
         ]
-    if found.paired is not None:
-        lines.append(
-            f"paired {change(found.metric, found.paired.absolute)} {interval(found.metric, found.paired)}"
-        )
-    if paper is not None:
-        lines.append(f"paper {signed(paper, 3)}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_paired(found), *([] if paper is None else [f"paper {_signed(paper, 3)}"])])
 
 
-def test_table(analysis: Analysis) -> TextTable:
+def _paired(found: Finding) -> list[str]:
+    """Return the effect in paired worlds, where it was measured."""
+    if found.paired is None:
+        return []
+    return [f"paired {_change(found.metric, found.paired.absolute)} {_interval(found.metric, found.paired)}"]
+
+
+def _test_table(analysis: Analysis) -> Table:
     """Return one row per treatment and primary metric, with what was tested and what may be said."""
     head = ["arm, metric", analysis.control, "arm", "p", "p, Holm", "p, BH", "verdict"]
     asked = analysis.wanted is not None
@@ -169,7 +182,7 @@ def test_table(analysis: Analysis) -> TextTable:
         "values in %; p of the user-level delta method; Holm bounds the chance of any false claim, BH "
         "(Benjamini-Hochberg) the share of false ones among all claims; the verdict is Holm's"
     )
-    return TextTable("Tests", head, rows, note)
+    return Table("Tests", head, rows, note)
 
 
 def _tested(found: Finding, asked: bool) -> list[str]:
@@ -180,13 +193,13 @@ def _tested(found: Finding, asked: bool) -> list[str]:
         name,
         value(found.metric, found.effect.control),
         value(found.metric, found.effect.treatment),
-        *(p_text(p) for p in (found.effect.p, found.holm, found.benjamini_hochberg)),
+        *(_p_text(p) for p in (found.effect.p, found.holm, found.benjamini_hochberg)),
         found.verdict,
     ]
     return [*cells, f"{found.suffices:,}" if found.suffices else "–"] if asked else cells
 
 
-def look_table(analysis: Analysis) -> TextTable:
+def _look_table(analysis: Analysis) -> Table:
     """Return the daily looks: effect so far, z, and the boundary."""
     rows = []
     for arm, by_metric in analysis.daily.items():
@@ -198,12 +211,12 @@ def look_table(analysis: Analysis) -> TextTable:
                     continue
                 z = look.so_far.absolute / look.so_far.standard_error if look.so_far.standard_error else 0.0
                 cells.append(
-                    f"{change(metric, look.so_far.absolute)}{'*' if look.claims else ''}\n"
-                    f"z {signed(z, 2)} of {look.bound:.2f}"
+                    f"{_change(metric, look.so_far.absolute)}{'*' if look.claims else ''}\n"
+                    f"z {_signed(z, 2)} of {look.bound:.2f}"
                 )
             if cells:
                 rows.append([f"{arm}, {metric.label}", *cells])
-    return TextTable(
+    return Table(
         "Daily looks",
         ["arm, metric", *analysis.days],
         rows,
@@ -213,7 +226,7 @@ def look_table(analysis: Analysis) -> TextTable:
     )
 
 
-def aa_table(analysis: Analysis) -> TextTable:
+def _aa_table(analysis: Analysis) -> Table:
     """Return how often arms that differ in nothing were called different."""
     labels = {metric.key: metric.label for metric in analysis.metrics}
     rows = [
@@ -225,7 +238,7 @@ def aa_table(analysis: Analysis) -> TextTable:
         ]
         for found in analysis.false_positives
     ]
-    return TextTable(
+    return Table(
         "A/A: users of the control, re-salted into two arms",
         ["metric", "called different", "rate", "95 % interval"],
         rows,
@@ -233,53 +246,27 @@ def aa_table(analysis: Analysis) -> TextTable:
     )
 
 
-def gap_table(analysis: Analysis) -> TextTable:
+def _gap_table(analysis: Analysis) -> Table:
     """Return why a dash stands where an effect, a level or an A/A test would."""
     gaps = {f"{one.metric.label} of {one.treatment}": one.refused for one in analysis.findings if one.refused}
     what: dict[str, list[str]] = {}
     for name, why in {**gaps, **analysis.gaps}.items():
         what.setdefault(why, []).append(name)
     rows = [[", ".join(names), why] for why, names in what.items()]
-    return TextTable("Why a dash", ["of what", "because"], rows, "what cannot be measured is not guessed")
+    return Table("Why a dash", ["of what", "because"], rows, "what cannot be measured is not guessed")
 
 
-def _level(analysis: Analysis, arm: str, metric: Metric, paper: float | None) -> str:
-    found = analysis.levels[arm].get(metric.key)
-    if found is None:
-        return "–"
-    lines = [f"{100 * found.value:.1f}", f"[{100 * found.low:.1f}, {100 * found.high:.1f}]"]
-    if arm != analysis.control:
-        lines += _against(analysis.of(arm, metric.key))
-    return "\n".join([*lines, *([f"paper {paper:.1f}"] if paper is not None else [])])
-
-
-def _against(found: Finding) -> list[str]:
-    """Return what a route's share gained on the control, in the A/B test and in paired worlds."""
-    lines = []
-    if found.effect is not None:
-        gained = (
-            f"gained {change(found.metric, found.effect.absolute)} {interval(found.metric, found.effect)}"
-        )
-        lines += [gained, f"MDE {value(found.metric, found.effect.mde)}"]
-    if found.paired is not None:
-        lines.append(
-            f"paired {change(found.metric, found.paired.absolute)} {interval(found.metric, found.paired)}"
-        )
-    return lines
-
-
-# ------------------------------------------------------------------------------
 # The result of an experiment in words.
 
 
 def headline(analysis: Analysis) -> str:
     """Return the result in a sentence: what was shown, or what could have been."""
-    name = f"{titled(analysis.name)}: " if analysis.name else ""
+    name = f"{_titled(analysis.name)}: " if analysis.name else ""
     primary = [found for found in analysis.findings if found.metric.key in PRIMARY]
     if refused := [arm for arm, check in analysis.checks.items() if not check.holds]:
         return f"{name}no verdict on {', '.join(refused)}, the sample is unbalanced."
     shown = [
-        f"{found.metric.label} of {found.treatment} {change(found.metric, found.effect.absolute)} points "
+        f"{found.metric.label} of {found.treatment} {_change(found.metric, found.effect.absolute)} points "
         f"({found.verdict})"
         for found in primary
         if found.effect and found.verdict != "no effect shown"
@@ -294,7 +281,7 @@ def headline(analysis: Analysis) -> str:
     )
 
 
-def lead(analysis: Analysis) -> str:
+def _lead(analysis: Analysis) -> str:
     """Return what was compared, and what forbids a verdict."""
     treatments = ", ".join(analysis.treatments)
     told = f"{treatments} against {analysis.control}, {len(analysis.days)} days from {analysis.days[0]}"
@@ -322,7 +309,6 @@ def _too_few(analysis: Analysis, found: Finding) -> str | None:
     )
 
 
-# ------------------------------------------------------------------------------
 # The daily effects of an experiment as charts.
 
 
@@ -331,7 +317,7 @@ Looks = Mapping[str, Sequence[DayEffect]]
 """The looks at one metric, by arm."""
 
 
-def figures(analysis: Analysis) -> list[LineFigure]:
+def _figures(analysis: Analysis) -> list[Figure]:
     """Return the daily effects on each primary metric: of the days so far, and of each day alone."""
     charts = []
     for metric in analysis.metrics:
@@ -339,9 +325,9 @@ def figures(analysis: Analysis) -> list[LineFigure]:
             continue
         arms = {arm: by_metric[metric.key] for arm, by_metric in analysis.daily.items()}
         so_far = [*_lines(arms, "so_far"), *_funnel(arms)]
-        charts.append(LineFigure(f"{metric.label}: effect of the days so far, points", "day", so_far))
+        charts.append(Figure(f"{metric.label}: effect of the days so far, points", so_far, "day"))
         alone = _lines(arms, "alone")
-        charts.append(LineFigure(f"{metric.label}: effect of each day alone, points", "day", alone))
+        charts.append(Figure(f"{metric.label}: effect of each day alone, points", alone, "day"))
     return charts
 
 
@@ -370,11 +356,10 @@ def _funnel(arms: Looks) -> list[Line]:
     ]
 
 
-# ------------------------------------------------------------------------------
 # How the tables of an experiment write numbers.
 
 
-def titled(experiment: str) -> str:
+def _titled(experiment: str) -> str:
     """Write the name of an experiment; the one without a difference by what it is."""
     return "A/A" if experiment == A_A else experiment
 
@@ -384,31 +369,31 @@ def value(metric: Metric, number: float) -> str:
     return f"{100 * number:.2f}" if metric.share else f"{number:.3f}"
 
 
-def change(metric: Metric, number: float) -> str:
+def _change(metric: Metric, number: float) -> str:
     """Write a difference: of shares in points."""
-    return signed(100 * number, 2) if metric.share else signed(number, 3)
+    return _signed(100 * number, 2) if metric.share else _signed(number, 3)
 
 
-def interval(metric: Metric, found: Effect) -> str:
+def _interval(metric: Metric, found: Effect) -> str:
     """Write the interval of an absolute effect."""
-    return f"[{change(metric, found.low)}, {change(metric, found.high)}]"
+    return f"[{_change(metric, found.low)}, {_change(metric, found.high)}]"
 
 
-def relative(found: Effect) -> str:
+def _relative(found: Effect) -> str:
     """Write a relative effect with its interval, in %; a dash and the reason where there is none."""
     if not math.isfinite(found.relative):
         nothing = [name for name, mean in (("control", found.control), ("arm", found.treatment)) if not mean]
         return f"relative – ({' and '.join(nothing)} at 0)" if nothing else "relative – (too near 0)"
-    ends = f"[{signed(100 * found.relative_low, 1)}, {signed(100 * found.relative_high, 1)}]"
-    return f"{signed(100 * found.relative, 2)} % {ends}"
+    ends = f"[{_signed(100 * found.relative_low, 1)}, {_signed(100 * found.relative_high, 1)}]"
+    return f"{_signed(100 * found.relative, 2)} % {ends}"
 
 
-def signed(number: float, decimals: int) -> str:
+def _signed(number: float, decimals: int) -> str:
     """Write a number with its sign, a true minus."""
     return f"{number:+.{decimals}f}".replace("-", "\N{MINUS SIGN}")
 
 
-def p_text(p: float | None) -> str:
+def _p_text(p: float | None) -> str:
     """Write a p-value."""
     if p is None:
         return "–"

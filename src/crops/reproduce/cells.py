@@ -30,7 +30,7 @@ class World:
     """A simulated platform; equal worlds are simulated once."""
 
     name: str
-    """One of `WORLDS`, or what a dial of the map was turned to."""
+    """One of `WORLDS`, or what a factor of the map was set to."""
     platform: PlatformConfig
     seed: int
     collection: str = ""
@@ -204,6 +204,11 @@ class Layout:
     settings: str | None = None
     """The method whose tuned settings all rows are trained with, so that an ablation changes one thing a row;
     each row has its own when None."""
+
+    @property
+    def methods(self) -> list[str]:
+        """Return the methods of its rows."""
+        return [row.method for row in self.rows]
 
 
 LAYOUTS: dict[str, Layout] = {

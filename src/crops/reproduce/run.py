@@ -24,7 +24,7 @@ from crops.errors import CropsError
 from crops.evaluation.source_precision import source_precision
 from crops.outputs import cache_folder, console, progress, publish, write_manifest
 from crops.pipeline import Simulated, is_done, theta
-from crops.report import Bar, BarFigure, Line, LineFigure, Section, TextTable
+from crops.report import Bar, Figure, Line, Section, Table
 from crops.reproduce.cells import FIG6, FIG7, LAYOUTS, Cell, World, mined_name, named, sets_name, world_name
 from crops.reproduce.make import (
     CELLS,
@@ -37,7 +37,7 @@ from crops.reproduce.make import (
     make_world,
     naming_full_disk,
 )
-from crops.reproduce.results import Measured, read_measured
+from crops.reproduce.tables import Measured, read_measured
 from crops.retrieval import BM25Retriever, load_items
 
 Make = Callable[[], Path | Simulated]
@@ -167,7 +167,7 @@ def quietly(make: Make) -> Path | Simulated:
 def _told(name: str, made: Path | Simulated) -> str:
     if isinstance(made, Simulated) or made.parent.name != CELLS:
         return name
-    facts = read_measured(made).facts
+    facts = read_measured(made).info
     shown = {"recall@100/ct": "CT", "recall@100/qr": "QR", "ndcg_exp2@4/pool": "NDCG@4"}
     figures = [
         f"{title} {100 * facts['metrics'][metric]['mean']:.1f}"
@@ -286,8 +286,8 @@ def precision_section(folders: Sequence[Path]) -> Section:
         f"The paper judged 1,000 generated documents: {published}. Here the truth of the simulation judges "
         "all pairs: right = grade 2 or 3 for a need behind the search; a generated document stands for the "
         "real item nearest to it (BM25): its figure says where it points, not whether its facts are true.",
-        [TextTable("Precision by truth", ["source", "filter", "pairs, mean", "right, %, by seed"], table)],
-        [BarFigure("Share of pairs that are right, mean over worlds", bars)],
+        [Table("Precision by truth", ["source", "filter", "pairs, mean", "right, %, by seed"], table)],
+        [Figure("Share of pairs that are right, mean over worlds", bars)],
     )
 
 
@@ -314,8 +314,8 @@ def temperature_section(cells: Mapping[str, Sequence[Measured]]) -> Section:
     return Section(
         "Figure 7: the temperature",
         f"In the paper it goes from {FIG7[0]} to about {FIG7[1]} and stays there.",
-        [TextTable("Where the temperature goes", head, rows)],
-        [LineFigure("Temperature, mean over worlds", "step", lines)],
+        [Table("Where the temperature goes", head, rows)],
+        [Figure("Temperature, mean over worlds", lines, "step")],
     )
 
 

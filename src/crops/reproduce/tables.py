@@ -1,24 +1,31 @@
-"""The paper's tables from cells: means, intervals, paired differences, cost, diversity and breakdowns."""
+"""The paper's tables from finished cells: means over worlds, paired differences, cost, speed, breakdowns."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
 from crops.config import RunConfig
 from crops.errors import CropsError
 from crops.evaluation import AGES, FREQUENCIES, Difference, Interval
-from crops.evaluation.significance import holm
-from crops.report import Bar, BarFigure, Estimate, TextTable
-from crops.reproduce.cells import CT, NDCG, QR, QR_TRUTH, TRUE, Layout, Row
+from crops.evaluation.significance import Resampled, holm, nested_bootstrap
+from crops.report import Bar, Figure, Section, Table
+from crops.reproduce.cells import CT, NDCG, QR, QR_TRUTH, TRUE, Layout, Row, read_cell
 from crops.reproduce.make import SCORE
-from crops.reproduce.results import Group, Measured, differences, means
 
 RESULTS = {
     CT: "CT recall@100",
@@ -48,7 +55,162 @@ _BREAKDOWNS = {
 }
 
 
-def result_table(layout: Layout, group: Group, failed: Mapping[str, str]) -> TextTable:
+# Finished cells, one value per query, brought together over seeds.
+
+RESAMPLES = 4000
+"""Enough that the smallest p-value, 2 / 4001, stays below 0.05 when corrected for a hundred comparisons."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A finished cell."""
+
+    folder: Path
+    info: dict[str, Any]
+    """What cell.json says."""
+
+    @property
+    def method(self) -> str:
+        """Return the method."""
+        return str(self.info["method"])
+
+    @property
+    def seed(self) -> int:
+        """Return the seed of its world."""
+        return int(self.info["seed"])
+
+    @cached_property
+    def values(self) -> pa.Table:
+        """Return the values per query (`crops.evaluation.evaluate.VALUES`)."""
+        return pq.read_table(self.folder / "values.parquet")
+
+    @cached_property
+    def queries(self) -> pa.Table:
+        """Return query_id, frequency, senses, seen."""
+        return pq.read_table(self.folder / "queries.parquet")
+
+    def of(self, metric: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Return the queries that have a value of the metric, ascending, and the values."""
+        rows = self.values.filter((pc.field("metric") == metric) & pc.field("value").is_valid())
+        return rows["query_id"].to_numpy(), rows["value"].to_numpy()
+
+
+def read_measured(folder: Path) -> Measured:
+    """Return a finished cell.
+
+    Raises:
+        CropsError: its files are damaged.
+    """
+    try:
+        return Measured(folder, read_cell(folder))
+    except (OSError, ValueError) as error:
+        raise CropsError(f"{folder} is damaged: {error}; remove it, and it is made again") from error
+
+
+@dataclass(frozen=True)
+class Group:
+    """The cells of a table in one world: methods against seeds, all there."""
+
+    methods: tuple[str, ...]
+    cells: Mapping[tuple[str, int], Measured]
+    """By method and seed."""
+    seeds: tuple[int, ...]
+    known: dict[tuple[str, str], Resampled | None] = field(default_factory=dict, repr=False)
+    """What was resampled already."""
+
+    def folders(self, *methods: str) -> list[str]:
+        """Return the names of the cells of the methods: what a verdict rests on."""
+        return [self.cells[method, seed].folder.name for method in methods for seed in self.seeds]
+
+    def info(self, method: str) -> list[dict[str, Any]]:
+        """Return what cell.json says of a method's cells, seed by seed."""
+        return [self.cells[method, seed].info for seed in self.seeds]
+
+    def resampled(self, metric: str, part: Mapping[str, str] | None = None) -> Resampled | None:
+        """Return the resampled means of all methods over the queries that have a value of each.
+
+        Args:
+            metric: name.
+            part: only queries with these values of a column of `Measured.queries`, as text.
+
+        Returns:
+            None where a world has no such query.
+        """
+        key = (metric, str(part))
+        if key not in self.known:
+            worlds = [self._matrix(metric, seed, part or {}) for seed in self.seeds] if self.methods else []
+            empty = not worlds or any(not len(matrix) for matrix in worlds)
+            self.known[key] = None if empty else nested_bootstrap(worlds, RESAMPLES, seed=0)
+        return self.known[key]
+
+    def weights(self, weights: Mapping[str, float]) -> NDArray[np.float64]:
+        """Return weights by method as a row for `Resampled`."""
+        return np.array([weights.get(method, 0.0) for method in self.methods])
+
+    def _matrix(self, metric: str, seed: int, part: Mapping[str, str]) -> NDArray[np.float64]:
+        columns = [self.cells[method, seed].of(metric) for method in self.methods]
+        common = columns[0][0]
+        for ids, _ in columns[1:]:
+            common = np.intersect1d(common, ids, assume_unique=True)
+        if part:
+            common = np.intersect1d(common, _part(self.cells[self.methods[0], seed].queries, part))
+        return np.column_stack([values[np.searchsorted(ids, common)] for ids, values in columns])
+
+
+def group(cells: Sequence[Measured], methods: Sequence[str], seeds: Sequence[int]) -> Group:
+    """Return the cells of some methods; a method without a cell for each seed is left out."""
+    found = {(cell.method, cell.seed): cell for cell in cells}
+    whole = tuple(method for method in methods if all((method, seed) in found for seed in seeds))
+    return Group(whole, {key: found[key] for key in found if key[0] in whole}, tuple(seeds))
+
+
+def means(resampled: Resampled, group: Group) -> dict[str, Interval]:
+    """Return each method's mean."""
+    return {method: resampled.interval(group.weights({method: 1.0})) for method in group.methods}
+
+
+def differences(resampled: Resampled, group: Group, reference: str) -> dict[str, Difference]:
+    """Return each method's paired difference to the reference."""
+    return {
+        method: resampled.contrast(group.weights({method: 1.0, reference: -1.0}))
+        for method in group.methods
+        if method != reference
+    }
+
+
+def _part(queries: pa.Table, part: Mapping[str, str]) -> NDArray[np.int64]:
+    keep = np.ones(len(queries), dtype=np.bool_)
+    for column, wanted in part.items():
+        keep &= np.array([str(value) == wanted for value in queries[column].to_pylist()])
+    return np.asarray(queries["query_id"].to_numpy()[keep])
+
+
+# The tables of a layout.
+
+
+def table_section(
+    layout: Layout, group: Group, speeds: Mapping[str, Sequence[Convergence]], failed: Mapping[str, str]
+) -> Section:
+    """Return a table of the paper with what else the cells tell of its rows.
+
+    Args:
+        layout: rows and reference.
+        group: the cells.
+        speeds: convergence by method, seed by seed.
+        failed: why a method has no row.
+    """
+    shown = [result_table(layout, group, failed), cost_table(layout, group)]
+    shown += [speed_table(layout, speeds)] if speeds else []
+    drawn = [_figure(layout, group, metric) for metric in (CT, QR, TRUE)]
+    return Section(
+        layout.title,
+        _coverage(group),
+        [*shown, breakdown_table(layout, group)],
+        [figure for figure in drawn if figure is not None],
+    )
+
+
+def result_table(layout: Layout, group: Group, failed: Mapping[str, str]) -> Table:
     """Return a table as the paper has it, its own figures beside; differences are to the layout's reference.
 
     Args:
@@ -75,7 +237,7 @@ def result_table(layout: Layout, group: Group, failed: Mapping[str, str]) -> Tex
     )
     if layout.settings:
         note += " All rows are trained with CroPS's settings: one thing changes a row."
-    return TextTable(layout.title, ["method", *head], rows, note, reference)
+    return Table(layout.title, ["method", *head], rows, note, reference)
 
 
 def _title(layout: Layout) -> str:
@@ -118,29 +280,25 @@ def _row(
     return [row.title, *texts]
 
 
-def coverage(group: Group) -> str:
+def _coverage(group: Group) -> str:
     """Return how far the generated documents reach, by seed: P3 cannot be judged without it."""
     if "crops" not in group.methods:
         return ""
-    shares = [facts["p3_coverage"]["share_of_queries"] or 0.0 for facts in group.facts("crops")]
+    shares = [info["p3_coverage"]["share_of_queries"] or 0.0 for info in group.info("crops")]
     return (
         f"P3 covers {', '.join(f'{100 * share:.1f}' for share in shares)} % of the training queries, by seed."
     )
 
 
-def cost_table(layout: Layout, group: Group) -> TextTable:
+def cost_table(layout: Layout, group: Group) -> Table:
     """Return what each method's training cost and saw, and how diverse its results are."""
     diversity = {metric: group.resampled(metric) for metric in DIVERSITY}
     rows = []
     for row in layout.rows:
         if row.method not in group.methods:
             continue
-        training = [facts["training"] for facts in group.facts(row.method)]
-        found = [
-            "–" if one is None else f"{100 * one.interval(group.weights({row.method: 1.0})).mean:.1f}"
-            for one in diversity.values()
-        ]
-        rows.append([row.title, *_cost(training), *found])
+        training = [info["training"] for info in group.info(row.method)]
+        rows.append([row.title, *_cost(training), *_means(group, row.method, diversity.values())])
     head = ["method", "training, CPU-s", "wall, s", "queries × documents a query", *DIVERSITY.values()]
     note = (
         "Cost is the mean over worlds; documents a query: those drawn in a step for each of its queries. "
@@ -148,7 +306,13 @@ def cost_table(layout: Layout, group: Group) -> TextTable:
         "share of the top 100 that the old system had not shown for the query up to the training day, and "
         "true recall of such answers. All in %."
     )
-    return TextTable("Cost and diversity", head, rows, note)
+    return Table("Cost and diversity", head, rows, note)
+
+
+def _means(group: Group, method: str, found: Iterable[Resampled | None]) -> list[str]:
+    """Write a method's means in %."""
+    weights = group.weights({method: 1.0})
+    return ["–" if one is None else f"{100 * one.interval(weights).mean:.1f}" for one in found]
 
 
 def _cost(training: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -163,17 +327,11 @@ def _cost(training: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def breakdown_table(layout: Layout, group: Group) -> TextTable:
+def breakdown_table(layout: Layout, group: Group) -> Table:
     """Return recall by frequency and ambiguity of the query, and by age of the item."""
     found = {name: group.resampled(metric, part) for name, (metric, part) in _BREAKDOWNS.items()}
     rows = [
-        [
-            row.title,
-            *(
-                "–" if one is None else f"{100 * one.interval(group.weights({row.method: 1.0})).mean:.1f}"
-                for one in found.values()
-            ),
-        ]
+        [row.title, *_means(group, row.method, found.values())]
         for row in layout.rows
         if row.method in group.methods
     ]
@@ -186,10 +344,10 @@ def breakdown_table(layout: Layout, group: Group) -> TextTable:
         "searched on it. New items were uploaded after the training day, recent ones in the week before its "
         "end."
     )
-    return TextTable("Breakdowns", head, rows, note)
+    return Table("Breakdowns", head, rows, note)
 
 
-def speed_table(layout: Layout, speeds: Mapping[str, Sequence[Convergence]]) -> TextTable:
+def speed_table(layout: Layout, speeds: Mapping[str, Sequence[Convergence]]) -> Table:
     """Return how long each loss takes to converge, beside the paper's hours."""
     rows = []
     for row in layout.rows:
@@ -210,24 +368,24 @@ def speed_table(layout: Layout, speeds: Mapping[str, Sequence[Convergence]]) -> 
         "Converged: the validation score (mean recall@100 on clicks and rewordings of held-out training "
         "queries) is first within 1 % of its best; evaluated every 25 steps."
     )
-    return TextTable("Speed", head, rows, note)
+    return Table("Speed", head, rows, note)
 
 
-def bars(layout: Layout, group: Group, metric: str, title: str) -> BarFigure | None:
+def _figure(layout: Layout, group: Group, metric: str) -> Figure | None:
     """Return a bar for each method, the reference as a line."""
     if (resampled := group.resampled(metric)) is None:
         return None
     values = means(resampled, group)
-    drawn = [
-        Bar(row.title, one.mean, one.low, one.high, tone=1 if row.method == layout.reference else 0)
-        for row in layout.rows
-        if row.method in values and (one := Estimate.of(values[row.method])) is not None
-    ]
+    drawn = []
+    for row in layout.rows:
+        if (one := values.get(row.method)) is None or math.isnan(one.mean):
+            continue
+        low, high = (None, None) if math.isnan(one.ci_low) else (one.ci_low, one.ci_high)
+        drawn.append(Bar(row.title, one.mean, low, high, int(row.method == layout.reference)))
     reference = values[layout.reference].mean if layout.reference in values else None
-    return BarFigure(title, drawn, reference)
+    return Figure(RESULTS[metric], drawn, reference=reference)
 
 
-# ------------------------------------------------------------------------------
 # How long a method trains until it converges, by its watched cell (Table 4's hours).
 
 
@@ -271,16 +429,15 @@ def converged_at(folder: Path, near: float = NEAR) -> int:
 
 def convergence(plain: Measured, watched: Measured) -> Convergence:
     """Return when a method converged: the step of its watched cell, at the cost of its plain one's steps."""
-    training = plain.facts["training"]
+    training = plain.info["training"]
     per_step = training["cpu_seconds"] / training["steps"]
     return Convergence(converged_at(watched.folder), per_step, watched.folder.name)
 
 
-# ------------------------------------------------------------------------------
 # The cells behind a page of results as one CSV: what each was, and what it found.
 
 
-_FACTS = ("method", "world", "size", "seed", "encoder", "validated", "code", "platform", "test_day")
+_COLUMNS = ("method", "world", "size", "seed", "encoder", "validated", "code", "platform", "test_day")
 
 _TRAINING = ("queries_seen", "documents_seen", "cpu_seconds", "loss", "temperature")
 
@@ -290,20 +447,20 @@ def cells_csv(cells: Sequence[Measured]) -> str:
 
     `settings` are those that differ from the defaults of crops, `point` the tuned ones of the method. A
     metric has two columns, its mean over queries in [0, 1] and, as `n <metric>`, their number; empty where a
-    world has no such query. Of a folder or file only the name is told: the record is read on other machines.
+    world has no such query. Of a folder or file only the name is told: the file is read on other machines.
     """
     text = io.StringIO()
-    head = ["cell", *_FACTS, "point", "settings", "p3_share_of_queries", *_TRAINING]
+    head = ["cell", *_COLUMNS, "point", "settings", "p3_share_of_queries", *_TRAINING]
     metrics = [*RESULTS, *DIVERSITY]
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow([*head, *(name for metric in metrics for name in (metric, f"n {metric}"))])
     defaults = RunConfig().model_dump(mode="json")
     for cell in sorted(cells, key=lambda one: one.folder.name):
-        facts, training = cell.facts, cell.facts["training"]
-        row = [cell.folder.name, *(_portable(facts[name]) for name in _FACTS), json.dumps(facts["point"])]
-        row += [json.dumps(_changed(facts["settings"], defaults)), facts["p3_coverage"]["share_of_queries"]]
+        info, training = cell.info, cell.info["training"]
+        row = [cell.folder.name, *(_portable(info[name]) for name in _COLUMNS), json.dumps(info["point"])]
+        row += [json.dumps(_changed(info["settings"], defaults)), info["p3_coverage"]["share_of_queries"]]
         row += [training.get(name) for name in _TRAINING]
-        found = [facts["metrics"].get(metric, {}) for metric in metrics]
+        found = [info["metrics"].get(metric, {}) for metric in metrics]
         rows.writerow(row + [value for one in found for value in (one.get("mean"), one.get("n"))])
     return text.getvalue()
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import importlib.resources
 import tomllib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from crops.errors import CropsError
 from crops.evaluation import Difference
 from crops.evaluation.significance import holm
+from crops.report import Section, Table
 from crops.reproduce.cells import CT, NDCG, QR, QR_TRUTH
-from crops.reproduce.results import Group
-from crops.reproduce.tables import Convergence
+from crops.reproduce.tables import Convergence, Group
 
 Ruling = Literal["reproduced", "not reproduced", "inconclusive", "not tested"]
 FEWEST_P3 = 0.05
@@ -138,7 +139,7 @@ def _untested(claim: Claim, rules: Rules, group: Group) -> str:
     if missing := [name for name in claim.methods if name not in group.methods]:
         return f"no cell of {', '.join(missing)} for every seed"
     if claim.needs_p3:
-        least = min(facts["p3_coverage"]["share_of_queries"] or 0.0 for facts in group.facts("crops"))
+        least = min(info["p3_coverage"]["share_of_queries"] or 0.0 for info in group.info("crops"))
         if least < FEWEST_P3:
             return f"P3 has documents for {100 * least:.1f} % of the training queries; it takes 5 %"
     resampled = group.resampled(claim.metric)
@@ -201,3 +202,29 @@ def _speed_verdict(claim: Claim, group: Group, speeds: Mapping[str, Sequence[Con
 
 def _told(one: Difference, p: float) -> str:
     return f"{100 * one.mean:+.1f} points {one.ends('+.1f')}, p = {p:.3f}"
+
+
+# The verdicts on a page.
+
+
+def verdict_section(world: str, verdicts: Sequence[Verdict]) -> Section:
+    """Return a line for each claim, and below them the cells that each rests on."""
+    rows = [[one.claim, one.metric or "–", one.ruling, one.why] for one in verdicts]
+    cells = [[one.claim, one.metric or "–", "\n".join(one.cells)] for one in verdicts if one.cells]
+    return Section(
+        f"Verdicts, world “{world}”",
+        "The rules were written before the runs (claims.toml): reproduced, if above 0 with p < 0.05 after "
+        "Holm's correction over the claims of a table; not reproduced, if the 95 % interval ends below half "
+        "a point (NDCG: one); inconclusive otherwise.",
+        [
+            Table("The paper's claims", ["claim", "on", "verdict", "why"], rows, words=(1, 2, 3)),
+            Table("Cells behind the verdicts", ["claim", "on", "cells"], cells, words=(1, 2)),
+        ],
+    )
+
+
+def verdict_sentence(world: str, verdicts: Sequence[Verdict]) -> str:
+    """Return how many claims have which ruling."""
+    counts = Counter(one.ruling for one in verdicts)
+    told = ", ".join(f"{counts[ruling]} {ruling}" for ruling in get_args(Ruling) if counts[ruling])
+    return f"World “{world}”: of {len(verdicts)} claims, each on one metric, {told}."

@@ -19,8 +19,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from crops.engine.evidence import TrainingEvidence
 from crops.errors import UnknownItemError
-from crops.labels import ORIGINS, POSITIVE_ORIGINS, Source
-from crops.report.render import label_meanings
+from crops.labels import ORIGINS, POSITIVE_ORIGINS, Source, label_meanings
 from crops.serving.evidence import Explained, NearPair, Senses
 from crops.serving.searcher import Job, Result
 from crops.serving.service import BadRequestError, Service, check_k, check_query
