@@ -1,15 +1,14 @@
-"""Bring logs in: import foreign ones, open a logs folder, check it, put the rejects aside."""
+"""Bring logs in: import those of other formats, open a logs folder, check it, put rejected rows aside."""
 
 from crops.logs.check import CheckReport, LogSummary, RowFault, TableCounts, check, render
 from crops.logs.importing import FORMATS, ImportCounts, ImportReport, import_logs, render_import
 from crops.logs.judged import Judged, load_judged
 from crops.logs.mapping import TOKENS, Dataset, Importer, MappedTable
-from crops.logs.tables import PLAIN, Logs, open_logs, text_kind
+from crops.logs.tables import Logs, open_logs, text_kind
 
 __all__ = [
     "Judged",
     "FORMATS",
-    "PLAIN",
     "TOKENS",
     "CheckReport",
     "Dataset",
