@@ -14,18 +14,25 @@ from crops.cli.app import app
 HEAVY = {"torch", "scipy", "pandas", "sklearn", "jax", "duckdb", "pyarrow", "numpy", "sentence_transformers"}
 
 
-def imported(code):
+def imported(code, heavy=HEAVY):
     """Return the heavy packages, and the commands' modules, that code imports in a new process."""
     asked = f"{code}\nimport sys; print('\\n', sorted(sys.modules))"
     done = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True)
     modules = set(ast.literal_eval(done.stdout.splitlines()[-1].strip()))
-    return modules & HEAVY, {name for name in modules if name.startswith("crops.cli.")}
+    return modules & heavy, {name for name in modules if name.startswith("crops.cli.")}
 
 
 @pytest.mark.parametrize("words", [["--help"], ["--version"], ["judge", "--help"], ["serach"]])
 def test_help_imports_no_command_and_no_heavy_library(words):
     run = f"import sys, crops.cli; sys.argv = ['crops', *{words}]"
     assert imported(f"{run}\ntry: crops.cli.main()\nexcept SystemExit: pass") == (set(), {"crops.cli.app"})
+
+
+def test_commands_explain_themselves_without_what_takes_seconds_to_import():
+    heavy = {"torch", "transformers", "scipy.stats", "scipy.optimize", "pandas", "sklearn", "jax", "bm25s"}
+    found, modules = imported("from crops.cli import COMMANDS\nfor row in COMMANDS: row.function()", heavy)
+    assert found == set()
+    assert {f"crops.cli.{row.place.partition(':')[0]}" for row in COMMANDS} <= modules
 
 
 def test_the_package_imports_nothing():

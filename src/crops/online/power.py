@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import scipy  # its submodules load when they are used
 from numpy.typing import NDArray
-from scipy.stats import binomtest, t
 
 from crops.errors import CropsError
 from crops.online.assignment import BUCKETS, buckets
@@ -184,7 +184,7 @@ class FalsePositives:
 
 def false_positives(metric: str, found: NDArray[np.bool_]) -> FalsePositives:
     """Return the rate of true values among `found` [salts]."""
-    test = binomtest(int(found.sum()), len(found))
+    test = scipy.stats.binomtest(int(found.sum()), len(found))
     interval = test.proportion_ci(method="wilson")
     return FalsePositives(
         metric, len(found), int(found.sum()), float(found.mean()), float(interval.low), float(interval.high)
@@ -241,7 +241,7 @@ def rerandomised(
     every = np.concatenate(z)
     if not np.isfinite(every).any():
         raise explained(metric)
-    return Rerandomised(every, 2 * t.sf(np.abs(every), np.concatenate(freedom)))
+    return Rerandomised(every, 2 * scipy.stats.t.sf(np.abs(every), np.concatenate(freedom)))
 
 
 def significant(found: Rerandomised) -> NDArray[np.bool_]:

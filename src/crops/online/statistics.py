@@ -14,9 +14,9 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
+import scipy  # its other submodules load when they are used
 from numpy.typing import NDArray
-from scipy.optimize import brentq
-from scipy.stats import false_discovery_control, norm, t
+from scipy.special import ndtri
 
 from crops.errors import CropsError, MissingExtraError
 from crops.evaluation.significance import holm
@@ -31,7 +31,7 @@ Flags = NDArray[np.bool_]
 
 ALPHA, POWER = 0.05, 0.8
 
-DETECTABLE = float(norm.ppf(1 - ALPHA / 2) + norm.ppf(POWER))
+DETECTABLE = float(ndtri(1 - ALPHA / 2) + ndtri(POWER))
 """Standard errors that an effect must have to be found with chance `POWER` at level `ALPHA`: 2.80."""
 
 MIN_USERS = 20
@@ -150,7 +150,7 @@ def _welch(control: _Arm, treatment: _Arm) -> Effect:
         relative=relative,
         relative_low=(1 + relative) / stretch - 1,
         relative_high=(1 + relative) * stretch - 1,
-        p=float(2 * t.sf(abs(gap) / error, freedom)),
+        p=float(2 * scipy.stats.t.sf(abs(gap) / error, freedom)),
         standard_error=error,
     )
 
@@ -159,7 +159,7 @@ def _interval(control: _Arm, treatment: _Arm) -> tuple[float, float, float]:
     """Return the standard error of a difference, half its 95 % interval, and Welch's degrees of freedom."""
     error = control.error + treatment.error
     freedom = error**2 / sum(arm.error**2 / (arm.users - 1) for arm in (control, treatment))
-    return math.sqrt(error), float(t.ppf(1 - ALPHA / 2, freedom)) * math.sqrt(error), freedom
+    return math.sqrt(error), float(scipy.stats.t.ppf(1 - ALPHA / 2, freedom)) * math.sqrt(error), freedom
 
 
 def attempt(test: Callable[[], Effect]) -> tuple[Effect | None, str | None]:
@@ -208,7 +208,7 @@ def corrected(p: Sequence[float]) -> tuple[list[float], list[float]]:
     Holm bounds the chance of any false claim whatever the tests' dependence, Benjamini-Hochberg the share of
     false claims among all.
     """
-    return holm(p), false_discovery_control(p, method="bh").tolist() if p else []
+    return holm(p), scipy.stats.false_discovery_control(p, method="bh").tolist() if p else []
 
 
 def check_sums(metric: Metric, sums: Mapping[str, Floats], arm: str) -> None:
@@ -339,7 +339,7 @@ def looks(planned: int, alpha: float = 0.05) -> tuple[Look, ...]:
         raise CropsError(f"{planned} looks at alpha {alpha}: plan at least one look, alpha within (0, 0.5]")
     constant = obrien_fleming(planned, alpha)
     bounds = [constant * np.sqrt(planned / k) for k in range(1, planned + 1)]
-    return tuple(Look(k, float(z), float(2 * norm.sf(z))) for k, z in enumerate(bounds, start=1))
+    return tuple(Look(k, float(z), float(2 * scipy.stats.norm.sf(z))) for k, z in enumerate(bounds, start=1))
 
 
 @cache
@@ -349,7 +349,9 @@ def obrien_fleming(planned: int, alpha: float) -> float:
     def excess(constant: float) -> float:
         return crossing(constant * np.sqrt(planned / np.arange(1, planned + 1))) - alpha
 
-    return float(brentq(excess, norm.ppf(1 - alpha / 2) - 1e-6, norm.ppf(1 - alpha / (2 * planned)) + 1e-6))
+    return float(
+        scipy.optimize.brentq(excess, ndtri(1 - alpha / 2) - 1e-6, ndtri(1 - alpha / (2 * planned)) + 1e-6)
+    )
 
 
 def crossing(bounds: Sequence[float] | Floats) -> float:
@@ -361,11 +363,11 @@ def crossing(bounds: Sequence[float] | Floats) -> float:
     points, weights = np.polynomial.legendre.leggauss(_STEPS)
     reach = float(bounds[0])
     place, weight = reach * points, reach * weights
-    density = norm.pdf(place)
+    density = scipy.stats.norm.pdf(place)
     for k, bound in enumerate(bounds[1:], start=2):
         reach = float(bound) * np.sqrt(k)
         onward = reach * points
-        density = norm.pdf(onward[:, None] - place[None, :]) @ (weight * density)
+        density = scipy.stats.norm.pdf(onward[:, None] - place[None, :]) @ (weight * density)
         place, weight = onward, reach * weights
     return float(1 - (weight * density).sum())
 
@@ -373,7 +375,7 @@ def crossing(bounds: Sequence[float] | Floats) -> float:
 # A ratio metric of one group of users, and the effect that only a simulator can see: the paired one.
 
 
-REACH = float(norm.ppf(1 - ALPHA / 2))
+REACH = float(ndtri(1 - ALPHA / 2))
 """Standard errors on either side of an interval."""
 
 
@@ -430,7 +432,7 @@ def paired_effect(metric: Metric, control: Mapping[str, Floats], treatment: Mapp
         relative=relative,
         relative_low=(1 + relative) / stretch - 1,
         relative_high=(1 + relative) * stretch - 1,
-        p=float(2 * norm.sf(abs(gap) / error)) if error else float(gap == 0),
+        p=float(2 * scipy.stats.norm.sf(abs(gap) / error)) if error else float(gap == 0),
         standard_error=error,
     )
 
