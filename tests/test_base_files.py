@@ -1,6 +1,5 @@
-"""What every room stands on: outputs, texts, labels, tables."""
+"""What every room stands on: texts, labels, tables, errors."""
 
-import json
 import re
 import unicodedata
 from pathlib import Path
@@ -20,7 +19,6 @@ from crops.labels import (
     assign_labels,
     parse_sources,
 )
-from crops.outputs import publish, write_manifest
 from crops.schema import LOG_TABLES, blank
 from crops.text import (
     CONTROL,
@@ -32,50 +30,6 @@ from crops.text import (
     query_id,
     spaced,
 )
-
-
-def write(folder, command="mine", text="one"):
-    with publish(folder, command) as staging:
-        (staging / "data.txt").write_text(text)
-        write_manifest(staging, command, config={"seed": 1}, seconds={"work": 0.1})
-
-
-def test_an_output_appears_whole_and_replaces_its_like(tmp_path):
-    write(tmp_path / "out")
-    write(tmp_path / "out", text="two")
-    assert (tmp_path / "out" / "data.txt").read_text() == "two"
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
-    assert (manifest["command"], manifest["seed"], manifest["seconds"]) == ("mine", 1, {"work": 0.1})
-
-
-@pytest.mark.parametrize("fault", [ValueError, KeyboardInterrupt])
-def test_a_failed_output_leaves_the_old_one(tmp_path, fault):
-    write(tmp_path / "out")
-
-    def fail() -> None:
-        with publish(tmp_path / "out", "mine") as staging:
-            (staging / "data.txt").write_text("half")
-            raise fault
-
-    with pytest.raises(fault):
-        fail()
-    assert (tmp_path / "out" / "data.txt").read_text() == "one"
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-
-
-def test_nothing_of_others_is_overwritten(tmp_path):
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "thesis.tex").write_text("years of work")
-    with pytest.raises(CropsError, match="did not write"):
-        write(tmp_path / "mine")
-    (tmp_path / "file").write_text("x")
-    with pytest.raises(CropsError, match="is a file"):
-        write(tmp_path / "file")
-    write(tmp_path / "world", command="simulate")
-    with pytest.raises(CropsError, match="output of `crops simulate`"):
-        write(tmp_path / "world", command="mine")
-    assert (tmp_path / "mine" / "thesis.tex").exists()
 
 
 def test_queries_that_look_the_same_are_the_same():

@@ -1,4 +1,4 @@
-"""`crops index`: a catalogue ready to be searched."""
+"""`crops index`: a catalogue ready to be searched; `crops encode`: its vectors for any other store."""
 
 from __future__ import annotations
 
@@ -90,10 +90,6 @@ def summary(manifest: IndexManifest) -> str:
     if found.at_100 < found.target:
         lines.append(f"[yellow]below the target {found.target}[/yellow]: choose another kind or no int8")
     return "\n".join(lines)
-
-
-# ------------------------------------------------------------------------------
-# `crops encode`: vectors for any other store.
 
 
 @command

@@ -1,7 +1,8 @@
-"""Outputs and scratch folders when processes are killed, meet, or name a place that cannot be written."""
+"""Outputs appear whole or not at all: a run fails or is killed, two meet, a place cannot be written."""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -20,7 +21,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-import test_publish
+import test_outputs
 
 steps, fatal = 0, int(sys.argv[3])
 
@@ -34,14 +35,52 @@ def counted(real):
     return step
 
 Path.rename, Path.write_text = counted(Path.rename), counted(Path.write_text)
-test_publish.write(Path(sys.argv[2]) / "out", "two")
+test_outputs.write(Path(sys.argv[2]) / "out", "two")
 """
 
 
-def write(target, text="one"):
-    with publish(target, "mine") as staging:
+def write(target, text="one", command="mine"):
+    with publish(target, command) as staging:
         (staging / "data.txt").write_text(text)
-        write_manifest(staging, "mine", config={}, seconds={})
+        write_manifest(staging, command, config={"seed": 1}, seconds={"work": 0.1})
+
+
+def test_an_output_appears_whole_and_replaces_its_like(tmp_path):
+    write(tmp_path / "out")
+    write(tmp_path / "out", text="two")
+    assert (tmp_path / "out" / "data.txt").read_text() == "two"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert (manifest["command"], manifest["seed"], manifest["seconds"]) == ("mine", 1, {"work": 0.1})
+
+
+@pytest.mark.parametrize("fault", [ValueError, KeyboardInterrupt])
+def test_a_failed_output_leaves_the_old_one(tmp_path, fault):
+    write(tmp_path / "out")
+
+    def fail() -> None:
+        with publish(tmp_path / "out", "mine") as staging:
+            (staging / "data.txt").write_text("half")
+            raise fault
+
+    with pytest.raises(fault):
+        fail()
+    assert (tmp_path / "out" / "data.txt").read_text() == "one"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_nothing_of_others_is_overwritten(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("years of work")
+    with pytest.raises(CropsError, match="did not write"):
+        write(tmp_path / "mine")
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(CropsError, match="is a file"):
+        write(tmp_path / "file")
+    write(tmp_path / "world", command="simulate")
+    with pytest.raises(CropsError, match="output of `crops simulate`"):
+        write(tmp_path / "world", command="mine")
+    assert (tmp_path / "mine" / "thesis.tex").exists()
 
 
 @pytest.mark.parametrize("step", range(5))
