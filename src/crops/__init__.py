@@ -3,7 +3,8 @@
 The commands are functions of this module: `crops.simulate`, `crops.check`, `crops.mine`, `crops.train`,
 `crops.evaluate`, `crops.search` and the others of `dir(crops)`. Paths may be text, and one value will do for
 a list; arguments are checked before anything is written. The functions are loaded on first use, so that
-`import crops.losses` costs no more than the losses need. (`crops reproduce` is
+`import crops.losses` costs no more than the losses need. The settings of a run are keywords of a command,
+or resolved ones are: `run=crops.config.load_config("run.toml")`. (`crops reproduce` is
 `crops.cli.reproduce.reproduce`: `crops.reproduce` is the room.)
 """
 
