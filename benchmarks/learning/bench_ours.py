@@ -23,10 +23,10 @@ from crops.evaluation.significance import nested_bootstrap
 from crops.labels import DEFAULT_LABELS, Source
 from crops.outputs import cache_folder, console
 from crops.pipeline import packaged_documents
-from crops.reproduce.cells import (
+from crops.reproduce.design import (
     DEFAULT,
     Cell,
-    Plan,
+    Design,
     World,
     build_world,
     generated_files,
@@ -78,26 +78,26 @@ ARMS = {
 def main() -> None:
     args = parse()
     METHODS.update(OURS)
-    plan = Plan(RunConfig(), stored_points("static"), generated_files(None, packaged_documents()))
+    design = Design(RunConfig(), stored_points("static"), generated_files(None, packaged_documents()))
     worlds = [build_world(DEFAULT, args.size, seed) for seed in parse_seeds(args.seeds)]
     with opened(args.out):
-        samples = [prepared(plan, world, args.out) for world in worlds]
+        samples = [prepared(design, world, args.out) for world in worlds]
     by_world = []
     for world, mined in zip(worlds, samples, strict=True):
         found = {}
         for name, arm in ARMS.items():
             console.print(f"[dim]{world.label}: {name}[/dim]")
-            cell = plan.cell(world, "crops")
+            cell = design.cell(world, "crops")
             runs = [held_out(cell, arm, mined, fold, args.out / "ours") for fold in range(args.folds)]
             found[name] = {metric: np.concatenate([run[metric] for run in runs]) for metric in runs[0]}
         by_world.append(found)
     show(by_world)
 
 
-def prepared(plan: Plan, world: World, out: Path) -> list[Path]:
+def prepared(design: Design, world: World, out: Path) -> list[Path]:
     """Return the samples of a world: CroPS's own, and those whose P1 did not pass theta."""
-    cell = plan.cell(world, "crops")
-    documents = plan.files([cell])[cell.generated]
+    cell = design.cell(world, "crops")
+    documents = design.files([cell])[cell.generated]
     return [make_samples(one, out, documents) for one in (cell, unfiltered(cell))]
 
 

@@ -11,7 +11,7 @@ from crops.cli.reproduce import reproduce as reproduce_command
 from crops.config import load_config
 from crops.errors import CropsError
 from crops.reproduce import run
-from crops.reproduce.cells import Cell, base_run, build_world
+from crops.reproduce.design import Cell, base_run, build_world
 
 SETTINGS = """
 [training]

@@ -13,7 +13,7 @@ from crops.errors import CropsError
 from crops.report import Bar, Figure, Line, Page, Section, Table, render_page
 from crops.report.page import markdown
 from crops.reproduce import factors
-from crops.reproduce.cells import CT, QR, Plan, build_world
+from crops.reproduce.design import CT, QR, Design, build_world
 from crops.reproduce.factors import FACTORS, map_cells, map_sections, misplaced
 from crops.reproduce.produce import Produced, write_all, write_docs
 from crops.reproduce.run import precision_section, temperature_section, unfiltered
@@ -57,7 +57,7 @@ def test_precision_is_told_by_seed_and_drawn_as_mean(tmp_path):
 
 
 def test_precision_is_of_all_that_theta_would_reject():
-    wide = unfiltered(Plan(load_config()).cell(build_world("default", "tiny", 0), "crops"))
+    wide = unfiltered(Design(load_config()).cell(build_world("default", "tiny", 0), "crops"))
     assert wide.run.engine.reformulation.relevance == wide.run.engine.feed.relevance == 0
     assert wide.run.engine.reformulation.similarity == load_config().engine.reformulation.similarity
 
@@ -66,9 +66,9 @@ def test_map_changes_one_factor_at_a_time_and_shares_the_default(tmp_path):
     """Each factor has its default among its values: the same cells as Table 3's."""
     documents = tmp_path / "d.jsonl"
     documents.write_text("".join(f'{{"query": "q{i}", "ocr_cover": "x"}}\n' for i in range(4)))
-    plan = Plan(load_config(), {}, {"": documents})
-    cells = map_cells(plan, "tiny", [0], tmp_path)
-    default = {cell.name() for cell in plan.cells("table3", build_world("default", "tiny", 0))}
+    design = Design(load_config(), {}, {"": documents})
+    cells = map_cells(design, "tiny", [0], tmp_path)
+    default = {cell.name() for cell in design.cells("table3", build_world("default", "tiny", 0))}
     for factor in FACTORS:
         at_default = [
             value
@@ -101,8 +101,8 @@ def test_misplaced_documents_keep_their_texts_and_lose_their_queries(tmp_path):
 def test_map_tells_the_lift_of_each_source(tmp_path, monkeypatch):
     """P1 adds 2 points, P2 1, P3 takes 3; a factor value without all of its cells has no figure."""
     monkeypatch.setattr(factors, "FACTORS", [factor for factor in FACTORS if factor.name == "bubble"])
-    plan = Plan(load_config())
-    cells = map_cells(plan, "tiny", [0], tmp_path)
+    design = Design(load_config())
+    cells = map_cells(design, "tiny", [0], tmp_path)
     measured = []
     for cell in cells.by_value["bubble", "default"]:
         gain = {"fs_lr": 0.0, "plus_p1": 0.02, "plus_p2": 0.03, "crops": 0.0}[cell.method]

@@ -20,7 +20,7 @@ from crops.errors import CropsError
 from crops.evaluation import Evaluation, Slices, TestSets
 from crops.outputs import publish, write_manifest
 from crops.reproduce import make, run
-from crops.reproduce.cells import Cell, base_run, build_world
+from crops.reproduce.design import Cell, base_run, build_world
 from crops.reproduce.make import make_cell, make_samples
 from crops.reproduce.run import make_cells
 

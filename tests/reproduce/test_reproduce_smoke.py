@@ -4,7 +4,7 @@ import pytest
 from typer.testing import CliRunner
 
 from crops.cli.app import app
-from crops.reproduce.cells import CT, QR_TRUTH, TRUE
+from crops.reproduce.design import CT, QR_TRUTH, TRUE
 from crops.reproduce.tables import read_measured
 
 pytestmark = pytest.mark.smoke

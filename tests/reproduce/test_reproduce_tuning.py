@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 from crops.cli.app import app
 from crops.config import load_config
 from crops.reproduce import produce, run
-from crops.reproduce.cells import Plan, build_world
+from crops.reproduce.design import Design, build_world
 from crops.training import tune as grid
 from crops.training.samples import FOLDS
 
@@ -31,13 +31,13 @@ def asked(monkeypatch, tmp_path):
 
 
 def test_every_method_of_the_target_is_tuned_once(asked, tmp_path):
-    world, plan = build_world("default", "tiny", 0), Plan(load_config(), {"dpr": {"negatives": 4}})
-    first = produce.tuned(plan, "table3", world, tmp_path, 1)
+    world, design = build_world("default", "tiny", 0), Design(load_config(), {"dpr": {"negatives": 4}})
+    first = produce.tuned(design, "table3", world, tmp_path, 1)
     assert asked == ["crops"]  # the ablation takes its settings
     assert first.points["crops"] == {"docs_per_source": 5}
     assert "dpr" not in first.points  # stored settings are not mixed with new ones
     asked.clear()
-    second = produce.tuned(plan, "all", world, tmp_path, 1)
+    second = produce.tuned(design, "all", world, tmp_path, 1)
     rivals = ["bm25", "nce", "dpr", "ance", "adore", "trisampler", "fs_lr"]
     assert asked == [*rivals, "infonce_graded", "softmax_ce", "softmax_ce_lower"]
     assert second.points["crops"] == first.points["crops"]
@@ -46,21 +46,21 @@ def test_every_method_of_the_target_is_tuned_once(asked, tmp_path):
 
 def test_other_steps_are_tuned_anew_and_torn_files_too(asked, tmp_path):
     world = build_world("default", "tiny", 0)
-    produce.tuned(Plan(load_config()), "table4", world, tmp_path, 1)
+    produce.tuned(Design(load_config()), "table4", world, tmp_path, 1)
     asked.clear()
     (torn,) = tmp_path.glob("tuned/*/crops.json")
     torn.write_text('{"method": "cro')
-    produce.tuned(Plan(load_config()), "table4", world, tmp_path, 1)
+    produce.tuned(Design(load_config()), "table4", world, tmp_path, 1)
     assert asked == ["crops"]
     asked.clear()
-    produce.tuned(Plan(load_config(None, training__steps=7)), "table4", world, tmp_path, 1)
+    produce.tuned(Design(load_config(None, training__steps=7)), "table4", world, tmp_path, 1)
     assert asked == ["infonce_graded", "softmax_ce", "crops", "softmax_ce_lower"]
 
 
 def test_other_folds_are_tuned_anew(asked, tmp_path):
-    world, plan = build_world("default", "tiny", 0), Plan(load_config())
+    world, design = build_world("default", "tiny", 0), Design(load_config())
     for folds in (1, 3, 3):
-        produce.tuned(plan, "table3", world, tmp_path, folds)
+        produce.tuned(design, "table3", world, tmp_path, folds)
     assert asked == ["crops", "crops"]
 
 

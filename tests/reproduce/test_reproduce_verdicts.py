@@ -5,7 +5,7 @@ from handmade_cells import write_cell
 
 from crops.errors import CropsError
 from crops.evaluation import Difference
-from crops.reproduce.cells import CT, LAYOUTS, NDCG, QR, QR_TRUTH
+from crops.reproduce.design import CT, LAYOUTS, NDCG, QR, QR_TRUTH
 from crops.reproduce.tables import (
     breakdown_table,
     converged_at,

@@ -4,9 +4,9 @@ import pytest
 
 from crops.config import load_config
 from crops.errors import CropsError
-from crops.reproduce.cells import (
+from crops.reproduce.design import (
     Cell,
-    Plan,
+    Design,
     base_run,
     build_world,
     generated_files,
@@ -52,7 +52,7 @@ def test_unknown_names_are_answered_with_the_nearest():
     with pytest.raises(CropsError, match="named twice"):
         parse_worlds("null,null")
     with pytest.raises(CropsError, match="unknown method 'crosp'.*Did you mean 'crops'"):
-        Plan(load_config()).cell(build_world("default", "tiny", 0), "crosp").name()
+        Design(load_config()).cell(build_world("default", "tiny", 0), "crosp").name()
 
 
 def test_worlds_differ_in_one_dial():
@@ -120,40 +120,40 @@ def test_bm25_does_not_depend_on_the_training():
 
 def test_plan_of_the_tables():
     world = build_world("default", "tiny", 0)
-    plan = Plan(load_config(), {"dpr": {"negatives": 4}})
-    methods = [one.method for one in plan.cells("all", world)]
-    distinct = {one.name() for one in plan.cells("all", world)}
+    design = Design(load_config(), {"dpr": {"negatives": 4}})
+    methods = [one.method for one in design.cells("all", world)]
+    distinct = {one.name() for one in design.cells("all", world)}
     # 8 + 7 + 4 rows, of which FS-LR and CroPS are in two and three; and 3 watched cells
     assert len(distinct) == 8 + 7 + 4 - 3 + 3
     assert {"bm25", "nce", "adore", "p1_at_4", "softmax_ce"} <= set(methods)
-    (dpr,) = (one for one in plan.cells("table2", world) if one.method == "dpr")
+    (dpr,) = (one for one in design.cells("table2", world) if one.method == "dpr")
     assert dpr.point == {"negatives": 4}
 
 
 def test_an_ablation_has_the_settings_of_what_it_ablates():
     world = build_world("default", "tiny", 0)
     own, shared = {"docs_per_source": 4}, {"docs_per_source": 1}
-    plan = Plan(load_config(), {"fs_lr": own, "plus_p1": own, "crops": shared})
-    assert [one.point for one in plan.cells("table3", world)] == [shared] * 7
-    rivals = {one.method: one.point for one in plan.cells("table2", world)}
+    design = Design(load_config(), {"fs_lr": own, "plus_p1": own, "crops": shared})
+    assert [one.point for one in design.cells("table3", world)] == [shared] * 7
+    rivals = {one.method: one.point for one in design.cells("table2", world)}
     assert (rivals["fs_lr"], rivals["crops"]) == (own, shared)
     # FS-LR as a rival and as the baseline of the ablation are two cells now
-    assert len({one.name() for one in plan.cells("all", world)}) == 8 + 7 + 4 - 2 + 3
+    assert len({one.name() for one in design.cells("all", world)}) == 8 + 7 + 4 - 2 + 3
 
 
 def test_more_generated_documents_leave_the_cells_of_other_sources(tmp_path):
     world, cells = build_world("default", "tiny", 0), []
     for text in ("one", "two"):
         (tmp_path / text).write_text(text)
-        cells.append(Plan(load_config(), {}, {"": tmp_path / text}).cells("all", world))
+        cells.append(Design(load_config(), {}, {"": tmp_path / text}).cells("all", world))
     changed = {a.method for a, b in zip(*cells, strict=True) if a.name() != b.name()}
     graded = {"infonce_graded", "softmax_ce", "softmax_ce_lower"}
     assert changed == {"crops", "binary", "p1_at_4", "crops_anchors"} | graded
 
 
 def test_figure_6_has_no_cells_of_its_own():
-    world, plan = build_world("default", "tiny", 0), Plan(load_config())
-    assert plan.cells("fig6", world) == []
+    world, design = build_world("default", "tiny", 0), Design(load_config())
+    assert design.cells("fig6", world) == []
 
 
 def test_generated_documents_by_world(tmp_path):
@@ -165,9 +165,9 @@ def test_generated_documents_by_world(tmp_path):
     own = tmp_path / "own"
     own.mkdir()
     (own / "tiny-default-1.jsonl").write_text("{}")
-    plan = Plan(load_config(), {}, generated_files(own, packaged))
-    assert plan.documents(build_world("default", "tiny", 1)) == own / "tiny-default-1.jsonl"
-    assert plan.documents(build_world("default", "tiny", 0)) == packaged
+    design = Design(load_config(), {}, generated_files(own, packaged))
+    assert design.documents(build_world("default", "tiny", 1)) == own / "tiny-default-1.jsonl"
+    assert design.documents(build_world("default", "tiny", 0)) == packaged
 
 
 def test_stored_points_are_settings_that_methods_know():

@@ -13,11 +13,11 @@ from crops.errors import CropsError
 from crops.outputs import console
 from crops.pipeline import packaged_documents, require_encoder
 from crops.report import printed
-from crops.reproduce.cells import (
+from crops.reproduce.design import (
     DEFAULT,
     MAP_NAME,
     TARGETS,
-    Plan,
+    Design,
     build_world,
     generated_files,
     parse_seeds,
@@ -78,13 +78,13 @@ def reproduce(
     require_encoder(run.training)
     tables = out / (target if worlds == DEFAULT else f"{target}-{worlds.replace(',', '-')}")
     with opened(out):
-        plan = Plan(run, stored_points(run.training.encoder), documents)
+        design = Design(run, stored_points(run.training.encoder), documents)
         if tune:
-            plan = tuned(plan, target, wanted[0][0], out, folds)
+            design = tuned(design, target, wanted[0][0], out, folds)
         if target == MAP_NAME:
-            made = produce_map(plan, size, numbers, out, jobs)
+            made = produce_map(design, size, numbers, out, jobs)
         else:
-            made = produce(target, wanted, plan, out, jobs)
+            made = produce(target, wanted, design, out, jobs)
         write_all(made, tables)
         if docs is not None:
             write_docs(made, docs)

@@ -11,14 +11,14 @@ import numpy as np
 
 from crops.platform import SIZES
 from crops.report import Figure, Line, Section, Table
-from crops.reproduce.cells import (
+from crops.reproduce.design import (
     CT,
     DEFAULT,
     QR,
     QR_TRUTH,
     TRUE,
     Cell,
-    Plan,
+    Design,
     World,
     build_world,
     content_hash,
@@ -123,7 +123,7 @@ class FactorCells:
     """Generated documents by their hash."""
 
 
-def map_cells(plan: Plan, size: str, seeds: Sequence[int], out: Path) -> FactorCells:
+def map_cells(design: Design, size: str, seeds: Sequence[int], out: Path) -> FactorCells:
     """Return the cells of every value of every factor; equal ones are made once, also with the tables'."""
     found: dict[tuple[str, Value], list[Cell]] = {}
     files: dict[str, Path] = {}
@@ -131,9 +131,9 @@ def map_cells(plan: Plan, size: str, seeds: Sequence[int], out: Path) -> FactorC
         for value in factor.values:
             cells = []
             for world in (factor.world(value, size, seed) for seed in seeds):
-                given, documents = plan, plan.documents(world)
+                given, documents = design, design.documents(world)
                 if documents is not None and factor.name == LLM and value:
-                    given = replace(plan, generated={"": misplaced(documents, float(value), out)})
+                    given = replace(design, generated={"": misplaced(documents, float(value), out)})
                 own = [given.cell(world, method, settings="crops") for method in METHODS]
                 files |= given.files(own)
                 cells += [_above(cell, value) for cell in own] if factor.name == THETA else own

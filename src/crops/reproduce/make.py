@@ -32,7 +32,7 @@ from crops.evaluation import (
 from crops.outputs import cache_folder, publish, unique, write_manifest
 from crops.pipeline import Simulated, day_testsets, is_done, load_retriever, mine_day, refuse_mined
 from crops.platform import platform_version
-from crops.reproduce.cells import (
+from crops.reproduce.design import (
     BM25,
     CODE_VERSION,
     RESULTS_VERSION,

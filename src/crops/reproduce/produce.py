@@ -12,7 +12,7 @@ from crops.platform import platform_version
 from crops.report import Page, Section, Table, standalone, write_page
 from crops.report.page import curves, markdown
 from crops.reproduce import run, tables
-from crops.reproduce.cells import (
+from crops.reproduce.design import (
     ALL,
     DEFAULT,
     FIG6_NAME,
@@ -21,7 +21,7 @@ from crops.reproduce.cells import (
     LAYOUTS,
     SPEED_METHODS,
     Cell,
-    Plan,
+    Design,
     World,
     build_world,
     learns_from_generated,
@@ -58,13 +58,13 @@ class Produced:
     """Why cells could not be made, by their name."""
 
 
-def produce(target: str, worlds: Sequence[Sequence[World]], plan: Plan, out: Path, jobs: int) -> Produced:
+def produce(target: str, worlds: Sequence[Sequence[World]], design: Design, out: Path, jobs: int) -> Produced:
     """Make and read the cells of a table, of a figure, or of all of them.
 
     Args:
         target: a table, `fig6`, `fig7` or `all`.
         worlds: worlds of one name after the other, each with its seeds.
-        plan: what all cells have in common.
+        design: what all cells have in common.
         out: an opened folder of a reproduction.
         jobs: processes.
 
@@ -72,45 +72,45 @@ def produce(target: str, worlds: Sequence[Sequence[World]], plan: Plan, out: Pat
         CropsError: as `make_cells`.
     """
     everything = [world for seeds in worlds for world in seeds]
-    cells = [cell for world in everything for cell in plan.cells(target, world)]
-    outcome = make_cells(cells, out, plan.files(cells), jobs)
+    cells = [cell for world in everything for cell in design.cells(target, world)]
+    outcome = make_cells(cells, out, design.files(cells), jobs)
     precisions: dict[World, Path] = {}
     if target in (FIG6_NAME, ALL):
-        judged = {world: plan.cell(world, "crops") for world in everything}
-        precisions = make_precisions(judged, out, plan.files(judged.values()), jobs)
+        judged = {world: design.cell(world, "crops") for world in everything}
+        precisions = make_precisions(judged, out, design.files(judged.values()), jobs)
     rules = read_rules(_TITLES)
     sections: list[Section] = []
     verdicts: dict[str, list[Verdict]] = {}
     for seeds in worlds:
         name = seeds[0].name
-        found, verdicts[name] = _world_sections(target, seeds, plan, outcome, rules)
+        found, verdicts[name] = _world_sections(target, seeds, design, outcome, rules)
         if verdicts[name]:
             sections.append(verdict_section(name, verdicts[name]))
         if seeds[0] in precisions:
             found.append(run.precision_section([precisions[world] for world in seeds]))
         sections += [_in_world(section, name) for section in found]
     headline = [verdict_sentence(name, own) for name, own in verdicts.items() if own]
-    page = _page(f"CroPS, reproduced: {target}", headline, sections, worlds, plan, outcome)
+    page = _page(f"CroPS, reproduced: {target}", headline, sections, worlds, design, outcome)
     return Produced(page, verdicts, outcome.measured, outcome.failed)
 
 
-def tuned(plan: Plan, target: str, world: World, out: Path, folds: int) -> Plan:
-    """Return the plan with the settings of every method of the target tuned in a world.
+def tuned(design: Design, target: str, world: World, out: Path, folds: int) -> Design:
+    """Return the design with the settings of every method of the target tuned in a world.
 
     Raises:
         CropsError: as `tune`.
     """
     methods = tunable([target] if target in LAYOUTS else list(LAYOUTS))
-    plain = replace(plan, points={})
+    plain = replace(design, points={})
     cells = {method: plain.cell(world, method) for method in methods}
-    return replace(plan, points=tune(cells, out, plan.files(cells.values()), folds))
+    return replace(design, points=tune(cells, out, design.files(cells.values()), folds))
 
 
-def produce_map(plan: Plan, size: str, seeds: Sequence[int], out: Path, jobs: int) -> Produced:
+def produce_map(design: Design, size: str, seeds: Sequence[int], out: Path, jobs: int) -> Produced:
     """Make and read the cells of the map: the lift of each source over each setting.
 
     Args:
-        plan: what all cells have in common.
+        design: what all cells have in common.
         size: of the worlds.
         seeds: of the worlds.
         out: an opened folder of a reproduction.
@@ -119,25 +119,25 @@ def produce_map(plan: Plan, size: str, seeds: Sequence[int], out: Path, jobs: in
     Raises:
         CropsError: as `make_cells`.
     """
-    cells = map_cells(plan, size, seeds, out)
+    cells = map_cells(design, size, seeds, out)
     wanted = [cell for own in cells.by_value.values() for cell in own]
     outcome = make_cells(wanted, out, cells.files, jobs)
     sections = map_sections(cells, outcome.measured, seeds)
     worlds = [[build_world(DEFAULT, size, seed) for seed in seeds]]
     headline = ["One setting changes at a time; all else stays at its default."]
-    page = _page("When does it help?", headline, sections, worlds, plan, outcome)
+    page = _page("When does it help?", headline, sections, worlds, design, outcome)
     return Produced(page, {}, outcome.measured, outcome.failed)
 
 
 def _world_sections(
-    target: str, seeds: Sequence[World], plan: Plan, outcome: Outcome, rules: Rules
+    target: str, seeds: Sequence[World], design: Design, outcome: Outcome, rules: Rules
 ) -> tuple[list[Section], list[Verdict]]:
     """Return the sections of worlds of one name, and the verdicts on the claims of their tables."""
     numbers = [world.seed for world in seeds]
     sections: list[Section] = []
     verdicts: list[Verdict] = []
     for layout in [LAYOUTS[target]] if target in LAYOUTS else list(LAYOUTS.values()) if target == ALL else []:
-        found = _made(layout.name, seeds, plan, outcome)
+        found = _made(layout.name, seeds, design, outcome)
         cells = group([one for cell, one in found if not cell.validated], layout.methods, numbers)
         speeds = {}
         if layout.name == "table4":
@@ -145,7 +145,7 @@ def _world_sections(
         failed = {
             cell.method: outcome.failed[cell.name()]
             for world in seeds
-            for cell in plan.cells(layout.name, world)
+            for cell in design.cells(layout.name, world)
             if cell.name() in outcome.failed
         }
         sections.append(tables.table_section(layout, cells, speeds, failed))
@@ -155,16 +155,18 @@ def _world_sections(
     if target in (FIG7_NAME, ALL):
         logs: dict[str, list[Measured]] = {}
         for method in FIG7_METHODS:
-            own = [one for _, one in _made(FIG7_NAME, seeds, plan, outcome) if one.method == method]
+            own = [one for _, one in _made(FIG7_NAME, seeds, design, outcome) if one.method == method]
             if own:
                 logs[_TITLES[method]] = own
         sections.append(run.temperature_section(logs))
     return sections, verdicts
 
 
-def _made(target: str, seeds: Sequence[World], plan: Plan, outcome: Outcome) -> list[tuple[Cell, Measured]]:
+def _made(
+    target: str, seeds: Sequence[World], design: Design, outcome: Outcome
+) -> list[tuple[Cell, Measured]]:
     """Return the cells of a table or figure that were made, with what they measured."""
-    wanted = {cell.name(): cell for world in seeds for cell in plan.cells(target, world)}
+    wanted = {cell.name(): cell for world in seeds for cell in design.cells(target, world)}
     return [(wanted[one.folder.name], one) for one in outcome.measured if one.folder.name in wanted]
 
 
@@ -190,7 +192,7 @@ def _page(
     headline: Sequence[str],
     sections: Sequence[Section],
     worlds: Sequence[Sequence[World]],
-    plan: Plan,
+    design: Design,
     outcome: Outcome,
 ) -> Page:
     """Return the page of a run, with how it was made."""
@@ -199,9 +201,9 @@ def _page(
         ("worlds", ", ".join(seeds[0].name for seeds in worlds)),
         ("size", worlds[0][0].platform.size),
         ("seeds", ", ".join(str(world.seed) for world in worlds[0])),
-        ("encoder", plan.config.training.encoder),
-        ("steps", f"{plan.config.training.steps} of {plan.config.training.batch_queries} queries"),
-        ("methods with tuned settings", ", ".join(sorted(plan.points)) or "none: their defaults"),
+        ("encoder", design.config.training.encoder),
+        ("steps", f"{design.config.training.steps} of {design.config.training.batch_queries} queries"),
+        ("methods with tuned settings", ", ".join(sorted(design.points)) or "none: their defaults"),
         ("cells", f"{len(outcome.measured)} in {CELLS}/"),
         ("training in all", f"{sum(one['cpu_seconds'] for one in training) / 60:.1f} CPU-minutes"),
         ("platform", platform_version()),

@@ -25,7 +25,7 @@ from crops.evaluation.source_precision import source_precision
 from crops.outputs import cache_folder, console, progress, publish, write_manifest
 from crops.pipeline import Simulated, is_done, theta
 from crops.report import Bar, Figure, Line, Section, Table
-from crops.reproduce.cells import FIG6, FIG7, LAYOUTS, Cell, World, mined_name, named, sets_name, world_name
+from crops.reproduce.design import FIG6, FIG7, LAYOUTS, Cell, World, mined_name, named, sets_name, world_name
 from crops.reproduce.make import (
     CELLS,
     COMMAND,

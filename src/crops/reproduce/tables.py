@@ -24,7 +24,7 @@ from crops.errors import CropsError
 from crops.evaluation import AGES, FREQUENCIES, Difference, Interval
 from crops.evaluation.significance import Resampled, holm, nested_bootstrap
 from crops.report import Bar, Figure, Section, Table
-from crops.reproduce.cells import CT, NDCG, QR, QR_TRUTH, TRUE, Layout, Row, read_cell
+from crops.reproduce.design import CT, NDCG, QR, QR_TRUTH, TRUE, Layout, Row, read_cell
 from crops.reproduce.make import SCORE
 
 RESULTS = {

@@ -13,7 +13,7 @@ from crops.errors import CropsError
 from crops.evaluation import Difference
 from crops.evaluation.significance import holm
 from crops.report import Section, Table
-from crops.reproduce.cells import CT, NDCG, QR, QR_TRUTH
+from crops.reproduce.design import CT, NDCG, QR, QR_TRUTH
 from crops.reproduce.tables import Convergence, Group
 
 Ruling = Literal["reproduced", "not reproduced", "inconclusive", "not tested"]

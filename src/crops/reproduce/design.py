@@ -1,7 +1,8 @@
-"""A cell: one method in one world with one seed, from its settings to its figures per query.
+"""The design of a reproduction: which methods are measured in which worlds, with which settings.
 
-Everything a cell needs is a folder named by the hash of what it depends on, shared by all cells that depend
-on the same: one world per seed, one mining per set of settings, one set of test sets per world.
+A cell is one method in one world with one seed. Everything it needs is a folder named by the hash of what it
+depends on, shared by all cells that depend on the same: one world per seed, one mining per set of settings,
+one set of test sets per world.
 """
 
 from __future__ import annotations
@@ -382,7 +383,7 @@ FIG7_METHODS = ("fs_lr", "crops")
 
 
 @dataclass(frozen=True)
-class Plan:
+class Design:
     """What all cells of a run have in common."""
 
     config: RunConfig
