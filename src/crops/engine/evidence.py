@@ -405,9 +405,7 @@ def _read_logs(backend: DuckDBBackend, mined: Mined, logs: Path | None) -> None:
 def _read_samples(backend: DuckDBBackend, mined: Mined, k: int, limit: int) -> None:
     """Make the tables that are looked up, and drop what they were made of."""
     mined.open(backend)
-    backend.table("asked", f"{told_queries_sql(k)} order by searches desc, query limit {limit}")
-    backend.table("own", "select e.* from evidence e join asked a on a.query_id = e.query_id")
-    tell_trails(backend, mined, k)
+    tell_queries(backend, mined, k, limit)
     backend.table(
         "stages",
         "select s.query_id, item_id, max(source) as source from seen s "
@@ -457,6 +455,21 @@ def _name_writers(backend: DuckDBBackend, mined: Mined) -> None:
         "select i.item_id, min(g.model) as model "
         f"from synthetic_items i join {source} g on {same} group by i.item_id",
     )
+
+
+def tell_queries(backend: Backend, mined: Mined, k: int, limit: int | None = None) -> None:
+    """Make `asked`, the queries of at least k people, and what may be told of each (see `tell_trails`).
+
+    Args:
+        backend: holds the tables of the mining and `searchers`.
+        mined: the mining.
+        k: people behind whatever is told.
+        limit: the most searched ones only.
+    """
+    most = "" if limit is None else f"order by searches desc, query limit {limit}"
+    backend.table("asked", f"{told_queries_sql(k)} {most}")
+    backend.table("own", "select e.* from evidence e join asked a on a.query_id = e.query_id")
+    tell_trails(backend, mined, k)
 
 
 def told_queries_sql(k: int, queries: str = "queries") -> str:

@@ -11,7 +11,7 @@ from markupsafe import Markup
 from crops.database import Connection, open_database, path_literal
 from crops.engine.backend import DuckDBBackend, id_sql
 from crops.engine.events import load_events
-from crops.engine.evidence import Trail, tell_trails, told_queries_sql
+from crops.engine.evidence import Trail, tell_queries
 from crops.engine.mined import name_searchers, read_mined
 from crops.labels import POSITIVE_ORIGINS, Source
 from crops.logs import open_logs
@@ -150,9 +150,7 @@ class Reasons:
         self._db.drop_tables("queries")  # the mining has its own
         mined.open(self._db)
         name_searchers(self._db, mined.open_logs(logs))
-        self._db.table("asked", told_queries_sql(k))
-        self._db.table("own", "select e.* from evidence e join asked a on a.query_id = e.query_id")
-        tell_trails(self._db, mined, k)
+        tell_queries(self._db, mined, k)
         self._db.view("grades", f"from {_file(truth, 'grades')}")
         topics = f"{_file(truth, 'items')} join {_file(truth, 'needs')} using (need_id)"
         self._db.view("topics", f"select item_id, sense from {topics}")
