@@ -64,13 +64,12 @@ class MilvusIndex:
             CropsError: nothing answers there, or it holds no such index.
         """
         self._target = target
-        address, alias = _split(target)
+        address, _ = _split(target)
         if "://" not in address and not Path(address).exists():
             raise CropsError(f"there is no index {address}; make one with `crops index`")
         self._client = _connect(address)
         try:
-            self._collection = _collection_of(self._client, address, alias)
-            self.manifest = _manifest_of(self._client, self._collection)
+            self._collection, self.manifest = _the_served(self._client, target)
             with _answers(target):
                 self._client.load_collection(self._collection)
         except CropsError:
@@ -185,12 +184,8 @@ def served_version(target: str) -> str:
     Raises:
         CropsError: as `MilvusIndex`.
     """
-    address, alias = _split(target)
-    client = _connect(address)
-    try:
-        return _manifest_of(client, _collection_of(client, address, alias)).version
-    finally:
-        client.close()
+    with contextlib.closing(_connect(_split(target)[0])) as client:
+        return _the_served(client, target)[1].version
 
 
 def publish_milvus(target: str, catalogue: Catalogue, config: IndexConfig) -> IndexManifest:
@@ -200,8 +195,7 @@ def publish_milvus(target: str, catalogue: Catalogue, config: IndexConfig) -> In
         CropsError: Milvus has no such structure, or does not answer.
     """
     address, alias = _split(target)
-    client = _connect(address)
-    try:
+    with contextlib.closing(_connect(address)) as client:
         former = _served(client, alias)
         number = 1 + max((_number_of(name, alias) for name in client.list_collections()), default=0)
         name = f"{alias}_{number:06d}"
@@ -220,8 +214,6 @@ def publish_milvus(target: str, catalogue: Catalogue, config: IndexConfig) -> In
             for other in client.list_collections():
                 if _number_of(other, alias) and other not in (name, former):
                     client.drop_collection(other)
-    finally:
-        client.close()
     return manifest
 
 
@@ -360,34 +352,26 @@ def _served(client: _Client, alias: str) -> str | None:
     return str(client.describe_alias(alias)["collection_name"])
 
 
-def _collection_of(client: _Client, address: str, alias: str) -> str:
-    """Return the collection behind an alias.
+def _the_served(client: _Client, target: str) -> tuple[str, IndexManifest]:
+    """Return the collection that a target names, and its manifest.
 
     Raises:
-        CropsError: there is none.
+        CropsError: there is none, or it is not ours.
     """
+    address, alias = _split(target)
     collection = _served(client, alias)
     if collection is None:
         raise CropsError(f"{address} holds no index {alias}; make one with `crops index`")
-    return collection
+    text = client.describe_collection(collection)["properties"].get(_MANIFEST)
+    if text is None:
+        raise CropsError(f"the collection {collection} was not made by `crops index`")
+    return collection, IndexManifest.model_validate_json(text)
 
 
 def _number_of(collection: str, alias: str) -> int:
     """Return the number of one of our collections, 0 for another's."""
     prefix, _, number = collection.rpartition("_")
     return int(number) if prefix == alias and number.isdigit() else 0
-
-
-def _manifest_of(client: _Client, collection: str) -> IndexManifest:
-    """Return the manifest of a collection.
-
-    Raises:
-        CropsError: it has none.
-    """
-    text = client.describe_collection(collection)["properties"].get(_MANIFEST)
-    if text is None:
-        raise CropsError(f"the collection {collection} was not made by `crops index`")
-    return IndexManifest.model_validate_json(text)
 
 
 def _describe(client: _Client, collection: str, manifest: IndexManifest) -> None:

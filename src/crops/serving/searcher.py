@@ -10,7 +10,6 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -170,12 +169,6 @@ class StoppedError(Exception):
     """The server is being stopped."""
 
 
-@dataclass(frozen=True)
-class _Waiting(Generic[Task, Answer]):
-    job: Task
-    answer: asyncio.Future[Answer]
-
-
 class Batcher(Generic[Task, Answer]):
     """Runs jobs in batches, on one thread, in the order of their arrival.
 
@@ -197,7 +190,7 @@ class Batcher(Generic[Task, Answer]):
             max_seconds: what a batch may take at the pace of the last ones; it is made so small.
         """
         self._run, self._max_batch, self._max_seconds = run, max_batch, max_seconds
-        self._waiting: deque[_Waiting[Task, Answer]] = deque()
+        self._waiting: deque[tuple[Task, asyncio.Future[Answer]]] = deque()
         self._running = 0
         self._paces: deque[float] = deque(maxlen=_RECENT)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="crops-batch")
@@ -221,7 +214,7 @@ class Batcher(Generic[Task, Answer]):
         if self._stopped:
             raise StoppedError
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Waiting(job, answer))
+        self._waiting.append((job, answer))
         if self._task is None:
             self._task = asyncio.create_task(self._work())
         return await answer
@@ -229,9 +222,9 @@ class Batcher(Generic[Task, Answer]):
     async def stop(self) -> None:
         """Refuse what waits and what comes, wait for the batch that runs, end the thread."""
         self._stopped = True
-        for waiting in self._waiting:
-            if not waiting.answer.done():
-                waiting.answer.set_exception(StoppedError())
+        for _, answer in self._waiting:
+            if not answer.done():
+                answer.set_exception(StoppedError())
         if self._task is not None:
             await self._task
         self._thread.shutdown()
@@ -242,37 +235,33 @@ class Batcher(Generic[Task, Answer]):
     async def _work(self) -> None:
         try:
             while self._waiting:
-                if batch := self._take():
+                pace = self._pace()
+                in_time = self._max_seconds / pace if pace > 0 else math.inf
+                most = max(1, int(min(self._max_batch, in_time)))
+                batch: list[tuple[Task, asyncio.Future[Answer]]] = []
+                while self._waiting and len(batch) < most:
+                    job, answer = self._waiting.popleft()
+                    if not answer.done():  # whoever gave up is left out
+                        batch.append((job, answer))
+                if batch:
                     await self._answer(batch)
         finally:
             self._task = None
 
-    def _take(self) -> list[_Waiting[Task, Answer]]:
-        """Return the next batch; whoever gave up is left out."""
-        pace = self._pace()
-        in_time = self._max_seconds / pace if pace > 0 else math.inf
-        most = max(1, int(min(self._max_batch, in_time)))
-        batch: list[_Waiting[Task, Answer]] = []
-        while self._waiting and len(batch) < most:
-            waiting = self._waiting.popleft()
-            if not waiting.answer.done():
-                batch.append(waiting)
-        return batch
-
-    async def _answer(self, batch: Sequence[_Waiting[Task, Answer]]) -> None:
+    async def _answer(self, batch: Sequence[tuple[Task, asyncio.Future[Answer]]]) -> None:
         loop = asyncio.get_running_loop()
         start = loop.time()
         self._running = len(batch)
         try:
-            answers = await loop.run_in_executor(self._thread, self._run, [one.job for one in batch])
+            found = await loop.run_in_executor(self._thread, self._run, [job for job, _ in batch])
         except Exception as error:  # whatever it is, it belongs to those who asked
-            for waiting in batch:
-                if not waiting.answer.done():
-                    waiting.answer.set_exception(error)
+            for _, answer in batch:
+                if not answer.done():
+                    answer.set_exception(error)
             return
         finally:
             self._running = 0
             self._paces.append((loop.time() - start) / len(batch))
-        for waiting, answer in zip(batch, answers, strict=True):
-            if not waiting.answer.done():
-                waiting.answer.set_result(answer)
+        for (_, answer), one in zip(batch, found, strict=True):
+            if not answer.done():
+                answer.set_result(one)
