@@ -101,8 +101,12 @@ def build_world(folder, write_logs):
     return folder
 
 
+def patient(**config):
+    """Settings with which a busy machine fails no test."""
+    return ServingConfig(**{"max_wait_s": 30, "timeout_s": 60, **config})
+
+
 def open_world(world, **config):
     """Return the service over both indexes."""
     indexes = {"baseline": (str(world / "old"), "old model"), "index": (str(world / "new"), "new model")}
-    patient = {"max_wait_s": 30, "timeout_s": 60, **config}  # a busy machine fails no test
-    return service_module.open_service(indexes, ServingConfig(**patient), world / "samples")
+    return service_module.open_service(indexes, patient(**config), world / "samples")

@@ -8,10 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from served_world import HOSTILE, ITEMS, MODELS, SECRET, open_world
+from served_world import HOSTILE, ITEMS, MODELS, SECRET, open_world, patient
 from starlette.testclient import TestClient
 
-from crops.config import IndexConfig, ServingConfig
+from crops.config import IndexConfig
 from crops.retrieval import build_index
 from crops.serving import service as service_module
 from crops.serving.app import make_app
@@ -188,7 +188,7 @@ def large(tmp_path, write_logs, fake_models):
     items = [{"item_id": item, "ocr_cover": text, "author_id": -item} for item, text in LARGE.items()]
     logs = write_logs(tmp_path / "logs", items, [{"item_id": 7}])
     build_index(f"faiss:{tmp_path / 'index'}", MODELS["new"], logs, IndexConfig())
-    service = service_module.open_service({"index": (str(tmp_path / "index"), "index")}, ServingConfig())
+    service = service_module.open_service({"index": (str(tmp_path / "index"), "index")}, patient())
     with TestClient(make_app(service)) as one:
         yield one
 

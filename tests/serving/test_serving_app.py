@@ -77,12 +77,12 @@ def test_a_full_server_sheds_at_once_and_stays_alive(world, fake_models, monkeyp
 
 
 def test_who_would_wait_too_long_is_refused_before_it_waits(world, fake_models, monkeypatch):
-    """At 0.2 s a search and 0.5 s of patience, two may wait behind one: a fourth would wait for 0.6 s."""
-    service = open_world(world, max_batch=1, max_wait_s=0.5, timeout_s=10)
+    """At 0.4 s a search and 1 s of patience, two may wait behind one: a fourth would wait for 1.2 s."""
+    service = open_world(world, max_batch=1, max_wait_s=1, timeout_s=10)
     answer = Searcher.answer
 
     def slow(self, jobs):
-        time.sleep(0.2)
+        time.sleep(0.4)
         return answer(self, jobs)
 
     monkeypatch.setattr(Searcher, "answer", slow)

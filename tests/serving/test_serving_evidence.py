@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from served_world import GENERATED, ITEMS, MODELS, SECRET
+from served_world import GENERATED, ITEMS, MODELS, SECRET, patient
 from starlette.testclient import TestClient
 
-from crops.config import ServingConfig
 from crops.engine.evidence import Trail, TrainingEvidence
 from crops.errors import CropsError
 from crops.labels import Source
@@ -199,7 +198,7 @@ def test_explain_answers_with_counts_and_sources(client):
 
 
 def test_without_samples_there_is_no_evidence(world, fake_models):
-    service = service_module.open_service({"index": (str(world / "new"), "new")}, ServingConfig())
+    service = service_module.open_service({"index": (str(world / "new"), "new")}, patient())
     with TestClient(make_app(service)) as client:
         assert client.get("/", params={"q": "jaguar"}).status_code == 200
         for reply in (

@@ -95,16 +95,16 @@ def test_the_wait_is_told_by_the_pace_of_the_last_batches():
 
 
 def test_batches_shrink_to_what_can_be_done_in_time():
-    """0.02 s per job, and a batch may take 0.05 s: the first has 8 jobs, those after it have 2."""
+    """0.1 s per job, and a batch may take 0.25 s: the first has 8 jobs, those after it have 2."""
     sizes = []
 
     def run_slowly(jobs):
         sizes.append(len(jobs))
-        time.sleep(0.02 * len(jobs))
+        time.sleep(0.1 * len(jobs))
         return jobs
 
     async def run():
-        batcher = Batcher(run_slowly, max_batch=8, max_seconds=0.05)
+        batcher = Batcher(run_slowly, max_batch=8, max_seconds=0.25)
         await asyncio.gather(*(batcher(job) for job in range(8)))
         await asyncio.gather(*(batcher(job) for job in range(4)))
         await batcher.stop()
