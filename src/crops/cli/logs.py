@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from crops import logs as logs_room
-from crops.cli.options import command
+from crops.cli.options import DEFAULTS, command, option
 from crops.outputs import console
 
 
@@ -22,7 +22,7 @@ def import_logs(
     mapping: Annotated[
         Path | None, typer.Option(help="TOML of your columns and units (table; ubi for its items).")
     ] = None,
-    memory: Annotated[str, typer.Option(help="Memory limit.")] = "2GB",
+    memory: Annotated[str, option("engine.memory")] = DEFAULTS.engine.memory,
 ) -> logs_room.ImportReport:
     """Import logs: ids become numbers, times microseconds; rows that cannot be mapped go aside with reasons.
 
@@ -40,7 +40,7 @@ def check(
     out: Annotated[
         Path | None, typer.Argument(help="Folder for accepted/ and rejects/; without it, only report.")
     ] = None,
-    memory: Annotated[str, typer.Option(help="Memory limit.")] = "2GB",
+    memory: Annotated[str, option("engine.memory")] = DEFAULTS.engine.memory,
 ) -> logs_room.CheckReport:
     """Check logs against the table contracts: rejected rows go aside with their reasons, nothing is lost."""
     report = logs_room.check(logs, out, memory)
