@@ -158,7 +158,7 @@ class EngineConfig(Section):
     sources: tuple[str, ...] = tuple(SOURCE_GROUPS)
     """Where positives come from: clicks, rewordings (p1), the feed (p2), an LLM (p3)."""
     memory: str = "2GB"
-    """Memory limit of the process that mines, e.g. 4GB; theta's model comes on top."""
+    """Memory limit of the data engine, e.g. 4GB; theta's model comes on top."""
     group_by: Literal["query", "event"] = "query"
     """A training group: all events of a normalised query, or one query event (the paper's record)."""
     min_users: int = Field(1, ge=1)

@@ -111,6 +111,8 @@ def test_options_of_settings_override_the_toml_and_are_told_to_who_asks(tmp_path
     assert settled("out", run=run)[2] is run
     with pytest.raises(CropsError, match=r"crops\.settled: give run, or its settings one by one, not both"):
         settled("out", days="2026-01-05", run=run)
+    with pytest.raises(CropsError, match=r"crops\.settled: run='run\.toml': give what crops\.config\.load"):
+        settled("out", run="run.toml")
     with pytest.raises(CropsError, match=r"run\.toml: setting 'platform\.users' = 1: "):
         settled("out", users=1, config=tmp_path / "run.toml")
 

@@ -90,6 +90,8 @@ def command(function: Callable[P, R]) -> Callable[P, R]:
             run = load_config(config, **{path.replace(".", "__"): value for path, value in values.items()})
         elif config is not None or any(value is not None for value in values.values()):
             raise CropsError(f"crops.{name}: give run, or its settings one by one, not both")
+        elif not isinstance(run, RunConfig):
+            raise CropsError(f"crops.{name}: run={run!r}: give what crops.config.load_config returns")
         for key in {*keys, "config"} - passed:
             given.arguments.pop(key, None)
         return function(*given.args, **given.kwargs, run=run)  # type: ignore[arg-type]
