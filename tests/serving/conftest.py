@@ -16,18 +16,18 @@ def world(tmp_path_factory, write_logs):
     return build_world(tmp_path_factory.mktemp("world"), write_logs)
 
 
-@pytest.fixture(scope="session")
-def fake_models():
+@pytest.fixture
+def fake_models(monkeypatch):
     """Models are loaded from a table."""
+    monkeypatch.setattr(service_module, "load_model", fake_load_model)
+
+
+@pytest.fixture(scope="session")
+def service(world):
+    """All that is known of the world; tests leave it as it is."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(service_module, "load_model", fake_load_model)
-        yield
-
-
-@pytest.fixture(scope="session")
-def service(world, fake_models):
-    """All that is known of the world; tests leave it as it is."""
-    return open_world(world)
+        return open_world(world)
 
 
 @pytest.fixture(scope="session")
