@@ -1,4 +1,4 @@
-"""A page for each room, from its docstrings."""
+"""A page for each package, from its docstrings."""
 
 from __future__ import annotations
 
@@ -7,15 +7,26 @@ from pathlib import Path
 import crops
 
 PREFIX = "api/"
-BASE = ("labels", "schema", "protocols", "text", "outputs", "errors")
-"""Small modules that share a page."""
+BASE = (
+    "config",
+    "schema",
+    "labels",
+    "database",
+    "outputs",
+    "text",
+    "protocols",
+    "plugins",
+    "errors",
+    "pipeline",
+)
+"""Modules outside the packages; they share a page."""
 
 
-def rooms() -> list[str]:
+def packages() -> list[str]:
     """Return the names of the packages below `crops`, without the commands."""
-    package = Path(crops.__file__).parent
-    found = sorted(init.parent.name for init in package.glob("*/__init__.py"))
-    return [name for name in found if name not in ("cli", *BASE)]
+    root = Path(crops.__file__).parent
+    found = sorted(init.parent.name for init in root.glob("*/__init__.py"))
+    return [name for name in found if name != "cli"]
 
 
 def api_pages() -> dict[str, str]:
@@ -23,9 +34,9 @@ def api_pages() -> dict[str, str]:
     functions = "\n".join(_function(name) for name in crops.__all__)
     pages = {f"{PREFIX}crops.md": f"# crops\n\nThe commands as functions.\n\n{functions}"}
     base = "\n".join(f"::: crops.{name}\n" for name in BASE)
-    pages[f"{PREFIX}base.md"] = f"# Base files\n\nWhat every room stands on.\n\n{base}"
-    for room in rooms():
-        pages[f"{PREFIX}{room}.md"] = f"# crops.{room}\n\n::: crops.{room}\n"
+    pages[f"{PREFIX}base.md"] = f"# Modules\n\nThe modules outside the packages.\n\n{base}"
+    for package in packages():
+        pages[f"{PREFIX}{package}.md"] = f"# crops.{package}\n\n::: crops.{package}\n"
     return pages
 
 

@@ -15,7 +15,6 @@ from typing import Any
 from crops.cli import COMMANDS
 
 _FUNCTIONS = {row.name: row for row in COMMANDS if row.name != "reproduce"}
-
 __all__ = sorted(_FUNCTIONS)
 
 

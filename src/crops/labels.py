@@ -116,27 +116,20 @@ ORIGINS = (
 )
 """Every source, the most telling first. A new one has a bit in `Source` and a row here; its miner reads a
 section of `crops.config.EngineConfig`."""
-
 POSITIVE_ORIGINS = tuple(sorted((row for row in ORIGINS if row.key), key=lambda row: row.key))
 """The sources of positives, P0 to P3."""
-
 SEARCH_STAGES = tuple(row.bit for row in ORIGINS if row.stage)
 """What search did with an item, the furthest first."""
-
 ALL_SOURCES = ~Source(0)
-
 SEARCH_SOURCES = functools.reduce(operator.or_, SEARCH_STAGES)
 """What online search alone gives: the multi-stage baseline (FS-LR)."""
-
 SOURCE_GROUPS: dict[str, Source] = {
     "search": SEARCH_SOURCES,
     **{row.group: row.bit for row in POSITIVE_ORIGINS if row.group != "search"},
 }
 """The names that settings and commands use."""
-
 DEFAULT_LABELS: dict[Source, int] = {row.bit: row.label for row in reversed(ORIGINS)}
 """Labels by origin. 0 is left to in-batch documents."""
-
 POSITIVE_LABEL = 4
 """The lowest label that counts as positive."""
 

@@ -39,7 +39,6 @@ from crops.errors import DISTRIBUTION, CropsError
 
 console = Console(stderr=True)
 """Where progress and messages for people go; data goes to stdout or files."""
-
 MANIFEST = "manifest.json"
 RESOLVED_CONFIG = "config.toml"
 _PACKAGES = ("duckdb", "numpy", "pyarrow", "sentence-transformers", "torch", "transformers")

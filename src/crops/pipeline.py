@@ -65,12 +65,9 @@ from crops.retrieval.bm25 import Tokeniser
 from crops.text import PLAIN
 
 Ids = NDArray[np.int64]
-
 BM25 = "bm25"
-
 NO_THETA = "none"
 """The relevance model of a run without theta: candidates are not filtered, and every report says so."""
-
 WARM_UP, TRAIN, FIRST_DAY = 0, 1, 2
 """Day numbers: of the day that words alone serve, of the day that is mined, and of the first day of an
 experiment. The last day of a world is its test day, the days between are the gap."""

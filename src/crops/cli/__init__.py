@@ -14,7 +14,6 @@ LEARNING = "Train and evaluate"
 SERVING = "Serve"
 SIMULATION = "Simulate and reproduce"
 ONLINE = "Online"
-
 GROUPS = {"judge": (LOGS, "Are the positives relevant? By people, by an LLM, by truth.")}
 """What commands of two words begin with: panel and help."""
 

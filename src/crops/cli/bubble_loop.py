@@ -45,10 +45,8 @@ OBSERVABLES = {
     "recall": ("True recall@100 of the model", "of what meets the needs of the day's first searches"),
 }
 """What is drawn and tabled, with headings and explanations."""
-
 _COUNTS = {"senses"}
 """Observables that are no shares."""
-
 _TOLD = ("top", "unseen", "satisfied", "recall")
 """Observables whose course stands in the headline."""
 

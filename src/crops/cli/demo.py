@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from crops.training import TrainingData
 
 BASELINE = "baseline: search labels only"
-
 MIN_P3_COVERAGE = 0.05
 """Below this share of training queries with a generated document, +P3 is not tested."""
 
@@ -128,9 +127,7 @@ def demo(
 
 
 FOLDS = 5
-
 LOSSES = ("infonce_binary", "h_infonce")
-
 DOCS_PER_GRADE = 8
 """Documents drawn per grade and step: a judged query has a few dozen, not the hundreds of a log."""
 

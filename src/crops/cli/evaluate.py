@@ -38,7 +38,6 @@ from crops.pipeline import day_testsets, load_retriever
 from crops.retrieval import load_items
 
 COMMAND = "evaluate"
-
 _DETAIL = re.compile(r"_events|/catalogue|/seen|/unseen|mrr@|never_shown|senses@|\|")
 """Metrics that the printed table leaves out."""
 SIGNIFICANT = 0.05

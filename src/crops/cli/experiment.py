@@ -43,7 +43,6 @@ from crops.platform import day_name, platform_version
 
 MODELS = {"dense": "static", "sparse": "two_tower"}
 """Kinds of model: the route that the arms swap, and the encoder that is trained for it."""
-
 GeneratedOption = Annotated[
     Path | None,
     typer.Option(help="JSON lines of documents that an LLM wrote (P3).", show_default="those of the demo"),

@@ -26,14 +26,10 @@ from crops.errors import CropsError
 from crops.outputs import check_local
 
 P = ParamSpec("P")
-
 R = TypeVar("R")
-
 DEFAULTS = RunConfig()
 """An option left out falls back to the run's TOML, and that to these."""
-
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="TOML of the run; options override it.")]
-
 LogsOption = Annotated[
     Path | None,
     typer.Option(help="Accepted logs of a mining.", show_default="where the mining found them"),

@@ -17,12 +17,9 @@ from torch.nn.functional import normalize
 from crops.errors import CropsError, MissingExtraError
 
 Role = Literal["query", "document"]
-
 ROLES: tuple[Role, ...] = ("query", "document")
-
 ID_ROWS = "id_rows"
 """Attribute of a table of token vectors: which rows training may hide (see `two_tower.hide_ids`)."""
-
 _PROMPT_NAMES: dict[Role, tuple[str, ...]] = {
     "query": ("query",),
     "document": ("document", "passage", "corpus"),

@@ -29,13 +29,10 @@ if TYPE_CHECKING:
 
 BATCH_ROWS = 8192
 """Rows per Arrow batch between SQL and Python: texts of a batch stay in the megabytes."""
-
 SQL_TYPES = {type_: "STRING" if name == "VARCHAR" else name for name, type_ in ARROW_TYPES.items()}
 """Names that DuckDB and Spark both know."""
-
 _FAST_PARQUET = "compression lz4_raw, parquet_version v2, dictionary_size_limit 1"
 """Without dictionaries: a quarter less CPU time where most columns are ids."""
-
 BatchFunction = Callable[[Iterator[pa.RecordBatch]], Iterable[pa.RecordBatch]]
 """Batches in, batches out; on Spark it is pickled and runs in the workers."""
 
@@ -230,25 +227,17 @@ class DuckDBBackend:
 
 
 _UNITS = {"": 1, "B": 1}
-
 _UNITS |= {f"{prefix}B": 1000**power for power, prefix in enumerate("KMGT", 1)}
-
 _UNITS |= {f"{prefix}IB": 1024**power for power, prefix in enumerate("KMGT", 1)}
-
 _PROCESS = 260_000_000
 """Python, Arrow and the code of the database, beside the rows."""
-
 _LEAST = 64_000_000
-
 _SMALL_PARTITION = 3_000_000
-
 _FILES = 4
 """Of a partition: its bounds follow its rows and not the files, and it reads those that it touches."""
-
 MERGE_ROW = 200
 """Bytes that an impression or a candidate takes in the hash tables and sorts of merging, with room to
 spare."""
-
 SEARCH_ROW = 300
 """Bytes that a search takes in those of mining, which joins feed events and later searches to it."""
 
@@ -289,7 +278,6 @@ def shards(rows: int, row_bytes: int, memory: int | None) -> int:
 
 
 ROW_GROUP = 122_880
-
 _DISTINCT = ("item_id", "search_id", "watched_at", "theta")
 """Columns of too many values for a dictionary."""
 

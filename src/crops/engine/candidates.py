@@ -18,7 +18,6 @@ from crops.labels import POSITIVE_ORIGINS, Origin, Source
 
 COLUMNS = "group_id, query_id, item_id, source, search_id, via_query_id, user_id, watched_at"
 """Of a candidate: an event that speaks for a pair. All are BIGINT but `source`, which is INTEGER."""
-
 NO_CANDIDATES = "select {} where 1 = 0".format(
     ", ".join(
         f"cast(null as {'INTEGER' if name == 'source' else 'BIGINT'}) as {name}"

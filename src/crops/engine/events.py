@@ -20,10 +20,8 @@ from crops.schema import CONSUMED
 from crops.text import content_id, document_text_sql, normalised_texts
 
 GroupBy = Literal["query", "event"]
-
 GROUP_COLUMN = {"query": "query_id", "event": "search_id"}
 """What the `group_id` of an event is."""
-
 _SOURCE = f"""case
     when stage = 'filtered' then {Source.FILTERED.value}
     when stage = 'unexposed' then {Source.UNEXPOSED.value}
@@ -93,26 +91,21 @@ select l.search_id, min(l.user_id) as user_id, min(t.query_id) as query_id,
 from log_impressions l join texts t on t.raw = l.query
 group by l.search_id
 """
-
 _NO_BOTS = "select user_id from search_events where 1 = 0"
-
 _SEARCHES = """
 select e.search_id, e.{group} as group_id, e.query_id, e.user_id, e.searched_at, e.day
 from search_events e left join bots b on b.user_id = e.user_id
 where b.user_id is null
 """
-
 _BOT_SEARCHES = """
 select e.search_id from search_events e join bots b on b.user_id = e.user_id
 """
-
 _QUERIES = """
 select s.query_id, t.query, s.searches, s.users
 from (
     select query_id, count(*) as searches, count(distinct user_id) as users from searches group by query_id
 ) s join (select distinct query_id, query from texts) t on t.query_id = s.query_id
 """
-
 _IMPRESSIONS = f"""
 select l.search_id, s.query_id, l.item_id, cast({_SOURCE} as INTEGER) as source,
     l.stage = 'exposed' and {CONSUMED} as consumed

@@ -237,9 +237,7 @@ class Pair:
 
 _POSITIVES_OF_A_QUERY = 60
 """Positives of a training query that are looked at: of the highest labels and weights."""
-
 _REWORDINGS = 3
-
 _GROUP = 400
 """Documents of a training group that are shown."""
 
@@ -503,7 +501,6 @@ def tell_trails(backend: Backend, mined: Mined, k: int) -> None:
 
 
 _KEY = "{0}.query_id = {1}.query_id and {0}.item_id = {1}.item_id and {0}.source = {1}.source"
-
 _COUNTED = """
 select o.query_id, o.item_id, o.source, o.via_query_id, count(*) as events,
     count(distinct s.user_id) as users, count(distinct s.user_id) >= {k} as told

@@ -145,7 +145,6 @@ from samples s join told q on q.query_id = s.query_id left join (
     union all select item_id, {document_text_sql()} as text from synthetic_items
 ) t on t.item_id = s.item_id{{joins}}
 """
-
 FORMATS: dict[str, tuple[str, str, Callable[[list[dict[str, Any]]], dict[str, Any]]]] = {
     CPSQA: (
         CPSQA,

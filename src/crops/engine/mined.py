@@ -17,10 +17,8 @@ from crops.outputs import RESOLVED_CONFIG, read_manifest, recorded
 from crops.schema import ARROW_TYPES, EVIDENCE, ITEMS, QUERIES, SAMPLES, SYNTHETIC_ITEMS, Table
 
 REPORT = "report.json"
-
 WINDOW = "window"
 """Folder of the merged days of a daily build, beside theirs."""
-
 TABLES = (SAMPLES, QUERIES, EVIDENCE, ITEMS, SYNTHETIC_ITEMS)
 """Each a Parquet file of its name."""
 

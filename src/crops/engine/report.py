@@ -29,11 +29,8 @@ from crops.labels import (
 
 POSITIVES = {row.key: row.bit for row in POSITIVE_ORIGINS}
 """The sources of positives by their short names."""
-
 _BY_PEOPLE = {key: source for key, source in POSITIVES.items() if source is not Source.KNOWLEDGE}
-
 _SHOWN = Source.CLICKED | Source.EXPOSED
-
 _BOT_LIKE = "bot-like users"
 """What the note on them names."""
 
@@ -297,7 +294,6 @@ def label_of(sources: Source) -> int:
 
 
 _BLOCKS = 5
-
 _TOP_USERS = 20
 
 

@@ -24,9 +24,7 @@ from crops.text import content_id
 
 FILE_ROWS = 50_000
 """Pairs that are scored again when the process is killed, at most."""
-
 _SCORE_SCHEMA = pa.schema([("left_key", pa.int64()), ("right_key", pa.int64()), ("score", pa.float64())])
-
 _KEY_SCHEMA = pa.schema([("item_id", pa.int64()), ("key", pa.int64())])
 
 

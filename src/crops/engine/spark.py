@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 
 CONNECT_S = 3.0
 """How long a master may take to answer."""
-
 _DAY_US = 86_400_000_000
 
 
@@ -324,7 +323,6 @@ def _ddl(schema: pa.Schema) -> str:
 
 _ROUNDS = 5
 """Spark chooses where a task runs: so often several are tried for every core, until no executor is left."""
-
 _MAX_CHARS = 400
 
 

@@ -23,12 +23,9 @@ from crops.labels import POSITIVE_LABEL, POSITIVE_ORIGINS, Source
 
 GRADE_NAMES = ("irrelevant", "relevant", "very relevant")
 """What a rater writes; a grade is its place, 0 to 2, and may be written as that number too."""
-
 COLUMNS = ("pair", "query", "users", "title", "description", "keywords", "grade")
-
 SOURCES = {row.name: row.bit for row in POSITIVE_ORIGINS}
 """The sources of positives that are judged."""
-
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """A cell that starts so is a formula to a spreadsheet; texts of creators may be hostile."""
 

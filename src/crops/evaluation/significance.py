@@ -16,10 +16,8 @@ from numpy.typing import NDArray
 from crops.errors import CropsError
 
 Values = NDArray[np.float64]
-
 MIN_QUERIES = 10
 """Fewer queries carry no interval and no test: resamples of a handful show too little spread."""
-
 _CHUNK = 2_000_000
 """Numbers drawn at a time: bounds the memory at 16 MB whatever the number of queries."""
 _NESTED_CHUNK = 4_000_000

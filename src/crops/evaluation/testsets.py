@@ -43,11 +43,8 @@ from crops.logs.tables import add_texts
 from crops.protocols import PairScorer
 
 _INDEX = "testsets.json"
-
 _TABLES = ("queries", "candidates", "ct", "qr")
-
 _INDEPENDENT = "qr_independent"
-
 _TRUTH_TABLES = ("qr", "needs", "annotation", "grades")
 
 
@@ -203,7 +200,6 @@ _CLICKED = """
 select t.query_id, l.search_id, l.item_id
 from log_impressions l join texts t on t.raw = l.query where l.clicked
 """
-
 _LATER = "select distinct query_id, search_id, item_id from later"
 
 
@@ -263,7 +259,6 @@ def _queries(backend: DuckDBBackend, used: list[pa.Table], seen: Collection[int]
 
 RELEVANT_GRADE = 2
 """From this grade on an item meets a need (grades are 0 to 3)."""
-
 _COLUMNS = {"searches": ("search_id", "need_id"), "grades": ("need_id", "item_id", "grade")}
 
 
@@ -310,15 +305,12 @@ _EVENT_NEEDS = """
 select s.search_id, s.query_id, s.searched_at, t.need_id
 from searches s join truth_searches t on t.search_id = s.search_id
 """
-
 _NEED_GRADES = """
 select g.need_id, g.item_id, cast(g.grade as BIGINT) as grade
 from truth_grades g join candidates c on c.item_id = g.item_id
 where g.grade > 0 and g.need_id in (select need_id from event_needs)
 """
-
 _QUERY_NEEDS = "select query_id, need_id, count(*) as searches from event_needs group by query_id, need_id"
-
 _QR = f"""
 select distinct l.query_id, l.search_id, l.item_id
 from later_any l
@@ -368,12 +360,9 @@ def _scan(truth: Path, name: str, columns: tuple[str, ...]) -> str:
 
 FREQUENCIES = ("head", "torso", "tail", "unseen")
 """A third of the training searches each: the most frequent queries, the next, the rest; never searched."""
-
 AGES = ("new", "recent", "old")
 """Uploaded after the training day ended; within `RECENT_DAYS` before that; earlier."""
-
 RECENT_DAYS = 7
-
 _DAY_US = 86_400_000_000
 
 
@@ -472,12 +461,10 @@ select w.query_id,
 from wanted w left join placed p using (query) left join ({senses}) s on s.query_id = w.query_id
 order by w.query_id
 """
-
 _SHOWN = """
 select w.query_id, e.item_id from exposed e join wanted w using (query)
 join candidates using (item_id) order by all
 """
-
 _AGES = """
 select item_id, case when uploaded_at is null then null when uploaded_at >= {end} then 'new'
                      when uploaded_at >= {recent} then 'recent' else 'old' end as age

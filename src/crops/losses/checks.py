@@ -15,10 +15,8 @@ from crops.errors import CropsError
 
 MIN_TEMPERATURE = 1 / 300
 """Smaller ones overflow double precision: exp(2 / tau)."""
-
 MAX_LOG_FREQUENCY = 50.0
 """Keeps exp(2 / tau + |log_q|) within double precision."""
-
 NORM_TOLERANCE = 1e-2
 """Distance of an embedding's length from 1; bfloat16 needs this much."""
 

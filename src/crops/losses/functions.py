@@ -195,7 +195,6 @@ def _passes(layout: Layout) -> Iterator[Layout]:
 
 MAX_LABEL = 50
 """Above it, neighbouring gains 2^label - 1 drown all lower ones in double precision."""
-
 _OBJECTIVES: dict[str, Objective] = {"batch": against_all, "lower": against_lower}
 """By denominator: what a document with a target is contrasted with."""
 

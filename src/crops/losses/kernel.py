@@ -267,7 +267,6 @@ def build_layout(
 
 CHUNK_BYTES = 12 * 2**20
 """Scores held at a time: smaller chunks make thin, slow matrix products, larger ones gain almost nothing."""
-
 MIN_CHUNK = 32
 """Rows of a chunk at least, however many documents there are."""
 
@@ -411,7 +410,6 @@ class ContrastFunction(torch.autograd.Function):
 
 
 Objective = Callable[[Tensor, Tensor, Chunk, Layout, float, "Weights | None"], tuple[Tensor, Tensor | None]]
-
 """What a loss makes of a chunk of scores: (scores, own_score, chunk, layout, bound of the scores' magnitude,
 weights) -> losses, factors of the rows.
 
@@ -419,10 +417,8 @@ It gets the scores [C, N] of the documents that all anchors of a query share (ow
 infinity) and, in double precision, those of the own documents [m]. It returns what each own document's loss
 is as an anchor [m] and, given weights, overwrites the scores with the gradient of the weighted sum, save for
 factors of its rows [C, 1] that it may return: they cost less on the embeddings."""
-
 SAFE_EXPONENT = 45.0
 """exp(45), summed over millions of documents, and its inverse fit single precision: no shift below it."""
-
 TINY = torch.finfo(torch.float64).tiny
 
 

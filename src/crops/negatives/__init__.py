@@ -15,9 +15,7 @@ from crops.negatives.base import Method
 _MODULES = {
     info.name: importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__)
 }
-
 BASELINES: dict[str, Method] = {
     name: module.METHOD for name, module in _MODULES.items() if hasattr(module, "METHOD")
 }
-
 __all__ = ["BASELINES"]

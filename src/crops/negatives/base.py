@@ -20,10 +20,8 @@ from crops.retrieval.catalogue import NO_ITEM
 
 Ids = NDArray[np.int64]
 Vectors = NDArray[np.float32]
-
 NEAREST_DEPTH = 200
 """Length of the result lists that ANCE and STAR draw from, as their authors take."""
-
 Value = bool | int | float
 Point = Mapping[str, Value]
 """Settings of a method; see `SETTINGS`."""

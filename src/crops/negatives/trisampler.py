@@ -45,7 +45,6 @@ POOL = 4
 """Candidates that the first distribution draws for each negative wanted."""
 WIDEST_ANGLE = 60.0
 """Most degrees between the angles query-positive and query-negative."""
-
 Scores = NDArray[np.float64]
 
 

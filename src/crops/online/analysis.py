@@ -312,10 +312,8 @@ def _a_a_tests(
 
 
 Ints = NDArray[np.int64]
-
 Sums = dict[str, Floats]
 """Statistic -> its sum per user, [users]."""
-
 _KEYS = ("user_id", "arm", "day")
 
 

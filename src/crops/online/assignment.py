@@ -23,10 +23,8 @@ from crops.protocols import Retriever
 from crops.text import content_id
 
 Ints = NDArray[np.int64]
-
 BUCKETS = 10_000
 """Buckets of a layer: shares go in steps of 0.01 %."""
-
 NOBODY = -1
 """The arm of a user who is in none."""
 

@@ -172,13 +172,10 @@ def _list(paths: Iterable[str]) -> str:
 
 
 RECALL = "recall"
-
 DEPTH = 100
 """Cut-off of true recall."""
-
 RELEVANT = 2
 """From this grade on an item meets a need."""
-
 _SAMPLE = 2_000
 """Searches per day that true recall is measured on; they are the same in all arms."""
 

@@ -49,9 +49,7 @@ from crops.platform.day import KeyedDraws
 from crops.platform.people import ABUSE_SESSIONS
 
 PREREGISTRATION = "plan.json"
-
 LIVE, PAIRED = "live", "paired"
-
 A_A = "aa"
 """The experiment whose arms change nothing: it runs beside the others, in a layer of its own."""
 
@@ -203,7 +201,6 @@ def _described(trial: Trial) -> dict[str, Any]:
 
 
 RATIO_TABLES: Mapping[str, str] = {"dense": "Table 5", "sparse": "Table 8"}
-
 EFFECT_TABLES: Mapping[str, str] = {"dense": "Table 6", "sparse": "Table 9"}
 
 RATIOS: Mapping[str, Mapping[str, tuple[float, float]]] = {
@@ -241,11 +238,8 @@ EFFECTS: Mapping[str, Mapping[str, tuple[float, float, float]]] = {
 
 
 BASELINE = "baseline"
-
 _ADDED = [group for group in SOURCE_GROUPS if group != "search"]
-
 _ALL = parse_sources(SOURCE_GROUPS)
-
 SOURCES = {
     BASELINE: SEARCH_SOURCES,
     **{f"+{_ADDED[n]}": parse_sources(["search", *_ADDED[: n + 1]]) for n in range(len(_ADDED) - 1)},

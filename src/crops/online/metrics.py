@@ -155,8 +155,6 @@ USER_SHARES = {
 """Numerator and denominator of the shares that each user has of his own."""
 USER_STATISTICS = tuple(f"{key}_{part}" for key in USER_SHARES for part in ("own", "has", "ever"))
 """Made of a user's sums: the own share (0 without a denominator), whether there is one, whether it is > 0."""
-
-
 MAX_ROUTES = 62
 """Bits of `routes` that hold a route."""
 
@@ -353,7 +351,6 @@ def _search_files(truth: Sequence[Path]) -> list[Path]:
 _MEANINGS = """
 select n.need_id, t.query as head, n.sense from truth_needs n join head_texts t on t.raw = n.head
 """
-
 """The needs, their heads normalised as queries are."""
 
 _SEARCH_SENSES = """

@@ -33,9 +33,7 @@ if TYPE_CHECKING:
     from tea_tasting.aggr import Aggregates
 
 Floats = NDArray[np.float64]
-
 Ints = NDArray[np.int64]
-
 SRM_ALPHA = 0.001
 """A sample ratio with a smaller p-value refuses the verdict."""
 

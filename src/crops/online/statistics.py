@@ -26,23 +26,16 @@ if TYPE_CHECKING:
     from tea_tasting.aggr import Aggregates
 
 Floats = NDArray[np.float64]
-
 Flags = NDArray[np.bool_]
-
 ALPHA, POWER = 0.05, 0.8
-
 DETECTABLE = float(ndtri(1 - ALPHA / 2) + ndtri(POWER))
 """Standard errors that an effect must have to be found with chance `POWER` at level `ALPHA`: 2.80."""
-
 MIN_USERS = 20
 """Fewer users in an arm carry no interval: the delta method is an approximation for many."""
-
 FEWEST_EXPECTED = 5
 """Users with an event, and without one, that each arm must be expected to have."""
-
 EXPLAINED = 1e-10
 """Share of the variance below which nothing is left of a metric after CUPED: what rounding leaves."""
-
 _PARTS = ("numerator", "denominator", "numerator before", "denominator before")
 
 

@@ -57,17 +57,12 @@ from crops.platform.world import DAY_US, SIZES, Floats, Ints, World, items_table
 from crops.protocols import Ranker, Retriever
 
 Rng = np.random.Generator
-
 READING_US = 4_000_000
 """Time spent looking at a list before anything else happens, microseconds."""
-
 SEARCHES_PER_DAY = 100_000_000
 """Room for the numbers of a day's searches: a search's number is day * this + its number in the day."""
-
 LIFT = 10.0
 """Added to the score of a candidate that the list explores: above every other."""
-
-
 FIRST_DAY = dt.date(2026, 1, 5)
 PLAYS_BEFORE = 5.0
 """Mean plays per unit of quality that items had before the first day."""
@@ -419,7 +414,6 @@ def _go_on(
 
 STEPS = 10
 """Room for the searches of a session in the numbers of keyed searches."""
-
 _STEP, _TYPING, _FEED = 1, 2, 3
 """What a stream is for; never 0, which numpy's seeds do not tell from nothing."""
 

@@ -33,10 +33,8 @@ from crops.platform.world import (
 )
 
 TOP_GRADE = 3
-
 RELEVANT = 2
 """Lowest grade that makes a document an answer."""
-
 _WORD = re.compile(r"[^\W_]+")
 
 

@@ -19,10 +19,8 @@ if TYPE_CHECKING:
     from sklearn.feature_extraction.text import CountVectorizer
 
 T = TypeVar("T", np.int64, np.float64)
-
 NEIGHBOURS = 20
 """Items kept per item in the co-watch table."""
-
 _BLOCK = 8192
 """Items whose neighbours are counted at a time."""
 

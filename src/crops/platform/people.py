@@ -23,16 +23,12 @@ from crops.platform.world import (
 
 INTERESTS = 6
 """Senses that a user cares about."""
-
 DRIFT = 0.05
 """Share of users who take up another sense each day; it gets DRIFT_WEIGHT of their interest."""
-
 DRIFT_WEIGHT = 0.3
-
 ABUSERS = 0.001
 """Share of users (at least one) who try to push an item: they search its need again and again, click nothing
 else, and play it in the feed around their searches."""
-
 ABUSE_SESSIONS = 15
 """Search sessions of an abuser per day."""
 
@@ -141,16 +137,12 @@ def draw_rows(
 
 FIRST_LEVEL = (0.45, 0.27, 0.28)
 """Level of a session's first query: head, sense, need. A vague start is more common than a specific one."""
-
 MODIFIED = (0.35, 0.50, 0.50)
 """Chance of a modifier by level."""
-
 MODIFIER_FIRST = 0.2
 """Share of modifiers that precede the phrase."""
-
 LOSES_WORD, TYPO = 0.12, 0.05
 """Chances of a phrase of four or more words to lose one, and of any text to have a slip of the finger."""
-
 MODIFIERS = (
     "tutorial", "for beginners", "tips", "video", "easy", "ideas", "2026", "explained", "guide", "at home",
     "step by step", "best", "quick", "help", "review", "before and after", "fast", "simple", "at night",
@@ -259,7 +251,6 @@ def _slip(text: str, place: float, swap: bool) -> str:
 
 LAST_START = 22.5
 """Hour after which nobody begins to search, so that a session ends on its day."""
-
 POSITIONS = (0.68, 0.61, 0.48, 0.34, 0.28, 0.20, 0.11, 0.10, 0.08, 0.06)
 """theta: P(examine) of the positions of a page under `pbm`, before eta."""
 

@@ -88,7 +88,6 @@ BUBBLE = (
 
 _SOON = within_sql("searched", "next_at", ReformulationConfig().window_s)
 """Neighbouring searches of a user count as a pair within the engine's window of rewording (90 s)."""
-
 HEAVY = 20
 """Searches that a query needs in a day for its exposure to be measured."""
 

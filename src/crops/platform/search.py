@@ -28,20 +28,15 @@ if TYPE_CHECKING:
 
 PAGE = 10
 """Results shown per page."""
-
 RANKED = 40
 """Candidates that pass the pre-ranker: the ranked set."""
-
 FILTERED = 20
 """Candidates behind them that the log keeps as `filtered`."""
-
 PRE_RANK_NOISE = 1.8
 """Error of the pre-ranker's relevance estimate, in units of the ranker's."""
-
 INTEREST_WEIGHT, TASTE_WEIGHT, MATCH_WEIGHT = 0.30, 0.15, 0.08
 """Weights beside relevance in [0, 1]: the user's interests, the user's taste for the author (a standard
 normal per pair), and visible words of the query (both rankers)."""
-
 _BLOCK = 4096
 """Texts recalled at a time."""
 
@@ -250,25 +245,18 @@ ROUTES = (
     "personal",
 )
 """Names of the bits of `search_impressions.routes`, lowest bit first."""
-
 TEXT_MATCH = 1
 """The bit of `bm25`: the item's text visibly shows words of the query."""
-
 OWN_PAST = ("dense", "sparse", "co_click", "similar")
 """Routes that learned from the platform's own clicks; the bubble dial sets their depth."""
-
 DEPTH = {"bm25": 60, "co_watch": 30, "popular": 20, "fresh": 20, "personal": 25}
 """Candidates of the other routes."""
-
 BEYOND = ("co_watch", "fresh", "personal")
 """Routes that bring what neither words nor clicks point to; the bubble dial multiplies their depth."""
-
 SEEDS = 5
 """Best candidates of each text route whose feed neighbours the co-watch route brings."""
-
 LEAF_EVIDENCE = 20
 """Best candidates of each text route that vote for the query's leaf category."""
-
 KNOWN_QUERIES, SIMILAR_QUERIES, SIMILARITY = 20_000, 5, 0.4
 """The similar-query route looks among the most clicked queries for the nearest few above a cosine."""
 

@@ -135,41 +135,31 @@ def load_topics(heads: int) -> list[Head]:
 
 PLAIN_AUTHORS = 0.55
 """Share of creators who speak as searchers do; the others use the jargon of their scene."""
-
 STYLE_PURITY = 0.85
 """How often a creator keeps to the own style for a phrase."""
-
 DETAIL, SCENE, SIGNATURE, OBVIOUS_TAG, ASKED = 0.6, 0.5, 0.35, 0.55, 0.35
 """Chances per item: a detail in the title, words of the scene in the caption, the creator's signature, the
 plain word for the topic among the hashtags, and a popular search for the need spelt out in the caption."""
-
 SPEECHLESS = 0.38
 """Share of uploads whose text says nothing of what they show: a mood, a generic hashtag, no caption."""
-
 REPOST, MISSING, OCR_ERROR, OFF_TOPIC_TAG = 0.04, 0.08, 0.06, 0.10
 """Chances per item: copies an earlier item's text, lacks a text field, has a broken letter on the cover,
 carries a tag of another topic."""
-
 GENERIC_TAGS = ("fyp", "viral", "tips", "daily", "learnontok", "trending", "howto", "shorts")
-
 BAIT = ("wait for it", "nobody tells you this", "watch till the end", "this changed everything")
-
 MOODS = (
     "so good", "wait for it", "day 3", "had to share this", "pov", "you asked for it", "part 2", "no words",
     "weekend mood", "finally", "just because", "my favourite", "this again", "who else", "see you tomorrow",
 )  # fmt: skip
-
 _ADJECTIVES = (
     "quiet", "sunny", "rusty", "paper", "north", "tiny", "velvet", "lucky", "wild", "slow", "copper", "odd",
     "cozy", "amber", "little", "brave", "salty", "misty", "plain", "loud", "early", "patient", "crooked",
 )  # fmt: skip
-
 _PLACES = (
     "harbor", "studio", "corner", "porch", "garage", "lane", "cabin", "desk", "balcony", "kitchen", "attic",
     "lab", "bench", "window", "cellar", "bridge", "meadow", "workshop", "diary", "club", "market", "shed",
 )  # fmt: skip
 """Creators sign as one of each: 'rusty porch'."""
-
 _WORD = re.compile(r"[a-z0-9]+")
 
 
@@ -194,7 +184,6 @@ class _Voice:
 
 
 Texts = tuple[str | None, str | None, str | None]
-
 Columns = tuple[tuple[str | None, ...], tuple[str | None, ...], tuple[str | None, ...]]
 
 

@@ -18,11 +18,8 @@ from crops.schema import ITEMS
 from crops.text import DOCUMENT_FIELDS, document_text
 
 Ints = NDArray[np.int64]
-
 Floats = NDArray[np.float64]
-
 Flags = NDArray[np.bool_]
-
 HEAD_LEVEL, SENSE_LEVEL, NEED_LEVEL = 0, 1, 2
 """How much a phrase gives away: the head alone, its sense, or the need."""
 
@@ -167,7 +164,6 @@ tables (about 100,000 searches and 1 million feed events a day), `large` for a m
 
 
 NAME = "cpsqa-open-v1"
-
 VERSION = "17cf94c7eaea"
 """Changed by hand when the same settings and seed give another world, and never else.
 
@@ -185,7 +181,6 @@ def platform_version() -> str:
 
 ARRIVAL_DAYS = 60
 """Items were uploaded over this many days before the end of the last simulated day, evenly."""
-
 DAY_US = 86_400_000_000
 
 

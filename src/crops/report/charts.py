@@ -17,21 +17,13 @@ from markupsafe import Markup
 from crops.errors import CropsError
 
 TONES = 6
-
 _PITCH, _BAR, _FIRST = 39.0, 12.0, 20.0
-
 """Distance of bars, their thickness, and the y of the first."""
-
 _EDGE = 1.0
-
 """Room for half a line at both ends of an axis."""
-
 _LEFT, _PLOT = 46.0, 190.0
-
 """Left margin and height of a line chart's plot."""
-
 _DASHES = ("2 3", None, "7 3", "2 2", "9 3 2 3", "12 4", "5 2 1 2")
-
 """By tone."""
 
 
@@ -283,19 +275,12 @@ def _d(*points: tuple[float, float]) -> str:
 # The small parts of a chart: escaped elements, text of a bounded width, scales and ticks.
 
 WIDTH = 400.0
-
 """Width of every chart in user units; the page scales it to the column."""
-
 FONT = 12.5
-
 """Font size in user units (set by the style sheet too)."""
-
 _CHAR = 0.56
-
 """Mean width of a character in ems, for the system's sans serif."""
-
 _LARGEST = 1e100
-
 """Beyond it the arithmetic of an axis overflows."""
 
 

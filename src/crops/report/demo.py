@@ -22,7 +22,6 @@ from crops.report.side_by_side import SideBySide, comparison_section
 from crops.report.training import training_section
 
 SIGNIFICANT = 0.05
-
 """Differences with a smaller p-value are marked."""
 
 
@@ -299,7 +298,6 @@ def result_sections(
 
 
 Means = Mapping[str, Mapping[str, Interval]]
-
 """Intervals by model and metric."""
 
 

@@ -313,7 +313,6 @@ def _too_few(analysis: Analysis, found: Finding) -> str | None:
 
 
 Looks = Mapping[str, Sequence[DayEffect]]
-
 """The looks at one metric, by arm."""
 
 

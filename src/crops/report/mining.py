@@ -15,7 +15,6 @@ _SEARCH_SAID = {
     "filtered": "filtered",
     "nothing": "not considered",
 }
-
 _TONES = {row.key: row.tone for row in POSITIVE_ORIGINS}
 
 

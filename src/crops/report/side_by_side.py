@@ -21,19 +21,12 @@ from crops.report.page import Section
 from crops.text import query_id
 
 SHOWN = 8
-
 """Results per column."""
-
 LINES = 3
-
 """Lines of evidence per result."""
-
 SIMULATED_USERS = 5
-
 """What is told of a simulation stands for this many users: they are nobody."""
-
 RELEVANT_GRADE, TOP_GRADE = 2, 3
-
 """The lowest grade that counts as relevant, and the highest."""
 
 

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from crops.training import TrainingLog
 
 MAX_POINTS = 60
-
 """A curve with more points is drawn as means over equal windows, or the noise hides it."""
 
 

@@ -169,9 +169,7 @@ def named(label: str, **facts: object) -> str:
 
 CT, QR, NDCG = "recall@100/ct", "recall@100/qr", "ndcg_exp2@4/pool"
 """The paper's three columns: Recall@100 on clicks and on reformulations, NDCG@4 on annotated lists."""
-
 QR_TRUTH, TRUE = "recall@100/qr_truth", "true_recall@100"
-
 BM25 = "bm25"
 
 
@@ -258,7 +256,6 @@ LAYOUTS: dict[str, Layout] = {
 
 FIG6 = {"very relevant": 0.813, "relevant": 0.145, "irrelevant": 0.042}
 """Fig. 6: 1,000 documents that Qwen2.5-14B wrote, judged."""
-
 FIG7 = (0.05, 0.03)
 """Fig. 7: the temperature at the start, and about where it ends."""
 
@@ -267,7 +264,6 @@ FIG7 = (0.05, 0.03)
 
 
 DEFAULT = "default"
-
 JUDGED = "judged"
 
 WORLDS: Mapping[str, Mapping[str, object]] = MappingProxyType(
@@ -283,7 +279,6 @@ WORLDS: Mapping[str, Mapping[str, object]] = MappingProxyType(
 )
 """Settings of the platform in which each differs from the default, whose click model is `dbn`; `null`: later
 queries and the feed say nothing about a need; `judged`: real texts and human grades, from a folder."""
-
 _COLLECTION = ("docs.parquet", "queries.parquet", "qrels.parquet")
 
 
@@ -373,12 +368,9 @@ def content_hash(files: Sequence[Path]) -> str:
 
 
 FIG6_NAME, FIG7_NAME, MAP_NAME, ALL = "fig6", "fig7", "map", "all"
-
 TARGETS = (*LAYOUTS, FIG6_NAME, FIG7_NAME, MAP_NAME, ALL)
 """`all` is every table and figure; the map is a night's work of its own."""
-
 SPEED_METHODS = tuple(row.method for row in LAYOUTS["table4"].rows if row.hours is not None)
-
 FIG7_METHODS = ("fs_lr", "crops")
 
 
@@ -472,7 +464,6 @@ def generated_files(folder: Path | None, packaged: Path) -> dict[str, Path]:
 
 RESULTS_VERSION = 1
 """Raised by hand when a change of the code changes results: cells of another number are not read."""
-
 CODE_VERSION = "cbbea9338c73"
 """Changed by hand when the code from logs to figures changes so that figures may differ in ways that do not
 count (last digits, another order of ties): every cell notes it, and a table of cells that differ says so."""

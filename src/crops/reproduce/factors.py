@@ -63,7 +63,6 @@ class Factor:
 
 
 THETA, LLM = "theta", "LLM"
-
 """Factors that are no settings of the platform."""
 
 FACTORS = (

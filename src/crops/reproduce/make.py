@@ -183,7 +183,6 @@ def _cell_json(
 
 WATCHED_STEPS = 25
 """Steps between two looks at the validation queries."""
-
 SCORE = "score"
 """Mean of validation recall@100 on clicks and on reformulations (`crops.training.methods`)."""
 
@@ -243,13 +242,9 @@ def _evaluation(config: TrainingConfig, samples: Path) -> EvaluateFn:
 
 
 _FACTS = "reproduce.json"
-
 _LOCK = ".lock"
-
 CELLS, WORLDS, MINED, TESTS, MODELS, FIGURES = "cells", "worlds", "mined", "tests", "models", "figures"
-
 TUNED = "tuned"
-
 _STAGES = (CELLS, WORLDS, MINED, TESTS, MODELS, FIGURES)
 
 

@@ -42,7 +42,6 @@ from crops.reproduce.verdicts import (
 )
 
 _TITLES = {row.method: row.title for layout in reversed(LAYOUTS.values()) for row in layout.rows}
-
 """Names of methods, a table's own where an earlier table has none."""
 
 
@@ -236,7 +235,6 @@ def _notes(outcome: Outcome) -> list[str]:
 # What a run leaves on disk: one content as a page, as Markdown and as JSON.
 
 PAGE, DATA, TEXT, VERDICTS = "report.html", "tables.json", "results.md", "verdicts.json"
-
 CELLS_CSV = "cells.csv"
 
 

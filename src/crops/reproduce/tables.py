@@ -35,18 +35,14 @@ RESULTS = {
     "recall@100/qr_independent": "QR, second theta",
     TRUE: "true recall@100",
 }
-
 """The columns of a table, by metric: the paper's three and others; those without any value are left out."""
-
 DIVERSITY = {
     "senses@100": "senses covered",
     "never_shown@100": "results never shown",
     "true_recall@100|never_shown": "true recall, never shown",
     "mrr@100/ct": "MRR of clicks",
 }
-
 SIGNIFICANT = 0.05
-
 _BREAKDOWNS = {
     **{f"CT: {name}": (CT, {"frequency": name}) for name in FREQUENCIES},
     "true recall: one sense": (TRUE, {"senses": "1"}),
@@ -390,7 +386,6 @@ def _figure(layout: Layout, group: Group, metric: str) -> Figure | None:
 
 
 NEAR = 0.01
-
 """A training has converged when its validation score first comes within this share of its best."""
 
 
@@ -438,7 +433,6 @@ def convergence(plain: Measured, watched: Measured) -> Convergence:
 
 
 _COLUMNS = ("method", "world", "size", "seed", "encoder", "validated", "code", "platform", "test_day")
-
 _TRAINING = ("queries_seen", "documents_seen", "cpu_seconds", "loss", "temperature")
 
 

@@ -33,7 +33,6 @@ from crops.retrieval.encoding import Encoder, encode_texts, say_zero
 # faiss by default leaves BLAS aside for small batches (fewer than 128,000 numbers in the queries), which made
 # 256 queries of 256 numbers over 50,000 vectors 2.7 times slower. The switch is global in faiss.
 faiss.cvar.distance_compute_blas_threshold = 1
-
 _faiss: Any = faiss  # the stubs of faiss lack the keyword arguments that its Python layer takes
 _SLACK = 64
 """Documents fetched beyond k, to see whether the score at rank k is shared by documents further down."""

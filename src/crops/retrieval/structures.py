@@ -15,7 +15,6 @@ from crops.retrieval.catalogue import Results
 from crops.retrieval.dense import selector
 
 _faiss: Any = faiss  # the stubs of faiss lack the keyword arguments that its Python layer takes
-
 LINKS = 32
 """Neighbours of a document in the graph, M of HNSW (Malkov & Yashunin 2016)."""
 CARE = 100

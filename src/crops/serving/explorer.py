@@ -28,7 +28,6 @@ from crops.text import Document, query_id
 Show = Literal["all", "changed"]
 _TONES = 6
 """Colours of the report's style sheet."""
-
 SOURCE_NAMES = {row.bit: row.stage or row.name for row in ORIGINS if row in POSITIVE_ORIGINS}
 """The positive sources as the paper names them, the most telling first."""
 _SOURCE_TONES = {SOURCE_NAMES[row.bit]: row.tone for row in POSITIVE_ORIGINS}

@@ -16,8 +16,6 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 LOGGER = logging.getLogger("crops.serving")
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 _SIZES = (1, 2, 4, 8, 16, 32, 64)
-
-
 _TICK = 0.05
 """Seconds between two measurements of the event loop's lag."""
 

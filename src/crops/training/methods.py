@@ -85,13 +85,10 @@ METHODS: dict[str, Method] = {
 """The trained rows of Tables 2, 3 and 4, and two of ours: the baselines of `crops.negatives`, and what
 differs in sources, labels or loss. `fs_lr` is also Table 3's baseline; `crops` also its row + P3 and Table
 4's H-InfoNCE."""
-
 COPIED = ("temperature", "docs_per_source", "min_anchor_label", "in_batch")
 """Settings of a method that are settings of the trainer."""
-
 BUDGET_SOURCES = ALL_SOURCES & ~Source.KNOWLEDGE
 """What the shared budget is drawn from. Not P3: methods see as much, however many documents an LLM wrote."""
-
 BUDGET_BATCHES = 16
 """Batches of the CroPS arm that the budget of documents is the mean of."""
 ALL_GROUPS = 2**62

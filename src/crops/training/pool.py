@@ -31,7 +31,6 @@ from crops.training.samples import Wordless
 
 IN_MEMORY = 256 * 2**20
 """Token ids of more bytes than this stay on disk, memory-mapped."""
-
 _IDS, _LENGTHS = "ids.bin", "lengths.npy"
 
 

@@ -35,11 +35,8 @@ from crops.training.runs import EVALUATIONS, LOG, cut_lines, mark_whole
 
 Evaluator = Callable[[SentenceTransformer], dict[str, float]]
 """Metrics of an encoder, by name; larger is better."""
-
 Join = Callable[[int, dict[str, Tensor]], dict[str, Tensor]]
 """From a step, counted from 0, and its inputs to the inputs with negatives of the encoder as it is then."""
-
-
 MAX_GRAD_NORM = 1.0
 """Longer gradients are shortened to it."""
 
