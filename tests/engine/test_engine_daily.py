@@ -79,7 +79,7 @@ def test_a_missing_day_is_said_and_ages_the_others(tmp_path):
     tables, report = build(tmp_path, [clicked(1, 1, "a", 0, 1), clicked(2, 1, "a", 2 * DAY_S, 2)])
     manifest = json.loads((tmp_path / "out" / "window" / "manifest.json").read_text())
     assert manifest["missing_days"] == ["2026-01-06"]
-    assert "no build of 2026-01-06: the window goes on without" in report["notes"]
+    assert "no build of 2026-01-06: the window is made without it" in report["notes"]
     assert [row["weight"] for row in tables["samples"]] == pytest.approx([0.81, 1.0])
 
 
@@ -270,7 +270,7 @@ def test_the_first_build_takes_the_days_that_are_meant(tmp_path, at):
     unclear = write_logs(tmp_path / "unclear", on(0, 1, 20))
     with pytest.raises(
         CropsError,
-        match="2026-01-25 lies more than 3 days after the other days, 2026-01-05 to 2026-01-06; name",
+        match="2026-01-25 is more than 3 days after the other days, 2026-01-05 to 2026-01-06; name",
     ):
         mine_daily(unclear, tmp_path / "b", job)
     assert built_days(tmp_path / "b") == []
@@ -282,9 +282,9 @@ def test_a_build_that_holds_a_day_of_a_wrong_clock(tmp_path, at):
     out, job = tmp_path / "out", plain_job(daily={"window": 3})
     logs = write_logs(tmp_path / "logs", on(0, 1, 400))
     mine_daily(logs, out, job, ["2027-02-09"])
-    with pytest.raises(CropsError, match="no day can be added; .*day=2027-02-09 lies after today: delete it"):
+    with pytest.raises(CropsError, match="no day can be added; .*day=2027-02-09 is after today: delete it"):
         mine_daily(logs, out, job)
-    with pytest.raises(CropsError, match="2026-01-05 is before the window .*day=2027-02-09 lies after today"):
+    with pytest.raises(CropsError, match="2026-01-05 is before the window .*day=2027-02-09 is after today"):
         mine_daily(logs, out, job, ["2026-01-05"])
     assert built_days(out) == ["2027-02-09"]
 

@@ -173,7 +173,7 @@ def test_a_share_stands_for_k_users_of_its_source(tmp_path):
     assert torso["shares"]["p1"] is None
 
 
-@pytest.mark.parametrize(("k", "few"), [(20, "searched"), (4, "stand behind the positives of p2")])
+@pytest.mark.parametrize(("k", "few"), [(20, "searched"), (4, "are behind the positives of p2")])
 def test_what_few_did_is_for_the_owner_only(together, tmp_path, k, few):
     out = with_k(together, tmp_path, k)
     with pytest.raises(CropsError, match=f"fewer than k = {k} users {few}: .*--owner"):

@@ -56,7 +56,7 @@ def test_days_that_may_be_taken_unasked(days, newest, taken):
         (["2027-03-01", "2027-03-02"], "all days are after today, 2026-01-31: 2027-03-01 to 2027-03-02;"),
         (
             [*WEEK, "2026-01-25"],
-            "2026-01-25 lies more than 7 days after the other days, 2026-01-05 to 2026",
+            "2026-01-25 is more than 7 days after the other days, 2026-01-05 to 2026",
         ),
     ],
 )

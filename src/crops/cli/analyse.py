@@ -280,7 +280,7 @@ def route_bits(logs: Path, wanted: Sequence[str] | None) -> dict[str, int]:
     """Return recall routes and their bits.
 
     Args:
-        logs: the logs folder; the manifest in it or beside it may name the bits of `routes`.
+        logs: the logs folder; the manifest in it or next to it may name the bits of `routes`.
         wanted: names of that manifest, or `name=bit` for logs without one; none when None.
 
     Raises:

@@ -48,7 +48,7 @@ OBSERVABLES = {
 _COUNTS = {"senses"}
 """Observables that are no shares."""
 _TOLD = ("top", "unseen", "satisfied", "recall")
-"""Observables whose course stands in the headline."""
+"""Observables whose course is in the headline."""
 
 
 @command
@@ -58,7 +58,7 @@ def bubble_loop(
     arms: Annotated[
         str, typer.Option(help="Comma-separated arms; each is a world of its own.")
     ] = "clicks,baseline,crops,-p1,-p2",
-    model: Annotated[str, typer.Option(help="dense or sparse: what is trained anew every day.")] = "dense",
+    model: Annotated[str, typer.Option(help="dense or sparse: what is trained again every day.")] = "dense",
     generated: GeneratedOption = None,
     *,
     run: Annotated[
@@ -68,7 +68,7 @@ def bubble_loop(
 ) -> Path:
     """Let users search, mine the day's logs, train on them, deploy, and so on, in one world per arm.
 
-    The report is written anew after each day. An interrupted run resumes at its day and arm.
+    The report is rewritten after each day. An interrupted run resumes at its day and arm.
     """
     run = with_days(run, days)
     names = arm_names(arms)

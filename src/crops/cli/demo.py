@@ -85,7 +85,7 @@ def demo(
     start = time.perf_counter()
     require_encoder(run.training)
     seconds: dict[str, float] = {}
-    world = make_world(out, simulated, anew=True)
+    world = make_world(out, simulated, again=True)
     logs, truth, samples = world.logs, world.truth, out / "samples"
     train_day, test_day = world.day("train"), world.day("test")
     mined = mine_day(logs, train_day, samples, run, packaged_documents())

@@ -29,8 +29,8 @@ def engine_report(
 ) -> dict[str, Any]:
     """Report what a mining did: sources from candidates to kept, novelty, coverage, disagreements, influence.
 
-    There is no report unless at least engine.k users searched, and stand behind the positives of each source;
-    rows that fewer stand behind have no counts. The owner of the logs sees all.
+    There is no report unless at least engine.k users searched, and are behind the positives of each source;
+    rows that fewer are behind have no counts. The owner of the logs sees all.
     """
     found = insights(samples, logs, owner=owner)
     target = out or samples.with_name(f"{samples.name}.report")

@@ -30,7 +30,7 @@ def mine(
     ] = False,
     window: int | None = None,
     rebuild: Annotated[
-        bool, typer.Option("--rebuild", help="Mine days anew that are built already (--daily).")
+        bool, typer.Option("--rebuild", help="Mine days again that are built already (--daily).")
     ] = False,
     without: Annotated[
         list[Path] | None,

@@ -1,6 +1,6 @@
 """Commands as functions: what a shell gives as text, Python may give as text, paths or lists.
 
-An option that stands for a setting is made from the setting's field: its type, default and help.
+An option for a setting is made from the setting's field: its type, default and help.
 """
 
 from __future__ import annotations

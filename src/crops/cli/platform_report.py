@@ -109,7 +109,7 @@ def _evaluate_old_system(logs: Path, truth: Path, days: Days, out: Path, run: Ru
 
 
 def realism_page(worlds: Sequence[World]) -> Page:
-    """Return the page of simulated worlds beside what was measured on people."""
+    """Return the page of simulated worlds next to what was measured on people."""
     measured = {anchor: [one.measured.get(anchor.name, math.nan) for one in worlds] for anchor in ANCHORS}
     verdicts = [
         (anchor.name, holds)

@@ -41,7 +41,7 @@ def reproduce(
         str, typer.Option(help="default, dcm, pbm, null, weak, strong, judged: a list of these, or all.")
     ] = "default",
     tune: Annotated[
-        bool, typer.Option("--tune", help="Tune each method anew, on held-out queries of the training day.")
+        bool, typer.Option("--tune", help="Tune each method again, on held-out queries of the training day.")
     ] = False,
     folds: Annotated[
         int, typer.Option(min=1, max=10, help="Tenths of the queries that --tune holds out, in turn.")
@@ -60,7 +60,7 @@ def reproduce(
     docs: Annotated[
         Path | None,
         typer.Option(
-            help="Also write the tables as Markdown here, e.g. docs/results.md, and their cells beside."
+            help="Also write the tables as Markdown here, e.g. docs/results.md, and their cells next to them."
         ),
     ] = None,
     *,
@@ -95,6 +95,6 @@ def reproduce(
     if made.failed:
         label, why = next(iter(made.failed.items()))
         raise CropsError(
-            f"{len(made.failed)} of the cells failed, e.g. {label}: {why}; run again to try them anew"
+            f"{len(made.failed)} of the cells failed, e.g. {label}: {why}; run again to retry them"
         )
     return tables / PAGE

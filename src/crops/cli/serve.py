@@ -29,7 +29,7 @@ def serve(
     logs: LogsOption = None,
     model: Annotated[
         str | None,
-        typer.Option(help="Encodes queries: a copy of the index's model that lies elsewhere."),
+        typer.Option(help="Encodes queries: a copy of the index's model in another place."),
     ] = None,
     truth: Annotated[Path | None, typer.Option(help="Truth of a simulation: names the senses.")] = None,
     api_key: Annotated[

@@ -33,7 +33,7 @@ def simulate(
         ),
     ],
 ) -> Path:
-    """Simulate a short-video platform: search and feed logs, and the truth beside them.
+    """Simulate a short-video platform: search and feed logs, and the truth next to them.
 
     On the first day the search finds items by words and popularity only. The platform then trains its own
     dense retriever on that day's clicks and deploys it: from there on it learns from what it showed.

@@ -81,7 +81,7 @@ def _ids(
 
 
 def _has_token(encoder: SentenceTransformer, text: str, role: Role) -> bool:
-    """Return whether a text has a token of its own, beside prompt and marks."""
+    """Return whether a text has a token of its own, besides prompt and marks."""
     tokenizer = input_module(encoder, role).tokenizer
     if isinstance(tokenizer, Tokenizer):
         return len(tokenizer.encode(text, add_special_tokens=False).ids) > 0

@@ -1,6 +1,6 @@
 """Where the engine's SQL runs: an embedded DuckDB, whose methods Spark has too.
 
-The SQL of this room keeps to the common subset of DuckDB and Spark; whatever differs between engines
+The SQL of this package keeps to the common subset of DuckDB and Spark; whatever differs between engines
 (opening logs and Parquet, Arrow in and out, writing files) is behind these methods.
 """
 
@@ -119,7 +119,7 @@ class DuckDBBackend:
     def append_partitioned(self, name: str, query: str, partitions: int) -> None:
         """Add a query's rows to a table that is read by ranges of its column `query_id`.
 
-        Several partitions are files beside what is spilled; their statistics let a range skip the others.
+        Several partitions are files next to what is spilled; their statistics let a range skip the others.
 
         Args:
             name: the table, made by the first call.
@@ -230,7 +230,7 @@ _UNITS = {"": 1, "B": 1}
 _UNITS |= {f"{prefix}B": 1000**power for power, prefix in enumerate("KMGT", 1)}
 _UNITS |= {f"{prefix}IB": 1024**power for power, prefix in enumerate("KMGT", 1)}
 _PROCESS = 260_000_000
-"""Python, Arrow and the code of the database, beside the rows."""
+"""Python, Arrow and the code of the database, besides the rows."""
 _LEAST = 64_000_000
 _SMALL_PARTITION = 3_000_000
 _FILES = 4

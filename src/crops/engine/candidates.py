@@ -41,7 +41,7 @@ class Miner:
 
 
 def miners(wanted: Source) -> dict[Origin, Miner]:
-    """Return those of the wanted sources that find their positives in the logs beside search itself."""
+    """Return those of the wanted sources that find their positives in the logs besides search itself."""
     files = {
         row: importlib.import_module(f"crops.engine.{row.section}")
         for row in POSITIVE_ORIGINS

@@ -1,7 +1,7 @@
 """Daily builds: each day mined once into a folder of its own, the last K merged into a window.
 
 `OUT/day=YYYY-MM-DD/` and `OUT/window/` are folders as `crops mine` writes them. Each appears whole or not at
-all and is made from what lies before it (logs, scores, days), so a build that was killed at any point resumes
+all and is made from what is before it (logs, scores, days), so a build that was killed at any point resumes
 when it is started again, and ends with the same rows.
 """
 
@@ -78,7 +78,7 @@ class Job:
         )
 
     def settings(self) -> dict[str, Any]:
-        """Return what decides the samples of a day beside its logs, by dotted name."""
+        """Return what decides the samples of a day besides its logs, by dotted name."""
         engine = self.config.model_dump(mode="json", exclude_none=True)
         return _settings(self.seed, engine, scorer_names(self.relevance, self.similarity))
 
@@ -98,7 +98,7 @@ def mine_daily(
         job: settings and scorers, the same for all days of a window.
         days: the days to add, YYYY-MM-DD; when empty all days of the logs that fall into the window, but none
             after today or more than a window's length after the day before it.
-        rebuild: mine these days anew, from other settings or logs than before.
+        rebuild: mine these days again, from other settings or logs than before.
 
     Returns:
         the report of the window (see `crops.engine.daily.merge_window`).
@@ -193,7 +193,7 @@ def _unasked_days(logs: Logs, out: Path, built: Sequence[str], window: int) -> l
 
 def _wrong_clock(out: Path, built: Sequence[str]) -> str:
     future = [day_folder(out, day) for day in built if day > today()]
-    return f"; {future[0]} lies after today: delete it if a wrong clock made it" if future else ""
+    return f"; {future[0]} is after today: delete it if a wrong clock made it" if future else ""
 
 
 def _check_day(logs: Logs, day: str) -> None:
@@ -208,7 +208,7 @@ def _check_day(logs: Logs, day: str) -> None:
         raise CropsError(f"{logs.path}: no search_impressions on {day}; the days there are: {days}")
 
 
-_REBUILD = "name another folder, or mine these days anew with --rebuild"
+_REBUILD = "name another folder, or mine these days again with --rebuild"
 
 
 def _due_again(
@@ -385,7 +385,7 @@ def _publish_window(
     span = (date.fromisoformat(days[-1]) - date.fromisoformat(days[0])).days
     missing = sorted({days_before(days[-1], age) for age in range(span)} - {*days})
     if missing:
-        console.print(f"[yellow]no build of {', '.join(missing)}:[/yellow] the window goes on without")
+        console.print(f"[yellow]no build of {', '.join(missing)}:[/yellow] the window is made without it")
     manifests = {day: read_manifest(folder, "mine") for day, folder in folders.items()}
     logs = {
         day: str(recorded(manifest["logs"], folders[day], manifest.get("made_in")))
@@ -398,7 +398,7 @@ def _publish_window(
         reports = [json.loads((folder / REPORT).read_text()) for folder in folders.values()]
         report = {**add_reports(reports), "labels": labels, "p3_coverage": coverage}
         report["input"]["queries"] = coverage["queries"]
-        report["notes"] += [f"no build of {day}: the window goes on without" for day in missing]
+        report["notes"] += [f"no build of {day}: the window is made without it" for day in missing]
         report["notes"] += left
         (target / REPORT).write_text(json.dumps(report, indent=2) + "\n")
         last = manifests[days[-1]]

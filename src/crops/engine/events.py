@@ -60,7 +60,7 @@ def load_events(
 
     Raises:
         NoSearchError: the days hold no search.
-        CropsError: a search_id stands for two users or two queries.
+        CropsError: a search_id belongs to two users or two queries.
     """
     read_logs(backend, logs, days, without)
     add_texts(backend, "texts", "select distinct query as raw from log_impressions")
@@ -156,6 +156,6 @@ def _check_searches(backend: Backend, days: Sequence[str] | None, without: Witho
     mixed = backend.rows("select min(search_id) as search_id from search_events where mixed")[0]["search_id"]
     if mixed is not None:
         raise CropsError(
-            f"search_impressions, column search_id: {mixed} stands for more than one user or query; "
+            f"search_impressions, column search_id: {mixed} belongs to more than one user or query; "
             "a search_id is one query event of one user, give each event its own"
         )

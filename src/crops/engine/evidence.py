@@ -6,7 +6,7 @@ page, reply and rating form:
 
 - A query is named and counted if at least k distinct people searched it.
 - A trail is all evidence of one query, one item, one source and, for P1, one later query. It is counted, and
-  its later query is named, if at least k distinct people stand behind that very trail.
+  its later query is named, if at least k distinct people are behind that very trail.
 - Of the other trails only their source is told: that somebody's behaviour makes the item a positive of the
   query, not how often, by how many, when or under which later query.
 

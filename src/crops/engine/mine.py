@@ -134,7 +134,7 @@ RULES = {
     "consumed": "clicked, liked or played 18 s, or all of a shorter item; a length of 0 is unknown",
     "ties": "of a user's pairs P1 first, then by theta, equal ones drawn by the seed; of a stage's, drawn",
 }
-"""What the manifest says beside the settings."""
+"""What the manifest says besides the settings."""
 
 
 def open_backend(config: EngineConfig) -> Backend:

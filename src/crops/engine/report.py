@@ -308,9 +308,9 @@ def insights(out: Path, logs: Path | None = None, *, owner: bool = False) -> dic
     first, in blocks of k.
 
     For others than the owner of the logs, k (`engine.k` of the mining) people must have searched, and k must
-    stand behind the positives of each source that found any; otherwise there is no report. Then totals over
-    all queries are counted whole. A row of `coverage` has no share of a source unless k people stand behind
-    that, and no counts unless k stand behind every row; `influence` has rows of k users and none for fewer;
+    are behind the positives of each source that found any; otherwise there is no report. Then totals over
+    all queries are counted whole. A row of `coverage` has no share of a source unless k people are behind
+    that, and no counts unless k are behind every row; `influence` has rows of k users and none for fewer;
     who was left out as bot-like is not counted. The owner sees all, and the ids of the most influential
     users.
 
@@ -366,7 +366,7 @@ def _few(backend: Backend, mined: Mined, k: int) -> str:
     clicked = mined.report["sources"]["search"]["clicked"]
     found = {name: mined.report["sources"].get(name, clicked)["candidates"] for name in _BY_PEOPLE}
     few = [name for name, count in found.items() if count and users.get(POSITIVES[name].value, 0) < k]
-    return f"stand behind the positives of {', '.join(few)}" if few else ""
+    return f"are behind the positives of {', '.join(few)}" if few else ""
 
 
 def _without_bots(report: dict[str, Any]) -> dict[str, Any]:

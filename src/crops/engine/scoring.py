@@ -80,7 +80,7 @@ def score_pairs(
 
     Args:
         backend: holds the tables that `pairs` reads.
-        name: the new table, also shown beside the progress.
+        name: the new table, also shown next to the progress.
         pairs: SELECT of distinct left_id (a query), right_id and right_key (hash of the right text).
         right: `documents` or `queries`: where the texts of the right side are, by right_id.
         scorer: scores (left text, right text).

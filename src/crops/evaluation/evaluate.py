@@ -55,7 +55,7 @@ def evaluate(
         testsets: the test sets.
         config: cut-offs (k = `recall_k`, m = `ndcg_k`) and the number of resamples.
         seed: seed of the bootstrap.
-        slices: what is known of the queries and items beside their answers, for the metrics that need it.
+        slices: what is known of the queries and items besides their answers, for the metrics that need it.
 
     Raises:
         CropsError: the retriever searches another catalogue.

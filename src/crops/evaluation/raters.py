@@ -1,6 +1,6 @@
 """The sheet that people fill, and how far they agree: one CSV of pairs in a blind order, one per rater back.
 
-The key beside the sheet says where each pair comes from, so that raters do not know it.
+The key next to the sheet says where each pair comes from, so that raters do not know it.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def key_path(sheet: Path) -> Path:
 
 
 def write_rating_sheet(samples: Path, sheet: Path, *, each: int, k: int, seed: int) -> int:
-    """Draw positives of a mining into a blind rating sheet, and write its key beside it.
+    """Draw positives of a mining into a blind rating sheet, and write its key next to it.
 
     Raters see queries of at least k people, how many those are, and texts of documents; that somebody's
     behaviour makes a pair a positive is all that a sheet tells of a trail, whoever stands behind it.

@@ -72,7 +72,7 @@ def source_precision(
     """Return the precision of clicks, P1, P2 and P3 by truth, before theta and above each of `alphas`.
 
     A logged pair is right when the item has grade >= 2 for the need behind a search it is credited to. A
-    generated document has no grade: it stands for the real item nearest to its text, and is right when that
+    generated document has no grade: it counts as the real item nearest to its text, and is right when that
     one has grade >= 2 for a need behind a search of the query. That measures where P3 points, not whether
     what it says is true. Clicks have no theta, so they have no precision after it.
 

@@ -383,7 +383,7 @@ class Slices:
 def build_slices(
     logs: str | Path, train_day: str, testsets: TestSets, truth: str | Path | None, memory: str
 ) -> Slices:
-    """Look up what is known of a test day beside its answers.
+    """Look up what is known of a test day besides its answers.
 
     Args:
         logs: accepted logs with the days up to the training day.

@@ -29,7 +29,7 @@ API_KEY = "CROPS_LLM_API_KEY"
 NO_KEY = "none"
 """What is sent to a server that asks for no key."""
 MAX_CAUSE_CHARS = 300
-"""Of what a server says to a failed call, this much stands in a message."""
+"""Of what a server says to a failed call, this much goes into a message."""
 _HOPELESS = frozenset((401, 402, 403, 404, 405, 407, 410))
 """Answers to the endpoint, the model or the key and not to one request: the next call would get them too."""
 _WITHOUT_FORMAT = frozenset((400, 415, 422, 501))

@@ -35,7 +35,7 @@ def runs(days: Collection[str], window: int) -> list[list[str]]:
 def usual_days(logs: Path, days: Collection[str], window: int, newest: str | None = None) -> list[str]:
     """Return the days of the logs that may be taken unasked; those that may not are named on the terminal.
 
-    No day after today is taken, and none that lies more than `window` days after the day before it: one row
+    No day after today is taken, and none that is more than `window` days after the day before it: one row
     would make all others old. Without a `newest` day to go on from the last days of the logs are meant,
     unless an earlier run of days is longer.
 
@@ -80,7 +80,7 @@ def _last(logs: Path, days: Collection[str], found: Sequence[Sequence[str]], win
     longest = max(found, key=len)
     if len(longest) > len(found[-1]):
         raise CropsError(
-            f"{logs}: {spans(found[-1])} lies more than {window} days after the other days, "
+            f"{logs}: {spans(found[-1])} is more than {window} days after the other days, "
             f"{spans(longest)}; name the days that you mean with --day"
         )
     return found[-1][-1]
@@ -95,7 +95,7 @@ def spans(days: Iterable[str]) -> str:
 
 
 def days_before(day: str, number: int) -> str:
-    """Return the day that lies so many days before another."""
+    """Return the day so many days before another."""
     return (date.fromisoformat(day) - timedelta(days=number)).isoformat()
 
 

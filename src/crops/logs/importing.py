@@ -98,7 +98,7 @@ def import_logs(
         source: the folder of the source.
         out: the logs folder to write, whole or not at all.
         mapping: TOML of the columns; `table` needs one, `ubi` can use one.
-        memory: memory limit of DuckDB; what does not fit spills to disk beside `out`.
+        memory: memory limit of DuckDB; what does not fit spills to disk next to `out`.
 
     Returns:
         what was imported and what was not.

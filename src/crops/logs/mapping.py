@@ -2,7 +2,7 @@
 
 `Importer` is a format that `crops import` knows, `Dataset` what it says of one folder. `text`, `integer`,
 `time` and the like turn the texts of a source into values, NULL where they cannot. The importer of a team's
-own tables stands here too: one TOML names the files, the columns and their units.
+own tables is here too: one TOML names the files, the columns and their units.
 """
 
 from __future__ import annotations

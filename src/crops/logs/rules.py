@@ -133,7 +133,7 @@ def _day_rule(time: str) -> Rule:
         "wrong_day",
         time,
         f"{time} between {EARLIEST_US} and {LATEST_US} and not ({on_day})",
-        f"{time} lies outside the day of its partition, in any time zone: correct the clock or move the row",
+        f"{time} is outside the day of its partition, in any time zone: correct the clock or move the row",
     )
 
 

@@ -216,7 +216,7 @@ def inspect(folder: Path, table: Table) -> tuple[TableFiles, list[FileFault]]:
     files = [file for root in roots for file in _parquet_files(root)]
     if len(roots) > 1:
         fault = FileFault(
-            f"{table.name}.parquet", f"stands beside the folder {table.name}/", "keep one of the two"
+            f"{table.name}.parquet", f"is next to the folder {table.name}/", "keep one of the two"
         )
         return TableFiles(table), [fault]
     lakes = dict.fromkeys(filter(None, map(lake_table, [folder, *roots, *{file.parent for file in files}])))
@@ -276,7 +276,7 @@ def _days(folder: Path, table: Table, files: list[Path]) -> tuple[list[str | Non
             faults.append(FileFault(name, "the partition is not a day", "name the folder day=YYYY-MM-DD"))
     if any(days) and not all(days):
         name = str(files[days.index(None)].relative_to(folder))
-        faults.append(FileFault(name, "lies beside day=... folders", "move it into the folder of its day"))
+        faults.append(FileFault(name, "is next to day=... folders", "move it into the folder of its day"))
     return days, faults
 
 
@@ -331,7 +331,7 @@ def _type_remedy(column: Column, found: pa.DataType) -> str:
 
 
 def lake_table(path: Path) -> tuple[str, Path] | None:
-    """Return the format and the folder of the Delta Lake, Iceberg or Hudi table that a path is or lies in."""
+    """Return the format and the folder of the Delta Lake, Iceberg or Hudi table that a path is or is in."""
     real = path.resolve()  # a link into such a table is read as its files are
     for folder in dict.fromkeys((path, *path.parents, real, *real.parents)):
         if (folder / "_delta_log").is_dir():

@@ -141,7 +141,7 @@ def _keep_parameters() -> None:
 
 
 def _learned(trainer: BaseTrainer) -> dict[str, nn.Parameter]:
-    """Return what the trainer's loss learns beside the model, by name; nothing without an `HInfoNCELoss`."""
+    """Return what the trainer's loss learns besides the model, by name; nothing without an `HInfoNCELoss`."""
     losses = nn.ModuleDict(trainer.loss) if isinstance(trainer.loss, dict) else trainer.loss
     if not any(isinstance(module, HInfoNCELoss) for module in losses.modules()):
         return {}
@@ -162,8 +162,8 @@ def _restore(parameters: Mapping[str, nn.Parameter], file: Path) -> None:
     if not file.is_file():
         raise CropsError(
             f"{file.parent} does not hold the loss's {', '.join(parameters)} (no {PARAMETERS}): it was saved "
-            "without HInfoNCELoss or by an older crops; start the training anew, or fix the temperature with "
-            "learn_temperature=False"
+            "without HInfoNCELoss or by an older crops; start the training again, or fix the temperature "
+            "with learn_temperature=False"
         )
     saved = load_file(file)
     shapes = {name: tuple(value.shape) for name, value in saved.items()}

@@ -2,8 +2,8 @@
 
 Zhan et al., "Optimizing Dense Retrieval Model Training with Hard Negatives", SIGIR 2021 (arXiv
 2104.08051), ADORE: documents are encoded and indexed once, here by STAR; then only the query encoder learns,
-and its negatives are the top results of each training query, retrieved anew in every step with the encoder as
-it is.
+and its negatives are the top results of each training query, retrieved again in every step with the encoder
+as it is.
 
 Kept: fixed document vectors, live retrieval in each step, all top results as negatives. Differs: the softmax
 over them that all methods here share, in place of LambdaLoss weights; exact search; the number of results is

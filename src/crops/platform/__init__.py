@@ -1,4 +1,4 @@
-"""The simulated short-video platform: it emits the tables of the contracts, and the truth beside them."""
+"""The simulated short-video platform: it emits the tables of the contracts, and the truth next to them."""
 
 from crops.platform.day import (
     FEED,

@@ -241,12 +241,13 @@ def _slip(text: str, place: float, swap: bool) -> str:
 
 
 # How people behave before a list of results; pure functions over arrays. Three models of examination, all
-# with the same attraction and satisfaction by grade: - `dbn`: dynamic Bayesian network (Chapelle & Zhang, WWW
-# 2009). After each result, P(go on | satisfied) = 0 and P(go on | not satisfied) = gamma. - `dcm`: dependent
-# click model (Guo et al., WSDM 2009). Everybody goes on until a click; after a click P(go on) falls with the
-# position; who is satisfied by the result stops. - `pbm`: position-based model (Craswell et al., WSDM 2008).
-# Each position is examined with a chance of its own, theta^eta with theta from eye tracking (Joachims et al.
-# 2005).
+# with the same attraction and satisfaction by grade:
+# - `dbn`: dynamic Bayesian network (Chapelle & Zhang, WWW 2009). After each result, P(go on | satisfied) = 0
+#   and P(go on | not satisfied) = gamma.
+# - `dcm`: dependent click model (Guo et al., WSDM 2009). Everybody continues until a click; after a click
+#   P(go on) falls with the position; who is satisfied by the result stops.
+# - `pbm`: position-based model (Craswell et al., WSDM 2008). Each position is examined with a chance of its
+#   own, theta^eta with theta from eye tracking (Joachims et al. 2005).
 
 
 LAST_START = 22.5

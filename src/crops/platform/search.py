@@ -190,7 +190,7 @@ class Bubble:
     beyond: float
     """Factor on the routes that need no words and no clicks on this text: co-watch, fresh, personal."""
     explore: int
-    """Candidates per query that are drawn at random from the query's leaf category, anew each day."""
+    """Candidates per query that are drawn at random from the query's leaf category, again each day."""
     boost: float
     """Chance of a ranked candidate to be lifted to the top of a list, whatever its score: epsilon-greedy."""
 

@@ -1,7 +1,7 @@
 """What a world is: intents, a catalogue, and the truth about which item answers which need.
 
 `World` is the only thing that the rest of the platform sees of it. `relevance` is the truth that only a
-simulator knows; it is written beside the logs, and nothing that mines or trains reads it.
+simulator knows; it is written next to the logs, and nothing that mines or trains reads it.
 """
 
 from __future__ import annotations

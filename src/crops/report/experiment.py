@@ -247,7 +247,7 @@ def _aa_table(analysis: Analysis) -> Table:
 
 
 def _gap_table(analysis: Analysis) -> Table:
-    """Return why a dash stands where an effect, a level or an A/A test would."""
+    """Return why a dash is where an effect, a level or an A/A test would."""
     gaps = {f"{one.metric.label} of {one.treatment}": one.refused for one in analysis.findings if one.refused}
     what: dict[str, list[str]] = {}
     for name, why in {**gaps, **analysis.gaps}.items():

@@ -45,8 +45,8 @@ def mining_page(found: dict[str, Any]) -> Page:
             ("theta, similarity", f"{filters['theta']}, {filters['similarity']}"),
         ],
         found["notes"],
-        f"At least {k} user{'s' * (k > 1)} searched, and stand behind the positives of each source; "
-        '"–" where fewer stand behind a row.',
+        f"At least {k} user{'s' * (k > 1)} searched, and are behind the positives of each source; "
+        '"–" where fewer are behind a row.',
     )
 
 

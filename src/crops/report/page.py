@@ -53,7 +53,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading with what stands under it: tables, then figures, then ready HTML."""
+    """A heading with what is below it: tables, then figures, then ready HTML."""
 
     title: str
     lead: str = ""

@@ -25,7 +25,7 @@ SHOWN = 8
 LINES = 3
 """Lines of evidence per result."""
 SIMULATED_USERS = 5
-"""What is told of a simulation stands for this many users: they are nobody."""
+"""What is shown of a simulation counts as this many users: they are nobody."""
 RELEVANT_GRADE, TOP_GRADE = 2, 3
 """The lowest grade that counts as relevant, and the highest."""
 

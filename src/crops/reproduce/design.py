@@ -213,7 +213,7 @@ class Layout:
 LAYOUTS: dict[str, Layout] = {
     "table2": Layout(
         "table2",
-        "Table 2: CroPS beside other ways to train a retriever",
+        "Table 2: CroPS next to other ways to train a retriever",
         "crops",
         (
             Row(BM25, "BM25", (42.9, 22.5, 64.8)),

@@ -98,7 +98,7 @@ FACTORS = (
     ),
     Factor(
         THETA,
-        "threshold of theta for P1 and P2: higher keeps fewer and surer pairs",
+        "threshold of theta for P1 and P2: higher keeps fewer and more certain pairs",
         (0.0, 0.3, 0.6, 0.8),
     ),
     Factor(LLM, "share of the generated documents that are given to another query", (0.0, 0.5, 1.0)),

@@ -302,7 +302,7 @@ def _identify(out: Path, facts: dict[str, object]) -> None:
 
 
 def _sweep(out: Path) -> None:
-    """Remove half-written folders of a killed process; checkpoints stay, a training goes on from them."""
+    """Remove half-written folders of a killed process; checkpoints stay, a training resumes from them."""
     for stage in _STAGES:
         for pattern in (".*.tmp", ".*.old", "*/.*.tmp", "*/.*.old"):
             for left in (out / stage).glob(pattern):

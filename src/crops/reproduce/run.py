@@ -56,7 +56,7 @@ def make_cells(cells: Sequence[Cell], out: Path, generated: Mapping[str, Path], 
     """Make all cells that are not there yet.
 
     A cell that fails with an error of its own (a loss that is not finite, say) is reported and the others go
-    on. What a killed run has finished is kept: the next one goes on from it.
+    on. What a killed run has finished is kept: the next one resumes from it.
 
     Args:
         cells: the cells, repeated at will.
@@ -284,7 +284,7 @@ def precision_section(folders: Sequence[Path]) -> Section:
     return Section(
         "Figure 6: how often the sources are right",
         f"The paper judged 1,000 generated documents: {published}. Here the truth of the simulation judges "
-        "all pairs: right = grade 2 or 3 for a need behind the search; a generated document stands for the "
+        "all pairs: right = grade 2 or 3 for a need behind the search; a generated document counts as the "
         "real item nearest to it (BM25): its figure says where it points, not whether its facts are true.",
         [Table("Precision by truth", ["source", "filter", "pairs, mean", "right, %, by seed"], table)],
         [Figure("Share of pairs that are right, mean over worlds", bars)],

@@ -125,7 +125,7 @@ class FolderIndex:
     def update(self, items: pa.Table, vectors: NDArray[np.float32], deleted: NDArray[np.int64]) -> str:
         """Publish a version with items put in and taken out; see `VectorIndex.update`.
 
-        The whole index is built anew from the vectors that are there and those that are put in, and its
+        The whole index is rebuilt from the vectors that are there and those that are put in, and its
         recall is measured again. This object stays with the version that it was opened at.
         """
         with writing(self._root):

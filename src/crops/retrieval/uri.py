@@ -132,7 +132,7 @@ def build_index(
     """Encode a catalogue and put an index of it in service.
 
     Args:
-        uri: `faiss:FOLDER` or `milvus:...`; a former version goes on serving until the new one is complete.
+        uri: `faiss:FOLDER` or `milvus:...`; the previous version keeps serving until the new one is complete.
         model: from `load_model`.
         items: see `crops.retrieval.load_items`.
         config: kind and width of the index.
@@ -212,7 +212,7 @@ def _encoded(
 
 
 def _work_folder(location: Location) -> Path:
-    """Return where the shards of a build are kept: beside the index, or in the cache for one on a server."""
+    """Return where the shards of a build are kept: next to the index, or in the cache for one on a server."""
     if location.scheme != "milvus":
         return location.folder / "building"
     if "://" in location.target:

@@ -1,6 +1,6 @@
 """The web application: what every request passes, and what is said of one that cannot be answered.
 
-A guard stands before the endpoints and pages: limits before a request is read, a deadline, a metric and a
+A guard is in front of the endpoints and pages: limits before a request is read, a deadline, a metric and a
 line of log after it.
 """
 

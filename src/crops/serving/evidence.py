@@ -20,7 +20,7 @@ from crops.serving.searcher import Searcher
 from crops.text import PLAIN, query_id
 
 _NEAREST = 6
-"""Training queries that are looked at beside the query itself."""
+"""Training queries that are looked at besides the query itself."""
 _FAR = 0.3
 """Training queries of a smaller cosine with the query asked say nothing about it."""
 _PAIRS = 4

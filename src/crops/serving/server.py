@@ -58,7 +58,7 @@ def run(service: Service, api_key: str | None = None) -> None:
     log_event("listening", host=host, port=port)
     if api_key is None and not ipaddress.ip_address(host.partition("%")[0]).is_loopback:
         console.print(
-            f"[yellow]whoever reaches {host} can search here: there is no API key[/yellow]; set CROPS_API_KEY"
+            f"[yellow]no API key: anyone who reaches {host} can search here[/yellow]; set CROPS_API_KEY"
         )
         LOGGER.warning("no API key", extra={"fields": {"host": host}})
     console.print(

@@ -279,7 +279,7 @@ async def _watch(service: Service, name: str) -> None:
                 await reload(service, name)
             if version == slot.searcher.version:
                 failed = None
-        except Exception as error:  # whatever it is, what is in service goes on, and so does the watch
+        except Exception as error:  # whatever it is, what is in service stays, and the watch continues
             if version != failed or failed is None:
                 service.metrics.reloads.labels(name, "failed").inc()
                 log_failure("reload", error, message=True, index=name, version=version)

@@ -51,9 +51,9 @@ def train(
 ) -> dict[str, Any]:
     """Train an encoder on groups and write it as a SentenceTransformer folder.
 
-    Beside the model, `out` holds manifest.json, config.toml, training_log.jsonl (one line per step: step,
+    Besides the model, `out` holds manifest.json, config.toml, training_log.jsonl (one line per step: step,
     loss, temperature, learning_rate, grad_norm; loss and temperature are those before the step) and
-    evaluations.jsonl. Until it is done, the folder .<name>.training beside `out` holds the checkpoints; an
+    evaluations.jsonl. Until it is done, the folder .<name>.training next to `out` holds the checkpoints; an
     interrupted run of the same settings and data resumes from the last one, and ends as if it had never
     stopped (bit for bit on a CPU).
 

@@ -27,7 +27,7 @@ WHOLE = "whole"
 
 
 def work_folder(out: Path) -> Path:
-    """Return the folder beside an output that holds what an interrupted run needs to resume."""
+    """Return the folder next to an output that holds what an interrupted run needs to resume."""
     return out.with_name(f".{out.name}.training")
 
 
