@@ -136,7 +136,8 @@ def test_all_faults_of_all_files_are_reported_together(write_logs, tmp_path):
     for fault in (
         "items.parquet: column uploaded_at is timestamp[us], expected BIGINT: upload time, microseconds UTC;"
         " write integer microseconds UTC, e.g. epoch_us(uploaded_at) in SQL",
-        f"{IMPRESSIONS}: column query is missing (VARCHAR: query text as typed). Did you mean 'querry'?",
+        f"{IMPRESSIONS}: column query is missing (VARCHAR: query text as typed); add or rename it."
+        " Did you mean 'querry'?",
         f"{IMPRESSIONS}: column user_id is string, expected BIGINT: who searched; give each id",
         "search_impressions/day=2026-01-06/part-0.parquet: is not readable as Parquet",
         "feed_events/day=2026-01-05/part-0.parquet: column item_id is double, expected BIGINT",
@@ -191,7 +192,13 @@ def test_a_missing_folder_table_and_partition_name(write_logs, tmp_path):
     (folder / "search_impressions/day=2026-01-05").rename(folder / "search_impressions/day=5-1-2026")
     with pytest.raises(CropsError) as caught:
         open_logs(folder)
-    assert "items.parquet: is missing. Did you mean 'item'?" in str(caught.value)
+    assert "items.parquet: is missing; write items.parquet or items/*.parquet. Did you mean 'item'?" in str(
+        caught.value
+    )
+    (tmp_path / "world").mkdir()
+    folder.rename(tmp_path / "world" / "logs")
+    with pytest.raises(CropsError, match=f"did you mean {tmp_path}/world/logs?"):
+        open_logs(tmp_path / "world")
     assert "the partition is not a day; name the folder day=YYYY-MM-DD" in str(caught.value)
 
 

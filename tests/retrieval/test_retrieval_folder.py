@@ -166,9 +166,11 @@ def test_one_writer_at_a_time_and_no_foreign_folder(tmp_path):
 
 
 def test_what_is_no_index_is_refused(tmp_path):
-    with pytest.raises(CropsError, match="is no index .*make one with `crops index`"):
+    with pytest.raises(CropsError, match="is no index .*make an index with `crops index`"):
         open_index(f"faiss:{tmp_path}")
-    with pytest.raises(CropsError, match="is no index"):
+    with pytest.raises(CropsError, match="nowhere does not exist; make an index with `crops index`"):
+        open_index(f"faiss:{tmp_path / 'nowhere'}")
+    with pytest.raises(CropsError, match="none does not exist"):
         current_version(f"{tmp_path / 'none'}")
     with pytest.raises(CropsError, match=r"'fais:x' names no index.*Did you mean 'faiss'\?"):
         open_index("fais:x")

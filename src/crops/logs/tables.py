@@ -176,7 +176,8 @@ def open_logs(path: str | Path) -> Logs:
         tables[table.name], found = inspect(path, table)
         faults += found
     if faults:
-        raise CropsError("\n  ".join([f"{path}: the logs cannot be read:", *describe(faults)]))
+        inside = [f"did you mean {path / 'logs'}?"] if (path / "logs").is_dir() else []
+        raise CropsError("\n  ".join([f"{path}: the logs cannot be read:", *describe(faults), *inside]))
     days = {name: table_days(tables[name]) for name in ("search_impressions", "feed_events")}
     return Logs(path, tables, days["search_impressions"], days["feed_events"])
 
@@ -259,7 +260,8 @@ def _parquet_files(root: Path) -> list[Path]:
 def _missing_table(folder: Path, table: Table) -> FileFault:
     where = f"{table.name}/day=YYYY-MM-DD/*.parquet" if table.partitioned else f"{table.name}/*.parquet"
     hint = nearest(table.name, (path.stem for path in folder.iterdir()))
-    return FileFault(f"{table.name}.parquet", f"is missing.{hint}", f"write {table.name}.parquet or {where}")
+    remedy = f"write {table.name}.parquet or {where}" + (f".{hint}" if hint else "")
+    return FileFault(f"{table.name}.parquet", "is missing", remedy)
 
 
 def _days(folder: Path, table: Table, files: list[Path]) -> tuple[list[str | None], list[FileFault]]:
@@ -304,7 +306,8 @@ def column_faults(table: Table, footer: pa.Schema) -> list[tuple[str, str]]:
         if column.name not in types:
             if not column.optional:
                 hint = nearest(column.name, set(types) - set(table.names()))
-                faults.append((f"column {column.name} is missing ({expected}).{hint}", "add or rename it"))
+                remedy = "add or rename it" + (f".{hint}" if hint else "")
+                faults.append((f"column {column.name} is missing ({expected})", remedy))
         elif not _accepts(column, types[column.name]):
             found = types[column.name]
             problem = f"column {column.name} is {found}, expected {expected}"

@@ -203,7 +203,8 @@ def current_name(root: Path) -> str:
     try:
         name = (root / CURRENT).read_bytes().strip()
     except OSError as error:
-        raise CropsError(f"{root} is no index (no file {CURRENT}); make one with `crops index`") from error
+        fault = f"is no index (no file {CURRENT})" if root.exists() else "does not exist"
+        raise CropsError(f"{root} {fault}; make an index with `crops index`") from error
     if not name.isdigit():
         raise CropsError(
             f"{root / CURRENT} is damaged: it holds {name[:20]!r} and no version; {_remedy(root, '')}"
