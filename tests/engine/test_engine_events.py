@@ -138,6 +138,6 @@ def test_search_id_of_two_users_or_queries_is_an_error(tmp_path, other):
     logs = write_logs(tmp_path, [shown(5, 1, "q", 0, 1), other])
     with (
         DuckDBBackend("100MB") as backend,
-        pytest.raises(CropsError, match="search_id: 5 stands for more than"),
+        pytest.raises(CropsError, match="search_id: 5 belongs to more than"),
     ):
         load_events(backend, logs, None)

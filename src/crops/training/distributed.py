@@ -26,6 +26,11 @@ def first_process_first() -> Iterator[None]:
         yield
 
 
+def wait_for_all() -> None:
+    """Return once every process has come here."""
+    PartialState(cpu=ON_CPU).wait_for_everyone()
+
+
 def processes() -> tuple[int, int]:
     """Return this process's rank and the number of processes."""
     if dist.is_available() and dist.is_initialized():

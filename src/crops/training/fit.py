@@ -16,7 +16,13 @@ from crops.encoders import load_encoder, rendering_of, save_encoder
 from crops.errors import CropsError
 from crops.outputs import console, publish, timed, write_manifest
 from crops.text import PLAIN
-from crops.training.distributed import first_process_first, is_first_process, join_processes, processes
+from crops.training.distributed import (
+    first_process_first,
+    is_first_process,
+    join_processes,
+    processes,
+    wait_for_all,
+)
 from crops.training.groups import GroupStore, store_groups
 from crops.training.mining import Joined, Mining
 from crops.training.model import GroupLoss, Share, Steps, contrast_of, objective
@@ -212,6 +218,7 @@ def _learn(
                 name=name,
             )
     log = read_log(work)
+    wait_for_all()  # then the first process publishes, and removes the folder that all have read
     return {
         "loss": float(log.loss[-max(1, len(log.loss) // 10) :].mean()),
         "temperature": model.temperature,
