@@ -141,27 +141,27 @@ def analyse(
 
     Args:
         table: `crops.online.metrics.user_days` of its days.
-        control: the arm to compare with.
-        treatments: the other arms.
         routes: recall routes whose shares were measured.
         before: the same of days before the experiment, for CUPED.
         ratios: promised users per user of the control, by treatment; 1 where not given.
         wanted: relative effect that should have been found; 0.01 is 1 %.
         salts: re-randomised assignments of the A/A beside it; 0 leaves it out.
-        name: what to call it.
 
     Raises:
         CropsError: arms overlap, have no user or share users (see `experiment_users`).
-        MissingExtraError: tea-tasting is not installed.
     """
     people = experiment_users(table, [control, *treatments])
-    earlier = earlier_days(before, people) if before is not None and before.num_rows else None
+    earlier = None
+    if before is not None and before.num_rows:
+        rows = before.filter(pc.is_in(before["user_id"], pa.array(people.users)))
+        earlier = _user_days(rows, people.users, people.arm, people.arms)
     members = {arm: people.members(arm) for arm in people.arms}
     users = {arm: int(inside.sum()) for arm, inside in members.items()}
     checks = {
         arm: sample_check(users[control], users[arm], (ratios or {}).get(arm, 1.0)) for arm in treatments
     }
     metrics = metrics_of(routes, tuple(people.statistics))
+    family = len(treatments) * sum(metric.key in PRIMARY for metric in metrics)
     sums, past = people.sums(), earlier.sums() if earlier else None
     gaps: dict[str, str] = {}
     found = [
@@ -181,7 +181,7 @@ def analyse(
         levels={arm: _levels(metrics, _of(sums, inside), arm, gaps) for arm, inside in members.items()},
         findings=tuple(_correct(found)),
         daily={
-            arm: daily_effects(people, past, metrics, control, arm, ALPHA / _family(metrics, treatments))
+            arm: _daily_effects(people, past, metrics, control, arm, ALPHA / family)
             for arm in treatments
             if checks[arm].holds
         },
@@ -195,7 +195,6 @@ def with_pairs(analysis: Analysis, control: pa.Table, worlds: Mapping[str, pa.Ta
     """Add the paired effects of copies of the world.
 
     Args:
-        analysis: the experiment.
         control: `user_days` of the control's world, on the days of the experiment.
         worlds: the same of each treatment's.
     """
@@ -243,11 +242,6 @@ def _finding(
         least = min(int(control.sum()), int(treatment.sum()))
         suffices = math.ceil(least * (found.mde / (wanted * found.control)) ** 2)
     return Finding(metric, name, found, refused, suffices=suffices)
-
-
-def _family(metrics: Sequence[Metric], treatments: Sequence[str]) -> int:
-    """Return how many tests of primary metrics there are."""
-    return len(treatments) * sum(metric.key in PRIMARY for metric in metrics)
 
 
 def refusal(check: SampleCheck) -> str:
@@ -348,19 +342,13 @@ class UserDays:
             name: np.bincount(place, values[rows], minlength=n).astype(np.float64)
             for name, values in self.statistics.items()
         }
-        return {**sums, **own_shares(sums)}
-
-
-def own_shares(sums: Mapping[str, Floats]) -> Sums:
-    """Return the `USER_STATISTICS`: a user's own share, whether there is one, whether it is above 0."""
-    shares: Sums = {}
-    for key, (numerator, denominator) in USER_SHARES.items():
-        parts, whole = sums[numerator], sums[denominator]
-        has = whole > 0
-        shares[f"{key}_own"] = np.divide(parts, whole, out=np.zeros_like(parts), where=has)
-        shares[f"{key}_has"] = has.astype(np.float64)
-        shares[f"{key}_ever"] = (parts > 0).astype(np.float64)
-    return shares
+        for key, (numerator, denominator) in USER_SHARES.items():
+            parts, whole = sums[numerator], sums[denominator]
+            has = whole > 0
+            sums[f"{key}_own"] = np.divide(parts, whole, out=np.zeros_like(parts), where=has)
+            sums[f"{key}_has"] = has.astype(np.float64)
+            sums[f"{key}_ever"] = (parts > 0).astype(np.float64)
+        return sums
 
 
 def arms_of(table: pa.Table, experiment: str) -> pa.Table:
@@ -389,11 +377,7 @@ def arms_of(table: pa.Table, experiment: str) -> pa.Table:
 
 
 def experiment_users(table: pa.Table, arms: Sequence[str]) -> UserDays:
-    """Return the users of some arms, on the days on which those arms ran.
-
-    Args:
-        table: of `user_days`.
-        arms: control first.
+    """Return the users of some arms, the control first, on the days on which those arms ran.
 
     Raises:
         CropsError: an arm is named twice or has no user, no row has an arm, or a user is in two arms.
@@ -410,20 +394,21 @@ def experiment_users(table: pa.Table, arms: Sequence[str]) -> UserDays:
         )
     for arm in arms:
         if arm not in there:
-            known = ", ".join(there)
             raise CropsError(
-                f"arm '{arm}' has no user; the arms in these logs: {known}.{nearest(arm, there)}"
+                f"arm '{arm}' has no user; the arms in these logs: {', '.join(there)}.{nearest(arm, there)}"
             )
     rows = table.filter(pc.is_in(table["arm"], pa.array(list(arms))))
     pairs = rows.group_by(["user_id", "arm"], use_threads=False).aggregate([])
-    _refuse_two_arms(pairs)
+    counts = pairs.group_by("user_id", use_threads=False).aggregate([("arm", "count")])
+    double = counts.filter(pc.greater(counts["arm_count"], 1))["user_id"]
+    if len(double):
+        example = min(double.to_pylist())
+        both = sorted(pairs.filter(pc.equal(pairs["user_id"], example))["arm"].to_pylist())
+        raise CropsError(
+            f"search_impressions, column arm: {len(double):,} of {len(counts):,} users are in two arms, e.g. "
+            f"user {example} in {' and '.join(both)}; assign by user, and log the arm of the user's hash"
+        )
     return _user_days(rows, pairs["user_id"].to_numpy(), _codes(pairs["arm"], arms), arms)
-
-
-def earlier_days(table: pa.Table, people: UserDays) -> UserDays:
-    """Return the same users on days before the experiment; most of their arms are none there."""
-    rows = table.filter(pc.is_in(table["user_id"], pa.array(people.users)))
-    return _user_days(rows, people.users, people.arm, people.arms)
 
 
 def everybody(table: pa.Table) -> UserDays:
@@ -453,44 +438,24 @@ def _codes(column: pa.ChunkedArray, values: Sequence[str]) -> Ints:
     return codes
 
 
-def _refuse_two_arms(pairs: pa.Table) -> None:
-    counts = pairs.group_by("user_id", use_threads=False).aggregate([("arm", "count")])
-    double = counts.filter(pc.greater(counts["arm_count"], 1))["user_id"]
-    if len(double):
-        example = min(double.to_pylist())
-        arms = sorted(pairs.filter(pc.equal(pairs["user_id"], example))["arm"].to_pylist())
-        raise CropsError(
-            f"search_impressions, column arm: {len(double):,} of {len(counts):,} users are in two arms, e.g. "
-            f"user {example} in {' and '.join(arms)}; assign by user, and log the arm of the user's hash"
-        )
-
-
-def daily_effects(
+def _daily_effects(
     people: UserDays,
-    past: Mapping[str, NDArray[np.float64]] | None,
+    past: Mapping[str, Floats] | None,
     metrics: Sequence[Metric],
     control: str,
     treatment: str,
     alpha: float,
 ) -> dict[str, list[DayEffect]]:
-    """Return the looks at the primary metrics, one per day of the experiment.
-
-    Args:
-        people: the users.
-        past: their statistics on days before the experiment, for CUPED.
-        metrics: those that the logs can tell.
-        control: the arm to compare with.
-        treatment: the other arm.
-        alpha: chance of any false claim about one metric of one treatment.
-    """
+    """Return the looks at the primary metrics, one per day; alpha is that of one metric and treatment."""
     primary = [metric for metric in metrics if metric.key in PRIMARY]
     sides = people.members(control), people.members(treatment)
     daily: dict[str, list[DayEffect]] = {metric.key: [] for metric in primary}
-    for look, day in zip(looks(len(people.days), alpha), people.days, strict=True):
-        alone, so_far = people.sums([day]), people.sums(people.days[: look.number])
+    bounds = looks(len(people.days), alpha)
+    for n, (day, bound) in enumerate(zip(people.days, bounds, strict=True), start=1):
+        alone, so_far = people.sums([day]), people.sums(people.days[:n])
         for metric in primary:
             first, second = (
                 attempt(partial(effect, metric, sums, *sides, past))[0] for sums in (alone, so_far)
             )
-            daily[metric.key].append(DayEffect(day, first, second, look.z))
+            daily[metric.key].append(DayEffect(day, first, second, bound))
     return daily

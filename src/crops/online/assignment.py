@@ -175,14 +175,6 @@ def route_traffic(deployed: Routes, trials: Sequence[Trial], users: int) -> Traf
             arm or route is not known, or an arm gets no user.
     """
     check_concurrent([trial.experiment for trial in trials])
-    _check_routes(trials)
-    ids = np.arange(1, users + 1)
-    arms = tuple(assign(trial.experiment, ids) for trial in trials)
-    served = _serve(deployed, trials, np.stack([np.full(users, NOBODY), *arms], axis=1))
-    return Traffic(served, tuple(trial.experiment for trial in trials), arms)
-
-
-def _check_routes(trials: Sequence[Trial]) -> None:
     owner: dict[str, Experiment] = {}
     for trial in trials:
         known = {arm.name for arm in trial.experiment.arms}
@@ -198,6 +190,9 @@ def _check_routes(trials: Sequence[Trial]) -> None:
                         f"experiments '{other.name}' and '{trial.experiment.name}' both change route "
                         f"'{route}' in different layers; give them one salt and buckets of their own"
                     )
+    arms = tuple(assign(trial.experiment, np.arange(1, users + 1)) for trial in trials)
+    served = _serve(deployed, trials, np.stack([np.full(users, NOBODY), *arms], axis=1))
+    return Traffic(served, tuple(trial.experiment for trial in trials), arms)
 
 
 def _serve(deployed: Routes, trials: Sequence[Trial], arms: Ints) -> Served:
@@ -232,7 +227,6 @@ def log_exposures(traffic: Traffic, searches: pa.Table) -> pa.Table:
     """Return `exposures`: one row per search and experiment that its user is in.
 
     Args:
-        traffic: the running experiments.
         searches: search_id, user_id and searched_at of all searches of a day.
     """
     user = searches["user_id"].to_numpy() - 1

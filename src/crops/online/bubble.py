@@ -30,12 +30,8 @@ from crops.platform import (
     same_for_all,
     write_items,
 )
-from crops.platform.world import Ints
 from crops.protocols import Retriever
 from crops.schema import within_sql
-
-_SOON = within_sql("searched_at", "next_at", ReformulationConfig().window_s)
-"""The next search is soon enough to be a rewording (the engine's window, 90 s)."""
 
 _TABLES = """
 create view impressions as
@@ -125,13 +121,20 @@ class SimulatedDays:
 
 
 def measure_days(days: SimulatedDays, observables: Iterable[str]) -> dict[str, dict[str, Measured]]:
-    """Return observables by day (YYYY-MM-DD) and name.
-
-    Args:
-        days: where the days are.
-        observables: names in `SHARES`.
-    """
-    settings = _settings(days)
+    """Return observables, named as in `SHARES`, by day (YYYY-MM-DD) and name."""
+    settings = {
+        "impressions": _list(f"{logs}/search_impressions/*/*.parquet" for logs in days.logs),
+        "searches": _list(days.searches),
+        "grades": literal(f"{days.truth}/grades.parquet"),
+        "needs": literal(f"{days.truth}/needs.parquet"),
+        "item_needs": literal(f"{days.truth}/items.parquet"),
+        "outcomes": "(select * replace (day::varchar as day) from "
+        f"read_parquet({literal(f'{days.arm}/{SEARCHES}/*/*.parquet')}, hive_partitioning = true))",
+        "items": days.items,
+        "route": days.route,
+        # The next search is soon enough to be a rewording (the engine's window, 90 s).
+        "soon": within_sql("searched_at", "next_at", ReformulationConfig().window_s),
+    }
     measured: dict[str, dict[str, Measured]] = {}
     with open_database() as db:
         typed = "select query from read_parquet({impressions}) union all select head from {needs}"
@@ -143,23 +146,6 @@ def measure_days(days: SimulatedDays, observables: Iterable[str]) -> dict[str, d
                 known = None if value is None else round(float(value), 9)
                 measured.setdefault(str(day), {})[name] = Measured(known, int(n))
     return measured
-
-
-def _settings(days: SimulatedDays) -> dict[str, object]:
-    truth = days.truth
-    outcomes = f"{days.arm}/{SEARCHES}/*/*.parquet"
-    return {
-        "impressions": _list(f"{logs}/search_impressions/*/*.parquet" for logs in days.logs),
-        "searches": _list(days.searches),
-        "grades": literal(f"{truth}/grades.parquet"),
-        "needs": literal(f"{truth}/needs.parquet"),
-        "item_needs": literal(f"{truth}/items.parquet"),
-        "outcomes": f"(select * replace (day::varchar as day) from read_parquet({literal(outcomes)}, "
-        "hive_partitioning = true))",
-        "items": days.items,
-        "route": days.route,
-        "soon": _SOON,
-    }
 
 
 def _list(paths: Iterable[str]) -> str:
@@ -201,35 +187,24 @@ class Loop:
 def run_loop(loop: Loop, start: Start, arms: Sequence[str], days: int) -> Iterator[int]:
     """Let all arms live day by day, so that at any time they can be compared; yield each day that is over.
 
-    What is on disk is not done again; a killed run resumes and ends as if it never stopped.
-
-    Args:
-        loop: where, and how models are made.
-        start: the platform before the first day.
-        arms: names in `SOURCES`.
-        days: how many.
+    What is on disk is not done again; a killed run resumes and ends as if it never stopped. `start` is the
+    platform before the first day, `arms` are names in `SOURCES`.
     """
     platforms = {arm: start.fork() for arm in arms}
     for arm, platform in platforms.items():
         open_world(loop.out / arm, platform)
     for day in range(start.first_day, start.first_day + days):
         for arm, platform in platforms.items():
-            _one_day(loop, start, arm, platform, day)
+            folder, routes, model = loop.out / arm, dict(start.deployed), None
+            if str(day) not in read_recall(folder):
+                routes[loop.route] = model = _model_of(loop, start, arm, platform, day)
+            live_through(folder, platform, day, start.sessions, same_for_all(routes, start.users))
+            if model is not None:
+                known = read_recall(folder) | {str(day): _true_recall(loop, folder, platform, day, model)}
+                staging = folder / ".recall.json"
+                staging.write_text(json.dumps(known, indent=2) + "\n")
+                staging.rename(folder / "recall.json")
         yield day
-
-
-def _one_day(loop: Loop, start: Start, arm: str, platform: Platform, day: int) -> None:
-    folder = loop.out / arm
-    if str(day) in read_recall(folder):
-        live_through(folder, platform, day, start.sessions, same_for_all(start.deployed, start.users))
-        return
-    model = _model_of(loop, start, arm, platform, day)
-    served = same_for_all({**start.deployed, loop.route: model}, start.users)
-    live_through(folder, platform, day, start.sessions, served)
-    known = read_recall(folder) | {str(day): _true_recall(loop, folder, platform, day, model)}
-    staging = folder / ".recall.json"
-    staging.write_text(json.dumps(known, indent=2) + "\n")
-    staging.rename(folder / "recall.json")
 
 
 def _model_of(loop: Loop, start: Start, arm: str, platform: Platform, day: int) -> Retriever:
@@ -263,39 +238,28 @@ def _true_recall(
     """Return the mean of |top 100 that meets the need| / min(100, |all that does|) over first searches."""
     truth = pq.read_table(day_file(folder, SEARCHES, day), partitioning=None)
     truth = truth.filter(pc.equal(truth["step"], 0))
-    rows = np.random.default_rng([platform.seed, day]).permutation(len(truth))[:_SAMPLE]
-    texts = _texts(folder, day, truth["search_id"].take(pa.array(rows)))
-    needs = dict(zip(*(truth.take(rows)[name].to_pylist() for name in ("search_id", "need_id")), strict=True))
+    truth = truth.take(np.random.default_rng([platform.seed, day]).permutation(len(truth))[:_SAMPLE])
+    needs = dict(zip(truth["search_id"].to_pylist(), truth["need_id"].to_pylist(), strict=True))
+    columns = ["search_id", "query"]
+    logged = pq.read_table(day_file(folder, IMPRESSIONS, day), columns=columns, partitioning=None)
+    logged = logged.filter(pc.is_in(logged["search_id"], truth["search_id"].combine_chunks()))
+    logged = logged.group_by("search_id").aggregate([("query", "min")]).sort_by("search_id")
+
+    # The items that were online and meet each need.
+    grades = pq.read_table(loop.world / "truth" / "grades.parquet")
     live = np.flatnonzero(platform.world.corpus.uploaded_day <= day) + 1
-    relevant = _relevant(loop.world / "truth", live)
-    wanted = [relevant.get(needs[search], np.zeros(0, np.int64)) for search in texts]
-    found, _ = model.search(list(texts.values()), DEPTH)
+    good = pc.and_(pc.greater_equal(grades["grade"], RELEVANT), pc.is_in(grades["item_id"], pa.array(live)))
+    grades = grades.filter(good).sort_by([("need_id", "ascending")])
+    ids, first = np.unique(grades["need_id"].to_numpy(), return_index=True)
+    relevant = dict(zip(ids.tolist(), np.split(grades["item_id"].to_numpy(), first[1:]), strict=True))
+
+    wanted = [
+        relevant.get(needs[search], np.zeros(0, np.int64)) for search in logged["search_id"].to_pylist()
+    ]
+    found, _ = model.search(logged["query_min"].to_pylist(), DEPTH)
     recall = recall_at_k(found, wanted, DEPTH, capped=True)
     known = recall[~np.isnan(recall)]
     return {"mean": float(known.mean()) if len(known) else None, "n": len(known)}
-
-
-def _texts(folder: Path, day: int, searches: pa.Array) -> dict[int, str]:
-    columns = ["search_id", "query"]
-    logged = pq.read_table(day_file(folder, IMPRESSIONS, day), columns=columns, partitioning=None)
-    logged = (
-        logged.filter(pc.is_in(logged["search_id"], searches))
-        .group_by("search_id")
-        .aggregate([("query", "min")])
-    )
-    return dict(sorted(zip(logged["search_id"].to_pylist(), logged["query_min"].to_pylist(), strict=True)))
-
-
-def _relevant(truth: Path, live: Ints) -> dict[int, Ints]:
-    """Return the live items that meet each need."""
-    grades = pq.read_table(truth / "grades.parquet")
-    grades = grades.filter(pc.greater_equal(grades["grade"], RELEVANT))
-    need, item = grades["need_id"].to_numpy(), grades["item_id"].to_numpy()
-    there = np.isin(item, live)
-    need, item = need[there], item[there]
-    order = np.argsort(need, kind="stable")
-    ids, first = np.unique(need[order], return_index=True)
-    return dict(zip(ids.tolist(), np.split(item[order], first[1:]), strict=True))
 
 
 def read_days(loop: Loop, start: Start, arm: str) -> dict[str, dict[str, Measured]]:

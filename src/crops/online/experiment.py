@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from crops.config import TrainingConfig
@@ -68,20 +67,13 @@ def in_own_layer(name: str, arms: Sequence[str], share: float, start: Start) -> 
 def run_live(out: Path, start: Start, trials: Sequence[Trial], days: int) -> None:
     """Run the A/B days: users of different arms on one platform, whose memory learns from all of them.
 
-    Days that `out` has already are not simulated again: a killed run resumes, and ends as if it never
-    stopped.
-
-    Args:
-        out: gets logs/ (with `exposures`) and truth/.
-        start: the platform before.
-        trials: the experiments that run at the same time.
-        days: how many.
+    `out` gets logs/ (with `exposures`) and truth/. Days that it has already are not simulated again: a killed
+    run resumes, and ends as if it never stopped.
 
     Raises:
         CropsError: see `crops.online.assignment.route_traffic`.
     """
-    traffic = route_traffic(start.deployed, trials, start.users)
-    _live(out, start, traffic, days)
+    _live(out, start, route_traffic(start.deployed, trials, start.users), days)
 
 
 def run_paired(out: Path, start: Start, arms: Mapping[str, Routes], days: int) -> None:
@@ -89,12 +81,7 @@ def run_paired(out: Path, start: Start, arms: Mapping[str, Routes], days: int) -
 
     The same people come for the same needs at the same times with the same random numbers; what differs
     between the copies is caused by the routes, through what they find and what the platform learns from it.
-
-    Args:
-        out: gets a folder with logs/ and truth/ per arm.
-        start: the platform before.
-        arms: by name, the text routes that the arm swaps or adds.
-        days: how many.
+    Each arm, with the text routes that it swaps or adds, gets a folder of its own in `out`.
     """
     for name, routes in arms.items():
         _live(out / name, start, same_for_all({**start.deployed, **routes}, start.users), days)
@@ -126,7 +113,6 @@ def live_through(
     Args:
         folder: gets logs/ and truth/.
         platform: the platform at the end of the day before.
-        day: day number.
         sessions: search sessions of the day.
         traffic: who is served how; as `Traffic`, the log names the arms and holds the exposures.
     """
@@ -134,21 +120,13 @@ def live_through(
         replay_day(folder, platform, day)
         return
     console.print(f"[dim]·[/dim] {folder.name}: day {day_name(day)}")
-    served = traffic.served if isinstance(traffic, Traffic) else traffic
-    result = online_day(platform, day, sessions, served)
-    _write(folder, day, _tables(result, traffic if isinstance(traffic, Traffic) else None))
-
-
-def _tables(result: DayLogs, traffic: Traffic | None) -> dict[str, pa.Table]:
+    result = online_day(platform, day, sessions, traffic.served if isinstance(traffic, Traffic) else traffic)
     tables = {IMPRESSIONS: result.impressions, FEED: result.feed}
-    if traffic is not None and traffic.experiments:
+    if isinstance(traffic, Traffic) and traffic.experiments:
         tables[IMPRESSIONS] = set_arms(result.impressions, name_arms(traffic))
         tables[EXPOSURES] = log_exposures(traffic, result.searches)
-    return {**tables, SEARCHES: result.searches}
-
-
-def _write(folder: Path, day: int, tables: Mapping[str, pa.Table]) -> None:
-    """Write all tables aside, then move them to their places; what a killed run left there is replaced."""
+    tables[SEARCHES] = result.searches
+    # All tables are written aside, then moved; what a killed run left is replaced. The last marks the day.
     staging = folder / ".day"
     shutil.rmtree(staging, ignore_errors=True)
     for name, table in tables.items():
@@ -169,31 +147,30 @@ def open_world(folder: Path, platform: Platform) -> None:
 
 
 def preregister(out: Path, trials: Sequence[Trial], facts: Mapping[str, Any]) -> None:
-    """Write plan.json before the first day.
+    """Write plan.json before the first day; an experiment's `route` is null where no arm changes any.
 
     Raises:
         CropsError: `out` holds the plan of another experiment.
     """
-    plan = {**facts, "experiments": [_described(trial) for trial in trials]}
-    text = json.dumps(plan, indent=2) + "\n"
+    experiments = []
+    for trial in trials:
+        arms = trial.experiment.arms
+        changed = sorted({name for routes in trial.routes.values() for name in routes})
+        experiments.append(
+            {
+                "name": trial.experiment.name,
+                "salt": trial.experiment.salt,
+                "control": arms[0].name,
+                "route": "+".join(changed) or None,
+                "arms": [asdict(arm) | {"share": (arm.end - arm.first) / BUCKETS} for arm in arms],
+            }
+        )
+    text = json.dumps({**facts, "experiments": experiments}, indent=2) + "\n"
     path = out / PREREGISTRATION
     if path.exists() and json.loads(path.read_text()) != json.loads(text):
         raise CropsError(f"{path} is the plan of another experiment; name another folder, or remove this one")
     out.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
-
-
-def _described(trial: Trial) -> dict[str, Any]:
-    """Return what an analysis has to know; `route` is null where no arm changes any."""
-    arms = trial.experiment.arms
-    changed = sorted({name for routes in trial.routes.values() for name in routes})
-    return {
-        "name": trial.experiment.name,
-        "salt": trial.experiment.salt,
-        "control": arms[0].name,
-        "route": "+".join(changed) or None,
-        "arms": [asdict(arm) | {"share": (arm.end - arm.first) / BUCKETS} for arm in arms],
-    }
 
 
 # What CroPS measured on people (arXiv 2511.15443, Tables 5, 6, 8 and 9), in %, by model type and arm. The
@@ -272,7 +249,6 @@ def train_arm(arm: str, samples: Path, out: Path, training: TrainingConfig, seed
         samples: output of a mining with all sources that the arm may want.
         out: the model's folder.
         training: the settings, see `arm_training`.
-        seed: of the training.
     """
     if is_done(out):
         return

@@ -78,34 +78,27 @@ _USERS = (
     ),
     Metric("rqr_any", "users who reworded", "rqr_ever", "rqr_has", "of those who searched", "user", -1),
 )
-_SATISFIED = Metric(
-    "satisfied",
-    "satisfied",
-    "satisfied",
-    "searches",
-    "searches that truly satisfied the searcher / searches",
-    "truth",
+_TRUTH = (
+    Metric(
+        "satisfied",
+        "satisfied",
+        "satisfied",
+        "searches",
+        "searches that truly satisfied the searcher / searches",
+        "truth",
+    ),
+    Metric(
+        "senses",
+        "senses",
+        "senses",
+        "ambiguous",
+        "senses covered: different true meanings of the query shown per search of an ambiguous query",
+        "truth",
+        share=False,
+    ),
 )
-_SENSES = Metric(
-    "senses",
-    "senses",
-    "senses",
-    "ambiguous",
-    "senses covered: different true meanings of the query shown per search of an ambiguous query",
-    "truth",
-    share=False,
-)
-BEHAVIOUR_STATISTICS = (
-    "searches",
-    "clicked_searches",
-    "shown",
-    "clicks",
-    "plays",
-    "long_plays",
-    "reformulated",
-    "ranked",
-)
-"""What every log has per user and day; what its columns do not tell is 0."""
+_COUNTS = ("searches", "clicked_searches", "shown", "clicks", "plays", "long_plays", "ranked")
+"""What every log has per user and day, beside `reformulated`; what its columns do not tell is 0."""
 
 
 def route_metrics(routes: Sequence[str]) -> tuple[Metric, ...]:
@@ -130,20 +123,10 @@ def route_metrics(routes: Sequence[str]) -> tuple[Metric, ...]:
     )
 
 
-def route_statistics(routes: Sequence[str]) -> tuple[str, ...]:
-    """Return the numerators of `route_metrics`."""
-    return tuple(metric.numerator for metric in route_metrics(routes))
-
-
 def metrics_of(routes: Sequence[str], statistics: Sequence[str]) -> tuple[Metric, ...]:
-    """Return the metrics that a log can tell, in the order of the tables.
-
-    Args:
-        routes: recall routes whose shares are wanted.
-        statistics: names of the statistics that were measured.
-    """
+    """Return the metrics that the measured statistics and recall routes tell, in the order of the tables."""
     known = {*statistics, *USER_STATISTICS}
-    every = (*_BEHAVIOUR, *_USERS, *route_metrics(routes), _SATISFIED, _SENSES)
+    every = (*_BEHAVIOUR, *_USERS, *route_metrics(routes), *_TRUTH)
     return tuple(metric for metric in every if {metric.numerator, metric.denominator} <= known)
 
 
@@ -172,11 +155,6 @@ class Reading:
     """Memory limit of DuckDB, e.g. "2GB"."""
 
     def __post_init__(self) -> None:
-        """Refuse bits that no mask has.
-
-        Raises:
-            CropsError: a bit is negative or above `MAX_ROUTES`.
-        """
         for name, bit in self.routes.items():
             if not 0 <= bit <= MAX_ROUTES:
                 raise CropsError(f"route {name}: bit {bit} is not within 0 and {MAX_ROUTES}")
@@ -187,14 +165,12 @@ def user_days(
 ) -> pa.Table:
     """Return user_id, arm as logged (null: in none), day and the statistics, one row per user, arm and day.
 
-    The statistics are BIGINT sums over the user's searches of the day: `BEHAVIOUR_STATISTICS`, those of the
-    routes, and with truth `senses`, `ambiguous` and `satisfied` (if the
-    truth knows). A reformulation counts on the day of the search that it follows. Everybody in the logs is
-    kept: who acts like a bot does so in every arm.
+    The statistics are BIGINT sums over the user's searches of the day: counts of behaviour, those of the
+    routes, and with truth `senses`, `ambiguous` and `satisfied` (if the truth knows). A reformulation counts
+    on the day of the search that it follows. Everybody in the logs is kept: who acts like a bot does so in
+    every arm.
 
     Args:
-        logs: accepted logs.
-        reading: how to read them.
         days: days to read (YYYY-MM-DD); all when None.
         truth: folders of a simulation's truth; a file is taken from the first that has it.
 
@@ -207,9 +183,10 @@ def user_days(
         keep_same_intent(
             backend, "rewordings", "same_intent", reading.reformulation.similarity, reading.similarity
         )
-        backend.table("per_search", _per_search_sql(reading))
+        found_by = _route_tests(reading.routes)
+        backend.table("per_search", _per_search_sql(found_by))
         told = read_truth(backend, truth) if truth else ()
-        return backend.arrow(_per_day_sql(reading, told))
+        return backend.arrow(_per_day_sql(tuple(found_by), told))
 
 
 def creator_reach(
@@ -221,15 +198,17 @@ def creator_reach(
     by a hash. Empty where items have no authors.
 
     Args:
-        logs: accepted logs.
-        memory: memory limit of DuckDB.
         days: days to read (YYYY-MM-DD); all when None.
         experiment: whose arms, where `arm` names several experiments as "a=x;b=y".
     """
+    arm_sql = "nullif(arm, '')"
+    if experiment is not None:
+        pattern = f"(?:^|;){re.escape(experiment)}=([^;]*)"
+        arm_sql = f"nullif(regexp_extract(arm, {literal(pattern)}, 1), '')"
     with DuckDBBackend(memory) as backend:
         backend.read_logs("log_impressions", logs, "search_impressions", days)
         backend.read_logs("log_items", logs, "items", None)
-        rows = backend.rows(_REACH.format(arm=_arm_sql(experiment)))
+        rows = backend.rows(_REACH.format(arm=arm_sql))
     return {row["arm"]: (row["shown"], row["creators"], row["users"]) for row in rows if row["creators"]}
 
 
@@ -252,17 +231,19 @@ group by s.arm order by s.arm
 """
 
 
-def _arm_sql(experiment: str | None) -> str:
-    if experiment is None:
-        return "nullif(arm, '')"
-    pattern = f"(?:^|;){re.escape(experiment)}=([^;]*)"
-    return f"nullif(regexp_extract(arm, {literal(pattern)}, 1), '')"
+def _route_tests(routes: Mapping[str, int]) -> dict[str, str]:
+    """Return when an impression counts, by numerator of `route_metrics`."""
+    tests = [
+        f"{stage} and {test}"
+        for bit in routes.values()
+        for test in (f"(routes & {1 << bit}) <> 0", f"routes = {1 << bit}")
+        for stage in ("stage <> 'filtered'", "stage = 'exposed'")
+    ]
+    return {m.numerator: test for m, test in zip(route_metrics(tuple(routes)), tests, strict=True)}
 
 
-def _per_search_sql(reading: Reading) -> str:
-    routes = "".join(
-        f", count(*) filter ({test}) as {quoted(name)}" for name, test in _route_tests(reading.routes).items()
-    )
+def _per_search_sql(found_by: Mapping[str, str]) -> str:
+    routes = "".join(f", count(*) filter ({test}) as {quoted(name)}" for name, test in found_by.items())
     return f"""
     select search_id, min(nullif(arm, '')) as arm,
         1 as searches,
@@ -276,21 +257,8 @@ def _per_search_sql(reading: Reading) -> str:
     """
 
 
-def _route_tests(routes: Mapping[str, int]) -> dict[str, str]:
-    """Return when an impression counts, by statistic, in the order of `route_statistics`."""
-    stages = {"ranked": "stage <> 'filtered'", "shown": "stage = 'exposed'"}
-    tests = [
-        f"{stage} and {test}"
-        for bit in routes.values()
-        for test in (f"(routes & {1 << bit}) <> 0", f"routes = {1 << bit}")
-        for stage in stages.values()
-    ]
-    return dict(zip(route_statistics(tuple(routes)), tests, strict=True))
-
-
-def _per_day_sql(reading: Reading, told: Sequence[str]) -> str:
-    plain = [name for name in BEHAVIOUR_STATISTICS if name != "reformulated"]
-    sums = {name: f"p.{quoted(name)}" for name in (*plain, *route_statistics(tuple(reading.routes)))}
+def _per_day_sql(routes: Sequence[str], told: Sequence[str]) -> str:
+    sums = {name: f"p.{quoted(name)}" for name in (*_COUNTS, *routes)}
     sums["reformulated"] = "case when r.search_id is null then 0 else 1 end"
     sums.update({name: f"t.{name}" for name in told})
     written = ", ".join(f"cast(coalesce(sum({sql}), 0) as BIGINT) as {quoted(n)}" for n, sql in sums.items())
@@ -305,6 +273,24 @@ def _per_day_sql(reading: Reading, told: Sequence[str]) -> str:
 
 
 _NEEDED = {"items": ("item_id", "need_id"), "needs": ("need_id", "head", "sense")}
+_MEANINGS = """
+select n.need_id, t.query as head, n.sense from truth_needs n join head_texts t on t.raw = n.head
+"""
+"""The needs, their heads normalised as queries are."""
+_SEARCH_SENSES = """
+with ambiguous as (
+    select s.search_id, h.head
+    from searches s join queries q on q.query_id = s.query_id
+    join (select head from meanings group by head having count(distinct sense) > 1) h
+        on h.head = q.query
+)
+select a.search_id, count(distinct n.sense) as senses
+from ambiguous a
+left join log_impressions l on l.search_id = a.search_id and l.stage = 'exposed'
+left join truth_items i on i.item_id = l.item_id
+left join meanings n on n.need_id = i.need_id and n.head = a.head
+group by a.search_id
+"""
 
 
 def read_truth(backend: DuckDBBackend, truth: Sequence[Path]) -> tuple[str, ...]:
@@ -334,46 +320,20 @@ def read_truth(backend: DuckDBBackend, truth: Sequence[Path]) -> tuple[str, ...]
     add_texts(backend, "head_texts", "select distinct head as raw from truth_needs")
     backend.view("meanings", _MEANINGS)
     backend.table("search_senses", _SEARCH_SENSES)
-    told = _search_files(truth)
-    satisfied = bool(told) and "satisfied" in pq.read_schema(told[0]).names
-    if satisfied:
-        backend.view("truth_satisfied", f"select search_id, satisfied from {parquet(*told)}")
-    backend.table("truth_per_search", _truth_per_search_sql(satisfied))
-    return ("senses", "ambiguous", *(("satisfied",) if satisfied else ()))
-
-
-def _search_files(truth: Sequence[Path]) -> list[Path]:
-    """Return the files of searches, those by day first: they are what an experiment writes."""
     by_day = [file for folder in truth for file in sorted((folder / "searches").glob("**/*.parquet"))]
-    return by_day or [file for folder in truth if (file := folder / "searches.parquet").is_file()]
-
-
-_MEANINGS = """
-select n.need_id, t.query as head, n.sense from truth_needs n join head_texts t on t.raw = n.head
-"""
-"""The needs, their heads normalised as queries are."""
-
-_SEARCH_SENSES = """
-with ambiguous as (
-    select s.search_id, h.head
-    from searches s join queries q on q.query_id = s.query_id
-    join (select head from meanings group by head having count(distinct sense) > 1) h
-        on h.head = q.query
-)
-select a.search_id, count(distinct n.sense) as senses
-from ambiguous a
-left join log_impressions l on l.search_id = a.search_id and l.stage = 'exposed'
-left join truth_items i on i.item_id = l.item_id
-left join meanings n on n.need_id = i.need_id and n.head = a.head
-group by a.search_id
-"""
-
-
-def _truth_per_search_sql(satisfied: bool) -> str:
-    column = ", case when k.satisfied then 1 else 0 end as satisfied" if satisfied else ""
-    join = "left join truth_satisfied k on k.search_id = s.search_id" if satisfied else ""
-    return f"""
-    select s.search_id, coalesce(a.senses, 0) as senses,
-        case when a.search_id is null then 0 else 1 end as ambiguous{column}
-    from searches s left join search_senses a on a.search_id = s.search_id {join}
-    """
+    told = by_day or [file for folder in truth if (file := folder / "searches.parquet").is_file()]
+    column, join, statistics = "", "", ("senses", "ambiguous")
+    if told and "satisfied" in pq.read_schema(told[0]).names:
+        backend.view("truth_satisfied", f"select search_id, satisfied from {parquet(*told)}")
+        column = ", case when k.satisfied then 1 else 0 end as satisfied"
+        join = "left join truth_satisfied k on k.search_id = s.search_id"
+        statistics += ("satisfied",)
+    backend.table(
+        "truth_per_search",
+        f"""
+        select s.search_id, coalesce(a.senses, 0) as senses,
+            case when a.search_id is null then 0 else 1 end as ambiguous{column}
+        from searches s left join search_senses a on a.search_id = s.search_id {join}
+        """,
+    )
+    return statistics

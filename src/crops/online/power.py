@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -70,16 +70,10 @@ class Sensitivity:
 
 
 def sample_check(control: int, treatment: int, expected: float = 1.0) -> SampleCheck:
-    """Return the sample-ratio check of two arms.
-
-    Args:
-        control: users of the control.
-        treatment: users of the treatment.
-        expected: promised users of the treatment per user of the control.
+    """Return the sample-ratio check of the numbers of users in two arms.
 
     Raises:
-        CropsError: the promise is not above 0.
-        MissingExtraError: tea-tasting is not installed.
+        CropsError: the promise (`SampleCheck.expected`) is not above 0.
     """
     require_tea_tasting()
     from tea_tasting import SampleRatio
@@ -106,17 +100,13 @@ def sensitivity(
     """Return what two arms of so many users each can see of a metric.
 
     Args:
-        metric: the metric.
         sums: statistics per user on days like those of the experiment, [users] each.
-        users: users per arm.
         wanted: relative effect that should be found.
         before: statistics on earlier days, where CUPED will be used.
-        power: chance to find it.
 
     Raises:
         CropsError: fewer than `MIN_USERS` users, too few of whom have an event, or the metric's denominator
             is 0, or all users are equal, as they are or after CUPED.
-        MissingExtraError: tea-tasting is not installed.
     """
     require_tea_tasting()
     from tea_tasting import RatioOfMeans
@@ -131,8 +121,10 @@ def sensitivity(
     check_events(metric, sums, min(1.0, users / len(sums[metric.denominator])))
     columns = columns_of(metric, sums, before)
     sample = moments(columns)
-    if not _left(sample, cuped=len(columns) > 2):
-        raise explained(metric)
+    if len(columns) > 2 and (spread := sample.ratio_var(*list(columns)[2:])) > 0:
+        variance, covariance = sample.ratio_var(*list(columns)[:2]), sample.ratio_cov(*columns)
+        if not variance - covariance**2 / spread > EXPLAINED * variance:
+            raise explained(metric)
     seen = RatioOfMeans(*columns, alpha=ALPHA, power=power, n_obs=2 * users, use_t=False)
     mde = seen.solve_power_from_aggregates(sample, "effect_size")[0].effect_size
     mean = float(sums[metric.numerator].sum() / sums[metric.denominator].sum())
@@ -141,15 +133,6 @@ def sensitivity(
     asked = RatioOfMeans(*columns, alpha=ALPHA, power=power, rel_effect_size=abs(wanted), use_t=False)
     both = asked.solve_power_from_aggregates(sample, "n_obs")[0].n_obs
     return Sensitivity(users, mean, float(mde), abs(wanted) * mean, math.ceil(both / 2))
-
-
-def _left(sample: Aggregates, *, cuped: bool) -> bool:
-    """Return whether CUPED leaves anything of a metric to test."""
-    now, past = ("numerator", "denominator"), ("numerator before", "denominator before")
-    if not cuped or not (spread := sample.ratio_var(*past)) > 0:
-        return True
-    variance, covariance = sample.ratio_var(*now), sample.ratio_cov(*now, *past)
-    return bool(variance - covariance**2 / spread > EXPLAINED * variance)
 
 
 # A/A: how often would arms that differ in nothing be called different? One log is split by many salts. The
@@ -201,10 +184,8 @@ def rerandomised(
     """Return z and p of the difference of two arms drawn by each salt; nothing was done to either.
 
     Args:
-        metric: the metric.
         sums: statistics per user, [users] each.
         users: user_id, [users].
-        salts: one assignment each.
         before: statistics on earlier days, for CUPED.
         share: of the users in each arm, at most 0.5.
 
@@ -229,8 +210,10 @@ def rerandomised(
     i, j = np.triu_indices(columns.shape[1])
     powers = np.concatenate([np.ones((len(users), 1)), shifted, shifted[:, i] * shifted[:, j]], axis=1)
     z, freedom = [], []
-    for control, treatment in _memberships(users, salts, share):
-        sides = [_moments(arm.astype(np.float64) @ powers, centre) for arm in (control, treatment)]
+    step = max(1, _CHUNK // len(users))
+    for start in range(0, len(salts), step):
+        arms = memberships(users, salts[start : start + step], share)
+        sides = [_moments(arm.astype(np.float64) @ powers, centre) for arm in arms]
         # An arm without anything of the metric, or without anything left by CUPED, cannot be tested: NaN.
         with np.errstate(divide="ignore", invalid="ignore"):
             statistic, degrees = _test(*sides)
@@ -255,14 +238,6 @@ def memberships(
     bucket = np.stack([buckets(users, salt) for salt in salts])
     width = round(share * BUCKETS)
     return bucket < width, (bucket >= width) & (bucket < 2 * width)
-
-
-def _memberships(
-    users: Ints, salts: Sequence[str], share: float
-) -> Iterator[tuple[NDArray[np.bool_], NDArray[np.bool_]]]:
-    step = max(1, _CHUNK // len(users))
-    for start in range(0, len(salts), step):
-        yield memberships(users, salts[start : start + step], share)
 
 
 @dataclass(frozen=True)

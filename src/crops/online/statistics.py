@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -72,7 +72,6 @@ def effect(
     """Return the effect on a ratio metric with user-level delta method, and CUPED where `before` is given.
 
     Args:
-        metric: the metric.
         sums: statistics per user, [users] each.
         control: who is in the control, [users].
         treatment: who is in the treatment, [users].
@@ -81,7 +80,6 @@ def effect(
     Raises:
         CropsError: an arm has fewer than `MIN_USERS` users, the metric's denominator is 0 in an arm, too few
             users have an event, or the metric says the same of everybody, as it is or after CUPED.
-        MissingExtraError: tea-tasting is not installed.
     """
     require_tea_tasting()
     for name, arm in (("control", control), ("treatment", treatment)):
@@ -128,39 +126,42 @@ def _adjusted(arm: Aggregates, both: Aggregates, *, cuped: bool) -> _Arm:
 
 def _welch(control: _Arm, treatment: _Arm) -> Effect:
     """Return the effect by Welch's test; the relative one by the same on the scale of logarithms."""
-    gap, (error, reach, freedom) = treatment.value - control.value, _interval(control, treatment)
-    relative, stretch = math.nan, math.nan
+
+    def interval(a: float, b: float) -> tuple[float, float, float]:
+        """Return standard error, half the 95 % interval and degrees of freedom for two squared errors."""
+        freedom = (a + b) ** 2 / (a**2 / (control.users - 1) + b**2 / (treatment.users - 1))
+        return math.sqrt(a + b), float(scipy.stats.t.ppf(1 - ALPHA / 2, freedom)) * math.sqrt(a + b), freedom
+
+    error, reach, freedom = interval(control.error, treatment.error)
+    stretch = None
     if all(arm.value > 0 and arm.error < arm.value**2 for arm in (control, treatment)):
-        relative = treatment.value / control.value - 1
-        logs = [replace(arm, error=arm.error / arm.value**2) for arm in (control, treatment)]
-        stretch = math.exp(_interval(*logs)[1])
+        stretch = math.exp(interval(*(arm.error / arm.value**2 for arm in (control, treatment)))[1])
+    p = float(2 * scipy.stats.t.sf(abs(treatment.value - control.value) / error, freedom))
+    return _effect(control.value, treatment.value, error, reach, stretch, p)
+
+
+def _effect(
+    control: float, treatment: float, error: float, reach: float, stretch: float | None, p: float
+) -> Effect:
+    """Put an effect together: `reach` is half its interval, `stretch` the factor of the relative one's."""
+    relative = treatment / control - 1 if stretch is not None else math.nan
+    stretch = math.nan if stretch is None else stretch
     return Effect(
-        control=control.value,
-        treatment=treatment.value,
-        absolute=gap,
-        low=gap - reach,
-        high=gap + reach,
+        control=control,
+        treatment=treatment,
+        absolute=treatment - control,
+        low=treatment - control - reach,
+        high=treatment - control + reach,
         relative=relative,
         relative_low=(1 + relative) / stretch - 1,
         relative_high=(1 + relative) * stretch - 1,
-        p=float(2 * scipy.stats.t.sf(abs(gap) / error, freedom)),
+        p=p,
         standard_error=error,
     )
 
 
-def _interval(control: _Arm, treatment: _Arm) -> tuple[float, float, float]:
-    """Return the standard error of a difference, half its 95 % interval, and Welch's degrees of freedom."""
-    error = control.error + treatment.error
-    freedom = error**2 / sum(arm.error**2 / (arm.users - 1) for arm in (control, treatment))
-    return math.sqrt(error), float(scipy.stats.t.ppf(1 - ALPHA / 2, freedom)) * math.sqrt(error), freedom
-
-
 def attempt(test: Callable[[], Effect]) -> tuple[Effect | None, str | None]:
-    """Return the effect that a test finds, or why there is none.
-
-    Raises:
-        MissingExtraError: tea-tasting is not installed.
-    """
+    """Return the effect that a test finds, or why there is none."""
     try:
         return test(), None
     except MissingExtraError:
@@ -229,7 +230,6 @@ def check_events(metric: Metric, sums: Mapping[str, Floats], share: float) -> No
     The normal approximation needs `FEWEST_EXPECTED` such users in each arm.
 
     Args:
-        metric: the metric.
         sums: statistics per user of all arms, [users] each.
         share: of these users in the smallest arm.
 
@@ -283,11 +283,7 @@ def explained(metric: Metric) -> CropsError:
 
 
 def require_tea_tasting() -> None:
-    """Say which extra is missing.
-
-    Raises:
-        MissingExtraError: tea-tasting is not installed.
-    """
+    """Say which extra is missing."""
     try:
         import tea_tasting  # noqa: F401
     except ImportError as error:
@@ -304,19 +300,8 @@ _STEPS = 201
 """Points of the numerical integration; the constant is right to 4 digits up to a year of daily looks."""
 
 
-@dataclass(frozen=True)
-class Look:
-    """One planned look."""
-
-    number: int
-    z: float
-    """|Z| from which on an effect is claimed."""
-    p: float
-    """The same as a two-sided p-value."""
-
-
-def looks(planned: int, alpha: float = 0.05) -> tuple[Look, ...]:
-    """Return the O'Brien-Fleming boundary of equally spaced looks.
+def looks(planned: int, alpha: float = 0.05) -> list[float]:
+    """Return the O'Brien-Fleming boundary: the |z| from which on each equally spaced look claims an effect.
 
     It holds for cumulated data whose looks bring equal information. Users who come back bring less with each
     day; then the looks are more alike than assumed and the boundary promises less than it keeps.
@@ -331,20 +316,15 @@ def looks(planned: int, alpha: float = 0.05) -> tuple[Look, ...]:
     if planned < 1 or not 0 < alpha <= 0.5:
         raise CropsError(f"{planned} looks at alpha {alpha}: plan at least one look, alpha within (0, 0.5]")
     constant = obrien_fleming(planned, alpha)
-    bounds = [constant * np.sqrt(planned / k) for k in range(1, planned + 1)]
-    return tuple(Look(k, float(z), float(2 * scipy.stats.norm.sf(z))) for k, z in enumerate(bounds, start=1))
+    return [float(constant * np.sqrt(planned / k)) for k in range(1, planned + 1)]
 
 
 @cache
 def obrien_fleming(planned: int, alpha: float) -> float:
     """Return c: the boundary of the last of `planned` equally spaced looks."""
-
-    def excess(constant: float) -> float:
-        return crossing(constant * np.sqrt(planned / np.arange(1, planned + 1))) - alpha
-
-    return float(
-        scipy.optimize.brentq(excess, ndtri(1 - alpha / 2) - 1e-6, ndtri(1 - alpha / (2 * planned)) + 1e-6)
-    )
+    scale = np.sqrt(planned / np.arange(1, planned + 1))
+    least, most = ndtri(1 - alpha / 2) - 1e-6, ndtri(1 - alpha / (2 * planned)) + 1e-6
+    return float(scipy.optimize.brentq(lambda constant: crossing(constant * scale) - alpha, least, most))
 
 
 def crossing(bounds: Sequence[float] | Floats) -> float:
@@ -401,33 +381,20 @@ def paired_effect(metric: Metric, control: Mapping[str, Floats], treatment: Mapp
     teaches the platform reaches the others.
 
     Args:
-        metric: the metric.
         control: statistics per user in the control's world, [users] each.
         treatment: the same users, in the same order, in the treatment's.
 
     Raises:
-        CropsError: fewer than `crops.online.statistics.MIN_USERS` users, or the metric's denominator is 0.
+        CropsError: fewer than `MIN_USERS` users, or the metric's denominator is 0.
     """
     before, from_control = _linear(metric, control, "control")
     after, from_treatment = _linear(metric, treatment, "treatment")
-    error = _standard_error(from_treatment - from_control)
-    relative, stretch = math.nan, math.nan
+    error, stretch = _standard_error(from_treatment - from_control), None
     if before and after:
-        relative = after / before - 1
         stretch = math.exp(REACH * _standard_error(from_treatment / after - from_control / before))
     gap = after - before
-    return Effect(
-        control=before,
-        treatment=after,
-        absolute=gap,
-        low=gap - REACH * error,
-        high=gap + REACH * error,
-        relative=relative,
-        relative_low=(1 + relative) / stretch - 1,
-        relative_high=(1 + relative) * stretch - 1,
-        p=float(2 * scipy.stats.norm.sf(abs(gap) / error)) if error else float(gap == 0),
-        standard_error=error,
-    )
+    p = float(2 * scipy.stats.norm.sf(abs(gap) / error)) if error else float(gap == 0)
+    return _effect(before, after, error, REACH * error, stretch, p)
 
 
 def _linear(metric: Metric, sums: Mapping[str, Floats], arm: str) -> tuple[float, Floats]:

@@ -545,7 +545,6 @@ def replay_day(folder: str | Path, platform: Platform, day: int) -> None:
     Args:
         folder: holds logs/ with the day.
         platform: the platform at the end of the day before; updated as the day itself did it.
-        day: day number.
     """
     impressions, feed = (
         pq.read_table(day_file(folder, table, day), columns=columns, partitioning=None)

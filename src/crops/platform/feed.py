@@ -59,13 +59,8 @@ def watch_feed(
     """Return the day's `feed_events`.
 
     Args:
-        world: the world.
-        users: the users.
-        visits: the day's visits.
         live: rows of the items that are online.
         day_us: start of the day, microseconds UTC.
-        model: behaviour rates.
-        rng: source of randomness.
     """
     corpus = world.corpus
     visit = np.repeat(np.arange(len(visits.user)), BURST)

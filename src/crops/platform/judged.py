@@ -74,8 +74,6 @@ def read_judged_world(folder: Path, size: Size, days: int, rng: np.random.Genera
     Args:
         folder: docs.parquet, queries.parquet and qrels.parquet; see `crops.logs.load_judged`.
         size: only its number of authors counts; the collection says how many items there are.
-        days: simulated days.
-        rng: source of randomness.
 
     Raises:
         CropsError: a file or column is missing, a grade is above 3, or no query has a relevant document.

@@ -90,13 +90,8 @@ def draw_sessions(
     """Draw who searches for what: from interests, from yesterday's feed, or from today's trends.
 
     Args:
-        intents: what people may want.
-        corpus: the catalogue.
-        users: the users.
         watched: user and item rows of videos that were watched in the feed the day before.
         start_us: time of day of each honest session, [sessions].
-        model: the rates.
-        rng: source of randomness.
     """
     n = len(start_us)
     user = rng.choice(len(users.activity), n, p=users.activity)
@@ -185,7 +180,6 @@ class Speech:
         """Return (head, sense, need) that typed texts say, [n, 3]; -1 where they do not say.
 
         Args:
-            texts: what was typed.
             phrase: the phrase rows meant; a text that is itself a phrase means that one, whoever typed it.
         """
         phrases = self._phrases
@@ -342,8 +336,6 @@ def click(
         partial: the item answers only in part, [n, m].
         matches: the item's text shows words of the query, [n, m].
         duration_ms: length of the item, [n, m].
-        model: the rates.
-        rng: source of randomness.
     """
     shape = grade.shape
     known = np.maximum(grade, 0)

@@ -77,7 +77,6 @@ class RelevanceModel:
         Args:
             meaning: (head, sense, need) that the query says, [..., 3]; -1 where it does not say.
             rows: item rows; broadcasts with `meaning[..., 0]`.
-            noise_factor: multiplies the error.
         """
         key = meaning @ np.array([1, 1_009, 1_000_003]) + self.seed * 7_919
         return self._plain(meaning, rows) + noise_factor * self.noise * normal(key, rows)
@@ -104,9 +103,6 @@ def recall(
 
     Args:
         routes: the routes of the day.
-        model: the relevance model.
-        bubble: weight of popularity.
-        texts: the queries.
         meaning: (head, sense, need) of each, [queries, 3].
     """
     blocks, leaves = [], []
@@ -131,8 +127,6 @@ def recall_for_users(
 
     Args:
         routes: the routes of the day.
-        model: the relevance model.
-        bubble: weight of popularity.
         shared: what is found for everybody, per search [n, RANKED + FILTERED].
         meaning: of each search's query, [n, 3].
         leaf: leaf category of each search's query, [n].
@@ -278,11 +272,7 @@ class Routes:
 
         Args:
             corpus: the catalogue; items uploaded after the day's start are not found yet.
-            memory: what earlier days taught.
             retrievers: text routes by name (`bm25`, `dense`, `sparse`).
-            bubble: depth of the routes.
-            senses: number of leaf categories.
-            day: day number.
             seed: of what is drawn at random.
         """
         self.live = corpus.uploaded_day <= day

@@ -191,10 +191,7 @@ def write_texts(heads: Sequence[Head], uploads: Uploads, authors: int, rng: np.r
     """Return the titles (OCR of the cover), captions and hashtags of the items.
 
     Args:
-        heads: the topics.
         uploads: what the items are about and who posts them.
-        authors: number of creators.
-        rng: source of randomness.
     """
     voices = [
         _Voice(
@@ -330,9 +327,7 @@ def build_topics_world(size: Size, days: int, rng: np.random.Generator) -> Topic
     """Return the world of the first `size.heads` topics with its catalogue.
 
     Args:
-        size: extent.
         days: simulated days; items keep arriving during them.
-        rng: source of randomness.
 
     Raises:
         CropsError: the package has fewer topics, or there are more needs than items.

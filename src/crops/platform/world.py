@@ -205,7 +205,6 @@ def items_table(
     """Return the catalogue as the `items` table.
 
     Args:
-        world: the world.
         first_day_us: start of the first simulated day, microseconds UTC.
         counters: play_cnt, like_cnt, long_view_cnt and download_cnt, each [items].
         click_query: queries that led to clicks, '|'-separated, per item.

@@ -374,7 +374,6 @@ def axis(values: Iterable[float], start: float, end: float, *, about: int, round
     """Return an axis over finite values; equal values get room on both sides.
 
     Args:
-        values: at least one.
         start: position of the low end.
         end: position of the high end.
         about: how many ticks are wanted.

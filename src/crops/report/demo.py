@@ -59,13 +59,10 @@ def demo_page(
     """Return the page of a simulated run.
 
     Args:
-        run: its settings.
-        mined: report of the mining.
         arms: the arms, the baseline first and the fullest last.
         results: evaluation by model name; holds the arms' names.
         not_tested: arms that were left out, with the reason.
         bubble: what the logs show of the bubble, day by day.
-        compared: queries side by side.
         seconds: wall time by part, with `total`.
     """
     from crops.training import read_log  # torch takes seconds to import: not for --help
@@ -266,9 +263,6 @@ def result_sections(
     """Return models against metrics as tables, and drawn.
 
     Args:
-        title: of the first section.
-        columns: the metrics.
-        results: evaluation by model.
         against: what `differences` returns.
         reference: the model that others are compared with.
         coloured: models in the order of their colours; other ones are neutral.

@@ -154,7 +154,6 @@ def markdown(page: Page, pictures: str | None = None) -> str:
     """Return the page as Markdown.
 
     Args:
-        page: what to write.
         pictures: folder of the `curves`, as SVG; they are only named when None.
     """
     named = curves(page)

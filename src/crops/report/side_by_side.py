@@ -219,7 +219,6 @@ def side_by_side(
     """Return the best results of two models for one query.
 
     Args:
-        asked: the query.
         before: name and retriever of the reference.
         after: name and retriever of the model to look at.
         reasons: where they are looked up.

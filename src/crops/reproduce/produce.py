@@ -63,9 +63,6 @@ def produce(target: str, worlds: Sequence[Sequence[World]], design: Design, out:
     Args:
         target: a table, `fig6`, `fig7` or `all`.
         worlds: worlds of one name after the other, each with its seeds.
-        design: what all cells have in common.
-        out: an opened folder of a reproduction.
-        jobs: processes.
 
     Raises:
         CropsError: as `make_cells`.
@@ -107,13 +104,6 @@ def tuned(design: Design, target: str, world: World, out: Path, folds: int) -> D
 
 def produce_map(design: Design, size: str, seeds: Sequence[int], out: Path, jobs: int) -> Produced:
     """Make and read the cells of the map: the lift of each source over each setting.
-
-    Args:
-        design: what all cells have in common.
-        size: of the worlds.
-        seeds: of the worlds.
-        out: an opened folder of a reproduction.
-        jobs: processes.
 
     Raises:
         CropsError: as `make_cells`.

@@ -60,8 +60,6 @@ def make_cells(cells: Sequence[Cell], out: Path, generated: Mapping[str, Path], 
 
     Args:
         cells: the cells, repeated at will.
-        out: an opened folder of a reproduction.
-        generated: files of documents that an LLM wrote, by their hash.
         jobs: processes; 1 works in this one.
 
     Raises:
@@ -337,7 +335,6 @@ def tune(
     Args:
         cells: a cell of each method, all of one world: the test day is not read.
         out: an opened folder of a reproduction; each method's grid and scores stay in it as JSON.
-        generated: files of documents that an LLM wrote, by their hash.
         folds: see `crops.training.tune.tune_method`.
 
     Raises:

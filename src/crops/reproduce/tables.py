@@ -126,7 +126,6 @@ class Group:
         """Return the resampled means of all methods over the queries that have a value of each.
 
         Args:
-            metric: name.
             part: only queries with these values of a column of `Measured.queries`, as text.
 
         Returns:
@@ -190,8 +189,6 @@ def table_section(
     """Return a table of the paper with what else the cells tell of its rows.
 
     Args:
-        layout: rows and reference.
-        group: the cells.
         speeds: convergence by method, seed by seed.
         failed: why a method has no row.
     """
@@ -210,8 +207,6 @@ def result_table(layout: Layout, group: Group, failed: Mapping[str, str]) -> Tab
     """Return a table as the paper has it, its own figures beside; differences are to the layout's reference.
 
     Args:
-        layout: rows and reference.
-        group: the cells.
         failed: why a method has no row.
     """
     cells: dict[str, dict[str, tuple[Interval, Difference | None]]] = {name: {} for name in group.methods}

@@ -108,8 +108,6 @@ def judge(
     """Return the verdicts on the claims of a table, their p-values corrected together.
 
     Args:
-        rules: the rules.
-        table: its name.
         group: the cells of the table in one world.
         speeds: convergence by method, seed by seed.
     """
