@@ -101,6 +101,17 @@ def unique(path: Path, kind: str) -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(8)}.{kind}")
 
 
+def write_text(path: Path, text: str, errors: str = "strict") -> None:
+    """Write a text file, and its folder, that appears whole or not at all; `errors` as of `str.encode`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staging = unique(path, "tmp")
+    try:
+        staging.write_text(text, encoding="utf-8", errors=errors)
+        staging.replace(path)
+    finally:
+        staging.unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
 def _writable(target: str | Path, *numbers: int) -> Iterator[None]:
     """Turn failures of the disk (with one of `numbers`, if any is given) into a sentence."""

@@ -13,9 +13,8 @@ from crops.relevance import StoredCalibration
 from crops.relevance.calibrate import AlphaPoint
 from crops.report import Bar, Figure, Line, Page, Section, Table
 from crops.report.demo import Column, result_sections
-from crops.report.mining import mining_page, sources_section
 from crops.report.side_by_side import Hit, SideBySide, comparison_section
-from crops.report.training import training_section
+from crops.report.training import mining_page, sources_section, training_section
 
 NAN = float("nan")
 

@@ -12,9 +12,8 @@ from report_samples import columns, graded, judged, log, mined, pages, result, r
 from crops.cli.judge import judge_page
 from crops.errors import CropsError
 from crops.report import Page, Section, Table, printed, render_page, write_page
-from crops.report.mining import sources_section
 from crops.report.side_by_side import Hit, comparison_section
-from crops.report.training import training_section
+from crops.report.training import sources_section, training_section
 
 VOID = {"meta", "link", "br", "img", "hr", "input"}
 HOSTILE = [

@@ -6,8 +6,9 @@ import json
 import pytest
 
 from crops.errors import CropsError
+from crops.outputs import write_text
 from crops.reproduce import make
-from crops.reproduce.make import naming_full_disk, opened, write_atomically
+from crops.reproduce.make import naming_full_disk, opened
 
 
 def test_a_folder_of_another_version_is_refused(tmp_path):
@@ -63,14 +64,14 @@ def test_a_full_disk_says_how_to_go_on(tmp_path, number):
 
 
 def test_a_text_file_appears_whole_or_not_at_all(tmp_path, monkeypatch):
-    write_atomically(tmp_path / "a" / "t.md", "old")
+    write_text(tmp_path / "a" / "t.md", "old")
 
-    def fail(path, text):
+    def fail(path, text, **_):
         path.touch()
         raise OSError(errno.ENOSPC, "full")
 
     monkeypatch.setattr(make.Path, "write_text", fail)
     with pytest.raises(OSError, match="full"):
-        write_atomically(tmp_path / "a" / "t.md", "new")
+        write_text(tmp_path / "a" / "t.md", "new")
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["t.md"]
     assert (tmp_path / "a" / "t.md").read_bytes() == b"old"

@@ -12,11 +12,18 @@ from crops.config import RunConfig, load_config
 from crops.errors import CropsError
 from crops.report import Bar, Figure, Line, Page, Section, Table, render_page
 from crops.report.page import markdown
-from crops.reproduce import factors
+from crops.reproduce import produce
 from crops.reproduce.design import CT, QR, Design, build_world
-from crops.reproduce.factors import FACTORS, map_cells, map_sections, misplaced
-from crops.reproduce.produce import Produced, write_all, write_docs
-from crops.reproduce.run import precision_section, temperature_section, unfiltered
+from crops.reproduce.produce import (
+    FACTORS,
+    Produced,
+    map_cells,
+    map_sections,
+    misplaced,
+    write_all,
+    write_docs,
+)
+from crops.reproduce.run import above, precision_section, temperature_section
 from crops.reproduce.tables import Measured, cells_csv, read_measured
 from crops.reproduce.verdicts import Verdict, verdict_section
 
@@ -57,7 +64,7 @@ def test_precision_is_told_by_seed_and_drawn_as_mean(tmp_path):
 
 
 def test_precision_is_of_all_that_theta_would_reject():
-    wide = unfiltered(Design(load_config()).cell(build_world("default", "tiny", 0), "crops"))
+    wide = above(Design(load_config()).cell(build_world("default", "tiny", 0), "crops"), 0.0)
     assert wide.run.engine.reformulation.relevance == wide.run.engine.feed.relevance == 0
     assert wide.run.engine.reformulation.similarity == load_config().engine.reformulation.similarity
 
@@ -100,7 +107,7 @@ def test_misplaced_documents_keep_their_texts_and_lose_their_queries(tmp_path):
 
 def test_map_tells_the_lift_of_each_source(tmp_path, monkeypatch):
     """P1 adds 2 points, P2 1, P3 takes 3; a factor value without all of its cells has no figure."""
-    monkeypatch.setattr(factors, "FACTORS", [factor for factor in FACTORS if factor.name == "bubble"])
+    monkeypatch.setattr(produce, "FACTORS", [factor for factor in FACTORS if factor.name == "bubble"])
     design = Design(load_config())
     cells = map_cells(design, "tiny", [0], tmp_path)
     measured = []

@@ -12,7 +12,7 @@ from crops.cli.options import LogsOption, command
 from crops.engine.report import insights
 from crops.outputs import console, publish, write_manifest
 from crops.report import printed, write_page
-from crops.report.mining import mining_page
+from crops.report.training import mining_page
 
 
 @command

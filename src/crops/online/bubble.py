@@ -18,7 +18,7 @@ from crops.database import literal, open_database
 from crops.evaluation import recall_at_k
 from crops.logs.tables import add_texts
 from crops.online.experiment import live_through, open_world, train_arm
-from crops.outputs import console
+from crops.outputs import console, write_text
 from crops.pipeline import Start, load_retriever, mine_day
 from crops.platform import (
     IMPRESSIONS,
@@ -201,9 +201,7 @@ def run_loop(loop: Loop, start: Start, arms: Sequence[str], days: int) -> Iterat
             live_through(folder, platform, day, start.sessions, same_for_all(routes, start.users))
             if model is not None:
                 known = read_recall(folder) | {str(day): _true_recall(loop, folder, platform, day, model)}
-                staging = folder / ".recall.json"
-                staging.write_text(json.dumps(known, indent=2) + "\n")
-                staging.rename(folder / "recall.json")
+                write_text(folder / "recall.json", json.dumps(known, indent=2) + "\n")
         yield day
 
 

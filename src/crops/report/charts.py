@@ -90,55 +90,66 @@ def draw(figure: Figure) -> Markup:
 def _bar_chart(figure: Figure, bars: Sequence[Bar]) -> Markup:
     """Return horizontal bars of shares with 95 % whiskers."""
     upper, reference = figure.upper, figure.reference
-    ends = [(bar.name, value) for bar in bars for value in _extent(bar)]
+    ends = [(bar.name, v) for bar in bars for v in (bar.value, bar.low, bar.high) if v is not None]
     check_finite(figure.title, [*ends, ("the end of the axis", upper), ("the reference", reference or 0.0)])
-    x = _share_axis([value for _, value in ends] + [upper])
+    values = [*(value for _, value in ends), upper]
+    x = axis([0.0, *(values if any(values) else [1.0])], _EDGE, WIDTH - _EDGE, about=4, round_ends=True)
     bottom = _FIRST + _PITCH * len(bars)
-    grid = [_vertical(x, tick, bottom, f"{100 * tick:g}") for tick in x.ticks()]
+    drawn = [_vertical(x, tick, bottom, f"{100 * tick:g}") for tick in x.ticks()]
     if reference is not None:
-        grid.append(
-            element("path", d=_d((x.at(reference), 8), (x.at(reference), bottom - 8)), class_="reference")
-        )
-    drawn = [_bar(bar, x, _FIRST + _PITCH * row) for row, bar in enumerate(bars)]
-    told = "; ".join(_told(bar) for bar in bars)
-    return drawing(f"{figure.title}, in %", told, bottom + 14, *grid, *drawn)
+        line = _d((x.at(reference), 8), (x.at(reference), bottom - 8))
+        drawn.append(element("path", d=line, class_="reference"))
+    told = []
+    for row, bar in enumerate(bars):
+        y, sentence = _FIRST + _PITCH * row, f"{bar.name}: {_percent(bar.value)}"
+        parts = [
+            text(bar.name, _EDGE, y, WIDTH - 70),
+            text(_percent(bar.value), WIDTH - _EDGE, y, 60, class_="number", anchor="end"),
+            _rectangle(x.at(0), x.at(bar.value), y + 7),
+        ]
+        if bar.low is not None and bar.high is not None:
+            low, high, middle, cap = x.at(bar.low), x.at(bar.high), y + 7 + _BAR / 2, 4
+            whisker = _d((low, middle), (high, middle)) + "".join(
+                _d((end, middle - cap), (end, middle + cap)) for end in (low, high)
+            )
+            parts.append(element("path", d=whisker, class_="whisker"))
+            sentence += f", interval {_percent(bar.low)} to {_percent(bar.high)}"
+        drawn.append(element("g", *parts, class_=_tone(bar.tone)))
+        told.append(sentence)
+    return drawing(f"{figure.title}, in %", "; ".join(told), bottom + 14, *drawn)
 
 
 def _percent(value: float) -> str:
     return f"{100 * value:.1f}"
 
 
-def _extent(bar: Bar) -> list[float]:
-    return [value for value in (bar.value, bar.low, bar.high) if value is not None]
-
-
-def _share_axis(values: Sequence[float]) -> Axis:
-    if not any(values):
-        values = [1.0]
-    return axis([0.0, *values], _EDGE, WIDTH - _EDGE, about=4, round_ends=True)
-
-
-def _told(bar: Bar) -> str:
-    if bar.low is None or bar.high is None:
-        return f"{bar.name}: {_percent(bar.value)}"
-    return f"{bar.name}: {_percent(bar.value)}, interval {_percent(bar.low)} to {_percent(bar.high)}"
-
-
-def _bar(bar: Bar, x: Axis, y: float) -> Markup:
-    parts = [
-        text(bar.name, _EDGE, y, WIDTH - 70),
-        text(_percent(bar.value), WIDTH - _EDGE, y, 60, class_="number", anchor="end"),
-        _rectangle(x.at(0), x.at(bar.value), y + 7),
-    ]
-    if bar.low is not None and bar.high is not None:
-        low, high, middle, cap = x.at(bar.low), x.at(bar.high), y + 7 + _BAR / 2, 4
-        whisker = (
-            _d((low, middle), (high, middle))
-            + _d((low, middle - cap), (low, middle + cap))
-            + _d((high, middle - cap), (high, middle + cap))
-        )
-        parts.append(element("path", d=whisker, class_="whisker"))
-    return element("g", *parts, class_=_tone(bar.tone))
+def _split_bar_chart(figure: Figure, bars: Sequence[SplitBar]) -> Markup:
+    """Return horizontal bars of counts whose marked part is hatched."""
+    x = axis([0, max(1, *(bar.total for bar in bars))], _EDGE, WIDTH - _EDGE, about=4, round_ends=True)
+    bottom = _FIRST + _PITCH * len(bars)
+    shown = tick_format(max(1, x.step))
+    drawn = [_vertical(x, tick, bottom, shown(tick)) for tick in x.ticks() if tick % 1 == 0]
+    told = []
+    for row, bar in enumerate(bars):
+        y, sentence = _FIRST + _PITCH * row, f"{bar.total:,}"
+        if bar.marked is not None and bar.total:
+            if not 0 <= bar.marked <= bar.total:
+                raise CropsError(
+                    f"chart '{figure.title}': {bar.name} has {bar.marked} of {bar.total} {figure.marked}"
+                )
+            sentence += f", {100 * bar.marked / bar.total:.0f} % {figure.marked}"
+        split, end = x.at(bar.total - (bar.marked or 0)), x.at(bar.total)
+        parts = [
+            text(bar.name, _EDGE, y, WIDTH / 2),
+            text(sentence, WIDTH - _EDGE, y, WIDTH / 2, class_="number", anchor="end"),
+            _rectangle(x.at(0), split, y + 7),
+        ]
+        if bar.marked:
+            parts.append(_rectangle(split, end, y + 7, class_="part"))
+            parts.append(element("path", d=_hatch(split, end, y + 7), class_="hatch"))
+        drawn.append(element("g", *parts, class_=_tone(bar.tone)))
+        told.append(f"{bar.name}: {sentence}")
+    return drawing(figure.title, "; ".join(told), bottom + 14, *drawn)
 
 
 def _split_bar_chart(figure: Figure, bars: Sequence[SplitBar]) -> Markup:
@@ -207,34 +218,32 @@ def _line_chart(figure: Figure, lines: Sequence[Line]) -> Markup:
     y = axis([v for line in lines for v in line.y], _PLOT, 12, about=4, round_ends=True)
     x_ticks, y_ticks = tick_format(x.step), tick_format(y.step)
     last = tick_format(y.step / 100)
-    frame = [_horizontal(y, tick, y_ticks(tick)) for tick in y.ticks()]
-    frame += [
-        text(x_ticks(tick), x.at(tick), _PLOT + 17, 60, class_="tick", anchor="middle") for tick in x.ticks()
-    ]
-    frame.append(text(figure.x_label, WIDTH - 14, _PLOT + 34, WIDTH / 2, class_="tick", anchor="end"))
-    drawn = [_line(line, x, y, _PLOT + 56 + 19 * row, last) for row, line in enumerate(lines)]
+    drawn = []
+    for tick in y.ticks():
+        level = _d((_LEFT, y.at(tick)), (WIDTH - 14, y.at(tick)))
+        drawn.append(element("path", d=level, class_="grid"))
+        drawn.append(text(y_ticks(tick), _LEFT - 8, y.at(tick) + 4, _LEFT - 8, class_="tick", anchor="end"))
+    for tick in x.ticks():
+        drawn.append(text(x_ticks(tick), x.at(tick), _PLOT + 17, 60, class_="tick", anchor="middle"))
+    drawn.append(text(figure.x_label, WIDTH - 14, _PLOT + 34, WIDTH / 2, class_="tick", anchor="end"))
+    for row, line in enumerate(lines):
+        legend, dashes = _PLOT + 56 + 19 * row, _DASHES[line.tone % len(_DASHES)]
+        points = [(x.at(a), y.at(b)) for a, b in zip(line.x, line.y, strict=True)]
+        sample = [(_LEFT, legend - 4), (_LEFT + 30, legend - 4)]
+        drawn.append(
+            element(
+                "g",
+                element("path", d=_d(*points), class_="line", stroke_dasharray=dashes),
+                _mark(line.tone, *points[-1]),
+                element("path", d=_d(*sample), class_="line", stroke_dasharray=dashes),
+                _mark(line.tone, *sample[-1]),
+                text(line.name, _LEFT + 42, legend, WIDTH - _LEFT - 120),
+                text(last(line.y[-1]), WIDTH - 14, legend, 70, class_="number", anchor="end"),
+                class_=_tone(line.tone),
+            )
+        )
     told = "; ".join(f"{line.name}: from {last(line.y[0])} to {last(line.y[-1])}" for line in lines)
-    return drawing(figure.title, told, _PLOT + 50 + 19 * len(lines), *frame, *drawn)
-
-
-def _line(line: Line, x: Axis, y: Axis, legend: float, shown: Callable[[float], str]) -> Markup:
-    points = [(x.at(a), y.at(b)) for a, b in zip(line.x, line.y, strict=True)]
-    dashes = _DASHES[line.tone % len(_DASHES)]
-    return element(
-        "g",
-        element("path", d=_d(*points), class_="line", stroke_dasharray=dashes),
-        _mark(line.tone, *points[-1]),
-        element(
-            "path",
-            d=_d((_LEFT, legend - 4), (_LEFT + 30, legend - 4)),
-            class_="line",
-            stroke_dasharray=dashes,
-        ),
-        _mark(line.tone, _LEFT + 30, legend - 4),
-        text(line.name, _LEFT + 42, legend, WIDTH - _LEFT - 120),
-        text(shown(line.y[-1]), WIDTH - 14, legend, 70, class_="number", anchor="end"),
-        class_=_tone(line.tone),
-    )
+    return drawing(figure.title, told, _PLOT + 50 + 19 * len(lines), *drawn)
 
 
 def _mark(tone: int, x: float, y: float) -> Markup:
@@ -263,11 +272,6 @@ def _vertical(x: Axis, tick: float, bottom: float, label: str) -> Markup:
     return line + text(label, x.at(tick), bottom + 8, 60, class_="tick", anchor=anchor)
 
 
-def _horizontal(y: Axis, tick: float, label: str) -> Markup:
-    line = element("path", d=_d((_LEFT, y.at(tick)), (WIDTH - 14, y.at(tick))), class_="grid")
-    return line + text(label, _LEFT - 8, y.at(tick) + 4, _LEFT - 8, class_="tick", anchor="end")
-
-
 def _d(*points: tuple[float, float]) -> str:
     return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
 
@@ -286,16 +290,12 @@ _LARGEST = 1e100
 
 def element(name: str, *children: Markup, **attributes: str | float | None) -> Markup:
     """Return an SVG element; `_` in attribute names stands for `-`, a trailing one is dropped."""
-    written = Markup("").join(
-        Markup(' {}="{}"').format(key.rstrip("_").replace("_", "-"), _attribute(value))
-        for key, value in attributes.items()
-        if value is not None
-    )
+    written = Markup("")
+    for key, value in attributes.items():
+        if value is not None:
+            shown = value if isinstance(value, str) else f"{round(value, 2):g}"
+            written += Markup(' {}="{}"').format(key.rstrip("_").replace("_", "-"), shown)
     return Markup("<{0}{1}>{2}</{0}>").format(Markup(name), written, Markup("").join(children))
-
-
-def _attribute(value: str | float) -> str:
-    return value if isinstance(value, str) else f"{round(value, 2):g}"
 
 
 def text(
@@ -371,13 +371,9 @@ class Axis:
 
 
 def axis(values: Iterable[float], start: float, end: float, *, about: int, round_ends: bool) -> Axis:
-    """Return an axis over finite values; equal values get room on both sides.
+    """Return an axis from position `start` to `end` with `about` so many ticks; equal values get room.
 
-    Args:
-        start: position of the low end.
-        end: position of the high end.
-        about: how many ticks are wanted.
-        round_ends: whether the axis reaches to the next tick on both sides.
+    With `round_ends` it reaches to the next tick on both sides.
     """
     seen = list(values)
     low, high = min(seen), max(seen)

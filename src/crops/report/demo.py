@@ -16,10 +16,9 @@ from crops.labels import Source
 from crops.logs import Judged
 from crops.outputs import versions
 from crops.report.charts import Bar, Figure
-from crops.report.mining import sources_section
 from crops.report.page import Page, Section, Table, count_range, percent
 from crops.report.side_by_side import SideBySide, comparison_section
-from crops.report.training import training_section
+from crops.report.training import sources_section, training_section
 
 SIGNIFICANT = 0.05
 """Differences with a smaller p-value are marked."""
@@ -180,9 +179,14 @@ def _headline(
     for column in (columns[-1], columns[1], columns[0]):
         if (change := against[last].get(column.key)) is not None:
             before, after = (results[name].summary[column.key].mean for name in (first, last))
+            verdict = "a significant gain" if change.mean > 0 else "a significant loss"
+            if math.isnan(change.p):
+                verdict = "too few queries to tell"
+            elif change.p >= SIGNIFICANT:
+                verdict = "no significant difference"
             sentences.append(
                 f"{column.label}: {100 * before:.1f} % with search labels only, {100 * after:.1f} % with "
-                f"{fullest} ({_points(change)}): {_verdict(change)}."
+                f"{fullest} ({_points(change)}): {verdict}."
             )
     added = {
         name: found
@@ -193,14 +197,6 @@ def _headline(
         shares = " and ".join(f"{100 * row['share']:.0f} % of {name.upper()}" for name, row in added.items())
         sentences.append(f"{shares} positives had never been shown for their query.")
     return sentences
-
-
-def _verdict(change: Difference) -> str:
-    if math.isnan(change.p):
-        return "too few queries to tell"
-    if change.p >= SIGNIFICANT:
-        return "no significant difference"
-    return "a significant gain" if change.mean > 0 else "a significant loss"
 
 
 def _points(change: Difference) -> str:
@@ -282,13 +278,14 @@ def result_sections(
         _means_table(title, columns, means, against, reference, not_tested or {}),
         _differences_table(columns, against, reference),
     ]
-    figures = _figures(columns, means, reference, coloured)
-    drawn_lead = (
-        "Bars are means in %, whiskers their 95 % intervals; all charts have the same scale. "
-        "The dotted line is the reference."
-    )
-    drawn = [Section("The same results, drawn", drawn_lead, figures=figures)] if figures else []
-    return [Section(title, lead, tables), *drawn]
+    sections, figures = [Section(title, lead, tables)], _figures(columns, means, reference, coloured)
+    if figures:
+        drawn_lead = (
+            "Bars are means in %, whiskers their 95 % intervals; all charts have the same scale. "
+            "The dotted line is the reference."
+        )
+        sections.append(Section("The same results, drawn", drawn_lead, figures=figures))
+    return sections
 
 
 Means = Mapping[str, Mapping[str, Interval]]
@@ -349,13 +346,11 @@ def _mean_cell(found: Interval | None, change: Difference | None, best: str | No
         value = Markup('<b class="best">{}</b><span class="hidden"> (best)</span>').format(value)
     mark = Markup("")
     if change is not None and change.p < SIGNIFICANT:
-        up = change.mean > 0
+        way, sign, word = ("up", "▲", "better") if change.mean > 0 else ("down", "▼", "worse")
         mark = Markup(
             '<span class="change {}"><i aria-hidden="true">{}</i>'
             '<span class="hidden">significantly {}, </span>{}</span>'
-        ).format(
-            "up" if up else "down", "▲" if up else "▼", "better" if up else "worse", _signed(change.mean)
-        )
+        ).format(way, sign, word, _signed(change.mean))
     return Markup('<span class="value">{}{}</span>\n{}').format(mark, value, found.ends())
 
 
@@ -364,8 +359,16 @@ def _differences_table(
 ) -> Table:
     rows = []
     for name, own in against.items():
-        found = [own.get(column.key) for column in columns]
-        rows.append([name, *("–" if change is None else _difference_cell(change) for change in found)])
+        cells = []
+        for change in (own.get(column.key) for column in columns):
+            if change is None:
+                cells.append("–")
+                continue
+            p = "p < 0.001" if change.p < 0.001 else f"p = {change.p:.3f}"
+            p = "not testable" if math.isnan(change.p) else p
+            interval = change.ends("+.1f").replace("-", "\N{MINUS SIGN}")
+            cells.append(f"{_signed(change.mean)}\n{interval}\n{p}")
+        rows.append([name, *cells])
     return Table(
         f"All differences to “{reference}”, with intervals and p-values",
         ["Model", *(f"{column.label}\npoints" for column in columns)],
@@ -373,12 +376,6 @@ def _differences_table(
         below="Paired bootstrap over queries; p-values are not corrected for the number of comparisons.",
         folded=True,
     )
-
-
-def _difference_cell(change: Difference) -> str:
-    interval = change.ends("+.1f").replace("-", "\N{MINUS SIGN}")
-    p = "not testable" if math.isnan(change.p) else "p < 0.001" if change.p < 0.001 else f"p = {change.p:.3f}"
-    return f"{_signed(change.mean)}\n{interval}\n{p}"
 
 
 def _signed(value: float) -> str:
@@ -390,29 +387,18 @@ def _figures(
     columns: Sequence[Column], means: Means, reference: str, coloured: Sequence[str]
 ) -> list[Figure]:
     """Return a bar chart for each plotted metric that a model has; all have the same scale."""
-    plotted = [column for column in columns if column.plotted]
-    drawn = {
-        column: [
-            _bar(name, own[column.key], coloured.index(name) + 1 if name in coloured else 0)
-            for name, own in means.items()
-            if column.key in own
-        ]
-        for column in plotted
-    }
+    drawn: dict[Column, list[Bar]] = {}
+    for column in columns:
+        for name, own in means.items():
+            if column.plotted and (found := own.get(column.key)):
+                low, high = (None if math.isnan(end) else end for end in (found.ci_low, found.ci_high))
+                tone = coloured.index(name) + 1 if name in coloured else 0
+                drawn.setdefault(column, []).append(Bar(name, found.mean, low, high, tone))
     upper = max((max(bar.value, bar.high or 0.0) for bars in drawn.values() for bar in bars), default=0.0)
+    known = means[reference]
     return [
         Figure(
-            column.label,
-            bars,
-            reference=found.mean if (found := means[reference].get(column.key)) else None,
-            upper=upper,
+            column.label, bars, reference=known[column.key].mean if column.key in known else None, upper=upper
         )
         for column, bars in drawn.items()
-        if bars
     ]
-
-
-def _bar(name: str, found: Interval, tone: int) -> Bar:
-    if math.isnan(found.ci_low):
-        return Bar(name, found.mean, tone=tone)
-    return Bar(name, found.mean, found.ci_low, found.ci_high, tone)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from crops.errors import CropsError
 from crops.online.analysis import Analysis, DayEffect, Finding
 from crops.online.experiment import A_A, EFFECT_TABLES, EFFECTS, RATIO_TABLES, RATIOS
-from crops.online.metrics import CTR, LPR, PRIMARY, RQR, Metric
+from crops.online.metrics import CTR, LPR, PRIMARY, RQR, Metric, Role
 from crops.online.statistics import Effect
 from crops.report.charts import Figure, Line
 from crops.report.page import Section, Table
@@ -20,7 +20,13 @@ def section(analysis: Analysis) -> Section:
         _checks_table(analysis),
         _ratio_table(analysis),
         _effect_table(analysis),
-        _user_table(analysis),
+        _effects(
+            analysis,
+            "Shares per user, effects in points",
+            "user",
+            "mean over users of the share that each has, and the share of users with at least one; not "
+            "corrected",
+        ),
         _truth_table(analysis),
         _test_table(analysis),
         _look_table(analysis),
@@ -36,7 +42,6 @@ def section(analysis: Analysis) -> Section:
 
 
 def _checks_table(analysis: Analysis) -> Table:
-    """Return the sample-ratio checks."""
     rows = [
         [
             arm,
@@ -99,7 +104,7 @@ def _effect_table(analysis: Analysis) -> Table:
     return _effects(
         analysis,
         f"{f'{name}: ' if name else ''}effects on CTR, LPR and RQR, in points",
-        [metric for metric in analysis.metrics if metric.role == "effect"],
+        "effect",
         "absolute effect in points with its 95 % interval, then relative; * after Holm over the primary "
         "metrics and arms. The paper does not say whether its effects are absolute or relative. MDE: the "
         "smallest absolute effect that these users would show with a chance of 80 %",
@@ -107,24 +112,13 @@ def _effect_table(analysis: Analysis) -> Table:
     )
 
 
-def _user_table(analysis: Analysis) -> Table:
-    """Return the same per user: everybody counts once, however often they search."""
-    return _effects(
-        analysis,
-        "Shares per user, effects in points",
-        [metric for metric in analysis.metrics if metric.role == "user"],
-        "mean over users of the share that each has, and the share of users with at least one; not corrected",
-    )
-
-
 def _truth_table(analysis: Analysis) -> Table:
     """Return what only a simulation can tell, and the creators that were reached."""
-    metrics = [metric for metric in analysis.metrics if metric.role == "truth"]
     reach = analysis.reach
     table = _effects(
         analysis,
         "Satisfaction, senses, creators",
-        metrics,
+        "truth",
         "satisfied and senses by the simulator's truth, effects; creators: share of all creators that was "
         "shown to equally many users of each arm, without an interval",
     )
@@ -139,10 +133,12 @@ def _truth_table(analysis: Analysis) -> Table:
 def _effects(
     analysis: Analysis,
     title: str,
-    metrics: Sequence[Metric],
+    role: Role,
     note: str,
-    paper: dict[str, dict[str, float]] | None = None,
+    paper: Mapping[str, Mapping[str, float]] | None = None,
 ) -> Table:
+    """Return a row per treatment with its effects on the metrics of a role; `paper` by arm and metric."""
+    metrics = [metric for metric in analysis.metrics if metric.role == role]
     rows = []
     for arm in analysis.treatments if metrics else ():
         known = (paper or {}).get(arm, {})
@@ -174,29 +170,25 @@ def _paired(found: Finding) -> list[str]:
 def _test_table(analysis: Analysis) -> Table:
     """Return one row per treatment and primary metric, with what was tested and what may be said."""
     head = ["arm, metric", analysis.control, "arm", "p", "p, Holm", "p, BH", "verdict"]
-    asked = analysis.wanted is not None
-    rows = [_tested(found, asked) for found in analysis.findings if found.metric.key in PRIMARY]
-    if asked:
-        head.append(f"users per arm for {100 * (analysis.wanted or 0):g} %")
+    if analysis.wanted is not None:
+        head.append(f"users per arm for {100 * analysis.wanted:g} %")
+    rows = []
+    for found in (found for found in analysis.findings if found.metric.key in PRIMARY):
+        cells, suffices = ["–"] * 5, "–"
+        if found.effect is not None:
+            cells = [
+                value(found.metric, found.effect.control),
+                value(found.metric, found.effect.treatment),
+                *(_p_text(p) for p in (found.effect.p, found.holm, found.benjamini_hochberg)),
+            ]
+            suffices = f"{found.suffices:,}" if found.suffices else "–"
+        row = [f"{found.treatment}, {found.metric.label}", *cells, found.verdict, suffices]
+        rows.append(row[: len(head)])
     note = (
         "values in %; p of the user-level delta method; Holm bounds the chance of any false claim, BH "
         "(Benjamini-Hochberg) the share of false ones among all claims; the verdict is Holm's"
     )
     return Table("Tests", head, rows, note)
-
-
-def _tested(found: Finding, asked: bool) -> list[str]:
-    name = f"{found.treatment}, {found.metric.label}"
-    if found.effect is None:
-        return [name, *["–"] * 5, "refused", *(["–"] if asked else [])]
-    cells = [
-        name,
-        value(found.metric, found.effect.control),
-        value(found.metric, found.effect.treatment),
-        *(_p_text(p) for p in (found.effect.p, found.holm, found.benjamini_hochberg)),
-        found.verdict,
-    ]
-    return [*cells, f"{found.suffices:,}" if found.suffices else "–"] if asked else cells
 
 
 def _look_table(analysis: Analysis) -> Table:
@@ -284,29 +276,19 @@ def headline(analysis: Analysis) -> str:
 def _lead(analysis: Analysis) -> str:
     """Return what was compared, and what forbids a verdict."""
     treatments = ", ".join(analysis.treatments)
-    told = f"{treatments} against {analysis.control}, {len(analysis.days)} days from {analysis.days[0]}"
-    before = (
-        f"CUPED with {len(analysis.pre_days)} days before"
-        if analysis.pre_days
-        else "no days before: no CUPED"
-    )
-    weak = [
-        found.refused or _too_few(analysis, found)
-        for found in analysis.findings
-        if found.metric.key in PRIMARY
-    ]
-    return ". ".join([told, before, *(text for text in dict.fromkeys(weak) if text)])
-
-
-def _too_few(analysis: Analysis, found: Finding) -> str | None:
-    """Return how many users the asked effect needs, where there are fewer."""
-    there = min(analysis.users[analysis.control], analysis.users[found.treatment])
-    if found.suffices is None or found.suffices <= there:
-        return None
-    return (
-        f"Too few users for {found.metric.label} of {found.treatment}: {there:,} per arm, and an effect of "
-        f"{100 * (analysis.wanted or 0):g} % needs {found.suffices:,}"
-    )
+    told = [f"{treatments} against {analysis.control}, {len(analysis.days)} days from {analysis.days[0]}"]
+    before = len(analysis.pre_days)
+    told.append(f"CUPED with {before} days before" if before else "no days before: no CUPED")
+    for found in (found for found in analysis.findings if found.metric.key in PRIMARY):
+        there = min(analysis.users[analysis.control], analysis.users[found.treatment])
+        if found.refused:
+            told.append(found.refused)
+        elif found.suffices is not None and found.suffices > there:
+            told.append(
+                f"Too few users for {found.metric.label} of {found.treatment}: {there:,} per arm, and an "
+                f"effect of {100 * (analysis.wanted or 0):g} % needs {found.suffices:,}"
+            )
+    return ". ".join(dict.fromkeys(told))
 
 
 # The daily effects of an experiment as charts.
@@ -374,7 +356,6 @@ def _change(metric: Metric, number: float) -> str:
 
 
 def _interval(metric: Metric, found: Effect) -> str:
-    """Write the interval of an absolute effect."""
     return f"[{_change(metric, found.low)}, {_change(metric, found.high)}]"
 
 
@@ -393,7 +374,6 @@ def _signed(number: float, decimals: int) -> str:
 
 
 def _p_text(p: float | None) -> str:
-    """Write a p-value."""
     if p is None:
         return "–"
     return "< 0.001" if p < 0.001 else f"{p:.3f}"

@@ -17,7 +17,7 @@ from markupsafe import Markup
 from rich.markup import escape
 from rich.text import Text
 
-from crops.outputs import unique
+from crops.outputs import write_text
 from crops.report.charts import Figure, Line, draw
 
 
@@ -82,15 +82,7 @@ def write_page(page: Page, path: str | Path) -> None:
     Raises:
         CropsError: as `render_page`.
     """
-    path = Path(path)
-    html = render_page(page)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = unique(path, "tmp")
-    try:
-        staging.write_text(html, encoding="utf-8", errors="replace")
-        staging.replace(path)
-    finally:
-        staging.unlink(missing_ok=True)
+    write_text(Path(path), render_page(page), errors="replace")
 
 
 def render_page(page: Page) -> str:
@@ -99,30 +91,27 @@ def render_page(page: Page) -> str:
     Raises:
         CropsError: a number to be drawn is not finite, or a part is larger than its whole.
     """
-    return _environment().get_template("page.html").render(page=page)
+    return environment().get_template("page.html").render(page=page)
 
 
 @cache
-def _environment() -> Environment:
-    environment = Environment(
+def environment() -> Environment:
+    """Return the templates of the pages; all that is put in is escaped."""
+    templates = Environment(
         loader=PackageLoader("crops.report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(drawn=drawn, has_small_lines=_has_small_lines)
-    return environment
+    templates.filters["drawn"] = drawn
+    templates.filters["has_small_lines"] = lambda table: any("\n" in c for row in table.rows for c in row[1:])
+    return templates
 
 
 def drawn(figures: Sequence[Figure]) -> list[tuple[str, Markup]]:
     """Return title and chart of each figure that there is data for."""
-    charts = [(figure.title, draw(figure)) for figure in figures]
-    return [(title, chart) for title, chart in charts if chart]
-
-
-def _has_small_lines(table: Table) -> bool:
-    return any("\n" in cell for row in table.rows for cell in row[1:])
+    return [(figure.title, chart) for figure in figures if (chart := draw(figure))]
 
 
 def standalone(figure: Figure) -> str:
@@ -161,7 +150,10 @@ def markdown(page: Page, pictures: str | None = None) -> str:
     for place, section in enumerate(page.sections, 1):
         parts += [f"## {section.title}", *([section.lead] if section.lead else [])]
         for table in section.tables:
-            parts += [f"### {table.title}", *([table.note] if table.note else []), _grid(table)]
+            rows = [table.head, ["---"] * len(table.head), *table.rows]
+            cells = [[cell.replace("|", "\\|").replace("\n", "<br>") for cell in row] for row in rows]
+            grid = "\n".join(f"| {' | '.join(row)} |" for row in cells)
+            parts += [f"### {table.title}", *([table.note] if table.note else []), grid]
         drawn = {name: one.title for name, one in named.items() if name.startswith(f"{place}-")}
         if pictures is None:
             parts += [f"Drawn in the page: {title}." for title in drawn.values()]
@@ -181,15 +173,6 @@ def curves(page: Page) -> dict[str, Figure]:
         for number, figure in enumerate(section.figures, 1)
         if all(isinstance(one, Line) for one in figure.series) and draw(figure)
     }
-
-
-def _grid(table: Table) -> str:
-    rows = [table.head, ["---"] * len(table.head), *table.rows]
-    return "\n".join("| " + " | ".join(_cell(cell) for cell in row) + " |" for row in rows)
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", "<br>")
 
 
 def percent(value: float | None) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from crops.database import Connection, open_database, path_literal
+from crops.database import open_database, path_literal
 from crops.engine.backend import DuckDBBackend, id_sql
 from crops.engine.events import load_events
 from crops.engine.evidence import Trail, tell_queries
@@ -17,7 +17,7 @@ from crops.labels import POSITIVE_ORIGINS, Source
 from crops.logs import open_logs
 from crops.logs.tables import add_texts
 from crops.protocols import Retriever
-from crops.report.page import Section
+from crops.report.page import Section, environment
 from crops.text import query_id
 
 SHOWN = 8
@@ -81,7 +81,11 @@ def choose_queries(
     people searched on the days of the logs, so there may be fewer than three.
     """
     with open_database() as db:
-        impressions = _impressions(db, logs)
+        logged = open_logs(logs).sql("search_impressions")
+        add_texts(db, f"select query from ({logged})")
+        impressions = (
+            f"select l.* replace (t.query as query) from ({logged}) l join texts t on t.raw = l.query"
+        )
         db.execute(f"""
             create table events as
             select query, day, search_id, user_id, need_id, head, sense
@@ -111,13 +115,6 @@ def choose_queries(
                     ChosenQuery(row[0], note.format(senses=row[1]), row[2] if row[1] == 1 else None)
                 )
         return chosen
-
-
-def _impressions(db: Connection, logs: Path) -> str:
-    """Return the SELECT of the impressions, their queries normalised."""
-    select = open_logs(logs).sql("search_impressions")
-    add_texts(db, f"select query from ({select})")
-    return f"select l.* replace (t.query as query) from ({select}) l join texts t on t.raw = l.query"
 
 
 def _file(folder: Path, name: str) -> str:
@@ -211,53 +208,37 @@ def _sentence(trail: Trail, k: int) -> str:
 
 
 def side_by_side(
-    asked: ChosenQuery,
-    before: tuple[str, Retriever],
-    after: tuple[str, Retriever],
-    reasons: Reasons,
+    asked: ChosenQuery, before: tuple[str, Retriever], after: tuple[str, Retriever], reasons: Reasons
 ) -> SideBySide:
-    """Return the best results of two models for one query.
+    """Return the best results of two named models for one query: of the reference, and of the one to look at.
 
-    Args:
-        before: name and retriever of the reference.
-        after: name and retriever of the model to look at.
-        reasons: where they are looked up.
+    `reasons` is where their evidence is looked up.
     """
-    lists = [retriever.search([asked.text], SHOWN) for _, retriever in (before, after)]
-    old = {int(item) for item in lists[0][0][0]}
-    columns = []
-    for ids, scores in lists:
-        hits = zip(ids[0].tolist(), scores[0].tolist(), strict=True)
-        columns.append(
-            [
-                _hit(asked, rank, item, score, old, reasons)
-                for rank, (item, score) in enumerate(hits, 1)
-                if item >= 0
-            ]
-        )
-    return SideBySide(
-        query=asked.text,
-        note=asked.note,
-        before_name=before[0],
-        after_name=after[0],
-        before=columns[0],
-        after=columns[1],
-    )
-
-
-def _hit(asked: ChosenQuery, rank: int, item: int, score: float, old: set[int], reasons: Reasons) -> Hit:
-    title, text = reasons.text(item)
-    return Hit(
-        rank=rank,
-        title=title,
-        text=text,
-        score=score,
-        grade=reasons.grade(asked.need_id, item),
-        topic=reasons.topic(item),
-        is_new=item not in old,
-        never_shown=not reasons.was_shown(asked.text, item),
-        evidence=reasons.lines(asked.text, item),
-    )
+    columns: list[list[Hit]] = []
+    old: set[int] | None = None
+    for _, retriever in (before, after):
+        ids, scores = retriever.search([asked.text], SHOWN)
+        found = [(item, score) for item, score in zip(ids[0].tolist(), scores[0].tolist(), strict=True)]
+        found = [(item, score) for item, score in found if item >= 0]
+        old = {item for item, _ in found} if old is None else old
+        hits = []
+        for rank, (item, score) in enumerate(found, 1):
+            title, text = reasons.text(item)
+            hits.append(
+                Hit(
+                    rank=rank,
+                    title=title,
+                    text=text,
+                    score=score,
+                    grade=reasons.grade(asked.need_id, item),
+                    topic=reasons.topic(item),
+                    is_new=item not in old,
+                    never_shown=not reasons.was_shown(asked.text, item),
+                    evidence=reasons.lines(asked.text, item),
+                )
+            )
+        columns.append(hits)
+    return SideBySide(asked.text, asked.note, before[0], after[0], *columns)
 
 
 def comparison_section(compared: Sequence[SideBySide]) -> Section:
@@ -268,63 +249,6 @@ def comparison_section(compared: Sequence[SideBySide]) -> Section:
         '<span class="tag unseen">never shown before</span> the system had not shown it for this query up to '
         "the training day."
     )
-    return Section("Before and after, side by side", lead, html=Markup("").join(map(_article, compared)))
-
-
-def _article(one: SideBySide) -> Markup:
-    return Markup(
-        '<article class="case"><h3><bdi>“{}”</bdi></h3><p class="soft" dir="auto">{}</p>'
-        '<div class="columns">{}{}</div></article>'
-    ).format(
-        one.query,
-        one.note,
-        _column("Before", one.before_name, one.before),
-        _column("After", one.after_name, one.after),
-    )
-
-
-def _column(when: str, name: str, hits: Sequence[Hit]) -> Markup:
-    found = Markup('<p class="soft">No results.</p>')
-    if hits:
-        found = Markup('<ol class="hits">{}</ol>').format(Markup("").join(map(_item, hits)))
-    return Markup("<div><h4>{}: <bdi>{}</bdi></h4>{}{}</div>").format(when, name, _tally(hits), found)
-
-
-def _tally(hits: Sequence[Hit]) -> Markup:
-    """Return what a column of results amounts to."""
-    graded = [hit.grade for hit in hits if hit.grade is not None]
-    topics = len({hit.topic for hit in hits if hit.topic is not None})
-    never_shown = sum(hit.never_shown for hit in hits)
-    told = [
-        (f"{sum(grade >= RELEVANT_GRADE for grade in graded)} of {len(graded)}", "relevant", graded),
-        (str(topics), "topic" if topics == 1 else "topics", topics),
-        (str(never_shown), "never shown before", never_shown),
-    ]
-    counts = [Markup("<b>{}</b> {}").format(number, what) for number, what, known in told if known]
-    return Markup('<p class="tally">{}</p>').format(Markup(", ").join(counts)) if counts else Markup("")
-
-
-def _item(hit: Hit) -> Markup:
-    meta = []
-    if hit.grade is not None:
-        dots = "●" * hit.grade + "○" * (TOP_GRADE - hit.grade)
-        meta.append(
-            Markup(
-                '<span class="grade"><span aria-hidden="true">{}</span>'
-                '<span class="hidden">grade {} of {}</span></span>'
-            ).format(dots, hit.grade, TOP_GRADE)
-        )
-    if hit.topic is not None:
-        meta.append(Markup('<span dir="auto">{}</span>').format(hit.topic))
-    if hit.is_new:
-        meta.append(Markup('<span class="tag new">new</span>'))
-    if hit.never_shown:
-        meta.append(Markup('<span class="tag unseen">never shown before</span>'))
-    meta.append(Markup('<span class="score">score {}</span>').format(f"{hit.score:.3f}"))
-    text = Markup('<div class="text" dir="auto">{}</div>').format(hit.text) if hit.text else ""
-    lines = Markup("").join(Markup('<li dir="auto">{}</li>').format(line) for line in hit.evidence)
-    evidence = Markup('<ul class="evidence">{}</ul>').format(lines) if lines else ""
-    return Markup(
-        '<li class="hit"><span class="rank">{}</span><div><div class="title" dir="auto">{}</div>{}'
-        '<div class="meta">{}</div>{}</div></li>\n'
-    ).format(hit.rank, hit.title, text, Markup("\n").join(meta), evidence)
+    html = environment().get_template("compared.html")
+    drawn = html.render(compared=compared, top_grade=TOP_GRADE, relevant_grade=RELEVANT_GRADE)
+    return Section("Before and after, side by side", lead, html=Markup(drawn))

@@ -1,30 +1,229 @@
-"""The page of a training run: its loss and its temperature, step by step (CroPS, Figure 7)."""
+"""The pages of `crops engine-report` and `crops train`: what a model learns from, and its curves."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from crops.report.charts import Figure, Line
-from crops.report.page import Page, Section
+from crops.labels import ORIGINS, POSITIVE_ORIGINS, label_meanings
+from crops.report.charts import Bar, Figure, Line, SplitBar
+from crops.report.page import Page, Section, Table, count, count_range, percent
 
 if TYPE_CHECKING:
     from crops.training import TrainingLog
 
 MAX_POINTS = 60
 """A curve with more points is drawn as means over equal windows, or the noise hides it."""
+_SEARCH_SAID = {
+    "clicked": "clicked",
+    "exposed": "shown, no click",
+    "unexposed": "ranked, not shown",
+    "filtered": "filtered",
+    "nothing": "not considered",
+}
+_TONES = {row.key: row.tone for row in POSITIVE_ORIGINS}
+
+
+def mining_page(found: dict[str, Any]) -> Page:
+    """Return the page of what `crops.engine.report.insights` found."""
+    novelty, rescued, days = found["novelty"]["all"], found["rescued"]["pairs"], found["days"]
+    rows, filters, k = found["input"], found["sources"]["p1"], found["k"]
+    headline = [f"{sum(found['labels'].values()):,} samples from {rows['searches']:,} searches."]
+    if novelty["share"] is not None:
+        headline.append(
+            f"{100 * novelty['share']:.1f} % of the positives the system had never shown for their query; "
+            f"{rescued:,} would have been trained as negatives."
+        )
+    bars = [
+        SplitBar(f"label {label}", found["labels"][label])
+        for label in sorted(found["labels"], key=int, reverse=True)
+    ]
+    return Page(
+        "What the mining did",
+        headline,
+        [
+            sources_section(found),
+            *([Section("Labels", figures=[Figure("Samples by label", bars)])] if bars else []),
+            _disagreements_section(found),
+            _coverage_section(found),
+            _influence_section(found),
+        ],
+        [
+            ("days", f"{days[0]} to {days[-1]} ({len(days)})"),
+            ("queries", f"{rows['queries']:,}"),
+            ("users", f"{rows['users']:,}"),
+            ("theta, similarity", f"{filters['theta']}, {filters['similarity']}"),
+        ],
+        found["notes"],
+        f"At least {k} user{'s' * (k > 1)} searched, and are behind the positives of each source; "
+        '"–" where fewer are behind a row.',
+    )
+
+
+def sources_section(mined: dict[str, Any]) -> Section:
+    """Return where the samples come from, by the report of a mining.
+
+    Raises:
+        CropsError: while it is drawn, if more positives were never shown than were kept.
+    """
+    sources = {
+        row: mined["sources"].get(row.key) or mined["sources"]["search"][row.stage]
+        for row in POSITIVE_ORIGINS
+    }
+    coverage = mined["p3_coverage"]
+    never_shown = {row: mined["novelty"].get(row.key, {}).get("never_shown") for row in POSITIVE_ORIGINS}
+    columns = {
+        "Found": "candidates",
+        "Similar query": "after_similarity",
+        "Relevant": "after_relevance",
+        "Kept": "kept",
+    }
+    table = Table(
+        "Positives by source",
+        ["Source", *columns, "Never shown"],
+        [
+            [row.name, *(count(own.get(column)) for column in columns.values()), count(never_shown[row])]
+            for row, own in sources.items()
+        ],
+        below=f"Generated documents (P3) cover {coverage['with_generation']:,} of {coverage['queries']:,} "
+        f"training queries and are {coverage['samples']:,} of {sum(mined['labels'].values()):,} samples.",
+        terms=[(row.name, row.meaning) for row in sources],
+        beside=Figure(
+            "Positives by source",
+            [SplitBar(row.name, own["kept"], never_shown[row], row.tone) for row, own in sources.items()],
+            marked="never shown",
+        ),
+        headed=False,
+    )
+    return Section(
+        "Where each query's positives come from",
+        "A positive is a document that training pulls towards a query; counted are pairs of query and "
+        "document. Hatched: the system had never shown it for that query, so its own clicks could not have "
+        "taught it.",
+        [table, _labels_table(mined)],
+    )
+
+
+def _labels_table(mined: dict[str, Any]) -> Table:
+    meanings, rescued = label_meanings(), mined["rescued"]
+    return Table(
+        "What the model learns from",
+        ["Label", "What earns it", "Samples", "Rescued"],
+        [
+            [label, meanings[int(label)], count(mined["labels"][label]), count(rescued.get(label))]
+            for label in sorted(mined["labels"], key=int, reverse=True)
+        ],
+        words=[1],
+        below="Only the order of the labels matters: a document is trained to score above every document of "
+        "the same query with a lower label, and above those of other queries. Rescued: "
+        f"{rescued['pairs']:,} pairs that search alone would have trained as negatives with this label, now "
+        "positives.",
+        narrow=True,
+    )
+
+
+def _disagreements_section(found: dict[str, Any]) -> Section:
+    names = [row.key for row in POSITIVE_ORIGINS]
+    negatives = [str(row.bit.name).lower() for row in ORIGINS if not row.key]
+    rows, bars = [], []
+    for row in found["disagreements"]:
+        also = [count(row["also"].get(name)) for name in names]
+        search = [count(row["search"][stage]) for stage in _SEARCH_SAID]
+        rows.append([_named(row["source"]), count(row["positives"]), *also, *search])
+        rescued = sum(row["search"][stage] for stage in negatives)
+        bars.append(SplitBar(_named(row["source"]), row["positives"], rescued, _TONES[row["source"]]))
+    table = Table(
+        "Agreement and disagreement",
+        ["Source", "Positives", *(f"Also {_named(name)}" for name in names), *_SEARCH_SAID.values()],
+        rows,
+        headed=False,
+    )
+    return Section(
+        "Where the sources disagree",
+        "For the positives of each source: how many another source makes positive too, and how far they had "
+        "come in search. A positive that search showed without a click, or dropped on the way, would have "
+        "been a false negative.",
+        [table],
+        [Figure("Positives, of them rescued from the negatives of search", bars, marked="rescued")],
+    )
+
+
+def _coverage_section(found: dict[str, Any]) -> Section:
+    names = list(dict.fromkeys(name for row in found["coverage"] for name in row["shares"]))
+    rows, figures = [], []
+    for row in found["coverage"]:
+        each = "–"
+        if row["least"] is not None and row["most"] is not None:
+            each = count_range([row["least"], row["most"]])
+        shares = [percent(row["shares"][name]) for name in names]
+        rows.append([row["part"], count(row["queries"]), count(row["searches"]), each, *shares])
+        bars = [
+            Bar(_named(name), share, tone=_TONES.get(name, 5))
+            for name, share in row["shares"].items()
+            if share is not None
+        ]
+        figures.append(Figure(f"Queries with a positive, {row['part']}", bars, upper=1.0))
+    table = Table(
+        "Queries with a positive, in %",
+        ["Queries", "Number", "Searches", "Searches each", *(f"{_named(name)}\n%" for name in names)],
+        rows,
+        headed=False,
+    )
+    return Section(
+        "Which queries have positives",
+        "Head: the most frequent queries, which make a third of all searches; torso: the next third; tail: "
+        "the rest.",
+        [table],
+        figures,
+    )
+
+
+def _influence_section(found: dict[str, Any]) -> Section:
+    influence = found["influence"]
+    shares = {
+        f"users {row['first']}–{row['last']}": (row["contributions"], row["share"] or 0.0)
+        for row in influence["blocks"]
+    } | {
+        f"user {row['user_id']} (alone for {row['alone']:,})": (
+            row["pairs"],
+            row["pairs"] / influence["contributions"],
+        )
+        for row in influence.get("top", ())
+    }
+    alone = "."
+    if influence["of_one_user"] is not None:
+        alone = f", {influence['of_one_user']:,} of them on that of one user alone."
+    table = Table(
+        "Influence",
+        ["Users", "Contributions", "Share\n%"],
+        [[name, count(contributions), percent(share)] for name, (contributions, share) in shares.items()],
+        below="A contribution: one user's behaviour speaks for one pair. Users are numbered by their "
+        "contributions, most first.",
+        headed=False,
+        narrow=True,
+    )
+    return Section(
+        "Whom the positives rest on",
+        f"{influence['pairs']:,} positives rest on the behaviour of {influence['users']:,} users{alone}",
+        [table] if shares else [],
+        [Figure("Share of all contributions", [Bar(name, share) for name, (_, share) in shares.items()])],
+    )
+
+
+def _named(source: str) -> str:
+    return source if source == "any" else source.upper()
+
+
+# The curves of a training.
 
 
 def training_page(folders: Sequence[Path]) -> Page:
-    """Return the curves of trained models, with where each temperature converges.
-
-    Args:
-        folders: outputs of `crops train`; several are drawn in one chart.
+    """Return the curves of trained models (outputs of `crops train`), with where each temperature converges.
 
     Raises:
         CropsError: a folder holds no training log, or a damaged one.
@@ -38,23 +237,20 @@ def training_page(folders: Sequence[Path]) -> Page:
         start = f"{name}: the temperature goes from {log.temperature[0]:.4f} to {value:.4f}"
         end = "and still moves" if step is None else f"and stays within 1 % of it from step {step:,} on"
         sentences.append(f"{start} in {len(log.step):,} steps {end}.")
-    return Page("Training", sentences, [training_section(logs)], _made(folders[0]))
-
-
-def _made(folder: Path) -> list[tuple[str, str]]:
-    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest = json.loads((folders[0] / "manifest.json").read_text())
     contrast = manifest["contrast"]
-    return [
+    step_size = (
+        f"{contrast['queries']:,} queries, {contrast['documents']:,} documents, "
+        f"{contrast['texts']:,} distinct texts"
+    )
+    made = [
         ("training groups", f"{manifest['groups']:,}"),
-        (
-            "a step",
-            f"{contrast['queries']:,} queries, {contrast['documents']:,} documents, "
-            f"{contrast['texts']:,} distinct texts",
-        ),
+        ("a step", step_size),
         ("documents of others that a query is contrasted with", f"{contrast['contrasted']:,.0f}"),
         ("seed", str(manifest["seed"])),
         ("seconds", f"{sum(manifest['seconds'].values()):,.0f}"),
     ]
+    return Page("Training", sentences, [training_section(logs)], made)
 
 
 def training_section(logs: Mapping[str, TrainingLog]) -> Section:

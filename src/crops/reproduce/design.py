@@ -17,7 +17,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from crops.config import EvaluationConfig, PlatformConfig, RunConfig, TrainingConfig
+from crops.config import PlatformConfig, RunConfig, TrainingConfig
 from crops.errors import CropsError, nearest
 from crops.labels import Source
 from crops.platform import SIZES, platform_version
@@ -62,12 +62,20 @@ class Cell:
 
     def name(self) -> str:
         """Return the folder's name: what it is, and the hash of all it depends on."""
-        what = f"{self.method}-{self.world.label}" + ("-validated" if self.validated else "")
+        from crops.training.methods import find_method  # torch takes seconds to import: not for --help
+
         training = None
         if self.method != BM25:
-            training = self.run.training.model_dump(mode="json") | _method_facts(self.method, self.point)
+            # A cell of another definition of the method is another cell.
+            method = find_method(self.method)
+            training = self.run.training.model_dump(mode="json") | {
+                "settings": method.settings(self.point or None),
+                "keep": int(method.keep),
+                "loss": method.loss,
+                "labels": {int(source): label for source, label in (method.labels or {}).items()},
+            }
         return named(
-            what,
+            f"{self.method}-{self.world.label}" + ("-validated" if self.validated else ""),
             method=self.method,
             mined=mined_name(self),
             tests=sets_name(self),
@@ -86,19 +94,6 @@ def learns_from_generated(method: str) -> bool:
     return method != BM25 and bool(find_method(method).keep & Source.KNOWLEDGE)
 
 
-def _method_facts(name: str, point: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a method is, so that a cell of another definition of it is another cell."""
-    from crops.training.methods import find_method  # torch takes seconds to import: not for --help
-
-    method = find_method(name)
-    return {
-        "settings": method.settings(point or None),
-        "keep": int(method.keep),
-        "loss": method.loss,
-        "labels": {int(source): label for source, label in (method.labels or {}).items()},
-    }
-
-
 def base_run(world: World, config: RunConfig) -> RunConfig:
     """Return the settings of the cells of a world: its seed and platform, all else as `config`."""
     evaluation = config.evaluation.model_copy(update={"resamples": FEWEST_RESAMPLES})
@@ -107,13 +102,8 @@ def base_run(world: World, config: RunConfig) -> RunConfig:
     )
 
 
-def world_run(world: World) -> RunConfig:
-    """Return the settings of a world's simulation: the platform's own model is the default's, always."""
-    return RunConfig(seed=world.seed, platform=world.platform)
-
-
 def world_name(world: World) -> str:
-    """Return the folder's name of a world."""
+    """Return the folder's name of a world; the platform's own model is the default's, always."""
     return named(
         world.label,
         platform=world.platform.model_dump(mode="json"),
@@ -141,21 +131,10 @@ def sets_name(cell: Cell) -> str:
     return named(
         cell.world.label,
         world=world_name(cell.world),
-        evaluation=_sizes(cell.run.evaluation),
+        evaluation=cell.run.evaluation.model_dump(mode="json", exclude={"recall_k", "ndcg_k", "resamples"}),
         relevance=cell.run.relevance.model_dump(mode="json"),
         results=RESULTS_VERSION,
     )
-
-
-def read_cell(folder: Path) -> dict[str, Any]:
-    """Return the facts of a finished cell."""
-    facts: dict[str, Any] = json.loads((folder / "cell.json").read_text())
-    return facts
-
-
-def _sizes(config: EvaluationConfig) -> dict[str, Any]:
-    """Return the settings that the test sets depend on."""
-    return config.model_dump(mode="json", exclude={"recall_k", "ndcg_k", "resamples"})
 
 
 def named(label: str, **facts: object) -> str:
@@ -322,13 +301,9 @@ def parse_seeds(seeds: str) -> list[int]:
 
 
 def build_world(name: str, size: str, seed: int, judged: Path | None = None) -> World:
-    """Return a named world.
+    """Return the world of a name in `WORLDS` and a size in `crops.platform.SIZES`.
 
-    Args:
-        name: one of `WORLDS`.
-        size: one of `crops.platform.SIZES`.
-        seed: of everything random in it.
-        judged: folder of docs, queries and qrels, for `judged`.
+    `judged` is the folder of docs, queries and qrels of the world of that name.
 
     Raises:
         CropsError: the size is unknown, or the judged collection is not named or not there.
@@ -341,12 +316,8 @@ def build_world(name: str, size: str, seed: int, judged: Path | None = None) -> 
     if judged is None:
         raise CropsError("the world 'judged' needs --judged FOLDER with docs, queries and qrels as Parquet")
     settings["world"] = str(judged.resolve())
-    return World(
-        name,
-        PlatformConfig.model_validate({"size": size, **settings}),
-        seed,
-        content_hash([judged / file for file in _COLLECTION]),
-    )
+    platform = PlatformConfig.model_validate({"size": size, **settings})
+    return World(name, platform, seed, content_hash([judged / file for file in _COLLECTION]))
 
 
 def content_hash(files: Sequence[Path]) -> str:
@@ -444,9 +415,7 @@ def stored_points(encoder: str) -> dict[str, dict[str, Any]]:
 def generated_files(folder: Path | None, packaged: Path) -> dict[str, Path]:
     """Return the files of generated documents, by the label of their world; the packaged one for all others.
 
-    Args:
-        folder: holds `<size>-<world>-<seed>.jsonl`, e.g. small-default-0.jsonl.
-        packaged: the documents that come with crops.
+    The folder holds `<size>-<world>-<seed>.jsonl`, e.g. small-default-0.jsonl.
 
     Raises:
         CropsError: the folder is not there or holds no such file.

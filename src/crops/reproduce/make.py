@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from crops import pipeline
-from crops.config import RunConfig, TrainingConfig
+from crops.config import RunConfig
 from crops.errors import CropsError
 from crops.evaluation import (
     Evaluation,
@@ -29,7 +29,7 @@ from crops.evaluation import (
     save_slices,
     save_testsets,
 )
-from crops.outputs import cache_folder, publish, unique, write_manifest
+from crops.outputs import cache_folder, publish, write_manifest, write_text
 from crops.pipeline import Simulated, day_testsets, is_done, load_retriever, mine_day, refuse_mined
 from crops.platform import platform_version
 from crops.reproduce.design import (
@@ -41,21 +41,19 @@ from crops.reproduce.design import (
     mined_name,
     sets_name,
     world_name,
-    world_run,
 )
 from crops.retrieval import load_items
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-    from crops.training import Evaluation as EvaluateFn
-
 COMMAND = "reproduce"
 
 
 def make_world(world: World, out: Path) -> Simulated:
     """Return a world with its checked logs; simulate and check it if need be."""
-    return pipeline.make_world(out / WORLDS / world_name(world), world_run(world))
+    run = RunConfig(seed=world.seed, platform=world.platform)
+    return pipeline.make_world(out / WORLDS / world_name(world), run)
 
 
 def make_samples(cell: Cell, out: Path, generated: Path | None) -> Path:
@@ -102,7 +100,12 @@ def make_cell(cell: Cell, out: Path, generated: Path | None) -> Path:
     testsets, slices = load_testsets(tests), load_slices(tests)
     refuse_mined(samples, testsets.day)
     model = out / MODELS / cell.name()
-    trained = {} if cell.method == BM25 else _train(cell, samples, model)
+    facts = model.with_name(f"{model.name}.json")  # of a finished training, until it is evaluated
+    trained: dict[str, Any] = {}
+    if cell.method != BM25:
+        if not (is_done(model) and facts.exists()):
+            write_text(facts, json.dumps(learn(cell, samples, model), default=str))
+        trained = json.loads(facts.read_text())
     logs = make_world(cell.world, out).logs
     start = time.process_time()
     evaluation = _evaluate(cell, model, logs, testsets, slices)
@@ -117,33 +120,19 @@ def make_cell(cell: Cell, out: Path, generated: Path | None) -> Path:
         (staging / "cell.json").write_text(json.dumps(written, indent=2, default=str) + "\n")
         write_manifest(staging, COMMAND, config=cell.run.dump(), seconds=seconds, cell=folder.name)
     shutil.rmtree(model, ignore_errors=True)
-    _facts_file(model).unlink(missing_ok=True)
+    facts.unlink(missing_ok=True)
     return folder
 
 
-def _facts_file(model: Path) -> Path:
-    """Return where the facts of a finished training are until it is evaluated."""
-    return model.with_name(f"{model.name}.json")
-
-
-def _train(cell: Cell, samples: Path, model: Path) -> dict[str, Any]:
-    """Train the model unless a run that ended before the evaluation did; return the facts of the training."""
-    facts = _facts_file(model)
-    if not (is_done(model) and facts.exists()):
-        write_atomically(facts, json.dumps(learn(cell, samples, model), default=str))
-    trained: dict[str, Any] = json.loads(facts.read_text())
-    return trained
-
-
 def _evaluate(cell: Cell, model: Path, logs: Path, testsets: TestSets, slices: Slices) -> Evaluation:
-    ids, texts = load_items(logs, testsets.candidate_ids())
-    if cell.method == BM25:
-        from crops.retrieval import BM25Retriever
+    from crops.retrieval import BM25Retriever
 
-        return evaluate(
-            BM25Retriever(ids, texts, **cell.point), testsets, cell.run.evaluation, cell.run.seed, slices
-        )
-    retriever = load_retriever(model, ids, texts, logs)
+    ids, texts = load_items(logs, testsets.candidate_ids())
+    retriever = (
+        BM25Retriever(ids, texts, **cell.point)
+        if cell.method == BM25
+        else load_retriever(model, ids, texts, logs)
+    )
     return evaluate(retriever, testsets, cell.run.evaluation, cell.run.seed, slices)
 
 
@@ -188,24 +177,33 @@ SCORE = "score"
 
 
 def learn(cell: Cell, samples: Path, model: Path) -> dict[str, Any]:
-    """Train a cell's method and write its model.
+    """Train a cell's method, write its model and return what `crops.training.methods.fit_method` returns.
 
     A validated cell is trained without the validation queries and evaluated on them every `WATCHED_STEPS`
     (evaluations.jsonl), to the last step.
 
-    Returns:
-        What `crops.training.methods.fit_method` returns.
-
     Raises:
         CropsError: the method is unknown, or its training failed.
     """
-    from crops.training.methods import fit_method  # torch takes seconds to import: not for --help
+    # torch takes seconds to import: not for --help
+    from crops.encoders import rendering_for
+    from crops.retrieval import ExactRetriever
+    from crops.training import Evaluation as EvaluateFn
+    from crops.training.methods import fit_method, load_catalogue
+    from crops.training.tune import validate, validation_sets
 
     config = cell.run.training
     watched: dict[str, Any] = {}
     if cell.validated:
         config = config.model_copy(update={"eval_steps": WATCHED_STEPS, "patience": config.steps})
-        watched = {"held_out": 0, "evaluation": _evaluation(config, samples)}
+        rendering = rendering_for(config)
+        catalogue = load_catalogue(samples, rendering)
+        sets = validation_sets(samples, catalogue.ids)
+
+        def metrics(encoder: SentenceTransformer) -> dict[str, float]:
+            return validate(ExactRetriever(encoder, *catalogue, render_query=rendering.query), sets)
+
+        watched = {"held_out": 0, "evaluation": EvaluateFn(metrics, SCORE)}
     facts = fit_method(
         cell.method,
         samples,
@@ -217,25 +215,6 @@ def learn(cell: Cell, samples: Path, model: Path) -> dict[str, Any]:
         **watched,
     )
     return {**facts, "steps": config.steps}
-
-
-def _evaluation(config: TrainingConfig, samples: Path) -> EvaluateFn:
-    """Return the evaluation of an encoder on the validation queries."""
-    from crops.encoders import rendering_for
-    from crops.retrieval import ExactRetriever
-    from crops.training import Evaluation as EvaluateFn
-    from crops.training.methods import load_catalogue
-    from crops.training.tune import validate, validation_sets
-
-    rendering = rendering_for(config)
-    catalogue = load_catalogue(samples, rendering)
-    sets = validation_sets(samples, catalogue.ids)
-
-    def metrics(encoder: SentenceTransformer) -> dict[str, float]:
-        retriever = ExactRetriever(encoder, *catalogue, render_query=rendering.query)
-        return validate(retriever, sets)
-
-    return EvaluateFn(metrics, SCORE)
 
 
 # The folder of a reproduction: what is in it, who may write it, and whether it is ours.
@@ -258,34 +237,34 @@ def opened(out: Path) -> Iterator[Path]:
     """
     if out.exists() and not out.is_dir():
         raise CropsError(f"{out} is a file; name a folder for the cells and tables")
-    facts = {"platform": platform_version(), "results": RESULTS_VERSION}
     with naming_full_disk(out):
         out.mkdir(parents=True, exist_ok=True)
         with (out / _LOCK).open("w") as lock:
-            _take(lock.fileno(), out)
-            _identify(out, facts)
-            _sweep(out)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise CropsError(
+                    f"another `crops reproduce` is at work in {out}; wait for it, or name another --out"
+                ) from error
+            _identify(out)
+            # Half-written folders of a killed process go; checkpoints stay, a training resumes from them.
+            for stage in _STAGES:
+                for pattern in (".*.tmp", ".*.old", "*/.*.tmp", "*/.*.old"):
+                    for left in (out / stage).glob(pattern):
+                        shutil.rmtree(left, ignore_errors=True)
             yield out
 
 
-def _take(lock: int, out: Path) -> None:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise CropsError(
-            f"another `crops reproduce` is at work in {out}; wait for it, or name another --out"
-        ) from error
-
-
-def _identify(out: Path, facts: dict[str, object]) -> None:
-    """Write the facts into a new folder; compare them with those of an old one."""
+def _identify(out: Path) -> None:
+    """Write into a new folder which versions make its cells; compare them with those of an old one."""
+    facts = {"platform": platform_version(), "results": RESULTS_VERSION}
     path = out / _FACTS
     if not path.exists():
         if strangers := [file.name for file in out.iterdir() if file.name != _LOCK]:
             raise CropsError(
                 f"{out} holds files that `crops reproduce` did not write ({strangers[0]}); name another"
             )
-        write_atomically(path, json.dumps(facts, indent=2) + "\n")
+        write_text(path, json.dumps(facts, indent=2) + "\n")
         return
     try:
         found = json.loads(path.read_text())
@@ -301,32 +280,9 @@ def _identify(out: Path, facts: dict[str, object]) -> None:
             )
 
 
-def _sweep(out: Path) -> None:
-    """Remove half-written folders of a killed process; checkpoints stay, a training resumes from them."""
-    for stage in _STAGES:
-        for pattern in (".*.tmp", ".*.old", "*/.*.tmp", "*/.*.old"):
-            for left in (out / stage).glob(pattern):
-                shutil.rmtree(left, ignore_errors=True)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file that appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = unique(path, "tmp")
-    try:
-        staging.write_text(text)
-        staging.replace(path)
-    finally:
-        staging.unlink(missing_ok=True)
-
-
 @contextlib.contextmanager
 def naming_full_disk(out: Path) -> Iterator[None]:
-    """Turn "no space left" into an error that says how to go on.
-
-    Raises:
-        CropsError: the disk is full.
-    """
+    """Turn "no space left" into a CropsError that says how to go on."""
     try:
         yield
     except OSError as error:

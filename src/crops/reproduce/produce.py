@@ -3,33 +3,39 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from crops.outputs import versions
-from crops.platform import platform_version
-from crops.report import Page, Section, Table, standalone, write_page
+import numpy as np
+
+from crops.outputs import versions, write_text
+from crops.platform import SIZES, platform_version
+from crops.report import Figure, Line, Page, Section, Table, standalone, write_page
 from crops.report.page import curves, markdown
 from crops.reproduce import run, tables
 from crops.reproduce.design import (
     ALL,
+    CT,
     DEFAULT,
     FIG6_NAME,
     FIG7_METHODS,
     FIG7_NAME,
     LAYOUTS,
+    QR,
+    QR_TRUTH,
     SPEED_METHODS,
+    TRUE,
     Cell,
     Design,
     World,
     build_world,
+    content_hash,
     learns_from_generated,
 )
-from crops.reproduce.factors import map_cells, map_sections
-from crops.reproduce.make import CELLS, write_atomically
-from crops.reproduce.run import Outcome, make_cells, make_precisions, tunable, tune
-from crops.reproduce.tables import Convergence, Group, Measured, cells_csv, convergence, group
+from crops.reproduce.make import CELLS
+from crops.reproduce.run import Outcome, make_cells, make_precisions, tune
+from crops.reproduce.tables import Convergence, Measured, cells_csv, convergence, group
 from crops.reproduce.verdicts import (
     FEWEST_P3,
     ONLINE,
@@ -84,7 +90,9 @@ def produce(target: str, worlds: Sequence[Sequence[World]], design: Design, out:
             sections.append(verdict_section(name, verdicts[name]))
         if seeds[0] in precisions:
             found.append(run.precision_section([precisions[world] for world in seeds]))
-        sections += [_in_world(section, name) for section in found]
+        if name != DEFAULT:
+            found = [replace(section, title=f"{section.title} (world “{name}”)") for section in found]
+        sections += found
     headline = [verdict_sentence(name, own) for name, own in verdicts.items() if own]
     page = _page(f"CroPS, reproduced: {target}", headline, sections, worlds, design, outcome)
     return Produced(page, verdicts, outcome.measured, outcome.failed)
@@ -96,26 +104,11 @@ def tuned(design: Design, target: str, world: World, out: Path, folds: int) -> D
     Raises:
         CropsError: as `tune`.
     """
-    methods = tunable([target] if target in LAYOUTS else list(LAYOUTS))
+    layouts = [LAYOUTS[target]] if target in LAYOUTS else list(LAYOUTS.values())
+    methods = {layout.settings or row.method: None for layout in layouts for row in layout.rows}
     plain = replace(design, points={})
     cells = {method: plain.cell(world, method) for method in methods}
     return replace(design, points=tune(cells, out, design.files(cells.values()), folds))
-
-
-def produce_map(design: Design, size: str, seeds: Sequence[int], out: Path, jobs: int) -> Produced:
-    """Make and read the cells of the map: the lift of each source over each setting.
-
-    Raises:
-        CropsError: as `make_cells`.
-    """
-    cells = map_cells(design, size, seeds, out)
-    wanted = [cell for own in cells.by_value.values() for cell in own]
-    outcome = make_cells(wanted, out, cells.files, jobs)
-    sections = map_sections(cells, outcome.measured, seeds)
-    worlds = [[build_world(DEFAULT, size, seed) for seed in seeds]]
-    headline = ["One setting changes at a time; all else stays at its default."]
-    page = _page("When does it help?", headline, sections, worlds, design, outcome)
-    return Produced(page, {}, outcome.measured, outcome.failed)
 
 
 def _world_sections(
@@ -128,9 +121,15 @@ def _world_sections(
     for layout in [LAYOUTS[target]] if target in LAYOUTS else list(LAYOUTS.values()) if target == ALL else []:
         found = _made(layout.name, seeds, design, outcome)
         cells = group([one for cell, one in found if not cell.validated], layout.methods, numbers)
-        speeds = {}
+        speeds: dict[str, list[Convergence]] = {}
         if layout.name == "table4":
-            speeds = _speeds(cells, [one for cell, one in found if cell.validated])
+            # Of each method that has a watched cell for every seed.
+            watched = {(one.method, one.seed): one for cell, one in found if cell.validated}
+            for method in SPEED_METHODS:
+                if method in cells.methods and all((method, seed) in watched for seed in numbers):
+                    speeds[method] = [
+                        convergence(cells.cells[method, seed], watched[method, seed]) for seed in numbers
+                    ]
         failed = {
             cell.method: outcome.failed[cell.name()]
             for world in seeds
@@ -159,23 +158,6 @@ def _made(
     return [(wanted[one.folder.name], one) for one in outcome.measured if one.folder.name in wanted]
 
 
-def _speeds(cells: Group, watched: Sequence[Measured]) -> dict[str, list[Convergence]]:
-    """Return the convergence of each method that has a watched cell for every seed."""
-    found = {(one.method, one.seed): one for one in watched}
-    return {
-        method: [convergence(cells.cells[method, seed], found[method, seed]) for seed in cells.seeds]
-        for method in SPEED_METHODS
-        if method in cells.methods and all((method, seed) in found for seed in cells.seeds)
-    }
-
-
-def _in_world(section: Section, name: str) -> Section:
-    """Return the section with its world in the title, unless it is the default one."""
-    if name == DEFAULT:
-        return section
-    return Section(f"{section.title} (world “{name}”)", section.lead, section.tables, section.figures)
-
-
 def _page(
     title: str,
     headline: Sequence[str],
@@ -198,10 +180,6 @@ def _page(
         ("platform", platform_version()),
         ("crops", versions()["crops"]),
     ]
-    return Page(title, headline, sections, made, _notes(outcome))
-
-
-def _notes(outcome: Outcome) -> list[str]:
     notes = [f"{label} failed: {why}" for label, why in outcome.failed.items()]
     codes = sorted({one.info["code"] for one in outcome.measured})
     if len(codes) > 1:
@@ -219,7 +197,7 @@ def _notes(outcome: Outcome) -> list[str]:
             f"P3 has generated documents for {100 * min(coverage):.1f} to {100 * max(coverage):.1f} % of the "
             "training queries, by world: below 5 %, “+ P3” is in truth P1 and P2 with a trace of P3"
         )
-    return notes
+    return Page(title, headline, sections, made, notes)
 
 
 # What a run leaves on disk: one content as a page, as Markdown and as JSON.
@@ -232,26 +210,218 @@ def write_all(made: Produced, out: Path) -> None:
     """Write report.html, results.md, tables.json and verdicts.json into a folder."""
     page = made.page
     write_page(page, out / PAGE)
-    write_atomically(out / TEXT, markdown(page))
-    tables = {section.title: [_json(table) for table in section.tables] for section in page.sections}
-    write_atomically(out / DATA, json.dumps({"facts": dict(page.made), "sections": tables}, indent=2) + "\n")
-    told = {world: [asdict(verdict) for verdict in own] for world, own in made.verdicts.items()}
-    write_atomically(out / VERDICTS, json.dumps(told, indent=2) + "\n")
-
-
-def _json(table: Table) -> dict[str, object]:
+    write_text(out / TEXT, markdown(page))
     names = ("title", "head", "rows", "note", "reference")
-    return {name: getattr(table, name) for name in names} | {"words": bool(table.words)}
+    found = {
+        section.title: [
+            {name: getattr(table, name) for name in names} | {"words": bool(table.words)}
+            for table in section.tables
+        ]
+        for section in page.sections
+    }
+    write_text(out / DATA, json.dumps({"facts": dict(page.made), "sections": found}, indent=2) + "\n")
+    told = {world: [asdict(verdict) for verdict in own] for world, own in made.verdicts.items()}
+    write_text(out / VERDICTS, json.dumps(told, indent=2) + "\n")
 
 
 def write_docs(made: Produced, path: Path) -> None:
     """Write the page as Markdown; its curves, as SVG, and its cells go into a folder of the file's name."""
     folder, named = path.with_suffix(""), curves(made.page)
     for name, figure in named.items():
-        write_atomically(folder / name, standalone(figure))
-    write_atomically(folder / CELLS_CSV, cells_csv(made.cells))
+        write_text(folder / name, standalone(figure))
+    write_text(folder / CELLS_CSV, cells_csv(made.cells))
     link = f"- what each cell was, and what it found: [{CELLS_CSV}]({folder.name}/{CELLS_CSV})\n"
-    write_atomically(path, markdown(made.page, folder.name) + link)
+    write_text(path, markdown(made.page, folder.name) + link)
     for old in folder.glob("*.svg"):
         if old.name not in named:
             old.unlink()
+
+
+# The map, "When does it help?": the lift of each source while one factor of platform or models changes.
+
+
+MAP_METHODS = ("fs_lr", "plus_p1", "plus_p2", "crops")
+LIFTS = {
+    "P1": {"plus_p1": 1.0, "fs_lr": -1.0},
+    "P2": {"plus_p2": 1.0, "plus_p1": -1.0},
+    "P3": {"crops": 1.0, "plus_p2": -1.0},
+}
+"""What each source adds to those before it."""
+METRICS = {CT: "CT", QR: "QR", QR_TRUTH: "QR by truth", TRUE: "true recall"}
+Value = float | str | bool
+
+
+@dataclass(frozen=True)
+class Factor:
+    """One property, and the values that it takes; all else stays at its default."""
+
+    name: str
+    explanation: str
+    values: tuple[Value, ...]
+    setting: str = ""
+    """The setting of the platform that is changed; empty where the world is the default one."""
+    default: Value = ""
+    """The value of the default world."""
+    worlds: Mapping[Value, str] = field(default_factory=dict)
+    """Names of worlds by value; the setting and the value where there is none."""
+
+    def world(self, value: Value, size: str, seed: int) -> World:
+        """Return the world of a value."""
+        world = build_world(DEFAULT, size, seed)
+        if not self.setting or value == self.default:
+            return world
+        # The log's size is a share of what is usual for the size of the platform.
+        changed = round(float(value) * SIZES[size].sessions) if self.setting == "sessions" else value
+        platform = world.platform.model_copy(update={self.setting: changed})
+        return World(self.worlds.get(value, f"{self.setting}-{value}"), platform, seed)
+
+
+THETA, LLM = "theta", "LLM"
+"""Factors that are no settings of the platform."""
+
+FACTORS = (
+    Factor(
+        "bubble",
+        "how much the old system follows popularity and its own past",
+        ("weak", "default", "strong"),
+        "bubble",
+        "default",
+        {"weak": "weak", "strong": "strong"},
+    ),
+    Factor(
+        "feed alignment",
+        "P(a feed item near a search is about the searched sense)",
+        (0.0, 0.25, 0.5, 0.9),
+        "feed_alignment",
+        0.25,
+    ),
+    Factor(
+        "reformulation rate",
+        "P(a searcher rewords | not satisfied)",
+        (0.05, 0.22, 0.45),
+        "reformulate",
+        0.22,
+    ),
+    Factor(
+        "informative rewordings",
+        "whether later queries and the feed say anything about the need (no: the null world)",
+        (False, True),
+        "informative",
+        True,
+        {False: "null"},
+    ),
+    Factor(
+        THETA,
+        "threshold of theta for P1 and P2: higher keeps fewer and more certain pairs",
+        (0.0, 0.3, 0.6, 0.8),
+    ),
+    Factor(LLM, "share of the generated documents that are given to another query", (0.0, 0.5, 1.0)),
+    Factor(
+        "log size",
+        "search sessions a day, as a share of the size's own",
+        (0.25, 0.5, 1.0),
+        "sessions",
+        1.0,
+    ),
+)
+
+
+@dataclass(frozen=True)
+class FactorCells:
+    """The cells of the map, `crops reproduce map`."""
+
+    by_value: dict[tuple[str, Value], list[Cell]]
+    """By factor and value: each method with each seed."""
+    files: dict[str, Path]
+    """Generated documents by their hash."""
+
+
+def map_cells(design: Design, size: str, seeds: Sequence[int], out: Path) -> FactorCells:
+    """Return the cells of every value of every factor; equal ones are made once, also with the tables'."""
+    found: dict[tuple[str, Value], list[Cell]] = {}
+    files: dict[str, Path] = {}
+    for factor in FACTORS:
+        for value in factor.values:
+            cells = []
+            for world in (factor.world(value, size, seed) for seed in seeds):
+                given, documents = design, design.documents(world)
+                if documents is not None and factor.name == LLM and value:
+                    given = replace(design, generated={"": misplaced(documents, float(value), out)})
+                own = [given.cell(world, method, settings="crops") for method in MAP_METHODS]
+                files |= given.files(own)
+                cells += [run.above(cell, float(value)) for cell in own] if factor.name == THETA else own
+            found[factor.name, value] = cells
+    return FactorCells(found, files)
+
+
+def misplaced(documents: Path, share: float, out: Path) -> Path:
+    """Write a copy of generated documents in which a share of them, drawn by chance, swap their queries."""
+    path = out / "generated" / f"{content_hash([documents])}-wrong-{share:g}.jsonl"
+    if not path.exists():
+        rows = [json.loads(line) for line in documents.read_text().splitlines() if line.strip()]
+        chosen = np.random.default_rng(0).permutation(len(rows))[: round(share * len(rows))]
+        queries = [rows[place]["query"] for place in chosen]
+        for place, query in zip(chosen, queries[1:] + queries[:1], strict=True):
+            rows[place]["query"] = query
+        write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def map_sections(cells: FactorCells, measured: Sequence[Measured], seeds: Sequence[int]) -> list[Section]:
+    """Return a section for each factor: the lift of each source with its interval, as a table and drawn."""
+    by_name = {one.folder.name: one for one in measured}
+    return [_factor_section(factor, cells, by_name, seeds) for factor in FACTORS]
+
+
+def _factor_section(
+    factor: Factor, cells: FactorCells, by_name: Mapping[str, Measured], seeds: Sequence[int]
+) -> Section:
+    named = any(isinstance(value, (str, bool)) for value in factor.values)
+    rows = []
+    points: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for place, value in enumerate(factor.values):
+        names = [cell.name() for cell in cells.by_value[factor.name, value]]
+        together = group([by_name[name] for name in names if name in by_name], MAP_METHODS, seeds)
+        row = [str(value)]
+        for metric, title in METRICS.items():
+            resampled = together.resampled(metric) if len(together.methods) == len(MAP_METHODS) else None
+            if resampled is None:
+                row += ["–"] * (1 + len(LIFTS))
+                continue
+            row.append(f"{resampled.n:,}")
+            for source, weights in LIFTS.items():
+                lift = resampled.contrast(together.weights(weights))
+                star = "*" if lift.p < 0.05 else ""
+                row.append(f"{100 * lift.mean:+.1f}{star}\n{lift.ends('+.1f')}")
+                x = float(place if named else value)
+                points.setdefault((title, source), []).append((x, 100 * lift.mean))
+        rows.append(row)
+    head = [factor.name]
+    for title in METRICS.values():
+        head += [f"{title}: queries", *(f"{source}: {title}" for source in LIFTS)]
+    figures = [
+        Figure(
+            f"{title}: lift in points by {factor.name}",
+            [
+                Line(source, [x for x, _ in drawn], [y for _, y in drawn], tone)
+                for tone, source in enumerate(LIFTS, 1)
+                if (drawn := points.get((title, source)))
+            ],
+            ", ".join(map(str, factor.values)) if named else factor.name,
+        )
+        for title in METRICS.values()
+    ]
+    note = "Points that each source adds to those before it, 95 % intervals; * p < 0.05, not corrected."
+    return Section(factor.name, factor.explanation, [Table(factor.name, head, rows, note)], figures)
+
+
+def produce_map(design: Design, size: str, seeds: Sequence[int], out: Path, jobs: int) -> Produced:
+    """Make and read the cells of the map: the lift of each source over each setting."""
+    cells = map_cells(design, size, seeds, out)
+    wanted = [cell for own in cells.by_value.values() for cell in own]
+    outcome = make_cells(wanted, out, cells.files, jobs)
+    sections = map_sections(cells, outcome.measured, seeds)
+    worlds = [[build_world(DEFAULT, size, seed) for seed in seeds]]
+    headline = ["One setting changes at a time; all else stays at its default."]
+    page = _page("When does it help?", headline, sections, worlds, design, outcome)
+    return Produced(page, {}, outcome.measured, outcome.failed)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import mean
@@ -25,7 +25,7 @@ from crops.evaluation.source_precision import source_precision
 from crops.outputs import cache_folder, console, progress, publish, write_manifest
 from crops.pipeline import Simulated, is_done, theta
 from crops.report import Bar, Figure, Line, Section, Table
-from crops.reproduce.design import FIG6, FIG7, LAYOUTS, Cell, World, mined_name, named, sets_name, world_name
+from crops.reproduce.design import FIG6, FIG7, Cell, World, mined_name, named, sets_name, world_name
 from crops.reproduce.make import (
     CELLS,
     COMMAND,
@@ -84,11 +84,7 @@ def make_cells(cells: Sequence[Cell], out: Path, generated: Mapping[str, Path], 
 def make_precisions(
     cells: Mapping[World, Cell], out: Path, generated: Mapping[str, Path], jobs: int
 ) -> dict[World, Path]:
-    """Return the folders of `make_precision` of each world; measure what is not there yet.
-
-    Raises:
-        CropsError: as `make_cells`.
-    """
+    """Return the folders of `make_precision` of each world; measure what is not there yet."""
     tasks = {
         f"precision in {world.label}": partial(make_precision, cell, out, generated.get(cell.generated))
         for world, cell in cells.items()
@@ -139,8 +135,7 @@ def _run(
 def _results(tasks: Mapping[str, Make], executor: Executor | None) -> Iterator[tuple[str, Make]]:
     """Yield each task's name and what returns or raises its result, as they end."""
     if executor is None:
-        for name, make in tasks.items():
-            yield name, partial(quietly, make)
+        yield from ((name, partial(quietly, make)) for name, make in tasks.items())
         return
     futures: dict[Future[Path | Simulated], str] = {
         executor.submit(quietly, make): name for name, make in tasks.items()
@@ -216,20 +211,19 @@ WINDOW = 60
 """Points of a drawn curve: means over as many equal windows, or the noise hides it."""
 
 
-def unfiltered(cell: Cell) -> Cell:
-    """Return the cell mined so that what theta would reject is there with its score."""
+def above(cell: Cell, threshold: float) -> Cell:
+    """Return the cell mined with another threshold of theta for P1 and P2; its test sets stay."""
     engine = cell.run.engine
     changes = {
-        "reformulation": engine.reformulation.model_copy(update={"relevance": 0.0}),
-        "feed": engine.feed.model_copy(update={"relevance": 0.0}),
+        part: getattr(engine, part).model_copy(update={"relevance": threshold})
+        for part in ("reformulation", "feed")
     }
-    run = cell.run.model_copy(update={"engine": engine.model_copy(update=changes)})
-    return Cell(cell.world, cell.method, run, cell.generated)
+    return replace(cell, run=cell.run.model_copy(update={"engine": engine.model_copy(update=changes)}))
 
 
 def make_precision(cell: Cell, out: Path, generated: Path | None) -> Path:
     """Return the folder with the precision of a world's sources by truth; measure it first if need be."""
-    wide = unfiltered(cell)
+    wide = replace(above(cell, 0.0), point={}, validated=False)  # what theta would reject is there, scored
     folder = out / FIGURES / mined_name(wide)
     if not is_done(folder):
         samples = make_samples(wide, out, generated)
@@ -252,32 +246,21 @@ def make_precision(cell: Cell, out: Path, generated: Path | None) -> Path:
 def precision_section(folders: Sequence[Path]) -> Section:
     """Return Figure 6: the precision of each source before and after theta, the mean over worlds.
 
-    Args:
-        folders: what `make_precision` wrote, one for each seed.
+    `folders` are what `make_precision` wrote, one for each seed.
     """
-    worlds = [json.loads((folder / "precision.json").read_text()) for folder in folders]
     by_row: dict[tuple[str, float | None], list[dict[str, Any]]] = {}
-    for rows in worlds:
-        for row in rows:
+    for folder in folders:
+        for row in json.loads((folder / "precision.json").read_text()):
             by_row.setdefault((row["source"], row["alpha"]), []).append(row)
-    table = [
-        [
-            source,
-            "all found" if alpha is None else f"theta above {alpha:g}",
-            f"{mean(one['pairs'] for one in rows):,.0f}",
-            ", ".join("–" if one["share"] is None else f"{100 * one['share']:.1f}" for one in rows),
-        ]
-        for (source, alpha), rows in by_row.items()
-    ]
-    bars = [
-        Bar(
-            f"{source}, {'all' if alpha is None else 'by theta'}",
-            mean(shares),
-            tone=1 if alpha is None else 2,
-        )
-        for (source, alpha), rows in by_row.items()
-        if (shares := [one["share"] for one in rows if one["share"] is not None])
-    ]
+    table, bars = [], []
+    for (source, alpha), rows in by_row.items():
+        shares = [one["share"] for one in rows]
+        told = ", ".join("–" if share is None else f"{100 * share:.1f}" for share in shares)
+        which = "all found" if alpha is None else f"theta above {alpha:g}"
+        table.append([source, which, f"{mean(one['pairs'] for one in rows):,.0f}", told])
+        if known := [share for share in shares if share is not None]:
+            name = f"{source}, {'all' if alpha is None else 'by theta'}"
+            bars.append(Bar(name, mean(known), tone=1 if alpha is None else 2))
     published = ", ".join(f"{100 * share:.1f} % {name}" for name, share in FIG6.items())
     return Section(
         "Figure 6: how often the sources are right",
@@ -290,11 +273,7 @@ def precision_section(folders: Sequence[Path]) -> Section:
 
 
 def temperature_section(cells: Mapping[str, Sequence[Measured]]) -> Section:
-    """Return Figure 7: the learnt temperature over the steps.
-
-    Args:
-        cells: cells with a training log, by the name of the line.
-    """
+    """Return Figure 7: the learnt temperature over the steps, by the name of the line."""
     from crops.training import read_log, settles  # torch takes seconds to import: not for --help
 
     rows, lines = [], []
@@ -320,13 +299,6 @@ def temperature_section(cells: Mapping[str, Sequence[Measured]]) -> Section:
 # `--tune`: each method's settings from its own stated grid, on held-out queries of the training day.
 
 
-def tunable(names: Sequence[str]) -> list[str]:
-    """Return the methods whose own settings some tables use, each once."""
-    return list(
-        dict.fromkeys(LAYOUTS[name].settings or row.method for name in names for row in LAYOUTS[name].rows)
-    )
-
-
 def tune(
     cells: Mapping[str, Cell], out: Path, generated: Mapping[str, Path], folds: int
 ) -> dict[str, dict[str, Any]]:
@@ -345,38 +317,16 @@ def tune(
     points = {}
     for method, cell in cells.items():
         samples = make_samples(cell, out, generated.get(cell.generated))
-        training = cell.run.training.model_dump(mode="json")
-        folder = (
-            out
-            / TUNED
-            / named(
-                cell.run.training.encoder.replace("/", "-"),
-                mined=samples.name,
-                training=training,
-                folds=folds,
-            )
-        )
-        found = _read(folder / f"{method}.json")
-        if found is None:
+        config, encoder = cell.run.training, cell.run.training.encoder.replace("/", "-")
+        training = config.model_dump(mode="json")
+        folder = out / TUNED / named(encoder, mined=samples.name, training=training, folds=folds)
+        try:
+            found = json.loads((folder / f"{method}.json").read_text())
+        except (OSError, ValueError):  # there is none, or a kill tore it off
             console.print(f"tune {method}")
             found = tune_method(
-                method,
-                samples,
-                folder,
-                cell.run.training,
-                seed=cell.run.seed,
-                cache=cache_folder(),
-                folds=folds,
+                method, samples, folder, config, seed=cell.run.seed, cache=cache_folder(), folds=folds
             )
             shutil.rmtree(folder / "models", ignore_errors=True)
         points[method] = dict(found["best"])
     return points
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    """Return a finished tuning; None where there is none, or a kill tore it off."""
-    try:
-        found: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
-    return found

@@ -24,7 +24,7 @@ from crops.errors import CropsError
 from crops.evaluation import AGES, FREQUENCIES, Difference, Interval
 from crops.evaluation.significance import Resampled, holm, nested_bootstrap
 from crops.report import Bar, Figure, Section, Table
-from crops.reproduce.design import CT, NDCG, QR, QR_TRUTH, TRUE, Layout, Row, read_cell
+from crops.reproduce.design import CT, NDCG, QR, QR_TRUTH, TRUE, Layout
 from crops.reproduce.make import SCORE
 
 RESULTS = {
@@ -98,7 +98,7 @@ def read_measured(folder: Path) -> Measured:
         CropsError: its files are damaged.
     """
     try:
-        return Measured(folder, read_cell(folder))
+        return Measured(folder, json.loads((folder / "cell.json").read_text()))
     except (OSError, ValueError) as error:
         raise CropsError(f"{folder} is damaged: {error}; remove it, and it is made again") from error
 
@@ -125,11 +125,8 @@ class Group:
     def resampled(self, metric: str, part: Mapping[str, str] | None = None) -> Resampled | None:
         """Return the resampled means of all methods over the queries that have a value of each.
 
-        Args:
-            part: only queries with these values of a column of `Measured.queries`, as text.
-
-        Returns:
-            None where a world has no such query.
+        `part` takes only queries with these values of a column of `Measured.queries`, as text. None where a
+        world has no such query.
         """
         key = (metric, str(part))
         if key not in self.known:
@@ -147,8 +144,10 @@ class Group:
         common = columns[0][0]
         for ids, _ in columns[1:]:
             common = np.intersect1d(common, ids, assume_unique=True)
-        if part:
-            common = np.intersect1d(common, _part(self.cells[self.methods[0], seed].queries, part))
+        queries = self.cells[self.methods[0], seed].queries
+        for name, wanted in part.items():
+            keep = np.array([str(value) == wanted for value in queries[name].to_pylist()])
+            common = np.intersect1d(common, queries["query_id"].to_numpy()[keep])
         return np.column_stack([values[np.searchsorted(ids, common)] for ids, values in columns])
 
 
@@ -173,13 +172,6 @@ def differences(resampled: Resampled, group: Group, reference: str) -> dict[str,
     }
 
 
-def _part(queries: pa.Table, part: Mapping[str, str]) -> NDArray[np.int64]:
-    keep = np.ones(len(queries), dtype=np.bool_)
-    for column, wanted in part.items():
-        keep &= np.array([str(value) == wanted for value in queries[column].to_pylist()])
-    return np.asarray(queries["query_id"].to_numpy()[keep])
-
-
 # The tables of a layout.
 
 
@@ -192,93 +184,61 @@ def table_section(
         speeds: convergence by method, seed by seed.
         failed: why a method has no row.
     """
-    shown = [result_table(layout, group, failed), cost_table(layout, group)]
-    shown += [speed_table(layout, speeds)] if speeds else []
+    lead = ""
+    if "crops" in group.methods:  # how far the generated documents reach: P3 cannot be judged without it
+        shares = [info["p3_coverage"]["share_of_queries"] or 0.0 for info in group.info("crops")]
+        covered = ", ".join(f"{100 * share:.1f}" for share in shares)
+        lead = f"P3 covers {covered} % of the training queries, by seed."
+    tables = [result_table(layout, group, failed), cost_table(layout, group)]
+    tables += [speed_table(layout, speeds)] if speeds else []
+    tables.append(breakdown_table(layout, group))
     drawn = [_figure(layout, group, metric) for metric in (CT, QR, TRUE)]
-    return Section(
-        layout.title,
-        _coverage(group),
-        [*shown, breakdown_table(layout, group)],
-        [figure for figure in drawn if figure is not None],
-    )
+    return Section(layout.title, lead, tables, [figure for figure in drawn if figure is not None])
 
 
 def result_table(layout: Layout, group: Group, failed: Mapping[str, str]) -> Table:
     """Return a table as the paper has it, its own figures beside; differences are to the layout's reference.
 
-    Args:
-        failed: why a method has no row.
+    `failed` says why a method has no row.
     """
-    cells: dict[str, dict[str, tuple[Interval, Difference | None]]] = {name: {} for name in group.methods}
     found = {metric: one for metric in RESULTS if (one := group.resampled(metric)) is not None}
-    for metric, resampled in found.items():
-        compared = {}
-        if layout.reference in group.methods:
-            compared = differences(resampled, group, layout.reference)
-        for method, value in means(resampled, group).items():
-            cells[method][metric] = (value, compared.get(method))
-    p_values = _corrected(cells)
-    rows = [_row(row, cells.get(row.method), list(found), p_values, failed) for row in layout.rows]
+    values = {metric: means(one, group) for metric, one in found.items()}
+    compared: dict[tuple[str, str], Difference] = {}
+    if layout.reference in group.methods:
+        for metric, one in found.items():
+            for method, difference in differences(one, group, layout.reference).items():
+                compared[method, metric] = difference
+    # By method and then metric: ties of Holm's correction are taken in this order.
+    order = sorted(compared, key=lambda key: group.methods.index(key[0]))
+    p_values = dict(zip(order, holm([compared[key].p for key in order]), strict=True))
+    rows = []
+    for row in layout.rows:
+        if row.method not in group.methods:
+            reason = failed.get(row.method, "no cell for every seed")
+            rows.append([row.title, f"not tested: {reason}", *("–" for _ in list(found)[1:])])
+            continue
+        texts = []
+        for metric in found:
+            value, difference = values[metric][row.method], compared.get((row.method, metric))
+            lines = [f"{100 * value.mean:.1f}", value.ends()]
+            if difference is not None:
+                star = "*" if p_values[row.method, metric] < SIGNIFICANT else ""
+                lines.append(f"{100 * difference.mean:+.1f}{star}")
+            if metric in row.published():
+                lines.append(f"paper {100 * row.published()[metric]:.1f}")
+            texts.append("\n".join(lines))
+        rows.append([row.title, *texts])
     head = [f"{RESULTS[metric]} (n = {one.n:,})" for metric, one in found.items()]
     reference = next((i for i, row in enumerate(layout.rows) if row.method == layout.reference), None)
+    title = layout.reference if reference is None else layout.rows[reference].title
     note = (
         f"Means in % over {len(group.seeds)} world{'s' * (len(group.seeds) > 1)} and their queries, 95 % "
-        f"intervals in brackets; then the difference to “{_title(layout)}”, * where p < {SIGNIFICANT} "
+        f"intervals in brackets; then the difference to “{title}”, * where p < {SIGNIFICANT} "
         "(paired by query, corrected by Holm over this table); then the paper's figure."
     )
     if layout.settings:
         note += " All rows are trained with CroPS's settings: one thing changes a row."
     return Table(layout.title, ["method", *head], rows, note, reference)
-
-
-def _title(layout: Layout) -> str:
-    return next((row.title for row in layout.rows if row.method == layout.reference), layout.reference)
-
-
-def _corrected(
-    cells: Mapping[str, Mapping[str, tuple[Interval, Difference | None]]],
-) -> dict[tuple[str, str], float]:
-    """Return the corrected p-value of each difference of a table, by method and metric."""
-    found = {
-        (method, metric): difference.p
-        for method, own in cells.items()
-        for metric, (_, difference) in own.items()
-        if difference is not None
-    }
-    return dict(zip(found, holm(list(found.values())), strict=True))
-
-
-def _row(
-    row: Row,
-    own: Mapping[str, tuple[Interval, Difference | None]] | None,
-    metrics: Sequence[str],
-    p_values: Mapping[tuple[str, str], float],
-    failed: Mapping[str, str],
-) -> list[str]:
-    if own is None:
-        reason = failed.get(row.method, "no cell for every seed")
-        return [row.title, f"not tested: {reason}", *("–" for _ in metrics[1:])]
-    texts = []
-    for metric in metrics:
-        value, difference = own[metric]
-        lines = [f"{100 * value.mean:.1f}", value.ends()]
-        if difference is not None:
-            star = "*" if p_values[row.method, metric] < SIGNIFICANT else ""
-            lines.append(f"{100 * difference.mean:+.1f}{star}")
-        if metric in row.published():
-            lines.append(f"paper {100 * row.published()[metric]:.1f}")
-        texts.append("\n".join(lines))
-    return [row.title, *texts]
-
-
-def _coverage(group: Group) -> str:
-    """Return how far the generated documents reach, by seed: P3 cannot be judged without it."""
-    if "crops" not in group.methods:
-        return ""
-    shares = [info["p3_coverage"]["share_of_queries"] or 0.0 for info in group.info("crops")]
-    return (
-        f"P3 covers {', '.join(f'{100 * share:.1f}' for share in shares)} % of the training queries, by seed."
-    )
 
 
 def cost_table(layout: Layout, group: Group) -> Table:
@@ -288,8 +248,16 @@ def cost_table(layout: Layout, group: Group) -> Table:
     for row in layout.rows:
         if row.method not in group.methods:
             continue
-        training = [info["training"] for info in group.info(row.method)]
-        rows.append([row.title, *_cost(training), *_means(group, row.method, diversity.values())])
+        training, cost = [info["training"] for info in group.info(row.method)], ["–", "–", "–"]
+        if training[0]:
+            queries = mean(one["queries_seen"] for one in training)
+            documents = mean(one["documents_seen"] / one["queries_seen"] for one in training)
+            cost = [
+                f"{mean(one['cpu_seconds'] for one in training):.1f}",
+                f"{mean(one['train_seconds'] for one in training):.1f}",
+                f"{queries:,.0f} × {documents:.1f}",
+            ]
+        rows.append([row.title, *cost, *_means(group, row.method, diversity.values())])
     head = ["method", "training, CPU-s", "wall, s", "queries × documents a query", *DIVERSITY.values()]
     note = (
         "Cost is the mean over worlds; documents a query: those drawn in a step for each of its queries. "
@@ -304,18 +272,6 @@ def _means(group: Group, method: str, found: Iterable[Resampled | None]) -> list
     """Write a method's means in %."""
     weights = group.weights({method: 1.0})
     return ["–" if one is None else f"{100 * one.interval(weights).mean:.1f}" for one in found]
-
-
-def _cost(training: Sequence[Mapping[str, Any]]) -> list[str]:
-    if not training[0]:
-        return ["–", "–", "–"]
-    queries = mean(one["queries_seen"] for one in training)
-    documents = mean(one["documents_seen"] / one["queries_seen"] for one in training)
-    return [
-        f"{mean(one['cpu_seconds'] for one in training):.1f}",
-        f"{mean(one['train_seconds'] for one in training):.1f}",
-        f"{queries:,.0f} × {documents:.1f}",
-    ]
 
 
 def breakdown_table(layout: Layout, group: Group) -> Table:

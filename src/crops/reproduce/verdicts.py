@@ -68,11 +68,7 @@ class Verdict:
 
 
 def read_rules(titles: Mapping[str, str]) -> Rules:
-    """Return the packaged rules.
-
-    Args:
-        titles: names of methods, as they are printed.
-    """
+    """Return the packaged rules; `titles` are the names of methods as they are printed."""
     text = importlib.resources.files("crops.reproduce").joinpath("claims.toml").read_text()
     found = tomllib.loads(text)
     claims = [claim for entry in found["claim"] for claim in _claims(entry, titles)]
@@ -87,17 +83,12 @@ def _claims(entry: dict[str, Any], titles: Mapping[str, str]) -> Iterator[Claim]
     elif kind == "faster":
         yield Claim(text, table, kind, slow=entry["slow"], fast=entry["fast"], ratio=entry["ratio"])
     elif kind in ("greater", "not_less"):
-        needs = entry.get("needs_p3", False)
-        if "sums" in entry:
-            sets = [(text, tuple(entry["sums"]))]
-        else:
-            sets = [
-                (text.format(than=titles.get(name, name)), ({entry["more"]: 1.0, name: -1.0},))
-                for name in entry["than"]
-            ]
+        sums = {text: tuple(entry["sums"])} if "sums" in entry else {}
+        for name in entry.get("than", ()):
+            sums[text.format(than=titles.get(name, name))] = ({entry["more"]: 1.0, name: -1.0},)
         for metric in entry["metrics"]:
-            for told, sums in sets:
-                yield Claim(told, table, kind, metric, sums, needs)
+            for told, own in sums.items():
+                yield Claim(told, table, kind, metric, own, entry.get("needs_p3", False))
     else:
         raise CropsError(f"claims.toml: '{text}' has the unknown kind '{kind}'")
 
@@ -105,29 +96,34 @@ def _claims(entry: dict[str, Any], titles: Mapping[str, str]) -> Iterator[Claim]
 def judge(
     rules: Rules, table: str, group: Group, speeds: Mapping[str, Sequence[Convergence]]
 ) -> list[Verdict]:
-    """Return the verdicts on the claims of a table, their p-values corrected together.
+    """Return the verdicts on the claims of a table in one world, their p-values corrected together.
 
-    Args:
-        group: the cells of the table in one world.
-        speeds: convergence by method, seed by seed.
+    `speeds` holds the convergence by method, seed by seed.
     """
-    claims = [claim for claim in rules.claims if claim.table == table]
-    found = [_sums(claim, rules, group) for claim in claims]
-    corrected = iter(holm([one.p for sums in found for one in sums or ()]))
+    claims: list[tuple[Claim, str, list[Difference]]] = []
+    for claim in rules.claims:
+        if claim.table == table:
+            reason = "" if claim.kind == "faster" else _untested(claim, rules, group)
+            resampled = group.resampled(claim.metric) if claim.sums and not reason else None
+            sums = [resampled.contrast(group.weights(one)) for one in claim.sums] if resampled else []
+            claims.append((claim, reason, sums))
+    corrected = iter(holm([one.p for *_, sums in claims for one in sums]))
     verdicts = []
-    for claim, sums in zip(claims, found, strict=True):
-        p_values = [next(corrected) for _ in sums or ()]
-        verdicts.append(_verdict(claim, sums, p_values, rules, group, speeds))
+    for claim, reason, sums in claims:
+        metric = NAMES.get(claim.metric, claim.metric)
+        if claim.kind == "faster":
+            verdicts.append(_speed_verdict(claim, group, speeds))
+        elif not sums:
+            verdicts.append(Verdict(claim.text, metric, "not tested", reason))
+        else:
+            p_values = [next(corrected) for _ in sums]
+            ruling = rule(claim.kind, sums, p_values, rules.alpha, rules.margins[claim.metric])
+            why = "; ".join(
+                f"{100 * one.mean:+.1f} points {one.ends('+.1f')}, p = {p:.3f}"
+                for one, p in zip(sums, p_values, strict=True)
+            )
+            verdicts.append(Verdict(claim.text, metric, ruling, why, group.folders(*claim.methods)))
     return verdicts
-
-
-def _sums(claim: Claim, rules: Rules, group: Group) -> list[Difference] | None:
-    """Return the weighted sums of a claim; None where it cannot be tested."""
-    if not claim.sums or _untested(claim, rules, group):
-        return None
-    resampled = group.resampled(claim.metric)
-    assert resampled is not None
-    return [resampled.contrast(group.weights(one)) for one in claim.sums]
 
 
 def _untested(claim: Claim, rules: Rules, group: Group) -> str:
@@ -145,25 +141,6 @@ def _untested(claim: Claim, rules: Rules, group: Group) -> str:
     if queries < rules.fewest_queries:
         return f"{queries:,} queries a world have this metric; it takes {rules.fewest_queries}"
     return ""
-
-
-def _verdict(
-    claim: Claim,
-    sums: list[Difference] | None,
-    p_values: Sequence[float],
-    rules: Rules,
-    group: Group,
-    speeds: Mapping[str, Sequence[Convergence]],
-) -> Verdict:
-    metric = NAMES.get(claim.metric, claim.metric)
-    if claim.kind == "faster":
-        return _speed_verdict(claim, group, speeds)
-    if sums is None:
-        return Verdict(claim.text, metric, "not tested", _untested(claim, rules, group))
-    margin = rules.margins[claim.metric]
-    ruling = rule(claim.kind, sums, p_values, rules.alpha, margin)
-    why = "; ".join(_told(one, p) for one, p in zip(sums, p_values, strict=True))
-    return Verdict(claim.text, metric, ruling, why, group.folders(*claim.methods))
 
 
 def rule(
@@ -196,10 +173,6 @@ def _speed_verdict(claim: Claim, group: Group, speeds: Mapping[str, Sequence[Con
     watched = (one.watched for method in (claim.slow, claim.fast) for one in speeds[method])
     folders = (*group.folders(claim.slow, claim.fast), *watched)
     return Verdict(claim.text, "CPU time to convergence", ruling, why, folders)
-
-
-def _told(one: Difference, p: float) -> str:
-    return f"{100 * one.mean:+.1f} points {one.ends('+.1f')}, p = {p:.3f}"
 
 
 # The verdicts on a page.
