@@ -20,8 +20,18 @@ from platform_hand import (
 
 from crops.config import PlatformConfig
 from crops.platform.day import behaviour
-from crops.platform.feed import BURST, INTEREST, KEEN, NEAR_SEARCH, TREND, Visits, draw_visits, watch_feed
-from crops.platform.people import Behaviour, Sessions
+from crops.platform.people import (
+    BURST,
+    INTEREST,
+    KEEN,
+    NEAR_SEARCH,
+    TREND,
+    Behaviour,
+    Sessions,
+    Visits,
+    draw_visits,
+    watch_feed,
+)
 from crops.schema import FEED_EVENTS
 
 WORLD = hand_world([HUM, WINDING, ATTENTION, WATERING] * 5)

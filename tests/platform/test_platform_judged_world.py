@@ -8,8 +8,7 @@ import pytest
 from crops.config import PlatformConfig
 from crops.errors import CropsError
 from crops.platform import JudgedWorld, build_platform, simulate_day, write_truth
-from crops.platform.judged import read_judged_world
-from crops.platform.world import SIZES
+from crops.platform.world import SIZES, read_judged_world
 from crops.retrieval import BM25Retriever
 
 DOCS = [

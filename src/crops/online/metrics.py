@@ -322,12 +322,12 @@ def read_truth(backend: DuckDBBackend, truth: Sequence[Path]) -> tuple[str, ...]
     backend.table("search_senses", _SEARCH_SENSES)
     by_day = [file for folder in truth for file in sorted((folder / "searches").glob("**/*.parquet"))]
     told = by_day or [file for folder in truth if (file := folder / "searches.parquet").is_file()]
-    column, join, statistics = "", "", ("senses", "ambiguous")
+    column, join, statistics = "", "", ["senses", "ambiguous"]
     if told and "satisfied" in pq.read_schema(told[0]).names:
         backend.view("truth_satisfied", f"select search_id, satisfied from {parquet(*told)}")
         column = ", case when k.satisfied then 1 else 0 end as satisfied"
         join = "left join truth_satisfied k on k.search_id = s.search_id"
-        statistics += ("satisfied",)
+        statistics.append("satisfied")
     backend.table(
         "truth_per_search",
         f"""
@@ -336,4 +336,4 @@ def read_truth(backend: DuckDBBackend, truth: Sequence[Path]) -> tuple[str, ...]
         from searches s left join search_senses a on a.search_id = s.search_id {join}
         """,
     )
-    return statistics
+    return tuple(statistics)

@@ -18,11 +18,10 @@ from crops.platform.day import (
     write_items,
     write_truth,
 )
-from crops.platform.judged import JudgedWorld
 from crops.platform.learned import IdModel, fit_id_model
 from crops.platform.realism import ANCHORS, BUBBLE, Anchor, Days, distributions, observe
 from crops.platform.search import ROUTES
-from crops.platform.world import SIZES, Size, World, platform_version
+from crops.platform.world import SIZES, JudgedWorld, Size, World, platform_version
 
 __all__ = [
     "ANCHORS",

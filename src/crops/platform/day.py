@@ -21,8 +21,6 @@ from scipy.special import betaincinv, ndtri
 
 from crops.config import TOPICS, PlatformConfig
 from crops.errors import CropsError
-from crops.platform.feed import draw_visits, watch_feed
-from crops.platform.judged import read_judged_world
 from crops.platform.learned import Memory
 from crops.platform.people import (
     Behaviour,
@@ -33,8 +31,10 @@ from crops.platform.people import (
     build_users,
     click,
     draw_sessions,
+    draw_visits,
     drift,
     start_times,
+    watch_feed,
 )
 from crops.platform.search import (
     BUBBLES,
@@ -53,7 +53,7 @@ from crops.platform.search import (
     recall_for_users,
 )
 from crops.platform.topics import build_topics_world
-from crops.platform.world import DAY_US, SIZES, Floats, Ints, World, items_table, uniform
+from crops.platform.world import DAY_US, SIZES, Floats, Ints, World, items_table, read_judged_world, uniform
 from crops.protocols import Ranker, Retriever
 
 Rng = np.random.Generator
@@ -200,11 +200,10 @@ def simulate_day(
     retrievers: Mapping[str, Retriever] | Served,
     draws: Draws | None = None,
 ) -> DayLogs:
-    """Simulate one day and let the platform's memory grow by it.
+    """Simulate one day; the platform's memory and its users' interests are updated.
 
     Args:
-        platform: the platform; its memory and the users' interests are updated.
-        day: day number, 0 = the first.
+        day: 0 = the first.
         sessions: search sessions of the day.
         retrievers: text routes by name (`bm25`, `dense`, `sparse`), or which of them serve whom.
         draws: the random numbers; one stream if None.
@@ -357,20 +356,16 @@ def _serve(
     grade = platform.world.relevance(who.need[now.session][:, None], item)
     grade = np.where(shown < 0, -1, grade)
     clicks = click(grade, corpus.partial[item], matches, corpus.duration_ms[item], platform.behaviour, rng)
-    clicks = _push(clicks, shown, platform.users.pushes[user], corpus.duration_ms[item])
-    return listed, clicks
-
-
-def _push(clicks: Clicks, shown: Ints, pushes: Ints, duration_ms: Ints) -> Clicks:
-    """Let abusers click the item they push wherever it is shown, play it to the end, and nothing else."""
-    foul = (pushes >= 0)[:, None]
-    clicked = np.where(foul, shown == pushes[:, None], clicks.clicked)
-    return Clicks(
+    # Abusers click the item they push wherever it is shown, play it to the end, and nothing else.
+    pushes = platform.users.pushes[user][:, None]
+    clicked = np.where(pushes >= 0, shown == pushes, clicks.clicked)
+    clicks = Clicks(
         clicked=clicked,
-        liked=np.where(foul, clicked, clicks.liked),
-        play_ms=np.where(foul, duration_ms * clicked, clicks.play_ms),
+        liked=np.where(pushes >= 0, clicked, clicks.liked),
+        play_ms=np.where(pushes >= 0, corpus.duration_ms[item] * clicked, clicks.play_ms),
         satisfied=clicks.satisfied,
     )
+    return listed, clicks
 
 
 def _go_on(
@@ -540,12 +535,7 @@ def day_file(folder: str | Path, table: str, day: int) -> Path:
 
 
 def replay_day(folder: str | Path, platform: Platform, day: int) -> None:
-    """Let a platform live through a day that is already in its logs: the logs are the checkpoint.
-
-    Args:
-        folder: holds logs/ with the day.
-        platform: the platform at the end of the day before; updated as the day itself did it.
-    """
+    """Let a platform live through a day that is already in `folder`/logs: the logs are the checkpoint."""
     impressions, feed = (
         pq.read_table(day_file(folder, table, day), columns=columns, partitioning=None)
         for table, columns in _LEARNED.items()
@@ -581,21 +571,12 @@ def write_truth(truth: str | Path, platform: Platform, searches: list[tuple[Ints
         "items": {"item_id": np.arange(1, len(corpus) + 1), "need_id": corpus.need},
         "abusers": {"user_id": abusers + 1, "item_id": platform.users.pushes[abusers] + 1},
     }
-    for name, columns in tables.items():
-        pq.write_table(pa.table(columns), truth / f"{name}.parquet", compression="zstd")
-    pq.write_table(_grades(platform.world), truth / "grades.parquet", compression="zstd")
-
-
-def _grades(world: World) -> pa.Table:
-    everything = np.arange(len(world.corpus))
     parts = []
-    for need in range(len(world.intents.need_sense)):
-        grade = world.relevance(np.array(need), everything)
+    for row in range(len(need)):
+        grade = platform.world.relevance(np.array(row), np.arange(len(corpus)))
         items = np.flatnonzero(grade)
-        columns = {
-            "need_id": np.full(len(items), need),
-            "item_id": items + 1,
-            "grade": pa.array(grade[items], pa.int32()),
-        }
-        parts.append(pa.table(columns))
-    return pa.concat_tables(parts)
+        grades = pa.array(grade[items], pa.int32())
+        parts.append(pa.table({"need_id": np.full(len(items), row), "item_id": items + 1, "grade": grades}))
+    written = {name: pa.table(columns) for name, columns in tables.items()}
+    for name, table in {**written, "grades": pa.concat_tables(parts)}.items():
+        pq.write_table(table, truth / f"{name}.parquet", compression="zstd")

@@ -149,7 +149,8 @@ def _joined(days: list[tuple[Ints, Ints]]) -> tuple[Ints, Ints]:
     return np.concatenate(left), np.concatenate(right)
 
 
-# A model of item ids and query terms, from clicks alone: the route `sparse`.
+# The route `sparse`: latent semantic analysis (Deerwester et al. 1990) of the table of query terms and
+# clicked items. It knows items by their ids alone, so it cannot find what was never clicked.
 
 
 DIM = 64

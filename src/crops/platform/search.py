@@ -99,11 +99,9 @@ class RelevanceModel:
 def recall(
     routes: Routes, model: RelevanceModel, bubble: Bubble, texts: Sequence[str], meaning: Ints
 ) -> tuple[Candidates, Ints]:
-    """Return what is found for distinct query texts, and their leaf categories [queries].
+    """Return what is found for distinct texts, and their leaf categories [queries].
 
-    Args:
-        routes: the routes of the day.
-        meaning: (head, sense, need) of each, [queries, 3].
+    `meaning` is the (head, sense, need) of each, [queries, 3].
     """
     blocks, leaves = [], []
     for start in range(0, len(texts), _BLOCK):
@@ -125,12 +123,8 @@ def recall_for_users(
 ) -> Candidates:
     """Add what each searcher's own history points to, and keep the best of both.
 
-    Args:
-        routes: the routes of the day.
-        shared: what is found for everybody, per search [n, RANKED + FILTERED].
-        meaning: of each search's query, [n, 3].
-        leaf: leaf category of each search's query, [n].
-        user: who searches, [n].
+    `shared` is what is found for everybody, per search [n, RANKED + FILTERED]; the others are the meaning
+    [n, 3] and the leaf category [n] of each search's query, and who searches [n].
     """
     own = np.sort(routes.personal(user, leaf), axis=1)
     bit = 1 << ROUTES.index("personal")
@@ -227,17 +221,9 @@ class ProductionRanker:
 
 
 ROUTES = (
-    "bm25",
-    "dense",
-    "sparse",
-    "co_click",
-    "similar",
-    "co_watch",
-    "popular",
-    "fresh",
-    "explore",
-    "personal",
-)
+    "bm25", "dense", "sparse", "co_click", "similar", "co_watch", "popular", "fresh",
+    "explore", "personal",
+)  # fmt: skip
 """Names of the bits of `search_impressions.routes`, lowest bit first."""
 TEXT_MATCH = 1
 """The bit of `bm25`: the item's text visibly shows words of the query."""
@@ -268,13 +254,7 @@ class Routes:
         day: int,
         seed: int,
     ) -> None:
-        """Fix what the day knows.
-
-        Args:
-            corpus: the catalogue; items uploaded after the day's start are not found yet.
-            retrievers: text routes by name (`bm25`, `dense`, `sparse`).
-            seed: of what is drawn at random.
-        """
+        """Fix what the day knows; items that were uploaded after its start are not found yet."""
         self.live = corpus.uploaded_day <= day
         self.popularity = memory.popularity()
         self._corpus, self._memory, self._retrievers = corpus, memory, retrievers
@@ -284,11 +264,9 @@ class Routes:
         self._depth = {**DEPTH, **beyond, **own_past, "explore": bubble.explore}
 
     def __call__(self, texts: Sequence[str]) -> tuple[dict[str, Ints], Ints]:
-        """Look up distinct texts.
+        """Return item rows by route, each [texts, depth], and the leaf categories [texts] of distinct texts.
 
-        Returns:
-            Item rows by route, each [texts, depth], -1 where it found less; and the leaf categories [texts],
-            -1 where no words led anywhere.
+        -1 stands where a route found less, and where no words led anywhere.
         """
         found = {
             name: np.maximum(route.search(texts, self._depth[name])[0] - 1, -1)
@@ -403,11 +381,6 @@ class Routes:
         return items, np.searchsorted(self._corpus.sense[items], np.arange(self._senses + 1))
 
 
-# The platform's sparse route: an ID-feature model of query terms and items, from its own clicks. Latent
-# semantic analysis (Deerwester et al. 1990) of the term x item click table: it knows items by their ids
-# alone, so it cannot find what was never clicked.
-
-
 # From what was listed and clicked to `search_impressions` and the catalogue's counters.
 
 
@@ -425,12 +398,9 @@ def log_searches(
     clicks: Clicks,
     duration_ms: Ints,
 ) -> pa.Table:
-    """Return one impression per document that was considered; earlier pages were logged before.
+    """Return one impression per document that n searches considered; earlier pages were logged before.
 
     Args:
-        search_id: of n searches, [n].
-        user: user rows, [n].
-        text: what was typed, n.
         at_us: when, microseconds UTC, [n].
         page: page number from 0, [n].
         listed: candidates in the order of the ranked list, [n, c].

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from crops.errors import CropsError
 from crops.platform.world import (
@@ -70,47 +71,10 @@ class Head:
     senses: tuple[Sense, ...]
 
 
-def _need(raw: dict[str, list[str]]) -> Need:
-    lists = {key: tuple(raw[key]) for key in ("search", "titles", "captions", "tags")}
-    return Need(name=str(raw["name"]), **lists)
-
-
-def _head(text: str) -> Head:
-    raw = tomllib.loads(text)
-    senses = tuple(
-        Sense(
-            name=sense["name"],
-            category=sense["category"],
-            demand=float(sense["demand"]),
-            supply=float(sense["supply"]),
-            search=tuple(sense["search"]),
-            creator=tuple(sense["creator"]),
-            details=tuple(sense["details"]),
-            needs=tuple(_need(need) for need in sense["needs"]),
-        )
-        for sense in raw["senses"]
-    )
-    return Head(raw["head"], raw["kind"], senses)
-
-
 FIRST_HEADS = (
-    "transformer",
-    "cushion_foundation",
-    "jaguar",
-    "ficus",
-    "mercury",
-    "sourdough",
-    "python",
-    "guitar_chords",
-    "bat",
-    "home_workout",
-    "squash",
-    "camping",
-    "orange",
-    "hair_braids",
-    "bow",
-    "small_bathroom",
-)
+    "transformer", "cushion_foundation", "jaguar", "ficus", "mercury", "sourdough", "python", "guitar_chords",
+    "bat", "home_workout", "squash", "camping", "orange", "hair_braids", "bow", "small_bathroom",
+)  # fmt: skip
 """The heads of the smaller sizes, in order: words with several meanings and broad needs in turn."""
 
 
@@ -127,7 +91,8 @@ def load_topics(heads: int) -> list[Head]:
         raise CropsError(
             f"setting 'heads' = {heads}: the package has {len(order)} topics; ask for at most that"
         )
-    return [_head((folder / f"{name}.toml").read_text()) for name in order[:heads]]
+    read = [tomllib.loads((folder / f"{name}.toml").read_text()) for name in order[:heads]]
+    return [TypeAdapter(Head).validate_python({"name": raw["head"], **raw}) for raw in read]
 
 
 # How creators write about a need: in their own style, with details, signatures and the noise of uploads.
@@ -188,11 +153,7 @@ Columns = tuple[tuple[str | None, ...], tuple[str | None, ...], tuple[str | None
 
 
 def write_texts(heads: Sequence[Head], uploads: Uploads, authors: int, rng: np.random.Generator) -> Columns:
-    """Return the titles (OCR of the cover), captions and hashtags of the items.
-
-    Args:
-        uploads: what the items are about and who posts them.
-    """
+    """Return the titles (OCR of the cover), captions and hashtags of the items."""
     voices = [
         _Voice(
             sense,
@@ -217,19 +178,17 @@ def write_texts(heads: Sequence[Head], uploads: Uploads, authors: int, rng: np.r
         voice, plain = voices[need], bool(plain_author[author])
         signature = f"{_ADJECTIVES[adjective[author]]} {_PLACES[place[author]]}"
         if rng.random() < SPEECHLESS:
-            texts.append(_speechless(signature, rng))
+            mood = _pick(MOODS, rng) if rng.random() < 0.5 else None
+            texts.append((mood, signature, _pick(GENERIC_TAGS, rng)))
             continue
         title = _title(voice, plain, bool(uploads.partial[row]), rng)
-        caption = _caption(voice, plain, signature, rng)
-        latest[need] = _lose(title, caption, _hashtags(voice, all_tags, rng), rng)
+        caption, tags = _caption(voice, plain, signature, rng), _hashtags(voice, all_tags, rng)
+        lost = rng.random()
+        no_title, no_caption = lost < MISSING / 2, MISSING / 2 <= lost < MISSING
+        latest[need] = (None if no_title else title, None if no_caption else caption, tags)
         texts.append(latest[need])
     title_column, caption_column, tag_column = zip(*texts, strict=True)
     return title_column, caption_column, tag_column
-
-
-def _speechless(signature: str, rng: np.random.Generator) -> Texts:
-    title = _pick(MOODS, rng) if rng.random() < 0.5 else None
-    return title, signature, _pick(GENERIC_TAGS, rng)
 
 
 def _split_by_style(need: Need, phrases: tuple[str, ...]) -> tuple[list[str], list[str]]:
@@ -280,14 +239,6 @@ def _hashtags(voice: _Voice, all_tags: list[str], rng: np.random.Generator) -> s
     if rng.random() < OFF_TOPIC_TAG:
         tags.append(_pick(all_tags, rng))
     return " ".join(tags)
-
-
-def _lose(title: str, caption: str, tags: str, rng: np.random.Generator) -> Texts:
-    """Leave out the title or the caption of some uploads."""
-    lost = rng.random()
-    if lost < MISSING / 2:
-        return None, caption, tags
-    return title, None if lost < MISSING else caption, tags
 
 
 def _break_letter(text: str, rng: np.random.Generator) -> str:

@@ -152,46 +152,6 @@ def _split_bar_chart(figure: Figure, bars: Sequence[SplitBar]) -> Markup:
     return drawing(figure.title, "; ".join(told), bottom + 14, *drawn)
 
 
-def _split_bar_chart(figure: Figure, bars: Sequence[SplitBar]) -> Markup:
-    """Return horizontal bars of counts whose marked part is hatched."""
-    x = axis([0, max(1, *(bar.total for bar in bars))], _EDGE, WIDTH - _EDGE, about=4, round_ends=True)
-    bottom = _FIRST + _PITCH * len(bars)
-    shown = tick_format(max(1, x.step))
-    grid = [_vertical(x, tick, bottom, shown(tick)) for tick in x.ticks() if tick % 1 == 0]
-    sentences = [_split_sentence(bar, figure) for bar in bars]
-    drawn = [
-        _split_bar(bar, sentence, x, _FIRST + _PITCH * row)
-        for row, (bar, sentence) in enumerate(zip(bars, sentences, strict=True))
-    ]
-    told = "; ".join(f"{bar.name}: {sentence}" for bar, sentence in zip(bars, sentences, strict=True))
-    return drawing(figure.title, told, bottom + 14, *grid, *drawn)
-
-
-def _split_sentence(bar: SplitBar, figure: Figure) -> str:
-    if bar.marked is None or bar.total == 0:
-        return f"{bar.total:,}"
-    if not 0 <= bar.marked <= bar.total:
-        raise CropsError(
-            f"chart '{figure.title}': {bar.name} has {bar.marked} of {bar.total} {figure.marked}"
-        )
-    return f"{bar.total:,}, {100 * bar.marked / bar.total:.0f} % {figure.marked}"
-
-
-def _split_bar(bar: SplitBar, sentence: str, x: Axis, y: float) -> Markup:
-    split, end = x.at(bar.total - (bar.marked or 0)), x.at(bar.total)
-    parts = [
-        text(bar.name, _EDGE, y, WIDTH / 2),
-        text(sentence, WIDTH - _EDGE, y, WIDTH / 2, class_="number", anchor="end"),
-        _rectangle(x.at(0), split, y + 7),
-    ]
-    if bar.marked:
-        parts += [
-            _rectangle(split, end, y + 7, class_="part"),
-            element("path", d=_hatch(split, end, y + 7), class_="hatch"),
-        ]
-    return element("g", *parts, class_=_tone(bar.tone))
-
-
 def _hatch(left: float, right: float, top: float) -> str:
     """Return diagonal strokes cut at the edges of a bar: unlike a pattern they need no id on the page."""
     bottom, strokes = top + _BAR, ""

@@ -206,8 +206,8 @@ def result_table(layout: Layout, group: Group, failed: Mapping[str, str]) -> Tab
     compared: dict[tuple[str, str], Difference] = {}
     if layout.reference in group.methods:
         for metric, one in found.items():
-            for method, difference in differences(one, group, layout.reference).items():
-                compared[method, metric] = difference
+            for method, change in differences(one, group, layout.reference).items():
+                compared[method, metric] = change
     # By method and then metric: ties of Holm's correction are taken in this order.
     order = sorted(compared, key=lambda key: group.methods.index(key[0]))
     p_values = dict(zip(order, holm([compared[key].p for key in order]), strict=True))
