@@ -21,7 +21,7 @@ HISTORY = ("CHANGELOG.md", "LOG.md")
 """Pages that tell what was, not how to use a command."""
 _FOOT = """
 Each command is a typed function, `crops.train(...)` in Python, and checks its arguments before it writes
-(`crops reproduce` is `crops.cli.reproduce.reproduce`: `crops.reproduce` is the package). An option that is
+(`crops reproduce` is `crops.cli.simulate.reproduce`: `crops.reproduce` is the package). An option that is
 left out falls back to the `--config` TOML of the run, and that to the default ([settings](settings.md)).
 Exit code 2 is a fault that the user can fix, with a message that says how.
 """

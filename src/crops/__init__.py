@@ -5,7 +5,7 @@ The commands are functions of this module: `crops.simulate`, `crops.check`, `cro
 a list; arguments are checked before anything is written. The functions are loaded on first use, so that
 `import crops.losses` costs no more than the losses need. The settings of a run are keywords of a command,
 or resolved ones are: `run=crops.config.load_config("run.toml")`. (`crops reproduce` is
-`crops.cli.reproduce.reproduce`: `crops.reproduce` is the package.)
+`crops.cli.simulate.reproduce`: `crops.reproduce` is the package.)
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from crops.cli.bubble_loop import bubble_section
+from crops.cli.experiment import bubble_section
 from crops.config import EngineConfig
 from crops.engine import mine
 from crops.logs import open_logs

@@ -151,7 +151,7 @@ def logs(tmp_path, write_logs):
 
 
 def mined(tmp_path, logs, *days):
-    from crops.cli.mine import mine
+    from crops.cli.logs import mine
 
     mine(logs, tmp_path / "mined", day=list(days), relevance="none")
     return tmp_path / "mined"

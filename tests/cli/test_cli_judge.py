@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from crops.cli.judge import judge_report
+from crops.cli.llm import judge_report
 from crops.errors import CropsError
 from crops.evaluation.raters import COLUMNS
 from crops.labels import Source

@@ -10,8 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from crops.cli.app import app
-from crops.cli.generate import generate
-from crops.cli.judge import judge_llm, judge_sheet
+from crops.cli.llm import generate, judge_llm, judge_sheet
 from crops.errors import CropsError
 from crops.llm.batch import quarantine_path, read_rows
 from crops.llm.endpoint import SMOKE_MODEL, SMOKE_SHA256
@@ -49,7 +48,7 @@ def test_generate_against_the_embedded_server(mined, fake, tmp_path, monkeypatch
         started.append((gguf, sha256, name, slots))
         yield fake.base_url
 
-    monkeypatch.setattr(sys.modules["crops.cli.generate"], "embedded_server", server)
+    monkeypatch.setattr(sys.modules["crops.cli.llm"], "embedded_server", server)
     gguf, out = tmp_path / "qwen.gguf", tmp_path / "docs.jsonl"
 
     counts = generate(mined, out, gguf=gguf, sha256="abc", concurrency=2)
@@ -67,8 +66,8 @@ def test_without_a_model_the_smoke_model_runs_and_says_so(mined, fake, tmp_path,
         started.append((sha256, name))
         yield fake.base_url
 
-    monkeypatch.setattr(sys.modules["crops.cli.generate"], "embedded_server", server)
-    monkeypatch.setattr(sys.modules["crops.cli.generate"], "smoke_model", lambda: tmp_path / "smoke.gguf")
+    monkeypatch.setattr(sys.modules["crops.cli.llm"], "embedded_server", server)
+    monkeypatch.setattr(sys.modules["crops.cli.llm"], "smoke_model", lambda: tmp_path / "smoke.gguf")
 
     generate(mined, tmp_path / "docs.jsonl", limit=1)
 
@@ -103,7 +102,7 @@ def test_the_real_smoke_model_writes_through_the_same_path(mined, tmp_path):
     ],
 )
 def test_settings_that_cannot_work_are_named(mined, tmp_path, settings, message, monkeypatch):
-    monkeypatch.setattr(sys.modules["crops.cli.generate"], "smoke_model", lambda: tmp_path / "smoke.gguf")
+    monkeypatch.setattr(sys.modules["crops.cli.llm"], "smoke_model", lambda: tmp_path / "smoke.gguf")
     if "prompt" in settings:
         settings = {**settings, "base_url": "http://127.0.0.1:9/v1", "model": "m"}
     with pytest.raises(CropsError, match=message):

@@ -6,8 +6,8 @@ import pytest
 from typer.testing import CliRunner
 
 from crops.cli.app import app
-from crops.cli.generate import generate as generate_command
-from crops.cli.judge import judge_llm, judge_sheet
+from crops.cli.llm import generate as generate_command
+from crops.cli.llm import judge_llm, judge_sheet
 from crops.errors import CropsError
 from crops.llm import Budget, Endpoint, Exemplar, Request, generate, load_prompt
 from crops.llm.batch import FEWEST, MAX_OUTAGE, quarantine_path, read_rows

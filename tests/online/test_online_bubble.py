@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from online_hand import SESSIONS, Pick, make_start
 
-from crops.cli.bubble_loop import loop_page, shared_days
+from crops.cli.experiment import loop_page, shared_days
 from crops.config import RunConfig
 from crops.errors import CropsError
 from crops.online import bubble

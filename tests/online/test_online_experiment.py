@@ -11,8 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from online_hand import SESSIONS, Pick, make_start
 
-from crops.cli.bubble_loop import bubble_loop
-from crops.cli.experiment import experiment
+from crops.cli.experiment import bubble_loop, experiment
 from crops.errors import CropsError
 from crops.online.assignment import Experiment, Trial, assign, log_exposures, name_arms, route_traffic, split
 from crops.online.experiment import in_own_layer, online_day, preregister, run_live, run_paired

@@ -13,7 +13,7 @@ from test_online_analyse import DAYS, NOON, sums_table
 
 import crops
 from crops.cli.app import _print_warning
-from crops.cli.bubble_loop import OBSERVABLES, loop_page
+from crops.cli.experiment import OBSERVABLES, loop_page
 from crops.config import RunConfig
 from crops.errors import CropsError
 from crops.online.analysis import analyse

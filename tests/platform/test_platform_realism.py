@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 import crops
 from crops import pipeline
 from crops.cli.app import app
-from crops.cli.platform_report import platform_report
+from crops.cli.simulate import platform_report
 from crops.errors import CropsError
 from crops.platform import ANCHORS, BUBBLE, ROUTES, Anchor, Days, distributions, observe, platform_version
 
@@ -334,7 +334,7 @@ def test_a_world_is_evaluated_once(world, report, settings, monkeypatch):
     def never(*_: object) -> None:
         raise AssertionError("evaluated again")
 
-    monkeypatch.setattr(sys.modules["crops.cli.platform_report"], "_evaluate_old_system", never)
+    monkeypatch.setattr(sys.modules["crops.cli.simulate"], "_evaluate_old_system", never)
     before = (report.parent / "realism.json").read_text()
     platform_report([world], out=world.parent / "realism", config=settings)
     assert (report.parent / "realism.json").read_text() == before

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 
 from crops.cli.calibrate import calibration_page
-from crops.cli.judge import judge_page
-from crops.cli.platform_report import World, realism_page
+from crops.cli.llm import judge_page
+from crops.cli.simulate import World, realism_page
 from crops.evaluation import Difference, Interval
 from crops.relevance import StoredCalibration
 from crops.relevance.calibrate import AlphaPoint

@@ -9,7 +9,7 @@ from importlib import resources
 import pytest
 from report_samples import columns, graded, judged, log, mined, pages, result, results, side_by_side
 
-from crops.cli.judge import judge_page
+from crops.cli.llm import judge_page
 from crops.errors import CropsError
 from crops.report import Page, Section, Table, printed, render_page, write_page
 from crops.report.side_by_side import Hit, comparison_section

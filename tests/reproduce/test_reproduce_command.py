@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from crops.cli.app import app
-from crops.cli.reproduce import reproduce as reproduce_command
+from crops.cli.simulate import reproduce as reproduce_command
 from crops.config import load_config
 from crops.errors import CropsError
 from crops.reproduce import run

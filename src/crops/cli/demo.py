@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import typer
 
-from crops.cli.bubble_loop import bubble_section
 from crops.cli.evaluate import results_table, write_results
+from crops.cli.experiment import bubble_section
 from crops.cli.options import Options, command, option
 from crops.config import RunConfig, TrainingConfig
 from crops.evaluation import Evaluation, Fold, evaluate_judged, folds, pool_evaluations

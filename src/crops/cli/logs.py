@@ -1,15 +1,33 @@
-"""`crops import` and `crops check`: foreign logs become a logs folder; rows keep the contract or go aside."""
+"""Your logs: `crops import`, `check`, `mine`, `explain`, `engine-report` and `export`."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
+from rich.table import Table
 
 from crops import logs as logs_room
-from crops.cli.options import DEFAULTS, command, option
-from crops.outputs import console
+from crops.cli.options import DEFAULTS, LogsOption, Options, command, option
+from crops.config import RunConfig
+from crops.engine.daily import mine_daily
+from crops.engine.evidence import Explanation, Positive, Trail
+from crops.engine.evidence import explain as explain_query
+from crops.engine.export import FORMATS
+from crops.engine.export import export as export_samples
+from crops.engine.mined import WINDOW
+from crops.engine.report import insights
+from crops.engine.without import read_without
+from crops.errors import CropsError
+from crops.labels import ORIGINS, Source
+from crops.logs import open_logs
+from crops.outputs import console, publish, write_manifest
+from crops.pipeline import accepted_logs, mine_logs, mining_job
+from crops.report import printed, write_page
+from crops.report.training import mining_page
 
 
 @command
@@ -50,3 +68,181 @@ def check(
             f"accepted rows in [bold]{out / 'accepted'}[/bold]; next: crops mine {out / 'accepted'} MINED"
         )
     return report
+
+
+@command
+def mine(
+    logs: Annotated[Path, typer.Argument(help="Logs folder, raw or accepted by `crops check`.")],
+    out: Annotated[Path, typer.Argument(help="Folder for samples, queries, evidence and items.")],
+    generated: Annotated[
+        Path | None, typer.Option(help="JSON lines of documents that an LLM wrote (P3).")
+    ] = None,
+    daily: Annotated[
+        bool, typer.Option("--daily", help="Add the days to OUT/day=.../ and merge OUT/window.")
+    ] = False,
+    window: int | None = None,
+    rebuild: Annotated[
+        bool, typer.Option("--rebuild", help="Mine days again that are built already (--daily).")
+    ] = False,
+    without: Annotated[
+        list[Path] | None,
+        typer.Option(help="List of ids to leave out, users.txt or items.txt, one a line; repeat for both."),
+    ] = None,
+    *,
+    run: Annotated[
+        RunConfig,
+        Options(
+            day="engine.days",
+            sources="engine.sources",
+            engine="engine.engine",
+            master="engine.master",
+            memory="engine.memory",
+            window="engine.daily.window",
+            relevance="relevance.model",
+            seed="seed",
+        ),
+    ],
+) -> dict[str, Any]:
+    """Mine graded samples: clicks and stages, reformulations (P1), feed (P2), LLM documents (P3).
+
+    Consumed means clicked, liked or played for 18 s, or to the end if the item is shorter (a length of 0 is
+    unknown). Of the pairs that one user adds to a query beyond the cap P1 stays first, then the higher theta;
+    among equals --seed decides, as it does among the documents of a stage.
+
+    Scores of theta are kept in the cache folder: a mining that was killed resumes from them. Raw logs are
+    checked first: the accepted rows are mined, the rejected ones stay in OUT.checked/rejects.
+
+    With --daily each day is mined once into a folder of its own, and OUT/window holds the last of them
+    merged: what is older weighs less.
+
+    With --without the result is that of logs that never held these users and items; report.json counts the
+    rows. With --daily every day of the window that held them is mined again.
+    """
+    if not daily and (window is not None or rebuild):
+        raise CropsError("--window and --rebuild belong to daily builds; add --daily")
+    left_out = None if without is None else read_without(without)
+    accepted = accepted_logs(logs, out.with_name(f"{out.name}.checked"), run)
+    if daily:
+        days = run.engine.days or ()
+        job = mining_job(accepted, run, generated, left_out)
+        report = mine_daily(open_logs(accepted), out, job, days, rebuild=rebuild)
+    else:
+        report = mine_logs(accepted, out, run, generated, left_out)
+    if without is not None:
+        left = report.get("input", {}).get("without", {})
+        rows = ", ".join(f"{n:,} of {table}" for table, n in left.items() if n)
+        console.print(f"rows left out: {rows or 'none, these users and items are not in the logs'}")
+    samples = out / WINDOW if daily else out
+    console.print(f"samples in [bold]{samples}[/bold]; next: crops train {samples} MODEL")
+    return report
+
+
+_DID = {row.bit: row.meaning for row in ORIGINS}
+
+
+@command
+def explain(
+    query: Annotated[str, typer.Argument(help="The query, in any spelling.")],
+    samples: Annotated[Path, typer.Argument(help="Output of `crops mine`, daily or not.")],
+    logs: LogsOption = None,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="For the owner of the logs only: every count, and the rows.")
+    ] = False,
+) -> Explanation:
+    """Print why each positive of a query is one: queries, trails and counts of at least engine.k users."""
+    found = explain_query(query, samples, logs, raw=raw)
+    searched = f"{found.searches:,} time(s) by {found.users:,} user(s)"
+    console.print(f"[bold]{escape(found.query)}[/bold]: searched {searched}")
+    table = Table("label", "item", "text", "weight", "theta", "because")
+    for positive in found.positives:
+        table.add_row(*_cells(positive, found.k))
+    console.print(table)
+    if raw:
+        console.print(_raw_table(found))
+    return found
+
+
+def _cells(positive: Positive, k: int) -> list[str]:
+    theta = "–" if positive.theta is None else f"{positive.theta:.3f}"
+    because = "\n".join(_sentence(trail, k) for trail in positive.trails)
+    return [
+        str(positive.label),
+        str(positive.item_id),
+        escape(positive.text),
+        f"{positive.weight:.3g}",
+        theta,
+        because,
+    ]
+
+
+def _sentence(trail: Trail, k: int) -> str:
+    if trail.source == Source.KNOWLEDGE:
+        return _DID[trail.source]
+    via = "".join(f" as “{escape(query)}”" for query in trail.via)
+    counts = (
+        f"by fewer than {k} users"
+        if trail.events is None
+        else f"{trail.events:,} time(s) by {trail.users:,} user(s)"
+    )
+    return f"{_DID[trail.source]}{via}: {counts}"
+
+
+def _raw_table(found: Explanation) -> Table:
+    names = list(found.rows[0]) if found.rows else []
+    table = Table(*names, title="Rows of the logs")
+    for row in found.rows:
+        shown = {**row, "source": Source(row["source"]).name}
+        table.add_row(*("" if value is None else escape(str(value)) for value in shown.values()))
+    return table
+
+
+@command
+def export(
+    samples: Annotated[Path, typer.Argument(help="Output of `crops mine`, daily or not.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write.")],
+    format: Annotated[str, typer.Option(help=f"One of {', '.join(FORMATS)}.")] = "jsonl",
+    logs: LogsOption = None,
+    owner: Annotated[
+        bool,
+        typer.Option(
+            "--owner", help="For the owner of the logs only: queries of fewer than engine.k users, too."
+        ),
+    ] = False,
+) -> int:
+    """Write samples as the paper's records (cpsqa) or as JSON lines (jsonl); as Parquet they lie in SAMPLES.
+
+    Only queries of at least engine.k users are written, unless the reader owns the logs.
+    """
+    records = export_samples(samples, out, format, logs, owner=owner)
+    console.print(f"{records:,} records in [bold]{out}[/bold]")
+    return records
+
+
+@command
+def engine_report(
+    samples: Annotated[Path, typer.Argument(help="Output of `crops mine`, daily or not.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for report.html and report.json.", show_default="SAMPLES.report"),
+    ] = None,
+    logs: LogsOption = None,
+    owner: Annotated[
+        bool, typer.Option("--owner", help="For the owner of the logs only: no limit k, and user ids.")
+    ] = False,
+) -> dict[str, Any]:
+    """Report what a mining did: sources from candidates to kept, novelty, coverage, disagreements, influence.
+
+    There is no report unless at least engine.k users searched, and are behind the positives of each source;
+    rows that fewer are behind have no counts. The owner of the logs sees all.
+    """
+    found = insights(samples, logs, owner=owner)
+    target = out or samples.with_name(f"{samples.name}.report")
+    page = mining_page(found)
+    with publish(target, "engine-report") as folder:
+        write_page(page, folder / "report.html")
+        (folder / "report.json").write_text(json.dumps(found, indent=2) + "\n")
+        write_manifest(folder, "engine-report", config={}, seconds={}, samples=str(samples), owner=owner)
+    for table in (one for section in page.sections for one in section.tables):
+        console.print(printed(table))
+    console.print(f"open [bold]{target / 'report.html'}[/bold]")
+    return found
