@@ -13,21 +13,16 @@ from rich.table import Table
 from crops import logs as logs_room
 from crops.cli.options import DEFAULTS, LogsOption, Options, command, option
 from crops.config import RunConfig
-from crops.engine.daily import mine_daily
 from crops.engine.evidence import Explanation, Positive, Trail
 from crops.engine.evidence import explain as explain_query
 from crops.engine.export import FORMATS
 from crops.engine.export import export as export_samples
 from crops.engine.mined import WINDOW
-from crops.engine.report import insights
 from crops.engine.without import read_without
 from crops.errors import CropsError
 from crops.labels import ORIGINS, Source
 from crops.logs import open_logs
 from crops.outputs import console, publish, write_manifest
-from crops.pipeline import accepted_logs, mine_logs, mining_job
-from crops.report import printed, write_page
-from crops.report.training import mining_page
 
 
 @command
@@ -118,6 +113,9 @@ def mine(
     With --without the result is that of logs that never held these users and items; report.json counts the
     rows. With --daily every day of the window that held them is mined again.
     """
+    from crops.engine.daily import mine_daily
+    from crops.pipeline import accepted_logs, mine_logs, mining_job
+
     if not daily and (window is not None or rebuild):
         raise CropsError("--window and --rebuild belong to daily builds; add --daily")
     left_out = None if without is None else read_without(without)
@@ -235,6 +233,10 @@ def engine_report(
     There is no report unless at least engine.k users searched, and are behind the positives of each source;
     rows that fewer are behind have no counts. The owner of the logs sees all.
     """
+    from crops.engine.report import insights
+    from crops.report import printed, write_page
+    from crops.report.training import mining_page
+
     found = insights(samples, logs, owner=owner)
     target = out or samples.with_name(f"{samples.name}.report")
     page = mining_page(found)
