@@ -5,7 +5,9 @@ A key that is not known is an error that names the nearest known key.
 
 from __future__ import annotations
 
+import re
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -408,11 +410,14 @@ class RunConfig(Section):
         return self.model_dump(mode="json", exclude_none=True)
 
 
-def load_config(path: str | Path | None = None, **overrides: object) -> RunConfig:
+def load_config(
+    path: str | Path | None = None, options: Mapping[str, str] | None = None, **overrides: object
+) -> RunConfig:
     """Read a run's TOML and lay `overrides` over it.
 
     Args:
         path: the TOML file; the defaults when None.
+        options: setting -> the option by which the user gave it, for messages, e.g. `index.kind` -> `--kind`.
         overrides: dotted keys with `__` for the dot, e.g. `training__steps=10`; None is no override.
 
     Raises:
@@ -431,7 +436,7 @@ def load_config(path: str | Path | None = None, **overrides: object) -> RunConfi
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
-        raise CropsError(_explain(error, path)) from error
+        raise CropsError(_explain(error, path, options or {})) from error
 
 
 def _set(values: dict[str, Any], keys: list[str], value: object) -> None:
@@ -440,16 +445,21 @@ def _set(values: dict[str, Any], keys: list[str], value: object) -> None:
     values[keys[-1]] = value
 
 
-def _explain(error: ValidationError, path: Path | None) -> str:
+def _explain(error: ValidationError, path: Path | None, options: Mapping[str, str]) -> str:
     lines = []
     for fault in error.errors():
-        where = ".".join(str(part) for part in fault["loc"])
+        where, value = ".".join(str(part) for part in fault["loc"]), fault["input"]
         if fault["type"] == "extra_forbidden":
             hint = nearest(str(fault["loc"][-1]), _known_keys(fault["loc"][:-1]))
-            lines.append(f"unknown setting '{where}'.{hint}")
-        else:
-            lines.append(f"setting '{where}' = {fault['input']!r}: {fault['msg']}")
-    return f"{path or 'settings'}: " + "; ".join(lines)
+            lines.append(f"{path or 'settings'}: unknown setting '{where}'.{hint}")
+            continue
+        said = fault["msg"][0].lower() + fault["msg"][1:]
+        if fault["type"] == "literal_error":
+            hint = nearest(str(value), re.findall("'([^']+)'", fault["ctx"]["expected"]))
+            said += f".{hint}" if hint else ""
+        place = f"{path or 'settings'}: setting '{where}'"
+        lines.append(f"{options.get(where) or place} = {value!r}: {said}")
+    return "; ".join(lines)
 
 
 def _known_keys(section: tuple[int | str, ...]) -> list[str]:

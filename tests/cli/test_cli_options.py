@@ -113,8 +113,11 @@ def test_options_of_settings_override_the_toml_and_are_told_to_who_asks(tmp_path
         settled("out", days="2026-01-05", run=run)
     with pytest.raises(CropsError, match=r"crops\.settled: run='run\.toml': give what crops\.config\.load"):
         settled("out", run="run.toml")
-    with pytest.raises(CropsError, match=r"run\.toml: setting 'platform\.users' = 1: "):
+    with pytest.raises(CropsError, match=r"^--users = 1: input should be greater"):
         settled("out", users=1, config=tmp_path / "run.toml")
+    (tmp_path / "run.toml").write_text("[platform]\nusers = 1\n[index]\nkind = 'hnws'\n")
+    with pytest.raises(CropsError, match=r"run\.toml: setting 'platform\.users' = 1: .* mean 'hnsw'\?"):
+        settled("out", config=tmp_path / "run.toml")
 
 
 def test_an_option_has_the_type_the_default_and_the_help_of_its_setting():

@@ -83,7 +83,10 @@ def command(function: Callable[P, R]) -> Callable[P, R]:
         config = given.arguments.get("config")
         values = {path: _flat(given.arguments.get(key)) for key, path in keys.items()}
         if run is None:
-            run = load_config(config, **{path.replace(".", "__"): value for path, value in values.items()})
+            options = {
+                path: f"--{key.replace('_', '-')}" for key, path in keys.items() if values[path] is not None
+            }
+            run = load_config(config, options, **{path.replace(".", "__"): values[path] for path in values})
         elif config is not None or any(value is not None for value in values.values()):
             raise CropsError(f"crops.{name}: give run, or its settings one by one, not both")
         elif not isinstance(run, RunConfig):
