@@ -93,15 +93,14 @@ def test_raw_rows_of_p1_are_those_of_the_later_query(tmp_path):
 
 def test_a_query_of_few_users_is_answered_as_one_that_nobody_asked(mined):
     """Otherwise whoever guesses the query reads what its only searcher clicked."""
-    said = (
-        r"'{}' is no query of at least 2 users on the days mined; the nearest queries: .*--raw, for the owner"
-    )
-    for text in ("panthera onca", "jagaur", "it''s"):
-        with pytest.raises(CropsError, match=said.format(text)) as refused:
+    said = r"'{}' is no query of at least 2 users on the days mined{}; --raw, for the owner"
+    near = {"panthera onca": "", "jagaur": "; the nearest queries: 'jaguar'", "it''s": ""}
+    for text, nearest in near.items():
+        with pytest.raises(CropsError, match=said.format(text, nearest)) as refused:
             explain(text, mined)
         assert "'panthera" not in str(refused.value).split(";", 1)[1]
     assert explain("panthera onca", mined, raw=True).users == 1
-    with pytest.raises(CropsError, match="nobody searched 'jagaur' .*nearest queries: 'jaguar', 'big cat'"):
+    with pytest.raises(CropsError, match="nobody searched 'jagaur' .*nearest queries: 'jaguar'$"):
         explain("jagaur", mined, raw=True)
 
 

@@ -212,7 +212,7 @@ def export(
     Only queries of at least engine.k users are written, unless the reader owns the logs.
     """
     records = export_samples(samples, out, format, logs, owner=owner)
-    console.print(f"{records:,} records in [bold]{out}[/bold]")
+    console.print(f"{records:,} record{'' if records == 1 else 's'} in [bold]{out}[/bold]")
     return records
 
 

@@ -148,11 +148,16 @@ group by s.item_id order by label desc, s.item_id
 """
 
 
+_ALIKE = 0.75
+"""Jaro-Winkler similarity of a misspelling; unrelated queries have about 0.5."""
+
+
 def _unknown(backend: Backend, text: str, k: int) -> str:
     nearest = backend.rows(
         f"""
         select query, max(jaro_winkler_similarity(query, {literal(text)})) as alike
-        from ({told_queries_sql(k)}) q group by query order by alike desc, query limit 3
+        from ({told_queries_sql(k)}) q
+        group by query having alike >= {_ALIKE} order by alike desc, query limit 3
         """
     )
     hint = ", ".join(f"'{row['query']}'" for row in nearest)

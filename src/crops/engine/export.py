@@ -44,11 +44,14 @@ def export(out: Path, target: Path, format: str, logs: Path | None = None, *, ow
     """
     if format not in FORMATS:
         hint = nearest(format, FORMATS)
-        raise CropsError(f"unknown format '{format}'; known: {', '.join(FORMATS)}.{hint}")
+        raise CropsError(
+            f"unknown format '{format}'; known: {', '.join(FORMATS)}; as Parquet they lie in {out}.{hint}"
+        )
     mined = read_mined(out)
     if format == CPSQA and not mined.by_event:
         raise CropsError(
             f"{mined.folder}: a {CPSQA} record is one query event; mine with engine.group_by = 'event'"
+            " in the TOML of --config"
         )
     if format == CPSQA and not owner:
         raise CropsError(
