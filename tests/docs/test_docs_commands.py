@@ -1,9 +1,11 @@
 """What the pages tell the reader to type exists; each command and each room has a page."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 from sitegen.api import api_pages
 from sitegen.commands import HISTORY, OVERVIEW, called, command_pages, commands, page_name
 from sitegen.repository import INCLUDED, ROOT
@@ -56,6 +58,19 @@ def _wrong_number(name, given, arguments):
 def test_commands_and_options_on_a_page_exist(page):
     found = [(usage.line, fault(usage)) for usage in usages(page.read_text())]
     assert [one for one in found if one[1]] == []
+
+
+def test_containers_run_commands_that_exist_and_extras_that_exist():
+    services = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
+    calls = [
+        f"crops {shlex.join(one['command'])}" for one in services.values() if one.get("image") == "crops"
+    ]
+    assert len(calls) == 4
+    (found,) = {fault(usage) for usage in usages("```sh\n" + "\n".join(calls) + "\n```\n")}
+    assert found is None
+    text = (ROOT / "compose.yaml").read_text() + (ROOT / "Dockerfile").read_text()
+    extras = {extra for match in re.findall(r"EXTRAS[=:] ?\"?([a-z,]+)", text) for extra in match.split(",")}
+    assert extras <= set(re.findall(r"^(\w+) = \[", (ROOT / "pyproject.toml").read_text(), re.MULTILINE))
 
 
 @pytest.mark.parametrize(
