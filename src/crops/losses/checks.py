@@ -79,7 +79,16 @@ def check_values(
     short, long, first, last, lowest, highest, in_order, tau = values.tolist()
     if not (abs(short - 1) <= NORM_TOLERANCE and abs(long - 1) <= NORM_TOLERANCE):
         for name, lengths in zip(("query_emb", "doc_emb"), norms, strict=True):
-            _refuse_rows(name, lengths)
+            bad = (~((lengths - 1).abs() <= NORM_TOLERANCE)).nonzero()
+            for row in bad[:1, 0].tolist():
+                if not lengths[row].isfinite():
+                    raise CropsError(
+                        f"{name} row {row} holds NaN or infinity; lower the learning rate or check the encoder"
+                    )
+                raise CropsError(
+                    f"{name} row {row} has length {float(lengths[row]):.4g}; "
+                    "normalise the rows (torch.nn.functional.normalize)"
+                )
     if first < -1 or last >= len(query_emb):
         raise CropsError(
             f"query_index holds {int(first)}..{int(last)} for {len(query_emb)} queries; "
@@ -93,21 +102,6 @@ def check_values(
             "If training drove it there, lower the learning rate"
         )
     return Checked(tau, first < 0, bool(in_order), int(highest) if lowest >= 0 else -1)
-
-
-def _refuse_rows(name: str, lengths: Tensor) -> None:
-    bad = (~((lengths - 1).abs() <= NORM_TOLERANCE)).nonzero()
-    if not len(bad):
-        return
-    row = int(bad[0])
-    if not lengths[row].isfinite():
-        raise CropsError(
-            f"{name} row {row} holds NaN or infinity; lower the learning rate or check the encoder"
-        )
-    raise CropsError(
-        f"{name} row {row} has length {float(lengths[row]):.4g}; "
-        "normalise the rows (torch.nn.functional.normalize)"
-    )
 
 
 def check_identity(
@@ -165,16 +159,8 @@ def hidden_pairs(
 ) -> tuple[Tensor, Tensor]:
     """Return the (row, document) pairs that leave the denominators; a pair may come twice.
 
-    A similar text may be a true negative, an equal id never is: ids alone decide, never similarity.
-
-    Args:
-        query_index: [N] row of each document's query, -1 = of none.
-        query_id: [Q] id of each row's query.
-        doc_id: [N] id of each document.
-        known: rows and ids, [K] each, of positives that are not in the batch; needs `doc_id`.
-
-    Returns:
-        Two index tensors of equal length.
+    A similar text may be a true negative, an equal id never is: ids alone decide, never similarity. The
+    arguments are those of `crops.losses.h_infonce`; `known` needs `doc_id`.
     """
     pairs = [(query_index[:0], query_index[:0])]
     if query_id is not None:

@@ -1,7 +1,8 @@
 r"""The losses over ragged groups of graded documents: H-InfoNCE, InfoNCE, softmax cross-entropy and NCE.
 
 The first three are sums over anchors of $-\log \frac{e^{s_i}}{e^{s_i} + \sum_{j \in N_i} e^{s_j}}$ with
-$s = \cos(q, d) / \tau$; they differ in who is an anchor, in the negatives $N_i$ and in what they cost.
+$s = \cos(q, d) / \tau$; they differ in who is an anchor, in the negatives $N_i$ and in what they cost. All take
+the arguments of `h_infonce`, but for what their own list names, and return and refuse what it does.
 """
 
 from __future__ import annotations
@@ -111,18 +112,8 @@ def infonce_binary(
     is no positive, and all documents of other queries. That is H-InfoNCE on the labels 1 and 0.
 
     Args:
-        query_emb: [Q, d], see `h_infonce`.
-        doc_emb: [N, d], see `h_infonce`.
-        query_index: [N], see `h_infonce`.
-        labels: [N], see `h_infonce`.
         positive_label: lowest label of a positive; it stands in place of `min_anchor_label`.
         **options: as of `h_infonce`; `label_weights` name the labels 1 and 0.
-
-    Returns:
-        A scalar, or [N] for "none".
-
-    Raises:
-        CropsError: as `h_infonce`.
     """
     # A negative label stays one, to be refused by name.
     binary = torch.where(labels < 0, labels, (labels >= positive_label).to(labels.dtype))
@@ -146,17 +137,10 @@ def infonce_graded(
     gradient of `h_infonce`: what H-InfoNCE saves is the passes.
 
     Args:
-        query_emb: [Q, d], see `h_infonce`.
-        doc_emb: [N, d], see `h_infonce`.
-        query_index: [N], see `h_infonce`.
-        labels: [N], see `h_infonce`.
         positives: "each" = a pass over the batch per positive, summed: pass k takes every query's k-th
             anchor, by falling label; "all" = batched, all anchors in one pass; a number k = pass k alone
             (from 0), the loss of a training step that sees one positive per query ("mean": over its anchors).
         **options: as of `h_infonce`.
-
-    Returns:
-        A scalar, or [N] for "none".
 
     Raises:
         CropsError: as `h_infonce`, or no query has a k-th anchor.
@@ -181,9 +165,8 @@ def infonce_graded(
 
 def _passes(layout: Layout) -> Iterator[Layout]:
     """Yield the layout with one anchor per query at a time, by falling label."""
-    order = (
-        torch.where(layout.anchor, layout.levels - layout.rank, layout.levels + 1).sort(stable=True).indices
-    )
+    falling = torch.where(layout.anchor, layout.levels - layout.rank, layout.levels + 1)
+    order = falling.sort(stable=True).indices
     order = order[layout.row[order].sort(stable=True).indices]
     first = torch.searchsorted(layout.row, layout.row)
     turn = torch.empty_like(order)
@@ -215,9 +198,6 @@ def softmax_ce(
     a higher label stand in the denominator too, which is the paper's criticism of it.
 
     Args:
-        query_emb: [Q, d], see `h_infonce`.
-        doc_emb: [N, d], see `h_infonce`.
-        query_index: [N], see `h_infonce`.
         labels: [N] integers from 0 to 50, see `h_infonce`; here their size matters.
         denominator: "batch"; "lower": own documents of equal or higher label are left out, as in H-InfoNCE,
             and i itself stays (ours: the weights of Softmax-CE over the negatives of H-InfoNCE); or "own":
@@ -226,9 +206,6 @@ def softmax_ce(
         **options: as of `h_infonce`, but: "mean" is over queries with an anchor; own documents below
             `min_anchor_label` have target 0; `label_weights` multiply the terms of the sum, not the targets
             before they are normalised.
-
-    Returns:
-        A scalar, or [N] for "none": the terms of the sum, one per document.
 
     Raises:
         CropsError: as `h_infonce`, or a label is above 50.
@@ -240,7 +217,13 @@ def softmax_ce(
         raise CropsError(
             f"labels reach {highest}; gains 2^label - 1 need labels up to {MAX_LABEL}: map them to 0, 1, .."
         )
-    layout, lists = _with_targets(layout, own_labels)
+    # Each document's target is its factor; lists are the queries with one.
+    gain = torch.where(layout.anchor, torch.exp2(own_labels.double()) - 1, 0.0)
+    total = gain.new_zeros(layout.queries).index_add_(0, layout.row, gain)
+    lists = int((total > 0).sum())
+    if lists == 0:
+        raise CropsError("every label is 0 and so is every gain 2^label - 1: the batch has no target")
+    layout = replace(layout, factor=layout.factor * gain / total[layout.row].clamp(min=1))
     reduction = options.get("reduction", "mean")
     if denominator in _OBJECTIVES:
         return evaluate(_OBJECTIVES[denominator], query_emb, doc_emb, tau, layout, reduction, lists)
@@ -251,24 +234,13 @@ def softmax_ce(
     return _own_lists(query_emb, doc_emb, tau[0], layout, reduction, lists)
 
 
-def _with_targets(layout: Layout, own_labels: Tensor) -> tuple[Layout, int]:
-    """Return the layout with each document's target in its factor, and the number of queries with one."""
-    gain = torch.where(layout.anchor, torch.exp2(own_labels.double()) - 1, 0.0)
-    total = gain.new_zeros(layout.queries).index_add_(0, layout.row, gain)
-    lists = int((total > 0).sum())
-    if lists == 0:
-        raise CropsError("every label is 0 and so is every gain 2^label - 1: the batch has no target")
-    return replace(layout, factor=layout.factor * gain / total[layout.row].clamp(min=1)), lists
-
-
 def _own_lists(
     query_emb: Tensor, doc_emb: Tensor, temperature: Tensor, layout: Layout, reduction: Reduction, lists: int
 ) -> Tensor:
     """Return the cross-entropy inside each group, under autograd."""
     with torch.autocast(query_emb.device.type, enabled=False):
-        cosines = (query_emb.float() if query_emb.element_size() < 4 else query_emb)[layout.row] * doc_emb[
-            layout.doc
-        ]
+        queries = query_emb.float() if query_emb.element_size() < 4 else query_emb
+        cosines = queries[layout.row] * doc_emb[layout.doc]
         scores = cosines.sum(dim=1).double() / temperature
         lowest = scores.new_full((layout.queries,), -torch.inf)
         shift = lowest.scatter_reduce(0, layout.row, scores.detach(), "amax")
@@ -281,11 +253,7 @@ def _own_lists(
 
 
 def nce(
-    query_emb: Tensor,
-    doc_emb: Tensor,
-    query_index: Tensor,
-    labels: Tensor,
-    **options: Unpack[Options],
+    query_emb: Tensor, doc_emb: Tensor, query_index: Tensor, labels: Tensor, **options: Unpack[Options]
 ) -> Tensor:
     r"""Noise-contrastive estimation (Gutmann & Hyvärinen 2010; the NCE baseline of CroPS, Table 2).
 
@@ -297,17 +265,7 @@ def nce(
     `min_anchor_label` is not used: give it the lowest positive label.
 
     Args:
-        query_emb: [Q, d], see `h_infonce`.
-        doc_emb: [N, d], see `h_infonce`.
-        query_index: [N], see `h_infonce`.
-        labels: [N], see `h_infonce`.
         **options: as of `h_infonce`, but `log_q` is taken off the scores of own documents as well.
-
-    Returns:
-        A scalar, or [N] for "none".
-
-    Raises:
-        CropsError: as `h_infonce`.
     """
     tau, layout = prepare(query_emb, doc_emb, query_index, labels, options)
     return evaluate(against_noise, query_emb, doc_emb, tau, layout, options.get("reduction", "mean"))

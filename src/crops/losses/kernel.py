@@ -66,18 +66,8 @@ def prepare(
     if not isinstance(temperature, Tensor):
         temperature = torch.tensor(temperature, dtype=torch.float64, device=query_emb.device)
     checked = check_values(query_emb, doc_emb, query_index, labels, temperature)
-    layout = build_layout(
-        len(query_emb),
-        query_index,
-        labels,
-        options.get("min_anchor_label", 1),
-        checked,
-        options.get("label_weights"),
-    )
-    return (temperature, checked.tau), _with_options(layout, query_index, options)
-
-
-def _with_options(layout: Layout, query_index: Tensor, options: Options) -> Layout:
+    lowest, weights = options.get("min_anchor_label", 1), options.get("label_weights")
+    layout = build_layout(len(query_emb), query_index, labels, lowest, checked, weights)
     query_id, doc_id, known = options.get("query_id"), options.get("doc_id"), options.get("known")
     if query_id is not None or doc_id is not None or known is not None:
         check_identity(layout.queries, layout.documents, query_id, doc_id, known)
@@ -92,7 +82,7 @@ def _with_options(layout: Layout, query_index: Tensor, options: Options) -> Layo
     log_q = options.get("log_q")
     if log_q is not None:
         layout = replace(layout, log_q=log_q, log_q_size=check_log_frequency(log_q, layout.documents))
-    return layout
+    return (temperature, checked.tau), layout
 
 
 def evaluate(
@@ -104,16 +94,9 @@ def evaluate(
     reduction: Reduction = "mean",
     count: int | None = None,
 ) -> Tensor:
-    """Return the reduced loss, with its gradient.
+    """Return the reduced loss of [Q, d] and [N, d] embeddings, with its gradient.
 
-    Args:
-        objective: which loss.
-        query_emb: [Q, d].
-        doc_emb: [N, d].
-        temperature: tau as a tensor and as a number.
-        layout: who contrasts with whom.
-        reduction: see `crops.losses.h_infonce`.
-        count: what "mean" divides by, None = the anchors.
+    The temperature comes as a tensor and as a number; `count` is what "mean" divides by, None = the anchors.
     """
     scale = {"mean": 1 / (count or layout.anchors), "sum": 1.0, "none": None}[reduction]
     if query_emb.dtype in (torch.float16, torch.bfloat16):
@@ -179,31 +162,22 @@ class Layout:
         """Yield chunks of at most `size` queries: their rows and their own documents."""
         chunks = -(-self.queries // size)
         starts = [self.queries * chunk // chunks for chunk in range(chunks + 1)]
-        own, hidden = self._bounds(self.row, starts), [0] * len(starts)
-        if self.hidden is not None:
-            hidden = self._bounds(self.hidden[0], starts)
+
+        def bounds(rows: Tensor) -> list[int]:
+            if chunks == 1:
+                return [0, len(rows)]
+            return torch.searchsorted(rows, torch.tensor(starts, device=rows.device)).tolist()
+
+        own = bounds(self.row)
+        hidden = bounds(self.hidden[0]) if self.hidden is not None else [0] * len(starts)
         for (first, m, k), (last, m_end, k_end) in itertools.pairwise(zip(starts, own, hidden, strict=True)):
-            yield slice(first, last), self._chunk(first, slice(m, m_end), slice(k, k_end))
-
-    def _bounds(self, rows: Tensor, starts: list[int]) -> list[int]:
-        if len(starts) == 2:
-            return [0, len(rows)]
-        return torch.searchsorted(rows, torch.tensor(starts, device=rows.device)).tolist()
-
-    def _chunk(self, first: int, own: slice, hidden: slice) -> Chunk:
-        row, doc = self.row[own], self.doc[own]
-        if first:
-            row = row - first
-        return Chunk(
-            row,
-            doc,
-            doc + row * self.documents,
-            self.rank[own],
-            self.anchor[own],
-            None
-            if self.hidden is None
-            else (self.hidden[0][hidden] - first) * self.documents + self.hidden[1][hidden],
-        )
+            row, doc = self.row[m:m_end], self.doc[m:m_end]
+            if first:
+                row = row - first
+            cell, masked = doc + row * self.documents, None
+            if self.hidden is not None:
+                masked = (self.hidden[0][k:k_end] - first) * self.documents + self.hidden[1][k:k_end]
+            yield slice(first, last), Chunk(row, doc, cell, self.rank[m:m_end], self.anchor[m:m_end], masked)
 
 
 def build_layout(
@@ -216,13 +190,7 @@ def build_layout(
 ) -> Layout:
     """Order the own documents by query, rank their labels and mark the anchors.
 
-    Args:
-        queries: Q.
-        query_index: [N].
-        labels: [N].
-        min_anchor_label: lowest label of an anchor.
-        checked: what `crops.losses.checks.check_values` learned of them.
-        label_weights: factor of an anchor's loss by its label, 1 where not named.
+    `checked` is what `crops.losses.checks.check_values` learned of the batch.
 
     Warns:
         UserWarning: the batch is one query with one label.
@@ -292,22 +260,14 @@ def contrast(
     objective: Objective,
     weights: Weights | None,
 ) -> Contrast:
-    """Return the losses and, given weights, the gradient of their weighted sum.
-
-    Args:
-        query_emb: [Q, d] unit rows.
-        doc_emb: [N, d] unit rows.
-        temperature: tau.
-        layout: who contrasts with whom.
-        objective: which loss.
-        weights: [M], of each loss in the sum; None = no gradient.
-    """
+    """Return the losses of unit rows [Q, d] and [N, d] and, given weights [M], the gradient of their sum."""
     scaled = query_emb / temperature
     query_grad = doc_grad = None
     if weights is not None:
         query_grad, doc_grad = torch.empty_like(scaled), torch.empty_like(doc_emb)
     losses, begin = [], 0
-    size = min(len(query_emb), _chunk_rows(query_emb, doc_emb))
+    fitting = CHUNK_BYTES // (len(doc_emb) * query_emb.element_size())
+    size = min(len(query_emb), max(MIN_CHUNK, fitting))
     buffer = scaled.new_empty(size, len(doc_emb))
     for rows, chunk in layout.chunks(size):
         scores = torch.mm(scaled[rows], doc_emb.T, out=buffer[: rows.stop - rows.start])
@@ -332,10 +292,6 @@ def contrast(
     # Cosines enter divided by tau only, so Euler gives tau's gradient from the queries' one.
     tau_grad = torch.dot(query_emb.reshape(-1), query_grad.view(-1)) / -temperature
     return Contrast(joined, query_grad, doc_grad, tau_grad)
-
-
-def _chunk_rows(query_emb: Tensor, doc_emb: Tensor) -> int:
-    return max(MIN_CHUNK, CHUNK_BYTES // (len(doc_emb) * query_emb.element_size()))
 
 
 def _set_apart(scores: Tensor, chunk: Chunk, layout: Layout, scale: float) -> Tensor:

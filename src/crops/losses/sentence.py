@@ -154,11 +154,7 @@ def _learned(trainer: BaseTrainer) -> dict[str, nn.Parameter]:
 
 
 def _restore(parameters: Mapping[str, nn.Parameter], file: Path) -> None:
-    """Copy the saved values into the parameters.
-
-    Raises:
-        CropsError: the file is absent, or holds other parameters.
-    """
+    """Copy the saved values into the parameters; refuse a file that is absent or holds other ones."""
     if not file.is_file():
         raise CropsError(
             f"{file.parent} does not hold the loss's {', '.join(parameters)} (no {PARAMETERS}): it was saved "
@@ -181,7 +177,12 @@ def _ragged(
     """Return embeddings [N, d], query rows [N] and grades [N] of the batch's documents, and its ids."""
     grades = labels.reshape(-1, 1) if labels.ndim == 1 else labels
     if grades.shape == (queries, len(columns)):
-        return *_drop_padding(torch.stack(columns, dim=1), grades), {}
+        if int(grades.min()) < PADDING:
+            raise CropsError(
+                f"a label is {int(grades.min())}; grades start at 0, {PADDING} marks a slot without document"
+            )
+        index, slot = (grades != PADDING).nonzero(as_tuple=True)
+        return torch.stack(columns, dim=1)[index, slot], index, grades[index, slot], {}
     if len(columns) == 1 and grades.shape == (len(columns[0]), len(GroupCollator.LABELS)):
         index, grade, doc_id, query_id = grades.T.contiguous()
         starts = torch.searchsorted(index, torch.arange(queries, device=index.device))
@@ -190,16 +191,6 @@ def _ragged(
         f"labels have shape {list(labels.shape)} for {queries} queries and {len(columns)} document columns; "
         f"give a grade per document ({PADDING} = padding) or use GroupCollator"
     )
-
-
-def _drop_padding(doc_emb: Tensor, grades: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return embeddings [N, d], rows [N] and grades [N] of the slots [Q, k] that hold a document."""
-    if int(grades.min()) < PADDING:
-        raise CropsError(
-            f"a label is {int(grades.min())}; grades start at 0, {PADDING} marks a slot without document"
-        )
-    index, slot = (grades != PADDING).nonzero(as_tuple=True)
-    return doc_emb[index, slot], index, grades[index, slot]
 
 
 @dataclass
@@ -222,16 +213,11 @@ class GroupCollator(SentenceTransformerDataCollator):
         for row in features:
             _check_group(row)
         numbers: dict[str, int] = {}
-        labels = [
-            (
-                index,
-                grade,
-                numbers.setdefault(document, len(numbers)),
-                numbers.setdefault(row["query"], len(numbers)),
-            )
-            for index, row in enumerate(features)
-            for document, grade in zip(row["documents"], row["labels"], strict=True)
-        ]
+        labels = []
+        for index, row in enumerate(features):
+            for document, grade in zip(row["documents"], row["labels"], strict=True):
+                doc_id = numbers.setdefault(document, len(numbers))
+                labels.append((index, grade, doc_id, numbers.setdefault(row["query"], len(numbers))))
         names = {name: row[name] for row in features[:1] for name in ("dataset_name",) if name in row}
         queries = super().__call__([{**names, "query": row["query"]} for row in features])
         documents = super().__call__(

