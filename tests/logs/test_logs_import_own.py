@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 from crops.cli.app import app
 from crops.errors import CropsError
 from crops.logs import check, import_logs
-from crops.logs.mapping import MappingFile, load_mapping, own_tables
+from crops.logs.mapped import own_tables
+from crops.logs.mapping import MappingFile, load_mapping
 from crops.logs.qilin import qilin
 
 NOON_S = 1_767_614_400
@@ -131,7 +132,7 @@ def _nodes(plan):
         ('"sku", ocr', '"skuu", ocr', r"items\.csv\.gz: column skuu is missing.*'sku'"),
         ("shown/*", "seen/*", r"no file matches seen/"),
         ("+02:00", "CET", r"utc_offset = 'CET': write it as"),
-        ("{ value = true }", "{ unit = 's' }", r"give either column or value"),
+        ("{ value = true }", "{ unit = 's' }", r"clicked: say one of column, columns, value, in"),
         ("[feed_events]", "[feed_events", r"cannot read the mapping"),
     ],
 )

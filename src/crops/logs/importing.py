@@ -29,12 +29,14 @@ from crops.database import (
 from crops.errors import CropsError, nearest
 from crops.logs.days import DAY_US, day_of
 from crops.logs.kuaisar import KUAISAR
-from crops.logs.mapping import OWN_TABLES, Dataset, Importer, MappedTable, MappingFile, given, load_mapping
+from crops.logs.mapped import OWN_TABLES
+from crops.logs.mapping import Dataset, Importer, MappedTable, MappingFile, load_mapping
 from crops.logs.qilin import QILIN
 from crops.logs.rules import count
 from crops.logs.sources import LISTS, nested_message
 from crops.logs.tables import OPTIONAL_TABLES
 from crops.logs.ubi import UBI
+from crops.logs.values import given
 from crops.outputs import publish, timed, write_manifest
 from crops.plugins import load_object
 from crops.schema import Table
@@ -54,7 +56,7 @@ _FILES = {"user_id": "users", "item_id": "items", "search_id": "searches"}
 
 @dataclass(frozen=True)
 class ImportCounts:
-    """Rows of one table: `rows == imported + rejected`."""
+    """Rows of one table: `rows == imported + rejected`; with `others` they are all that were read."""
 
     rows: int
     imported: int
@@ -63,6 +65,8 @@ class ImportCounts:
     """Rejected rows by reason; a row may have several."""
     lost: Mapping[str, int]
     """Unreadable values of optional columns, by column: null in rows that were imported."""
+    others: int = 0
+    """Rows of another kind, which the mapping leaves out."""
 
 
 @dataclass(frozen=True)
@@ -173,6 +177,8 @@ def _import(
         db.execute(statement)
     for mapped in dataset.tables:
         with timed(seconds, f"read {mapped.table.name}"):
+            for statement in mapped.setup:
+                db.execute(statement)
             _read(db, mapped)
             _refuse_lists(db, mapped)
             _demand_values(db, mapped)
@@ -293,7 +299,8 @@ def _count(db: Connection, mapped: MappedTable) -> ImportCounts:
         f"select unnest(_lost) as word, count(*) from {table} where len(_reasons) = 0"
         " group by word order by word"
     ).fetchall()
-    return ImportCounts(rows, imported, rows - imported, dict(reasons), dict(lost))
+    ((others,),) = db.execute(mapped.others or "select 0").fetchall()
+    return ImportCounts(rows, imported, rows - imported, dict(reasons), dict(lost), others)
 
 
 def _demand_rows(table: Table, counts: ImportCounts) -> None:
@@ -416,6 +423,7 @@ def render_import(report: ImportReport) -> RenderableType:
     for name, one in report.tables.items():
         why = [f"{reason} {rows:,}" for reason, rows in one.reasons.items()]
         why += [f"{column} unreadable {rows:,}" for column, rows in one.lost.items()]
+        why += [f"rows of another kind {one.others:,}"] if one.others else []
         table.add_row(name, f"{one.rows:,}", f"{one.imported:,}", f"{one.rejected:,}", ", ".join(why))
     ids = ", ".join(f"{column} {kind}" for column, kind in report.ids.items())
     notes = [f"ids: {ids}", f"texts: {report.text}", *report.notes]

@@ -8,22 +8,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from crops.logs.mapping import (
-    TOKENS,
-    Dataset,
-    Importer,
-    MappedTable,
-    MappingFile,
-    Value,
-    duration,
-    flag,
-    integer,
-    integer_identifier,
-    text,
-    time,
-    tokens,
-)
+from crops.logs.mapping import TOKENS, Dataset, Importer, MappedTable, MappingFile
 from crops.logs.sources import find_files, read_sql
+from crops.logs.values import Value, duration, flag, integer, integer_identifier, text, time, tokens
 from crops.schema import FEED_EVENTS, ITEMS, SEARCH_IMPRESSIONS
 
 BEIJING_MINUTES = 480

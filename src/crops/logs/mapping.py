@@ -1,8 +1,8 @@
 """What an importer says of its source: SQL from the source's columns to those of the contract.
 
-`Importer` is a format that `crops import` knows, `Dataset` what it says of one folder. `text`, `integer`,
-`time` and the like turn the texts of a source into values, NULL where they cannot. The importer of a team's
-own tables is here too: one TOML names the files, the columns and their units.
+`Importer` is a format that `crops import` knows, `Dataset` what it says of one folder. A mapping is one TOML
+that names the files of a source, the columns and their units, which rows count, which lists are taken apart
+and which tables belong together; `crops.logs.mapped` makes a `Dataset` of it.
 """
 
 from __future__ import annotations
@@ -13,31 +13,18 @@ from collections.abc import Callable
 from collections.abc import Mapping as MappingType
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
-from crops.database import literal, quoted
-from crops.errors import CropsError, nearest
-from crops.logs.sources import LISTS, find_files, read_sql
+from crops.errors import CropsError
+from crops.logs.sources import Layout
 from crops.logs.tables import PLAIN
-from crops.schema import EARLIEST_US, FEED_EVENTS, ITEMS, LATEST_US, SEARCH_IMPRESSIONS, Column, Table
+from crops.logs.values import Value
+from crops.schema import Table
 
 TOKENS = "anonymised tokens"
 """Texts are token ids: no pre-trained model can read them."""
-
-
-@dataclass(frozen=True)
-class Value:
-    """What a column becomes."""
-
-    sql: str
-    raw: str | None = None
-    """The text that it is made from, if there is one."""
-    unread: str | None = None
-    """Predicate of texts that cannot be read; None: those that are there while `sql` is NULL."""
-    expected: str = ""
-    """What can be read, in words; empty where the contract's words for the column say it."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +38,10 @@ class MappedTable:
     """Column of the contract -> its value; ids as text. A row whose required value is NULL is rejected."""
     refused: MappingType[str, str] = field(default_factory=dict)
     """Reason -> predicate of rows that are rejected for it."""
+    setup: tuple[str, ...] = ()
+    """SQL statements that make what `rows` reads."""
+    others: str = ""
+    """SQL that counts the rows of the source that are of another kind; empty where there are none."""
 
 
 @dataclass(frozen=True)
@@ -79,139 +70,140 @@ class Importer:
     """Whether --mapping may or must be given."""
 
 
-# Values: each function takes the SQL of a text.
+# A mapping.
 
-FACTORS = {"s": 1_000_000, "ms": 1_000, "us": 1}
-"""Microseconds in a unit of time."""
-_ZONED = r":\d\d([.,]\d+)?\s*([+-]\d\d(:?\d\d(:\d\d)?)?|[A-Za-z][A-Za-z0-9_+/-]*)\s*$"
-"""A zone behind a time of day: an offset, `Z` or a name."""
-_APART = r"(:\d\d(?:[.,]\d+)?)\s+([+-]\d\d[:\d]*\s*)$"
-"""An offset that white space parts from the time: DuckDB wants none."""
-_TIMES = {"iso": "ISO 8601 such as 2026-01-05T12:00:00+08:00", "any": "ISO 8601 or a number of s, ms or us"}
-
-
-def text(raw: str) -> Value:
-    """Return the text without white space around it; an empty one is none."""
-    return Value(f"nullif(trim({raw}), '')", raw)
-
-
-def tokens(raw: str) -> Value:
-    """Return token ids such as "[20, 34, 3]" as the words "t20 t34 t3"."""
-    ids = f"list_transform(regexp_extract_all({raw}, '[0-9]+'), lambda id: 't' || id)"
-    return Value(f"nullif(array_to_string({ids}, ' '), '')", raw)
-
-
-def integer(raw: str) -> Value:
-    """Return a whole number that fits 64 bits; "7.0", as pandas writes integers beside gaps, is one."""
-    whole = rf"regexp_full_match(trim({raw}), '[+-]?\d+(\.0*)?')"
-    return Value(f"case when {whole} then try_cast(split_part(trim({raw}), '.', 1) as BIGINT) end", raw)
-
-
-def identifier(raw: str) -> Value:
-    """Return an id as text, whole numbers in one form."""
-    return Value(f"coalesce(cast({integer(raw).sql} as VARCHAR), nullif(trim({raw}), ''))", raw)
-
-
-def integer_identifier(raw: str) -> Value:
-    """Return an id as text; ids that are not whole numbers of 64 bits are none."""
-    return Value(f"cast({integer(raw).sql} as VARCHAR)", raw)
-
-
-def flag(raw: str) -> Value:
-    """Return whether a count or a truth value is positive; what is absent or unreadable is false."""
-    number = f"try_cast({raw} as DOUBLE)"
-    is_true = f"case when isfinite({number}) then {number} > 0 end"
-    found = f"coalesce({is_true}, try_cast({raw} as BOOLEAN))"
-    return Value(
-        f"coalesce({found}, false)",
-        raw,
-        f"{given(raw)} and {found} is null",
-        "a number or a truth value (or name the texts that mean yes: equals = [...])",
-    )
-
-
-def duration(raw: str, unit: str) -> Value:
-    """Return milliseconds from a number of `unit`; negative and infinite ones, and NaN, stand for unknown."""
-    number = f"try_cast({raw} as DOUBLE)"
-    known = f"isfinite({number}) and {number} between 0 and 1e15"
-    return Value(
-        f"case when {known} then cast(round({number} * {FACTORS[unit]} / 1000) as BIGINT) end",
-        raw,
-        f"{given(raw)} and {number} is null",
-        f"a number of {unit}",
-    )
-
-
-def given(raw: str) -> str:
-    """Return the predicate of texts that say something."""
-    return f"nullif(trim({raw}), '') is not null"
-
-
-def time(raw: str, unit: str, offset_minutes: int = 0) -> Value:
-    """Return microseconds UTC; times out of the contract's range are none.
-
-    Args:
-        raw: the text.
-        unit: `s`, `ms` or `us` since 1970 UTC; `iso` for ISO 8601; `any` for ISO 8601 or a number whose unit
-            its size tells.
-        offset_minutes: of the zone in which ISO times without a zone are, ahead of UTC; a zone that is named
-            (`Z`, `+08`, `+05:30:00`, ` UTC`, ` Europe/Berlin`) wins.
-    """
-    number = f"try_cast({raw} as DOUBLE)"
-    zoned = f"regexp_matches({raw}, '{_ZONED}')"
-    shift = f"case when {zoned} then 0 else {offset_minutes * 60_000_000} end"
-    joined = f"regexp_replace({raw}, '{_APART}', '\\1\\2')"
-    iso = f"epoch_us(try_cast({joined} as TIMESTAMPTZ)) - {shift}"
-    if unit == "iso":
-        found = iso
-    elif unit == "any":
-        factor = f"case when {number} < 1e11 then 1000000 when {number} < 1e14 then 1000 else 1 end"
-        found = f"case when isfinite({number}) then {_rounded(number, factor)} else {iso} end"
-    else:
-        found = f"case when isfinite({number}) then {_rounded(number, str(FACTORS[unit]))} end"
-    return Value(
-        f"case when {found} between {EARLIEST_US} and {LATEST_US} then {found} end",
-        raw,
-        expected=_TIMES.get(unit, f"{unit} since 1970 UTC, of a year that can be"),
-    )
-
-
-def _rounded(number: str, factor: str) -> str:
-    return f"try_cast(round({number} * ({factor})) as BIGINT)"
-
-
-# A team's own tables.
-
-_IDS = ("user_id", "item_id", "search_id")
-_OFFSET = re.compile(r"([+-])(\d\d):(\d\d)")
+_OFFSET = re.compile(r"([+-])(\d\d):([0-5]\d)")
+_MAX_OFFSET = 14 * 60
+_DIRECTIVES = re.compile(r"%(?!-?[aAbBcdfgGHIjmMnpSuUVwWxXyYzZ%])")
+_NULLS = ("\\N", "NULL", "null", "nan", "NaN", "None", "<NA>")
+"""Texts that mean nothing, as databases, pandas and Python write them."""
 
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
+def _tuple(value: object) -> object:
+    return value if isinstance(value, list | tuple) else (value,)
+
+
+Kinds = dict[str, Annotated[tuple[bool | int | float | str, ...], BeforeValidator(_tuple)]]
+
+
 class ColumnMapping(_Section):
-    """Where a column of the contract comes from: a column, or a constant."""
+    """Where a column of the contract comes from: one of `column` to `row`; the others say how it is read."""
 
     column: str | None = None
-    """Of the file; in JSON lines a path such as `object.id`."""
+    """Of the file, or a path such as `object.id` (see `crops.logs.sources.path_text`)."""
+    columns: tuple[str | tuple[str, ...], ...] = ()
+    """Several: texts joined by a space, ids by `|`. Of an inner list the first that says something counts."""
     value: bool | int | float | str | None = None
     """The same in every row."""
-    unit: Literal["s", "ms", "us", "iso"] | None = None
-    """Of a time or duration: they must say it. `iso` is ISO 8601, for times only."""
-    base: Literal[0, 1] = 1
-    """Of a position: the first is 0 or 1."""
+    position: str | None = None
+    """Of a position: the place in this list, which is taken apart, from 1."""
+    listed: str | None = Field(None, alias="in")
+    """Of a truth value: whether item_id is in this list. What is in it and was not shown becomes a row."""
+    found: str | None = None
+    """Of a truth value: whether this join found a row."""
+    row: bool = False
+    """Of an id: the number of the row."""
+    optional: bool = False
+    """Whether files may lack the column."""
+    unit: Literal["us", "ms", "s", "min", "h", "d", "iso", "any"] | None = None
+    """Of a time or duration: they must say it. For times only: `iso` is ISO 8601, `any` that or a number of
+    s, ms or us since 1970, as its size tells."""
+    since: str | None = None
+    """Of a time that is a number: the date or time, in ISO 8601, from which it counts instead of 1970 UTC."""
+    format: str | None = None
+    """Of a time: as strptime has it, e.g. `%d/%m/%Y %H:%M:%S`."""
+    base: Literal[0, 1, "lowest"] = 1
+    """Of a position: the first is 0 or 1, or the lowest there is."""
     equals: tuple[str, ...] = ()
     """Of a truth value: true where the column holds one of these."""
+    integer: bool = False
+    """Of an id: what is no whole number of 64 bits is none."""
+    tokens: bool = False
+    """Of a text: ids of words such as `[20, 34]`, which become `t20 t34`."""
+    extract: str | None = None
+    """Of a text: a regular expression with one group, which is what counts."""
+    decode: Literal["url"] | None = None
+    """Of a text: `url` where `%20` and `+` stand for a space."""
+    replace: dict[str, str] = {}
+    """Of a text: what becomes what."""
+
+    @field_validator("extract")
+    @classmethod
+    def _one_group(cls, value: str | None) -> str | None:
+        try:
+            groups = re.compile(value or "()").groups
+        except re.error as error:
+            raise ValueError(f"is no regular expression: {error}") from error
+        if groups != 1:
+            raise ValueError(f"has {groups} groups; put one, in parentheses, around what counts")
+        return value
+
+    @field_validator("format")
+    @classmethod
+    def _known_directives(cls, value: str | None) -> str | None:
+        if value and ("%" not in value or _DIRECTIVES.search(value)):
+            raise ValueError(f"{value!r}: write it as %d/%m/%Y %H:%M:%S")
+        return value
+
+    def paths(self) -> tuple[str, ...]:
+        """Return what it reads."""
+        several = (one for part in self.columns for one in ((part,) if isinstance(part, str) else part))
+        return tuple(filter(None, (self.column, *several, self.listed, self.position)))
 
 
-class TableMapping(_Section):
-    """One table of the contract."""
+class Source(_Section):
+    """Files of one table of the source."""
 
     files: str
-    """Pattern below the folder: files or folders of .parquet, .csv, .tsv, .jsonl, also .gz."""
+    """Pattern below the folder: files or folders of .parquet, .csv, .tsv, .jsonl, .ndjson, .json, .txt, .log,
+    also .gz."""
+    delimiter: Annotated[str, Field(min_length=1, max_length=1)] | None = None
+    """Between columns of a text file: `,` in .csv, a tab in .tsv; others must say it."""
+    names: tuple[str, ...] = ()
+    """The columns in order, of text files without a header line."""
+    quote: Literal["", '"'] = '"'
+    """Around values of a text file; empty where quotes are letters."""
+    null: tuple[str, ...] = _NULLS
+    """Texts that mean nothing; an empty one always does."""
+    where: Kinds = {}
+    """Column -> the values of the rows that count; rows of another kind are counted and left out."""
+
+    @property
+    def layout(self) -> Layout:
+        """Of its text files."""
+        return Layout(self.delimiter, self.names, self.quote)
+
+
+class Join(Source):
+    """Another table of the source, of which each row finds at most one row, the first."""
+
+    on: str | tuple[str, ...] | dict[str, str]
+    """Columns of the same name in both, or ours -> theirs."""
+
+    @property
+    def pairs(self) -> dict[str, str]:
+        """Our columns -> theirs."""
+        if isinstance(self.on, dict):
+            return self.on
+        return {name: name for name in ((self.on,) if isinstance(self.on, str) else self.on)}
+
+
+class TableMapping(Source):
+    """One table of the contract."""
+
     columns: dict[str, str | ColumnMapping]
     """Column of the contract -> column of the files, or more about it."""
+    explode: Annotated[tuple[str, ...], BeforeValidator(_tuple)] = ()
+    """Lists to take apart, one row per element; several are in step. Where `ids` is taken apart, `ids` is the
+    element and `ids.a` a field of it."""
+    separator: str | None = None
+    """Of lists in delimited text."""
+    join: dict[str, Join] = {}
+    """Other tables; a column `c` of the join `j` is called `j.c`."""
 
 
 class Actions(_Section):
@@ -227,7 +219,9 @@ class MappingFile(_Section):
     text: Literal["plain", "anonymised tokens"] = "plain"
     """`anonymised tokens` where texts are ids of words that no pre-trained model can read."""
     utc_offset: str = "+00:00"
-    """Of ISO times that name no zone."""
+    """Of times that name no zone."""
+    notes: tuple[str, ...] = ()
+    """What a user of the data should know."""
     items: TableMapping | None = None
     search_impressions: TableMapping | None = None
     feed_events: TableMapping | None = None
@@ -238,9 +232,11 @@ class MappingFile(_Section):
     def offset_minutes(self) -> int:
         """Minutes ahead of UTC."""
         match = _OFFSET.fullmatch(self.utc_offset)
-        if match is None:
-            raise CropsError(f"utc_offset = '{self.utc_offset}': write it as +08:00")
-        minutes = 60 * int(match[2]) + int(match[3])
+        minutes = 60 * int(match[2]) + int(match[3]) if match else _MAX_OFFSET + 1
+        if match is None or minutes > _MAX_OFFSET:
+            raise CropsError(
+                f"utc_offset = '{self.utc_offset}': write it as +08:00, between -14:00 and +14:00"
+            )
         return -minutes if match[1] == "-" else minutes
 
 
@@ -257,88 +253,3 @@ def load_mapping(path: Path) -> MappingFile:
     except ValidationError as error:
         faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()]
         raise CropsError(f"{path}: {'; '.join(faults)}") from error
-
-
-def mapped_table(
-    table: Table, section: TableMapping, folder: Path, mapping: MappingFile, scratch: Path
-) -> MappedTable:
-    """Return one table of the contract from its section.
-
-    Raises:
-        CropsError: as in `own_tables`.
-    """
-    known = {column.name: column for column in table.columns}
-    found = dict(section.columns)
-    if table is SEARCH_IMPRESSIONS:
-        found.setdefault("stage", ColumnMapping(value="exposed"))
-    for name in found:
-        if name not in known:
-            raise CropsError(f"[{table.name}.columns] {name} is no column of it.{nearest(name, known)}")
-    for column in table.columns:
-        if not column.optional and column.name not in found:
-            raise CropsError(f"[{table.name}.columns] lacks {column.name}: {column.doc}")
-    how = {name: ColumnMapping(column=one) if isinstance(one, str) else one for name, one in found.items()}
-    columns = {
-        name: _value(f"[{table.name}.columns] {name}", known[name], one, mapping.offset_minutes)
-        for name, one in how.items()
-    }
-    read = {one.column: one.column for one in how.values() if one.column}
-    refused = {"malformed_json": "_problem = 'malformed_json'"}
-    refused |= {f"{LISTS}{name}": f"_problem = {literal(LISTS + name)}" for name in read}
-    return MappedTable(table, read_sql(find_files(folder, section.files), read, scratch), columns, refused)
-
-
-def _value(where: str, column: Column, how: ColumnMapping, offset_minutes: int) -> Value:
-    if (how.column is None) == (how.value is None):
-        raise CropsError(f"{where}: give either column or value")
-    if how.column is None:
-        type_ = "VARCHAR" if column.name in _IDS else column.type
-        return Value(f"cast({literal(str(how.value))} as {type_})")
-    raw = quoted(how.column)
-    if column.name.endswith(("_at", "_ms")):
-        return _timed(where, column, how, raw, offset_minutes)
-    if column.name in _IDS:
-        return identifier(raw)
-    if column.type == "BOOLEAN":
-        wanted = ", ".join(literal(word) for word in how.equals)
-        return Value(f"coalesce({raw} in ({wanted}), false)") if wanted else flag(raw)
-    if column.type == "VARCHAR":
-        return text(raw)
-    if column.type == "DOUBLE":
-        return Value(f"case when isfinite(try_cast({raw} as DOUBLE)) then try_cast({raw} as DOUBLE) end", raw)
-    whole = f"try({integer(raw).sql} + {1 - how.base if column.name == 'rank' else 0})"
-    return Value(f"try_cast({whole} as {column.type})", raw)
-
-
-def _timed(where: str, column: Column, how: ColumnMapping, raw: str, offset_minutes: int) -> Value:
-    if how.unit is None:
-        raise CropsError(f'{where}: say its unit, e.g. {{ column = {raw}, unit = "ms" }}')
-    if column.name.endswith("_at"):
-        return time(raw, how.unit, offset_minutes)
-    if how.unit == "iso":
-        raise CropsError(f"{where}: a duration is a number of s, ms or us")
-    return duration(raw, how.unit)
-
-
-def own_tables(folder: Path, mapping: MappingFile, scratch: Path) -> Dataset:
-    """Return the mapping of a team's own tables.
-
-    Raises:
-        CropsError: items or search_impressions are not mapped, a file or column is missing, a column of the
-            contract is unknown or lacks its unit.
-    """
-    for name in ("items", "search_impressions"):
-        if getattr(mapping, name) is None:
-            raise CropsError(f"the mapping has no [{name}]; name its files and columns")
-    sections = (
-        (ITEMS, mapping.items),
-        (SEARCH_IMPRESSIONS, mapping.search_impressions),
-        (FEED_EVENTS, mapping.feed_events),
-    )
-    tables = [
-        mapped_table(table, section, folder, mapping, scratch) for table, section in sections if section
-    ]
-    return Dataset(tuple(tables), text=mapping.text)
-
-
-OWN_TABLES = Importer("table", own_tables, mapping="needed")

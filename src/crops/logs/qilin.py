@@ -13,21 +13,10 @@ import pyarrow as pa
 
 from crops.database import quoted
 from crops.errors import CropsError, nearest
-from crops.logs.mapping import (
-    Dataset,
-    Importer,
-    MappedTable,
-    MappingFile,
-    Value,
-    duration,
-    flag,
-    integer,
-    integer_identifier,
-    text,
-    time,
-)
+from crops.logs.mapping import Dataset, Importer, MappedTable, MappingFile
 from crops.logs.sources import find_files, parquet_schema, read_sql
 from crops.logs.tables import rows_of
+from crops.logs.values import Value, duration, flag, integer, integer_identifier, text, time
 from crops.schema import FEED_EVENTS, ITEMS, SEARCH_IMPRESSIONS
 
 _SEARCH_FIELDS = ("note_idx", "position", "click", "like", "page_time", "search_timestamp")

@@ -1,4 +1,4 @@
-"""Reads the columns that an importer names, and no others, from CSV, TSV, JSON lines and Parquet.
+"""Reads the columns that an importer names, and no others, from delimited text, JSON and Parquet.
 
 DuckDB gets a clean copy of a text file whose lines it cannot take apart; what is left out is named.
 """
@@ -10,18 +10,20 @@ import gzip
 import io
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from crops.database import literal, path_literal, quoted
+from crops.database import failing_as, literal, open_database, path_literal, quoted
 from crops.errors import CropsError, nearest
 from crops.logs.tables import distinct_names, refuse_lake_tables, rows_of
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _LINES = (".jsonl", ".ndjson", ".json")
+_PLAIN = (".txt", ".log")
 MAX_LINE_BYTES = 64_000_000
 """No line and no value in quotes is longer."""
 LEFT_OUT = pa.schema([("file", pa.string()), ("line", pa.int64()), ("reason", pa.string())])
@@ -31,8 +33,25 @@ LISTS = "lists in "
 """How `_problem` begins where a column holds lists or structs."""
 
 
+@dataclass(frozen=True)
+class Layout:
+    """How delimited text is written."""
+
+    delimiter: str | None = None
+    """One character; None: as the file is called, `.csv` or `.tsv`."""
+    names: tuple[str, ...] = ()
+    """Of the columns, where the files have no header line."""
+    quote: str = '"'
+    """Around values, or an empty text where quotes are letters."""
+
+
+_LAYOUT = Layout()
+
+
 def find_files(folder: Path, pattern: str) -> tuple[Path, ...]:
     """Return the files of a glob below a folder (absolute, sorted); a folder stands for the files in it.
+
+    Files called `.txt` and `.log` count where the pattern finds no others.
 
     Raises:
         CropsError: there are none, they are not of one kind, or they are of a table of Delta Lake, Iceberg
@@ -40,12 +59,13 @@ def find_files(folder: Path, pattern: str) -> tuple[Path, ...]:
     """
     if not folder.is_dir():
         raise CropsError(f"{folder} is not a folder; name the folder that holds {pattern}")
-    known = (*_DELIMITERS, *_LINES, ".parquet")
+    known = (*_DELIMITERS, *_LINES, ".parquet", *_PLAIN)
     found: set[Path] = set()
     for path in folder.absolute().glob(pattern):
         inside = path.rglob("*") if path.is_dir() else [path]
-        found |= {file for file in inside if file.is_file() and _kind(file) in known}
-    kinds = {_kind(file) for file in found}
+        found |= {file for file in inside if file.is_file() and _suffix(file) in known}
+    found = {file for file in found if _suffix(file) not in _PLAIN} or found
+    kinds = {_suffix(file) for file in found}
     if not found:
         hint = nearest(pattern, (path.name for path in folder.iterdir()))
         raise CropsError(f"{folder}: no file matches {pattern} ({', '.join(known)}).{hint}")
@@ -56,86 +76,124 @@ def find_files(folder: Path, pattern: str) -> tuple[Path, ...]:
 
 
 def read_sql(
-    files: Sequence[Path], columns: Mapping[str, str], scratch: Path, optional: Sequence[str] = ()
+    files: Sequence[Path],
+    columns: Mapping[str, str],
+    scratch: Path,
+    optional: Collection[str] = (),
+    nested: Collection[str] = (),
+    layout: Layout = _LAYOUT,
 ) -> str:
     """Return the SELECT of the named columns as text, and of `_problem`, `_file` and `_row`.
 
     Lines that cannot be taken apart go to DuckDB's table `reject_errors`, or beside a clean copy, and are
     left out; `_problem` says of a JSON line why it has no columns. `_row` counts from 0 in Parquet files,
-    lines from 1 in JSON lines, and is NULL in others.
+    lines from 1 in JSON lines and elements in JSON arrays, and is NULL in others.
 
     Args:
         files: files of one kind.
-        columns: name in the SELECT -> column of the files; in JSON lines a path such as `a.b.c`.
+        columns: name in the SELECT -> column of the files, or a path such as `a.b.c` through JSON, JSON text
+            in a column and structs; see `path_text`.
         scratch: folder for clean copies, see `clean_csv`.
         optional: names that the files may lack; they read as NULL.
+        nested: names that may hold lists and structs; they are read as their JSON text.
+        layout: of delimited text.
 
     Raises:
-        CropsError: a file is not readable, lacks a column or has it twice, or the column holds lists.
+        CropsError: a file is not readable, lacks a column or has it twice, or a column holds lists or structs
+            and is not named in `nested`.
     """
-    kind = _kind(files[0])
-    if kind in _LINES:
-        fields = [f"{json_text('doc', column)} as {quoted(name)}" for name, column in columns.items()]
-        problem = _nested_problem(columns.values())
+    kind = _kind(files[0], layout)
+    if kind == "json":
+        fields = [f"{path_text('doc', column)} as {quoted(name)}" for name, column in columns.items()]
+        problem = _nested_problem([column for name, column in columns.items() if name not in nested])
         fields.append(f"{problem} as _problem")
         return f"select {', '.join(fields)}, _file, _row from ({lines_sql(files, scratch)})"
-    parquet = kind == ".parquet"
-    schemas = [parquet_schema(file) for file in files] if parquet else []
-    headers = [list(schema.names) for schema in schemas] or [_header(file) for file in files]
-    wanted = {name: column for name, column in columns.items() if name not in optional}
+    schemas = [parquet_schema(file) for file in files] if kind == "parquet" else []
+    headers = [list(schema.names) for schema in schemas] or [_header(file, layout) for file in files]
     for file, header in zip(files, headers, strict=True):
-        for column in wanted.values():
-            if column not in header:
+        for name, column in columns.items():
+            found = _column_of(column, header)
+            if found is None and name not in optional:
                 raise CropsError(f"{file}: column {column} is missing.{nearest(column, header)}")
-        for column in columns.values():
-            if header.count(column) > 1:
-                raise CropsError(f"{file}: column {column} is there {header.count(column)} times; keep one")
-    if parquet:
-        for file, schema in zip(files, schemas, strict=True):
-            refuse_nested(file, schema, columns.values())
-        fields = [f"cast({quoted(name)} as VARCHAR) as {quoted(name)}" for name in columns]
-        problem = "cast(null as VARCHAR) as _problem"
-        return f"select {', '.join(fields)}, {problem}, _file, _row from {rows_of(files, schemas, columns)}"
-    return " union all ".join(
-        f"select {_fields(columns, header)}, cast(null as VARCHAR) as _problem,"
-        f" {literal(file)} as _file, cast(null as BIGINT) as _row from {_csv(file, header, scratch)}"
-        for file, header in zip(files, headers, strict=True)
-    )
+            if found is not None and header.count(found) > 1:
+                raise CropsError(f"{file}: column {found} is there {header.count(found)} times; keep one")
+    if not schemas:
+        return " union all ".join(
+            f"select {_fields(columns, header)}, cast(null as VARCHAR) as _problem, {literal(file)} as _file,"
+            f" cast(null as BIGINT) as _row from {_csv(file, header, scratch, layout)}"
+            for file, header in zip(files, headers, strict=True)
+        )
+    for file, schema in zip(files, schemas, strict=True):
+        refuse_nested(file, schema, [column for name, column in columns.items() if name not in nested])
+        _demand_fields(file, schema, [column for name, column in columns.items() if name not in optional])
+    present = [_column_of(column, header) or column for column in columns.values() for header in headers]
+    structs = {field.name for schema in schemas for field in schema if pa.types.is_nested(field.type)}
+    names = {column: quoted(column) for column in present}
+    names |= {column: f"to_json({quoted(column)})" for column in structs}
+    texts = {column: f"cast({value} as VARCHAR)" for column, value in names.items()}
+    rows = rows_of(files, schemas, {column: column for column in dict.fromkeys(present)})
+    fields = [
+        f"{_inside(column, _column_of(column, [*texts]) or column, texts)} as {quoted(name)}"
+        for name, column in columns.items()
+    ]
+    return f"select {', '.join(fields)}, cast(null as VARCHAR) as _problem, _file, _row from {rows}"
+
+
+def _column_of(path: str, header: Collection[str]) -> str | None:
+    """Return the column that a path begins with: the longest name that fits."""
+    parts = path.split(".")
+    names = (".".join(parts[:size]) for size in range(len(parts), 0, -1))
+    return next((name for name in names if name in header), None)
+
+
+def _inside(path: str, column: str, texts: Mapping[str, str]) -> str:
+    """Return the SQL of what a path says below the text of its column."""
+    return text_inside(texts[column], path[len(column) + 1 :])
 
 
 def _fields(columns: Mapping[str, str], header: Sequence[str]) -> str:
     present = dict(zip(header, distinct_names(header), strict=True))
-    fields = (
-        f"cast({quoted(present[column]) if column in present else 'null'} as VARCHAR) as {quoted(name)}"
-        for name, column in columns.items()
-    )
+    fields = []
+    for name, path in columns.items():
+        column = _column_of(path, header)
+        text = text_inside(quoted(present[column]), path[len(column) + 1 :]) if column else "null"
+        fields.append(f"cast({text} as VARCHAR) as {quoted(name)}")
     return ", ".join(fields)
 
 
-def _csv(file: Path, header: Sequence[str], scratch: Path) -> str:
+def _csv(file: Path, header: Sequence[str], scratch: Path, layout: Layout) -> str:
     # Without the types and names of a header that was read here, DuckDB would guess them from dirty rows.
     names = ", ".join(f"{literal(name)}: 'VARCHAR'" for name in distinct_names(header))
-    delimiter = _DELIMITERS[_kind(file)]
+    clean = clean_csv(file, len(header), _delimiter(file, layout), scratch, layout.quote)
+    quote = layout.quote if clean == file else '"'
     options = (
-        "auto_detect=false, header=true, store_rejects=true, quote='\"', escape='\"',"
-        f" delim={literal(delimiter)}, max_line_size={MAX_LINE_BYTES}"
+        f"auto_detect=false, header={'false' if layout.names else 'true'}, store_rejects=true,"
+        f" quote={literal(quote)}, escape={literal(quote)}, delim={literal(_delimiter(file, layout))},"
+        f" max_line_size={MAX_LINE_BYTES}"
     )
-    clean = clean_csv(file, len(header), delimiter, scratch)
     return f"read_csv({path_literal(clean)}, columns={{{names}}}, {options})"
 
 
 def lines_sql(files: Sequence[Path], scratch: Path) -> str:
-    """Return the SELECT of the JSON lines: `doc` (NULL where a line is no JSON object), `_file`, `_row`.
+    """Return the SELECT of JSON lines: `doc` (NULL where a line is no JSON object), `_file`, `_row`.
 
-    What exports of OpenSearch wrap in `_source` is unwrapped. Empty lines are none; `_row` counts from 1.
+    What exports of OpenSearch wrap in `_source` is unwrapped. Empty lines are none; `_row` counts from 1. A
+    file that begins with `[` is one array, whose elements are its lines.
+
+    Raises:
+        CropsError: an array cannot be read to its end.
     """
     options = (
         "columns={'line': 'VARCHAR'}, auto_detect=false, header=false, delim='\x01', quote='', escape='',"
         f" comment='', store_rejects=true, max_line_size={MAX_LINE_BYTES}"
     )
     lines = " union all ".join(
-        f"select line, {literal(file)} as _file, row_number() over () as _row"
-        f" from read_csv({path_literal(clean_json(file, scratch))}, {options})"
+        f"select line, {literal(file)} as _file, row_number() over () as _row from "
+        + (
+            _array(file)
+            if _first(file) == b"["
+            else f"read_csv({path_literal(clean_json(file, scratch))}, {options})"
+        )
         for file in files
     )
     doc = "case when json_valid(line) and json_type(line) = 'OBJECT' then cast(line as JSON) end"
@@ -143,6 +201,27 @@ def lines_sql(files: Sequence[Path], scratch: Path) -> str:
         "select coalesce(doc->'_source', doc) as doc, _file, _row"
         f" from (select {doc} as doc, _file, _row from ({lines}) where trim(line, ' \t\r') <> '')"
     )
+
+
+def _array(file: Path) -> str:
+    lines = (
+        "(select cast(json as VARCHAR) as line from read_json("
+        f"{path_literal(file)}, format='array', records='false', columns={{json: 'JSON'}},"
+        f" maximum_object_size={MAX_LINE_BYTES}))"
+    )
+    remedy = "is no JSON array that can be read; write one object per line"
+    with failing_as(f"{file} {remedy}"), open_database() as db:
+        db.execute(f"select count(line) from {lines}")
+    return lines
+
+
+def _first(file: Path) -> bytes:
+    """Return the first letter of a text file that is no space."""
+    try:
+        with _opened(file) as stream:
+            return stream.read(1_000).removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
+    except (OSError, EOFError) as error:
+        raise CropsError(f"{file} is not readable ({error}); write the file again") from error
 
 
 def _nested_problem(columns: Collection[str]) -> str:
@@ -166,11 +245,29 @@ def refuse_nested(file: Path, schema: pa.Schema, columns: Collection[str]) -> No
             raise CropsError(f"{file}: {nested_message(field.name, str(field.type))}")
 
 
+def _demand_fields(file: Path, schema: pa.Schema, paths: Collection[str]) -> None:
+    """Refuse paths through structs that have no such field."""
+    for path in paths:
+        column = _column_of(path, schema.names) or path
+        type_ = schema.field(column).type
+        for part in filter(None, path[len(column) + 1 :].split(".")):
+            while pa.types.is_list(type_) or pa.types.is_large_list(type_):
+                type_ = type_.value_type
+            if not pa.types.is_struct(type_):
+                break
+            known = [field.name for field in type_]
+            if part not in known and not part.isdigit() and "key" not in known:
+                raise CropsError(
+                    f"{file}: {column} holds no field {part} (it is {type_}).{nearest(part, known)}"
+                )
+            type_ = type_.field(part).type if part in known else pa.string()
+
+
 def nested_message(column: str, found: str) -> str:
     """Return what is wrong with a column of lists or structs, and the remedy."""
     return (
         f"column {column} holds lists or structs ({found}), where one value is wanted in each row:"
-        " write one row per element (UNNEST in SQL, explode in pandas and Spark), or map a field of it"
+        f' make one row per element (explode = "{column}" in the mapping), or map a field of it'
     )
 
 
@@ -184,13 +281,69 @@ def json_text(doc: str, path: str) -> str:
     return f"json_extract_string({doc}, {_json_path(path)})"
 
 
+def path_text(doc: str, path: str) -> str:
+    """Return the SQL of the text at a path of a JSON document, and of what is written in one.
+
+    `a.b` is the field `b` of `a`, also where `a` is the text of a JSON document; the field that is called
+    `a.b`; and the value of the pair with the key `b` where `a` is a list of pairs of `key` and `value`, whose
+    value may be a struct of one value per type. A number is a place in a list, from 0.
+    """
+    parent, _, last = path.rpartition(".")
+    if not parent:
+        return json_text(doc, path)
+    pairs = f"json_extract({doc}, {_json_path(parent)})"
+    first, _, rest = path.partition(".")
+    text = json_text(doc, first)
+    is_text = f"{json_type(doc, first)} = 'VARCHAR' and json_valid({text})"
+    written = f"case when {is_text} then {json_text(text, rest)} end"
+    named = f"json_extract_string({doc}, {literal('$.' + quoted(path))})"
+    return f"coalesce({json_text(doc, path)}, {named}, {_of_pair(pairs, last)}, {written})"
+
+
+def text_inside(text: str, path: str) -> str:
+    """Return the SQL of what a path says below a text, which is itself where the path is empty."""
+    if not path:
+        return text
+    found = (
+        path_text(text, path) if "." in path else f"coalesce({json_text(text, path)}, {_of_pair(text, path)})"
+    )
+    return f"case when json_valid({text}) then {found} end"
+
+
+def _of_pair(pairs: str, key: str) -> str:
+    """Return the SQL of the value of a key in a list of pairs, as GA4 writes its parameters."""
+    value = (
+        f"list_filter(cast({pairs} as JSON[]), lambda pair: pair ->> 'key' = {literal(key)})[1] -> 'value'"
+    )
+    typed = ", ".join(f"({value}) ->> '{kind}_value'" for kind in ("string", "int", "double", "float"))
+    plain = f"case when json_type({value}) <> 'OBJECT' then ({value}) ->> '$' end"
+    return f"case when json_type({pairs}) = 'ARRAY' then coalesce({typed}, {plain}) end"
+
+
 def _json_path(path: str) -> str:
-    return literal("$." + ".".join(quoted(part) for part in path.split(".")))
+    parts = (f"[{part}]" if part.isdigit() else f".{quoted(part)}" for part in path.split("."))
+    return literal("$" + "".join(parts))
 
 
-def _kind(file: Path) -> str:
+def _suffix(file: Path) -> str:
     suffixes = [suffix for suffix in file.suffixes if suffix != ".gz"]
     return suffixes[-1].lower() if suffixes else ""
+
+
+def _kind(file: Path, layout: Layout = _LAYOUT) -> str:
+    """Return `parquet`, `json` or `text`."""
+    suffix = _suffix(file)
+    if suffix == ".parquet":
+        return "parquet"
+    plain = suffix in _PLAIN and layout == _LAYOUT and _first(file) in (b"{", b"[")
+    return "json" if suffix in _LINES or plain else "text"
+
+
+def _delimiter(file: Path, layout: Layout) -> str:
+    found = layout.delimiter or _DELIMITERS.get(_suffix(file))
+    if found is None:
+        raise CropsError(f'{file}: say what parts its columns, e.g. delimiter = "\\t" in the mapping')
+    return found
 
 
 def parquet_schema(file: Path) -> pa.Schema:
@@ -205,23 +358,40 @@ def parquet_schema(file: Path) -> pa.Schema:
         raise CropsError(f"{file} is not readable as Parquet ({error}); write the file again") from error
 
 
-def _header(file: Path) -> list[str]:
+def _header(file: Path, layout: Layout) -> list[str]:
+    delimiter = _delimiter(file, layout)
     try:
         opener = gzip.open if file.suffix == ".gz" else open
         with opener(file, "rt", encoding="utf-8-sig", errors="replace", newline="") as lines:
-            header = next(csv.reader(lines, delimiter=_DELIMITERS[_kind(file)]), [])
+            header = next(csv.reader(lines, **_dialect(delimiter, layout.quote)), [])
     except (OSError, EOFError, csv.Error) as error:
         raise CropsError(f"{file} is not readable ({error}); write the file again") from error
+    if layout.names:
+        if len(header) != len(layout.names):
+            raise CropsError(
+                f"{file}: its first line has {len(header)} values ({_short(header)}), and the mapping names"
+                f" {len(layout.names)}: name each column, in order, or correct the delimiter ({delimiter!r})"
+            )
+        return list(layout.names)
     if any(letter in name for name in header for letter in "\ufffd\0"):
         raise CropsError(f"{file}: its header is not UTF-8; write the file again, as UTF-8")
     return header
 
 
-# Clean copies.
+def _short(values: Sequence[str]) -> str:
+    shown = ", ".join(repr(value[:20]) for value in values[:3])
+    return shown + (", ..." if len(values) > 3 else "")
+
+
+def _dialect(delimiter: str, quote: str) -> dict[str, Any]:
+    quoting = {"quotechar": quote} if quote else {"quoting": csv.QUOTE_NONE}
+    return {"delimiter": delimiter, **quoting}
 
 
 # Clean copies.
-def clean_csv(file: Path, fields: int, delimiter: str, scratch: Path) -> Path:
+
+
+def clean_csv(file: Path, fields: int, delimiter: str, scratch: Path, quote: str = '"') -> Path:
     """Return a CSV file, or a copy of it where line ends are mixed or a line has an odd number of quotes.
 
     A quote that is not closed where its value ends costs its line, not the lines behind it: a value in quotes
@@ -232,17 +402,18 @@ def clean_csv(file: Path, fields: int, delimiter: str, scratch: Path) -> Path:
         fields: how many a row has.
         delimiter: between them.
         scratch: where the copy goes, and what it leaves out as `LEFT_OUT`.
+        quote: around values, or an empty text where quotes are letters; a copy has `"` around all.
 
     Raises:
         CropsError: the file cannot be read.
     """
-    if not _dirty(file, quotes=True):
+    if not _dirty(file, quotes=bool(quote)):
         return file
     lost: _Lost = []
     copy = _place(file, scratch)
     with copy.open("w", encoding="utf-8", newline="") as target:
         writer = csv.writer(target, delimiter=delimiter, quoting=csv.QUOTE_ALL, lineterminator="\n")
-        writer.writerows(_rows(file, fields, delimiter, lost))
+        writer.writerows(_rows(file, fields, _dialect(delimiter, quote), lost))
     return _noted(file, copy, lost)
 
 
@@ -296,7 +467,7 @@ def _lines(file: Path) -> Iterator[tuple[int, str]]:
         )
 
 
-def _rows(file: Path, fields: int, delimiter: str, lost: _Lost) -> Iterator[list[str]]:
+def _rows(file: Path, fields: int, dialect: dict[str, Any], lost: _Lost) -> Iterator[list[str]]:
     csv.field_size_limit(MAX_LINE_BYTES)
     coming = _lines(file)
     back: deque[tuple[int, str]] = deque()
@@ -304,10 +475,10 @@ def _rows(file: Path, fields: int, delimiter: str, lost: _Lost) -> Iterator[list
         number, line = back.popleft() if back else next(coming, (0, ""))
         if not number:
             return
-        row, fault = _row([line], delimiter)
+        row, fault = _row([line], dialect)
         if fault == "unexpected end of data":
             ahead = _to_the_quote(back, coming, len(line))
-            row, fault = _row([line, *(text for _, text in ahead)], delimiter)
+            row, fault = _row([line, *(text for _, text in ahead)], dialect)
             if fault or len(row) != fields:
                 back.extendleft(reversed(ahead))
                 row, fault = [], "unclosed quote"
@@ -321,10 +492,10 @@ def _rows(file: Path, fields: int, delimiter: str, lost: _Lost) -> Iterator[list
             yield row
 
 
-def _row(lines: list[str], delimiter: str) -> tuple[list[str], str]:
+def _row(lines: list[str], dialect: dict[str, Any]) -> tuple[list[str], str]:
     """Return the row that lines make, or why they make none."""
     try:
-        rows = list(csv.reader(lines, delimiter=delimiter, strict=True))
+        rows = list(csv.reader(lines, **dialect, strict=True))
     except csv.Error as error:
         return [], str(error)
     return (rows[0] if rows else [], "") if len(rows) < 2 else ([], "several rows")

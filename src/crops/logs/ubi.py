@@ -13,19 +13,11 @@ import pyarrow as pa
 
 from crops.database import literal, quoted
 from crops.errors import CropsError, nearest
-from crops.logs.mapping import (
-    Dataset,
-    Importer,
-    MappedTable,
-    MappingFile,
-    Value,
-    identifier,
-    mapped_table,
-    text,
-    time,
-)
+from crops.logs.mapped import mapped_table
+from crops.logs.mapping import Dataset, Importer, MappedTable, MappingFile
 from crops.logs.sources import find_files, json_text, json_type, lines_sql, parquet_schema, refuse_nested
 from crops.logs.tables import rows_of
+from crops.logs.values import Value, identifier, text, time
 from crops.schema import FEED_EVENTS, ITEMS, SEARCH_IMPRESSIONS
 
 _QUERY = ("query_id", "client_id", "user_query", "timestamp", "query_response_hit_ids")
