@@ -1,7 +1,5 @@
 """Simulated days that several tests look at."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import cache
 from typing import Any

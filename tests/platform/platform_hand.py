@@ -4,8 +4,6 @@ Needs: 0 hum and 1 winding (sense 0, electric), 2 attention (sense 1, model), 3 
 Heads: 0 transformer (senses 0 and 1), 1 ficus (sense 2).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -76,8 +76,5 @@ def test_every_observable_of_the_bubble_is_a_share_or_a_count(measured):
         for name in BUBBLE:
             assert 0 < figures[name] < (5 if name.startswith("senses") else 1), name
         assert figures["exposure that the query's top 10 items get"] > 0.3
-
-
-def test_strong_never_explores(measured):
     assert measured["strong"]["ranked set found by explore"] == 0
     assert measured["strong"]["shown set found by explore"] == 0

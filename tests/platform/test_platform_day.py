@@ -11,6 +11,7 @@ from platform_hand import Fixed
 from crops.config import PlatformConfig
 from crops.logs import check
 from crops.platform import DayLogs, build_platform, simulate_day, write_day, write_items, write_truth
+from crops.platform.day import behaviour
 from crops.platform.people import ABUSE_SESSIONS
 from crops.platform.search import FILTERED, PAGE, RANKED, ROUTES, click_queries, counters
 from crops.platform.world import items_table
@@ -30,33 +31,32 @@ def rows(day) -> pd.DataFrame:
 
 
 def searches_of(logs: DayLogs) -> pd.DataFrame:
-    """One row per search, by user and time, with its need."""
-    table = (
-        logs.impressions.to_pandas()
-        .groupby("search_id")
-        .agg(
-            user=("user_id", "first"),
-            query=("query", "first"),
-            at=("searched_at", "first"),
-            rows=("item_id", "size"),
-        )
-    )
+    """One row per search, by user and time, with its need and its number of rows."""
+    by_search = logs.impressions.to_pandas().groupby("search_id")
+    table = by_search.first().rename(columns={"user_id": "user", "searched_at": "at"})
     needs = pd.Series(logs.search_needs, index=logs.search_ids)
-    return table.assign(need=needs).sort_values(["user", "at"])
+    return table.assign(rows=by_search.size(), need=needs).sort_values(["user", "at"])
 
 
 def test_tables_keep_the_contract(day):
-    _, logs = day
-    assert logs.impressions.schema.equals(SEARCH_IMPRESSIONS.arrow())
-    assert logs.feed.schema.equals(FEED_EVENTS.arrow())
-    for table, contract in ((logs.impressions, SEARCH_IMPRESSIONS), (logs.feed, FEED_EVENTS)):
-        for column in contract.columns:
-            assert column.nullable or table[column.name].null_count == 0, column.name
+    platform, logs = day
+    for table, contract, column in (
+        (logs.impressions, SEARCH_IMPRESSIONS, "searched_at"),
+        (logs.feed, FEED_EVENTS, "watched_at"),
+    ):
+        assert table.schema.equals(contract.arrow())
+        for one in contract.columns:
+            assert one.nullable or table[one.name].null_count == 0, one.name
+        since = table[column].to_numpy() - platform.first_day_us
+        assert since.min() >= 0
+        assert since.max() < 86_400_000_000
+        online = platform.world.corpus.uploaded_day <= 0
+        assert online[table["item_id"].to_numpy() - 1].all()
+        assert not online.all()
 
 
-def test_what_is_shown_has_a_rank_and_what_is_not_has_no_click(rows):
-    shown = rows[rows.stage == "exposed"]
-    hidden = rows[rows.stage != "exposed"]
+def test_the_rows_of_a_search_agree_with_each_other_and_with_the_truth(day, rows):
+    shown, hidden = rows[rows.stage == "exposed"], rows[rows.stage != "exposed"]
     assert set(rows.stage) == {"exposed", "unexposed", "filtered"}
     assert sorted(shown["rank"].unique()) == list(range(1, PAGE + 1))
     assert hidden["rank"].isna().all()
@@ -64,44 +64,16 @@ def test_what_is_shown_has_a_rank_and_what_is_not_has_no_click(rows):
     assert rows.play_ms.notna().equals(rows.clicked)
     assert (rows.play_ms.dropna() <= rows.duration_ms[rows.clicked]).all()
     assert not (rows.liked & ~rows.clicked).any()
-    assert (rows.routes > 0).all()
-    assert (rows.routes < 1 << len(ROUTES)).all()
-
-
-def test_each_document_is_logged_once_per_search(rows):
+    assert rows.routes.between(1, (1 << len(ROUTES)) - 1).all()
     assert not rows.duplicated(["search_id", "item_id"]).any()
     sizes = rows.groupby(["search_id", "stage"]).size().unstack(fill_value=0)
     assert sizes["exposed"].max() == PAGE
     assert (sizes["exposed"] + sizes["unexposed"]).max() == RANKED
     assert sizes["filtered"].max() == FILTERED
-
-
-def test_one_search_is_one_user_one_text_one_time(rows):
-    for column in ("user_id", "query", "searched_at"):
-        assert (rows.groupby("search_id")[column].nunique() == 1).all()
-
-
-def test_truth_covers_every_search_and_only_those(day, rows):
+    assert (rows.groupby("search_id")[["user_id", "query", "searched_at"]].nunique() == 1).all(axis=None)
     platform, logs = day
     assert sorted(logs.search_ids) == sorted(rows.search_id.unique())
-    assert len(set(logs.search_ids)) == len(logs.search_ids)
     assert set(logs.search_needs) <= set(range(len(platform.world.intents.need_sense)))
-
-
-def test_everything_happens_on_its_day(day):
-    platform, logs = day
-    for table, column in ((logs.impressions, "searched_at"), (logs.feed, "watched_at")):
-        since = table[column].to_numpy() - platform.first_day_us
-        assert since.min() >= 0
-        assert since.max() < 86_400_000_000
-
-
-def test_only_uploaded_items_appear(day, rows):
-    platform, logs = day
-    online = platform.world.corpus.uploaded_day <= 0
-    assert online[rows.item_id - 1].all()
-    assert online[logs.feed["item_id"].to_numpy() - 1].all()
-    assert not online.all()
 
 
 def test_abusers_click_only_what_they_push(rows):
@@ -149,38 +121,26 @@ def test_people_reword_switch_and_page(run_days):
     assert 0.6 < reworded.need.mean() < 0.95
 
 
-def test_without_dissatisfaction_nobody_searches_twice():
-    platform = build_platform(PlatformConfig(size="tiny", reformulate=0.0), 0)
-    quiet = dataclasses.replace(
-        platform, behaviour=dataclasses.replace(platform.behaviour, page=0.0, switch=0.0)
-    )
-    logs = simulate_day(quiet, 0, 60, {"bm25": Fixed(np.flatnonzero(quiet.world.corpus.uploaded_day < 0))})
-    assert len(logs.search_ids) == 60 + ABUSE_SESSIONS  # those of one abuser
+BLIND = {"attraction": (0, 0, 0, 0), "match_attraction": 0, "bait_attraction": 0, "good_abandonment": 0}
 
 
-def test_nobody_searches_more_often_than_the_limit(day):
-    restless = dataclasses.replace(
-        day[0].behaviour, reformulate=1.0, page=0.0, switch=0.0, attraction=(0, 0, 0, 0), match_attraction=0,
-        bait_attraction=0, good_abandonment=0,
-    )  # fmt: skip
-    platform = dataclasses.replace(build_platform(PlatformConfig(size="tiny"), 0), behaviour=restless)
-    logs = simulate_day(
-        platform, 0, 50, {"bm25": Fixed(np.flatnonzero(platform.world.corpus.uploaded_day < 0))}
-    )
-    assert len(logs.search_ids) == restless.max_searches * (50 + ABUSE_SESSIONS)
-
-
-def test_nobody_turns_more_pages_than_were_ranked(day):
-    curious = dataclasses.replace(
-        day[0].behaviour, page=1.0, reformulate=0.0, switch=0.0, attraction=(0, 0, 0, 0), match_attraction=0,
-        bait_attraction=0, good_abandonment=0,
-    )  # fmt: skip
-    platform = dataclasses.replace(build_platform(PlatformConfig(size="tiny"), 0), behaviour=curious)
+@pytest.mark.parametrize(
+    ("rates", "searches"),
+    [
+        ({"reformulate": 0.0, "page": 0.0, "switch": 0.0}, 1),
+        (BLIND | {"reformulate": 1.0, "page": 0.0, "switch": 0.0}, behaviour(PlatformConfig()).max_searches),
+        (BLIND | {"page": 1.0, "reformulate": 0.0, "switch": 0.0}, RANKED // PAGE),
+    ],
+)
+def test_nobody_searches_more_often_than_the_limit_or_turns_more_pages_than_were_ranked(rates, searches):
+    platform = build_platform(PlatformConfig(size="tiny"), 0)
+    platform = dataclasses.replace(platform, behaviour=dataclasses.replace(platform.behaviour, **rates))
     online = np.flatnonzero(platform.world.corpus.uploaded_day < 0)
     logs = simulate_day(platform, 0, 50, {"bm25": Fixed(online)})
-    assert len(logs.search_ids) == RANKED // PAGE * (50 + ABUSE_SESSIONS)
-    shown = logs.impressions.filter(pc.equal(logs.impressions["stage"], "exposed"))
-    assert len(shown) == RANKED * (50 + ABUSE_SESSIONS)
+    assert len(logs.search_ids) == searches * (50 + ABUSE_SESSIONS)  # those of one abuser
+    if rates["page"]:
+        shown = logs.impressions.filter(pc.equal(logs.impressions["stage"], "exposed"))
+        assert len(shown) == RANKED * (50 + ABUSE_SESSIONS)
 
 
 def test_same_seed_same_bytes_other_seed_other_day(tmp_path):

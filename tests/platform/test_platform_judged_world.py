@@ -96,6 +96,9 @@ def test_documents_belong_to_the_need_that_they_answer_best(world):
     senses = [world.intents.names[need_of(world, text)][1] for text in [*texts, "oak table"]]
     names = sorted({(head, sense) for head, sense, _ in world.intents.names})
     assert [names[row][1] for row in world.corpus.sense] == senses
+    assert world.corpus.title == tuple(title for _, title, _ in DOCS)
+    assert world.corpus.caption == tuple(text for _, _, text in DOCS)
+    assert not world.corpus.partial.any()
 
 
 def test_documents_that_nobody_judged_lie_anywhere(tmp_path):
@@ -103,14 +106,6 @@ def test_documents_that_nobody_judged_lie_anywhere(tmp_path):
     world = read(write_collection(tmp_path / "many", docs))
     assert (world.corpus.need[6:] == -1).all()
     assert np.bincount(world.corpus.sense[6:]).min() > 60
-
-
-def test_texts_are_the_documents(world):
-    assert world.corpus.title == ("red boots", "blue boots", "winter boots", "oak table", None, "vase")
-    assert world.corpus.caption == (
-        "leather, size 40", "rubber", "warm and red", "for six", "a glass table", None,
-    )  # fmt: skip
-    assert not world.corpus.partial.any()
 
 
 def test_vaguer_phrases_are_the_querys_own_words(world):

@@ -48,12 +48,9 @@ def test_the_next_search_is_independent_of_the_first(worlds):
         together, expected = chance(pairs, groups)
         bound = 4.5 * np.sqrt(expected * (1 - expected) / len(pairs))
         assert abs(together - expected) < bound
-
-
-def test_in_the_default_world_most_follow_ups_want_the_same(worlds):
+    # in the default world most follow-ups want the same
     platform, (logs,) = worlds[True]
-    pairs = follow_ups(platform, logs)
-    together, expected = chance(pairs, np.arange(len(platform.world.intents.need_sense)))
+    together, expected = chance(follow_ups(platform, logs), np.arange(len(intents.need_sense)))
     assert together > 0.7 > 5 * expected
 
 

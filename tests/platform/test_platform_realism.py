@@ -1,8 +1,10 @@
 """Does the platform look real: the figures of a log by hand, and the command that compares them."""
 
+import html
 import json
 import math
 import re
+import statistics
 import sys
 from pathlib import Path
 
@@ -11,11 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from test_platform_judged_world import DOCS, QRELS, QUERIES, write_collection
-from typer.testing import CliRunner
 
 import crops
 from crops import pipeline
-from crops.cli.app import app
 from crops.cli.simulate import platform_report
 from crops.errors import CropsError
 from crops.platform import ANCHORS, BUBBLE, ROUTES, Anchor, Days, distributions, observe, platform_version
@@ -90,73 +90,53 @@ def figures(hand_logs):
     return observe(hand_logs[0], DAYS, TWO_ROUTES, hand_logs[1])
 
 
-def test_searches_and_clicks_by_hand(figures):
-    assert figures["searches"] == 5
-    assert figures["queries"] == 3  # bow, tie a bow, knot: neither case nor width nor space counts
-    assert figures["searches with a click"] == pytest.approx(2 / 5)
-    assert figures["clicks per search"] == pytest.approx(3 / 5)
-    assert figures["CTR at rank 1"] == pytest.approx(2 / 5)
-    assert figures["CTR at rank 2"] == 1
-    assert math.isnan(figures["CTR at rank 3"])
-
-
-def test_pairs_by_hand(figures):
+BY_HAND = {
+    "searches": 5,
+    "queries": 3,  # bow, tie a bow, knot: neither case nor width nor space counts
+    "searches with a click": 2 / 5,
+    "clicks per search": 3 / 5,
+    "CTR at rank 1": 2 / 5,
+    "CTR at rank 2": 1,
+    "CTR at rank 3": math.nan,
     # (11, 12) is the same text again, (12, 13) a reformulation 30 s later; (13, 14) is an hour apart
-    assert figures["same query again, of pairs within 90 s"] == pytest.approx(1 / 2)
-    assert figures["reworded by the next search within 90 s, of searches"] == pytest.approx(1 / 5)
-    assert figures["median gap of reformulations, s"] == pytest.approx(30)
-
-
-def test_repetition_by_hand(figures):
-    assert figures["test searches whose query is new"] == pytest.approx(3 / 5)
-    assert figures["test queries that are new"] == pytest.approx(2 / 3)
+    "same query again, of pairs within 90 s": 1 / 2,
+    "reworded by the next search within 90 s, of searches": 1 / 5,
+    "median gap of reformulations, s": 30,
+    "test searches whose query is new": 3 / 5,
+    "test queries that are new": 2 / 3,
     # of two clicks for a query that training knows (bow), one is on an item that it was not shown then
-    assert figures["test clicks on items not shown for the query in training"] == pytest.approx(1 / 2)
-
-
-def test_exposure_by_hand(figures):
+    "test clicks on items not shown for the query in training": 1 / 2,
     # six exposures on the test day; 1 % of 200 items are two: items 2 and 3 with two each
-    assert figures["exposure that the top 1 % of items get"] == pytest.approx(4 / 6)
-    assert figures["catalogue shown in search so far"] == pytest.approx(4 / 200)  # 1, 2, 3, 5
-    assert math.isnan(figures["exposure that the query's top 10 items get"])  # no query has 20 searches
-
-
-def test_funnel_by_hand(figures):
+    "exposure that the top 1 % of items get": 4 / 6,
+    "catalogue shown in search so far": 4 / 200,  # 1, 2, 3, 5
+    "exposure that the query's top 10 items get": math.nan,  # no query has 20 searches
     # ranked on the test day: 6 shown and item 4; the filtered one does not count
-    assert figures["ranked set found by dense"] == pytest.approx(2 / 7)
-    assert figures["ranked set found by bm25"] == pytest.approx(6 / 7)
-    assert figures["shown set found by dense"] == pytest.approx(1 / 6)
-
-
-def test_feed_and_plays_by_hand(figures):
-    assert figures["feed: mean share of a video watched"] == pytest.approx((0.25 + 0.6 + 1) / 3)
+    "ranked set found by dense": 2 / 7,
+    "ranked set found by bm25": 6 / 7,
+    "shown set found by dense": 1 / 6,
+    "feed: mean share of a video watched": (0.25 + 0.6 + 1) / 3,
     # 18 s of 30 s and all of 9 s are long, 10 s of 40 s is not, nor is what has no length or was not played
-    assert figures["feed: long views"] == pytest.approx(2 / 5)
-    assert figures["search: long plays, of clicks"] == pytest.approx(1 / 3)
-
-
-def test_what_only_the_truth_tells_by_hand(figures):
+    "feed: long views": 2 / 5,
+    "search: long plays, of clicks": 1 / 3,
+}
+BY_TRUTH = {
     # shown on the test day (search:item): grade 3 (11:1, 14:2 clicked, 15:2 not), 2 (13:3), 1 (11:3, clicked)
-    assert figures["P(click | shown, grade 0)"] == 0
-    assert figures["P(click | shown, grade 1)"] == 1
-    assert figures["P(click | shown, grade 2 or 3)"] == pytest.approx(2 / 4)
+    "P(click | shown, grade 0)": 0,
+    "P(click | shown, grade 1)": 1,
+    "P(click | shown, grade 2 or 3)": 2 / 4,
     # bow shows archery (1, 5) and ribbon (3); knot, the other head, shows rope
-    assert figures["senses shown per ambiguous query"] == pytest.approx((2 + 1) / 2)
+    "senses shown per ambiguous query": (2 + 1) / 2,
     # bow wants 1 and 4, shown: 1; tie a bow wants 3, shown; knot wants 2, shown
-    assert figures["relevant items that the query was ever shown"] == pytest.approx(3 / 4)
+    "relevant items that the query was ever shown": 3 / 4,
+}
 
 
-def test_without_the_truth_only_the_logs_are_read(hand_logs, figures):
-    told = observe(hand_logs[0], DAYS, TWO_ROUTES)
-    assert set(figures) - set(told) == {
-        "P(click | shown, grade 0)",
-        "P(click | shown, grade 1)",
-        "P(click | shown, grade 2 or 3)",
-        "senses shown per ambiguous query",
-        "relevant items that the query was ever shown",
-    }
-    known = {name: value for name, value in figures.items() if name in told and not math.isnan(value)}
-    assert known == {name: told[name] for name in known}
+def test_figures_by_hand(hand_logs, figures):
+    known = BY_HAND | BY_TRUTH
+    assert {name: figures[name] for name in known} == pytest.approx(known, nan_ok=True)
+    told = observe(hand_logs[0], DAYS, TWO_ROUTES)  # without the truth
+    assert set(figures) - set(told) == set(BY_TRUTH)
+    assert told == pytest.approx({name: figures[name] for name in told}, nan_ok=True)
 
 
 def test_the_law_of_frequencies(tmp_path, write_logs):
@@ -169,22 +149,13 @@ def test_the_law_of_frequencies(tmp_path, write_logs):
     logs = write_logs(tmp_path / "logs", items=ITEMS, impressions=[*TRAIN_ROWS, *rows], feed=FEED)
     x = [math.log(place) for place in (1, 2, 3, 4)]
     y = [math.log(count) for count in (16, 8, 4, 2)]
-    mean_x, mean_y = sum(x) / 4, sum(y) / 4
-    slope = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True)) / sum(
-        (a - mean_x) ** 2 for a in x
-    )
+    slope = statistics.linear_regression(x, y).slope
     assert observe(logs, DAYS, TWO_ROUTES)["exponent of the query frequency law"] == pytest.approx(-slope)
-
-
-def test_exposure_of_heavy_queries(tmp_path, write_logs):
-    # 20 searches of one query show 11 items: ten of them twice, one once; a lighter query does not count
-    rows = [
-        shown(search, search, "heavy", item, NOON + DAY, rank=1)
-        for search, item in enumerate([*range(1, 11), *range(1, 10), 11], start=1)
-    ]
+    # 20 searches of one query show 11 items: nine of them twice and two once; a lighter query does not count
+    items = [*range(1, 11), *range(1, 10), 11]
+    rows = [shown(n, n, "heavy", item, NOON + DAY, rank=1) for n, item in enumerate(items, start=1)]
     rows += [shown(100, 50, "light", 99, NOON + DAY)]
-    logs = write_logs(tmp_path / "logs", items=ITEMS, impressions=[*TRAIN_ROWS, *rows], feed=FEED)
-    # nine items twice and two once: the best ten hold 19 of 20
+    logs = write_logs(tmp_path / "heavy", items=ITEMS, impressions=[*TRAIN_ROWS, *rows], feed=FEED)
     found = observe(logs, DAYS, TWO_ROUTES)["exposure that the query's top 10 items get"]
     assert found == pytest.approx(19 / 20)
 
@@ -200,40 +171,29 @@ def test_curves_by_hand(hand_logs):
     assert (x[0], y[0]) == (0.0, pytest.approx(math.log10(2)))
 
 
-def test_anchors_are_sane():
-    names = [anchor.name for anchor in ANCHORS]
-    assert len(set(names)) == len(names)
+def test_anchors_are_measured_and_hold_inside_their_range_only(figures):
+    bands = {anchor.name: (anchor.low, anchor.high) for anchor in ANCHORS}
+    assert len(bands) == len(ANCHORS)
+    papers = {
+        "bm25 recall@100/ct": (0.35, 0.50),
+        "bm25 recall@100/qr": (0.17, 0.30),
+        "baseline recall@100/ct": (0.50, 0.70),
+        "baseline recall@100/qr": (0.25, 0.40),
+        "ranked set found by dense": (0.20, 0.40),
+        "ranked set found by sparse": (0.14, 0.28),
+    }
+    assert bands | papers == bands
     for anchor in ANCHORS:
         assert (anchor.low is None) == (anchor.high is None) == (anchor.figure == "-"), anchor.name
         if anchor.low is not None and anchor.high is not None:
-            assert 0 <= anchor.low < anchor.high <= 1
-            assert anchor.low <= float(anchor.figure) <= anchor.high
+            assert 0 <= anchor.low <= float(anchor.figure) <= anchor.high <= 1
             assert anchor.source
-
-
-def test_the_papers_bands_are_those_of_the_issue():
-    bands = {anchor.name: (anchor.low, anchor.high) for anchor in ANCHORS}
-    assert bands["bm25 recall@100/ct"] == (0.35, 0.50)
-    assert bands["bm25 recall@100/qr"] == (0.17, 0.30)
-    assert bands["baseline recall@100/ct"] == (0.50, 0.70)
-    assert bands["baseline recall@100/qr"] == (0.25, 0.40)
-    assert bands["ranked set found by dense"] == (0.20, 0.40)
-    assert bands["ranked set found by sparse"] == (0.14, 0.28)
-
-
-def test_a_row_holds_inside_its_range_only():
+    by_logs = {name for name in bands if not name.startswith(("bm25 ", "baseline "))}
+    assert by_logs | set(BUBBLE) <= {*figures, "ranked set found by sparse"}
     anchor = Anchor("row", "0.5", "source", 0.4, 0.6)
-    assert [anchor.holds(value) for value in (0.39, 0.4, 0.6, 0.61, math.nan, math.inf)] == [
-        False, True, True, False, False, False,
-    ]  # fmt: skip
+    values = {0.39: False, 0.4: True, 0.6: True, 0.61: False, math.nan: False, math.inf: False}
+    assert {value: anchor.holds(value) for value in values} == values
     assert Anchor("row", "-", "none").holds(0.5) is None
-
-
-def test_every_name_is_measured(figures):
-    by_logs = [anchor.name for anchor in ANCHORS if not anchor.name.startswith(("bm25 ", "baseline "))]
-    known = {*figures, "ranked set found by sparse"}
-    assert set(by_logs) <= known
-    assert set(BUBBLE) <= known
 
 
 SETTINGS = """
@@ -283,12 +243,11 @@ def test_a_world_is_logs_truth_and_the_deployed_model(world):
     assert manifest["days"] == {"warm_up": "2026-01-05", "train": "2026-01-06", "test": "2026-01-08"}
     assert manifest["seed"] == 1
 
-
-def test_the_deployed_models_serve_from_the_second_day_on(world):
     def shares(day: str) -> dict[str, float]:
         routes = pq.read_table(world / "logs" / "search_impressions" / f"day={day}")["routes"].to_numpy()
         return {name: float(np.mean((routes >> bit) & 1)) for bit, name in enumerate(ROUTES)}
 
+    # the deployed models serve from the second day on
     first, later = shares("2026-01-05"), shares("2026-01-06")
     assert first["dense"] == first["sparse"] == first["co_click"] == first["similar"] == 0
     for name in ("dense", "sparse", "co_click", "similar", "bm25", "personal", "explore"):
@@ -308,26 +267,25 @@ def test_counters_are_as_of_the_training_day(world):
     assert not set(test_day["query"][test_day.clicked]) <= known  # there was more to know
 
 
-def test_every_anchor_is_measured(world, report):
+def test_every_anchor_is_measured_and_shown_beside_its_source(world, report, settings, tmp_path):
     measured = json.loads((report.parent / "realism.json").read_text())["first"]
-    assert {anchor.name for anchor in ANCHORS} <= set(measured)
-    assert set(BUBBLE) <= set(measured)
+    names = {anchor.name for anchor in ANCHORS} | set(BUBBLE)
+    assert names <= set(measured)
     for name in ("searches with a click", "bm25 recall@100/ct", "baseline recall@100/qr_truth"):
         assert 0 < measured[name] < 1, name
     assert all(value is None or value >= 0 for value in measured.values())
-
-
-def test_the_page_shows_every_row_beside_its_source(world, report):
-    page = report.read_text()
-    for anchor in ANCHORS:
-        assert anchor.name.replace("&", "&amp;") in page.replace("&#39;", "'"), anchor.name
-    for words in ("KuaiSAR", "Excite 1997", "CosoBe", "CroPS, Table 2", platform_version()):
+    page = html.unescape(report.read_text())
+    for words in (*names, "KuaiSAR", "Excite 1997", "CosoBe", "CroPS, Table 2", platform_version()):
         assert words in page, words
-    for name in BUBBLE:
-        assert name in page.replace("&#39;", "'"), name
     assert page.count("<svg") >= 3
-    assert not re.search(r'(src|href)="https?:', page)
-    assert "<script" not in page
+    assert not re.search(r'(src|href)="https?:|<script', page)
+    (tmp_path / "empty").mkdir()
+    for folders, message in (
+        ([world, tmp_path / "first"], "same folder name"),
+        ([tmp_path / "empty"], r"not an output of `crops simulate`"),
+    ):
+        with pytest.raises(CropsError, match=message):
+            platform_report(folders, out=tmp_path / "out", config=settings)
 
 
 def test_a_world_is_evaluated_once(world, report, settings, monkeypatch):
@@ -346,25 +304,6 @@ def test_a_world_is_evaluated_once(world, report, settings, monkeypatch):
             platform_report([world], out=world.parent / "realism", config=settings)
     finally:
         manifest.write_text(text)
-
-
-def test_two_worlds_of_one_name_are_refused(world, settings, tmp_path):
-    with pytest.raises(CropsError, match="same folder name"):
-        platform_report([world, tmp_path / "first"], out=tmp_path / "out", config=settings)
-
-
-def test_a_folder_that_is_no_world_is_refused(tmp_path, settings):
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(CropsError, match=r"not an output of `crops simulate`"):
-        platform_report([tmp_path / "empty"], out=tmp_path / "out", config=settings)
-
-
-def test_both_commands_explain_their_dials():
-    runner = CliRunner()
-    simulate = runner.invoke(app, ["simulate", "--help"], env={"COLUMNS": "200", "NO_COLOR": "1"}).output
-    for option in ("--size", "--days", "--world", "--bubble", "--click-model", "--null", "--seed"):
-        assert option in simulate, option
-    assert "--out" in runner.invoke(app, ["platform-report", "--help"], env={"COLUMNS": "200"}).output
 
 
 def test_a_judged_collection_runs_through_the_command(tmp_path, settings, monkeypatch):

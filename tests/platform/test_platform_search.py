@@ -19,15 +19,8 @@ from platform_hand import (
     memory_of,
 )
 
+from crops.platform import search
 from crops.platform.search import (
-    DEPTH,
-    FILTERED,
-    INTEREST_WEIGHT,
-    MATCH_WEIGHT,
-    RANKED,
-    ROUTES,
-    TASTE_WEIGHT,
-    TEXT_MATCH,
     Bubble,
     ProductionRanker,
     RelevanceModel,
@@ -61,32 +54,24 @@ def found_by(found: dict[str, np.ndarray], name: str, row: int = 0) -> list[int]
     return [item for item in found[name][row].tolist() if item >= 0]
 
 
-def test_names_are_the_bits_of_the_log():
-    assert ROUTES == (
-        "bm25", "dense", "sparse", "co_click", "similar",
-        "co_watch", "popular", "fresh", "explore", "personal",
-    )  # fmt: skip
-
-
-def test_text_routes_have_their_depths():
-    found, _ = routes({"bm25": range(ITEMS), "dense": range(ITEMS)})(["any"])
-    assert found["bm25"].shape == (1, DEPTH["bm25"])
-    assert found_by(found, "bm25") == list(range(ITEMS))
-    assert found["dense"].tolist() == [[0, 1, 2, 3, 4]]  # as deep as the dial says
-
-
 def test_the_leaf_category_is_what_most_candidates_have():
-    assert routes({"bm25": [2, 3, 7]})(["any"])[1].tolist() == [2]
+    found, leaf = routes({"bm25": range(ITEMS), "dense": range(ITEMS)})(["any"])
+    assert set(found) == {"bm25", "dense", "co_watch", "popular", "fresh"}  # no clicks, and no exploration
+    assert found["bm25"].shape == (1, search.DEPTH["bm25"])
+    assert found["dense"].tolist() == [[0, 1, 2, 3, 4]]  # as deep as the dial says
+    assert leaf.tolist() == [0]
     assert routes({"bm25": [2, 6], "dense": [3, 7, 11]})(["any"])[1].tolist() == [2]
     assert routes({"bm25": [2, 3]})(["any"])[1].tolist() == [1]  # ties: the smaller
 
 
-def test_words_that_lead_nowhere_have_no_leaf():
-    found, leaf = routes({"bm25": []})(["xyz"])
+def test_words_that_lead_nowhere_find_nothing():
+    _, built, model = build([HUM] * 4, {"bm25": []})
+    assert all((rows == -1).all() for rows in built(["xyz"])[0].values())
+    found, leaf = recall(built, model, PLAIN_BUBBLE, ["xyz"], SAYS_HUM)
     assert leaf.tolist() == [-1]
-    for name in ("popular", "fresh", "co_watch"):
-        assert found_by(found, name) == []
-    assert (routes({"bm25": []}).personal(np.array([5]), leaf) == -1).all()
+    mine = recall_for_users(built, model, PLAIN_BUBBLE, found, SAYS_HUM, leaf, np.array([0]))
+    assert (found.rows == -1).all()
+    assert (mine.rows == -1).all()
 
 
 def test_co_click_finds_what_was_clicked_for_the_same_text():
@@ -106,25 +91,16 @@ def test_similar_finds_what_was_clicked_for_a_text_spelt_alike():
     assert found_by(own, "similar") == []
 
 
-def test_without_clicks_there_are_no_click_routes():
-    found, _ = routes({"bm25": [0]})(["any"])
-    assert set(found) == {"bm25", "co_watch", "popular", "fresh"}
-
-
 def test_co_watch_brings_the_feed_neighbours_of_the_best_candidates():
     # people watched 0 with 8 twice and with 9 once; 11 is seen by nobody together with a seed
     watched = [(1, 0), (1, 8), (2, 0), (2, 8), (2, 9), (3, 11), (3, 10)]
     found, _ = routes({"bm25": [0, 4]}, watched=watched)(["any"])
     assert found_by(found, "co_watch")[:2] == [8, 9]
     assert not {10, 11} & set(found_by(found, "co_watch"))
-
-
-def test_only_the_best_few_candidates_bring_neighbours():
-    watched = [(1, 9), (1, 10)]
-    shallow, _ = routes({"bm25": [0, 1, 2, 3, 9]}, watched=watched)(["any"])
-    deep, _ = routes({"bm25": [0, 1, 2, 3, 4, 9]}, watched=watched)(["any"])
-    assert found_by(shallow, "co_watch") == [10]
-    assert found_by(deep, "co_watch") == []
+    # only the five best candidates bring neighbours
+    for candidates, expected in (([0, 1, 2, 3, 9], [10]), ([0, 1, 2, 3, 4, 9], [])):
+        found, _ = routes({"bm25": candidates}, watched=[(1, 9), (1, 10)])(["any"])
+        assert found_by(found, "co_watch") == expected
 
 
 def test_popular_and_fresh_are_of_the_leaf_category():
@@ -150,10 +126,6 @@ def test_exploration_is_fixed_by_text_and_day_and_stays_in_the_leaf():
     assert len({tuple(row) for row in first.tolist()}) > 30  # by text, too
 
 
-def test_no_exploration_when_the_dial_says_none():
-    assert "explore" not in routes({"bm25": [0]})(["any"])[0]
-
-
 def test_personal_is_fixed_by_user_and_leaf_on_all_days():
     users, leaf = np.arange(50), np.zeros(50, dtype=np.int64)
     today, later, other_seed = (
@@ -164,11 +136,8 @@ def test_personal_is_fixed_by_user_and_leaf_on_all_days():
     assert set(today.ravel()) == set(LEAF_0)
     assert len({tuple(row) for row in today.tolist()}) > 45
     assert set(routes({}).personal(users, leaf + 2).ravel()) == {3, 7, 11}
-
-
-def test_uploads_between_the_days_do_not_reshuffle_personal_candidates():
+    # an upload between the days does not reshuffle the others
     uploaded = [0.5 if row == 4 else -1.0 for row in range(ITEMS)]
-    users, leaf = np.arange(50), np.zeros(50, dtype=np.int64)
     before, after = (routes({}, day=day, uploaded=uploaded).personal(users, leaf) for day in (0, 1))
     assert (before != 4).all()
     assert (after == 4).any()
@@ -189,23 +158,20 @@ def test_the_platforms_own_routes_find_nothing_before_its_upload(name):
         assert set(rows.ravel().tolist()) - {-1} == expected
 
 
-BIT = {name: 1 << place for place, name in enumerate(ROUTES)}
-SAYS_HUM = np.array([[0, ELECTRIC, HUM]])
-WIDTH = RANKED + FILTERED
-
-
 def relevance_model(world, *, noise=0.0, belief=(0.5, 0.3, 0.2), seed=0) -> RelevanceModel:
     return RelevanceModel(world, np.array(belief), noise, seed)
 
 
-def build(needs, found, *, noise=0.0, bubble=PLAIN_BUBBLE, uploaded=None, partial=None, **memory):
-    columns = {"uploaded_day": uploaded} if uploaded is not None else {}
-    if partial is not None:
-        columns["partial"] = partial
-    world = hand_world(needs, **columns)
+def build(needs, found, *, noise=0.0, bubble=PLAIN_BUBBLE, columns=None, **memory):
+    world = hand_world(needs, **(columns or {}))
     retrievers = {name: Fixed(rows) for name, rows in found.items()}
     routes = Routes(world.corpus, memory_of(len(needs), **memory), retrievers, bubble, 3, 0, 0)
     return world, routes, relevance_model(world, noise=noise)
+
+
+BIT = {name: 1 << place for place, name in enumerate(search.ROUTES)}
+SAYS_HUM = np.array([[0, ELECTRIC, HUM]])
+WIDTH = search.RANKED + search.FILTERED
 
 
 def test_candidates_carry_the_bits_of_every_route_that_found_them():
@@ -225,45 +191,29 @@ def test_candidates_carry_the_bits_of_every_route_that_found_them():
 
 
 def test_pre_rank_order_without_noise_is_relevance_then_match_then_id():
-    needs = [WATERING, WINDING, HUM, HUM, HUM]
-    _, routes, model = build(needs, {"bm25": [1, 3, 4], "dense": [0, 2]}, partial=[0, 0, 0, 0, 1])
+    needs = [WATERING, WINDING, HUM, HUM, HUM, HUM]
+    texts = {"bm25": [1, 3, 4], "dense": [0, 5, 2]}
+    _, routes, model = build(needs, texts, columns={"partial": [0, 0, 0, 0, 1, 0]})
     found, _ = recall(routes, model, PLAIN_BUBBLE, ["hum"], SAYS_HUM)
-    # grades / 3: item 3 shows words of the query, item 2 not; 4 answers in part; 1 another need; 0 nothing
-    assert found.rows[0, :5].tolist() == [3, 2, 4, 1, 0]
-    expected = [1 + MATCH_WEIGHT, 1, 2 / 3 + MATCH_WEIGHT, 1 / 3 + MATCH_WEIGHT, 0]
-    assert found.pre_score[0, :5] == pytest.approx(expected, abs=1e-6)
-    assert (found.rows[0, 5:] == -1).all()
-
-
-def test_equal_scores_are_ordered_by_id():
-    _, routes, model = build([HUM] * 6, {"dense": [5, 3, 1, 4, 0]})
-    found, _ = recall(routes, model, PLAIN_BUBBLE, ["hum"], SAYS_HUM)
-    assert found.rows[0, :6].tolist() == [0, 1, 2, 3, 4, 5]
-
-
-def test_popularity_counts_by_the_dial():
+    # grades / 3: item 3 shows words of the query, 2 and 5 not; 4 answers in part; 1 another need; 0 nothing
+    assert found.rows[0, :7].tolist() == [3, 2, 5, 4, 1, 0, -1]
+    match = search.MATCH_WEIGHT
+    expected = [1 + match, 1, 1, 2 / 3 + match, 1 / 3 + match, 0]
+    assert found.pre_score[0, :6] == pytest.approx(expected, abs=1e-6)
     popular = dataclasses.replace(PLAIN_BUBBLE, popularity=0.7)
     _, routes, model = build([HUM] * 3, {"bm25": [0, 1, 2]}, bubble=popular, plays=[0, 1, 7])
     found, _ = recall(routes, model, popular, ["hum"], SAYS_HUM)
     assert found.rows[0, :3].tolist() == [2, 1, 0]
-    assert found.pre_score[0, :3] == pytest.approx(1 + MATCH_WEIGHT + 0.7 * np.array([1, 1 / 3, 0]), abs=1e-6)
+    assert found.pre_score[0, :3] == pytest.approx(1 + match + 0.7 * np.array([1, 1 / 3, 0]), abs=1e-6)
 
 
 def test_no_stage_lets_tomorrows_items_through():
-    uploaded = [-1.0, 0.3, -1.0, 2.0]
-    _, routes, model = build([HUM] * 4, {"bm25": range(4), "dense": [3, 1]}, uploaded=uploaded)
+    uploaded = {"uploaded_day": [-1.0, 0.3, -1.0, 2.0]}
+    _, routes, model = build([HUM] * 4, {"bm25": range(4), "dense": [3, 1]}, columns=uploaded)
     found, leaf = recall(routes, model, PLAIN_BUBBLE, ["hum"], SAYS_HUM)
     assert found.rows[0, :3].tolist() == [0, 2, -1]
     mine = recall_for_users(routes, model, PLAIN_BUBBLE, found, SAYS_HUM, leaf, np.array([0]))
     assert mine.rows[0, :3].tolist() == [0, 2, -1]
-
-
-def test_a_query_that_finds_nothing_stays_empty():
-    _, routes, model = build([HUM] * 4, {"bm25": []})
-    found, leaf = recall(routes, model, PLAIN_BUBBLE, ["xyz"], SAYS_HUM)
-    assert (found.rows == -1).all()
-    mine = recall_for_users(routes, model, PLAIN_BUBBLE, found, SAYS_HUM, leaf, np.array([0]))
-    assert (mine.rows == -1).all()
 
 
 def test_blocks_of_queries_are_stacked_in_order(monkeypatch):
@@ -278,33 +228,28 @@ def test_blocks_of_queries_are_stacked_in_order(monkeypatch):
 
 
 def test_personal_candidates_are_added_once_and_ranked_among_the_others():
-    count = 200
-    world, routes, model = build([HUM] * count, {"dense": [0, 1]}, noise=0.5)
-    found, leaf = recall(routes, model, PLAIN_BUBBLE, ["hum"], SAYS_HUM)
-    shared = type(found)(
-        *(np.repeat(table, 40, axis=0) for table in (found.rows, found.routes, found.pre_score))
-    )
     users = np.arange(40)
-    meaning, leaves = np.repeat(SAYS_HUM, 40, axis=0), np.repeat(leaf, 40)
+    _, routes, model = build([HUM] * 200, {"dense": [0, 1]}, noise=0.5)
+    found, leaf = recall(routes, model, PLAIN_BUBBLE, ["hum"], SAYS_HUM)
+    tables = (found.rows, found.routes, found.pre_score)
+    shared = type(found)(*(np.repeat(table, 40, axis=0) for table in tables))
+    leaves = np.repeat(leaf, 40)
+    meaning = np.repeat(SAYS_HUM, 40, axis=0)
     mine = recall_for_users(routes, model, PLAIN_BUBBLE, shared, meaning, leaves, users)
     assert mine.rows.shape == (40, WIDTH)
-    own = routes.personal(users, leaves)
-    already = set(found.rows[0].tolist()) - {-1}
-    doubly = 0
-    for user in users:
+    already, doubly = set(found.rows[0].tolist()) - {-1}, 0
+    for user, own in enumerate(map(set, routes.personal(users, leaves).tolist())):
         rows = [row for row in mine.rows[user].tolist() if row >= 0]
         assert len(rows) == len(set(rows))
-        masks = dict(zip(mine.rows[user].tolist(), mine.routes[user].tolist(), strict=True))
-        everything = already | set(own[user].tolist())
-        assert set(rows) == everything or len(rows) == WIDTH
-        for row in rows:
-            assert bool(masks[row] & BIT["personal"]) == (row in own[user])
-            assert bool(masks[row] & ~BIT["personal"]) == (row in already)
-        doubly += len(already & set(own[user].tolist()))
+        assert set(rows) == already | own or len(rows) == WIDTH
+        masks = mine.routes[user][: len(rows)]
+        assert ((masks & BIT["personal"]) > 0).tolist() == [row in own for row in rows]
+        assert ((masks & ~BIT["personal"]) > 0).tolist() == [row in already for row in rows]
+        doubly += len(already & own)
         scores = mine.pre_score[user][: len(rows)]
         assert (np.diff(scores) <= 0).all()
         estimate = model(SAYS_HUM[:, None, :], np.array([rows]), 1.8)[0]
-        match = MATCH_WEIGHT * ((mine.routes[user][: len(rows)] & TEXT_MATCH) > 0)
+        match = search.MATCH_WEIGHT * ((masks & search.TEXT_MATCH) > 0)
         assert scores == pytest.approx(estimate + match, abs=1e-5)
     assert doubly > 0
 
@@ -346,11 +291,13 @@ def test_the_ranker_by_hand():
     popularity = np.array([0.0, 1.0, 0.4])
     ranker = ProductionRanker(relevance_model(world), users, popularity, bubble, SAYS_HUM)
     candidates = np.array([[0, 1, -1], [2, 0, 1]])
-    routes = np.array([[TEXT_MATCH, 2, -1], [2, 2, 2]])
+    routes = np.array([[search.TEXT_MATCH, 2, -1], [2, 2, 2]])
     scores = ranker.score(np.array([0, 0]), np.array([0, 1]), candidates, routes)
-    taste = TASTE_WEIGHT * normal(np.array([[0], [1]]), np.array([[7, 8, 0], [9, 7, 8]]))
-    assert scores[0, 0] == pytest.approx(1 + INTEREST_WEIGHT / 3 + MATCH_WEIGHT + taste[0, 0], abs=1e-6)
-    assert scores[0, 1] == pytest.approx(1 / 3 + 0.5 + INTEREST_WEIGHT / 3 + taste[0, 1], abs=1e-6)
+    taste = search.TASTE_WEIGHT * normal(np.array([[0], [1]]), np.array([[7, 8, 0], [9, 7, 8]]))
+    assert scores[0, 0] == pytest.approx(
+        1 + search.INTEREST_WEIGHT / 3 + search.MATCH_WEIGHT + taste[0, 0], abs=1e-6
+    )
+    assert scores[0, 1] == pytest.approx(1 / 3 + 0.5 + search.INTEREST_WEIGHT / 3 + taste[0, 1], abs=1e-6)
     assert np.isneginf(scores[0, 2])
     assert scores[1] == pytest.approx(
         [0.2 + taste[1, 0], 1 + taste[1, 1], 1 / 3 + 0.5 + taste[1, 2]], abs=1e-6
@@ -365,9 +312,5 @@ def test_fixed_numbers_are_spread_and_independent():
     assert numbers.std() == pytest.approx(1.0, abs=0.02)
     assert np.abs(np.corrcoef(numbers[:8])[~np.eye(8, dtype=bool)]).max() < 0.35
     assert len(np.unique(mix(left, right))) == 300 * 200
-    flat = uniform(left, right)
-    assert flat.min() >= 0
-    assert flat.max() < 1
-    assert np.histogram(flat, bins=10)[0] == pytest.approx(np.full(10, 6_000), rel=0.06)
-    negative = mix(np.array([-5]), np.array([3]))
-    assert negative == mix(np.array([-5]), np.array([3]))
+    flat = np.histogram(uniform(left, right), bins=10, range=(0, 1))[0]
+    assert flat == pytest.approx(np.full(10, 6_000), rel=0.06)

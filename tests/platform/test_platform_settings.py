@@ -1,13 +1,12 @@
 """Settings that cannot be are refused by name; the platform says which it is."""
 
-import dataclasses
 import typing
 
 import pytest
 
 from crops.config import PlatformConfig, load_config
 from crops.errors import CropsError
-from crops.platform import SIZES, build_platform, day_name
+from crops.platform import SIZES, build_platform
 from crops.platform.day import behaviour
 from crops.platform.people import CLICK_MODELS, FIRST_LEVEL, MODIFIED
 from crops.platform.search import BUBBLES
@@ -69,23 +68,3 @@ def test_shares_leave_room_for_those_who_leave():
     assert max(MODIFIED) <= 1
     assert rates.specify + rates.rephrase <= 1
     assert rates.trend + rates.from_feed <= 1
-
-
-def test_larger_sizes_are_larger_in_everything_but_stated_otherwise():
-    sizes = [SIZES[name] for name in ("tiny", "demo", "small", "base", "large")]
-    for field in ("heads", "items", "authors"):
-        values = [getattr(size, field) for size in sizes]
-        assert values == sorted(values)
-    assert all(size.items >= 8_000 / 16 * size.heads for size in sizes)  # several hundred items per head
-
-
-def test_days_are_dates_in_a_row():
-    assert [day_name(day) for day in (0, 1, 27)] == ["2026-01-05", "2026-01-06", "2026-02-01"]
-
-
-def test_a_setting_of_the_run_has_one_default():
-    """What is a setting has no second default in the behaviour model, that could say something else."""
-    rates = {field.name: field for field in dataclasses.fields(behaviour(PlatformConfig()))}
-    for name in set(rates) & set(PlatformConfig.model_fields):
-        default = rates[name].default
-        assert default is dataclasses.MISSING or default == PlatformConfig.model_fields[name].default, name
