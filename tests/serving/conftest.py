@@ -1,7 +1,5 @@
 """A world that is served, and clients of it."""
 
-from __future__ import annotations
-
 import pytest
 from served_world import build_world, fake_load_model, open_world
 from starlette.testclient import TestClient

@@ -1,7 +1,5 @@
 """A small world to serve: eight items, six searchers, two models that hash words."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 

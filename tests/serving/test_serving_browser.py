@@ -3,8 +3,6 @@
 Any request to elsewhere and any message on the console, such as one about the content policy, fails a test.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import threading
@@ -16,8 +14,6 @@ import uvicorn
 from served_world import HOSTILE, fake_load_model, open_world
 
 from crops.config import ServingConfig
-from crops.report import Page, write_page
-from crops.report.side_by_side import Hit, SideBySide, comparison_section
 from crops.serving import service as service_module
 from crops.serving.app import make_app
 from crops.serving.server import listen
@@ -104,11 +100,8 @@ def test_search_and_compare(open_page, address):
     assert [one.get_attribute("data-item") for one in (new, gone)] == ["7", "2"]  # only these differ
     assert new.first.get_by_text("new", exact=True).is_visible()
     picture(page, "compare")
-
-
-def test_a_suggestion_is_a_search(open_page, address):
-    page = open_page(address)
-    page.get_by_role("link", name="spotted cat").click()
+    page.goto(address)
+    page.get_by_role("link", name="spotted cat").click()  # a suggestion
     assert "q=spotted+cat" in page.url
     assert page.get_by_test_id("index").locator(".hit").count() == 8
 
@@ -227,14 +220,3 @@ def test_a_phone_shows_one_column_and_nothing_beyond_its_edge(open_page, address
     picture(page, "phone")
     page.goto(f"{address}/group?q=jaguar")
     assert page.evaluate("document.documentElement.scrollWidth") <= 375
-
-
-def test_a_report_opens_from_disk(open_page, tmp_path):
-    hit = Hit(1, HOSTILE, "text", 0.5, grade=2, topic="a sense", is_new=True, never_shown=True)
-    compared = comparison_section([SideBySide("<b>q</b>", "note", "before", "after", [], [hit])])
-    write_page(Page("A report", ["One <i>sentence</i>."], [compared]), tmp_path / "report.html")
-    page = open_page(f"file://{tmp_path / 'report.html'}", color_scheme="dark")
-    assert page.get_by_text(HOSTILE).is_visible()
-    assert page.get_by_text("One <i>sentence</i>.").is_visible()
-    assert luminance(page)[0] < 60
-    picture(page, "report")

@@ -1,8 +1,5 @@
 """`crops serve`: what it opens, and what it refuses to start with."""
 
-from __future__ import annotations
-
-import builtins
 import copy
 import importlib
 import json
@@ -14,7 +11,7 @@ from typer.testing import CliRunner
 
 from crops import retrieval
 from crops.cli.app import app
-from crops.errors import CropsError, MissingExtraError
+from crops.errors import CropsError
 from crops.labels import SEARCH_SOURCES
 from crops.retrieval import open_index
 from crops.serving import server
@@ -74,15 +71,6 @@ def test_an_empty_key_is_no_open_server(world, served, key):
     assert served == []
 
 
-def test_an_index_is_called_by_its_name_not_by_its_place(world, served):
-    assert run(world / "new", "--baseline", f"bm25:{world / 'old'}").exit_code == 0
-    slots = served[0][0].slots
-    assert {name: slot.searcher.name for name, slot in slots.items()} == {"baseline": "old", "index": "new"}
-    assert serve_module._shown("milvus:http://10.0.0.1:19530#items") == "items"
-    assert serve_module._shown("milvus:http://10.0.0.1:19530") == "crops"
-    assert serve_module._shown("milvus:out/items.db") == "items.db"
-
-
 def test_a_missing_model_folder_is_named(world, tmp_path, monkeypatch):
     """With the real loader: the index names a model that is not there."""
     monkeypatch.setattr(service_module, "load_model", retrieval.load_model)
@@ -101,32 +89,12 @@ def test_another_model_is_refused(world, served, monkeypatch):
     assert run(world / "new", "--model", "new").exit_code == 0
 
 
-def test_words_alone_are_served_without_a_model(world, served):
-    assert run(f"bm25:{world / 'new'}").exit_code == 0
-    searcher = served[0][0].searcher("index")
-    found = searcher.answer([Job(3, "ficus")])[0]
-    assert found.ids == [6]
-    hybrid = run(f"hybrid:{world / 'new'}")
-    assert hybrid.exit_code == 0, hybrid.output
-    assert served[1][0].searcher("index").answer([Job(3, "ficus")])[0].ids[0] == 6
-
-
-def test_an_absent_extra_is_named(monkeypatch):
-    real = builtins.__import__
-
-    def absent(name, *arguments, **more):
-        if name == "crops.serving" or name.startswith("uvicorn"):
-            raise ModuleNotFoundError("No module named 'uvicorn'", name="uvicorn")
-        return real(name, *arguments, **more)
-
-    monkeypatch.setattr(builtins, "__import__", absent)
-    with pytest.raises(MissingExtraError, match=r"crops-retrieval\[serve\]"):
-        serve_module._server()
-
-
 def test_the_indexes_of_a_demo_are_built_once_and_again_for_a_new_model(world, tmp_path, monkeypatch):
-    for mask in (15, 79, 127):
-        (tmp_path / "models" / f"{mask:03d}").mkdir(parents=True)
+    (tmp_path / "models" / f"{int(SEARCH_SOURCES):03d}").mkdir(parents=True)
+    with pytest.raises(CropsError, match="did not end"):
+        demo_indexes(tmp_path)
+    for mask in (79, 127):
+        (tmp_path / "models" / f"{mask:03d}").mkdir()
     shutil.copytree(world / "logs", tmp_path / "samples")
     (tmp_path / "world").mkdir()
     loaded = {"015": MODELS["old"], "127": MODELS["new"]}
@@ -146,12 +114,6 @@ def test_the_indexes_of_a_demo_are_built_once_and_again_for_a_new_model(world, t
     loaded["127"] = MODELS["old"]
     demo_indexes(tmp_path)
     assert open_index(indexes["index"][0]).manifest.version == "000002"
-
-
-def test_a_demo_that_did_not_end_is_refused(tmp_path):
-    (tmp_path / "models" / f"{int(SEARCH_SOURCES):03d}").mkdir(parents=True)
-    with pytest.raises(CropsError, match="did not end"):
-        demo_indexes(tmp_path)
 
 
 def _toml(folder, text):
@@ -174,3 +136,13 @@ def test_a_server_that_others_reach_without_a_key_says_so(service, monkeypatch, 
     reached.config = service.config.model_copy(update={"host": host, "port": 0})
     server.run(reached, key)
     assert any("no API key" in line and host in line for line in said) is warned
+
+
+def test_words_alone_are_served_without_a_model_under_the_name_of_the_index(world, served):
+    options = ("--baseline", f"hybrid:{world / 'new'}")
+    result = run(f"bm25:{world / 'old'}", *options)
+    assert result.exit_code == 0, result.output
+    searchers = {name: slot.searcher for name, slot in served[0][0].slots.items()}
+    assert {name: one.name for name, one in searchers.items()} == {"baseline": "new", "index": "old"}
+    assert searchers["index"].answer([Job(3, "ficus")])[0].ids == [6]
+    assert searchers["baseline"].answer([Job(3, "ficus")])[0].ids[0] == 6

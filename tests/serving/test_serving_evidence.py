@@ -1,7 +1,5 @@
 """The evidence by hand, and what k keeps out of it: of searchers 1 to 6 and 9, see `served_world`."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from served_world import GENERATED, ITEMS, MODELS, SECRET, patient
@@ -65,19 +63,11 @@ def test_trails_name_and_count_k_users_or_nobody(evidence):
     assert group[1].trails == (Trail(P0, 4, 4),)
     assert group[2].trails == (Trail(P2, 3, 3),)
     assert [group[item].label for item in (3, 5, 1, 2, 6)] == [5, 5, 4, 4, 1]
-
-
-def test_generated_documents_name_their_writer(evidence):
-    written = next(pair for item, pair in pairs(evidence, "jaguar").items() if item < 0)
+    written = next(pair for item, pair in group.items() if item < 0)
     assert (written.model, written.document.title, written.label) == ("Test-LM 1B", GENERATED["ocr_cover"], 4)
-
-
-def test_stages_are_the_furthest_that_the_old_system_went(evidence):
-    assert evidence.stages(query_id("jaguar")) == {
-        1: Source.CLICKED,
-        6: Source.FILTERED,
-        8: Source.EXPOSED,
-    }
+    # stages: the furthest that the old system went
+    expected = {1: Source.CLICKED, 6: Source.FILTERED, 8: Source.EXPOSED}
+    assert evidence.stages(query_id("jaguar")) == expected
 
 
 def test_a_higher_k_hides_more(world):
@@ -88,10 +78,7 @@ def test_a_higher_k_hides_more(world):
     assert found[P1] == (None, None, None)
     assert pairs(strict, "jaguar")[3].trails == (Trail(P1, None, None),)
     assert strict.query(query_id("jaguar")).rewordings == ()
-    assert (
-        TrainingEvidence(world / "samples", limit=1).queries
-        == TrainingEvidence(world / "samples").queries[:1]
-    )
+    assert [query.text for query in TrainingEvidence(world / "samples", limit=1).queries] == ["jaguar"]
 
 
 def test_the_nearest_pairs_by_hand(service):
@@ -101,6 +88,8 @@ def test_the_nearest_pairs_by_hand(service):
     assert [near.query.text for near in explained.queries][0] == "jaguar"
     first = explained.pairs[3][0]
     assert (first.pair.item_id, first.similarity, first.near.similarity) == (3, 1.0, 1.0)
+    written = [one for one in explained.pairs[3] if one.pair.model]
+    assert 0 < written[0].similarity < 1  # both say "spotted cat"
     weights = [one.similarity * one.near.similarity for one in explained.pairs[6]]
     assert weights == sorted(weights, reverse=True)
     encoder = MODELS["new"].encoder
@@ -109,9 +98,7 @@ def test_the_nearest_pairs_by_hand(service):
         [" ".join(ITEMS[item][:2]) for item in (6, explained.pairs[6][0].pair.item_id)], **options
     )
     assert explained.pairs[6][0].similarity == pytest.approx(float(np.dot(a, b)), abs=1e-5)
-
-
-def test_a_query_that_nobody_asked_is_explained_by_its_neighbours(service):
+    # a query that nobody asked is explained by its neighbours
     explained = service.explainer.explain("spotted jaguar", [3])
     assert not explained.known
     assert {near.query.text for near in explained.queries} == {"jaguar", "spotted cat"}
@@ -159,13 +146,6 @@ def test_what_has_left_the_index_speaks_for_nothing(service, monkeypatch):
     assert 1 not in {one.pair.item_id for one in pairs.pairs[3]}
     with pytest.raises(CropsError, match="item_id 1 is not in the index"):
         service.explainer.explain("jaguar", [1])
-
-
-def test_generated_text_can_speak_for_a_result(service):
-    named = service.explainer.explain("jaguar", [3])
-    written = [one for one in named.pairs[3] if one.pair.model]
-    assert written
-    assert 0 < written[0].similarity < 1  # both say "spotted cat"
 
 
 def test_no_page_or_reply_tells_what_one_person_did(client):

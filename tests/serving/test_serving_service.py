@@ -1,7 +1,5 @@
 """New versions of an index while requests run."""
 
-from __future__ import annotations
-
 import asyncio
 import gc
 import shutil
@@ -79,51 +77,34 @@ def test_versions_go_into_service_while_requests_run_and_none_fails(own_world, t
     assert metrics.count('crops_index_items{index="index"') == 1
 
 
-def test_a_damaged_version_is_not_served(own_world, tmp_path):
+def test_a_version_that_cannot_be_read_is_told_once_and_its_repair_is_noticed(
+    own_world, tmp_path, monkeypatch
+):
     service = open_world(own_world, reload_s=0.02)
+    current = own_world / "new" / "current"
     with TestClient(make_app(service, background=partial(watching, service))) as client:
+
+        def failed(times):
+            told = f'crops_reloads_total{{index="index",result="failed"}} {times}.0'
+            until(lambda: told in client.get("/metrics").text)
+            time.sleep(0.1)
+            assert told in client.get("/metrics").text  # it is tried once, not ever again
+            assert version(client) == "000001"
+            assert client.post("/search", json={"query": "jaguar"}).status_code == 200
+            current.write_text("000001\n")
+            time.sleep(0.1)
+
         broken = own_world / "new" / "versions" / "000009"
         shutil.copytree(own_world / "new" / "versions" / "000001", broken)
         (broken / "vectors.faiss").write_bytes(b"garbage")
-        (own_world / "new" / "current").write_text("000009\n")
-        failed = 'crops_reloads_total{index="index",result="failed"} 1.0'
-        until(lambda: failed in client.get("/metrics").text)
-        time.sleep(0.2)
-        assert failed in client.get("/metrics").text  # it is tried once, not ever again
-        assert version(client) == "000001"
-        assert client.post("/search", json={"query": "jaguar"}).status_code == 200
-        (own_world / "new" / "current").write_text("000001\n")
-        published = publish(own_world / "new", "zebra", tmp_path)
-        until(lambda: version(client) == published)
-
-
-def test_a_damaged_current_is_told_once_and_its_repair_is_noticed(own_world, tmp_path):
-    service = open_world(own_world, reload_s=0.02)
-    failed = 'crops_reloads_total{index="index",result="failed"} %s.0'
-    current = own_world / "new" / "current"
-    with TestClient(make_app(service, background=partial(watching, service))) as client:
-        for turn in (1, 2):
-            current.write_bytes(b"\0\0\0")
-            until(lambda turn=turn: failed % turn in client.get("/metrics").text)
-            time.sleep(0.1)
-            assert failed % turn in client.get("/metrics").text
-            current.write_text("000001\n")
-            time.sleep(0.2)
-        published = publish(own_world / "new", "zebra", tmp_path)
-        until(lambda: version(client) == published)
-
-
-def test_an_error_that_nobody_expects_does_not_end_the_watch(own_world, tmp_path, monkeypatch):
-    def fail(*_):
-        raise MemoryError("no room")
-
-    service = open_world(own_world, reload_s=0.02)
-    failed = 'crops_reloads_total{index="index",result="failed"} 1.0'
-    with TestClient(make_app(service, background=partial(watching, service))) as client:
-        with monkeypatch.context() as patch:
-            patch.setattr("crops.serving.service.open_searcher", fail)
+        current.write_text("000009\n")
+        failed(1)
+        current.write_bytes(b"\0\0\0")
+        failed(2)
+        with monkeypatch.context() as patch:  # what nobody expects does not end the watch
+            patch.setattr("crops.serving.service.open_searcher", lambda *_: 1 / 0)
             publish(own_world / "new", "zebra", tmp_path)
-            until(lambda: failed in client.get("/metrics").text)
+            failed(3)
         published = publish(own_world / "new", "yak", tmp_path)
         until(lambda: version(client) == published)
 
