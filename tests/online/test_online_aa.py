@@ -37,16 +37,6 @@ def test_equals_the_test_of_one_experiment(cuped, share):
         assert found.z[salt] == pytest.approx(one.absolute / one.standard_error)
 
 
-def test_chunks_change_nothing(monkeypatch):
-    """Up to the last digits: products of another shape may add their terms in another order."""
-    sums, _ = heavy_users(300, 1)
-    whole = rerandomised(RATIO, sums, np.arange(300), SALTS[:50])
-    monkeypatch.setattr("crops.online.power._CHUNK", 300 * 7)
-    np.testing.assert_allclose(
-        whole.p, rerandomised(RATIO, sums, np.arange(300), SALTS[:50]).p, rtol=1e-9, atol=1e-12
-    )
-
-
 @pytest.mark.parametrize("cuped", [False, True])
 def test_the_promised_rate_is_kept_where_a_pooled_test_breaks_it(cuped):
     sums, before = heavy_users(2000, 2)

@@ -54,6 +54,18 @@ def sums_table(users=600, lift=0.0, seed=0, days=DAYS[1:], arm=None):
     return pa.concat_tables([pa.table(columns) for columns in rows])
 
 
+def changed(table, **columns):
+    """The table with other values in columns."""
+    for name, values in columns.items():
+        array = values if isinstance(values, pa.Array) else pa.array(np.asarray(values, np.int64))
+        table = table.set_column(table.column_names.index(name), name, array)
+    return table
+
+
+def of_arm(table, arm):
+    return (np.array(table["arm"].to_pylist()) == arm).astype(int)
+
+
 def test_a_large_effect_is_found_and_the_others_are_not():
     found = analyse(sums_table(lift=0.12), "A", ["B"], routes=("dense",), salts=100)
     assert found.checks["B"].holds
@@ -65,15 +77,15 @@ def test_a_large_effect_is_found_and_the_others_are_not():
     assert found.of("B", "ctr").holm >= found.of("B", "ctr").effect.p
     assert found.levels["A"]["ratio_show:dense"].value == pytest.approx(0.3, abs=0.02)
     assert {one.metric for one in found.false_positives} >= {"ctr", "lpr", "rqr"}
-
-
-def test_lower_is_better_for_reformulations():
     table = sums_table()
-    less = np.where(np.array(table["arm"].to_pylist()) == "B", 0, table["reformulated"].to_numpy())
-    place = table.column_names.index("reformulated")
-    found = analyse(table.set_column(place, "reformulated", pa.array(less)), "A", ["B"], salts=0)
-    assert found.of("B", "rqr").effect.absolute < 0
-    assert found.of("B", "rqr").verdict == "better"
+    less = analyse(changed(table, reformulated=of_arm(table, "A") * 3), "A", ["B"], wanted=0.01, salts=0)
+    assert less.of("B", "rqr").effect.absolute < 0
+    assert less.of("B", "rqr").verdict == "better"  # lower is
+    # so many users as are told have an error so small that 1 % is found: errors go with 1 / sqrt(users)
+    ctr = less.of("B", "ctr")
+    assert ctr.suffices > 300
+    needed = ctr.effect.mde * np.sqrt(min(less.users.values()) / ctr.suffices)
+    assert needed == pytest.approx(0.01 * ctr.effect.control, rel=0.01)
 
 
 def test_days_before_sharpen_the_test():
@@ -111,40 +123,10 @@ def test_a_mis_assigned_log_is_caught_by_the_sample_ratio():
     assert analyse(table.filter(pa.array(~lost)), "A", ["B"], ratios={"B": 0.75}, salts=0).checks["B"].holds
 
 
-def test_users_in_two_arms_are_refused():
-    table = sums_table(users=50)
-    again = table.slice(0, 3).set_column(
-        1, "arm", pa.array(["A" if arm == "B" else "B" for arm in table["arm"].to_pylist()[:3]])
-    )
-    with pytest.raises(CropsError, match=r"3 of 50 users are in two arms, e\.g\. user 1 in A and B"):
-        analyse(pa.concat_tables([table, again]), "A", ["B"])
-
-
-@pytest.mark.parametrize(
-    ("control", "treatments", "message"),
-    [
-        ("A", ["A"], "arms A, A overlap"),
-        ("A", ["B", "B"], "arms A, B, B overlap"),
-        ("A", ["C"], "arm 'C' has no user; the arms in these logs: A, B"),
-    ],
-)
-def test_impossible_arms_are_refused(control, treatments, message):
-    with pytest.raises(CropsError, match=message):
-        analyse(sums_table(users=50), control, treatments)
-
-
-def test_logs_without_arms_are_refused():
-    table = sums_table(users=50, arm="A")
-    table = table.set_column(1, "arm", pa.nulls(table.num_rows, pa.string()))
-    with pytest.raises(CropsError, match="no search has an arm"):
-        analyse(table, "A", ["B"])
-
-
 def test_a_metric_without_denominator_leaves_the_others():
     table = sums_table()
-    for name in ("plays", "long_plays"):
-        place = table.column_names.index(name)
-        table = table.set_column(place, name, pa.array(np.zeros(table.num_rows, np.int64)))
+    none = np.zeros(table.num_rows)
+    table = changed(table, plays=none, long_plays=none)
     found = analyse(table, "A", ["B"], salts=20)
     assert found.of("B", "lpr").verdict == "refused"
     assert "denominator, plays, is 0" in found.of("B", "lpr").refused
@@ -153,29 +135,34 @@ def test_a_metric_without_denominator_leaves_the_others():
     assert "lpr" not in {one.metric for one in found.false_positives}
 
 
-def test_too_few_users_for_the_asked_effect():
-    found = analyse(sums_table(), "A", ["B"], wanted=0.01, salts=0).of("B", "ctr")
-    users = 300
-    assert found.suffices > users
-    # That many users have an error so small that the effect is found: errors go with 1 / sqrt(users).
-    least = min(analyse(sums_table(), "A", ["B"], salts=0).users.values())
-    needed = found.effect.mde * np.sqrt(least / found.suffices)
-    assert needed == pytest.approx(0.01 * found.effect.control, rel=0.01)
-
-
 def test_paired_worlds_see_small_effects():
     live = analyse(sums_table(), "A", ["B"], salts=0)
     control = sums_table(seed=5, arm="A")
     clicked = control["clicked_searches"].to_numpy().copy()
     clicked[::40] = np.minimum(clicked[::40] + 1, control["searches"].to_numpy()[::40])
-    place = control.column_names.index("clicked_searches")
-    other = control.set_column(place, "clicked_searches", pa.array(clicked))
+    other = changed(control, clicked_searches=clicked)
     # A user who did not come in one of the worlds counts with zeros there.
     found = with_pairs(live, control, {"B": other.slice(1), "none of these": other}).of("B", "ctr")
     assert found.paired.absolute > 0
     assert found.paired.p < 0.01
     assert found.paired.mde < 0.2 * found.effect.mde
     assert with_pairs(live, control, {}) == live
+
+
+def test_impossible_arms_are_refused():
+    table = sums_table(users=50)
+    none = changed(table, arm=pa.nulls(table.num_rows, pa.string()))
+    swapped = [{"A": "B", "B": "A"}[arm] for arm in table["arm"].to_pylist()[:3]]
+    both = pa.concat_tables([table, changed(table.slice(0, 3), arm=pa.array(swapped))])
+    for given, arms, message in (
+        (table, ["A"], "arms A, A overlap"),
+        (table, ["B", "B"], "arms A, B, B overlap"),
+        (table, ["C"], "arm 'C' has no user; the arms in these logs: A, B"),
+        (none, ["B"], "no search has an arm"),
+        (both, ["B"], r"3 of 50 users are in two arms, e\.g\. user 1 in A and B"),
+    ):
+        with pytest.raises(CropsError, match=message):
+            analyse(given, "A", arms)
 
 
 def impressions(users=400, lift=0.25, days=3):
@@ -232,24 +219,21 @@ def test_the_command_on_a_teams_logs(logs, tmp_path):
     assert not re.search(r'(src|href)="https?:', page)
 
 
-def test_the_command_refuses_what_it_cannot_read(logs, tmp_path):
-    def run(*arms, **options):
+@pytest.mark.parametrize(
+    ("arms", "options", "message"),
+    [
+        ((), {}, "name the arms, e.g. --control A"),
+        (("A", ["B"]), {"ratio": ["B"]}, r"--ratio B: say ARM=RATIO"),
+        (("A", ["B"]), {"ratio": ["C=1"]}, "'C' is none of the treatments"),
+        (("A", ["B"]), {"route": ["dense"]}, "no manifest names them"),
+        (("A", ["B"]), {"route": ["dense=x"]}, "'x' is no bit"),
+        (("A", ["B"]), {"experiment": "e", "pre_day": ["2026-01-06"]}, "end before 2026-01-06"),
+        (("A", ["B"]), {}, "the arms in these logs: e=A, e=B"),
+    ],
+)
+def test_the_command_refuses_what_it_cannot_read(logs, tmp_path, arms, options, message):
+    with pytest.raises(CropsError, match=message):
         crops.analyse(logs, tmp_path / "x", *arms, relevance="none", **options)
-
-    with pytest.raises(CropsError, match="name the arms, e.g. --control A"):
-        run()
-    with pytest.raises(CropsError, match=r"--ratio B: say ARM=RATIO"):
-        run("A", ["B"], ratio=["B"])
-    with pytest.raises(CropsError, match="'C' is none of the treatments"):
-        run("A", ["B"], ratio=["C=1"])
-    with pytest.raises(CropsError, match="no manifest names them"):
-        run("A", ["B"], route=["dense"])
-    with pytest.raises(CropsError, match="'x' is no bit"):
-        run("A", ["B"], route=["dense=x"])
-    with pytest.raises(CropsError, match="days before the experiment end before 2026-01-06"):
-        run("A", ["B"], experiment="e", pre_day=["2026-01-06"])
-    with pytest.raises(CropsError, match="the arms in these logs: e=A, e=B"):
-        run("A", ["B"])
 
 
 def test_power_before_the_run(logs):

@@ -13,7 +13,6 @@ from crops.online.metrics import Reading, creator_reach, metrics_of, user_days
 
 NOON = 1_767_614_400_000_000
 SECOND = 1_000_000
-DAY = 86_400 * SECOND
 
 
 def read(logs, routes=None, similarity=None, truth=()):
@@ -52,13 +51,8 @@ def test_clicks_plays_and_ranked_results(write_logs, tmp_path):
         search(3, at=2000, item_id=1),
     ]
     found = row(read(write_logs(tmp_path / "logs", impressions=rows)), 1)
-    assert found["searches"] == 3
-    assert found["clicked_searches"] == 2
-    assert found["shown"] == 6
-    assert found["clicks"] == 3
-    assert found["plays"] == 3
-    assert found["long_plays"] == 2
-    assert found["ranked"] == 7
+    keys = ("searches", "clicked_searches", "shown", "clicks", "plays", "long_plays", "ranked")
+    assert [found[key] for key in keys] == [3, 2, 6, 3, 3, 2, 7]
 
 
 def test_an_item_of_several_routes_counts_for_each_and_unique_only_alone(write_logs, tmp_path):
@@ -73,17 +67,15 @@ def test_an_item_of_several_routes_counts_for_each_and_unique_only_alone(write_l
     table = read(write_logs(tmp_path / "logs", impressions=rows), {"dense": 0, "sparse": 1})
     metrics = {m.key: m for m in metrics_of(("dense", "sparse"), table.column_names)}
     sums = everybody(table).sums()
-    ratio = {
-        key: (sums[m.numerator][0], sums[m.denominator][0]) for key, m in metrics.items() if m.role == "route"
-    }
-    assert ratio["ratio_rank:dense"] == (2, 5)
-    assert ratio["ratio_show:dense"] == (2, 3)
-    assert ratio["only_rank:dense"] == (1, 5)
-    assert ratio["only_show:dense"] == (1, 3)
-    assert ratio["ratio_rank:sparse"] == (2, 5)
-    assert ratio["ratio_show:sparse"] == (1, 3)
-    assert ratio["only_rank:sparse"] == (1, 5)
-    assert ratio["only_show:sparse"] == (0, 3)
+    shares = {key: (sums[m.numerator][0], sums[m.denominator][0]) for key, m in metrics.items()}
+    for route, expected in (
+        ("dense", [(2, 5), (2, 3), (1, 5), (1, 3)]),
+        ("sparse", [(2, 5), (1, 3), (1, 5), (0, 3)]),
+    ):
+        keys = ("ratio_rank", "ratio_show", "only_rank", "only_show")
+        assert [shares[f"{key}:{route}"] for key in keys] == expected
+    with pytest.raises(CropsError, match="route x: bit 63"):
+        read(tmp_path, {"x": 63})
 
 
 def test_reformulations_within_90_s_by_the_same_user_in_other_words(write_logs, tmp_path):
@@ -105,21 +97,20 @@ def test_reformulations_within_90_s_by_the_same_user_in_other_words(write_logs, 
 
 def test_other_intents_are_no_reformulation(write_logs, tmp_path):
     def similar(batches):
-        scores = {("jaguar", "jaguar car"): 0.5, ("jaguar", "lasagne"): 0.49}
+        scores = {"jaguar car": 0.5, "lasagne": 0.49}  # 0.5 is the threshold: the same intent
         for batch in batches:
-            pairs = zip(batch["left"].to_pylist(), batch["right"].to_pylist(), strict=True)
-            yield batch.append_column("score", pa.array([scores[pair] for pair in pairs], pa.float64()))
+            found = [scores[text] for text in batch["right"].to_pylist()]
+            yield batch.append_column("score", pa.array(found, pa.float64()))
 
+    texts = {1: ("jaguar", "jaguar car"), 2: ("jaguar", "lasagne")}
     rows = [
-        search(1, user=1, at=0, query="jaguar"),
-        search(2, user=1, at=9, query="jaguar car"),  # at the threshold of 0.5: the same intent
-        search(3, user=2, at=0, query="jaguar"),
-        search(4, user=2, at=9, query="lasagne"),
+        search(2 * user + step, user=user, at=9 * step, query=text)
+        for user, both in texts.items()
+        for step, text in enumerate(both)
     ]
     scorer = CachedScorer(similar, tmp_path / "scores")
     table = read(write_logs(tmp_path / "logs", impressions=rows), similarity=scorer)
-    assert row(table, 1)["reformulated"] == 1
-    assert row(table, 2)["reformulated"] == 0
+    assert [row(table, user)["reformulated"] for user in texts] == [1, 0]
 
 
 def test_days_and_arms_stay_apart(write_logs, tmp_path):
@@ -227,8 +218,3 @@ def test_arms_of_one_of_several_experiments():
     assert arms_of(table, "sparse")["arm"].to_pylist() == ["crops", "+p1", None, None]
     with pytest.raises(CropsError, match=r"no arm of experiment 'dens'.*dense, sparse.*Did you mean 'dense'"):
         arms_of(table, "dens")
-
-
-def test_a_bit_outside_the_mask_is_refused():
-    with pytest.raises(CropsError, match="route x: bit 63"):
-        Reading({"x": 63}, ReformulationConfig(), None, "1GB")

@@ -12,7 +12,6 @@ from crops.errors import CropsError, MissingExtraError
 from crops.online.metrics import Metric
 from crops.online.power import sample_check, sensitivity
 from crops.online.statistics import (
-    DETECTABLE,
     corrected,
     crossing,
     effect,
@@ -41,6 +40,15 @@ def halves(users):
     return side, ~side
 
 
+def rare(events_control, events_treatment, users=4000):
+    """Users who search twice each; so many of each arm click once."""
+    control, treatment = halves(users)
+    n = np.zeros(users)
+    n[np.flatnonzero(control)[:events_control]] = 1
+    n[np.flatnonzero(treatment)[:events_treatment]] = 1
+    return {"n": n, "d": np.full(users, 2.0)}, control, treatment
+
+
 def test_a_ratio_by_hand():
     # Three kinds of user, ten each per arm. Control: n = 0, 1, 2 of d = 1, 2, 3; ratio 3/6.
     control, treatment = halves(60)
@@ -58,29 +66,26 @@ def test_a_ratio_by_hand():
     assert found.mde == pytest.approx(2.8016 * error, rel=1e-4)
 
 
-def test_a_mean_is_welch():
-    rng = np.random.default_rng(0)
-    sums = {"n": rng.gamma(2.0, 1.0, 400), "d": np.ones(400)}
-    control, treatment = halves(400)
-    found = effect(RATIO, sums, control, treatment)
-    oracle = stats.ttest_ind(sums["n"][treatment], sums["n"][control], equal_var=False)
-    interval = oracle.confidence_interval(0.95)
-    assert found.p == pytest.approx(oracle.pvalue)
-    assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
-
-
-def test_cuped_of_a_mean_is_welch_on_the_adjusted_values():
+def test_a_mean_is_welch_and_with_cuped_on_the_adjusted_values():
     rng = np.random.default_rng(1)
     x = rng.gamma(2.0, 1.0, 500)
-    y = x + rng.normal(0, 0.5, 500)
+    y, ones = x + rng.normal(0, 0.5, 500), np.ones(500)
     control, treatment = halves(500)
-    found = effect(RATIO, {"n": y, "d": np.ones(500)}, control, treatment, {"n": x, "d": np.ones(500)})
     slope = np.cov(x, y)[0, 1] / np.var(x, ddof=1)
-    adjusted = y - slope * (x - x.mean())
-    oracle = stats.ttest_ind(adjusted[treatment], adjusted[control], equal_var=False)
-    assert found.p == pytest.approx(oracle.pvalue)
-    plain = effect(RATIO, {"n": y, "d": np.ones(500)}, control, treatment)
-    assert found.standard_error < 0.6 * plain.standard_error
+    for values, past in ((y, None), (y - slope * (x - x.mean()), {"n": x, "d": ones})):
+        found = effect(RATIO, {"n": y, "d": ones}, control, treatment, past)
+        oracle = stats.ttest_ind(values[treatment], values[control], equal_var=False)
+        assert found.p == pytest.approx(oracle.pvalue)
+        if past is None:
+            interval = oracle.confidence_interval(0.95)
+            assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
+    assert found.standard_error < 0.6 * effect(RATIO, {"n": y, "d": ones}, control, treatment).standard_error
+    # a past without anything, or in one arm only, is no covariate
+    sums, before = population(400, 13)
+    sides = halves(400)
+    for only in (np.zeros(400), sides[0]):
+        past = {name: values * only for name, values in before.items()}
+        assert effect(RATIO, sums, *sides, past) == effect(RATIO, sums, *sides)
 
 
 @pytest.mark.parametrize("cuped", [False, True])
@@ -100,23 +105,45 @@ def test_equals_tea_tasting_on_raw_rows(cuped):
     )
 
 
-def test_before_without_anything_is_no_covariate():
-    sums, _ = population(200, 3)
-    nothing = {"n": np.zeros(200), "d": np.zeros(200)}
-    sides = halves(200)
-    assert effect(RATIO, sums, *sides, nothing) == effect(RATIO, sums, *sides)
-
-
+@pytest.mark.filterwarnings("error")
 def test_what_cannot_be_tested_is_said():
-    sums, _ = population(100, 4)
-    control, treatment = halves(100)
-    with pytest.raises(CropsError, match="its denominator, d, is 0 for everybody in the treatment"):
-        effect(RATIO, {**sums, "d": sums["d"] * control}, control, treatment)
-    few = np.arange(100) < 7
-    with pytest.raises(CropsError, match="7 users in the control carry no interval; 20 are the least"):
-        effect(RATIO, sums, few, treatment)
-    with pytest.raises(CropsError, match="says the same of every user"):
-        effect(RATIO, {"n": np.zeros(100), "d": np.ones(100)}, control, treatment)
+    users = 4000
+    sums, _ = population(users, 4)
+    control, treatment = halves(users)
+    few, tenth, d = np.arange(users) < 7, np.arange(users) % 10 == 0, np.full(users, 3.0)
+    once, often = rare(0, 1)[0], {"n": 2.0 - rare(1, 2)[0]["n"], "d": np.full(users, 2.0)}
+    wholly = "follows wholly from the same on the days before"
+    three = {"n": 3 * sums["n"], "d": sums["d"]}
+    for message, given, *rest in (
+        ("its denominator, d, is 0 for everybody in the treatment", {**sums, "d": sums["d"] * control}),
+        ("7 users in the control carry no interval; 20 are the least", sums, few, treatment),
+        ("says the same of every user", {"n": np.zeros(users), "d": d}),
+        ("says the same of every user", {"n": np.full(users, 1 / 3), "d": d}),
+        ("0 of every user of the control and 1 of every user of the treat", {"n": d * treatment, "d": d}),
+        ("1 of 4,000 users have any n, too few for an interval; 10 are the least", once),
+        # nearly everybody clicks at each search: as rare, the other way round
+        ("3 of 4,000 users have any d without n", often),
+        # an arm of a tenth needs ten times as many users for five of its own
+        ("50 are the least", rare(20, 20)[0], ~tenth, tenth),
+        (wholly, sums, control, treatment, sums),
+        (wholly, sums, control, treatment, three),
+    ):
+        with pytest.raises(CropsError, match=message):
+            effect(RATIO, given, *(rest or (control, treatment)))
+    for message, given, size, before in (
+        ("5 users per arm carry no interval", sums, 5, None),
+        ("says the same of every user", {"n": np.zeros(users), "d": np.ones(users)}, 50, None),
+        ("1 of 4,000 users have any n", once, 1000, None),
+        (wholly, sums, 100, three),
+    ):
+        with pytest.raises(CropsError, match=message):
+            sensitivity(RATIO, given, size, before=before)
+    for ratio in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(CropsError, match="give more than 0"):
+            sample_check(10, 10, ratio)
+    for planned, alpha in ((0, 0.05), (7, 0.0), (7, 0.6)):
+        with pytest.raises(CropsError, match="plan at least one look"):
+            looks(planned, alpha)
 
 
 def test_a_missing_extra_is_named(monkeypatch):
@@ -151,11 +178,6 @@ def test_sample_ratio(control, treatment, ratio, holds):
     assert found.holds is holds
 
 
-def test_a_promised_ratio_of_nothing_is_refused():
-    with pytest.raises(CropsError, match="give more than 0"):
-        sample_check(10, 10, 0.0)
-
-
 def test_the_plan_finds_what_it_promises():
     sums, before = population(4000, 5)
     told = sensitivity(RATIO, sums, 1000, wanted=0.05, before=before)
@@ -183,14 +205,6 @@ def test_the_power_is_kept():
     assert 0.72 < hits / 300 < 0.88
 
 
-def test_a_plan_for_nobody_is_refused():
-    sums, _ = population(100, 7)
-    with pytest.raises(CropsError, match="5 users per arm carry no interval"):
-        sensitivity(RATIO, sums, 5)
-    with pytest.raises(CropsError, match="says the same of every user"):
-        sensitivity(RATIO, {"n": np.zeros(100), "d": np.ones(100)}, 50)
-
-
 def test_level_of_a_mean_is_its_interval():
     rng = np.random.default_rng(8)
     values = rng.normal(5, 2, 300)
@@ -210,6 +224,8 @@ def test_paired_effect_of_a_mean_is_the_paired_test():
     oracle = stats.ttest_rel(b, a)
     assert found.absolute / found.standard_error == pytest.approx(oracle.statistic)
     assert found.p == pytest.approx(oracle.pvalue, rel=0.05)
+    same = paired_effect(RATIO, {"n": a, "d": ones}, {"n": a, "d": ones})
+    assert (same.absolute, same.p, same.mde) == (0.0, 1.0, 0.0)
 
 
 def test_paired_sees_what_separate_arms_cannot():
@@ -227,43 +243,6 @@ def test_paired_sees_what_separate_arms_cannot():
     assert paired.relative == pytest.approx(b["n"].sum() / a["n"].sum() - 1)
 
 
-def test_worlds_that_are_the_same_have_no_effect():
-    a, _ = population(100, 11)
-    found = paired_effect(RATIO, a, a)
-    assert (found.absolute, found.p, found.mde) == (0.0, 1.0, 0.0)
-
-
-def test_detectable_is_the_textbook_constant():
-    assert pytest.approx(2.8016, abs=1e-4) == DETECTABLE
-
-
-def rare(events_control, events_treatment, users=4000):
-    """Users who search twice each; so many of each arm click once."""
-    control, treatment = halves(users)
-    n = np.zeros(users)
-    n[np.flatnonzero(control)[:events_control]] = 1
-    n[np.flatnonzero(treatment)[:events_treatment]] = 1
-    return {"n": n, "d": np.full(users, 2.0)}, control, treatment
-
-
-@pytest.mark.filterwarnings("error")
-def test_rare_events_carry_no_interval():
-    sums, control, treatment = rare(0, 1)
-    with pytest.raises(
-        CropsError, match="1 of 4,000 users have any n, too few for an interval; 10 are the least"
-    ):
-        effect(RATIO, sums, control, treatment)
-    with pytest.raises(CropsError, match="1 of 4,000 users have any n"):
-        sensitivity(RATIO, sums, 1000)
-    # Nearly everybody clicks at each search: as rare, the other way round.
-    with pytest.raises(CropsError, match="3 of 4,000 users have any d without n"):
-        effect(RATIO, {"n": 2.0 - rare(1, 2)[0]["n"], "d": sums["d"]}, control, treatment)
-    # An arm of a tenth needs ten times as many users for five of its own.
-    small = np.arange(4000) % 10 == 0
-    with pytest.raises(CropsError, match="50 are the least"):
-        effect(RATIO, rare(20, 20)[0], ~small, small)
-
-
 @pytest.mark.filterwarnings("error")
 def test_an_arm_without_any_event_has_an_absolute_effect_only():
     found = effect(RATIO, *rare(0, 40))
@@ -275,61 +254,18 @@ def test_an_arm_without_any_event_has_an_absolute_effect_only():
     gone = effect(RATIO, *rare(40, 0))
     assert (gone.absolute, gone.p) == (-found.absolute, pytest.approx(found.p))
     assert math.isnan(gone.relative)
-
-
-@pytest.mark.filterwarnings("error")
-def test_arms_that_are_level_keep_their_error():
+    # arms that are level keep their error
     found = effect(RATIO, *rare(30, 30))
     assert (found.absolute, found.p) == (0.0, 1.0)
     assert found.mde == pytest.approx(2.8016 * math.sqrt(2 * 0.25 * 0.015 * 0.985 / 2000), rel=1e-3)
     assert found.low == -found.high < 0
 
 
-@pytest.mark.filterwarnings("error")
-def test_a_metric_that_its_past_explains_wholly_is_not_called_the_same_of_everybody():
-    sums, _ = population(400, 12)
-    control, treatment = halves(400)
-    for past in (sums, {"n": 3 * sums["n"], "d": sums["d"]}):
-        with pytest.raises(CropsError, match="follows wholly from the same on the days before"):
-            effect(RATIO, sums, control, treatment, past)
-        with pytest.raises(CropsError, match="follows wholly from the same on the days before"):
-            sensitivity(RATIO, sums, 100, before=past)
-    assert effect(RATIO, sums, control, treatment).standard_error > 0
-
-
-@pytest.mark.filterwarnings("error")
-def test_arms_without_spread_are_distinct_names():
-    control, treatment = halves(100)
-    d = np.full(100, 3.0)
-    with pytest.raises(CropsError, match=r"says the same of every user"):
-        effect(RATIO, {"n": np.full(100, 1 / 3), "d": d}, control, treatment)
-    with pytest.raises(
-        CropsError, match=r"says 0 of every user of the control and 1 of every user of the treat"
-    ):
-        effect(RATIO, {"n": d * treatment, "d": d}, control, treatment)
-
-
-@pytest.mark.filterwarnings("error")
-def test_an_arm_without_a_past_is_tested_without_it():
-    sums, before = population(400, 13)
-    control, treatment = halves(400)
-    before = {name: values * control for name, values in before.items()}
-    assert effect(RATIO, sums, control, treatment, before) == effect(RATIO, sums, control, treatment)
-
-
-@pytest.mark.parametrize("ratio", [0.0, -1.0, float("nan"), float("inf")])
-def test_a_promised_ratio_that_is_none_is_refused(ratio):
-    with pytest.raises(CropsError, match="give more than 0"):
-        sample_check(10, 10, ratio)
-
-
-# Jennison & Turnbull (2000), Table 2.3, two-sided alpha 0.05.
-PUBLISHED = {1: 1.960, 2: 1.977, 3: 2.004, 4: 2.024, 5: 2.040, 6: 2.053, 7: 2.063, 10: 2.087}
-
-
-@pytest.mark.parametrize(("planned", "constant"), PUBLISHED.items())
-def test_the_constants_are_the_published_ones(planned, constant):
-    assert obrien_fleming(planned, 0.05) == pytest.approx(constant, abs=6e-4)
+def test_the_constants_are_the_published_ones():
+    # Jennison & Turnbull (2000), Table 2.3, two-sided alpha 0.05
+    published = {1: 1.960, 2: 1.977, 3: 2.004, 4: 2.024, 5: 2.040, 6: 2.053, 7: 2.063, 10: 2.087}
+    found = {planned: obrien_fleming(planned, 0.05) for planned in published}
+    assert found == pytest.approx(published, abs=6e-4)
 
 
 def daily_z(runs, seed, heterogeneity):
@@ -350,7 +286,7 @@ def daily_z(runs, seed, heterogeneity):
 
 @pytest.mark.parametrize("heterogeneity", [0.0, 0.5])
 def test_seven_looks_keep_five_percent_and_peeking_does_not(heterogeneity):
-    runs = 6000
+    runs = 3000
     z = daily_z(runs, 0, heterogeneity)
     bound = np.array(looks(7))
     kept, naive = (z >= bound).any(axis=1).mean(), (z >= 1.96).any(axis=1).mean()
@@ -362,19 +298,10 @@ def test_seven_looks_keep_five_percent_and_peeking_does_not(heterogeneity):
         assert naive == pytest.approx(0.166, abs=3 * np.sqrt(0.166 * 0.834 / runs))
 
 
-def test_crossing_of_naive_peeking():
-    assert crossing([1.959964]) == pytest.approx(0.05, abs=1e-6)
-    assert crossing([1.959964] * 7) == pytest.approx(0.166, abs=1e-3)
-
-
 def test_looks_get_easier():
     seven = looks(7)
     assert seven[0] == pytest.approx(2.0633 * np.sqrt(7), abs=1e-3)
     assert all(a > b for a, b in zip(seven, seven[1:], strict=False))
     assert 2 * stats.norm.sf(seven[-1]) == pytest.approx(0.0391, abs=2e-4)
-
-
-@pytest.mark.parametrize(("planned", "alpha"), [(0, 0.05), (7, 0.0), (7, 0.6)])
-def test_impossible_looks_are_refused(planned, alpha):
-    with pytest.raises(CropsError, match="plan at least one look"):
-        looks(planned, alpha)
+    assert crossing([1.959964]) == pytest.approx(0.05, abs=1e-6)
+    assert crossing([1.959964] * 7) == pytest.approx(0.166, abs=1e-3)
