@@ -1,6 +1,15 @@
 """Independent, literal forms of the losses: one anchor at a time, one denominator term at a time."""
 
+import math
+
 import torch
+
+QUERY = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
+
+
+def axis(cosines):
+    """Documents [n, 2] whose first coordinate is the given cosine with the query (1, 0)."""
+    return torch.tensor([[c, math.sqrt(1 - c * c)] for c in cosines], dtype=torch.float64)
 
 
 def eq3_terms(query_index, labels, query_id, doc_id, i, known=()):

@@ -7,7 +7,7 @@ import pytest
 import rax
 import torch
 import torch.nn.functional as F
-from loss_oracles import eq3_loop
+from loss_oracles import QUERY, axis, eq3_loop
 
 from crops.errors import CropsError
 from crops.losses import h_infonce, infonce_binary, infonce_graded, kernel, nce, softmax_ce
@@ -64,36 +64,6 @@ def test_equals_rax_unique_softmax(ragged, seed):
     assert float(ours) == pytest.approx(float(expected), rel=1e-9)
 
 
-@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-def test_gradcheck_in_double_precision_including_the_temperature(ragged, reduction):
-    query_emb, doc_emb, index, labels = ragged(1, queries=3, dim=4, most=3)
-    ids = {"query_id": torch.tensor([7, 8, 7]), "doc_id": torch.arange(len(index)) % 4}
-
-    def loss(q, d, tau):
-        return h_infonce(
-            F.normalize(q, dim=1),
-            F.normalize(d, dim=1),
-            index,
-            labels,
-            temperature=tau,
-            reduction=reduction,
-            **ids,
-        )
-
-    tau = torch.tensor(0.2, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(loss, (query_emb.requires_grad_(), doc_emb.requires_grad_(), tau))
-
-
-def test_weighting_the_single_losses_equals_the_loop(ragged):
-    query_emb, doc_emb, index, labels = ragged(5)
-    weight = torch.linspace(-1, 2, len(index), dtype=torch.float64)
-    query_emb.requires_grad_()
-    ours = (h_infonce(query_emb, doc_emb, index, labels, temperature=0.1, reduction="none") * weight).sum()
-    theirs = (eq3_loop(query_emb, doc_emb, index, labels, 0.1) * weight).sum()
-    mine, other = grads(ours, query_emb)[0], grads(theirs, query_emb)[0]
-    torch.testing.assert_close(mine, other, rtol=1e-10, atol=1e-10)
-
-
 def test_figure_4():
     """q1 with d1 (label 5), d2 (4), d3 (1); q2 with d4 (4), d5 (2): who stands in whose denominator."""
     mask = torch.tensor(
@@ -115,140 +85,61 @@ def test_figure_4():
     torch.testing.assert_close(ours, expected)
 
 
-def axis(cosines):
-    """Documents [n, 2] whose first coordinate is the given cosine with the query (1, 0)."""
-    return torch.tensor([[c, math.sqrt(1 - c * c)] for c in cosines], dtype=torch.float64)
+A, B, C, D = (math.exp(x) for x in (0.8, 0.6, 0.5, 0.1))
+BY_HAND = {
+    # label 0 is a negative, no anchor
+    "a group": ([0, 0, 0], [2, 1, 0], {}, [(A + B + C) / A, (B + C) / B, 1]),
+    # queries 0 and 1 are one query: each has only the document of the third as a negative
+    "a query twice": (
+        [0, 1, 2], [1, 1, 1], {"query_id": [9, 9, 4]}, [(A + C) / A, (B + C) / B, (A + B + C) / C],
+    ),
+    # documents 1 and 2 are one item, 0 and 3 another. d0: own lower b; d1: nothing; d2: a and the stray d
+    "a document twice": (
+        [0, 0, 1, -1], [2, 1, 1, 0], {"doc_id": [10, 11, 11, 10]}, [(A + B) / A, 1, (C + A + D) / C, 1],
+    ),
+    "a known positive of query 0": (
+        [0, 1, 1], [1, 1, 1], {"doc_id": [10, 11, 12], "known": [[0], [12]]},
+        [(A + B) / A, (B + A) / B, (C + A) / C],
+    ),
+    "no anchors below label 3": ([0, 0], [3, 2], {"min_anchor_label": 3}, [(A + B) / A, 1]),
+    "anchors of label 0": ([0, 1], [1, 0], {"min_anchor_label": 0}, [(A + B) / A, (A + B) / B]),
+}  # fmt: skip
 
 
-QUERY = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
-
-
-def test_a_group_by_hand():
-    """Cosines 0.8, 0.6, 0 with labels 2, 1, 0 at tau 1: label 0 is a negative, no anchor."""
-    batch = QUERY, axis([0.8, 0.6, 0.0]), torch.zeros(3).long(), torch.tensor([2, 1, 0])
-    losses = h_infonce(*batch, temperature=1.0, reduction="none")
-    a, b, c = math.exp(0.8), math.exp(0.6), 1.0
-    assert losses.tolist() == pytest.approx([math.log((a + b + c) / a), math.log((b + c) / b), 0.0])
-
-
-def test_mean_is_over_anchors_and_sum_is_their_sum(ragged):
-    batch = ragged(2)
-    none = h_infonce(*batch, temperature=0.1, reduction="none")
-    anchors = int(((batch[2] >= 0) & (batch[3] >= 1)).sum())
-    assert float(h_infonce(*batch, temperature=0.1, reduction="sum")) == pytest.approx(float(none.sum()))
-    assert float(h_infonce(*batch, temperature=0.1)) == pytest.approx(float(none.sum()) / anchors)
-
-
-def test_min_anchor_label_makes_lower_labels_negatives_only():
-    index, labels = torch.zeros(2).long(), torch.tensor([3, 2])
+@pytest.mark.parametrize("name", BY_HAND)
+def test_groups_by_hand(name):
+    """Documents at cosines 0.8, 0.6, 0.5, 0.1 to every query, at temperature 1."""
+    index, labels, options, ratios = BY_HAND[name]
+    tensors = {
+        key: torch.tensor(value) if isinstance(value, list) else value for key, value in options.items()
+    }
+    batch = QUERY.expand(max(index) + 1, 2), axis([0.8, 0.6, 0.5, 0.1][: len(index)])
     losses = h_infonce(
-        QUERY, axis([0.8, 0.6]), index, labels, temperature=1.0, min_anchor_label=3, reduction="none"
+        *batch, torch.tensor(index), torch.tensor(labels), temperature=1.0, reduction="none", **tensors
     )
-    assert losses.tolist() == pytest.approx([math.log(1 + math.exp(0.6 - 0.8)), 0.0])
-    all_anchors = h_infonce(
-        QUERY.expand(2, 2),
-        axis([0.8, 0.6]),
-        torch.tensor([0, 1]),
-        torch.tensor([1, 0]),
-        temperature=1.0,
-        min_anchor_label=0,
-        reduction="none",
-    )
-    assert all_anchors.tolist() == pytest.approx([math.log(1 + math.exp(-0.2)), math.log(1 + math.exp(0.2))])
-
-
-def test_same_query_in_two_rows_is_no_negative():
-    """Rows 0 and 1 are one query: each has only row 2's document (cosine 0) as a negative."""
-    query_emb, doc_emb = QUERY.expand(3, 2), axis([0.8, 0.6, 0.0])
-    index, labels = torch.arange(3), torch.tensor([1, 1, 1])
-    losses = h_infonce(
-        query_emb, doc_emb, index, labels, temperature=1.0, query_id=torch.tensor([9, 9, 4]), reduction="none"
-    )
-    a, b, c = math.exp(0.8), math.exp(0.6), 1.0
-    assert losses.tolist() == pytest.approx(
-        [math.log((a + c) / a), math.log((b + c) / b), math.log(a + b + c)]
-    )
-
-
-def test_a_document_of_my_group_is_no_negative_in_another_group():
-    """Documents 1 and 2 are one item: q0 skips 2, q1 skips 1; 3 is a stray copy of 0."""
-    query_emb, doc_emb = QUERY.expand(2, 2), axis([0.8, 0.6, 0.5, 0.1])
-    index, labels = torch.tensor([0, 0, 1, -1]), torch.tensor([2, 1, 1, 0])
-    ids = torch.tensor([10, 11, 11, 10])
-    losses = h_infonce(query_emb, doc_emb, index, labels, temperature=1.0, doc_id=ids, reduction="none")
-    a, b, c, d = (math.exp(x) for x in (0.8, 0.6, 0.5, 0.1))
-    # d0: own lower b; c is its group's item 11, d its item 10. d1: nothing is left. d2: a and the stray d.
-    assert losses.tolist() == pytest.approx([math.log((a + b) / a), 0.0, math.log((c + a + d) / c), 0.0])
-
-
-def test_a_known_positive_outside_the_batch_is_no_negative():
-    query_emb, doc_emb = QUERY.expand(2, 2), axis([0.8, 0.6, 0.5])
-    index, labels, ids = torch.tensor([0, 1, 1]), torch.ones(3).long(), torch.tensor([10, 11, 12])
-    known = torch.tensor([0]), torch.tensor([12])
-    losses = h_infonce(
-        query_emb, doc_emb, index, labels, temperature=1.0, doc_id=ids, known=known, reduction="none"
-    )
-    a, b, c = math.exp(0.8), math.exp(0.6), math.exp(0.5)
-    assert losses.tolist() == pytest.approx(
-        [math.log((a + b) / a), math.log((b + a) / b), math.log((c + a) / c)]
-    )
+    assert losses.exp().tolist() == pytest.approx(ratios)
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_id_masks_equal_the_loop_on_crowded_ids(ragged, seed):
     query_emb, doc_emb, index, labels = ragged(seed, queries=8)
-    generator = torch.Generator().manual_seed(seed)
-    query_id = torch.randint(0, 4, (8,), generator=generator)
-    doc_id = torch.arange(len(index)) % 9
-    known = torch.tensor([0, 3, 3]), torch.tensor([4, 4, 7])
-    ours = h_infonce(
-        query_emb,
-        doc_emb,
-        index,
-        labels,
-        temperature=0.1,
-        query_id=query_id,
-        doc_id=doc_id,
-        known=known,
-        reduction="none",
-    )
-    pairs = list(zip(known[0].tolist(), known[1].tolist(), strict=True))
-    theirs = eq3_loop(query_emb, doc_emb, index, labels, 0.1, query_id=query_id, doc_id=doc_id, known=pairs)
+    query_id = torch.randint(0, 4, (8,), generator=torch.Generator().manual_seed(seed))
+    ids = {"query_id": query_id, "doc_id": torch.arange(len(index)) % 9}
+    known = torch.tensor([[0, 3, 3], [4, 4, 7]])
+    options = {"temperature": 0.1, "reduction": "none", "known": tuple(known), **ids}
+    ours = h_infonce(query_emb, doc_emb, index, labels, **options)
+    theirs = eq3_loop(query_emb, doc_emb, index, labels, 0.1, known=known.T.tolist(), **ids)
     torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
 
 
-@pytest.mark.parametrize("reduction", ["sum", "none"])
-def test_chunks_do_not_change_anything(ragged, monkeypatch, reduction):
-    query_emb, doc_emb, index, labels = ragged(4, queries=9)
-    query_emb.requires_grad_(), doc_emb.requires_grad_()
-    ids = {"query_id": torch.arange(9) % 5, "doc_id": torch.arange(len(index)) % 11}
-    results = []
-    for rows in (32, 2):
-        monkeypatch.setattr(kernel, "MIN_CHUNK", rows)
-        monkeypatch.setattr(kernel, "CHUNK_BYTES", 1)
-        loss = h_infonce(query_emb, doc_emb, index, labels, temperature=0.1, reduction=reduction, **ids).sum()
-        results.append((loss, *grads(loss, query_emb, doc_emb)))
-    for one, two in zip(*results, strict=True):
-        torch.testing.assert_close(one, two, rtol=1e-12, atol=1e-12)
-
-
-def test_only_the_order_of_labels_matters(ragged):
+def test_only_the_order_of_labels_matters_and_not_that_of_documents(ragged):
     query_emb, doc_emb, index, labels = ragged(6)
-    stretched = torch.tensor([0, 3, 50, 51, 900, 10**9])[labels]
     args = {"temperature": 0.1, "reduction": "none"}
-    torch.testing.assert_close(
-        h_infonce(query_emb, doc_emb, index, stretched, **args),
-        h_infonce(query_emb, doc_emb, index, labels, **args),
-    )
-
-
-def test_the_order_of_documents_does_not_matter(ragged):
-    query_emb, doc_emb, index, labels = ragged(7)
+    straight = h_infonce(query_emb, doc_emb, index, labels, **args)
+    stretched = torch.tensor([0, 3, 50, 51, 900, 10**9])[labels]
+    torch.testing.assert_close(h_infonce(query_emb, doc_emb, index, stretched, **args), straight)
     order = torch.randperm(len(index), generator=torch.Generator().manual_seed(0))
-    shuffled = h_infonce(
-        query_emb, doc_emb[order], index[order], labels[order], temperature=0.1, reduction="none"
-    )
-    straight = h_infonce(query_emb, doc_emb, index, labels, temperature=0.1, reduction="none")
+    shuffled = h_infonce(query_emb, doc_emb[order], index[order], labels[order], **args)
     torch.testing.assert_close(shuffled, straight[order])
 
 
@@ -285,14 +176,8 @@ def test_memory_is_a_chunk_of_scores_never_all_of_them(ragged):
 
     with Watch(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(kernel, "CHUNK_BYTES", 2**18)
-        h_infonce(
-            query_emb.requires_grad_(),
-            doc_emb,
-            index,
-            labels,
-            temperature=0.05,
-            doc_id=torch.arange(len(doc_emb)),
-        ).backward()
+        ids = torch.arange(len(doc_emb))
+        h_infonce(query_emb.requires_grad_(), doc_emb, index, labels, temperature=0.05, doc_id=ids).backward()
     assert len(doc_emb) > 5000
     assert 0 < largest <= kernel.MIN_CHUNK * len(doc_emb) < scores / 10
 
@@ -325,6 +210,21 @@ def run(loss, case, tau, **options):
         query_emb, doc_emb, torch.tensor(index), torch.tensor(labels), temperature=temperature, **options
     )
     return value, torch.autograd.grad(value.sum(), [query_emb, doc_emb, temperature])
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_half_precision_and_no_gradients_change_no_value(loss):
+    query_emb, doc_emb, *rest = CASES["unsorted"]
+    index, labels = map(torch.tensor, rest)
+    with torch.no_grad():
+        quiet = loss(query_emb, doc_emb, index, labels, temperature=0.05)
+    assert quiet.item() == pytest.approx(run(loss, CASES["unsorted"], 0.05)[0].item())
+    query_emb = query_emb.bfloat16().requires_grad_()
+    value = loss(query_emb, doc_emb.bfloat16(), index, labels, temperature=0.05)
+    value.backward()
+    assert value.dtype == torch.float32
+    assert value.item() == pytest.approx(quiet.item(), rel=0.05)
+    assert query_emb.grad.dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("tau", [1.0, 0.05, 0.01, 1 / 300 + 1e-6])
@@ -371,28 +271,6 @@ def test_one_query_with_one_label_is_told(loss):
         warnings.simplefilter("error")
         loss(*lone, torch.tensor([4, 4, 1]), temperature=0.05)
         loss(*lone[:2], torch.tensor([0, 0, -1]), torch.tensor([4, 4, 4]), temperature=0.05)
-
-
-@pytest.mark.parametrize("loss", LOSSES)
-def test_half_precision_embeddings_are_taken(loss):
-    query_emb, doc_emb, index, labels = CASES["unsorted"]
-    query_emb = query_emb.bfloat16().requires_grad_()
-    value = loss(query_emb, doc_emb.bfloat16(), torch.tensor(index), torch.tensor(labels), temperature=0.05)
-    value.backward()
-    assert value.dtype == torch.float32
-    assert query_emb.grad.dtype == torch.bfloat16
-
-
-@pytest.mark.parametrize("loss", LOSSES)
-def test_without_gradients_the_value_is_the_same(loss):
-    with torch.no_grad():
-        quiet = loss(*_tensors("unsorted"), temperature=0.05)
-    assert quiet.item() == pytest.approx(run(loss, CASES["unsorted"], 0.05)[0].item())
-
-
-def _tensors(name):
-    query_emb, doc_emb, index, labels = CASES[name]
-    return query_emb, doc_emb, torch.tensor(index), torch.tensor(labels)
 
 
 Q, D, INDEX, LABELS = UNIT[:2], UNIT[2:5], torch.tensor([0, 0, 1]), torch.tensor([5, 1, 4])

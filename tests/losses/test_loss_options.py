@@ -4,15 +4,9 @@ import math
 
 import pytest
 import torch
+from loss_oracles import QUERY, axis
 
 from crops.losses import h_infonce, infonce_graded, kernel, nce, softmax_ce
-
-QUERY = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
-
-
-def axis(cosines):
-    """Documents [n, 2] whose first coordinate is the given cosine with the query (1, 0)."""
-    return torch.tensor([[c, math.sqrt(1 - c * c)] for c in cosines], dtype=torch.float64)
 
 
 @pytest.mark.parametrize("loss", [h_infonce, softmax_ce, nce])
@@ -24,12 +18,9 @@ def test_a_label_weight_multiplies_the_anchors_loss_and_keeps_the_count(loss):
     assert weighted.tolist() == pytest.approx([3 * float(plain[0]), float(plain[1]), 0])
     mean = loss(*batch, temperature=1.0, label_weights=weights)
     assert float(mean) == pytest.approx(float(weighted.sum()) / (1 if loss is softmax_ce else 2))
-
-
-def test_a_weight_of_zero_takes_the_anchor_out_but_not_as_a_negative():
-    batch = QUERY, axis([0.8, 0.6]), torch.zeros(2).long(), torch.tensor([2, 1])
-    losses = h_infonce(*batch, temperature=1.0, reduction="none", label_weights={1: 0.0})
-    assert losses.tolist() == pytest.approx([math.log(1 + math.exp(-0.2)), 0])
+    # a weight of zero takes the anchor out, but not as a negative
+    weightless = loss(*batch, temperature=1.0, reduction="none", label_weights={1: 0.0})
+    assert weightless.tolist() == pytest.approx([float(plain[0]), 0, 0])
 
 
 MARGIN_CASES = {
@@ -53,13 +44,6 @@ def test_margin_spares_foreign_documents_above_the_best_anchor(margin):
     assert losses.tolist() == pytest.approx(expected)
 
 
-def test_margin_is_told_before_frequencies_are_taken_off():
-    doc_emb, index, labels = axis([0.8, 0.7]), torch.tensor([0, -1]), torch.tensor([5, 0])
-    log_q = torch.tensor([0.0, -3.0], dtype=torch.float64)
-    loss = h_infonce(QUERY, doc_emb, index, labels, temperature=1.0, margin=0.0, log_q=log_q)
-    assert float(loss) == pytest.approx(math.log(1 + math.exp(0.7 + 3 - 0.8)))
-
-
 def test_log_q_is_taken_off_foreign_scores_only():
     """A document expected 4 times per batch counts a quarter, one expected half a time counts twice."""
     doc_emb = axis([0.8, 0.6, 0.5, 0.1])
@@ -71,18 +55,11 @@ def test_log_q_is_taken_off_foreign_scores_only():
     assert losses.tolist() == pytest.approx(
         [math.log((a + b + foreign) / a), math.log((b + foreign) / b), 0, 0]
     )
-
-
-def test_log_q_makes_the_batch_sum_estimate_the_catalogues():
-    """Mean over all batches of one document, drawn with probability q, is the sum over the catalogue."""
-    catalogue, q = torch.tensor([0.9, 0.5, -0.3], dtype=torch.float64), torch.tensor([0.6, 0.3, 0.1])
-    estimates = []
-    for cosine, frequency in zip(catalogue.tolist(), q.tolist(), strict=True):
-        log_q = torch.tensor([0.0, math.log(frequency)], dtype=torch.float64)
-        batch = QUERY, axis([0.8, cosine]), torch.tensor([0, -1]), torch.tensor([5, 0])
-        loss = h_infonce(*batch, temperature=1.0, log_q=log_q)
-        estimates.append(frequency * math.expm1(float(loss)) * math.exp(0.8))
-    assert sum(estimates) == pytest.approx(float(catalogue.exp().sum()), rel=1e-6)
+    # the margin is measured before frequencies are taken off
+    batch = QUERY, axis([0.8, 0.7]), torch.tensor([0, -1]), torch.tensor([5, 0])
+    log_q = torch.tensor([0.0, -3.0], dtype=torch.float64)
+    loss = h_infonce(*batch, temperature=1.0, margin=0.0, log_q=log_q)
+    assert float(loss) == pytest.approx(math.log(1 + math.exp(0.7 + 3 - 0.8)))
 
 
 @pytest.mark.parametrize("loss", [h_infonce, softmax_ce])
@@ -98,11 +75,14 @@ def test_extreme_frequencies_and_temperatures_stay_exact(loss, size):
 
 
 @pytest.mark.parametrize("loss", [h_infonce, softmax_ce, nce])
-def test_chunks_do_not_change_options(ragged, monkeypatch, loss):
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_chunks_do_not_change_options(ragged, monkeypatch, loss, reduction):
     query_emb, doc_emb, index, labels = ragged(4, queries=9)
     query_emb.requires_grad_()
     options = {
         "doc_id": torch.arange(len(index)) % 11,
+        "query_id": torch.arange(9) % 5,
+        "reduction": reduction,
         "margin": 0.1,
         "log_q": torch.linspace(-1, 1, len(index)),
         "label_weights": {3: 2.0},
@@ -111,7 +91,7 @@ def test_chunks_do_not_change_options(ragged, monkeypatch, loss):
     for rows in (32, 2):
         monkeypatch.setattr(kernel, "MIN_CHUNK", rows)
         monkeypatch.setattr(kernel, "CHUNK_BYTES", 1)
-        value = loss(query_emb, doc_emb, index, labels, temperature=0.1, **options)
+        value = loss(query_emb, doc_emb, index, labels, temperature=0.1, **options).sum()
         values.append((value, *torch.autograd.grad(value, query_emb)))
     torch.testing.assert_close(*values, rtol=1e-12, atol=1e-12)
 

@@ -141,31 +141,15 @@ def test_padded_slots_are_no_documents(model):
         embed(model, columns[0]), embed(model, ["car", "dog", "boat"]), index, labels, temperature=0.2
     )
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
-
-
-def test_pairs_with_one_grade_each(model):
-    columns = [["red", "blue"], ["car", "boat"]]
-    loss = HInfoNCELoss(model, temperature=0.2)(*padded(model, columns, [5, 4]))
-    index, labels = torch.arange(2), torch.tensor([5, 4])
-    expected = h_infonce(*(embed(model, column) for column in columns), index, labels, temperature=0.2)
+    # pairs with one grade each
+    loss = HInfoNCELoss(model, temperature=0.2)(*padded(model, columns[:2], [5, 4]))
+    both = (embed(model, column) for column in columns[:2])
+    expected = h_infonce(*both, torch.arange(2), torch.tensor([5, 4]), temperature=0.2)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
-
-
-def test_padded_columns_train_under_the_trainers_own_collator(model, tmp_path):
-    rows = [
-        {"query": text, "first": f"fast {text}", "second": "big", "label": [5, 1 if i % 2 else -1]}
-        for i, text in enumerate(TEXTS)
-    ]
-    trainer = SentenceTransformerTrainer(
-        model=model,
-        args=SentenceTransformerTrainingArguments(output_dir=tmp_path, **SETTINGS),
-        train_dataset=Dataset.from_list(rows),
-        loss=HInfoNCELoss(model, learn_temperature=False),
-    )
-    trainer.train()
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    assert sum(losses[-3:]) < 0.8 * sum(losses[:3])
-    assert trainer.loss.temperature == pytest.approx(0.05)
+    told = HInfoNCELoss(model, min_anchor_label=2)
+    settings = {"min_anchor_label": 2, "label_weights": None, "margin": None}
+    assert told.get_config_dict() == {"temperature": pytest.approx(0.05), **settings}
+    assert "2511.15443" in told.citation
 
 
 def trainer_of(model, loss, folder, evaluator=None, **settings):
@@ -250,20 +234,21 @@ def test_the_best_checkpoint_comes_back_with_its_temperature(model, tmp_path):
     assert loss.temperature == seen[0] != seen[2]
 
 
-def test_a_checkpoint_without_the_temperature_is_refused(model, tmp_path):
-    trainer_of(model, HInfoNCELoss(model), tmp_path, max_steps=4).train()
-    (tmp_path / "checkpoint-4" / "loss.safetensors").unlink()
+def test_a_checkpoint_without_the_temperature_is_refused_and_a_fixed_one_is_not_saved(model, tmp_path):
+    trainer_of(model, HInfoNCELoss(model), tmp_path / "learned", max_steps=4).train()
+    (tmp_path / "learned" / "checkpoint-4" / "loss.safetensors").unlink()
     with pytest.raises(CropsError, match="checkpoint-4 does not hold the loss's log_temperature"):
-        trainer_of(model, HInfoNCELoss(model), tmp_path).train(resume_from_checkpoint=True)
-    fixed = trainer_of(model, HInfoNCELoss(model, 0.1, learn_temperature=False), tmp_path)
+        trainer_of(model, HInfoNCELoss(model), tmp_path / "learned").train(resume_from_checkpoint=True)
+
+    def fixed(temperature, folder, **settings):
+        loss = HInfoNCELoss(model, temperature, learn_temperature=False)
+        return trainer_of(model, loss, tmp_path / folder, **settings)
+
     with pytest.raises(ValueError, match="parameter group"):  # the optimiser's, which had one more
-        fixed.train(resume_from_checkpoint=True)
-
-
-def test_a_fixed_temperature_is_a_setting_and_not_saved(model, tmp_path):
-    trainer_of(model, HInfoNCELoss(model, learn_temperature=False), tmp_path, max_steps=4).train()
-    assert not (tmp_path / "checkpoint-4" / "loss.safetensors").exists()
-    other = trainer_of(model, HInfoNCELoss(model, 0.1, learn_temperature=False), tmp_path)
+        fixed(0.1, "learned").train(resume_from_checkpoint=True)
+    fixed(0.05, "fixed", max_steps=4).train()
+    assert not (tmp_path / "fixed" / "checkpoint-4" / "loss.safetensors").exists()
+    other = fixed(0.1, "fixed")  # a fixed temperature is a setting
     other.train(resume_from_checkpoint=True)
     assert other.loss.temperature == pytest.approx(0.1)
 
@@ -312,17 +297,6 @@ def test_batches_that_do_not_fit_are_named(model, message, columns, labels):
 def test_groups_that_are_none_are_named(model, message, row):
     with pytest.raises(CropsError, match=message):
         GroupCollator(model.preprocess)([row])
-
-
-def test_settings_and_source_reach_the_model_card(model):
-    loss = HInfoNCELoss(model, min_anchor_label=2)
-    assert loss.get_config_dict() == {
-        "temperature": pytest.approx(0.05),
-        "min_anchor_label": 2,
-        "label_weights": None,
-        "margin": None,
-    }
-    assert "2511.15443" in loss.citation
 
 
 def test_the_table_loads_no_torch_and_the_functions_no_sentence_transformers():

@@ -5,17 +5,10 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from loss_oracles import appendix, eq3_loop, listwise_loop, logistic_loop
+from loss_oracles import QUERY, appendix, axis, eq3_loop, listwise_loop, logistic_loop
 
 from crops.errors import CropsError
 from crops.losses import h_infonce, infonce_graded, nce, softmax_ce
-
-QUERY = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
-
-
-def axis(cosines):
-    """Documents [n, 2] whose first coordinate is the given cosine with the query (1, 0)."""
-    return torch.tensor([[c, math.sqrt(1 - c * c)] for c in cosines], dtype=torch.float64)
 
 
 def leaves(batch, tau):
@@ -103,6 +96,8 @@ def test_listwise_by_hand():
     own = softmax_ce(QUERY, doc_emb, index, labels, temperature=1.0, reduction="none", denominator="own")
     z -= math.exp(0.5)
     assert own.tolist() == pytest.approx([0.75 * (math.log(z) - 0.8), 0.25 * (math.log(z) - 0.6), 0, 0])
+    total = softmax_ce(QUERY, doc_emb, index, labels, temperature=1.0, reduction="sum", denominator="own")
+    assert float(total) == pytest.approx(float(own.sum()))
 
 
 def test_listwise_keeps_a_higher_own_label_in_the_denominator():
@@ -133,22 +128,6 @@ def test_listwise_min_anchor_label_takes_lower_gains_out_of_the_target():
     )
     log_z = math.log(math.exp(0.8) + math.exp(0.6) + 1)
     assert terms.tolist() == pytest.approx([0.7 * (log_z - 0.8), 0.3 * (log_z - 0.6), 0])
-
-
-def test_listwise_own_lists_are_taken_in_half_precision_and_under_autocast():
-    query_emb, doc_emb = QUERY.bfloat16(), axis([1.0, 0.0]).bfloat16().requires_grad_()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = softmax_ce(
-            query_emb,
-            doc_emb,
-            torch.zeros(2).long(),
-            torch.tensor([1, 0]),
-            temperature=1.0,
-            denominator="own",
-        )
-    loss.backward()
-    assert loss.dtype == torch.float32
-    assert loss.item() == pytest.approx(math.log(1 + math.exp(-1)))
 
 
 @pytest.mark.parametrize(
@@ -222,6 +201,18 @@ def test_gradcheck_with_every_option(ragged, loss, reduction):
     assert torch.autograd.gradcheck(run, (query_emb.requires_grad_(), doc_emb.requires_grad_(), tau))
 
 
+@pytest.mark.parametrize("loss", [h_infonce, infonce_graded, softmax_ce, nce])
+def test_mean_is_over_anchors_and_sum_is_their_sum(ragged, loss):
+    batch = ragged(3)
+    none = loss(*batch, temperature=0.1, reduction="none")
+    total = loss(*batch, temperature=0.1, reduction="sum")
+    index, labels = batch[2:]
+    trained = index[(index >= 0) & (labels >= 1)]
+    terms = len(trained.unique()) if loss is softmax_ce else len(trained)
+    assert float(total) == pytest.approx(float(none.sum()))
+    assert float(loss(*batch, temperature=0.1)) == pytest.approx(float(total) / terms)
+
+
 @pytest.mark.filterwarnings("ignore:the batch is one query")
 @pytest.mark.parametrize("loss", [softmax_ce, nce])
 def test_ids_leave_the_denominator_of_every_loss(loss):
@@ -235,15 +226,3 @@ def test_ids_leave_the_denominator_of_every_loss(loss):
     known = {"doc_id": torch.tensor([1, 2, 3]), "known": (torch.tensor([0, 0]), torch.tensor([2, 3]))}
     masked = loss(query_emb, doc_emb, index, labels, temperature=1.0, reduction="none", **known)
     assert float(masked[0]) == pytest.approx(alone[0])
-
-
-@pytest.mark.parametrize("loss", [infonce_graded, softmax_ce, nce])
-def test_reductions_agree(ragged, loss):
-    batch = ragged(3)
-    none = loss(*batch, temperature=0.1, reduction="none")
-    total = loss(*batch, temperature=0.1, reduction="sum")
-    index, labels = batch[2:]
-    trained = index[(index >= 0) & (labels >= 1)]
-    terms = len(trained.unique()) if loss is softmax_ce else len(trained)
-    assert float(total) == pytest.approx(float(none.sum()))
-    assert float(loss(*batch, temperature=0.1)) == pytest.approx(float(total) / terms)
