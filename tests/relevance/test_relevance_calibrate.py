@@ -1,7 +1,5 @@
 """theta's logistic: fitted on judged pairs of files and logs, stored, and what it is worth, by hand."""
 
-from __future__ import annotations
-
 import json
 import math
 
@@ -17,7 +15,6 @@ from crops.relevance import (
     Calibration,
     Pairs,
     StoredCalibration,
-    balanced_weights,
     fit,
     load_calibration,
     log_pairs,
@@ -39,12 +36,6 @@ from crops.text import query_id
 ENTRY = StoredCalibration(8.0, -2.5, "abc", "by hand", 10, 0.6, 0.9, 0.8, "2026-01-01")
 
 
-def test_probability_by_hand():
-    # a x + b = 0 gives 1/2; = ln 3 gives 3/4.
-    probabilities = Calibration(a=4.0, b=-2.0).probability(np.array([0.5, (math.log(3) + 2) / 4]))
-    assert probabilities == pytest.approx([0.5, 0.75])
-
-
 def test_fit_of_two_cosines_is_saturated():
     # Two distinct cosines, two parameters: the fit gives each cosine its share of relevant pairs,
     # 1 of 4 at cosine 0 and 3 of 4 at cosine 1: b = ln(1/3), a + b = ln 3.
@@ -53,12 +44,9 @@ def test_fit_of_two_cosines_is_saturated():
     fitted = fit(cosines, relevant)
     assert fitted.b == pytest.approx(-math.log(3), abs=1e-7)
     assert fitted.a == pytest.approx(2 * math.log(3), abs=1e-7)
-
-
-def test_balanced_weights_halve_the_total():
-    # 1 relevant of 4: it weighs 4/2 = 2, the three others 4/6 each.
-    weights = balanced_weights(np.array([False, True, False, False]))
-    assert weights == pytest.approx([2 / 3, 2, 2 / 3, 2 / 3])
+    # a x + b = 0 gives 1/2; = ln 3 gives 3/4
+    probabilities = Calibration(a=4.0, b=-2.0).probability(np.array([0.5, (math.log(3) + 2) / 4]))
+    assert probabilities == pytest.approx([0.5, 0.75])
 
 
 @pytest.mark.parametrize("balanced", [True, False])
@@ -86,32 +74,20 @@ def test_pairs_that_cannot_be_calibrated(cosines: list[float], relevant: list[bo
         fit(np.array(cosines), np.array(relevant))
 
 
-def test_store_and_load(tmp_path):
+def test_calibrations_are_stored_by_kind_and_model_and_refused_for_others(tmp_path):
     path = tmp_path / "calibrations.json"
-    store_calibration(path, "relevance", "mine", ENTRY)
-    store_calibration(path, "similarity", "mine", ENTRY)
+    for kind in ("relevance", "similarity"):
+        store_calibration(path, kind, "mine", ENTRY)
     assert load_calibration("relevance", "mine", "abc", path) == Calibration(8.0, -2.5)
     assert set(json.loads(path.read_text())) == {"relevance", "similarity"}
-
-
-def test_other_weights_are_refused(tmp_path):
-    path = tmp_path / "calibrations.json"
-    store_calibration(path, "relevance", "mine", ENTRY)
     with pytest.raises(CropsError, match="fitted for weights abc, but the model found has xyz"):
         load_calibration("relevance", "mine", "xyz", path)
-
-
-def test_unknown_model_says_what_to_do():
     with pytest.raises(CropsError, match=r"no similarity calibration for model 'minilmm'.*'minilm'.*Fit one"):
         load_calibration("similarity", "minilmm", "abc")
-
-
-@pytest.mark.parametrize("content", ["not json", '{"relevance": {"mine": {"a": 1.0}}}'])
-def test_damaged_calibrations(tmp_path, content: str):
-    path = tmp_path / "calibrations.json"
-    path.write_text(content)
-    with pytest.raises(CropsError, match="calibrations.json"):
-        load_calibration("relevance", "mine", "abc", path)
+    for content in ("not json", '{"relevance": {"mine": {"a": 1.0}}}'):
+        path.write_text(content)
+        with pytest.raises(CropsError, match="calibrations.json"):
+            load_calibration("relevance", "mine", "abc", path)
 
 
 P = np.array([0.9, 0.7, 0.3, 0.8, 0.2, 0.1])
@@ -121,14 +97,13 @@ RELEVANT = np.array([True, True, False, False, False, False])
 
 def test_precision_and_recall_by_hand():
     # Above .75: .9 (1.5, right) and .8 (.75, wrong): 1.5 / 2.25; recall 1.5 / 3.
-    assert by_alpha(P, RELEVANT, [0.75, 0.25]) == [
+    assert by_alpha(P, RELEVANT, [0.75, 0.25, 0.9]) == [
         AlphaPoint(0.75, 2, pytest.approx(2 / 3), pytest.approx(0.5)),
         AlphaPoint(0.25, 4, pytest.approx(3 / 4.5), pytest.approx(1.0)),
+        AlphaPoint(0.9, 0, None, 0.0),  # the comparison is strict; nothing kept has no precision
     ]
-
-
-def test_the_comparison_is_strict_and_nothing_kept_has_no_precision():
-    assert by_alpha(P, RELEVANT, [0.9]) == [AlphaPoint(0.9, 0, None, 0.0)]
+    with pytest.raises(CropsError, match="relevant and irrelevant"):
+        by_alpha(P, np.ones(6, np.bool_), [0.5])
 
 
 def test_reliability_by_hand():
@@ -136,27 +111,14 @@ def test_reliability_by_hand():
     low, high = reliability(P, RELEVANT, bins=2)
     assert low == Bin(pytest.approx(0.2), 0.0, 3)
     assert high == Bin(pytest.approx((0.9 * 1.5 + 0.7 * 1.5 + 0.8 * 0.75) / 3.75), pytest.approx(0.8), 3)
-
-
-def test_empty_bins_are_left_out_and_one_is_in_the_last():
+    # Empty bins are left out, and 1 is in the last.
     bins = reliability(np.array([0.0, 1.0]), np.array([False, True]))
     assert [(one.predicted, one.observed) for one in bins] == [(0.0, 0.0), (1.0, 1.0)]
-
-
-def test_calibration_error_by_hand():
     # Low bin: .75 * (.3 + .2 + .1) = .45; high: 1.5 * (-.1 - .3) + .75 * .8 = 0. (.45 + 0) / 6 = .075.
     assert calibration_error(P, RELEVANT, bins=2) == pytest.approx(0.075)
-
-
-def test_log_loss_by_hand():
     # (1.5 (ln .9 + ln .7) + .75 (ln .7 + ln .2 + ln .8 + ln .9)) / -6
     expected = -(1.5 * np.log(0.63) + 0.75 * np.log(0.7 * 0.2 * 0.8 * 0.9)) / 6
     assert log_loss(P, RELEVANT) == pytest.approx(expected)
-
-
-def test_one_class_alone_is_refused():
-    with pytest.raises(CropsError, match="relevant and irrelevant"):
-        by_alpha(P, np.ones(6, np.bool_), [0.5])
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
@@ -176,40 +138,32 @@ def test_three_forms_read_the_same(tmp_path, suffix):
 
 
 def test_columns_that_differ_in_case_are_not_taken_for_the_pairs(tmp_path):
+    path = tmp_path / "pairs.parquet"
     columns = {"Query": ["no"], "query": ["fig"], "TEXT": ["no"], "text": ["a tree"], "relevant": [1]}
-    pq.write_table(pa.table(columns), tmp_path / "pairs.parquet")
-    pairs = read_pairs(tmp_path / "pairs.parquet")
-    assert (pairs.left, pairs.right) == (["fig"], ["a tree"])
-    pq.write_table(
-        pa.table({"Query": ["fig"], "text": ["a tree"], "relevant": [1]}), tmp_path / "pairs.parquet"
-    )
+    pq.write_table(pa.table(columns), path)
+    assert (read_pairs(path).left, read_pairs(path).right) == (["fig"], ["a tree"])
+    pq.write_table(pa.table({name: columns[name] for name in ("Query", "text", "relevant")}), path)
     with pytest.raises(CropsError, match="need the columns query, text, relevant"):
-        read_pairs(tmp_path / "pairs.parquet")
+        read_pairs(path)
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("name", "content", "message"),
     [
-        ("query,text,relevant\na,b,1\na,\u200b,0\n", "pair 2: no text in column 'text'"),
-        ("query,text\na,b\n", "need the columns query, text, relevant"),
-        ("query,text,relevant\n", "no pairs"),
-        ("query,text,relevant\na,b,1\na,,0\n", "pair 2: no text in column 'text'"),
-        ("query,text,relevant\na,b,maybe\n", "pair 1: relevant is 'maybe'"),
+        ("pairs.csv", "query,text,relevant\na,b,1\na,\u200b,0\n", "pair 2: no text in column 'text'"),
+        ("pairs.csv", "query,text\na,b\n", "need the columns query, text, relevant"),
+        ("pairs.csv", "query,text,relevant\n", "no pairs"),
+        ("pairs.csv", "query,text,relevant\na,b,maybe\n", "pair 1: relevant is 'maybe'"),
+        ("pairs.xlsx", "", "ends in"),
+        ("none.csv", None, "cannot read the pairs"),
+        ("truth/grades.parquet", None, "outside the evaluated world"),
     ],
 )
-def test_bad_files_are_named(tmp_path, content, message):
-    (tmp_path / "pairs.csv").write_text(content)
+def test_bad_files_are_named(tmp_path, name, content, message):
+    if content is not None:
+        (tmp_path / name).write_text(content)
     with pytest.raises(CropsError, match=message):
-        read_pairs(tmp_path / "pairs.csv")
-
-
-def test_other_kinds_missing_files_and_truth_are_refused(tmp_path):
-    with pytest.raises(CropsError, match="ends in"):
-        read_pairs(tmp_path / "pairs.xlsx")
-    with pytest.raises(CropsError, match="cannot read the pairs"):
-        read_pairs(tmp_path / "none.csv")
-    with pytest.raises(CropsError, match="outside the evaluated world"):
-        read_pairs(tmp_path / "truth" / "grades.parquet")
+        read_pairs(tmp_path / name)
 
 
 def test_queries_are_held_out_whole_and_about_half_of_them():
@@ -219,44 +173,21 @@ def test_queries_are_held_out_whole_and_about_half_of_them():
     assert 0.4 < held.mean() < 0.6
 
 
-def write(folder, table, rows):
-    full = [dict.fromkeys(table.names()) | row for row in rows]
-    pq.write_table(pa.Table.from_pylist(full, schema=table.arrow()), folder / f"{table.name}.parquet")
-
-
 @pytest.fixture
 def mined(tmp_path):
     """Fig: item 1 clicked twice, 2 once, 3 and 4 only dropped; cat: item 5 clicked twice."""
-    write(
-        tmp_path,
-        QUERIES,
-        [{"query_id": query_id(q), "query": q, "searches": 9, "users": 9} for q in ("fig", "cat")],
-    )
-    write(tmp_path, ITEMS, [{"item_id": item, "ocr_cover": f"item {item}"} for item in range(1, 6)])
+    queries = [{"query_id": query_id(q), "query": q, "searches": 9, "users": 9} for q in ("fig", "cat")]
     pairs = [("fig", 1, 8), ("fig", 2, 8), ("fig", 3, 1), ("fig", 4, 1), ("cat", 5, 8), ("cat", 4, 5)]
-    write(
-        tmp_path,
-        SAMPLES,
-        [
-            {"query_id": query_id(q), "item_id": i, "label": 1, "sources": s, "weight": 1.0}
-            for q, i, s in pairs
-        ],
-    )
+    samples = [
+        {"query_id": query_id(q), "item_id": i, "label": 1, "sources": s, "weight": 1.0} for q, i, s in pairs
+    ]
     clicks = [("fig", 1, 1), ("fig", 1, 2), ("fig", 2, 1), ("cat", 5, 3), ("cat", 5, 4)]
-    write(
-        tmp_path,
-        EVIDENCE,
-        [
-            {
-                "query_id": query_id(q),
-                "item_id": i,
-                "source": int(Source.CLICKED),
-                "search_id": s,
-                "day": "2024-05-01",
-            }
-            for q, i, s in clicks
-        ],
-    )
+    known = {"source": int(Source.CLICKED), "day": "2024-05-01"}
+    evidence = [known | {"query_id": query_id(q), "item_id": i, "search_id": s} for q, i, s in clicks]
+    items = [{"item_id": item, "ocr_cover": f"item {item}"} for item in range(1, 6)]
+    for table, rows in ((QUERIES, queries), (ITEMS, items), (SAMPLES, samples), (EVIDENCE, evidence)):
+        full = [dict.fromkeys(table.names()) | row for row in rows]
+        pq.write_table(pa.Table.from_pylist(full, schema=table.arrow()), tmp_path / f"{table.name}.parquet")
     return tmp_path
 
 

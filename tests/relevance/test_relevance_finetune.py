@@ -84,14 +84,8 @@ def test_the_same_seed_gives_the_same_model(checkpoint, judged, tmp_path):
         fine_tune(judged, checkpoint, tmp_path / name, epochs=1, seed=seed)
     hashes = [model_hash(tmp_path / name) for name in "abc"]
     assert hashes[0] == hashes[1] != hashes[2]
-
-
-def test_a_model_is_not_overwritten(checkpoint, judged, trained):
     with pytest.raises(CropsError, match="exists; name another folder"):
-        fine_tune(judged, checkpoint, trained["cross"][0])
-
-
-def test_one_class_alone_is_refused_before_training(checkpoint, tmp_path):
+        fine_tune(judged, checkpoint, tmp_path / "a")
     with pytest.raises(CropsError, match="relevant and irrelevant"):
         fine_tune(Pairs(["a"], ["b"], np.array([True])), checkpoint, tmp_path / "m")
 
@@ -145,32 +139,20 @@ def test_a_calibrated_cross_encoder_scores_documents_and_the_bi_encoder_queries(
     assert isinstance(similarity, CosineScorer)
 
 
-def test_other_weights_are_refused(calibrated, trained, tmp_path):
+def test_identity_follows_model_and_calibration_and_other_weights_are_refused(calibrated, trained, tmp_path):
     folder, _ = calibrated
-    stored = json.loads((folder / "mine.json").read_text())
-    stored["relevance"][str(trained["cross"][0])]["model_hash"] = "0" * 64
-    (tmp_path / "other.json").write_text(json.dumps(stored))
-    config = RelevanceConfig(
-        cross_encoder=str(trained["cross"][0]), calibrations=str(tmp_path / "other.json")
-    )
-    with pytest.raises(CropsError, match="was fitted for weights 0000"):
-        pair_scorer("relevance", config)
-
-
-def test_an_uncalibrated_head_is_refused(trained):
-    with pytest.raises(CropsError, match="no relevance calibration"):
-        pair_scorer("relevance", RelevanceConfig(cross_encoder=str(trained["cross"][0])))
-
-
-def test_identity_follows_model_and_calibration(calibrated, trained):
-    folder, _ = calibrated
+    model = str(trained["cross"][0])
+    cross = RelevanceConfig(cross_encoder=model, calibrations=str(folder / "mine.json"))
     bi = scorer_identity("relevance", RelevanceConfig())
-    cross = scorer_identity(
-        "relevance",
-        RelevanceConfig(cross_encoder=str(trained["cross"][0]), calibrations=str(folder / "mine.json")),
-    )
-    assert bi != cross
+    assert bi != scorer_identity("relevance", cross)
     assert bi != scorer_identity("similarity", RelevanceConfig())
+    with pytest.raises(CropsError, match="no relevance calibration"):
+        pair_scorer("relevance", RelevanceConfig(cross_encoder=model))
+    stored = json.loads((folder / "mine.json").read_text())
+    stored["relevance"][model]["model_hash"] = "0" * 64
+    (tmp_path / "other.json").write_text(json.dumps(stored))
+    with pytest.raises(CropsError, match="was fitted for weights 0000"):
+        pair_scorer("relevance", cross.model_copy(update={"calibrations": str(tmp_path / "other.json")}))
 
 
 def test_cross_scores_by_hand_and_distinct_pairs_once():

@@ -1,7 +1,5 @@
 """The real MiniLM: found, identified, equal to SentenceTransformer, and sensible once calibrated."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import shutil
@@ -33,24 +31,22 @@ def probabilities(scorer, pairs):
     return next(iter(scorer(iter([batch])))).column("score").to_pylist()
 
 
-def test_resolve_model():
+def test_models_are_found_or_named(monkeypatch, tmp_path):
     assert (Path(resolve_model("minilm")) / "model.safetensors").is_file()
     assert resolve_model("some/hub-name") == "some/hub-name"
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(CropsError, match="no model weights"):
+        model_hash(tmp_path)
 
-
-def test_missing_package_names_the_extra(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(MissingExtraError, match=r"crops-retrieval\[demo\]"):
-        resolve_model("minilm")
-
-
-def test_unreachable_model(monkeypatch):
     def offline(*args, **kwargs):
         raise OSError("no network")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
     with pytest.raises(CropsError, match=r"'some/model' is neither a folder nor.*no network"):
         local_folder("some/model")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r"crops-retrieval\[demo\]"):
+        resolve_model("minilm")
 
 
 def test_hash_follows_what_decides_a_vector(tmp_path):
@@ -72,12 +68,6 @@ def test_hash_follows_what_decides_a_vector(tmp_path):
         weights.seek(-1, 2)
         weights.write(b"\x55")
     assert model_hash(copy) != original
-
-
-def test_hash_of_a_folder_without_weights(tmp_path):
-    (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(CropsError, match="no model weights"):
-        model_hash(tmp_path)
 
 
 def test_packaged_calibrations_belong_to_the_packaged_model():
@@ -106,31 +96,21 @@ def test_models_without_padding_work_too(tmp_path):
     np.testing.assert_allclose(got, bag.encode(texts, normalize_embeddings=True), atol=1e-6)
 
 
-def test_relevance_orders_documents(minilm):
+def test_scores_are_sensible(minilm):
     query = "how to water a ficus"
-    good, bad = probabilities(
-        minilm[0], [(query, "ficus watering schedule for beginners"), (query, "engine oil change")]
-    )
+    documents = ["ficus watering schedule for beginners", "engine oil change"]
+    good, bad = probabilities(minilm[0], [(query, text) for text in documents])
     assert good > 0.6 > bad
-
-
-def test_relevance_accepts_each_sense_of_an_ambiguous_query(minilm):
-    cat, car, neither = probabilities(
-        minilm[0],
-        [
-            ("jaguar", "jaguar hunting caiman, big cat wildlife"),
-            ("jaguar", "jaguar f-type v8 exhaust sound test drive"),
-            ("jaguar", "sourdough bread recipe"),
-        ],
-    )
+    # each sense of an ambiguous query is accepted
+    texts = [
+        "jaguar hunting caiman, big cat wildlife",
+        "jaguar f-type v8 exhaust sound test drive",
+        documents[1],
+    ]
+    cat, car, neither = probabilities(minilm[0], [("jaguar", text) for text in texts])
     assert min(cat, car) > 0.6 > neither
-
-
-def test_similarity_orders_queries(minilm):
-    same, other = probabilities(
-        minilm[1],
-        [("python tutorial", "learn python programming"), ("pizza dough", "car insurance")],
-    )
+    queries = [("python tutorial", "learn python programming"), ("pizza dough", "car insurance")]
+    same, other = probabilities(minilm[1], queries)
     assert same > 0.5 > other
 
 
@@ -147,16 +127,11 @@ def test_a_cached_run_never_loads_the_model(tmp_path, monkeypatch):
         probabilities(pair_scorer("relevance", RelevanceConfig(), tmp_path), [("ficus", "a new text")])
 
 
-def test_a_model_without_calibration_is_refused(tmp_path):
-    folder = tmp_path / "model"
-    folder.symlink_to(resolve_model("minilm"))
-    with pytest.raises(CropsError, match="no relevance calibration"):
-        scorers(RelevanceConfig(model=str(folder)))
-
-
 def test_own_calibrations(tmp_path):
     folder, own = tmp_path / "model", tmp_path / "own.json"
     folder.symlink_to(resolve_model("minilm"))
+    with pytest.raises(CropsError, match="no relevance calibration"):
+        scorers(RelevanceConfig(model=str(folder)))
     stored = json.loads(PACKAGED_CALIBRATIONS.read_text())
     entry = stored["relevance"]["minilm"] | {"a": 0.0001, "b": 0.0}
     own.write_text(json.dumps({"relevance": {str(folder): entry}}))

@@ -24,19 +24,16 @@ LEFT, RIGHT = 1.0, 399.0
 """Both ends of the axis of a bar chart: 398 units for its range."""
 
 
-def bar_chart(bars, *, title, **more):
+def chart(bars, *, title="t", **more):
     return draw(Figure(title, bars, **more))
 
 
-split_bar_chart = line_chart = bar_chart
+def elements(drawn, tag, class_=None):
+    return [node for node in ET.fromstring(drawn).iter(tag) if class_ is None or node.get("class") == class_]
 
 
-def elements(chart, tag, class_=None):
-    return [node for node in ET.fromstring(chart).iter(tag) if class_ is None or node.get("class") == class_]
-
-
-def words(chart, class_=None):
-    return [node.text for node in elements(chart, "text", class_)]
+def words(drawn, class_=None):
+    return [node.text for node in elements(drawn, "text", class_)]
 
 
 def points(path):
@@ -44,102 +41,79 @@ def points(path):
 
 
 def test_half_of_the_range_is_half_of_the_width():
-    chart = bar_chart([Bar("half", 0.4), Bar("full", 0.8), Bar("none", 0.0)], title="t")
-    widths = [float(bar.get("width")) for bar in elements(chart, "rect", "bar")]
+    drawn = chart([Bar("half", 0.4), Bar("full", 0.8), Bar("none", 0.0)])
+    widths = [float(bar.get("width")) for bar in elements(drawn, "rect", "bar")]
     assert widths == [199.0, 398.0, 0.0]
-    assert words(chart, "tick") == ["0", "20", "40", "60", "80"]
+    assert words(drawn, "tick") == ["0", "20", "40", "60", "80"]
+    # charts on one scale draw equal values equally long
+    low, high = chart([Bar("a", 0.1)], upper=0.8), chart([Bar("a", 0.1), Bar("b", 0.8)])
+    assert [elements(one, "rect")[0].get("width") for one in (low, high)] == ["49.75"] * 2
+    assert not elements(low, "path", "whisker")
+    told = chart([Bar("BM25", 0.429, 0.4, 0.45), Bar("new", 0.691)], title="Recall")
+    assert ET.fromstring(told).get("role") == "img"
+    assert elements_text(told, "title") == "Recall, in %"
+    assert elements_text(told, "desc") == "BM25: 42.9, interval 40.0 to 45.0; new: 69.1"
 
 
 def test_whisker_and_reference_stand_at_their_values():
     # On 0..0.8 a share s is at 1 + 398 s / 0.8: 0.2 at 100.5, 0.6 at 299.5, 0.4 at 200.
-    chart = bar_chart([Bar("a", 0.4, 0.2, 0.6)], title="t", upper=0.8, reference=0.4)
-    (whisker,), (reference,) = elements(chart, "path", "whisker"), elements(chart, "path", "reference")
+    drawn = chart([Bar("a", 0.4, 0.2, 0.6)], upper=0.8, reference=0.4)
+    (whisker,), (reference,) = elements(drawn, "path", "whisker"), elements(drawn, "path", "reference")
     assert points(whisker)[:2] == [(100.5, 33.0), (299.5, 33.0)]
     assert {x for x, _ in points(reference)} == {200.0}
 
 
-def test_charts_on_one_scale_draw_equal_values_equally_long():
-    low = bar_chart([Bar("a", 0.1)], title="low", upper=0.8)
-    high = bar_chart([Bar("a", 0.1), Bar("b", 0.8)], title="high")
-    first, second = (elements(chart, "rect")[0].get("width") for chart in (low, high))
-    assert first == second == "49.75"
-
-
 def test_negative_values_go_left_of_zero():
     # The axis is -0.4..0.4, zero at 200.
-    chart = bar_chart([Bar("down", -0.4), Bar("up", 0.4)], title="t")
-    down, up = elements(chart, "rect")
+    drawn = chart([Bar("down", -0.4), Bar("up", 0.4)])
+    down, up = elements(drawn, "rect")
     assert (float(down.get("x")), float(down.get("width"))) == (1.0, 199.0)
     assert (float(up.get("x")), float(up.get("width"))) == (200.0, 199.0)
 
 
-def test_bar_without_interval_has_no_whisker():
-    chart = bar_chart([Bar("a", 0.5)], title="t")
-    assert not elements(chart, "path", "whisker")
-    assert "interval" not in elements_text(chart, "desc")
-
-
-def elements_text(chart, tag):
-    (node,) = elements(chart, tag)
+def elements_text(drawn, tag):
+    (node,) = elements(drawn, tag)
     return node.text
-
-
-def test_charts_are_announced_by_title_and_all_their_numbers():
-    chart = bar_chart([Bar("BM25", 0.429, 0.4, 0.45), Bar("new", 0.691)], title="Recall")
-    assert ET.fromstring(chart).get("role") == "img"
-    assert elements_text(chart, "title") == "Recall, in %"
-    assert elements_text(chart, "desc") == "BM25: 42.9, interval 40.0 to 45.0; new: 69.1"
 
 
 def test_split_bar_hatches_the_marked_part():
     # 1000 of an axis to 1000: 250 unmarked are 99.5 units wide, 750 marked 298.5, starting at 100.5.
-    chart = split_bar_chart([SplitBar("feed", 1000, 750, tone=2)], title="t", marked="never shown")
-    (solid,), (part,) = elements(chart, "rect", "bar"), elements(chart, "rect", "part")
+    drawn = chart([SplitBar("feed", 1000, 750, tone=2)], marked="never shown")
+    (solid,), (part,) = elements(drawn, "rect", "bar"), elements(drawn, "rect", "part")
     assert float(solid.get("width")) == 99.5
     assert (float(part.get("x")), float(part.get("width"))) == (100.5, 298.5)
-    (hatch,) = elements(chart, "path", "hatch")
+    (hatch,) = elements(drawn, "path", "hatch")
     top = float(part.get("y"))
     assert all(100.4 <= x <= 399.1 and top - 0.1 <= y <= top + 12.1 for x, y in points(hatch))
-    assert "1,000, 75 % never shown" in words(chart)
-
-
-@pytest.mark.parametrize("marked", [None, 0])
-def test_nothing_marked_is_a_plain_bar(marked):
-    chart = split_bar_chart([SplitBar("clicks", 10, marked)], title="t", marked="never shown")
-    assert not elements(chart, "path", "hatch")
-    assert ("0 % never shown" in chart) == (marked == 0)
-
-
-def test_small_counts_have_whole_ticks():
-    chart = split_bar_chart([SplitBar("one", 1), SplitBar("none", 0, 0)], title="t", marked="m")
-    assert words(chart, "tick") == ["0", "1"]
-
-
-@pytest.mark.parametrize("marked", [-1, 11])
-def test_part_beyond_its_total_is_refused(marked):
-    with pytest.raises(CropsError, match="of 10"):
-        split_bar_chart([SplitBar("a", 10, marked)], title="t", marked="m")
+    assert "1,000, 75 % never shown" in words(drawn)
+    for count in (None, 0):  # nothing marked is a plain bar
+        plain = chart([SplitBar("clicks", 1, count)], marked="never shown")
+        assert not elements(plain, "path", "hatch")
+        assert ("0 % never shown" in plain) == (count == 0)
+        assert words(plain, "tick") == ["0", "1"]  # counts have whole ticks
+    for count in (-1, 11):
+        with pytest.raises(CropsError, match="of 10"):
+            chart([SplitBar("a", 10, count)], marked="m")
 
 
 def test_line_joins_its_points():
     # y spans 0..10 on 190..12, x spans 0..100 on 46..386: (50, 5) is at (216, 101).
-    chart = line_chart([Line("a", [0, 50, 100], [0, 5, 10])], title="t", x_label="step")
-    assert points(elements(chart, "path", "line")[0]) == [(46.0, 190.0), (216.0, 101.0), (386.0, 12.0)]
-
-
-def test_whole_numbers_on_x_have_no_ticks_between_them():
-    chart = line_chart([Line("a", [1, 2, 3], [0, 5, 10])], title="t", x_label="day")
-    below = [one.text for one in elements(chart, "text", "tick") if float(one.get("y")) == 207]
+    drawn = chart([Line("a", [0, 50, 100], [0, 5, 10])], x_label="step")
+    assert points(elements(drawn, "path", "line")[0]) == [(46.0, 190.0), (216.0, 101.0), (386.0, 12.0)]
+    drawn = chart([Line("a", [1, 2, 3], [0, 5, 10])], x_label="day")
+    below = [one.text for one in elements(drawn, "text", "tick") if float(one.get("y")) == 207]
     assert below == ["1", "2", "3"]
+    with pytest.raises(CropsError, match="2 x for 1 y"):
+        chart([Line("a", [1, 2], [1])], x_label="x")
 
 
 def test_lines_differ_in_more_than_colour():
     lines = [Line(f"arm {tone}", [0, 1], [tone, tone], tone) for tone in range(1, 5)]
-    chart = line_chart(lines, title="t", x_label="step")
-    drawn = [group for group in elements(chart, "g") if group.get("class", "").startswith("tone-")]
-    dashes = {group.find("path").get("stroke-dasharray") for group in drawn}
-    marks = {re.sub(r"[\d.-]+", "", group.findall("path")[1].get("d")) for group in drawn}
-    assert len(drawn) == len(dashes) == len(marks) == 4
+    drawn = chart(lines, x_label="step")
+    groups = [group for group in elements(drawn, "g") if group.get("class", "").startswith("tone-")]
+    dashes = {group.find("path").get("stroke-dasharray") for group in groups}
+    marks = {re.sub(r"[\d.-]+", "", group.findall("path")[1].get("d")) for group in groups}
+    assert len(groups) == len(dashes) == len(marks) == 4
 
 
 @pytest.mark.parametrize(
@@ -156,54 +130,42 @@ def test_lines_differ_in_more_than_colour():
     ],
 )
 def test_any_finite_line_stays_inside_the_plot(x, y):
-    chart = line_chart([Line("a", x, y)], title="t", x_label="step")
-    for px, py in points(elements(chart, "path", "line")[0]):
+    drawn = chart([Line("a", x, y)], x_label="step")
+    for px, py in points(elements(drawn, "path", "line")[0]):
         assert 46 <= px <= 386
         assert 12 <= py <= 190
-
-
-@pytest.mark.parametrize("value", [0.0, 1.0, 1e-9, 1e12, -2.0])
-def test_any_finite_bar_stays_inside_the_plot(value):
-    chart = bar_chart([Bar("a", value, value, value)], title="t")
-    (bar,) = elements(chart, "rect")
-    assert LEFT <= float(bar.get("x")) <= float(bar.get("x")) + float(bar.get("width")) <= RIGHT
+    for value in (0.0, 1.0, 1e-9, 1e12, -2.0):
+        (bar,) = elements(chart([Bar("a", value, value, value)]), "rect")
+        assert LEFT <= float(bar.get("x")) <= float(bar.get("x")) + float(bar.get("width")) <= RIGHT
 
 
 def test_without_data_there_is_no_chart():
-    assert bar_chart([], title="t") == ""
-    assert split_bar_chart([], title="t", marked="m") == ""
-    assert line_chart([], title="t", x_label="x") == ""
-    assert line_chart([Line("empty", [], [])], title="t", x_label="x") == ""
+    assert chart([]) == ""
+    assert chart([], marked="m") == ""
+    assert chart([], x_label="x") == ""
+    assert chart([Line("empty", [], [])], x_label="x") == ""
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 1e308])
 def test_numbers_without_a_place_are_refused_by_name(bad):
     with pytest.raises(CropsError, match=r"'loss': arm 2 is"):
-        line_chart([Line("arm 1", [1], [1]), Line("arm 2", [1, 2], [1, bad])], title="loss", x_label="step")
+        chart([Line("arm 1", [1], [1]), Line("arm 2", [1, 2], [1, bad])], title="loss", x_label="step")
     with pytest.raises(CropsError, match="arm 3"):
-        bar_chart([Bar("arm 3", 0.5, bad, 0.6)], title="recall")
+        chart([Bar("arm 3", 0.5, bad, 0.6)], title="recall")
     with pytest.raises(CropsError, match="reference"):
-        bar_chart([Bar("arm 3", 0.5)], title="recall", reference=bad)
-
-
-def test_x_and_y_of_different_length_are_refused():
-    with pytest.raises(CropsError, match="2 x for 1 y"):
-        line_chart([Line("a", [1, 2], [1])], title="t", x_label="x")
+        chart([Bar("arm 3", 0.5)], title="recall", reference=bad)
 
 
 @pytest.mark.parametrize("name", ["<script>alert(1)</script>", 'a "b" & c', "عطارد", "🪐" * 80])
 def test_names_are_text(name):
-    for chart in (
-        bar_chart([Bar(name, 0.5)], title=name),
-        split_bar_chart([SplitBar(name, 5, 2)], title=name, marked="m"),
-        line_chart([Line(name, [1], [1])], title=name, x_label=name),
-    ):
-        assert not elements(chart, "script")
-        assert name in elements_text(chart, "desc")
-
-
-def test_attributes_are_escaped():
     assert element("a", x='"><b') == '<a x="&#34;&gt;&lt;b"></a>'
+    for drawn in (
+        chart([Bar(name, 0.5)], title=name),
+        chart([SplitBar(name, 5, 2)], title=name, marked="m"),
+        chart([Line(name, [1], [1])], title=name, x_label=name),
+    ):
+        assert not elements(drawn, "script")
+        assert name in elements_text(drawn, "desc")
 
 
 def test_long_text_is_cut_to_its_width():
@@ -215,14 +177,12 @@ def test_long_text_is_cut_to_its_width():
     assert clip("漢" * 9, 70) == "漢漢漢漢漢…"
 
 
-@pytest.mark.parametrize(("rough", "step"), [(0.011, 0.02), (0.2, 0.2), (0.21, 0.5), (6, 10), (1000, 1000)])
-def test_steps_are_one_two_or_five(rough, step):
-    assert nice_step(rough) == pytest.approx(step)
-
-
 def test_ticks_are_exact_multiples_and_distinct_names():
     scale = axis([0.031, 0.052], 0, 100, about=4, round_ends=True)
     written = [tick_format(scale.step)(tick) for tick in scale.ticks()]
     assert written == ["0.03", "0.04", "0.05", "0.06"]
     assert tick_format(2000)(12000) == "12,000"
     assert tick_format(1e-7)(3e-7) == "3e-07"
+    # steps are one, two or five
+    steps = {0.011: 0.02, 0.2: 0.2, 0.21: 0.5, 6: 10, 1000: 1000}
+    assert {rough: nice_step(rough) for rough in steps} == pytest.approx(steps)

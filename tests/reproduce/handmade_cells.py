@@ -1,7 +1,5 @@
 """Finished cells by hand: a world, a method, and the values of a few queries."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

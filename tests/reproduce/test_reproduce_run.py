@@ -113,6 +113,11 @@ def test_what_cells_share_is_made_once(tmp_path, made, monkeypatch):
     made.clear()
     assert len(make_cells(cells("fs_lr", "crops"), tmp_path, {}, jobs=1).measured) == 2
     assert made == []
+    # cells that differ in a setting alone are all made
+    (plain,) = cells("fs_lr")
+    other = dataclasses.replace(plain, point={"docs_per_source": 1})
+    outcome = make_cells([plain, other], tmp_path, {}, jobs=1)
+    assert [one.folder.name for one in outcome.measured] == [plain.name(), other.name()]
 
 
 def test_a_failed_cell_is_named_and_the_others_go_on(tmp_path, made, monkeypatch):
@@ -123,14 +128,6 @@ def test_a_failed_cell_is_named_and_the_others_go_on(tmp_path, made, monkeypatch
     made.clear()
     make_cells(cells("fs_lr", "dpr", "crops"), tmp_path, {}, jobs=1)
     assert made == ["dpr in tiny-default-0"]
-
-
-def test_cells_that_differ_in_a_setting_alone_are_all_made(tmp_path, made, monkeypatch):
-    monkeypatch.setattr(run, "make_cell", finish)
-    (plain,) = cells("fs_lr")
-    other = dataclasses.replace(plain, point={"docs_per_source": 1})
-    outcome = make_cells([plain, other], tmp_path, {}, jobs=1)
-    assert [one.folder.name for one in outcome.measured] == [plain.name(), other.name()]
 
 
 def test_an_interrupted_run_goes_on_where_it_was(tmp_path, made, monkeypatch):
@@ -193,13 +190,6 @@ def test_workers_end_with_a_killed_parent(tmp_path):
             return
         time.sleep(0.1)
     pytest.fail("the worker went on without its parent")
-
-
-def test_testing_on_a_mined_day_is_refused(tmp_path, made):
-    (tmp_path / "report.json").write_text(json.dumps({"days": ["2026-01-06", "2026-01-08"]}))
-    with pytest.raises(CropsError, match="was mined from 2026-01-08, the test day"):
-        pipeline.refuse_mined(tmp_path, "2026-01-08")
-    pipeline.refuse_mined(tmp_path, "2026-01-09")
 
 
 def test_a_model_that_was_not_evaluated_is_not_trained_again(tmp_path, made, monkeypatch):

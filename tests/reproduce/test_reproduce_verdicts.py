@@ -166,6 +166,9 @@ def test_convergence_by_hand(tmp_path):
     (watched.folder / "evaluations.jsonl").write_text("{}\n")
     with pytest.raises(CropsError, match="is damaged"):
         converged_at(watched.folder)
+    (plain.folder / "cell.json").write_text("{")
+    with pytest.raises(CropsError, match="crops-0 is damaged"):
+        read_measured(plain.folder)
 
 
 @pytest.mark.parametrize(
@@ -207,13 +210,6 @@ def test_cost_and_breakdown(tmp_path):
     assert found["CT: head (n = 30)"] == "100.0"
     assert found["CT: unseen (n = 30)"] == "0.0"
     assert found["CT: tail"] == "–"
-
-
-def test_damaged_cells_are_named(tmp_path):
-    cell = write_cell(tmp_path, "crops", 0, {CT: spread(0.5)})
-    (cell.folder / "cell.json").write_text("{")
-    with pytest.raises(CropsError, match="crops-0 is damaged"):
-        read_measured(cell.folder)
 
 
 def test_claims_about_users_are_listed_and_sent_elsewhere():

@@ -40,6 +40,8 @@ def test_what_shares_no_word_is_no_result():
         ids, scores = retriever.search([query], k=2)
         assert ids.tolist() == [[-1, -1]]
         assert np.isneginf(scores).all()
+    with pytest.raises(CropsError, match="k = 0"):
+        retriever.search(["red"], 0)
 
 
 def test_scores_of_given_candidates_equal_those_of_the_search():
@@ -63,16 +65,17 @@ def test_scores_of_given_candidates_equal_those_of_the_search():
         ([1], ["a !"], {}, "no document of the catalogue holds a word"),
         ([1], ["cat"], {"k1": -1}, "k1 = -1"),
         ([1], ["cat"], {"b": 1.5}, "b = 1.5"),
+        (
+            [1],
+            ["cat"],
+            {"tokeniser": "bigram"},
+            r"unknown tokeniser 'bigram'; known: english, bigrams\..*bigrams",
+        ),
     ],
 )
 def test_bad_input_is_refused(ids, texts, options, message):
     with pytest.raises(CropsError, match=message):
         BM25Retriever(ids, texts, **options)
-
-
-def test_k_must_be_positive():
-    with pytest.raises(CropsError, match="k = 0"):
-        BM25Retriever(IDS, TEXTS).search(["red"], 0)
 
 
 @pytest.mark.parametrize(
@@ -95,8 +98,3 @@ def test_chinese_is_found_by_bigrams_where_english_words_find_nothing():
     by_bigrams = BM25Retriever([1, 2, 3], texts, tokeniser="bigrams").search(["养猫咪"], 2)[0]
     assert by_bigrams.tolist() == [[1, -1]]
     assert BM25Retriever([1, 2, 3], texts).search(["养猫咪"], 2)[0].tolist() == [[-1, -1]]
-
-
-def test_an_unknown_tokeniser_is_refused_with_the_nearest():
-    with pytest.raises(CropsError, match=r"unknown tokeniser 'bigram'; known: english, bigrams\..*bigrams"):
-        splitter("bigram")

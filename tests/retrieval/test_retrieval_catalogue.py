@@ -60,19 +60,6 @@ def test_ids_and_texts_of_another_type_are_named(tmp_path, column, values, told)
             read(tmp_path / "items.parquet")
 
 
-def test_counters_that_are_no_whole_numbers_are_named(tmp_path):
-    table = ITEMS.drop_columns(["play_cnt"]).append_column("play_cnt", pa.array([1.0, 2.5, np.nan]))
-    pq.write_table(table, tmp_path / "items.parquet")
-    with pytest.raises(CropsError, match="column play_cnt: .*run `crops check` first"):
-        load_item_rows(tmp_path)
-
-
-def test_what_is_no_parquet_is_said(tmp_path):
-    (tmp_path / "items.parquet").write_text("item_id,ocr_cover\n1,moss\n")
-    with pytest.raises(CropsError, match="is not readable as Parquet"):
-        load_items(tmp_path)
-
-
 def test_narrow_ids_foreign_columns_and_folders_like_partitions_read(tmp_path):
     folder = tmp_path / "category=moss"
     folder.mkdir()
@@ -89,6 +76,13 @@ def test_a_folder_without_items_or_texts_is_refused(tmp_path):
     pq.write_table(ITEMS.select(["item_id", "play_cnt"]), tmp_path / "items.parquet")
     with pytest.raises(CropsError, match="at least one of ocr_cover"):
         load_items(tmp_path)
+    (tmp_path / "items.parquet").write_text("item_id,ocr_cover\n1,moss\n")
+    with pytest.raises(CropsError, match="is not readable as Parquet"):
+        load_items(tmp_path)
+    table = ITEMS.drop_columns(["play_cnt"]).append_column("play_cnt", pa.array([1.0, 2.5, np.nan]))
+    pq.write_table(table, tmp_path / "items.parquet")
+    with pytest.raises(CropsError, match="column play_cnt: .*run `crops check` first"):
+        load_item_rows(tmp_path)
 
 
 @pytest.mark.parametrize(

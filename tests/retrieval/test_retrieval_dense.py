@@ -107,13 +107,6 @@ def test_a_rounded_tie_longer_than_the_fetched_slack_still_goes_to_the_smallest_
     assert scores[0, 1:] == pytest.approx([0.01] * 3)
 
 
-def test_differences_below_the_rounding_do_not_order():
-    vectors = np.array([[0.5, 0], [0.5000001, 0]], dtype=np.float32)
-    ids, scores = FlatIndex(np.array([1, 2]), vectors).nearest(np.array([[1, 0]], dtype=np.float32), 2)
-    assert ids.tolist() == [[1, 2]]
-    assert scores[0, 0] == scores[0, 1] == np.float32(0.5)
-
-
 def test_scores_of_given_candidates_equal_those_of_the_search():
     retriever = ExactRetriever(TableEncoder(ENCODER), [40, 30, 20, 10], TEXTS)
     scores = retriever.scores(["to the east", "up"], np.array([[20, -1, 40], [30, 20, -1]]))
@@ -139,38 +132,24 @@ def test_query_and_document_prompts_of_the_model_are_used():
     assert encoder.calls == ["document", 4, "query", 1]
 
 
-def test_no_queries_give_no_rows():
-    retriever = ExactRetriever(TableEncoder(ENCODER), [1, 2, 3, 4], TEXTS)
+def test_bad_vectors_and_arguments_are_refused():
+    encoder, one = TableEncoder(ENCODER), np.array([1])
+    flat = FlatIndex(one, np.ones((1, 2), np.float32))
+    for message, call in (
+        ("1 of 2 texts, the first is 'broken'", lambda: ExactRetriever(encoder, [1, 2], ["east", "broken"])),
+        ("NaN or infinity", lambda: ExactRetriever(encoder, [1], ["east"]).search(["broken"], 1)),
+        ("a query vector holds NaN", lambda: flat.nearest(np.full((1, 2), np.nan, np.float32), 1)),
+        ("a vector of the index holds NaN", lambda: FlatIndex(one, np.full((1, 2), np.inf, np.float32))),
+        ("k = 0", lambda: ExactRetriever(encoder, [1], ["east"]).search(["up"], 0)),
+        ("item_id -1 is negative", lambda: ExactRetriever(encoder, [-1, 1], ["east", "north"])),
+        ("the catalogue is empty", lambda: ExactRetriever(encoder, [], [])),
+        ("the index is empty", lambda: FlatIndex(one[:0], np.empty((0, 2), np.float32))),
+    ):
+        with pytest.raises(CropsError, match=message):
+            call()
+    retriever = ExactRetriever(encoder, [1, 2, 3, 4], TEXTS)
     assert retriever.search([], 3)[0].shape == (0, 3)
     assert retriever.scores([], np.empty((0, 2), dtype=np.int64)).shape == (0, 2)
-
-
-def test_nan_of_the_encoder_is_refused_with_its_text():
-    encoder = TableEncoder(ENCODER)
-    with pytest.raises(CropsError, match="1 of 2 texts, the first is 'broken'"):
-        ExactRetriever(encoder, [1, 2], ["east", "broken"])
-    with pytest.raises(CropsError, match="NaN or infinity"):
-        ExactRetriever(encoder, [1], ["east"]).search(["broken"], 1)
-    with pytest.raises(CropsError, match="a query vector holds NaN"):
-        FlatIndex(np.array([1]), np.ones((1, 2), np.float32)).nearest(np.full((1, 2), np.nan, np.float32), 1)
-    with pytest.raises(CropsError, match="a vector of the index holds NaN"):
-        FlatIndex(np.array([1]), np.full((1, 2), np.inf, np.float32))
-
-
-def test_bad_arguments_are_refused():
-    encoder = TableEncoder(ENCODER)
-    with pytest.raises(CropsError, match="k = 0"):
-        ExactRetriever(encoder, [1], ["east"]).search(["up"], 0)
-    with pytest.raises(CropsError, match="item_id -1 is negative"):
-        ExactRetriever(encoder, [-1, 1], ["east", "north"])
-    with pytest.raises(CropsError, match="the catalogue is empty"):
-        ExactRetriever(encoder, [], [])
-    with pytest.raises(CropsError, match="the index is empty"):
-        FlatIndex(np.empty(0, np.int64), np.empty((0, 2), np.float32))
-
-
-def test_blas_is_on_for_every_batch_size():
-    assert faiss.cvar.distance_compute_blas_threshold == 1
 
 
 def test_reciprocal_ranks_add_up():
@@ -179,19 +158,17 @@ def test_reciprocal_ranks_add_up():
     assert ids.tolist() == [[5, 7, 2, 9, -1]]
     assert scores[0, :4] == pytest.approx([1 / 62 + 1 / 61, 1 / 61 + 1 / 63, 1 / 62, 1 / 63])
     assert np.isneginf(scores[0, 4])
-
-
-def test_ties_go_to_the_smaller_id_and_padding_counts_for_nothing():
+    # ties go to the smaller id, and padding counts for nothing
     ids, _ = fuse([np.array([[8, -1], [-1, -1]]), np.array([[3, -1], [4, 6]])], k=2)
     assert ids.tolist() == [[3, 8], [4, 6]]
-
-
-def test_lists_that_do_not_belong_together_are_refused():
-    for lists in ([np.zeros((1, 2), np.int64), np.zeros((2, 2), np.int64)], []):
-        with pytest.raises(CropsError, match="fusion needs result lists of the same queries"):
-            fuse(lists, 2)
-    with pytest.raises(CropsError, match="k = 0"):
-        fuse([np.zeros((1, 2), np.int64)], 0)
+    one, two = np.zeros((1, 2), np.int64), np.zeros((2, 2), np.int64)
+    for lists, k, message in (
+        ([one, two], 2, "fusion needs result lists of the same queries"),
+        ([], 2, "fusion needs result lists of the same queries"),
+        ([one], 0, "k = 0"),
+    ):
+        with pytest.raises(CropsError, match=message):
+            fuse(lists, k)
 
 
 def test_a_fused_retriever_asks_deep_enough():

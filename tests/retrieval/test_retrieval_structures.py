@@ -28,14 +28,8 @@ def build(config, vectors):
 def test_recipes(config, expected):
     """sqrt(10^6) = 1000: 1,024 clusters; two of 64 numbers share a code."""
     assert structures.recipe(IndexConfig(**config), 1_000_000, 64) == expected
-
-
-def test_clusters_are_the_power_of_two_nearest_to_the_square_root():
-    """2^8 = 256 for 317, as log2(317) = 8.31; 2^12 for 3,163 (11.63); one cluster for one vector."""
+    # 2^8 = 256 for 317, as log2(317) = 8.31; 2^12 for 3,163 (11.63); one cluster for one vector
     assert [structures.clusters(count) for count in (1, 100_000, 10_000_000)] == [1, 256, 4096]
-
-
-def test_the_largest_effort_visits_every_cluster():
     assert structures.efforts("ivf", 24) == [2, 3, 4, 6, 8, 12, 16, 24]
     assert structures.efforts("ivfpq", 1) == [1]
     assert structures.efforts("exact", 24) == [0]
@@ -99,17 +93,14 @@ def test_the_least_effort_that_reaches_the_target_is_chosen():
     assert least_effort(scores, [2, 4, 8], truth, 0.5) == (4, 0.5)
     assert least_effort(scores, [2, 4, 8], truth, 0.9) == (8, 1.0)
     assert least_effort(scores, [2, 4], truth, 0.9) == (4, 0.5)
-
-
-def test_the_target_is_passed_by_two_standard_errors():
-    """Recalls of 1, 1, 1, 0.5: mean 0.875, standard error 0.2165 / 2 = 0.108; 0.65 is passed, 0.66 is not."""
+    # Passed by two standard errors. Recalls of 1, 1, 1, 0.5: mean 0.875, error 0.2165 / 2 = 0.108.
     truth = (np.full(4, 0.4, np.float32), 2)
 
-    def scores(effort):
+    def varied(effort):
         return np.array([[0.5, 0.5], [0.5, 0.5], [0.5, 0.5], [0.5, 0.1 * effort]], np.float32)
 
-    assert least_effort(scores, [2, 4], truth, 0.65) == (2, 0.875)
-    assert least_effort(scores, [2, 4], truth, 0.66) == (4, 1.0)
+    assert least_effort(varied, [2, 4], truth, 0.65) == (2, 0.875)
+    assert least_effort(varied, [2, 4], truth, 0.66) == (4, 1.0)
 
 
 def test_rows_are_counted_through_all_blocks():

@@ -2,7 +2,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from retrieval_hand import WordEncoder, unit, word_model
+from retrieval_hand import WordEncoder, word_model
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, StaticEmbedding
 from tokenizers import Tokenizer
@@ -178,21 +178,19 @@ def test_queries_are_distinct_normalised_and_in_the_order_of_their_ids(tmp_path,
     ids, texts = load_queries(logs)
     assert sorted(texts) == ["ficus", "water lily"]
     assert ids.tolist() == sorted(query_id(text) for text in texts)
-    pq.write_table(
-        pa.table({"query": ["", None]}, schema=pa.schema([("query", pa.string())])), tmp_path / "q"
-    )
-    with pytest.raises(CropsError, match="not one query"):
-        load_queries(tmp_path / "q")
-    pq.write_table(pa.table({"query": [7]}), tmp_path / "numbers")
-    with pytest.raises(CropsError, match="column query is int64; write the texts"):
-        load_queries(tmp_path / "numbers")
     (tmp_path / "notes.txt").write_text("moss\n")
-    with pytest.raises(CropsError, match="notes.txt is not readable as Parquet"):
-        load_queries(tmp_path / "notes.txt")
-    pq.write_table(pa.table({"text": ["a"]}), tmp_path / "t")
-    for path in (tmp_path / "t", tmp_path / "empty"):
-        with pytest.raises(CropsError, match="no Parquet table with a column query"):
-            load_queries(path)
+    nothing = pa.array(["", None], pa.string())
+    for name, columns in (("q", {"query": nothing}), ("numbers", {"query": [7]}), ("t", {"text": ["a"]})):
+        pq.write_table(pa.table(columns), tmp_path / name)
+    for name, message in (
+        ("q", "not one query"),
+        ("numbers", "column query is int64; write the texts"),
+        ("notes.txt", "notes.txt is not readable as Parquet"),
+        ("t", "no Parquet table with a column query"),
+        ("empty", "no Parquet table with a column query"),
+    ):
+        with pytest.raises(CropsError, match=message):
+            load_queries(tmp_path / name)
 
 
 @pytest.fixture
@@ -205,28 +203,22 @@ def static_model(tmp_path):
     return tmp_path / "model"
 
 
-def test_a_model_folder_has_its_hash(static_model):
+def test_a_model_folder_has_the_hash_of_all_its_weights(tmp_path, static_model):
+    """Each tower's weights lie in a folder that only the Router names."""
     model = load_model(str(static_model))
     assert (model.hash, model.rendering) == (model_hash(static_model), PLAIN)
-
-
-def test_an_untrained_two_tower_encoder_is_refused():
     with pytest.raises(CropsError, match="two_tower is an untrained encoder"):
         load_model("two_tower")
-
-
-def test_a_model_with_two_towers_has_a_hash_of_both(tmp_path):
-    """Each tower's weights lie in a folder that only the Router names."""
     from crops.encoders.two_tower import FEATURES, two_tower
 
-    two_tower(8, 4096).save(str(tmp_path / "model"), create_model_card=False)
-    model = load_model(str(tmp_path / "model"))
+    two_tower(8, 4096).save(str(tmp_path / "towers"), create_model_card=False)
+    model = load_model(str(tmp_path / "towers"))
     assert model.rendering is FEATURES
     for tower in ("query_2_Dense", "document_2_Dense"):
-        weights = tmp_path / "model" / tower / "model.safetensors"
-        before, content = model_hash(tmp_path / "model"), weights.read_bytes()
+        weights = tmp_path / "towers" / tower / "model.safetensors"
+        before, content = model_hash(tmp_path / "towers"), weights.read_bytes()
         weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-        assert model_hash(tmp_path / "model") != before
+        assert model_hash(tmp_path / "towers") != before
 
 
 def test_the_commands_build_change_and_write(tmp_path, static_model, items, capsys):
@@ -251,16 +243,6 @@ def test_the_commands_build_change_and_write(tmp_path, static_model, items, caps
             index(str(static_model), out=out, **options)
 
 
-def test_unit_vectors_stay_unit_when_cut():
-    from crops.retrieval.encoding import narrowed
-
-    vectors = unit(3, 8)
-    vectors[1] = 0
-    cut = narrowed(vectors, 4)
-    assert np.linalg.norm(cut, axis=1) == pytest.approx([1, 0, 1])
-    assert cut[0] == pytest.approx(vectors[0, :4] / np.linalg.norm(vectors[0, :4]))
-
-
 class Picky:
     """Breaks on texts of which its tokenizer makes nothing, as decoders do; knows no word but `moss`."""
 
@@ -278,9 +260,6 @@ def test_texts_without_a_token_have_zero_vectors_and_are_counted(tmp_path, capsy
     assert "3 of 5 documents have no token for this model" in capsys.readouterr().err
     ExactRetriever(Picky(), [1, 2], ["moss", ""])
     assert "1 of 2 documents have no token for this model" in capsys.readouterr().err
-
-
-def test_queries_that_find_nothing_are_counted(capsys):
     retriever = BM25Retriever([1, 2], ["moss pot", "fern"])
     Rankings(retriever, np.array([1, 2, 3]), ["moss", "lichen", "?"], 2)
     assert "2 of 3 queries found nothing" in capsys.readouterr().err
