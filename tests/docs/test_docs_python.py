@@ -67,6 +67,7 @@ def prepare(page):
 
 @pytest.mark.parametrize("page", [page for page, blocks in CODE.items() if blocks])
 def test_the_code_of_a_page_runs(page, write_logs, tmp_path, monkeypatch):
+    assert {"README.md", "docs/getting-started.md", "docs/losses.md"} <= {p for p, b in CODE.items() if b}
     monkeypatch.chdir(tmp_path)
     code = "".join(CODE[page])
     if '"logs"' in code:
@@ -77,7 +78,3 @@ def test_the_code_of_a_page_runs(page, write_logs, tmp_path, monkeypatch):
     space = {"__name__": "__page__"}
     for number, block in enumerate(CODE[page], 1):
         exec(compile(block, f"{page}, block {number}", "exec"), space)
-
-
-def test_pages_with_code_are_found():
-    assert {"README.md", "docs/getting-started.md", "docs/losses.md"} <= {p for p, b in CODE.items() if b}

@@ -20,11 +20,8 @@ def site(tmp_path_factory):
     return folder
 
 
-def test_every_command_has_its_page(site):
+def test_every_command_has_its_page_and_nothing_is_fetched_from_elsewhere(site):
     assert all((site / page_name(name)).with_suffix(".html").is_file() for name in commands())
-
-
-def test_nothing_is_fetched_from_elsewhere(site):
     fetched = re.compile(r"<(?:script|img|iframe|link)\b[^>]*\b(?:src|href)=[\"']?(?:https?:)?//")
     imported = re.compile(r"@import\s+[\"']?http|url\([\"']?http")
     assert [page for page in site.rglob("*.html") if fetched.search(page.read_text())] == []

@@ -58,13 +58,10 @@ def test_noise_is_of_the_whole_catalogue_without_the_querys_positives(random):
     drawn = noise(random, catalogue, [ids(100, 101)] * 300, 4)
     assert set(np.unique(drawn)) == set(range(102, 110))
     assert all(len(set(row)) == 4 for row in drawn.tolist())
-
-
-def test_noise_of_a_catalogue_that_is_too_small_is_padded(random):
+    # a catalogue that is too small is padded
     drawn = noise(random, ids(1, 2, 3), [ids(2), ids(), ids(1, 2, 3, 77)], 5)
-    assert sorted(drawn[0].tolist()) == [NONE, NONE, NONE, 1, 3]
-    assert sorted(drawn[1].tolist()) == [NONE, NONE, 1, 2, 3]
-    assert drawn[2].tolist() == [NONE] * 5
+    expected = [[NONE, NONE, NONE, 1, 3], [NONE, NONE, 1, 2, 3], [NONE] * 5]
+    assert [sorted(row) for row in drawn.tolist()] == expected
 
 
 def test_dprs_hard_negative_is_the_best_of_bm25_that_is_no_positive():
@@ -82,12 +79,11 @@ def test_ance_draws_evenly_from_the_top_without_positives(random, circle):
     values, counts = np.unique(drawn, return_counts=True)
     assert values.tolist() == [20, 40]
     assert counts[0] == pytest.approx(500, abs=80)
-
-
-def test_star_draws_from_its_list_and_pads_where_all_of_it_is_positive(random, circle):
     drawn = nearest_negatives(random, circle, at(30, 10), [ids(30), ids(10, 20, 30)], 2, depth=3)
     assert sorted(drawn[0].tolist()) == [20, 40]
-    assert drawn[1].tolist() == [NONE, NONE]
+    assert drawn[1].tolist() == [NONE, NONE]  # all of its list are positives
+    # the index is renewed every m steps after the warm-up
+    assert [step for step in range(40) if ance.due(step, 10, 8)] == [10, 18, 26, 34]
 
 
 def test_adore_takes_the_nearest_and_a_positive_costs_none_of_them(circle):
@@ -95,10 +91,6 @@ def test_adore_takes_the_nearest_and_a_positive_costs_none_of_them(circle):
     assert adore_negatives(circle, at(11), [ids()], 2).tolist() == [[10, 20]]
     assert adore_negatives(circle, at(11), [ids(10)], 2).tolist() == [[20, 30]]
     assert adore_negatives(circle, at(11), [ids(10)], 9)[0].tolist() == [20, 30, 40, 50, *[NONE] * 5]
-
-
-def test_ances_index_is_renewed_every_m_steps_after_the_warm_up():
-    assert [step for step in range(40) if ance.due(step, 10, 8)] == [10, 18, 26, 34]
 
 
 def test_the_bound_is_sixty_degrees_between_the_two_angles():

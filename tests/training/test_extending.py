@@ -34,14 +34,11 @@ def test_every_loss_of_the_table_is_there_and_says_what_it_does():
         ("crops.losses.functions:h_infonce", "is no row of the table of losses"),
     ],
 )
-def test_a_loss_that_is_not_there_is_refused_with_its_remedy(name, message):
+def test_a_loss_that_is_not_there_is_refused_with_its_remedy(tmp_path, name, message):
     with pytest.raises(CropsError, match=message):
         load_config(training__loss=name)
     with pytest.raises(CropsError):
         find_loss(name)
-
-
-def test_a_file_with_a_fault_is_named_with_its_reason(tmp_path):
     (tmp_path / "mine.py").write_text("LOSS = undefined")
     with pytest.raises(CropsError, match=r"mine.py:LOSS cannot be loaded: NameError: .*'undefined'"):
         find_loss(f"{tmp_path / 'mine.py'}:LOSS")

@@ -28,10 +28,6 @@ def config(random_encoder):
     return make
 
 
-def weights(folder):
-    return SentenceTransformer(str(folder), device="cpu")[0].embedding.weight.detach().numpy()
-
-
 def own_topic_hits(folder, toy):
     """Of six queries never seen in training (words 0 and 3 of a topic), how many find their topic."""
     model = SentenceTransformer(str(folder), device="cpu")
@@ -56,35 +52,16 @@ def test_training_learns_and_writes_a_plain_model(toy, config, random_encoder, t
     assert manifest["groups"] == 18
 
 
-def test_the_same_seed_gives_the_same_weights(toy, config, tmp_path):
-    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        train(toy, tmp_path / name, config(steps=5), seed=seed)
-    assert (weights(tmp_path / "a") == weights(tmp_path / "b")).all()
-    assert (weights(tmp_path / "a") != weights(tmp_path / "c")).any()
-
-
-def test_the_saved_model_is_the_trained_one(toy, config, tmp_path, monkeypatch):
+def test_the_same_seed_gives_the_same_weights_and_they_are_saved(toy, config, tmp_path, monkeypatch):
     kept = []
     monkeypatch.setattr(fit, "load_encoder", lambda *args: kept.append(load_encoder(*args)) or kept[-1])
-    train(toy, tmp_path / "model", config(steps=3), seed=0)
-    reloaded = SentenceTransformer(str(tmp_path / "model"), device="cpu")
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        train(toy, tmp_path / name, config(steps=5), seed=seed)
+    a, b, c = (SentenceTransformer(str(tmp_path / name), device="cpu") for name in "abc")
+    assert torch.equal(a[0].embedding.weight, b[0].embedding.weight)
+    assert not torch.equal(a[0].embedding.weight, c[0].embedding.weight)
     texts = toy.docs["text"].to_pylist()
-    np.testing.assert_array_equal(reloaded.encode(texts), kept[0].encode(texts))
-
-
-def test_a_transformer_trains_on_the_same_path(toy, tiny_transformer, tmp_path):
-    config = TrainingConfig(encoder=str(tiny_transformer), batch_queries=6, steps=2, learning_rate=1e-3)
-    facts = train(toy, tmp_path / "model", config, seed=0)
-    assert np.isfinite(facts["loss"])
-    assert SentenceTransformer(str(tmp_path / "model"), device="cpu").encode("q0_0").shape == (8,)
-
-
-def test_groups_without_an_anchor_are_dropped_and_counted(toy, config, tmp_path):
-    facts = train(
-        with_column(toy, "label", [1] * 8), tmp_path / "model", config(steps=1, loss="infonce_binary"), seed=0
-    )
-    assert (facts["groups"], facts["dropped_groups"]) == (16, 2)
-    assert train(toy, tmp_path / "all", config(steps=1), seed=0)["dropped_groups"] == 0
+    np.testing.assert_array_equal(a.encode(texts), kept[0].encode(texts))
 
 
 @pytest.mark.parametrize(
@@ -106,10 +83,10 @@ def test_too_little_to_contrast_is_an_error(toy, config, tmp_path, keep, changes
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_run_that_diverges_stops_with_its_step_and_writes_nothing(toy, config, tmp_path):
-    with pytest.raises(CropsError, match=r"step [2-9]\d?: .*The step was not applied"):
-        train(toy, tmp_path / "model", config(learning_rate=1e30), seed=0)
-    assert list(tmp_path.iterdir()) == []
+def test_groups_without_an_anchor_are_dropped_and_counted(toy, config, tmp_path):
+    low = with_column(toy, "label", [1] * 8)
+    facts = train(low, tmp_path / "model", config(steps=1, loss="infonce_binary"), seed=0)
+    assert (facts["groups"], facts["dropped_groups"]) == (16, 2)
 
 
 def test_a_gradient_that_is_not_finite_is_not_applied(toy, config, tmp_path, monkeypatch):
@@ -144,24 +121,16 @@ def inputs(toy, random_encoder, tmp_path):
     return of
 
 
-def test_each_distinct_text_of_a_batch_is_named_once(toy, inputs):
+def test_a_batch_by_hand(toy, inputs):
     # Groups 0 and 1 share the three documents of topic 0: 2 query texts, 3 shared and 2 own documents.
     named = inputs([1], [3])
     assert len(named["texts"]) == len(set(named["texts"].tolist())) == 7
     assert named["doc_text"].tolist()[:3] == named["doc_text"].tolist()[4:7]
     assert named["known_id"].tolist() == toy.pairs["item_id"].to_pylist()[3:4]
     assert named["encoded_here"].all()
-
-
-def test_contrast_of_by_hand(inputs):
-    """Two groups of 4 with 3 documents in common: of the other's 4, 3 are also mine, 1 is left."""
-    assert contrast_of(inputs()) == {
-        "queries": 2,
-        "documents": 8,
-        "contrasted": 1.0,
-        "duplicates": 3 / 8,
-        "texts": 7,
-    }
+    # two groups of 4 with 3 documents in common: of the other's 4, 3 are also mine, 1 is left
+    counts = {"queries": 2, "documents": 8, "contrasted": 1.0, "duplicates": 3 / 8, "texts": 7}
+    assert contrast_of(inputs()) == counts
     assert contrast_of(inputs([1], [3]))["contrasted"] == 0.5
     assert contrast_of(inputs(), in_batch=False)["contrasted"] == 0
 

@@ -19,7 +19,7 @@ from crops.labels import Source
 from crops.outputs import read_manifest
 from crops.training import methods, tune
 from crops.training.methods import METHODS, find_method, fit_method
-from crops.training.tune import is_validation, tune_method
+from crops.training.tune import tune_method
 
 QUERIES, ITEMS = 30, 60
 
@@ -112,13 +112,12 @@ def test_the_same_seed_gives_the_same_model(mined, config, tmp_path):
     assert not torch.equal(weights["a"], weights["c"])
 
 
-def test_a_catalogue_smaller_than_the_budget_gives_what_it_has(mined, config, tmp_path):
-    facts = fit_method("nce", mined, tmp_path / "model", config, seed=0, documents=100_000)
-    # 8 queries a step: each has its click and the other 59 documents as noise.
-    assert facts["documents_per_step"] == 8 * ITEMS
-
-
 def test_items_of_a_later_day_are_no_negatives(mined, config, tmp_path):
+    def draw():
+        return fit_method("nce", mined, tmp_path / "model", config, seed=0, documents=100_000)
+
+    # A catalogue smaller than the budget gives what it has: 8 clicks, and for each 59 others as noise.
+    assert draw()["documents_per_step"] == 8 * ITEMS
     table = pq.read_table(mined / "items.parquet")
     late = int(datetime(2026, 1, 7, tzinfo=UTC).timestamp()) * 1_000_000
     uploaded = [late - 1 if i <= 10 else late for i in table["item_id"].to_pylist()]
@@ -126,31 +125,26 @@ def test_items_of_a_later_day_are_no_negatives(mined, config, tmp_path):
     pq.write_table(
         table.set_column(place, table.schema.field("uploaded_at"), [uploaded]), mined / "items.parquet"
     )
-    facts = fit_method("nce", mined, tmp_path / "model", config, seed=0, documents=100_000)
-    assert facts["documents_per_step"] < 8 * 12
-
-
-def test_held_out_queries_are_left_out(mined, config, tmp_path):
-    held = int(is_validation(np.arange(QUERIES)).sum())
-    facts = fit_method("dpr", mined, tmp_path / "model", config, seed=0, held_out=0)
-    assert (held, facts["groups"]) == (3, QUERIES - 3)
+    assert draw()["documents_per_step"] < 8 * 12
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "message"),
+    ("name", "changes", "options", "message"),
     [
-        ("dprr", {}, r"unknown method 'dprr'; known: adore, ance, dpr, .*'dpr'"),
-        ("dpr", {"point": {"negative": 1}}, r"unknown setting 'negative' of a method; .*'negatives'"),
+        ("dprr", {}, {}, r"unknown method 'dprr'; known: adore, ance, dpr, .*'dpr'"),
+        ("dpr", {}, {"point": {"negative": 1}}, r"unknown setting 'negative' of a method; .*'negatives'"),
+        ("dpr", {"init": None, "encoder": "two_tower"}, {}, "dpr: BM25 reads texts and two_tower ids"),
+        (
+            "fs_lr",
+            {"train_documents": False},
+            {},
+            "queries share the documents' tower; set towers = separate",
+        ),
     ],
 )
-def test_an_unknown_name_is_refused_with_the_nearest(mined, config, tmp_path, name, options, message):
+def test_what_a_method_cannot_do_is_named(mined, config, tmp_path, name, changes, options, message):
     with pytest.raises(CropsError, match=message):
-        fit_method(name, mined, tmp_path / "model", config, seed=0, **options)
-
-
-def test_bm25_cannot_read_ids(mined, tmp_path):
-    with pytest.raises(CropsError, match="dpr: BM25 reads texts and two_tower ids"):
-        fit_method("dpr", mined, tmp_path / "model", TrainingConfig(encoder="two_tower"), seed=0)
+        fit_method(name, mined, tmp_path / "model", config.model_copy(update=changes), seed=0, **options)
 
 
 def test_every_method_has_as_many_points_to_try_and_each_is_valid():
@@ -194,12 +188,6 @@ def test_each_fold_is_judged_by_a_model_that_did_not_see_it(mined, config, tmp_p
     texts = {row["query_id"]: row["query"] for row in pq.read_table(mined / "queries.parquet").to_pylist()}
     assert judged == [[texts[fold + 10 * n] for n in range(3)] for fold in range(3)]
     assert found["points"][0]["metrics"]["recall@100/ct"] == pytest.approx(1 / 3)
-
-
-def test_a_shared_tower_cannot_be_half_frozen(toy, config, tmp_path):
-    frozen = config.model_copy(update={"train_documents": False})
-    with pytest.raises(CropsError, match="queries share the documents' tower; set towers = separate"):
-        methods.train(toy, tmp_path / "model", frozen, seed=0)
 
 
 def test_a_baseline_of_ones_own_is_one_file_and_trains(mined, config, tmp_path):

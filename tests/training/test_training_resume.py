@@ -119,38 +119,30 @@ def interrupted(toy, config, tmp_path, monkeypatch):
     return tmp_path / "model"
 
 
-def test_a_checkpoint_of_another_configuration_is_refused(toy, config, interrupted):
+def test_a_checkpoint_of_another_configuration_seed_or_training_set_is_refused(toy, config, interrupted):
     other = config.model_copy(update={"learning_rate": 0.5, "beta": 0.0})
-    with pytest.raises(
-        CropsError,
-        match=r"checkpoint-4 was made with another configuration \(beta: 0.5 -> 0.0, learning_rate: 0.001 -> "
-        r"0.5\); repeat its settings to resume, pass --fresh",
+    changes = (
+        r"\(beta: 0.5 -> 0.0, learning_rate: 0.001 -> 0.5\); repeat its settings to resume, pass --fresh"
+    )
+    for data, settings, seed, message in (
+        (toy, other, 0, f"checkpoint-4 was made with another configuration {changes}"),
+        (toy, config, 1, r"\(seed: 0 -> 1\)"),
+        (with_column(toy, "weight", [2.0]), config, 0, "checkpoint-4 was made from other training data"),
     ):
-        train(toy, interrupted, other, seed=0)
-    with pytest.raises(CropsError, match=r"\(seed: 0 -> 1\)"):
-        train(toy, interrupted, config, seed=1)
+        with pytest.raises(CropsError, match=message):
+            train(data, interrupted, settings, seed=seed)
     assert last_checkpoint(work_folder(interrupted)).name == "checkpoint-4"
     train(toy, interrupted, other, seed=0, fresh=True)
     assert not work_folder(interrupted).exists()
 
 
-def test_a_changed_training_set_is_refused(toy, config, interrupted):
-    other = with_column(toy, "weight", [2.0])
-    with pytest.raises(CropsError, match="checkpoint-4 was made from other training data than there is now"):
-        train(other, interrupted, config, seed=0)
-
-
-def test_what_does_not_decide_the_result_may_change(toy, config, interrupted, tmp_path):
-    train(toy, interrupted, config.model_copy(update={"checkpoint_steps": 3}), seed=0)
-    train(toy, tmp_path / "whole", config, seed=0)
-    assert_same(result(interrupted), result(tmp_path / "whole"))
-
-
-def test_a_half_written_checkpoint_is_not_used(toy, config, interrupted, tmp_path):
+def test_what_does_not_decide_the_result_may_change_and_half_a_checkpoint_is_not_used(
+    toy, config, interrupted, tmp_path
+):
     half = work_folder(interrupted) / "checkpoint-6"
     half.mkdir()
     (half / "model.safetensors").write_bytes(b"half")
-    train(toy, interrupted, config, seed=0)
+    train(toy, interrupted, config.model_copy(update={"checkpoint_steps": 3}), seed=0)
     train(toy, tmp_path / "whole", config, seed=0)
     assert_same(result(interrupted), result(tmp_path / "whole"))
 

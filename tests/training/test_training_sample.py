@@ -32,13 +32,15 @@ def test_caps_per_label_and_source(make_data, sampler_of):
     """2 + 3 + 9 + 7 documents, at most 4 of each (label, source): 2 + 3 + 4 + 4."""
     data = make_data([POPULAR, [(4, S.CLICKED)]])
     batch = sampler_of(data, TrainingConfig(docs_per_source=4), seed=0).draw(0)
-    assert drawn(batch) == {
-        (5, S.REFORMULATION): 2,
-        (4, S.CLICKED): 3,
-        (4, S.FEED): 4,
-        (1, S.FILTERED): 4,
-    }
+    assert batch.group.tolist() == [0, 1]  # fewer groups than a batch are all drawn
+    capped = {(5, S.REFORMULATION): 2, (4, S.CLICKED): 3, (4, S.FEED): 4, (1, S.FILTERED): 4}
+    assert drawn(batch) == capped
     assert drawn(batch, row=1) == {(4, S.CLICKED): 1}
+    batch = sampler_of(data, TrainingConfig(docs_per_source=1), seed=0).draw(0)
+    # 14 positives of group 0, three strata of them drawn once: 11 are known; the 6 filtered left out are not
+    assert batch.known_index.tolist() == [0] * 11
+    assert not set(batch.known_pair) & set(batch.pair)
+    assert (batch.groups.label[batch.known_pair] >= 4).all()
 
 
 def test_the_cap_per_query_takes_one_of_each_in_turn(make_data, sampler_of):
@@ -49,27 +51,13 @@ def test_the_cap_per_query_takes_one_of_each_in_turn(make_data, sampler_of):
     for step in range(20):
         counts = drawn(sampler.draw(step))
         assert sorted(counts.values()) == [1, 1, 2, 2]
-
-
-def test_the_best_label_is_never_capped_away(make_data, sampler_of):
-    data = make_data([POPULAR, [(4, S.CLICKED)]])
     sampler = sampler_of(data, TrainingConfig(docs_per_query=2), seed=1)
     second = Counter()
     for step in range(60):
         counts = drawn(sampler.draw(step))
-        assert counts.pop((5, S.REFORMULATION)) == 1
+        assert counts.pop((5, S.REFORMULATION)) == 1  # the best label is never capped away
         second.update(counts)
-    # The other place goes to any stratum.
-    assert set(second) == {(4, S.CLICKED), (4, S.FEED), (1, S.FILTERED)}
-
-
-def test_positives_left_out_are_known(make_data, sampler_of):
-    data = make_data([POPULAR, [(4, S.CLICKED)]])
-    batch = sampler_of(data, TrainingConfig(docs_per_source=1), seed=0).draw(0)
-    # 14 positives of group 0, three strata of them drawn once: 11 are known; the 6 filtered left out are not.
-    assert batch.known_index.tolist() == [0] * 11
-    assert not set(batch.known_pair) & set(batch.pair)
-    assert (batch.groups.label[batch.known_pair] >= 4).all()
+    assert set(second) == {(4, S.CLICKED), (4, S.FEED), (1, S.FILTERED)}  # the other place goes to any
 
 
 @pytest.mark.parametrize(("beta", "share"), [(0.0, 1 / 2), (0.5, 2 / 3), (1.0, 4 / 5)])
@@ -96,11 +84,6 @@ def test_a_batch_holds_a_group_once_and_its_rows_fit(make_data, sampler_of):
     assert len(set(batch.group)) == len(batch.group) == 20
     group_of_pair = np.repeat(np.arange(50), np.diff(batch.groups.offsets))
     np.testing.assert_array_equal(group_of_pair[batch.pair], batch.group[batch.query_index])
-
-
-def test_fewer_groups_than_a_batch_are_all_drawn(make_data, sampler_of):
-    data = make_data([[(4, S.CLICKED)]] * 3)
-    assert sampler_of(data, TrainingConfig(batch_queries=20), seed=0).draw(0).group.tolist() == [0, 1, 2]
 
 
 def test_a_step_depends_on_seed_and_number_only(make_data, sampler_of):

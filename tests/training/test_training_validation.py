@@ -39,6 +39,9 @@ def test_one_query_in_ten_is_held_out_by_its_hash():
     ids = np.array([query_id(f"query {n}") for n in range(5000)])
     assert is_validation(ids).mean() == pytest.approx(0.1, abs=0.015)
     assert is_validation(np.array([-10, -9, 0, 7, 10])).tolist() == [True, False, True, False, True]
+    # folds share no query and leave none out
+    ids = np.arange(-50, 50)
+    assert np.array_equal(sum(is_validation(ids, fold) for fold in range(FOLDS)), np.ones(100))
 
 
 def test_the_lists_of_held_out_queries(mined):
@@ -46,12 +49,11 @@ def test_the_lists_of_held_out_queries(mined):
     assert sets.queries == ["query 10", "query 20"]
     assert [ids.tolist() for ids in sets.clicked] == [[1, 2], []]
     assert [ids.tolist() for ids in sets.reworded] == [[2], [4]]
-
-
-def test_what_is_not_in_the_catalogue_is_not_sought(mined):
-    sets = validation_sets(mined, np.array([1]))
+    sets = validation_sets(mined, np.array([1]))  # what is not in the catalogue is not sought
     assert sets.queries == ["query 10"]
     assert sets.reworded[0].tolist() == []
+    with pytest.raises(CropsError, match="no held-out query has a clicked item"):
+        validation_sets(mined, np.array([6]))
 
 
 def test_recall_by_hand(mined):
@@ -61,22 +63,12 @@ def test_recall_by_hand(mined):
     assert validate(Fixed(), validation_sets(mined, np.array([1])), k=2)["score"] == 0
 
 
-def test_folds_share_no_query_and_leave_none_out():
-    ids = np.arange(-50, 50)
-    assert np.array_equal(sum(is_validation(ids, fold) for fold in range(FOLDS)), np.ones(100))
-
-
 def test_folds_are_one_mean_over_their_queries():
     """CT 1, 0 and 1: two thirds, not the mean 0.75 of the folds; QR 0.5 of one query, NaN left out."""
     first = {"recall@2/ct": np.array([1.0, 0.0]), "recall@2/qr": np.array([np.nan, 0.5])}
     second = {"recall@2/ct": np.array([1.0]), "recall@2/qr": np.array([np.nan])}
     found = summarise([first, second])
     assert found == pytest.approx({"recall@2/ct": 2 / 3, "recall@2/qr": 0.5, "score": 7 / 12})
-
-
-def test_nothing_to_tune_on_is_an_error(mined):
-    with pytest.raises(CropsError, match="no held-out query has a clicked item"):
-        validation_sets(mined, np.array([6]))
 
 
 def test_the_catalogue_holds_real_items_with_a_text(mined):

@@ -1,7 +1,5 @@
 """Texts without a token for the chosen encoder are left out and counted; the training goes on."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np
@@ -72,22 +70,6 @@ def test_a_training_says_what_it_left_out(mined, tmp_path, capsys, request, enco
     said = " ".join(capsys.readouterr().err.split())
     assert "2 queries have no token for this encoder and are left out" in said
     assert "2 documents have no token for this encoder and are left out" in said
-
-
-def test_an_interrupted_training_goes_on_without_them(mined, random_encoder, tmp_path, monkeypatch):
-    config = TrainingConfig(encoder=str(random_encoder), steps=6, batch_queries=2, checkpoint_steps=2)
-    whole = train(Samples(mined), tmp_path / "whole", config, seed=0)
-
-    def killed(*arguments):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr("crops.training.fit.save_encoder", killed)
-        with pytest.raises(KeyboardInterrupt):
-            train(Samples(mined), tmp_path / "model", config, seed=0)
-    again = train(Samples(mined), tmp_path / "model", config, seed=0)
-    assert again["loss"] == whole["loss"]
-    assert again["without_token"] == whole["without_token"]
 
 
 def test_a_mined_catalogue_loses_them_too(mined, random_encoder, tmp_path):
