@@ -1,7 +1,5 @@
 """Random small logs, dense enough that every source and every tie occurs, and daily builds of them."""
 
-from __future__ import annotations
-
 import hashlib
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Hand-written logs: times in seconds after noon of 2026-01-05, ids small, item 7 is the text "doc 7"."""
 
-from __future__ import annotations
-
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping

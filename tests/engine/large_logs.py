@@ -1,7 +1,5 @@
 """Logs of any size from arrays: skewed users and queries, times on a coarse grid so that ties abound."""
 
-from __future__ import annotations
-
 from datetime import UTC, datetime
 from pathlib import Path
 

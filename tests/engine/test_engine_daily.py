@@ -1,7 +1,5 @@
 """The rolling window by hand; builds that are refused, killed, moved, or meet a wrong clock."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
@@ -15,9 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from days import DAY_S, DAYS, contents, hashed_job, plain_job, random_days, write_days
 from handmade import P0, P2, clicked, labels, read_tables, shown, watched, write_logs
-from typer.testing import CliRunner
 
-from crops.cli.app import app
 from crops.config import EngineConfig
 from crops.engine import mine
 from crops.engine.backend import DuckDBBackend
@@ -84,15 +80,13 @@ def test_a_missing_day_is_said_and_ages_the_others(tmp_path):
 
 
 def test_the_last_catalogue_counts(tmp_path):
-    logs = write_logs(tmp_path / "logs", [clicked(1, 1, "a", 0, 1), clicked(2, 1, "a", DAY_S, 2)])
-    mine_daily(logs, tmp_path / "out", plain_job(), DAYS[:1])
-    (tmp_path / "logs" / "items.parquet").unlink()
-    items = [{"item_id": 2, "ocr_cover": "new 2"}, {"item_id": 3, "ocr_cover": "new 3"}]
-    pq.write_table(pa.Table.from_pylist(items), tmp_path / "logs" / "items.parquet")
+    out = tmp_path / "out"
+    mine_daily(write_logs(tmp_path / "logs", [clicked(1, 1, "a", 0, 1)]), out, plain_job())
     later = write_logs(tmp_path / "later", [clicked(2, 1, "a", DAY_S, 2)])
-    (tmp_path / "later" / "items.parquet").write_bytes((tmp_path / "logs" / "items.parquet").read_bytes())
-    mine_daily(type(later)(later.path, later.tables, later.search_days, ()), tmp_path / "out", plain_job())
-    window = read_tables(tmp_path / "out" / "window")["items"]
+    items = [{"item_id": 2, "ocr_cover": "new 2"}, {"item_id": 3, "ocr_cover": "new 3"}]
+    pq.write_table(pa.Table.from_pylist(items), tmp_path / "later" / "items.parquet")
+    mine_daily(later, out, plain_job())
+    window = read_tables(out / "window")["items"]
     assert {row["item_id"]: row["ocr_cover"] for row in window} == {1: "doc 1", 2: "new 2", 3: "new 3"}
 
 
@@ -154,30 +148,20 @@ def test_other_settings_and_other_logs_are_refused(tmp_path):
     mine_daily(other, out, plain_job(), DAYS[:1], rebuild=True)
 
 
-@pytest.mark.parametrize(
-    ("day", "message"),
-    [("2026-1-5", "'2026-1-5' is no day"), ("2026-01-09", "no search_impressions on 2026-01-09; the days")],
-)
-def test_days_that_are_none(tmp_path, day, message):
-    logs = write_logs(tmp_path / "logs", [clicked(1, 1, "a", 0, 1)])
-    with pytest.raises(CropsError, match=message):
-        mine_daily(logs, tmp_path / "out", plain_job(), [day])
-
-
-def test_folders_that_are_no_daily_build_are_left_alone(tmp_path):
+def test_folders_that_are_no_daily_build_and_days_that_are_none_are_refused(tmp_path):
     logs = write_logs(tmp_path / "logs", [clicked(1, 1, "a", 0, 1)])
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("mine")
-    with pytest.raises(CropsError, match=r"is no daily build: it holds thesis.txt"):
-        mine_daily(logs, tmp_path / "out", plain_job())
-    with pytest.raises(CropsError, match="is a file"):
-        mine_daily(logs, tmp_path / "out" / "thesis.txt", plain_job())
-
-
-def test_two_builds_at_once_are_refused(tmp_path):
-    logs = write_logs(tmp_path / "logs", [clicked(1, 1, "a", 0, 1)])
-    with exclusive(tmp_path / "out"), pytest.raises(CropsError, match="another build is at work"):
-        mine_daily(logs, tmp_path / "out", plain_job())
+    for out, days, message in (
+        ("out", [], r"is no daily build: it holds thesis.txt"),
+        ("out/thesis.txt", [], "is a file"),
+        ("new", ["2026-1-5"], "'2026-1-5' is no day"),
+        ("new", ["2026-01-09"], "no search_impressions on 2026-01-09; the days"),
+    ):
+        with pytest.raises(CropsError, match=message):
+            mine_daily(logs, tmp_path / out, plain_job(), days)
+    with exclusive(tmp_path / "busy"), pytest.raises(CropsError, match="another build is at work"):
+        mine_daily(logs, tmp_path / "busy", plain_job())
 
 
 def test_a_full_disk_leaves_the_build_as_it_was(tmp_path, monkeypatch):
@@ -194,20 +178,6 @@ def test_a_full_disk_leaves_the_build_as_it_was(tmp_path, monkeypatch):
         mine_daily(logs, out, plain_job(), DAYS[1:2])
     assert contents(out) == before
     assert sorted(path.name for path in out.iterdir()) == [".lock", "day=2026-01-05", "window"]
-
-
-def test_the_command(tmp_path):
-    write_days(tmp_path / "logs")
-    options = ["--relevance", "none", "--day", DAYS[0], "--day", DAYS[1]]
-    arguments = ["mine", str(tmp_path / "logs"), str(tmp_path / "out"), *options]
-    done = CliRunner().invoke(app, [*arguments, "--daily", "--window", "1"])
-    assert done.exit_code == 1  # two days do not fit into a window of one
-    assert "before the window" in str(done.exception)
-    done = CliRunner().invoke(app, [*arguments, "--daily", "--window", "2"])
-    assert done.exit_code == 0, done.output
-    assert len(contents(tmp_path / "out")) == 3
-    done = CliRunner().invoke(app, [*arguments, "--window", "2"])
-    assert "add --daily" in str(done.exception)
 
 
 @pytest.fixture

@@ -1,52 +1,10 @@
-from __future__ import annotations
-
 import pytest
 from handmade import DAY, NOON, assert_signals_agree, clicked, shown, write_logs
 
 from crops.engine.backend import DuckDBBackend
 from crops.engine.events import load_events
 from crops.errors import CropsError
-from crops.schema import CONSUMED
 from crops.text import query_id
-
-NOTHING = {"clicked": False, "liked": None, "play_ms": None, "duration_ms": None}
-TYPES = {"clicked": "BOOLEAN", "liked": "BOOLEAN", "play_ms": "BIGINT", "duration_ms": "BIGINT"}
-
-
-@pytest.mark.parametrize(
-    ("signals", "consumed"),
-    [
-        ({}, False),
-        ({"clicked": True}, True),
-        ({"clicked": None}, False),
-        ({"liked": True}, True),
-        ({"liked": False}, False),
-        # A short item (<= 18 s) has to be played to its end.
-        ({"play_ms": 9_999, "duration_ms": 10_000}, False),
-        ({"play_ms": 10_000, "duration_ms": 10_000}, True),
-        ({"play_ms": 17_999, "duration_ms": 18_000}, False),
-        ({"play_ms": 18_000, "duration_ms": 18_000}, True),
-        # A longer one for 18 s.
-        ({"play_ms": 17_999, "duration_ms": 18_001}, False),
-        ({"play_ms": 18_000, "duration_ms": 18_001}, True),
-        ({"play_ms": 18_000, "duration_ms": 600_000}, True),
-        # Unknown or zero length: 18 s. Otherwise every exposure of an item of length 0 would be consumed.
-        ({"play_ms": 17_999}, False),
-        ({"play_ms": 18_000}, True),
-        ({"play_ms": 0, "duration_ms": 0}, False),
-        ({"duration_ms": 10_000}, False),
-        # Any one signal is enough.
-        ({"clicked": False, "liked": False, "play_ms": 20_000, "duration_ms": 20_000}, True),
-        ({"clicked": True, "liked": False, "play_ms": 0, "duration_ms": 20_000}, True),
-    ],
-)
-def test_consumed_is_clicked_liked_or_a_long_play(signals, consumed):
-    columns = ", ".join(
-        f"cast({'null' if value is None else value} as {TYPES[name]}) as {name}"
-        for name, value in (NOTHING | signals).items()
-    )
-    with DuckDBBackend("100MB") as backend:
-        assert backend.rows(f"select {CONSUMED} as said from (select {columns})") == [{"said": consumed}]
 
 
 def test_signals_mean_the_same_in_python_and_in_sql():
@@ -84,6 +42,21 @@ def test_queries_merge_by_normalised_text(tmp_path):
     }
 
 
+def test_only_the_days_asked_for_are_read_and_space_is_no_query(tmp_path):
+    logs = write_logs(
+        tmp_path / "days",
+        [shown(1, 1, "q", 0, 1), shown(2, 1, "q", 86_400, 2), clicked(3, 1, " 　", 86_400, 1)],
+    )
+    with DuckDBBackend("100MB") as backend:
+        load_events(backend, logs, ("2026-01-06",))
+        assert [row["search_id"] for row in backend.rows("select search_id from searches")] == [2]
+        assert backend.rows("select query, searches from queries") == [{"query": "q", "searches": 1}]
+        assert backend.count("impressions") == 1
+    logs = write_logs(tmp_path / "space", [shown(1, 1, "　", 0, 1)])
+    with DuckDBBackend("100MB") as backend, pytest.raises(CropsError, match="no search on any day"):
+        load_events(backend, logs, None)
+
+
 def test_every_impression_has_the_bit_of_its_stage(tmp_path):
     logs = write_logs(
         tmp_path,
@@ -109,28 +82,6 @@ def test_every_impression_has_the_bit_of_its_stage(tmp_path):
         (6, 4, True),
         (7, 2, False),
     ]
-
-
-def test_only_the_days_asked_for_are_read(tmp_path):
-    logs = write_logs(tmp_path, [shown(1, 1, "q", 0, 1), shown(2, 1, "q", 86_400, 2)])
-    with DuckDBBackend("100MB") as backend:
-        load_events(backend, logs, ("2026-01-06",))
-        assert [row["search_id"] for row in backend.rows("select search_id from searches")] == [2]
-        assert backend.rows("select searches from queries") == [{"searches": 1}]
-
-
-def test_text_of_unicode_space_is_no_query(tmp_path):
-    logs = write_logs(tmp_path, [shown(1, 1, " 　", 0, 1), clicked(2, 1, "q", 1, 1)])
-    with DuckDBBackend("100MB") as backend:
-        load_events(backend, logs, None)
-        assert backend.rows("select query from queries") == [{"query": "q"}]
-        assert backend.count("impressions") == 1
-
-
-def test_nothing_usable_is_an_error(tmp_path):
-    logs = write_logs(tmp_path, [shown(1, 1, "　", 0, 1)])
-    with DuckDBBackend("100MB") as backend, pytest.raises(CropsError, match="no search on any day"):
-        load_events(backend, logs, None)
 
 
 @pytest.mark.parametrize("other", [shown(5, 2, "q", 0, 2), shown(5, 1, "another", 0, 2)])

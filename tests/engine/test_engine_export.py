@@ -1,14 +1,10 @@
 """Samples in other forms, record by record."""
 
-from __future__ import annotations
-
 import json
 
 import pytest
 from handmade import clicked, read_tables, run, shown
-from typer.testing import CliRunner
 
-from crops.cli.app import app
 from crops.engine.backend import DuckDBBackend
 from crops.engine.export import export
 from crops.errors import CropsError
@@ -86,25 +82,17 @@ def test_only_the_owner_gets_queries_of_few_people(tmp_path, group_by, capsys):
     assert export(tmp_path / "mined", tmp_path / "all", "jsonl", owner=True) == groups + 1
 
 
-def test_the_papers_record_is_for_the_owner(events, tmp_path):
-    """It is what one person did, and one number joins all of a person's records."""
-    with pytest.raises(CropsError, match="is what one person did, so --owner"):
-        export(events, tmp_path / "x", "cpsqa")
-
-
-def test_no_query_of_k_people_is_an_error(mined, tmp_path):
-    with pytest.raises(CropsError, match="no query of at least k = 20 users; --owner"):
-        export(mined, tmp_path / "x", "jsonl")
-    assert not (tmp_path / "x").exists()
-
-
-def test_what_cannot_be_exported(mined, tmp_path):
-    with pytest.raises(CropsError, match=r"unknown format 'cpqsa'; known: .* Did you mean 'cpsqa'\?"):
-        export(mined, tmp_path / "x", "cpqsa")
-    with pytest.raises(CropsError, match=r"one query event; mine with engine.group_by = 'event'"):
-        export(mined, tmp_path / "x", "cpsqa")
-    with pytest.raises(CropsError, match="is not an output of `crops mine`"):
-        export(mined.parent / "logs", tmp_path / "x", "jsonl")
+def test_what_cannot_be_exported(mined, events, tmp_path):
+    for source, kind, message in (
+        (mined, "cpqsa", r"unknown format 'cpqsa'; known: .* Did you mean 'cpsqa'\?"),
+        (mined, "cpsqa", r"one query event; mine with engine.group_by = 'event'"),
+        (mined.parent / "logs", "jsonl", "is not an output of `crops mine`"),
+        (mined, "jsonl", "no query of at least k = 20 users; --owner"),
+        # it is what one person did, and one number joins all of a person's records
+        (events, "cpsqa", "is what one person did, so --owner"),
+    ):
+        with pytest.raises(CropsError, match=message):
+            export(source, tmp_path / "x", kind)
     with pytest.raises(CropsError, match="is an output of `crops mine`, not of `export`"):
         export(mined, mined, "jsonl", owner=True)
     assert not (tmp_path / "x").exists()
@@ -119,10 +107,3 @@ def test_a_full_disk_leaves_nothing(mined, tmp_path, monkeypatch):
     with pytest.raises(CropsError, match="nothing was published"):
         export(mined, tmp_path / "x", "jsonl", owner=True)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_the_command(mined, tmp_path):
-    arguments = ["export", str(mined), str(tmp_path / "x"), "--format", "jsonl", "--owner"]
-    done = CliRunner().invoke(app, arguments)
-    assert done.exit_code == 0, done.output
-    assert len(lines(tmp_path / "x" / "samples.jsonl")) == 2

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import json
 
 import pytest
@@ -58,19 +56,9 @@ def test_generated_documents_are_positives_with_negative_ids(tmp_path):
         "share_of_samples": 0.5,
     }
     assert report["sources"]["p3"] == {"candidates": 3, "of_mined_queries": 2, "kept": 2}
-    assert evidence(tables, P3) == [
-        {
-            "query_id": query_id("red shoes"),
-            "item_id": item,
-            "source": 16,
-            "search_id": None,
-            "via_query_id": None,
-            "watched_at": None,
-            "theta": None,
-            "day": DAY,
-        }
-        for item in sorted((first, second))
-    ]
+    row = dict.fromkeys(("search_id", "via_query_id", "watched_at", "theta"))
+    row |= {"query_id": query_id("red shoes"), "source": 16, "day": DAY}
+    assert evidence(tables, P3) == [{**row, "item_id": item} for item in sorted((first, second))]
 
 
 def test_synthetic_id_is_the_content_hash_with_the_sign_bit(tmp_path):
@@ -80,21 +68,26 @@ def test_synthetic_id_is_the_content_hash_with_the_sign_bit(tmp_path):
     number = content_id("a\x1f\x1fb")
     assert synthetic_id(fields) % 2**63 == number % 2**63
     assert synthetic_id(fields) < 0
-
-
-def test_one_document_for_two_queries_is_one_item(tmp_path):
-    tables, _ = run(
-        tmp_path,
-        SEARCHES,
-        generated=[
-            document("red shoes", "Footwear", click_query="z"),
-            document("boots", "Footwear", click_query="a"),
-            document("boots", "Footwear", click_query="a"),
-        ],
-    )
-    assert len(tables["synthetic_items"]) == 1
-    assert tables["synthetic_items"][0]["click_query"] == "a"  # the id is blind to it: the smallest is taken
+    # one document for two queries is one item; the id is blind to click_query: the smallest is taken
+    clicks = (("red shoes", "z"), ("boots", "a"), ("boots", "a"))
+    generated = [document(query, "Footwear", click_query=text) for query, text in clicks]
+    tables, report = run(tmp_path / "one", SEARCHES, generated=generated)
+    assert [row["click_query"] for row in tables["synthetic_items"]] == ["a"]
     assert len(evidence(tables, P3)) == 2
+    assert report["novelty"]["all"] == {"positives": 1, "never_shown": 0, "share": 0.0}
+
+
+def test_no_generation_is_said_unless_p3_is_off(tmp_path):
+    absent = "no generated document for any of these queries: P3 is absent"
+    for name, generated in (("none", None), ("empty", []), ("other", [document("unknown", "Nobody asked")])):
+        tables, report = run(tmp_path / name, SEARCHES, generated=generated)
+        assert tables["synthetic_items"] == []
+        assert report["p3_coverage"]["share_of_queries"] == 0.0
+        assert absent in report["notes"]
+    off = ("search", "p1", "p2")
+    tables, report = run(tmp_path / "off", SEARCHES, generated=[document("boots", "Boots")], sources=off)
+    assert tables["synthetic_items"] == []
+    assert absent not in report["notes"]
 
 
 def test_cap_per_query_is_a_seeded_choice(tmp_path):
@@ -119,27 +112,6 @@ def test_cap_in_all_keeps_first_documents_before_second_ones(tmp_path):
     assert report["sources"]["p3"]["kept"] == 2
     off, _ = run(tmp_path / "none", searches, generated=generated, knowledge={"max_pairs": 0})
     assert off["synthetic_items"] == []
-
-
-def test_novelty_leaves_generated_documents_out(tmp_path):
-    _, report = run(tmp_path, SEARCHES, generated=[document("boots", "Boots")])
-    assert report["novelty"]["all"] == {"positives": 1, "never_shown": 0, "share": 0.0}
-
-
-@pytest.mark.parametrize("generated", [None, [], [document("unknown", "Nobody asked")]])
-def test_no_generation_is_said(tmp_path, generated):
-    tables, report = run(tmp_path, SEARCHES, generated=generated)
-    assert tables["synthetic_items"] == []
-    assert report["p3_coverage"]["share_of_queries"] == 0.0
-    assert "no generated document for any of these queries: P3 is absent" in report["notes"]
-
-
-def test_generated_is_not_read_when_p3_is_off(tmp_path):
-    tables, report = run(
-        tmp_path, SEARCHES, generated=[document("boots", "Boots")], sources=("search", "p1", "p2")
-    )
-    assert tables["synthetic_items"] == []
-    assert not [note for note in report["notes"] if "P3" in note]
 
 
 @pytest.mark.parametrize(
@@ -172,10 +144,6 @@ def test_a_last_line_torn_by_a_kill_is_left_out(tmp_path, tail):
     logs = write_logs(tmp_path / "logs", SEARCHES)
     report = mine(logs, tmp_path / "out", EngineConfig(), relevance=None, similarity=None, generated=path)
     assert report["sources"]["p3"]["kept"] == 1
-
-
-def test_a_missing_file_is_named(tmp_path):
-    logs = write_logs(tmp_path / "logs", SEARCHES)
-    path = tmp_path / "absent.jsonl"
-    with pytest.raises(CropsError, match="absent.jsonl: cannot read the generated documents"):
+    path.unlink()
+    with pytest.raises(CropsError, match="generated.jsonl: cannot read the generated documents"):
         mine(logs, tmp_path / "out", EngineConfig(), relevance=None, similarity=None, generated=path)

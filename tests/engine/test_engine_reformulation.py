@@ -1,36 +1,21 @@
-from __future__ import annotations
-
-from handmade import DAY, P0, P1, clicked, evidence, labels, run, scores, shown, write_logs
+from handmade import DAY, P1, clicked, evidence, run, scores, shown, write_logs
 
 from crops.config import ReformulationConfig
 from crops.engine import reformulation_positives
 from crops.text import query_id
 
 
-def positives(tmp_path, searches, config=None, similarity=None, relevance=None, feed=None):
+def positives(tmp_path, searches, config=None, similarity=None, relevance=None):
     """Return [(query, item, search_id, later query, user, theta)], the later query as its text."""
-    logs = write_logs(tmp_path, searches, feed)
-    config = config or ReformulationConfig()
+    logs, config = write_logs(tmp_path, searches), config or ReformulationConfig()
     table = reformulation_positives(
         logs, None, config, similarity=similarity, relevance=relevance, memory="200MB"
     )
     texts = {query_id(row["query"]): row["query"].strip().lower() for row in searches}
-    return [
-        (
-            row["query"],
-            row["item_id"],
-            row["search_id"],
-            texts[row["via_query_id"]],
-            row["user_id"],
-            row["theta"],
-        )
-        for row in table.to_pylist()
-    ]
-
-
-def test_consumed_after_the_reformulation_is_credited_to_the_first_query(tmp_path):
-    searches = [shown(1, 1, "a", 0, 1), clicked(2, 1, "b", 30, 2), shown(2, 1, "b", 30, 3)]
-    assert positives(tmp_path, searches) == [("a", 2, 1, "b", 1, None)]
+    names = ("query", "item_id", "search_id", "via_query_id", "user_id", "theta")
+    assert table.column_names == ["query_id", *names]
+    rows = [[row[name] for name in names] for row in table.to_pylist()]
+    return [(*row[:3], texts[row[3]], *row[4:]) for row in rows]
 
 
 def test_window_excludes_zero_and_includes_ninety(tmp_path):
@@ -39,12 +24,12 @@ def test_window_excludes_zero_and_includes_ninety(tmp_path):
         searches.append(shown(10 * user, user, "a", 100, 1))
         searches.append(clicked(10 * user + 1, user, "b", 100 + seconds, 10 + user))
     # User 1 said b first, user 2 at the same instant, user 5 a microsecond late.
-    assert positives(tmp_path, searches) == [("a", 13, 30, "b", 3, None), ("a", 14, 40, "b", 4, None)]
-
-
-def test_window_is_a_setting(tmp_path):
-    searches = [shown(1, 1, "a", 0, 1), clicked(2, 1, "b", 10, 2)]
-    assert positives(tmp_path, searches, ReformulationConfig(window_s=9.5)) == []
+    assert positives(tmp_path / "default", searches) == [
+        ("a", 13, 30, "b", 3, None),
+        ("a", 14, 40, "b", 4, None),
+    ]
+    short = ReformulationConfig(window_s=89.9)
+    assert positives(tmp_path / "short", searches, short) == [("a", 13, 30, "b", 3, None)]
 
 
 def test_all_later_searches_count_not_only_the_next(tmp_path):
@@ -102,26 +87,21 @@ def test_like_and_long_play_after_the_reformulation_count_a_short_play_does_not(
     assert [row[1] for row in positives(tmp_path, searches)] == [2, 3, 4]
 
 
-def test_similarity_threshold_itself_passes(tmp_path):
+def test_similarity_of_the_threshold_passes_and_theta_must_exceed_alpha(tmp_path):
     searches = [
         shown(1, 1, "a", 0, 1),
         clicked(2, 1, "b", 10, 2),
+        clicked(2, 1, "b", 10, 5),
+        clicked(2, 1, "b", 10, 6),
         clicked(3, 1, "c", 20, 3),
         clicked(4, 1, "d", 30, 4),
     ]
     similarity = scores({("a", "b"): 0.5, ("a", "c"): 0.499999, ("a", "d"): 0.9})
-    assert [row[1] for row in positives(tmp_path, searches, similarity=similarity)] == [2, 4]
-
-
-def test_theta_must_exceed_alpha(tmp_path):
-    searches = [
-        shown(1, 1, "a", 0, 1),
-        clicked(2, 1, "b", 10, 2),
-        clicked(2, 1, "b", 10, 3),
-        clicked(2, 1, "b", 10, 4),
-    ]
-    relevance = scores({("a", "doc 2"): 0.6, ("a", "doc 3"): 0.600001, ("a", "doc 4"): 0.2})
-    assert positives(tmp_path, searches, relevance=relevance) == [("a", 3, 1, "b", 1, 0.600001)]
+    found = positives(tmp_path / "similar", searches, similarity=similarity)
+    assert [row[1] for row in found] == [2, 4, 5, 6]
+    relevance = scores({("a", "doc 2"): 0.6, ("a", "doc 5"): 0.600001, ("a", "doc 6"): 0.2})
+    found = positives(tmp_path / "both", searches, similarity=similarity, relevance=relevance)
+    assert found == [("a", 5, 1, "b", 1, 0.600001)]
 
 
 def test_scorers_see_each_distinct_pair_once_and_only_what_is_left(tmp_path):
@@ -141,34 +121,6 @@ def test_scorers_see_each_distinct_pair_once_and_only_what_is_left(tmp_path):
     assert sorted(similarity.asked) == [("a", "b"), ("a", "c"), ("b", "c")]
     assert sorted(relevance.asked) == [("a", "doc 2"), ("b", "doc 3")]
     assert len(found) == 6
-
-
-def test_the_feed_gives_no_p1(tmp_path):
-    searches = [shown(1, 1, "a", 0, 1), shown(2, 1, "b", 10, 2)]
-    feed = [{"user_id": 1, "item_id": 9, "watched_at": searches[1]["searched_at"] + 1, "clicked": True}]
-    assert positives(tmp_path, searches, feed=feed) == []
-
-
-def test_p1_label_beats_the_stage_the_system_gave_it(tmp_path):
-    tables, report = run(
-        tmp_path,
-        [
-            shown(1, 1, "a", 0, 2),  # shown for a, not clicked
-            shown(1, 1, "a", 0, 3, "filtered"),
-            clicked(2, 1, "b", 30, 2),
-            clicked(2, 1, "b", 30, 3),
-            clicked(2, 1, "b", 30, 4),
-        ],
-        sources=("search", "p1"),
-    )
-    found = labels(tables, ["a", "b"])
-    assert found["a", 2] == (5, P1 | 4)
-    assert found["a", 3] == (5, P1 | 1)
-    assert found["a", 4] == (5, P1)
-    assert found["b", 2] == (4, P0)
-    assert report["rescued"] == {"pairs": 2, "3": 1, "2": 0, "1": 1}
-    # Two of a's three P1 positives were never shown for it (one filtered, one not even recalled).
-    assert report["novelty"]["p1"] == {"positives": 3, "never_shown": 2, "share": 0.666667}
 
 
 def test_evidence_names_each_supporting_event(tmp_path):
@@ -198,14 +150,3 @@ def test_days_limit_the_window(tmp_path):
     settings = {"similarity": None, "relevance": None, "memory": "200MB"}
     assert reformulation_positives(logs, None, ReformulationConfig(), **settings).num_rows == 1
     assert reformulation_positives(logs, (DAY,), ReformulationConfig(), **settings).num_rows == 0
-
-
-def test_nothing_found_has_the_columns(tmp_path):
-    logs = write_logs(tmp_path, [shown(1, 1, "a", 0, 1)])
-    table = reformulation_positives(
-        logs, None, ReformulationConfig(), similarity=scores({}), relevance=scores({}), memory="200MB"
-    )
-    assert table.num_rows == 0
-    assert table.column_names == [
-        "query_id", "query", "item_id", "search_id", "via_query_id", "user_id", "theta",
-    ]  # fmt: skip

@@ -1,7 +1,5 @@
 """Every distinct pair is scored once ever: by scorer, query and text; a killed job goes on where it was."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess
@@ -25,19 +23,20 @@ def mined(folder, scorer, cache, **settings):
 
 
 def test_a_second_run_asks_nothing_and_gives_the_same(tmp_path):
-    first, second = FakeScorer(hashed), FakeScorer(hashed)
-    one = mined(tmp_path / "one", first, tmp_path / "cache")
-    two = mined(tmp_path / "two", second, tmp_path / "cache")
-    assert len(first.asked) == 30
-    assert second.asked == []
-    assert one == two
-
-
-def test_another_folder_is_another_scorer(tmp_path):
-    mined(tmp_path / "one", FakeScorer(hashed), tmp_path / "model-1")
-    other = FakeScorer(hashed)
-    mined(tmp_path / "two", other, tmp_path / "model-2")
-    assert len(other.asked) == 30
+    first, second, other = (FakeScorer(hashed) for _ in range(3))
+    cache = tmp_path / "cache"
+    one = mined(tmp_path / "one", first, cache)
+    (part,) = cache.iterdir()
+    (cache / "part-again.parquet").write_bytes(part.read_bytes())  # two writers of one pair do no harm
+    assert mined(tmp_path / "two", second, cache) == one
+    mined(tmp_path / "three", other, tmp_path / "model-2")  # another folder is another scorer
+    assert [len(scorer.asked) for scorer in (first, second, other)] == [30, 0, 30]
+    part.write_bytes(part.read_bytes()[:50])
+    with pytest.raises(CropsError, match=f"{part.name}: not a readable score cache"):
+        mined(tmp_path / "four", FakeScorer(hashed), cache)
+    with pytest.raises(CropsError, match="the scorer of theta gave 0 probabilities for 30 pairs"):
+        mined(tmp_path / "five", FakeScorer(lambda left, right: 2.0), tmp_path / "wrong")
+    assert list((tmp_path).glob("wrong/*")) == []
 
 
 def test_an_item_with_another_text_is_scored_again_one_with_another_id_is_not(tmp_path):
@@ -105,26 +104,3 @@ def test_after_kill_9_only_the_rest_is_scored(tmp_path):
     tables, _ = mined(tmp_path / "again", rest, tmp_path / "cache")
     assert len(rest.asked) == 10
     assert tables == mined(tmp_path / "fresh", FakeScorer(hashed), tmp_path / "other")[0]
-
-
-def test_wrong_scores_never_reach_the_cache(tmp_path):
-    with pytest.raises(CropsError, match="the scorer of theta gave 0 probabilities for 30 pairs"):
-        mined(tmp_path / "one", FakeScorer(lambda left, right: 2.0), tmp_path / "cache")
-    assert list((tmp_path).glob("cache/*")) == []
-
-
-def test_a_damaged_part_is_named(tmp_path):
-    cache = tmp_path / "cache"
-    mined(tmp_path / "one", FakeScorer(hashed), cache)
-    (part,) = cache.iterdir()
-    part.write_bytes(part.read_bytes()[:50])
-    with pytest.raises(CropsError, match=f"{part.name}: not a readable score cache"):
-        mined(tmp_path / "two", FakeScorer(hashed), cache)
-
-
-def test_two_writers_of_one_pair_do_no_harm(tmp_path):
-    cache = tmp_path / "cache"
-    one = mined(tmp_path / "one", FakeScorer(hashed), cache)
-    (part,) = cache.iterdir()
-    (cache / "part-again.parquet").write_bytes(part.read_bytes())
-    assert mined(tmp_path / "two", FakeScorer(hashed), cache) == one

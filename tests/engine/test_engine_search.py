@@ -1,4 +1,4 @@
-from __future__ import annotations
+from collections import Counter
 
 import numpy as np
 from handmade import EXPOSED, FILTERED, P0, UNEXPOSED, clicked, labels, run, shown
@@ -66,37 +66,30 @@ def _wide(queries: int, items: int) -> list[dict]:
     ]
 
 
-def test_caps_hold_per_query_and_stage(tmp_path):
-    caps = {"max_exposed": 3, "max_unexposed": 2, "max_filtered": 0}
-    tables, report = run(tmp_path, _wide(2, 10), search=caps)
-    kept = {(row["query_id"], row["label"]): 0 for row in tables["samples"]}
-    for row in tables["samples"]:
-        kept[row["query_id"], row["label"]] += 1
-    assert sorted(label for _, label in kept) == [2, 2, 3, 3]
-    assert {label: count for (_, label), count in kept.items()} == {3: 3, 2: 2}
-    assert report["sources"]["search"] == {
-        "clicked": {"candidates": 0, "kept": 0},
-        "exposed": {"candidates": 20, "kept": 6},
-        "unexposed": {"candidates": 20, "kept": 4},
-        "filtered": {"candidates": 20, "kept": 0},
-    }
-
-
-def test_clicked_are_capped_too_and_evidence_is_for_the_kept(tmp_path):
-    searches = [clicked(1, 1, "q", 0, item) for item in range(1, 9)]
-    tables, _ = run(tmp_path, searches, search={"max_clicked": 5})
-    assert len(tables["samples"]) == 5
-    assert [row["item_id"] for row in tables["evidence"]] == [row["item_id"] for row in tables["samples"]]
-
-
-def test_the_choice_under_a_cap_depends_on_the_seed_only(tmp_path):
-    caps = {"max_exposed": 5, "max_unexposed": 5, "max_filtered": 5}
-    first, second, other = (
-        run(tmp_path / name, _wide(2, 50), search=caps, seed=seed)[0]["samples"]
+def test_caps_hold_per_query_and_stage_and_choose_by_the_seed(tmp_path):
+    clicks = [clicked(9, 9, "c", 0, item) for item in range(1, 9)]
+    caps = {"max_clicked": 5, "max_exposed": 3, "max_unexposed": 2, "max_filtered": 0}
+    runs = [
+        run(tmp_path / name, _wide(2, 10) + clicks, search=caps, seed=seed)
         for name, seed in (("a", 1), ("b", 1), ("c", 2))
-    )
-    assert first == second
-    assert first != other
+    ]
+    tables, report = runs[0]
+    kept = Counter((row["query_id"], row["label"]) for row in tables["samples"])
+    assert sorted((label, count) for (_, label), count in kept.items()) == [
+        (2, 2),
+        (2, 2),
+        (3, 3),
+        (3, 3),
+        (4, 5),
+    ]
+    clicked_items = [row["item_id"] for row in tables["samples"] if row["label"] == 4]
+    assert [row["item_id"] for row in tables["evidence"]] == clicked_items  # evidence is for the kept
+    counts = {"clicked": (8, 5), "exposed": (20, 6), "unexposed": (20, 4), "filtered": (20, 0)}
+    assert report["sources"]["search"] == {
+        stage: {"candidates": found, "kept": kept} for stage, (found, kept) in counts.items()
+    }
+    assert runs[0] == runs[1]
+    assert tables["samples"] != runs[2][0]["samples"]
 
 
 def test_random_order_is_the_stated_formula_and_fits_64_bits():
@@ -140,10 +133,3 @@ def test_label_sql_is_assign_labels():
         )
     masks = np.array([row["m"] for row in rows], dtype=np.int64)
     assert [row["label"] for row in rows] == assign_labels(masks).tolist()
-
-
-def test_without_search_only_positives_are_mined(tmp_path):
-    tables, _ = run(tmp_path, [clicked(1, 1, "q", 0, 1)], sources=("p1", "p2"))
-    assert tables["samples"] == []
-    assert tables["evidence"] == []
-    assert len(tables["queries"]) == 1

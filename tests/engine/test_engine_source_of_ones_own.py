@@ -1,7 +1,5 @@
 """A source of positives takes three files, as `examples/extending/source.py` says (in a copy)."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import os

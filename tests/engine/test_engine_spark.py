@@ -1,7 +1,5 @@
 """Spark gives what DuckDB gives, to the last digit of every table; what is missing is said at once."""
 
-from __future__ import annotations
-
 import functools
 import importlib.util
 import json
@@ -152,18 +150,7 @@ def test_columns_of_any_name_change_nothing_on_either_engine(tmp_path, session):
     """Names that the engines use themselves, and names that differ from the contract's in case only."""
     logs = large_logs(tmp_path / "logs", 200)
     before, _ = mined(logs, tmp_path / "plain", "duckdb", "theta", None)
-    names = [
-        "Query",
-        "ITEM_ID",
-        "_file",
-        "_row",
-        "_day",
-        "_reasons",
-        "file_row_number",
-        "_metadata",
-        "day",
-        "",
-    ]
+    names = "Query ITEM_ID _file _row _day _reasons file_row_number _metadata day".split() + [""]
     for file in logs.path.rglob("*.parquet"):
         table = pq.read_table(file, partitioning=None)
         for number, name in enumerate(names):
@@ -219,16 +206,6 @@ def test_the_workers_are_asked_before_the_work(started, tmp_path):
         check_workers(started, [tmp_path / "out"], {str(file): 6}, [])
 
 
-def test_a_master_that_refuses_is_said_at_once():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    start = time.monotonic()
-    with pytest.raises(CropsError, match=f"spark://127.0.0.1:{port}' cannot be reached: .*refused"):
-        _check_master(f"spark://127.0.0.1:{port}")
-    assert time.monotonic() - start < 2
-
-
 def test_a_master_that_does_not_answer_is_said_soon(monkeypatch):
     def silent(address, timeout):
         raise TimeoutError(f"timed out after {timeout} s")
@@ -238,53 +215,38 @@ def test_a_master_that_does_not_answer_is_said_soon(monkeypatch):
         _check_master("spark://10.0.0.1:7077,b:7077")
 
 
-def test_one_of_two_masters_is_enough():
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        server.listen()
-        _check_master(f"spark://127.0.0.1:1,127.0.0.1:{server.getsockname()[1]}")
-
-
-@pytest.mark.parametrize(
-    "master", ["", "spark:/x", "spark://", "spark://host", "local[0]", "mesos://h:1", "local 2"]
-)
-def test_what_is_no_master_is_said(master):
-    with pytest.raises(CropsError, match=r"write local\[n\], spark://host:port"):
+def test_masters_are_checked_at_once(monkeypatch):
+    for master in ("", "spark:/x", "spark://", "spark://host", "local[0]", "mesos://h:1", "local 2"):
+        with pytest.raises(CropsError, match=r"write local\[n\], spark://host:port"):
+            _check_master(master)
+    for master in ("local", "local[*]", "local[2]"):
         _check_master(master)
-
-
-@pytest.mark.parametrize("master", ["local", "local[*]", "local[2]"])
-def test_local_masters_need_no_answer(master):
-    _check_master(master)
-
-
-def test_yarn_needs_the_settings_of_its_cluster(monkeypatch):
-    monkeypatch.delenv("HADOOP_CONF_DIR", raising=False)
-    monkeypatch.delenv("YARN_CONF_DIR", raising=False)
+    for name in ("HADOOP_CONF_DIR", "YARN_CONF_DIR"):
+        monkeypatch.delenv(name, raising=False)
     with pytest.raises(CropsError, match="HADOOP_CONF_DIR"):
         _check_master("yarn")
-
-
-def test_a_missing_package_names_the_extra(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(MissingExtraError, match=r"crops-retrieval\[spark\]"):
-        SparkBackend("local[2]", "1GB")
-
-
-@needs_spark
-def test_missing_java_is_said(monkeypatch, tmp_path):
-    monkeypatch.setenv("JAVA_HOME", str(tmp_path))
-    with pytest.raises(CropsError, match="Java 17"):
-        SparkBackend("local[2]", "1GB")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        _check_master(f"spark://127.0.0.1:1,127.0.0.1:{port}")  # one of two is enough
+    start = time.monotonic()
+    with pytest.raises(CropsError, match=f"spark://127.0.0.1:{port}' cannot be reached: .*refused"):
+        _check_master(f"spark://127.0.0.1:{port}")
+    assert time.monotonic() - start < 2
 
 
 @needs_spark
-def test_an_unreachable_master_leaves_no_output(tmp_path):
+def test_what_spark_needs_is_named_and_leaves_no_output(monkeypatch, tmp_path):
     logs = write_logs(tmp_path / "logs", [shown(1, 1, "a", 0, 1), clicked(2, 1, "b", 30, 2)])
     config = EngineConfig(engine="spark", master="spark://127.0.0.1:1")
     with pytest.raises(CropsError, match="cannot be reached"):
         mine(logs, tmp_path / "out", config, relevance=None, similarity=None)
     assert [path.name for path in tmp_path.iterdir()] == ["logs"]
+    monkeypatch.setenv("JAVA_HOME", str(tmp_path))
+    with pytest.raises(CropsError, match="Java 17"):
+        SparkBackend("local[2]", "1GB")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r"crops-retrieval\[spark\]"):
+        SparkBackend("local[2]", "1GB")
 
 
 @needs_spark
@@ -322,56 +284,42 @@ def asked(expected) -> dict:
     return json.loads(row)
 
 
-def test_a_worker_that_has_everything(expected, tmp_path):
+LACKS = [
+    ({"token": "other"}, "does not see what the driver wrote into .*out; name a folder that all"),
+    ({"folders": ["/nowhere"]}, "does not see what the driver wrote into /nowhere"),
+    ({"sizes": {"/nowhere/rows": 5}}, "does not see /nowhere/rows; put the logs where all machines see"),
+    ({"sizes": {__file__: 5}}, "sees another .*test_engine_spark.py than the driver"),
+    ({"versions": {"crops": "9.9"}}, r"has crops \S+, and the driver 9.9; install"),
+    ({"versions": {"pyarrow": "1"}}, r"has pyarrow \S+, and the driver 1; inst"),
+    ({"versions": {"python": "3.9"}}, r"has python \S+, and the driver 3.9"),
+    ({"models": ["other"]}, "has another model of theta than the driver"),
+    (
+        {"identities": pickle.dumps([functools.partial(model_hash, "/nowhere")])},
+        "has no model of theta at the driver's path .*/nowhere",
+    ),
+]
+
+
+def test_what_a_worker_lacks_is_named(expected, tmp_path, monkeypatch):
     row = asked(expected)
     assert row["fault"] is None
     _check(row, [tmp_path / "out"], "t")
-
-
-@pytest.mark.parametrize(
-    ("changed", "message"),
-    [
-        (
-            {"token": "other"},
-            "does not see what the driver wrote into .*out; name a folder that all",
-        ),
-        ({"folders": ["/nowhere"]}, "does not see what the driver wrote into /nowhere"),
-        ({"sizes": {"/nowhere/rows": 5}}, "does not see /nowhere/rows; put the logs where all machines see"),
-        ({"sizes": {__file__: 5}}, "sees another .*test_engine_spark.py than the driver"),
-        (
-            {"versions": {**probe.versions(), "crops": "9.9"}},
-            r"has crops \S+, and the driver 9.9; install",
-        ),
-        (
-            {"versions": {**probe.versions(), "pyarrow": "1"}},
-            r"has pyarrow \S+, and the driver 1; inst",
-        ),
-        ({"versions": {**probe.versions(), "python": "3.9"}}, r"has python \S+, and the driver 3.9"),
-        ({"models": ["other"]}, "has another model of theta than the driver"),
-        (
-            {"identities": pickle.dumps([functools.partial(model_hash, "/nowhere")])},
-            "has no model of theta at the driver's path .*/nowhere",
-        ),
-    ],
-)
-def test_what_a_worker_lacks(expected, tmp_path, changed, message):
-    with pytest.raises(CropsError, match=rf"^Spark's worker \S+ {message}"):
-        _check(asked(expected | changed), [tmp_path / "out"], "t")
-
-
-def test_a_worker_without_crops(expected, tmp_path, monkeypatch):
-    monkeypatch.setattr(probe, "PACKAGES", {"crops": "no-such-package"})
-    wanted = expected | {"versions": {**probe.versions(), "crops": "1.2"}}
-    with pytest.raises(CropsError, match=r"has no crops in its Python \(.*install no-such-package 1.2 there"):
-        _check(asked(wanted), [tmp_path / "out"], "t")
-
-
-def test_a_driver_that_does_not_see_what_the_worker_wrote(expected, tmp_path):
-    row = asked(expected)
+    for changed, message in LACKS:
+        if "versions" in changed:
+            changed = {"versions": probe.versions() | changed["versions"]}
+        with pytest.raises(CropsError, match=rf"^Spark's worker \S+ {message}"):
+            _check(asked(expected | changed), [tmp_path / "out"], "t")
     for file in (tmp_path / "out").glob(".seen-t-*"):
         file.unlink()
     with pytest.raises(CropsError, match=r"the driver does not see what Spark's worker \S+ wrote into .*out"):
         _check(row, [tmp_path / "out"], "t")
+
+
+def test_a_worker_without_crops_is_named(expected, tmp_path, monkeypatch):
+    monkeypatch.setattr(probe, "PACKAGES", {"crops": "no-such-package"})
+    wanted = expected | {"versions": {**probe.versions(), "crops": "1.2"}}
+    with pytest.raises(CropsError, match=r"has no crops in its Python \(.*install no-such-package 1.2 there"):
+        _check(asked(wanted), [tmp_path / "out"], "t")
 
 
 def test_the_scorers_say_which_model_they_read():

@@ -1,7 +1,5 @@
 """Mining without users and items equals mining logs that never held them."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil
@@ -88,6 +86,13 @@ def test_only_days_that_held_them_are_mined_again(tmp_path):
     windows = written(out / "window")
     mine_daily(logs, out, without(plain_job(), users=(2,)))  # 99 was nowhere: nothing is done again
     assert written(out / "window") == windows
+    # a day that was theirs alone goes
+    mine_daily(logs, out, without(plain_job(), users=(1,)))
+    assert [path.name for path in out.glob("day=*")] == [f"day={DAYS[0]}"]
+    mine_daily(logs, out, without(plain_job(), users=(1, 2)))
+    assert not (out / "window").exists()
+    with pytest.raises(CropsError, match="no search on any day without the users and items left out"):
+        without(plain_job(), users=(1, 2)).mine(logs, tmp_path / "mined", None)
 
 
 def test_whoever_was_left_out_does_not_come_back_unnoticed(tmp_path):
@@ -101,18 +106,6 @@ def test_whoever_was_left_out_does_not_come_back_unnoticed(tmp_path):
     assert read_tables(out / "window")["queries"][0]["searches"] == 2
     mine_daily(logs, out, without(plain_job()))
     assert {row["item_id"] for row in read_tables(out / "window")["samples"]} == {1, 2, 3}
-
-
-def test_a_day_that_was_theirs_alone_goes(tmp_path):
-    logs = write_logs(tmp_path / "logs", [clicked(1, 1, "a", 0, 1), clicked(2, 2, "b", DAY_S, 2)])
-    out = tmp_path / "out"
-    mine_daily(logs, out, plain_job())
-    mine_daily(logs, out, without(plain_job(), users=(2,)))
-    assert [path.name for path in out.glob("day=*")] == [f"day={DAYS[0]}"]
-    mine_daily(logs, out, without(plain_job(), users=(1, 2)))
-    assert not (out / "window").exists()
-    with pytest.raises(CropsError, match="no search on any day without the users and items left out"):
-        without(plain_job(), users=(1, 2)).mine(logs, tmp_path / "mined", None)
 
 
 def test_built_days_are_mined_again_also_after_an_interruption(tmp_path, built, monkeypatch):

@@ -1,7 +1,5 @@
 """Slow proofs, run by `make verify`."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """A real Spark cluster, a master and two workers on this machine; one of them may see other folders."""
 
-from __future__ import annotations
-
 import contextlib
 import importlib.util
 import os
