@@ -13,25 +13,13 @@ from transformers import BertConfig, BertModel, BertTokenizerFast, Qwen2Config, 
 
 from crops.encoders import load
 
-WORDS = [
-    "the",
-    "of",
-    "cat",
-    "dog",
-    "sits",
-    "runs",
-    "red",
-    "blue",
-    "mat",
-    "park",
-    "##s",
-    "car",
-    "house",
-    "tree",
-]
+WORDS = "the of cat dog sits runs red blue mat park ##s car house tree".split()
 
 
 VOCABULARY = ["[PAD]", "[unused0]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+
+
+SIZES = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 
 
 def save_tokenizer(folder):
@@ -44,14 +32,7 @@ def tiny_base(tmp_path_factory):
     """The folder of a one-layer BERT with a vocabulary of a few words, random weights."""
     folder = tmp_path_factory.mktemp("tiny_base")
     torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(VOCABULARY),
-        hidden_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-        max_position_embeddings=32,
-    )
+    config = BertConfig(vocab_size=len(VOCABULARY), max_position_embeddings=32, **SIZES)
     BertModel(config).save_pretrained(folder)
     save_tokenizer(folder)
     return folder
@@ -72,14 +53,7 @@ def save_decoder(folder, **options):
     """Write a one-layer Qwen2 as the Hub has such models: half precision, no pooling."""
     torch.manual_seed(0)
     tokenizer = byte_pairs(**options)
-    config = Qwen2Config(
-        vocab_size=len(tokenizer),
-        hidden_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        intermediate_size=16,
-    )
+    config = Qwen2Config(vocab_size=len(tokenizer), num_key_value_heads=1, **SIZES)
     Qwen2Model(config).to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

@@ -35,21 +35,13 @@ def mined(tmp_path_factory):
     ]
     write(folder, ITEMS, items)
     write(folder, SYNTHETIC_ITEMS, [{"item_id": -1, "keyword": "tag0 tag0more"}])
-    write(
-        folder,
-        QUERIES,
-        [{"query_id": t, "query": f"wanted{t}", "searches": 1, "users": 1} for t in range(TOPICS)],
-    )
+    known = {"searches": 1, "users": 1}
+    write(folder, QUERIES, [{"query_id": t, "query": f"wanted{t}", **known} for t in range(TOPICS)])
     pairs = [(topic, 4 * topic + i) for topic in range(TOPICS) for i in range(1, 4)] + [(0, -1)]
-    sources = [(q, i, Source.CLICKED if i > 0 else Source.KNOWLEDGE) for q, i in pairs]
-    write(
-        folder,
-        SAMPLES,
-        [
-            {"query_id": q, "item_id": i, "label": 4, "sources": int(source), "weight": 1.0}
-            for q, i, source in sources
-        ],
-    )
+    samples = [{"query_id": query, "item_id": item, "label": 4, "weight": 1.0} for query, item in pairs]
+    for row in samples:
+        row["sources"] = int(Source.CLICKED if row["item_id"] > 0 else Source.KNOWLEDGE)
+    write(folder, SAMPLES, samples)
     return folder
 
 

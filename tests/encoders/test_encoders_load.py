@@ -60,18 +60,6 @@ def test_init_continues_from_a_folder(tiny_minilm, tmp_path):
     assert sum(isinstance(module, Normalize) for module in continued) == 1
 
 
-def test_a_folder_that_is_no_model_is_named(tmp_path):
-    (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(CropsError, match=f"{tmp_path} is not a model that sentence-transformers can load"):
-        load_encoder(TrainingConfig(encoder=str(tmp_path)))
-
-
-def test_an_encoder_without_pooling_is_refused(tiny_base, tmp_path):
-    SentenceTransformer(modules=[SentenceTransformer(str(tiny_base))[0]]).save(str(tmp_path / "raw"))
-    with pytest.raises(CropsError, match="no pooling layer"):
-        load_encoder(TrainingConfig(encoder=str(tmp_path / "raw")))
-
-
 TEXTS = ["the red cat sits of the mat", "dog", "blue car park"]
 
 
@@ -79,24 +67,6 @@ TEXTS = ["the red cat sits of the mat", "dog", "blue car park"]
 def qwen(hub, tiny_qwen):
     hub["Qwen/Qwen2.5-0.5B"] = tiny_qwen
     return tiny_qwen
-
-
-def test_the_qwen_preset_has_the_values_of_the_paper():
-    settings = TrainingConfig(encoder="qwen2.5-0.5b")
-    assert (settings.learning_rate, settings.weight_decay, settings.max_tokens) == (2e-5, 1e-4, 128)
-
-
-@pytest.mark.parametrize(
-    ("encoder", "rate"), [("static", 2e-3), ("two_tower", 5e-3), ("minilm", 2e-5), ("some/transformer", 2e-5)]
-)
-def test_each_preset_has_its_learning_rate(encoder, rate):
-    assert load_config(training__encoder=encoder).training.learning_rate == rate
-
-
-def test_what_the_run_names_beats_the_preset():
-    chosen = load_config(training__encoder="minilm", training__learning_rate=1e-4).training
-    assert chosen.learning_rate == 1e-4
-    assert RunConfig(training=chosen).training.learning_rate == 1e-4
 
 
 def test_qwen_pools_the_last_token_whatever_the_side_of_the_padding(qwen):
@@ -135,15 +105,28 @@ def test_qwen_trains_with_separate_towers(qwen):
     assert all("sub_modules.query" in name for name in trained)
 
 
-def test_a_preset_misspelt_is_named_with_the_nearest(monkeypatch):
+def test_presets_have_their_values_which_the_run_may_change():
+    settings = TrainingConfig(encoder="qwen2.5-0.5b")
+    assert (settings.learning_rate, settings.weight_decay, settings.max_tokens) == (2e-5, 1e-4, 128)
+    rates = {"static": 2e-3, "two_tower": 5e-3, "minilm": 2e-5, "some/transformer": 2e-5}
+    assert {name: load_config(training__encoder=name).training.learning_rate for name in rates} == rates
+    chosen = load_config(training__encoder="minilm", training__learning_rate=1e-4).training
+    assert chosen.learning_rate == 1e-4
+    assert RunConfig(training=chosen).training.learning_rate == 1e-4
+
+
+def test_what_is_no_encoder_is_named(tiny_base, tmp_path, monkeypatch):
     def unreachable(*_, **__):
         raise OSError("offline")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
-    with pytest.raises(CropsError, match="model 'qwen2.5-0.5' is neither .* Did you mean 'qwen2.5-0.5b'"):
-        load_encoder(TrainingConfig(encoder="qwen2.5-0.5"))
-
-
-def test_a_missing_model_folder_is_named(tmp_path):
-    with pytest.raises(CropsError, match="model '.*/no/such/model' is neither a folder nor"):
-        load_encoder(TrainingConfig(encoder=str(tmp_path / "no/such/model")))
+    (tmp_path / "config.json").write_text("{}")
+    SentenceTransformer(modules=[SentenceTransformer(str(tiny_base))[0]]).save(str(tmp_path / "raw"))
+    for name, message in (
+        ("qwen2.5-0.5", "model 'qwen2.5-0.5' is neither .* Did you mean 'qwen2.5-0.5b'"),
+        (str(tmp_path / "no/such/model"), "model '.*/no/such/model' is neither a folder nor"),
+        (str(tmp_path), f"{tmp_path} is not a model that sentence-transformers can load"),
+        (str(tmp_path / "raw"), "no pooling layer"),
+    ):
+        with pytest.raises(CropsError, match=message):
+            load_encoder(TrainingConfig(encoder=name))

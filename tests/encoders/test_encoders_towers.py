@@ -45,6 +45,8 @@ def assert_same_paths(encoder, atol=1e-6):
 @pytest.mark.parametrize("base", ["tiny_base", "tiny_decoder"])
 def test_separate_towers_start_equal_and_learn_apart(request, base, tmp_path):
     encoder = load_encoder(settings(request.getfixturevalue(base), towers="separate"))
+    assert asymmetric(encoder)
+    assert not asymmetric(load_encoder(settings(request.getfixturevalue(base))))
     np.testing.assert_allclose(encoder.encode_query(TEXTS), encoder.encode_document(TEXTS), atol=1e-6)
     with torch.no_grad():
         for weight in encoder[0].sub_modules["query"].parameters():
@@ -52,6 +54,8 @@ def test_separate_towers_start_equal_and_learn_apart(request, base, tmp_path):
     assert np.abs(encoder.encode_query(TEXTS) - encoder.encode_document(TEXTS)).max() > 0.01
     assert_same_paths(encoder)
     save_encoder(encoder, tmp_path / "model")
+    types = json.loads((tmp_path / "model" / "router_config.json").read_text())["types"]
+    assert all(name.startswith("sentence_transformers.") for name in types.values())
     plain = SentenceTransformer(str(tmp_path / "model"), device="cpu")
     assert isinstance(plain[0], Router)
     np.testing.assert_allclose(plain.encode_query(TEXTS), encoder.encode_query(TEXTS), atol=1e-6)
@@ -113,28 +117,14 @@ def test_a_pooling_that_leaves_the_prompt_out_does_so_in_training(tiny_base):
     assert_same_paths(encoder)
 
 
-def test_one_encoder_without_prompts_is_symmetric(tiny_base):
-    assert not asymmetric(load_encoder(settings(tiny_base)))
-    assert asymmetric(load_encoder(settings(tiny_base, towers="separate")))
-
-
 def test_towers_of_other_routes_are_refused(tiny_base):
     modules = list(SentenceTransformer(str(tiny_base), device="cpu"))
     encoder = SentenceTransformer(modules=[Router({"text": modules})], device="cpu")
     with pytest.raises(CropsError, match="towers = separate: the model has the routes text"):
         separate_towers(encoder)
-
-
-def test_towers_need_a_module_that_reads_texts():
     encoder = SentenceTransformer(modules=[torch.nn.Identity()], device="cpu")
     with pytest.raises(CropsError, match="begins with Identity, which reads no texts"):
         separate_towers(encoder)
-
-
-def test_the_router_file_names_only_modules_of_sentence_transformers(tiny_base, tmp_path):
-    save_encoder(load_encoder(settings(tiny_base, towers="separate")), tmp_path / "model")
-    types = json.loads((tmp_path / "model" / "router_config.json").read_text())["types"]
-    assert all(name.startswith("sentence_transformers.") for name in types.values())
 
 
 @pytest.fixture
@@ -150,12 +140,9 @@ def test_only_the_adapters_train_and_they_start_at_zero(adapted, tiny_decoder):
     assert all("lora_" in name for name in trainable)
     # Rank 2 on the seven linear layers of the block: q 8x8, k 8x4, v 8x4, o 8x8, three of 8x16.
     assert sum(w.numel() for w in adapted.parameters() if w.requires_grad) == 2 * (16 + 12 + 12 + 16 + 3 * 24)
-
-
-def test_the_same_adapters_on_each_call(adapted, tiny_decoder):
     again = load_encoder(TrainingConfig(encoder=str(tiny_decoder), lora_rank=2))
     for ours, theirs in zip(adapted.parameters(), again.parameters(), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)  # the same adapters on each call
 
 
 @pytest.mark.parametrize("towers", ["shared", "separate"])
@@ -176,18 +163,14 @@ def test_a_saved_model_has_the_adapters_merged_in(tiny_decoder, tmp_path, towers
     np.testing.assert_allclose(plain.encode_query(TEXTS), learned, atol=1e-5)
 
 
-def test_without_peft_the_extra_is_named(tiny_decoder, monkeypatch):
-    found = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name, *rest: None if name == "peft" else found(name, *rest)
-    )
-    with pytest.raises(MissingExtraError, match=r"peft is not installed.*crops-retrieval\[lora\]"):
-        load_encoder(TrainingConfig(encoder=str(tiny_decoder), lora_rank=2))
-
-
-def test_an_encoder_without_a_transformer_has_nothing_to_adapt(hub, tmp_path):
+def test_without_peft_or_a_transformer_there_are_no_adapters(tiny_decoder, hub, tmp_path, monkeypatch):
     with pytest.raises(CropsError, match="lora_rank: this encoder has no transformer"):
         load_encoder(TrainingConfig(dim=8, lora_rank=2), tmp_path)
+    found = importlib.util.find_spec
+    absent = lambda name, *rest: None if name == "peft" else found(name, *rest)  # noqa: E731
+    monkeypatch.setattr(importlib.util, "find_spec", absent)
+    with pytest.raises(MissingExtraError, match=r"peft is not installed.*crops-retrieval\[lora\]"):
+        load_encoder(TrainingConfig(encoder=str(tiny_decoder), lora_rank=2))
 
 
 def cosines(query_emb, doc_emb, *, scale=1.0):
@@ -198,10 +181,11 @@ def test_widths_add_up_by_hand():
     """Full: (.6, .8).(1, 0) = 0.6. First number: .6 and 1 become 1 and 1, product 1. Sum 1.6, doubled 3.2."""
     query, doc = torch.tensor([[0.6, 0.8]]), torch.tensor([[1.0, 0.0]])
     assert over_dims(cosines, (1,))(query, doc, scale=2.0).item() == pytest.approx(3.2)
-
-
-def test_no_widths_is_the_loss_itself():
     assert over_dims(cosines, ()) is cosines
+    for dim in (2, 3):
+        message = f"matryoshka_dims: {dim} is not below the 2 dimensions of the encoder"
+        with pytest.raises(CropsError, match=message):
+            over_dims(cosines, (1, dim))(torch.ones(1, 2), torch.ones(1, 2))
 
 
 def test_h_infonce_over_widths_is_the_sum_of_its_parts():
@@ -220,18 +204,3 @@ def test_h_infonce_over_widths_is_the_sum_of_its_parts():
     (ours,) = torch.autograd.grad(total, query)
     (theirs,) = torch.autograd.grad(sum(parts), query)
     torch.testing.assert_close(ours, theirs)
-
-
-@pytest.mark.parametrize("dim", [2, 3])
-def test_a_width_that_is_no_part_is_refused(dim):
-    with pytest.raises(
-        CropsError, match=f"matryoshka_dims: {dim} is not below the 2 dimensions of the encoder"
-    ):
-        over_dims(cosines, (1, dim))(torch.ones(1, 2), torch.ones(1, 2))
-
-
-def test_plain_sentence_transformers_uses_the_width(tiny_base):
-    whole = SentenceTransformer(str(tiny_base), device="cpu").encode(["cat"])[:, :4]
-    part = SentenceTransformer(str(tiny_base), device="cpu", truncate_dim=4)
-    ours = part.encode(["cat"], normalize_embeddings=True)
-    np.testing.assert_allclose(ours, whole / np.linalg.norm(whole), atol=1e-6)

@@ -51,12 +51,12 @@ def test_features_of_an_item_by_hand():
         f"word:{digest('toys')}",
         "plays:02",  # log2(1 + 6) = 2.8; no like, no feature
     ]
-
-
-def test_missing_values_and_generated_ids_leave_no_trace():
-    assert item_features({"item_id": -5, "author_id": None, "keyword": "a", "play_cnt": None}) == (
-        f"word:{digest('a')}"
-    )
+    # missing values and generated ids leave no trace
+    nothing = {"item_id": -5, "author_id": None, "keyword": "a", "play_cnt": None}
+    assert item_features(nothing) == f"word:{digest('a')}"
+    # popularity doubles from bucket to bucket
+    buckets = {0: 0, 1: 1, 2: 1, 3: 2, 6: 2, 7: 3, 1023: 10, 2**63 - 1: 63, -1: 0}
+    assert {count: popularity_bucket(count) for count in buckets} == buckets
 
 
 def test_a_query_has_its_words_and_its_id_and_nothing_of_the_user():
@@ -65,14 +65,6 @@ def test_a_query_has_its_words_and_its_id_and_nothing_of_the_user():
         [f"query:{digest('red cat, red!')}", *(f"word:{digest(word)}" for word in ("red", "cat", "red"))]
     )
     assert query_features("Red cat") == query_features("red  CAT")
-
-
-@pytest.mark.parametrize(
-    ("count", "bucket"),
-    [(0, 0), (1, 1), (2, 1), (3, 2), (6, 2), (7, 3), (1023, 10), (2**63 - 1, 63), (-1, 0)],
-)
-def test_popularity_doubles_from_bucket_to_bucket(count, bucket):
-    assert popularity_bucket(count) == bucket
 
 
 @pytest.mark.parametrize(("rows", "digits"), [(4096, 3), (65536, 4)])
@@ -106,12 +98,8 @@ def test_an_id_without_training_adds_nothing(encoder):
     assert with_ids @ without > 0.9999
     words = " ".join(query_features("red cat").split()[1:])
     assert np.dot(*encoder.encode_query([query_features("red cat"), words])) > 0.9999
-
-
-def test_the_same_encoder_each_time(encoder):
-    again = two_tower(8, 4096)
-    for ours, theirs in zip(encoder.parameters(), again.parameters(), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    for ours, theirs in zip(encoder.parameters(), two_tower(8, 4096).parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)  # the same encoder each time
 
 
 def bags(module, features):
@@ -145,10 +133,7 @@ def test_what_only_the_past_tells_is_hidden_together_in_training_only(module):
         kept, expected = sum(fields <= one for one in hidden), 400 * 0.5 ** len(fields)
         # 400 coins: a standard deviation is 10 or less.
         assert abs(kept - expected) < 45
-
-
-def test_ids_that_are_all_there_is_stay(module):
-    module.train()
+    # ids that are all there is stay
     only = [item_features({"item_id": i, "author_id": 1}) for i in range(50)]
     assert all(len(bag) == 2 for bag in bags(module, module.preprocess(only)))
 
@@ -243,20 +228,14 @@ def check_plain(folder, encoder):
     np.testing.assert_array_equal(again.encode_query(queries), plain.encode_query(queries))
 
 
-def test_what_an_encoder_reads_is_known_before_it_is_loaded(tiny_base):
-    assert rendering_for(TrainingConfig(encoder="two_tower")) is FEATURES
-    assert rendering_for(TrainingConfig()) is PLAIN
-    assert rendering_for(TrainingConfig(encoder=str(tiny_base))) is PLAIN
-
-
-@pytest.mark.parametrize(
-    ("options", "named"),
-    [
+def test_what_is_for_texts_only_is_refused(tiny_base):
+    for options, named in (
         ({"towers": "shared"}, "towers = shared"),
         ({"query_prompt": "q: "}, "query_prompt"),
         ({"lora_rank": 4, "doc_prompt": "d: "}, "doc_prompt, lora_rank"),
-    ],
-)
-def test_what_is_for_texts_only_is_refused(options, named):
-    with pytest.raises(CropsError, match=f"{named}: not for a two_tower encoder"):
-        make(**options)
+    ):
+        with pytest.raises(CropsError, match=f"{named}: not for a two_tower encoder"):
+            make(**options)
+    # what an encoder reads is known before it is loaded
+    assert rendering_for(TrainingConfig(encoder="two_tower")) is FEATURES
+    assert rendering_for(TrainingConfig()) is rendering_for(TrainingConfig(encoder=str(tiny_base))) is PLAIN

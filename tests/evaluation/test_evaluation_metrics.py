@@ -39,15 +39,15 @@ def test_reciprocal_rank_by_hand():
     assert np.isnan(reciprocal_rank(RANKED, [ids(), ids(9), ids()])[[0, 2]]).all()
 
 
-def test_the_padding_is_no_item():
-    ranked = np.array([[-1, -1]])
-    assert grades_of(ranked, [ids(3)], [ids(2)]).tolist() == [[0, 0]]
-    assert recall_at_k(ranked, [ids(3)], 2) == pytest.approx([0])
-
-
 def test_grades_belong_to_their_own_query():
     graded = grades_of(RANKED, [ids(2, 1), ids(), ids(2, 5, 99)], [ids(3, 1), ids(), ids(2, 4, 9)])
     assert graded.tolist() == [[1, 3, 0, 0], [0, 0, 0, 0], [4, 0, 0, 2]]
+    ranked = np.array([[-1, -1]])  # the padding is no item
+    assert grades_of(ranked, [ids(3)], [ids(2)]).tolist() == [[0, 0]]
+    assert recall_at_k(ranked, [ids(3)], 2) == pytest.approx([0])
+    assert recall_at_k(np.array([[4]]), [ids(4, 5)], 100) == pytest.approx([1 / 2])
+    assert pad([ids(1, 2), ids(), ids(3)], -1).tolist() == [[1, 2], [-1, -1], [3, -1]]
+    assert pad([], -1).shape == (0, 0)
 
 
 def test_ndcg_by_hand():
@@ -55,9 +55,7 @@ def test_ndcg_by_hand():
     grades = np.array([[3, 0, 1, 2]])
     assert ndcg_at_k(grades, 3) == pytest.approx([7.5 / (7.5 + 3 / np.log2(3))])
     assert ndcg_at_k(grades, 3, gain="linear") == pytest.approx([3.5 / (3.5 + 2 / np.log2(3))])
-
-
-def test_ndcg_against_a_wider_ideal():
+    assert ndcg_at_k(np.array([[2, 1]]), 10) == pytest.approx([1])
     # One document of grade 1 ranked first; a document of grade 2 was never ranked: 1 / (3 + 1/log2(3)).
     values = ndcg_at_k(np.array([[1, 0]]), 2, ideal=np.array([[0, 1, 2]]))
     assert values == pytest.approx([1 / (3 + 1 / np.log2(3))])
@@ -67,16 +65,6 @@ def test_ndcg_is_undefined_without_a_grade_and_one_in_the_ideal_order():
     values = ndcg_at_k(np.array([[0, 0, 0], [3, 2, 2], [0, 0, 1]]), 2)
     assert np.isnan(values[0])
     assert values[1:].tolist() == [1, 0]
-
-
-def test_a_list_shorter_than_k_is_taken_as_it_is():
-    assert ndcg_at_k(np.array([[2, 1]]), 10) == pytest.approx([1])
-    assert recall_at_k(np.array([[4]]), [ids(4, 5)], 100) == pytest.approx([1 / 2])
-
-
-def test_pad_fills_ragged_rows():
-    assert pad([ids(1, 2), ids(), ids(3)], -1).tolist() == [[1, 2], [-1, -1], [3, -1]]
-    assert pad([], -1).shape == (0, 0)
 
 
 def random_world(seed, queries=40, catalogue=200, k=50):

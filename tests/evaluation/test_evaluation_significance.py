@@ -29,22 +29,12 @@ def test_the_interval_covers_the_true_mean_as_often_as_it_says():
     assert 0.91 <= covered <= 0.98
 
 
-def test_a_wider_confidence_gives_a_wider_interval():
-    values = np.arange(50.0)
-    narrow = bootstrap_interval(values, 500, 0, confidence=0.5)
-    wide = bootstrap_interval(values, 500, 0, confidence=0.99)
-    assert wide.ci_low < narrow.ci_low < narrow.ci_high < wide.ci_high
-
-
-def test_the_seed_decides():
-    values = np.random.default_rng(0).random(30)
-    assert bootstrap_interval(values, 200, 5) == bootstrap_interval(values, 200, 5)
-    assert bootstrap_interval(values, 200, 5) != bootstrap_interval(values, 200, 6)
-
-
-def test_chunks_of_resamples_do_not_change_the_result(monkeypatch):
+def test_the_seed_and_the_confidence_decide_and_chunks_do_not(monkeypatch):
     values = np.random.default_rng(0).random(30)
     whole = bootstrap_interval(values, 200, 5)
+    assert whole != bootstrap_interval(values, 200, 6)
+    narrow, wide = (bootstrap_interval(values, 200, 5, confidence=share) for share in (0.5, 0.99))
+    assert wide.ci_low < whole.ci_low < narrow.ci_low < narrow.ci_high < whole.ci_high < wide.ci_high
     monkeypatch.setattr("crops.evaluation.significance._CHUNK", 100)
     assert bootstrap_interval(values, 200, 5) == whole
 
@@ -65,14 +55,11 @@ def test_fewer_than_ten_queries_have_no_interval_and_no_test(values, mean):
     assert interval.mean == pytest.approx(mean, nan_ok=True)
     assert np.isnan([interval.ci_low, interval.ci_high]).all()
     assert np.isnan(paired_bootstrap(np.array(values), np.array(values), 100, 0).p)
-
-
-def test_ten_queries_have_an_interval():
-    values = np.arange(10) / 10
-    interval = bootstrap_interval(values, 100, 0)
+    ten = np.arange(10) / 10
+    interval = bootstrap_interval(ten, 100, 0)
     assert interval.ci_low < interval.mean < interval.ci_high
     assert interval.ends("+.0f") == f"[{100 * interval.ci_low:+.0f}, {100 * interval.ci_high:+.0f}]"
-    assert paired_bootstrap(values, values[::-1].copy(), 100, 0).p <= 1
+    assert paired_bootstrap(ten, ten[::-1].copy(), 100, 0).p <= 1
 
 
 def test_a_paired_difference_is_surer_than_two_intervals():
@@ -84,22 +71,18 @@ def test_a_paired_difference_is_surer_than_two_intervals():
     assert 0.02 < difference.ci_low < difference.ci_high < 0.04
     assert difference.p == pytest.approx(2 / 1001)
     assert bootstrap_interval(a, 1000, 0).ci_low < bootstrap_interval(b, 1000, 0).ci_high
-
-
-def test_the_difference_of_a_system_with_itself_is_nothing():
-    values = np.random.default_rng(0).random(20)
-    difference = paired_bootstrap(values, values, 100, 0)
-    assert (difference.mean, difference.ci_low, difference.ci_high, difference.p) == (0, 0, 0, 1)
-
-
-def test_swapping_the_systems_mirrors_the_difference():
-    rng = np.random.default_rng(4)
-    a, b = rng.random(80), rng.random(80)
     forth, back = paired_bootstrap(a, b, 500, 0), paired_bootstrap(b, a, 500, 0)
-    assert (back.mean, back.ci_low, back.ci_high) == pytest.approx(
-        (-forth.mean, -forth.ci_high, -forth.ci_low)
-    )
+    mirrored = (-forth.mean, -forth.ci_high, -forth.ci_low)
+    assert (back.mean, back.ci_low, back.ci_high) == pytest.approx(mirrored)
     assert back.p == forth.p
+    same = paired_bootstrap(a, a, 100, 0)
+    assert (same.mean, same.ci_low, same.ci_high, same.p) == (0, 0, 0, 1)
+    # one world is the paired bootstrap over queries
+    nested = nested_bootstrap([columns(a, b)], 4000, seed=0).contrast(np.array([1.0, -1.0]))
+    assert nested.mean == pytest.approx(difference.mean)
+    assert (nested.ci_low, nested.ci_high) == pytest.approx(
+        (difference.ci_low, difference.ci_high), abs=0.001
+    )
 
 
 def test_the_p_value_is_near_that_of_the_t_test():
@@ -115,6 +98,9 @@ def test_bad_input_is_refused():
         paired_bootstrap(np.zeros(2), np.zeros(3), 100, 0)
     with pytest.raises(CropsError, match="2 values came with 1 weights"):
         bootstrap_interval(np.zeros(2), 100, 0, weights=np.ones(1))
+    for worlds in ([], [np.empty((0, 2))], [columns([1, np.nan], [1, 1])]):
+        with pytest.raises(CropsError, match="at least one world|finite"):
+            nested_bootstrap(worlds, 100, seed=0)
 
 
 def columns(*systems):
@@ -150,16 +136,6 @@ def test_worlds_that_disagree_are_no_evidence():
     assert (interval.ci_low, interval.ci_high) == (-1, 1)
 
 
-def test_one_world_is_the_paired_bootstrap_over_queries():
-    rng = np.random.default_rng(3)
-    a, b = rng.random(400), rng.random(400)
-    nested = nested_bootstrap([columns(a, b)], 4000, seed=0).contrast(np.array([1.0, -1.0]))
-    plain = paired_bootstrap(a, b, 4000, seed=7)
-    assert nested.mean == pytest.approx(plain.mean)
-    assert nested.ci_low == pytest.approx(plain.ci_low, abs=0.003)
-    assert nested.ci_high == pytest.approx(plain.ci_high, abs=0.003)
-
-
 def test_chunks_do_not_change_the_spread(monkeypatch):
     """The standard error of a mean of n uniform values is sqrt(1 / 12 / n)."""
     monkeypatch.setattr("crops.evaluation.significance._CHUNK", 1000)
@@ -175,12 +151,6 @@ def test_fewer_than_ten_queries_in_all_worlds_have_no_interval():
     assert found.mean == pytest.approx(1 / 3)
     assert np.isnan([found.ci_low, found.ci_high, found.p]).all()
     assert np.isfinite(nested_bootstrap([world] * 4, 100, seed=0).contrast(np.array([1.0, -1.0])).p)
-
-
-@pytest.mark.parametrize("worlds", [[], [np.empty((0, 2))], [columns([1, np.nan], [1, 1])]])
-def test_what_cannot_be_resampled_is_refused(worlds):
-    with pytest.raises(CropsError, match="at least one world|finite"):
-        nested_bootstrap(worlds, 100, seed=0)
 
 
 @pytest.mark.parametrize(

@@ -84,24 +84,13 @@ def test_logs_without_upload_times_and_of_one_file_have_slices_too(day, tmp_path
 def test_frequency_is_thirds_of_the_training_searches(day):
     """Of 6 searches ape has the first 3 (starts at 0), bee the next 2 (starts at 1/2), cow starts at 5/6."""
     slices = build_slices(day[0], "2026-01-05", sets(), None, "500MB")
-    assert by_text(slices.queries, "frequency") == {
-        "ape": "head",
-        "bee": "torso",
-        "cow": "tail",
-        "new": "unseen",
-    }
+    parts = {"ape": "head", "bee": "torso", "cow": "tail", "new": "unseen"}
+    assert by_text(slices.queries, "frequency") == parts
     assert set(by_text(slices.queries, "senses").values()) == {None}
     assert slices.senses is None
-
-
-def test_only_what_was_shown_up_to_the_training_day_counts_as_shown(day):
-    slices = build_slices(day[0], "2026-01-05", sets(), None, "500MB")
+    # only what was shown up to the training day counts as shown
     shown = {(row["query_id"], row["item_id"]) for row in slices.shown.to_pylist()}
     assert shown == {(IDS[text], 1) for text in ("ape", "bee", "cow")}
-
-
-def test_ages_at_their_edges(day):
-    slices = build_slices(day[0], "2026-01-05", sets(), None, "500MB")
     ages = dict(zip(slices.ages["item_id"].to_pylist(), slices.ages["age"].to_pylist(), strict=True))
     assert ages == {1: None, 2: "old", 3: "recent", 4: "recent", 5: "new"}
 

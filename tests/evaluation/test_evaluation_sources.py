@@ -30,30 +30,19 @@ from crops.text import query_id
 CLICKED, FEED, REWORDED, WRITTEN = Source.CLICKED, Source.FEED, Source.REFORMULATION, Source.KNOWLEDGE
 
 
-def write(folder, table, rows):
-    full = [dict.fromkeys(table.names()) | row for row in rows]
-    pq.write_table(pa.Table.from_pylist(full, schema=table.arrow()), folder / f"{table.name}.parquet")
-
-
 def sample(query, item, sources):
-    return {
-        "query_id": query_id(query),
-        "item_id": item,
-        "label": 4,
-        "sources": int(sources),
-        "weight": 1.0,
-    }
+    known = {"query_id": query_id(query), "label": 4, "weight": 1.0}
+    return {**known, "item_id": item, "sources": int(sources)}
 
 
 def seen(query, item, source, search, theta=None):
-    return {
-        "query_id": query_id(query),
-        "item_id": item,
-        "source": int(source),
-        "search_id": search,
-        "theta": theta,
-        "day": "2024-05-01",
-    }
+    known = {"query_id": query_id(query), "day": "2024-05-01", "search_id": search, "theta": theta}
+    return {**known, "item_id": item, "source": int(source)}
+
+
+def write(folder, table, rows):
+    full = [dict.fromkeys(table.names()) | row for row in rows]
+    pq.write_table(pa.Table.from_pylist(full, schema=table.arrow()), folder / f"{table.name}.parquet")
 
 
 @pytest.fixture
@@ -62,18 +51,11 @@ def mined(tmp_path):
     folder = tmp_path / "mined"
     folder.mkdir()
     users = {"jaguar": 30, "rare": 3}
-    write(
-        folder,
-        QUERIES,
-        [{"query_id": query_id(q), "query": q, "searches": 40, "users": n} for q, n in users.items()],
-    )
+    queries = [{"query_id": query_id(q), "query": q, "searches": 40, "users": n} for q, n in users.items()]
+    write(folder, QUERIES, queries)
     titles = {1: "=cmd|' /c calc'", 2: "Cat cubs", 3: "Fast car", 4: "Cake"}
-    write(folder, ITEMS, [{"item_id": item, "ocr_cover": title} for item, title in titles.items()])
-    write(
-        folder,
-        SYNTHETIC_ITEMS,
-        [{"item_id": -1, "ocr_cover": "Spots"}, {"item_id": -2, "ocr_cover": "Flour"}],
-    )
+    for table, texts in ((ITEMS, titles), (SYNTHETIC_ITEMS, {-1: "Spots", -2: "Flour"})):
+        write(folder, table, [{"item_id": item, "ocr_cover": title} for item, title in texts.items()])
     write(
         folder,
         SAMPLES,
@@ -146,26 +128,14 @@ def test_precision_by_hand(mined, truth):
         Precision("P3", 0.6, 1, 1),
     ]
     assert found[3].share == pytest.approx(2 / 3)
-
-
-def test_without_a_catalogue_p3_is_left_out(mined, truth):
-    assert {row.source for row in source_precision(mined, truth, [])} == {"clicks", "P1", "P2"}
-
-
-def test_nothing_above_a_threshold_has_no_precision(mined, truth):
     rows = source_precision(mined, truth, [0.99])
-    assert [row.share for row in rows if row.alpha == 0.99] == [None, None]
-
-
-def test_a_mining_without_theta_is_refused(mined, truth):
+    assert {row.source for row in rows} == {"clicks", "P1", "P2"}  # without a catalogue P3 is left out
+    assert [row.share for row in rows if row.alpha == 0.99] == [None, None]  # nothing is above it
+    with pytest.raises(CropsError, match="no output of a mining or a simulation"):
+        source_precision(truth, truth, [0.6])
     write(mined, EVIDENCE, [seen("jaguar", 1, FEED, 1)])
     with pytest.raises(CropsError, match="P2 was mined without theta"):
         source_precision(mined, truth, [0.6])
-
-
-def test_other_folders_are_named(tmp_path):
-    with pytest.raises(CropsError, match="no output of a mining or a simulation"):
-        source_precision(tmp_path, tmp_path, [0.6])
 
 
 def test_a_sheet_is_blind_and_its_key_is_not(mined, tmp_path):
@@ -194,6 +164,12 @@ def test_every_source_gets_its_pairs_and_the_draw_is_seeded(mined, tmp_path):
     assert len(masks) <= 4
     assert paths[0].read_bytes() == paths[1].read_bytes()
     assert key_path(paths[0]).read_bytes() != key_path(paths[2]).read_bytes()
+    with pytest.raises(CropsError, match="lower engine.k"):
+        write_rating_sheet(mined, tmp_path / "sheet.csv", each=1, k=1000, seed=0)
+    write_rating_sheet(mined, paths[0], each=10, k=20, seed=1)
+    write_grades(paths[0], paths[0], {"0001": 2})
+    with pytest.raises(CropsError, match="holds grades already"):  # a filled sheet is not overwritten
+        write_rating_sheet(mined, paths[0], each=10, k=20, seed=0)
 
 
 def test_grades_are_words_or_numbers(mined, tmp_path):
@@ -207,43 +183,31 @@ def test_grades_are_words_or_numbers(mined, tmp_path):
     assert GRADE_NAMES[1] == "relevant"
 
 
+HEAD = ",".join(COLUMNS)
+ROWS = "".join(f"{pair:04d},q,9,t,d,k,1\n" for pair in range(3))
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         ("pair,query\n1,a\n", "no column users, title"),
-        ("pair,query,users,title,description,keywords,grade\n1,a,30,t,,,good\n", "line 2: grade 'good'"),
-        ("pair,query,users,title,description,keywords,grade\n1,a,30,t,,,1\n1,a,30,t,,,1\n", "there already"),
-        ("pair,query,users,title,description,keywords,grade\n1,a,many,t,,,1\n", "users is 'many'"),
-        ("pair,query,users,title,description,keywords,grade\n1,a,30,t,,,\n", "no pair has a grade"),
+        (f"{HEAD}\n1,a,30,t,,,good\n", "line 2: grade 'good'"),
+        (f"{HEAD}\n1,a,30,t,,,1\n1,a,30,t,,,1\n", "there already"),
+        (f"{HEAD}\n1,a,many,t,,,1\n", "users is 'many'"),
+        (f"{HEAD}\n1,a,30,t,,,\n", "no pair has a grade"),
+        *(
+            (
+                f"{HEAD}\n{ROWS}0009,q,9,t,d,{fault}\n0010,q,9,t,d,k,1\n",
+                "cannot read the sheet: .*; save it as CSV",
+            )
+            for fault in ('"open,1', '"closed" too soon,1')
+        ),
     ],
 )
 def test_bad_sheets_are_named(tmp_path, content, message):
     (tmp_path / "sheet.csv").write_text(content)
     with pytest.raises(CropsError, match=message):
         read_ratings(tmp_path / "sheet.csv")
-
-
-def test_a_filled_sheet_is_not_overwritten(mined, tmp_path):
-    sheet = tmp_path / "sheet.csv"
-    write_rating_sheet(mined, sheet, each=10, k=20, seed=0)
-    write_rating_sheet(mined, sheet, each=10, k=20, seed=1)
-    write_grades(sheet, sheet, {"0001": 2})
-    with pytest.raises(CropsError, match="holds grades already"):
-        write_rating_sheet(mined, sheet, each=10, k=20, seed=0)
-
-
-def test_nothing_to_draw_is_an_error(mined, tmp_path):
-    with pytest.raises(CropsError, match="lower engine.k"):
-        write_rating_sheet(mined, tmp_path / "sheet.csv", each=1, k=1000, seed=0)
-
-
-@pytest.mark.parametrize("fault", ['"open,1', '"closed" too soon,1'])
-def test_a_quote_that_breaks_a_sheet_is_refused(tmp_path, fault):
-    sheet = tmp_path / "sheet.csv"
-    lines = [",".join(COLUMNS), *(f"{pair:04d},q,9,t,d,k,1" for pair in range(3)), f"0009,q,9,t,d,{fault}"]
-    sheet.write_text("\n".join([*lines, "0010,q,9,t,d,k,1", ""]))
-    with pytest.raises(CropsError, match=r"sheet\.csv: cannot read the sheet: .*; save it as CSV in UTF-8"):
-        read_rating_sheet(sheet)
 
 
 def test_cohens_kappa_by_hand():
@@ -257,43 +221,21 @@ def test_cohens_kappa_by_hand():
     assert (one.first, one.second, one.pairs, one.same) == ("x", "y", 4, 0.75)
     assert one.kappa == pytest.approx(0.6)
     assert one.weighted_kappa == pytest.approx(0.75)
-
-
-def test_no_kappa_where_chance_alone_would_agree():
     (one,) = agreements({"x": {"a": 2, "b": 2}, "y": {"a": 2, "b": 2}})
-    assert (one.same, one.kappa, one.weighted_kappa) == (1.0, None, None)
-
-
-def test_raters_without_a_common_pair_have_no_agreement():
+    assert (one.same, one.kappa, one.weighted_kappa) == (1.0, None, None)  # chance alone would agree
     assert agreements({"x": {"a": 1}, "y": {"b": 1}}) == []
+    raters = {"x": {"a": 0, "b": 2}, "y": {"a": 0, "b": 1, "c": 1}, "z": {"a": 2, "b": 1}}
+    np.testing.assert_array_equal(common_counts(raters, 3), [[2, 0, 1], [0, 2, 1]])
 
 
 def test_fleiss_kappa_of_his_own_example():
     # Fleiss 1971: 10 subjects, 14 raters, 5 categories; kappa .210 as recomputed in the literature.
-    counts = np.array(
-        [
-            [0, 0, 0, 0, 14],
-            [0, 2, 6, 4, 2],
-            [0, 0, 3, 5, 6],
-            [0, 3, 9, 2, 0],
-            [2, 2, 8, 1, 1],
-            [7, 7, 0, 0, 0],
-            [3, 2, 6, 3, 0],
-            [2, 5, 3, 2, 2],
-            [6, 5, 2, 1, 0],
-            [0, 2, 2, 3, 7],
-        ]
+    rows = (
+        "0 0 0 0 14/0 2 6 4 2/0 0 3 5 6/0 3 9 2 0/2 2 8 1 1/7 7 0 0 0/3 2 6 3 0/2 5 3 2 2/6 5 2 1 0/0 2 2 3 7"
     )
+    counts = np.array([row.split() for row in rows.split("/")], dtype=int)
     assert fleiss_kappa(counts) == pytest.approx(0.210, abs=5e-4)
-
-
-def test_fleiss_kappa_needs_two_grades():
-    assert fleiss_kappa(np.array([[0, 0, 3], [0, 0, 3]])) is None
-
-
-def test_common_counts_cover_the_pairs_that_all_graded():
-    raters = {"x": {"a": 0, "b": 2}, "y": {"a": 0, "b": 1, "c": 1}, "z": {"a": 2, "b": 1}}
-    np.testing.assert_array_equal(common_counts(raters, 3), [[2, 0, 1], [0, 2, 1]])
+    assert fleiss_kappa(np.array([[0, 0, 3], [0, 0, 3]])) is None  # of one grade
 
 
 def test_middle_grade_is_the_lower_of_two():

@@ -90,20 +90,10 @@ def always(score):
     return scorer
 
 
-def build(logs, truth=None, seed=0, seen=None, relevance=None, similarity=None, independent=None, **sizes):
-    config = EvaluationConfig(**sizes)
-    return build_testsets(
-        logs,
-        DAY,
-        config,
-        ReformulationConfig(),
-        relevance=relevance,
-        similarity=similarity,
-        truth=truth,
-        independent=independent,
-        seed=seed,
-        seen=seen,
-    )
+def build(logs, truth=None, seed=0, seen=None, day=DAY, independent=None, **options):
+    scorers = {name: options.pop(name, None) for name in ("relevance", "similarity")}
+    given = {"truth": truth, "independent": independent, "seed": seed, "seen": seen, **scorers}
+    return build_testsets(logs, day, EvaluationConfig(**options), ReformulationConfig(), **given)
 
 
 def rows(table):
@@ -111,7 +101,12 @@ def rows(table):
 
 
 def test_candidates_were_uploaded_before_the_day_ended(logs):
-    assert build(logs).candidate_ids().tolist() == [1, 2, 3, 4, 5, 6, 7]
+    testsets = build(logs)
+    assert testsets.qr_independent is testsets.truth is None
+    assert not any("independent" in name or "both" in name for name in testsets.counts)
+    assert testsets.candidate_ids().tolist() == [1, 2, 3, 4, 5, 6, 7]
+    with pytest.raises(CropsError, match="2027-01-01"):
+        build(logs, day="2027-01-01")
 
 
 def test_ct_holds_the_clicks_of_the_day_by_normalised_query(logs):
@@ -155,12 +150,6 @@ def test_qr_by_an_independent_theta_uses_its_own_relevance_and_similarity(logs):
     assert PIE in testsets.queries["query_id"].to_pylist()
 
 
-def test_without_an_independent_theta_its_set_is_absent(logs):
-    testsets = build(logs)
-    assert testsets.qr_independent is None
-    assert not any("independent" in name or "both" in name for name in testsets.counts)
-
-
 def test_qr_by_an_independent_theta_is_sampled_as_the_others(tmp_path, write_logs):
     pairs = [
         row
@@ -176,16 +165,14 @@ def test_qr_by_an_independent_theta_is_sampled_as_the_others(tmp_path, write_log
     assert sets.qr_independent.equals(sets.qr)  # the same candidates, seed and limit
 
 
-def test_without_truth_there_are_no_truth_sets(logs):
-    assert build(logs).truth is None
-
-
 def test_annotation_is_the_old_list_of_the_first_event_with_the_majority_need(logs, truth):
     annotation = build(logs, truth).truth.annotation
     # "apple pie": need 2 twice, need 1 once; event 21 is the first. Exposed by rank, then by pre_score, equal
     # ones by id, none last; filtered item 7 was not ranked.
     expected = [(1, 5, 2), (2, 2, 3), (3, 3, 0), (4, 1, 0), (5, 4, 0), (6, 6, 0)]
     assert [row[1:] for row in rows(annotation) if row[0] == PIE] == [(2, *row) for row in expected]
+    cut = build(logs, truth, ndcg_pool=2).truth.annotation
+    assert [row[2:4] for row in rows(cut) if row[0] == PIE] == [(1, 5), (2, 2)]
 
 
 def test_shown_items_come_before_others_where_no_rank_was_logged(tmp_path, write_logs, truth):
@@ -200,11 +187,6 @@ def test_a_tie_of_needs_goes_to_the_smaller_id(tmp_path, logs, truth):
     testsets = build(logs, tmp_path)
     assert testsets.truth.annotation["need_id"].unique().to_pylist() == [1]
     assert testsets.counts["searches_without_need"] == 3
-
-
-def test_the_annotated_list_is_cut(logs, truth):
-    annotation = build(logs, truth, ndcg_pool=2).truth.annotation
-    assert [row[2:4] for row in rows(annotation) if row[0] == PIE] == [(1, 5), (2, 2)]
 
 
 def test_needs_and_grades_of_the_day_are_kept(logs, truth):
@@ -258,20 +240,6 @@ def test_a_damaged_folder_is_refused(tmp_path, logs):
     (tmp_path / "ct.parquet").write_bytes(b"half")
     with pytest.raises(CropsError, match="does not hold test sets"):
         load_testsets(tmp_path)
-
-
-def test_a_day_without_searches_is_refused(logs):
-    with pytest.raises(CropsError, match="2027-01-01"):
-        build_testsets(
-            logs,
-            "2027-01-01",
-            EvaluationConfig(),
-            ReformulationConfig(),
-            relevance=None,
-            similarity=None,
-            truth=None,
-            seed=0,
-        )
 
 
 def test_faulty_truth_is_refused(tmp_path, logs, truth):

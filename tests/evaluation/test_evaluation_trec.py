@@ -44,14 +44,10 @@ def test_means_are_those_of_ir_measures(files):
     assert found.summary["recall@5"].n == 30
     for name, measure in measures.items():
         assert found.summary[name].mean == pytest.approx(expected[measure])
-
-
-def test_lines_are_as_trec_has_them(files):
-    line = (files / "a.run").read_text().splitlines()[0].split()
-    assert line[:2] == ["100", "Q0"]
-    assert line[3] == "1"
-    assert line[5] == "our_model"
-    assert not any(line.startswith("103 ") for line in (files / "a.run").read_text().splitlines())
+    lines = (files / "a.run").read_text().splitlines()
+    query, q0, _, rank, _, tag = lines[0].split()
+    assert (query, q0, rank, tag) == ("100", "Q0", "1", "our_model")
+    assert not any(line.startswith("103 ") for line in lines)
     assert len((files / "q.qrels").read_text().splitlines()) == 240
 
 
@@ -125,19 +121,17 @@ def test_bad_runs_are_named_by_line(tmp_path, text, message):
         read_run(tmp_path / "bad.run")
 
 
-def test_bad_qrels_and_strangers(tmp_path):
-    with pytest.raises(CropsError, match="cannot be read"):
-        read_qrels(tmp_path / "none")
+def test_bad_qrels_strangers_and_a_missing_extra(tmp_path, monkeypatch):
     (tmp_path / "q").write_text("q 0 a 1.5\n")
-    with pytest.raises(CropsError, match="line 1: 'q 0 a 1.5' is not query 0 document grade, a whole number"):
-        read_qrels(tmp_path / "q")
-    with pytest.raises(CropsError, match="no query of the qrels"):
-        evaluate_run({"other": ["a"]}, {"q": {"a": 1}}, CONFIG, seed=0)
-    with pytest.raises(CropsError, match="no document with a grade above 0"):
-        evaluate_run({"q": ["a"]}, {"q": {"a": 0}}, CONFIG, seed=0)
-
-
-def test_without_ir_measures_the_extra_is_named(tmp_path, monkeypatch):
+    bad = "line 1: 'q 0 a 1.5' is not query 0 document grade, a whole number"
+    for message, call in (
+        ("cannot be read", lambda: read_qrels(tmp_path / "none")),
+        (bad, lambda: read_qrels(tmp_path / "q")),
+        ("no query of the qrels", lambda: evaluate_run({"other": ["a"]}, {"q": {"a": 1}}, CONFIG, seed=0)),
+        ("no document with a grade", lambda: evaluate_run({"q": ["a"]}, {"q": {"a": 0}}, CONFIG, seed=0)),
+    ):
+        with pytest.raises(CropsError, match=message):
+            call()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"ir-measures is not installed. .*\[trec\]"):
         read_run(tmp_path / "a.run")
