@@ -17,8 +17,7 @@ from crops.cli.app import app
 from crops.errors import CropsError
 from crops.logs import check, import_logs
 from crops.logs.mapped import own_tables
-from crops.logs.mapping import MappingFile, load_mapping
-from crops.logs.qilin import qilin
+from crops.logs.mapping import load_mapping
 
 NOON_S = 1_767_614_400
 """2026-01-05 12:00:00 UTC."""
@@ -223,11 +222,13 @@ def test_qilin_lists_are_exploded_with_seconds_and_positions_from_one(tmp_path):
 
 
 def test_a_qilin_list_without_its_fields_is_named(tmp_path):
-    folder = write_qilin(tmp_path / "qilin", [{"note_idx": 1, "positon": 0}])
+    shown = note(1, 0)
+    shown["positon"] = shown.pop("position")
+    folder = write_qilin(tmp_path / "qilin", [shown])
     with pytest.raises(
         CropsError, match=r"search_result_details_with_idx holds no field position .*'positon'"
     ):
-        qilin(folder, MappingFile(), tmp_path)
+        import_logs("qilin", folder, tmp_path / "logs")
 
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "extending" / "importer.py"
@@ -266,7 +267,10 @@ def test_one_file_is_an_importer(shop, tmp_path):
         (f"{EXAMPLE}:SHOPS", "SHOPS cannot be loaded: .*SHOPS"),
         ("none.py:SHOP", "none.py:SHOP cannot be loaded"),
         (f"{EXAMPLE}:shop", "importer.py:shop is no importer; make it a crops.logs.Importer"),
-        ("kuaisra", r"no such format: kuaisra; there are kuaisar, qilin, ubi, table, or FILE.py.*kuaisar"),
+        (
+            "kuaisra",
+            r"no such format: kuaisra; there are ga4, jdsearch, kuaisar, .*, ubi, table, or FILE.py.*kuaisar",
+        ),
     ],
 )
 def test_what_is_no_importer_is_named(shop, tmp_path, name, fault):

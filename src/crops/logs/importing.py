@@ -28,10 +28,8 @@ from crops.database import (
 )
 from crops.errors import CropsError, nearest
 from crops.logs.days import DAY_US, day_of
-from crops.logs.kuaisar import KUAISAR
-from crops.logs.mapped import OWN_TABLES
+from crops.logs.mapped import OWN_TABLES, packaged
 from crops.logs.mapping import Dataset, Importer, MappedTable, MappingFile, load_mapping
-from crops.logs.qilin import QILIN
 from crops.logs.rules import count
 from crops.logs.sources import LISTS, nested_message
 from crops.logs.tables import OPTIONAL_TABLES
@@ -41,8 +39,8 @@ from crops.outputs import publish, timed, write_manifest
 from crops.plugins import load_object
 from crops.schema import Table
 
-IMPORTERS = {importer.name: importer for importer in (KUAISAR, QILIN, UBI, OWN_TABLES)}
-"""The formats that `crops import` knows: a new one is a row."""
+IMPORTERS = {importer.name: importer for importer in (*packaged(), UBI, OWN_TABLES)}
+"""The formats that `crops import` knows: a new one is a mapping in `maps/`, or an importer here."""
 FORMATS = tuple(IMPORTERS)
 COMMAND = "import"
 _FIRST = ("searched_at", "watched_at", "search_id", "rank")
@@ -306,7 +304,9 @@ def _count(db: Connection, mapped: MappedTable) -> ImportCounts:
 def _demand_rows(table: Table, counts: ImportCounts) -> None:
     if counts.imported or table.name in OPTIONAL_TABLES:
         return
-    why = ", ".join(f"{reason} ({rows:,} rows)" for reason, rows in counts.reasons.items()) or "no rows"
+    found = [f"{reason} ({rows:,} rows)" for reason, rows in counts.reasons.items()]
+    found += [f"{counts.others:,} rows of another kind"] if counts.others else []
+    why = ", ".join(found) or "no rows"
     raise CropsError(f"nothing of {table.name} can be imported: {why}; is this the right format?")
 
 

@@ -1,4 +1,7 @@
-"""The SQL that a mapping stands for: rows that are read, chosen, joined and taken apart, and their values."""
+"""The SQL that a mapping stands for: rows that are read, chosen, joined and taken apart, and their values.
+
+Formats that all have alike are mappings too: `crops import NAME` reads `maps/NAME.toml`.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +21,9 @@ from crops.logs.mapping import (
     MappingFile,
     Source,
     TableMapping,
+    load_mapping,
 )
-from crops.logs.sources import LISTS, find_files, read_sql, text_inside
+from crops.logs.sources import LISTS, demand_fields, find_files, parquet_schema, read_sql, text_inside
 from crops.logs.values import (
     FACTORS,
     Value,
@@ -64,6 +68,15 @@ def own_tables(folder: Path, mapping: MappingFile, scratch: Path) -> Dataset:
 OWN_TABLES = Importer("table", own_tables, mapping="needed")
 
 
+def packaged() -> tuple[Importer, ...]:
+    """Return the importers of the formats whose mappings come with this package."""
+
+    def importer(file: Path) -> Importer:
+        return Importer(file.stem, lambda source, _, scratch: own_tables(source, load_mapping(file), scratch))
+
+    return tuple(map(importer, sorted(Path(__file__).with_name("maps").glob("*.toml"))))
+
+
 def mapped_table(
     table: Table, section: TableMapping, folder: Path, mapping: MappingFile, scratch: Path
 ) -> MappedTable:
@@ -88,13 +101,18 @@ def mapped_table(
         )
         reasons += [reason for reason, _ in leftovers if reason]
     reasons += [f"{LISTS}{path}" for path in plan.paths]
+    others = _others(plan)
+    if section.distinct:
+        every, rows = rows, _distinct(plan, rows)
+        repeated = " - ".join(f"(select count(*) from ({one}))" for one in (every, rows))
+        others = f"select ({others or 'select 0'}) + {repeated}"
     columns = {
         column.name: _value(plan, column, how[column.name], mapping.offset_minutes, rows)
         for column in table.columns
         if column.name in how
     }
     refused = {reason: f"_problem = {literal(reason)}" for reason in reasons}
-    return MappedTable(table, rows, columns, refused, tuple(setup), _others(plan))
+    return MappedTable(table, rows, columns, refused, tuple(setup), others)
 
 
 def _demand_columns(table: Table, section: TableMapping) -> dict[str, ColumnMapping]:
@@ -193,6 +211,10 @@ def _read(plan: _Plan, source: Source, paths: Iterable[str], prefix: str = "", n
     nested = {path for path in read if prefix + path in (*plan.section.explode, *plan.lists)}
     optional = {path for one in plan.how.values() if one.optional for path in one.paths()}
     files = find_files(plan.folder, source.files)
+    if not prefix and files[0].suffix == ".parquet":
+        fields = [path for path in plan.paths if plan.list_of(path) in read and path not in optional]
+        for file in files:
+            demand_fields(file, parquet_schema(file), fields)
     absent = [path for path in read if prefix + path in optional]
     rows = read_sql(files, {path: path for path in read}, plan.scratch, absent, nested, source.layout)
     fields = [quoted(path) if path in nested else f"{_said(source, path)} as {quoted(path)}" for path in read]
@@ -231,6 +253,15 @@ def _others(plan: _Plan) -> str:
     rows = _read(plan, all_, [path for where in kinds for path in where])
     known = " or ".join(f"({_is_of(where)})" if where else "true" for where in kinds)
     return f"select count(*) from ({rows}) where _problem is null and not ({known})"
+
+
+def _distinct(plan: _Plan, rows: str) -> str:
+    """Return the rows with one per key of the table: the one that says most."""
+    key = ", ".join(identifier(_raw(name, plan.how[name])).sql for name in plan.table.key)
+    names = [quoted(path) for path in plan.paths]
+    empty = " + ".join(f"cast({name} is null as INTEGER)" for name in names)
+    turn = f"row_number() over (partition by {key} order by {empty}, {', '.join(names)}, _file, _row)"
+    return f"select * from ({rows}) qualify _problem is not null or {turn} = 1"
 
 
 def _key(paths: Iterable[str]) -> str:
@@ -354,7 +385,7 @@ def _value(plan: _Plan, column: Column, how: ColumnMapping, offset_minutes: int,
         return Value(f"cast(_position as {column.type})")
     if how.row:
         return Value("cast(_number as VARCHAR)")
-    raw = _raw(column, how)
+    raw = _raw(column.name, how)
     if column.name.endswith(("_at", "_ms")):
         return _timed(where, column, how, raw, offset_minutes)
     if column.name in _IDS:
@@ -371,10 +402,10 @@ def _value(plan: _Plan, column: Column, how: ColumnMapping, offset_minutes: int,
         shift = f"1 - (select min(case when {number} >= 0 then {number} end) from ({rows}))"
     elif column.name == "rank":
         shift = str(1 - int(how.base))
-    return Value(f"try_cast(try({number} + {shift}) as {column.type})", raw)
+    return Value(f"try_cast(cast({number} as HUGEINT) + {shift} as {column.type})", raw)
 
 
-def _raw(column: Column, how: ColumnMapping) -> str:
+def _raw(column: str, how: ColumnMapping) -> str:
     """Return the SQL of the text that a value is made of."""
     if how.column is not None:
         return quoted(how.column)
@@ -382,7 +413,7 @@ def _raw(column: Column, how: ColumnMapping) -> str:
     for part in how.columns:
         parts = [f"nullif(trim({quoted(one)}), '')" for one in ((part,) if isinstance(part, str) else part)]
         texts.append(parts[0] if len(parts) == 1 else f"coalesce({', '.join(parts)})")
-    if column.name in _IDS:
+    if column in _IDS:
         return f"({' || chr(124) || '.join(texts)})"
     return f"nullif(concat_ws(' ', {', '.join(texts)}), '')"
 

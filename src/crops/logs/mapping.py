@@ -202,6 +202,8 @@ class TableMapping(Source):
     element and `ids.a` a field of it."""
     separator: str | None = None
     """Of lists in delimited text."""
+    distinct: bool = False
+    """Whether rows of one key are one: the fullest counts, and the others are rows of another kind."""
     join: dict[str, Join] = {}
     """Other tables; a column `c` of the join `j` is called `j.c`."""
 

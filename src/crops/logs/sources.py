@@ -125,7 +125,7 @@ def read_sql(
         )
     for file, schema in zip(files, schemas, strict=True):
         refuse_nested(file, schema, [column for name, column in columns.items() if name not in nested])
-        _demand_fields(file, schema, [column for name, column in columns.items() if name not in optional])
+        demand_fields(file, schema, [column for name, column in columns.items() if name not in optional])
     present = [_column_of(column, header) or column for column in columns.values() for header in headers]
     structs = {field.name for schema in schemas for field in schema if pa.types.is_nested(field.type)}
     names = {column: quoted(column) for column in present}
@@ -245,8 +245,12 @@ def refuse_nested(file: Path, schema: pa.Schema, columns: Collection[str]) -> No
             raise CropsError(f"{file}: {nested_message(field.name, str(field.type))}")
 
 
-def _demand_fields(file: Path, schema: pa.Schema, paths: Collection[str]) -> None:
-    """Refuse paths through structs that have no such field."""
+def demand_fields(file: Path, schema: pa.Schema, paths: Collection[str]) -> None:
+    """Refuse paths through Parquet structs, or lists of them, that have no such field.
+
+    Raises:
+        CropsError: one has none.
+    """
     for path in paths:
         column = _column_of(path, schema.names) or path
         type_ = schema.field(column).type
