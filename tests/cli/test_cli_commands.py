@@ -1,10 +1,7 @@
 """The whole house on a tiny platform, through the commands that a user types."""
 
-from __future__ import annotations
-
 import json
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -17,6 +14,7 @@ from typer.testing import CliRunner
 
 import crops
 from crops import pipeline
+from crops.cli import main
 from crops.cli.app import app
 from crops.cli.demo import choose_arms
 from crops.config import load_config
@@ -59,49 +57,34 @@ def test_demo_writes_a_report_with_every_arm(demo):
     assert not re.search(r'(src|href)="https?:', page)
 
 
-def test_every_output_says_what_made_it(demo):
+def test_every_output_of_the_demo_is_whole_and_says_what_made_it(demo):
     for folder in ("world", "checked", "samples", "evaluation"):
         manifest = json.loads((demo / folder / "manifest.json").read_text())
         assert manifest["versions"]["duckdb"]
         assert (demo / folder / "config.toml").exists()
     assert json.loads((demo / "world" / "manifest.json").read_text())["seed"] == 3
-
-
-def test_simulated_logs_pass_their_own_check(demo):
+    # simulated logs pass their own check
     report = json.loads((demo / "checked" / "report.json").read_text())
     assert report["faults"] == []
     counts = report["tables"]["search_impressions"]
-    assert counts["rows"] == counts["accepted"] + counts["rejected"]
-    assert counts["rejected"] == 0
-
-
-def test_a_model_is_a_plain_sentence_transformer(demo):
-    folder = next((demo / "models").iterdir())
-    model = SentenceTransformer(str(folder))
-    same, other = model.similarity(
-        model.encode(["why do transformers hum"]), model.encode(["why do transformers hum", "sourdough"])
-    )[0]
-    assert same == pytest.approx(1.0, abs=1e-5)
-    assert other < 0.9
-
-
-def test_arms_differ_only_in_the_sources_they_learn_from(demo):
-    samples = pq.read_table(demo / "samples" / "samples.parquet")
-    logs = {
-        path.name: (path / "training_log.jsonl").read_text().splitlines()
-        for path in (demo / "models").iterdir()
-    }
-    assert f"{int(SEARCH_SOURCES):03d}" in logs
-    assert all(len(lines) == 12 for lines in logs.values())
-    assert any(sources & int(Source.FEED) for sources in samples["sources"].to_pylist())
-
-
-def test_generated_documents_are_in_no_index(demo):
-    for values in (demo / "evaluation").glob("*.parquet"):
-        assert len(pq.read_table(values))
-    hits = crops.search(str(next((demo / "models").iterdir())), "transformer", items=demo / "samples", k=50)
+    assert counts["rows"] == counts["accepted"] > counts["rejected"] == 0
+    sources = pq.read_table(demo / "samples" / "samples.parquet")["sources"].to_pylist()
+    assert any(one & int(Source.FEED) for one in sources)
+    models = sorted((demo / "models").iterdir())
+    assert f"{int(SEARCH_SOURCES):03d}" in [path.name for path in models]
+    for path in models:
+        assert len((path / "training_log.jsonl").read_text().splitlines()) == 12
+    # a model is a plain SentenceTransformer; generated documents are in no index
+    encode = SentenceTransformer(str(models[0])).encode
+    query, same, other = encode(["why do transformers hum", "why do transformers hum", "sourdough"])
+    assert query @ same == pytest.approx(1.0, abs=1e-5)
+    assert query @ other < 0.9
+    hits = crops.search(str(models[0]), "transformer", items=demo / "samples", k=50)
     assert len(hits) == 50
     assert min(item for item, _, _ in hits) > 0
+    day = json.loads((demo / "samples" / "report.json").read_text())["days"][0]
+    with pytest.raises(CropsError, match=f"mined from {day}"):
+        crops.evaluate(["bm25"], demo / "checked" / "accepted", day=day, samples=demo / "samples")
 
 
 def test_search_and_evaluate_from_the_shell(demo, settings):
@@ -130,12 +113,6 @@ def test_an_unknown_encoder_is_refused_before_a_world_is_made(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_evaluating_on_a_mined_day_is_refused(demo):
-    day = json.loads((demo / "samples" / "report.json").read_text())["days"][0]
-    with pytest.raises(CropsError, match=f"mined from {day}"):
-        crops.evaluate(["bm25"], demo / "checked" / "accepted", day=day, samples=demo / "samples")
-
-
 def test_few_generated_documents_leave_p3_untested():
     arms, not_tested = choose_arms(0.049)
     assert list(arms) == ["baseline: search labels only", "+ P1", "P1 + P2"]
@@ -156,14 +133,14 @@ def test_settings_name_the_nearest_known_key(tmp_path):
         load_config(path)
 
 
-def test_bad_input_ends_with_a_message_and_code_2(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-c", "from crops.cli import main; main()", "check", str(tmp_path / "nothing")],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 2
-    assert "error:" in done.stderr
-    assert "Traceback" not in done.stderr
+def test_bad_input_ends_with_a_message_and_code_2(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["crops", "check", str(tmp_path / "nothing")])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert "error:" in said
+    assert "Traceback" not in said
 
 
 def test_ctrl_c_in_the_simulation_leaves_nothing(tmp_path, settings, monkeypatch):
@@ -201,18 +178,11 @@ TOPICS = {
 def judged(tmp_path):
     folder = tmp_path / "judged"
     folder.mkdir()
+    short = {name: " ".join(text.split()[:3]) for name, text in TOPICS.items()}
     docs = [(f"d{name}{i}", f"{text} part {i}") for name, text in TOPICS.items() for i in range(3)]
-    queries = [
-        (f"q{name}{i}", f"{' '.join(text.split()[:3])} {i}")
-        for name, text in TOPICS.items()
-        for i in range(2)
-    ]
-    qrels = [
-        (q, d, 2 if q[1:6] == d[1:6] else 0)
-        for q, _ in queries
-        for d, _ in docs
-        if q[1:6] == d[1:6] or d[-1] == "0"
-    ]
+    queries = [(f"q{name}{i}", f"{text} {i}") for name, text in short.items() for i in range(2)]
+    pairs = [(q, d, q[1:6] == d[1:6]) for q, _ in queries for d, _ in docs]
+    qrels = [(q, d, 2 * same) for q, d, same in pairs if same or d[-1] == "0"]
     qrels.append(("qwater0", "nowhere", 2))
     tables = {
         "docs": (docs, ("doc_id", "text")),

@@ -1,9 +1,8 @@
-"""`crops judge report`: sheets in, agreement and grades by source out. P3 is in no index."""
+"""`crops judge report`: sheets in, agreement and grades by source out."""
 
 import csv
 import json
 
-import numpy as np
 import pytest
 
 from crops.cli.llm import judge_report
@@ -77,29 +76,3 @@ def test_two_sheets_of_one_name_and_foreign_pairs_are_refused(tmp_path, key):
         judge_report([first, second], key=key, out=tmp_path / "out")
     with pytest.raises(CropsError, match="knows no pair 0009"):
         judge_report([sheet(tmp_path / "eve.csv", {"0009": 1})], key=key, out=tmp_path / "out")
-
-
-def test_generated_documents_are_in_no_index(tmp_path):
-    """Every way to an index goes through one catalogue, which refuses the ids of generated documents."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    from crops.retrieval import BM25Retriever, ExactRetriever, load_items
-
-    with pytest.raises(CropsError, match="never indexed"):
-        BM25Retriever(np.array([1, -5]), ["real", "written"])
-
-    class Encoder:
-        def encode(self, texts, **_):
-            return np.ones((len(texts), 2), np.float32)
-
-    with pytest.raises(CropsError, match="never indexed"):
-        ExactRetriever(Encoder(), np.array([1, -5]), ["real", "written"])
-    pq.write_table(pa.table({"item_id": [1], "ocr_cover": ["real"]}), tmp_path / "items.parquet")
-    pq.write_table(
-        pa.table({"item_id": [-5], "ocr_cover": ["written"]}), tmp_path / "synthetic_items.parquet"
-    )
-    ids, texts = load_items(tmp_path)
-    assert (ids.tolist(), texts) == ([1], ["real"])
-    with pytest.raises(CropsError, match="never indexed"):
-        load_items(tmp_path / "synthetic_items.parquet")

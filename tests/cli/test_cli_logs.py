@@ -1,7 +1,5 @@
 """From a foreign log to a trained and evaluated model, and raw logs with faults, through the commands."""
 
-from __future__ import annotations
-
 import csv
 import json
 
@@ -121,19 +119,15 @@ def write_ubi(folder):
     return mapping
 
 
-def test_ubi_goes_from_import_to_an_evaluated_model(tmp_path, settings):
+def test_ubi_goes_from_import_to_samples(tmp_path):
     mapping = write_ubi(tmp_path / "ubi")
     run("import", "ubi", tmp_path / "ubi", "--out", tmp_path / "logs", "--mapping", mapping)
     run("check", tmp_path / "logs", tmp_path / "checked")
-    accepted = tmp_path / "checked" / "accepted"
-    run("mine", accepted, tmp_path / "mined", "--day", "2023-05-23")
+    run("mine", tmp_path / "checked" / "accepted", tmp_path / "mined", "--day", "2023-05-23")
     report = json.loads((tmp_path / "mined" / "report.json").read_text())
     assert report["sources"]["p1"]["theta"] == 0.6
     assert report["sources"]["p1"]["candidates"] > 0
-    run("train", tmp_path / "mined", tmp_path / "model", "--config", settings)
-    run("evaluate", tmp_path / "model", "--logs", accepted, "--config", settings)
-    samples = pq.read_table(tmp_path / "mined" / "samples.parquet")
-    assert samples.num_rows > 0
+    assert pq.read_table(tmp_path / "mined" / "samples.parquet").num_rows > 0
 
 
 def test_raw_logs_are_checked_before_they_are_mined(tmp_path, write_logs):
@@ -150,19 +144,6 @@ def test_raw_logs_are_checked_before_they_are_mined(tmp_path, write_logs):
     samples = pq.read_table(tmp_path / "mined" / "samples.parquet").to_pylist()
     assert sorted((row["item_id"], row["label"]) for row in samples) == [(1, 4), (2, 3)]
     assert "no unexposed documents in the logs: label 2 is absent" in report["notes"]
-
-
-def test_check_prints_each_fault_with_its_remedy(tmp_path, write_logs):
-    logs = write_logs(tmp_path / "logs", impressions=[{}, {"search_id": 2, "searched_at": 1_767_614_400}])
-    result = CliRunner().invoke(app, ["check", str(logs), str(tmp_path / "checked")])
-    assert result.exit_code == 0
-    assert (tmp_path / "checked" / "accepted" / "items.parquet").exists()
-    report = json.loads((tmp_path / "checked" / "report.json").read_text())
-    assert [fault["reason"] for fault in report["faults"]] == ["time_unit"]
-
-
-def test_logs_without_anything_usable_stop_with_the_reason(tmp_path, write_logs):
-    logs = write_logs(tmp_path / "logs", impressions=[{"query": " "}])
     with pytest.raises(CropsError, match="nothing usable is left"):
-        crops.mine(logs, tmp_path / "mined")
-    assert not (tmp_path / "mined").exists()
+        crops.mine(write_logs(tmp_path / "blank", impressions=[{"query": " "}]), tmp_path / "none")
+    assert not (tmp_path / "none").exists()

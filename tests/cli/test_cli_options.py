@@ -13,9 +13,7 @@ import pytest
 import crops
 from crops.cli.options import Options, command
 from crops.config import RunConfig
-from crops.engine import CachedScorer
 from crops.errors import CropsError
-from crops.training import Samples
 
 PARAMETERS = [
     (name, key) for name in crops.__all__ for key in inspect.signature(getattr(crops, name)).parameters
@@ -162,11 +160,6 @@ def test_functions_of_the_rooms_take_paths_as_text(function):
         if "Path" in str(hint.annotation) and "str | Path" not in str(hint.annotation)
     }
     assert narrow == {}
-
-
-def test_folders_of_samples_and_scores_may_be_text():
-    assert Samples("mined").mined == Path("mined")
-    assert CachedScorer(None, "scores").folder == Path("scores")
 
 
 def test_a_check_and_a_mining_by_text_and_by_path_are_the_same(write_logs, tmp_path, monkeypatch):

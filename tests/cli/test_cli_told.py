@@ -4,8 +4,6 @@ Who stands behind what is counted here in Python, from the rows of the logs and 
 code under test; queries are words that stand nowhere else, so that each mention is found in what is said.
 """
 
-from __future__ import annotations
-
 import csv
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """`crops check`: every bad input by name, each row with all its reasons, and the balance of rows."""
 
-from __future__ import annotations
-
 import itertools
 import math
 import shutil
@@ -74,23 +72,17 @@ BAD_ITEMS = [
 ]
 
 
-def test_each_bad_impression_is_rejected_by_name(write_logs, tmp_path):
+def test_each_bad_impression_is_rejected_by_name_with_its_column_remedy_and_first_row(write_logs, tmp_path):
     impressions = [GOOD, *({"search_id": i, **bad} for i, (bad, _) in enumerate(BAD_IMPRESSIONS))]
     logs = write_logs(tmp_path / "logs", items=[{"item_id": 1}], impressions=impressions)
     report = check(logs, tmp_path / "out")
     rejects = pq.read_table(tmp_path / "out/rejects/search_impressions").to_pylist()
-    assert {row["search_id"]: row["reasons"] for row in rejects} == {
-        i: [reason] for i, (_, reason) in enumerate(BAD_IMPRESSIONS)
-    }
+    expected = {i: [reason] for i, (_, reason) in enumerate(BAD_IMPRESSIONS)}
+    assert {row["search_id"]: row["reasons"] for row in rejects} == expected
     assert reasons(report) == Counter(reason for _, reason in BAD_IMPRESSIONS)
     bad = len(BAD_IMPRESSIONS)
     assert report.tables["search_impressions"] == TableCounts(rows=bad + 1, accepted=1, rejected=bad)
-
-
-def test_a_fault_names_its_column_its_remedy_and_its_first_row(write_logs, tmp_path):
-    impressions = [GOOD, *({"search_id": i, **bad} for i, (bad, _) in enumerate(BAD_IMPRESSIONS))]
-    logs = write_logs(tmp_path / "logs", items=[{"item_id": 1}], impressions=impressions)
-    for fault in check(logs).faults:
+    for fault in report.faults:
         source = pq.read_table(logs / fault.file, partitioning=None).to_pylist()[fault.row]
         bad, reason = BAD_IMPRESSIONS[source["search_id"]]
         assert fault.reason == reason
@@ -103,16 +95,15 @@ def test_a_fault_names_its_column_its_remedy_and_its_first_row(write_logs, tmp_p
         assert fault.remedy
 
 
-def test_each_bad_item_is_rejected_by_name(write_logs, tmp_path):
-    report = check(
-        write_logs(tmp_path / "logs", items=[{"item_id": 1}, *(bad for bad, _ in BAD_ITEMS)]),
-        tmp_path / "out",
-    )
+def test_bad_items_are_rejected_by_name_and_unknown_to_impressions(write_logs, tmp_path):
+    items = [{"item_id": 1}, *(bad for bad, _ in BAD_ITEMS)]
+    logs = write_logs(tmp_path / "logs", items=items, impressions=[{"item_id": 1}, {"item_id": 2}])
+    report = check(logs, tmp_path / "out")
     rejects = pq.read_table(tmp_path / "out/rejects/items").to_pylist()
-    assert {row["item_id"]: row["reasons"] for row in rejects} == {
-        bad["item_id"]: [reason] for bad, reason in BAD_ITEMS
-    }
+    expected = {bad["item_id"]: [reason] for bad, reason in BAD_ITEMS}
+    assert {row["item_id"]: row["reasons"] for row in rejects} == expected
     assert report.tables["items"] == TableCounts(rows=8, accepted=1, rejected=7)
+    assert reasons(report)["unknown_item"] == 1
 
 
 def test_feed_events_are_checked_and_may_all_be_rejected(write_logs, tmp_path):
@@ -136,13 +127,6 @@ def test_a_row_with_several_faults_lists_each_and_counts_once(write_logs, tmp_pa
     assert sorted(row["reasons"]) == sorted([*expected, "unknown_stage"])
 
 
-def test_an_item_rejected_for_its_own_fault_is_unknown_to_impressions(write_logs, tmp_path):
-    items = [{"item_id": 1}, {"item_id": 2, "ocr_cover": None}]
-    impressions = [{"item_id": 1}, {"item_id": 2}]
-    report = check(write_logs(tmp_path / "logs", items=items, impressions=impressions))
-    assert reasons(report) == {"no_text": 1, "unknown_item": 1}
-
-
 def test_of_duplicates_the_first_acceptable_row_is_kept(write_logs, tmp_path):
     # The same (search, item) four times: the first has its own fault, so the second is kept.
     impressions = [{"rank": rank, "item_id": 1} for rank in (0, 1, 2, 0)] + [{"item_id": 2}]
@@ -156,37 +140,27 @@ def test_of_duplicates_the_first_acceptable_row_is_kept(write_logs, tmp_path):
         (2, ["duplicate_key"]),
         (3, ["rank_not_positive", "duplicate_key"]),
     ]
+    # across files, that of the first file
+    logs, other = (write_logs(tmp_path / str(rank), impressions=[{"rank": rank}]) for rank in (1, 2))
+    day = logs / "search_impressions/day=2026-01-05"
+    shutil.copy(other / "search_impressions/day=2026-01-05/part-0.parquet", day / "part-1.parquet")
+    (fault,) = check(logs, tmp_path / "first").faults
+    assert (fault.reason, fault.file) == ("duplicate_key", f"{day.relative_to(logs)}/part-1.parquet")
+    (row,) = pq.read_table(tmp_path / "first/accepted/search_impressions").to_pylist()
+    assert row["rank"] == 1
 
 
 SAME = {"search_id": 1, "item_id": 1, "query": "ficus"}
 IMPRESSION = {**SAME, "rank": 3, "pre_score": 0.5, "routes": 1, "play_ms": 0, "query": "Ficus", "arm": None}
-CLICK = {
-    **SAME,
-    "searched_at": NOON + 5_000_000,
-    "clicked": True,
-    "play_ms": 20_000,
-    "duration_ms": 30_000,
-    "routes": 4,
-    "arm": "b",
-}
+CLICK = {**SAME, "searched_at": NOON + 5_000_000, "clicked": True, "routes": 4, "arm": "b"}
+CLICK |= {"play_ms": 20_000, "duration_ms": 30_000}
 LIKE = {**SAME, "searched_at": NOON + 9_000_000, "liked": True, "rank": 13, "pre_score": 0.7}
 RANKED = {**SAME, "stage": "unexposed"}
 MERGED = {
-    "user_id": 1,
-    "search_id": 1,
-    "query": "Ficus",
-    "searched_at": NOON,
-    "item_id": 1,
-    "stage": "exposed",
-    "rank": 3,
-    "pre_score": 0.7,
-    "routes": 5,
-    "arm": "b",
-    "clicked": True,
-    "liked": True,
-    "play_ms": 20_000,
-    "duration_ms": 30_000,
-}
+    "user_id": 1, "search_id": 1, "query": "Ficus", "searched_at": NOON, "item_id": 1, "stage": "exposed",
+    "rank": 3, "pre_score": 0.7, "routes": 5, "arm": "b", "clicked": True, "liked": True,
+    "play_ms": 20_000, "duration_ms": 30_000,
+}  # fmt: skip
 
 
 def accepted(folder, table):
@@ -235,6 +209,11 @@ def test_feed_events_of_one_key_merge(write_logs, tmp_path, turn):
     (row,) = accepted(tmp_path / "out", "feed_events")
     merged = {"play_ms": 8_000, "duration_ms": 9_000, "liked": True, "clicked": True}
     assert row == {"user_id": 1, "item_id": 1, "watched_at": NOON, **merged}
+    # two items at one time are a batch; the first event again is a replay
+    feed = [{"item_id": 1}, {"item_id": 2}, {"item_id": 1}, {"item_id": 1, "watched_at": NOON + 1}]
+    report = check(write_logs(tmp_path / "batch", feed=feed))
+    assert reasons(report) == {"duplicate_key": 1}
+    assert report.tables["feed_events"] == TableCounts(rows=4, accepted=3, rejected=1)
 
 
 @pytest.mark.parametrize("turn", [1, -1])
@@ -273,18 +252,6 @@ def test_what_is_accepted_does_not_depend_on_the_order_of_rows_and_files(write_l
     assert found[0][2]["search_impressions"] > 5
 
 
-def test_duplicates_across_files_keep_the_first_file(write_logs, tmp_path):
-    logs = write_logs(tmp_path / "logs", impressions=[{"rank": 1}])
-    day = logs / "search_impressions/day=2026-01-05"
-    other = write_logs(tmp_path / "other", impressions=[{"rank": 2}])
-    shutil.copy(other / "search_impressions/day=2026-01-05/part-0.parquet", day / "part-1.parquet")
-    report = check(logs, tmp_path / "out")
-    (fault,) = report.faults
-    assert (fault.reason, fault.file) == ("duplicate_key", f"{day.relative_to(logs)}/part-1.parquet")
-    (row,) = pq.read_table(tmp_path / "out/accepted/search_impressions").to_pylist()
-    assert row["rank"] == 1
-
-
 def test_a_search_of_two_users_or_two_queries_keeps_the_earliest(write_logs, tmp_path):
     impressions = [
         {"search_id": 1, "item_id": 1, "query": "Ficus  tree"},
@@ -300,28 +267,14 @@ def test_a_search_of_two_users_or_two_queries_keeps_the_earliest(write_logs, tmp
     report = check(write_logs(tmp_path / "logs", impressions=impressions), tmp_path / "out")
     assert reasons(report) == {"mixed_search": 3, "rank_not_positive": 1, "duplicate_key": 1}
     kept = pq.read_table(tmp_path / "out/accepted/search_impressions").to_pylist()
-    assert [(row["search_id"], row["item_id"], row["user_id"]) for row in kept] == [
-        (1, 1, 1),
-        (1, 2, 1),
-        (2, 2, 8),
-        (2, 3, 8),
-        (3, 1, 1),
-        (3, 2, 1),
-    ]
+    known = [(row["search_id"], row["item_id"], row["user_id"]) for row in kept]
+    assert known == [(1, 1, 1), (1, 2, 1), (2, 2, 8), (2, 3, 8), (3, 1, 1), (3, 2, 1)]
     rejects = pq.read_table(tmp_path / "out/rejects/search_impressions").to_pylist()
     assert [row["reasons"] for row in rejects] == [
         ["mixed_search"],
         ["rank_not_positive", "mixed_search"],
         ["mixed_search", "duplicate_key"],
     ]
-
-
-def test_replayed_feed_events_are_rejected_and_batches_are_not(write_logs, tmp_path):
-    # One batch: two items at one time. Then the first event again.
-    feed = [{"item_id": 1}, {"item_id": 2}, {"item_id": 1}, {"item_id": 1, "watched_at": NOON + 1}]
-    report = check(write_logs(tmp_path / "logs", feed=feed))
-    assert reasons(report) == {"duplicate_key": 1}
-    assert report.tables["feed_events"] == TableCounts(rows=4, accepted=3, rejected=1)
 
 
 def test_rows_far_from_the_day_of_their_partition_have_a_skewed_clock(write_logs, tmp_path):
@@ -504,10 +457,7 @@ def test_searches_without_a_click_are_valid_and_counted(write_logs, tmp_path):
     assert facts.absent_labels == (1,)
     assert facts.search_days == ("2026-01-05",)
     assert any("label 1 will be absent" in note for note in facts.notes())
-
-
-def test_search_logs_of_shown_documents_alone_are_valid(write_logs, tmp_path):
-    facts = check(write_logs(tmp_path / "logs")).facts
+    facts = check(write_logs(tmp_path / "shown")).facts  # shown documents alone
     assert facts.absent_labels == (2, 1)
     assert facts.p2 is False
     assert any("feed (P2) will be absent" in note for note in facts.notes())
@@ -538,8 +488,6 @@ def test_control_characters_become_spaces_and_are_counted(write_logs, tmp_path):
     (rejected,) = pq.read_table(tmp_path / "out/rejects/search_impressions").to_pylist()
     assert rejected["query"] == "a\x07b"
     assert check(tmp_path / "out/accepted").control_characters == {}
-
-
-def test_a_search_whose_rows_differ_in_control_characters_is_one_query(write_logs, tmp_path):
+    # rows of a search that differ in control characters are of one query
     impressions = [{"item_id": 1, "query": "a b"}, {"item_id": 2, "query": "a\x00b"}]
-    assert check(write_logs(tmp_path / "logs", impressions=impressions)).faults == ()
+    assert check(write_logs(tmp_path / "one", impressions=impressions)).faults == ()

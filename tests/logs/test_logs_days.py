@@ -1,7 +1,5 @@
 """Which days are taken where nobody names one."""
 
-from __future__ import annotations
-
 import sys
 from datetime import UTC, datetime
 from pathlib import Path

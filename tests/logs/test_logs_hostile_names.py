@@ -1,7 +1,5 @@
 """Columns that no contract names may have any name: rows, days and messages stay true."""
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 
 import duckdb
