@@ -56,7 +56,7 @@ def test_an_output_appears_whole_and_replaces_its_like(tmp_path):
     ("fault", "told", "message"),
     [
         (ValueError("wrong"), ValueError, "^wrong$"),
-        (KeyboardInterrupt(), KeyboardInterrupt, ""),
+        (KeyboardInterrupt(), KeyboardInterrupt, None),
         (OSError(28, "No space left on device"), CropsError, "No space left on device; free disk space"),
     ],
 )

@@ -246,7 +246,7 @@ def broken(error):
         ),
         (FakeScorer(lambda left, right: 1.5), CropsError, "scorer of theta gave 0 probabilities for 1 pairs"),
         (broken(ValueError("no model")), ValueError, "^no model$"),
-        (broken(KeyboardInterrupt()), KeyboardInterrupt, ""),
+        (broken(KeyboardInterrupt()), KeyboardInterrupt, None),
     ],
 )
 def test_a_fault_of_the_scorer_is_told_and_leaves_no_output(tmp_path, scorer, error, message):
