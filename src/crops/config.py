@@ -24,6 +24,7 @@ from pydantic import (
 from crops.errors import CropsError, nearest
 from crops.labels import SOURCE_GROUPS
 from crops.losses.table import LOSSES, find_loss
+from crops.text import CLICK_QUERY, DOCUMENT_FIELDS
 
 Kind = Literal["exact", "hnsw", "ivf", "ivfpq"]
 Size = Literal["tiny", "demo", "small", "base", "large"]
@@ -77,6 +78,51 @@ class PlatformConfig(Section):
     """P(satisfied without a click | something relevant was examined)."""
     informative: bool = True
     """False = the null world: later queries and feed watching say nothing about the need of a search."""
+
+
+class DocumentConfig(Section):
+    """What stands for a document, wherever it is read: in training, in an index and by BM25 alike."""
+
+    fields: tuple[str, ...] = DOCUMENT_FIELDS
+    """Columns of items that are a document's text, in this order: ocr_cover, photo_caption, keyword and, as
+    in the paper's record, click_query, which is counted anew: what led to clicks on the days before."""
+    click_queries: int = Field(3, ge=1)
+    """Most click queries of a document, those of most people first."""
+    click_chars: int = Field(120, ge=1)
+    """Most characters of them all: a third or so as many tokens in English, as many in Chinese."""
+    click_users: int = Field(3, ge=1)
+    """Only queries that at least this many people searched on the days counted."""
+    click_days: int = Field(30, ge=1)
+    """Days before that are counted."""
+
+    @field_validator("fields")
+    @classmethod
+    def _some_fields(cls, fields: tuple[str, ...]) -> tuple[str, ...]:
+        known = ", ".join((*DOCUMENT_FIELDS, CLICK_QUERY))
+        if not set(fields) & set(DOCUMENT_FIELDS) or set(fields) - {*DOCUMENT_FIELDS, CLICK_QUERY}:
+            raise ValueError(f"name some of {known}, and not click_query alone")
+        return tuple(dict.fromkeys(fields))
+
+    @property
+    def counts_clicks(self) -> bool:
+        """Whether click queries are a part of the text."""
+        return CLICK_QUERY in self.fields
+
+
+class ExpansionConfig(Section):
+    """Queries that the mining adds to the texts of items (`crops expand`)."""
+
+    sources: tuple[str, ...] = ("p1",)
+    """Whose evidence counts: rewordings (p1), the feed (p2), clicks (search)."""
+    queries: int = Field(3, ge=1)
+    """Most queries that are added to an item, those of most people first."""
+    chars: int = Field(120, ge=1)
+    """Most characters of them all."""
+    users: int = Field(3, ge=1)
+    """Only queries that at least this many people searched."""
+    relevance: float = Field(0.0, ge=0, le=1)
+    """Lowest theta of the pair. What was not mined, as it did not reach alpha, is not added either:
+    `engine.reformulation.relevance = 0` mines all."""
 
 
 class BotConfig(Section):
@@ -276,6 +322,8 @@ class TrainingConfig(Section):
     beta: float = Field(0.5, ge=0, le=1)
     """A group is drawn with weight searches^beta."""
     min_anchor_label: int = Field(1, ge=0)
+    label_weights: Literal["equal", "gain"] = Field("equal", exclude_if=lambda weights: weights == "equal")
+    """What an anchor counts in the mean: all alike, or 2^label - 1 as in NDCG (h_infonce, infonce_graded)."""
     positive_label: int = Field(4, ge=1)
     """Lowest label that counts as positive (infonce_binary, nce, reports)."""
     max_tokens: int = Field(128, ge=4)
@@ -397,6 +445,8 @@ class RunConfig(Section):
     seed: int = Field(0, ge=0)
     """Seed of everything random."""
     platform: PlatformConfig = PlatformConfig()
+    document: DocumentConfig = DocumentConfig()
+    expansion: ExpansionConfig = ExpansionConfig()
     engine: EngineConfig = EngineConfig()
     relevance: RelevanceConfig = RelevanceConfig()
     llm: LLMConfig = LLMConfig()

@@ -20,12 +20,14 @@ import hashlib
 import importlib.resources
 import json
 import tempfile
+import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
@@ -33,14 +35,31 @@ from threadpoolctl import threadpool_limits
 from crops.config import EngineConfig, RelevanceConfig, RunConfig, TrainingConfig
 from crops.engine import CachedScorer, mine
 from crops.engine.daily import Job
+from crops.engine.documents import (
+    added_texts,
+    count_click_queries,
+    mined_click_queries,
+    read_expansion,
+)
+from crops.engine.mine import open_backend
 from crops.engine.mined import REPORT
 from crops.engine.without import Without
 from crops.errors import CropsError
 from crops.evaluation import Evaluation, ScoringRetriever, TestSets, build_testsets, evaluate
 from crops.labels import ALL_SOURCES, Source
 from crops.logs import TOKENS, check, open_logs, render, text_kind
+from crops.logs.days import days_before as earlier_day
 from crops.logs.days import newest_day
-from crops.outputs import MANIFEST, cache_folder, console, publish, read_manifest, timed, write_manifest
+from crops.outputs import (
+    MANIFEST,
+    RESOLVED_CONFIG,
+    cache_folder,
+    console,
+    publish,
+    read_manifest,
+    timed,
+    write_manifest,
+)
 from crops.platform import (
     ROUTES,
     IdModel,
@@ -62,7 +81,9 @@ from crops.relevance import Kind, scorer_identity, scorers
 from crops.relevance.encode import PACKAGED
 from crops.retrieval import BM25Retriever, ExactRetriever, FlatIndex, load_items
 from crops.retrieval.bm25 import Tokeniser
-from crops.text import PLAIN
+from crops.retrieval.uri import Texts
+from crops.schema import SAMPLES
+from crops.text import DOCUMENT_FIELDS, MINED_QUERY, PLAIN, Rendering
 
 Ids = NDArray[np.int64]
 BM25 = "bm25"
@@ -352,6 +373,7 @@ def mining_job(logs: Path, run: RunConfig, generated: Path | None, without: With
         generated,
         run.seed,
         without,
+        run.document,
     )
 
 
@@ -422,7 +444,12 @@ def _refuse_tokens(logs: Path, model: str, remedy: str) -> None:
 
 
 def train_model(
-    samples: Path, out: Path, training: TrainingConfig, seed: int, sources: Source = ALL_SOURCES
+    samples: Path,
+    out: Path,
+    training: TrainingConfig,
+    seed: int,
+    sources: Source = ALL_SOURCES,
+    fields: Sequence[str] = DOCUMENT_FIELDS,
 ) -> None:
     """Train a model on mined samples.
 
@@ -432,10 +459,11 @@ def train_model(
         training: the settings.
         seed: of the training.
         sources: what to learn from.
+        fields: what stands for a document.
     """
     from crops.training import Samples, train  # torch takes seconds to import: not for --help
 
-    train(Samples(samples, sources), out, training, seed=seed, cache=cache_folder())
+    train(Samples(samples, sources, fields=tuple(fields)), out, training, seed=seed, cache=cache_folder())
 
 
 def require_encoder(training: TrainingConfig) -> None:
@@ -512,10 +540,87 @@ def evaluate_models(
         testsets: see `day_testsets`.
         run: the settings.
     """
-    ids, texts = load_items(logs, testsets.candidate_ids())
+    ids, texts = load_documents(logs, run, testsets.day, testsets.candidate_ids())
     retrievers = {name: load_retriever(model, ids, texts, logs) for name, model in models.items()}
     results = {name: evaluate(one, testsets, run.evaluation, run.seed) for name, one in retrievers.items()}
     return results, retrievers
+
+
+def load_documents(
+    logs: Path,
+    run: RunConfig,
+    before: str,
+    keep: Ids,
+    rendering: Rendering = PLAIN,
+    expanded: Path | None = None,
+) -> tuple[Ids, list[str]]:
+    """Return ids and texts of items as they were known when a day began, for all methods alike.
+
+    Args:
+        logs: accepted logs.
+        run: what stands for a document.
+        before: the day, YYYY-MM-DD.
+        keep: the ids.
+        rendering: what an encoder reads.
+        expanded: queries that join the texts, of earlier days (`crops.engine.documents.expand`).
+    """
+    added = None if expanded is None else read_expansion(expanded, before)
+    texts = document_texts(logs, run, added, before)
+    return load_items(logs, keep, rendering.of(texts.fields), texts.queries)
+
+
+def document_texts(
+    items: Path, run: RunConfig, added: pa.Table | None = None, before: str | None = None
+) -> Texts:
+    """Return what stands for a document: the fields, and the queries among them that are counted anew.
+
+    Args:
+        items: accepted logs, or mined samples; where no click queries are wanted, any items.
+        run: the settings.
+        added: an expansion, whose queries join the texts.
+        before: see `click_queries`.
+    """
+    fields, queries = run.document.fields, None
+    if run.document.counts_clicks:
+        mined = (items / f"{SAMPLES.name}.parquet").exists()
+        queries = mined_click_queries(items) if mined else click_queries(items, run, before)
+    if added is not None:
+        fields, more = (*fields, MINED_QUERY), added_texts(added)
+        queries = more if queries is None else queries.join(more, "item_id", join_type="full outer")
+    return Texts(fields, queries)
+
+
+def say_other_fields(model: str | Path, fields: Sequence[str]) -> None:
+    """Say so where a model of ours was trained on other texts than it is to read now."""
+    resolved = Path(model) / RESOLVED_CONFIG
+    if resolved.is_file():
+        trained = tomllib.loads(resolved.read_text()).get("document", {}).get("fields", DOCUMENT_FIELDS)
+        if set(trained) != set(fields):
+            console.print(
+                f"[yellow]{model} was trained on other texts:[/yellow] --fields {','.join(trained)}; here it "
+                f"reads {','.join(fields)}",
+                soft_wrap=True,
+            )
+
+
+def click_queries(logs: Path, run: RunConfig, before: str | None = None) -> pa.Table:
+    """Return the click queries of documents, as `crops.engine.documents.count_click_queries`.
+
+    Args:
+        logs: accepted logs.
+        run: the settings.
+        before: the day on whose morning they are known; None counts all days up to today.
+    """
+    opened = open_logs(logs)
+    if before is None:
+        newest = newest_day(logs, opened.search_days, run.engine.daily.window)
+        before = earlier_day(newest, -1)
+    history = dict.fromkeys(opened.search_days, opened)
+    with timed({}, f"click queries before {before}"), open_backend(run.engine) as backend:
+        found, days = count_click_queries(backend, history, before, run.document, run.engine.bots)
+    if not days:
+        console.print(f"[yellow]{logs} holds no day before {before}:[/yellow] no document has click queries")
+    return found
 
 
 def load_retriever(

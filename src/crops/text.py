@@ -5,11 +5,17 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 DOCUMENT_FIELDS = ("ocr_cover", "photo_caption", "keyword")
 """The item columns whose texts, joined in this order, are a document (real or generated)."""
+CLICK_QUERY = "click_query"
+"""The column of queries that led to clicks, which can be a part of the text, too."""
+MINED_QUERY = "mined_query"
+"""The same for queries that the mining adds (`crops expand`); no column of the contract."""
+SEPARATOR = "|"
+"""Between queries in one column."""
 CONTROL = r"[\x00-\x08\x0E-\x1B\x7F-\x84\x86-\x9F]"
 """Regular expression (Python, RE2) of a control character that is no white space: it reads as a space."""
 FILLERS = "\u115f\u1160\u2800\u3164\uffa0"
@@ -57,14 +63,19 @@ def content_id(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big", signed=True)
 
 
-def document_text(item: Mapping[str, str | None]) -> str:
+def document_text(item: Mapping[str, str | None], fields: Sequence[str] = DOCUMENT_FIELDS) -> str:
     """Join the document fields of one item, without spaces around; missing and empty fields leave no trace.
 
     Args:
-        item: one row of `items` or `synthetic_items`; only `DOCUMENT_FIELDS` are read.
+        item: one row of `items` or `synthetic_items`.
+        fields: the columns that are read; queries in one of them become words like any others.
     """
-    fields = (spaced(item.get(field) or "").strip(" ") for field in DOCUMENT_FIELDS)
-    return " ".join(text for text in fields if text)
+    texts = (spaced(item.get(field) or "") for field in fields)
+    plain = (
+        text.replace(SEPARATOR, " ") if field in (CLICK_QUERY, MINED_QUERY) else text
+        for field, text in zip(fields, texts, strict=True)
+    )
+    return " ".join(text for one in plain if (text := one.strip(" ")))
 
 
 def document_text_sql(alias: str = "") -> str:
@@ -102,6 +113,16 @@ class Rendering(NamedTuple):
     """From one row of items to its text."""
     query: Callable[[str], str]
     """From a normalised query to its text."""
+
+    def of(self, fields: Sequence[str]) -> Rendering:
+        """Return it for documents of other fields; where ids are read, it stays as it is."""
+        if self is not PLAIN or tuple(fields) == DOCUMENT_FIELDS:
+            return self
+
+        def chosen_fields(item: Mapping[str, Any]) -> str:
+            return document_text(item, fields)
+
+        return Rendering(tuple(fields), chosen_fields, str)
 
 
 PLAIN = Rendering(DOCUMENT_FIELDS, document_text, str)

@@ -18,7 +18,7 @@ def asked(monkeypatch, tmp_path):
     """The methods that were tuned; the best point names its method."""
     tuned = []
 
-    def tune_method(name, samples, out, config, *, seed, cache, folds):
+    def tune_method(name, samples, out, config, *, seed, cache, folds, fields):
         tuned.append(name)
         found = {"method": name, "points": [], "best": {"docs_per_source": len(name)}}
         (out / "models").mkdir(parents=True)

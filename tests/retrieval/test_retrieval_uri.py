@@ -28,6 +28,7 @@ from crops.retrieval import (
 )
 from crops.retrieval import encoding as sharding
 from crops.retrieval.encoding import encode_texts
+from crops.retrieval.uri import Texts
 from crops.text import PLAIN, query_id
 
 NONE = np.empty(0, dtype=np.int64)
@@ -83,7 +84,28 @@ def test_items_are_kept_without_what_people_typed(tmp_path):
     assert kept["ocr_cover"].to_pylist() == ["title 2", "title 4"]
     assert kept["play_cnt"].to_pylist() == [20, 40]
     assert kept["category"].to_pylist() == [None, None]
-    assert "click_query" not in kept.column_names
+    assert kept["click_query"].null_count == 2
+
+
+def test_click_queries_that_were_counted_are_a_part_of_the_text(tmp_path, items):
+    uri, model = f"{tmp_path / 'index'}", word_model()
+    counted = pa.table({"item_id": [5, 9], "click_query": ["red shoes|heels", "boots"]})
+    fields = ("ocr_cover", "click_query")
+    build_index(uri, model, items, IndexConfig(), texts=Texts(fields, counted))
+    assert model.encoder.encoded == ["title 3", "title 5 red shoes heels", "title 7", "title 9 boots"]
+    update = write_items(tmp_path / "new.parquet", [7, 11])
+    with pytest.raises(CropsError, match="was built from ocr_cover, click_query, not from ocr_cover, photo"):
+        update_index(uri, model, update, NONE)
+    strange = pa.table({"item_id": [3, 4, 8], "mined_query": ["a", "b", "c"]})
+    with pytest.raises(CropsError, match="lacks 2 of the 3 items that the expansion adds to, e.g. item_id 4"):
+        build_index(uri, model, items, IndexConfig(), texts=Texts(("ocr_cover", "mined_query"), strange))
+    counted = pa.table({"item_id": [11], "click_query": ["pumps"]})
+    update_index(uri, model, update, np.array([9]), Texts(fields, counted))
+    assert model.encoder.encoded[4:] == ["title 7", "title 11 pumps"]
+    kept = open_index(uri).items(np.array([3, 5, 11]))
+    assert kept["click_query"].to_pylist() == [None, "red shoes|heels", "pumps"]
+    found = open_retriever(f"bm25:{uri}").search(["heels", "pumps", "boots"], 1)[0]
+    assert found[:, 0].tolist() == [5, 11, -1]
 
 
 def test_generated_documents_are_never_indexed(tmp_path, items):

@@ -10,7 +10,7 @@ from sentence_transformers import SentenceTransformer
 from crops.config import TrainingConfig
 from crops.encoders import load_encoder, tokenise
 from crops.errors import CropsError
-from crops.losses import LOSSES
+from crops.losses import LOSSES, h_infonce
 from crops.outputs import read_manifest
 from crops.training import fit, pool, train, trainer
 from crops.training import pool as embedding
@@ -50,6 +50,21 @@ def test_training_learns_and_writes_a_plain_model(toy, config, random_encoder, t
     manifest = read_manifest(tmp_path / "model", "train")
     assert manifest["temperature"] == facts["temperature"] != log[0]["temperature"]
     assert manifest["groups"] == 18
+
+
+def test_an_anchor_counts_its_gain():
+    wanted = objective(TrainingConfig(label_weights="gain"))
+    index, labels = torch.tensor([0, 0, 0, 1, 1]), torch.tensor([4, 1, 0, 5, 0])
+    total = wanted.terms(labels.numpy(), index.numpy())
+    assert total == 15 + 1 + 31
+    random = torch.Generator().manual_seed(0)
+    query, doc = (torch.nn.functional.normalize(torch.randn(n, 3, generator=random)) for n in (2, 5))
+    each = h_infonce(query, doc, index, labels, temperature=0.1, reduction="none")
+    weighted = wanted.loss(query, doc, index, labels, temperature=0.1, reduction="sum") / total
+    assert float(weighted) == pytest.approx(float((15 * each[0] + each[1] + 31 * each[3]) / 47))
+    with pytest.raises(CropsError, match="label_weights = 'gain' is not for the loss nce"):
+        objective(TrainingConfig(label_weights="gain", loss="nce"))
+    assert "label_weights" not in TrainingConfig().model_dump()  # what was trained without keeps its name
 
 
 def test_the_same_seed_gives_the_same_weights_and_they_are_saved(toy, config, tmp_path, monkeypatch):

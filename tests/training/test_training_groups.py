@@ -10,8 +10,10 @@ from by_hand import everything, stored
 from sentence_transformers import SentenceTransformer
 
 from crops.config import TrainingConfig
+from crops.encoders.two_tower import FEATURES
 from crops.errors import CropsError
 from crops.labels import ALL_SOURCES, SEARCH_SOURCES, Source
+from crops.text import PLAIN
 from crops.training import Samples, from_judgements, pool, read_log, train
 from crops.training import groups as store
 from crops.training.groups import GroupStore
@@ -66,6 +68,13 @@ def test_shards_hold_what_one_row_group_would(mined, tmp_path, request, keep, lo
     assert len(texts) == len(set(texts)) < ITEMS  # equal texts are one
     if (keep, lowest) == (~S(0), 1):
         assert sharded.undocumented == 3
+
+
+def test_click_queries_of_unknown_days_are_refused(write_mined):
+    samples = Samples(write_mined([(1, 1, S.CLICKED)], {1: "one"}), fields=("ocr_cover", "click_query"))
+    with pytest.raises(CropsError, match="click_query may count the very days"):
+        samples.rendering(PLAIN)
+    assert samples.rendering(FEATURES) is FEATURES
 
 
 def draws(source, config, steps):

@@ -46,6 +46,7 @@ COMMANDS = (
     Command("import", "logs:import_logs", LOGS, "Bring your logs, or a public data set, into our tables."),
     Command("check", "logs:check", LOGS, "Test every row of the logs; rejected ones go aside."),
     Command("mine", "logs:mine", LOGS, "Turn logs into graded training samples."),
+    Command("expand", "logs:expand", LOGS, "Let items be found by the first wording of a search."),
     Command("explain", "logs:explain", LOGS, "Show why each positive of a query is one."),
     Command("engine-report", "logs:engine_report", LOGS, "Report what a mining found, by source."),
     Command("export", "logs:export", LOGS, "Write samples in other formats."),

@@ -34,8 +34,7 @@ from crops.evaluation import (
 from crops.evaluation.significance import holm
 from crops.evaluation.trec import evaluate_run, read_qrels, read_run, write_qrels, write_run
 from crops.outputs import MANIFEST, console, publish, timed, to_json, write_manifest
-from crops.pipeline import day_testsets, load_retriever
-from crops.retrieval import load_items
+from crops.pipeline import day_testsets, load_documents, load_retriever, say_other_fields
 
 COMMAND = "evaluate"
 _DETAIL = re.compile(r"_events|/catalogue|/seen|/unseen|mrr@|never_shown|senses@|\|")
@@ -66,13 +65,21 @@ def evaluate(
         Path | None, typer.Option(help="TREC qrels that run files are evaluated with, in place of logs.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for per-query values and summary.json.")] = None,
+    expanded: Annotated[
+        Path | None, typer.Option(help="Output of `crops expand`: its queries join the texts of items.")
+    ] = None,
     trec: Annotated[
         bool, typer.Option("--trec", help="Also write the rankings and test sets as TREC files into OUT.")
     ] = False,
     *,
     run: Annotated[
         RunConfig,
-        Options(relevance="relevance.model", independent="evaluation.independent_theta", seed="seed"),
+        Options(
+            fields="document.fields",
+            relevance="relevance.model",
+            independent="evaluation.independent_theta",
+            seed="seed",
+        ),
     ],
 ) -> dict[str, Evaluation]:
     """Evaluate models on a later day: clicks (CT), reformulations (QR) and, with truth, what is relevant.
@@ -91,7 +98,7 @@ def evaluate(
         raise CropsError("name the logs of the test day with --logs, or qrels for TREC runs with --qrels")
     testsets = day_testsets(logs, day, truth, samples, run)
     slices = None if samples is None else slices_of(logs, samples, testsets, truth, run)
-    results = _of_day(models, logs, testsets, slices, run, out, trec)
+    results = _of_day(models, logs, testsets, slices, run, out, trec, expanded)
     if testsets.qr_independent is not None:
         console.print(agreement(testsets.counts, run))
     if slices is not None:
@@ -122,6 +129,7 @@ def _of_day(
     run: RunConfig,
     out: Path | None,
     trec: bool,
+    expanded: Path | None,
 ) -> dict[str, Evaluation]:
     """Evaluate models on the test sets of a day of logs.
 
@@ -131,9 +139,10 @@ def _of_day(
     names = file_names(models)
     for name in models:
         refuse_trained_on(name, testsets.day)
+        say_other_fields(name, run.document.fields)
     results: dict[str, Evaluation] = {}
     seconds: dict[str, float] = {}
-    catalogue = load_items(logs, testsets.candidate_ids())
+    catalogue = load_documents(logs, run, testsets.day, testsets.candidate_ids(), expanded=expanded)
     with publish(out, COMMAND) if out else nullcontext() as folder:
         for name in models:
             with timed(seconds, f"evaluate {name}"):

@@ -1,4 +1,4 @@
-"""Your logs: `crops import`, `check`, `mine`, `explain`, `engine-report` and `export`."""
+"""Your logs: `crops import`, `check`, `mine`, `expand`, `explain`, `engine-report` and `export`."""
 
 from __future__ import annotations
 
@@ -88,6 +88,7 @@ def mine(
         RunConfig,
         Options(
             day="engine.days",
+            fields="document.fields",
             sources="engine.sources",
             engine="engine.engine",
             master="engine.master",
@@ -133,6 +134,57 @@ def mine(
     samples = out / WINDOW if daily else out
     console.print(f"samples in [bold]{samples}[/bold]; next: crops train {samples} MODEL")
     return report
+
+
+@command
+def expand(
+    samples: Annotated[Path, typer.Argument(help="Output of `crops mine`, daily or not.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write.")],
+    logs: LogsOption = None,
+    remove: Annotated[
+        Path | None, typer.Option(help="Text file of queries to add to nothing, one a line.")
+    ] = None,
+    *,
+    run: Annotated[
+        RunConfig,
+        Options(
+            users="expansion.users",
+            sources="expansion.sources",
+            queries="expansion.queries",
+            relevance="expansion.relevance",
+        ),
+    ],
+) -> dict[str, int]:
+    """Add queries to the texts of items: what was consumed after a rewording is found by the first wording.
+
+    OUT/added.parquet says which query joins which item, and why: people and events behind it, the later
+    query, theta and days. Any retriever reads it without training: `--expanded` of `crops index` and others.
+    """
+    from crops.engine.documents import expand as expand_items
+    from crops.engine.mined import read_mined
+
+    alpha = read_mined(samples).config.reformulation.relevance
+    if alpha > run.expansion.relevance and "p1" in run.expansion.sources:
+        console.print(
+            f"[yellow]{samples} holds rewordings of theta above {alpha} only:[/yellow] expansion needs no "
+            "theta; mine with engine.reformulation.relevance = 0 to add them all",
+            soft_wrap=True,
+        )
+    removed = [] if remove is None else _lines(remove)
+    counts = expand_items(samples, out, run.expansion, logs, removed)
+    console.print(
+        "{queries:,} queries join {items:,} items ({pairs:,} pairs)".format(**counts)
+        + f" in [bold]{out}[/bold]; "
+        f"next: crops index MODEL LOGS --expanded {out}"
+    )
+    return counts
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        return [line for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise CropsError(f"--remove {file}: cannot read the queries: {error}") from error
 
 
 _DID = {row.bit: row.meaning for row in ORIGINS}

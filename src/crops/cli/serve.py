@@ -14,10 +14,11 @@ from rich.table import Table
 
 from crops.cli.options import LogsOption, Options, command
 from crops.config import IndexConfig, RunConfig
+from crops.engine.documents import read_expansion
 from crops.errors import CropsError, MissingExtraError
 from crops.labels import SEARCH_SOURCES, SOURCE_GROUPS, Source
 from crops.outputs import console, timed
-from crops.pipeline import load_retriever
+from crops.pipeline import document_texts, load_retriever, say_other_fields
 from crops.report.side_by_side import SIMULATED_USERS
 from crops.retrieval import (
     IndexManifest,
@@ -29,7 +30,12 @@ from crops.retrieval import (
     write_vectors,
 )
 from crops.retrieval.catalogue import read_item_columns
-from crops.text import normalise_query
+from crops.retrieval.uri import Texts
+from crops.text import PLAIN, normalise_query
+
+ExpandedOption = Annotated[
+    Path | None, typer.Option(help="Output of `crops expand`: its queries join the texts of items.")
+]
 
 
 @command
@@ -51,22 +57,33 @@ def index(
     delete: Annotated[
         str | None, typer.Option(help="Ids to take out: 3,17,29 or a Parquet file with item_id.")
     ] = None,
+    expanded: ExpandedOption = None,
     *,
-    run: Annotated[RunConfig, Options(kind="index.kind", int8="index.int8", dims="index.dims")],
+    run: Annotated[
+        RunConfig,
+        Options(fields="document.fields", kind="index.kind", int8="index.int8", dims="index.dims"),
+    ],
 ) -> IndexManifest:
-    """Encode a catalogue into a new version of an index, or change the one that is there."""
+    """Encode a catalogue into a new version of an index, or change the one that is there.
+
+    With --fields that name click_query what led to clicks, on all days of a logs folder, is a part of the
+    texts. With --expanded so are the queries that a mining added; without it they are gone again.
+    """
     changes = update is not None or delete is not None
     if (items is None) != changes:
         raise CropsError("name the items of a new index, or what to --update or --delete in an old one")
     seconds: dict[str, float] = {}
     with timed(seconds, f"load {model}"):
         loaded = load_model(model)
+    say_other_fields(model, run.document.fields)
+    added, source = expanded and read_expansion(expanded), items or update
+    texts = Texts() if source is None else document_texts(source, run, added)
     with timed(seconds, f"index in {out}"):
         if items is not None:
-            manifest = build_index(out, loaded, items, run.index, queries)
+            manifest = build_index(out, loaded, items, run.index, queries, texts)
         else:
             gone = _ids(delete) if delete else np.empty(0, dtype=np.int64)
-            manifest = update_index(out, loaded, update, gone)
+            manifest = update_index(out, loaded, update, gone, texts)
     console.print(summary(manifest))
     return manifest
 
@@ -113,6 +130,9 @@ def encode(
     dims: Annotated[
         int | None, typer.Option(min=1, help="Keep the first numbers of a vector.", show_default="all")
     ] = None,
+    expanded: ExpandedOption = None,
+    *,
+    run: Annotated[RunConfig, Options(fields="document.fields")],
 ) -> Path:
     """Write ids and unit vectors as Parquet; resumes if interrupted."""
     seconds: dict[str, float] = {}
@@ -122,7 +142,8 @@ def encode(
         ids, texts = load_queries(source)
         texts = [loaded.rendering.query(text) for text in texts]
     else:
-        ids, texts = load_items(source, rendering=loaded.rendering)
+        document = document_texts(source, run, expanded and read_expansion(expanded))
+        ids, texts = load_items(source, None, loaded.rendering.of(document.fields), document.queries)
     role = "query" if queries else "document"
     with timed(seconds, f"encode {len(ids):,} texts"):
         width = write_vectors(loaded, ids, texts, out, role=role, dims=dims)
@@ -138,12 +159,16 @@ def search(
         Path, typer.Option(help="Items to search: a logs folder, mined samples or items.parquet.")
     ],
     k: Annotated[int, typer.Option(help="Results.")] = 10,
+    expanded: ExpandedOption = None,
+    *,
+    run: Annotated[RunConfig, Options(fields="document.fields")],
 ) -> list[tuple[int, float, str]]:
     """Search items with a model; prints and returns (item_id, score, text), best first."""
     text = normalise_query(query)
     if not text:
         raise CropsError("the query is empty; give at least one word")
-    ids, texts = load_items(items)
+    document = document_texts(items, run, expanded and read_expansion(expanded))
+    ids, texts = load_items(items, None, PLAIN.of(document.fields), document.queries)
     retriever = load_retriever(model, ids, texts, items)
     found, scores = retriever.search([text], k)
     by_id = dict(zip(ids.tolist(), texts, strict=True))

@@ -13,7 +13,7 @@ from crops.config import RunConfig
 from crops.errors import CropsError
 from crops.labels import ALL_SOURCES, parse_sources
 from crops.outputs import RESOLVED_CONFIG, cache_folder, console
-from crops.pipeline import day_testsets
+from crops.pipeline import day_testsets, document_texts
 from crops.report import write_page
 from crops.report.training import training_page
 from crops.retrieval import ExactRetriever, load_items
@@ -51,6 +51,7 @@ def train(
         RunConfig,
         Options(
             encoder="training.encoder",
+            fields="document.fields",
             init="training.init",
             loss="training.loss",
             steps="training.steps",
@@ -69,7 +70,7 @@ def train(
     from crops import training  # torch takes seconds to import: not for --help
 
     keep = parse_sources(sources.split(",")) if sources else ALL_SOURCES
-    data = training.Samples(samples, keep, run.engine.memory)
+    data = training.Samples(samples, keep, run.engine.memory, fields=run.document.fields)
     evaluation = None if eval_logs is None else _evaluation(eval_logs, eval_day, samples, run)
     learned = training.train(
         data, out, run.training, seed=run.seed, cache=cache_folder(), evaluation=evaluation, fresh=fresh
@@ -105,10 +106,11 @@ def _evaluation(logs: Path, day: str | None, samples: Path, run: RunConfig) -> E
 
     testsets = day_testsets(logs, day, None, samples, run)
     settings = run.evaluation.model_copy(update={"resamples": FEWEST_RESAMPLES})
+    document = document_texts(logs, run, before=testsets.day)
 
     def metrics(encoder: SentenceTransformer) -> dict[str, float]:
-        rendering = rendering_of(encoder)
-        ids, texts = load_items(logs, keep=testsets.candidate_ids(), rendering=rendering)
+        rendering = rendering_of(encoder).of(document.fields)
+        ids, texts = load_items(logs, testsets.candidate_ids(), rendering, document.queries)
         retriever = ExactRetriever(encoder, ids, texts, render_query=rendering.query)
         summary = evaluate(retriever, testsets, settings, run.seed).summary
         return {name: value.mean for name, value in summary.items()}

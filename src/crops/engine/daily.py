@@ -22,8 +22,9 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from crops.config import DecayConfig, EngineConfig
+from crops.config import DecayConfig, DocumentConfig, EngineConfig
 from crops.engine.backend import DuckDBBackend
+from crops.engine.documents import COUNTED, with_click_queries
 from crops.engine.events import NoSearchError
 from crops.engine.mine import mine
 from crops.engine.mined import REPORT, WINDOW, columns_sql
@@ -62,8 +63,16 @@ class Job:
     generated: Path | None = None
     seed: int = 0
     without: Without | None = None
+    document: DocumentConfig | None = None
 
-    def mine(self, logs: Logs, out: Path, days: Sequence[str] | None, **noted: object) -> dict[str, Any]:
+    def mine(
+        self,
+        logs: Logs,
+        out: Path,
+        days: Sequence[str] | None,
+        history: Mapping[str, Logs] | None = None,
+        **noted: object,
+    ) -> dict[str, Any]:
         """Mine some days (all when None) of the logs; `noted` are further entries of the manifest."""
         return mine(
             logs,
@@ -74,13 +83,21 @@ class Job:
             generated=self.generated,
             seed=self.seed,
             without=self.without,
+            document=self.document,
+            history=history,
             noted=noted,
         )
+
+    @property
+    def counts_clicks(self) -> bool:
+        """Whether the click queries of a day's items are counted on days before."""
+        return self.document is not None and self.document.counts_clicks
 
     def settings(self) -> dict[str, Any]:
         """Return what decides the samples of a day besides its logs, by dotted name."""
         engine = self.config.model_dump(mode="json", exclude_none=True)
-        return _settings(self.seed, engine, scorer_names(self.relevance, self.similarity))
+        document = self.document.model_dump(mode="json") if self.document and self.counts_clicks else {}
+        return _settings(self.seed, engine, scorer_names(self.relevance, self.similarity), document)
 
 
 def mine_daily(
@@ -250,7 +267,7 @@ def _due_again(
             opened[path] = open_logs(path)
         if before.get("inputs") != _inputs(opened[path], day):
             raise CropsError(other)
-        if held(opened[path], day, job.without, job.config.memory).digest() != before.get("without", ""):
+        if _left_out(opened[path], day, job).digest() != before.get("without", ""):
             generated = before["generated"] and recorded(before["generated"], folder, before.get("made_in"))
             due[day] = opened[path], replace(job, generated=generated)
     return due
@@ -259,12 +276,14 @@ def _due_again(
 def _settings_of(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
     """Return what decided the samples of a mined folder, as `Job.settings`."""
     run = tomllib.loads((folder / RESOLVED_CONFIG).read_text())
-    return _settings(run["seed"], run["engine"], manifest.get("scorers", {}))
+    return _settings(run["seed"], run["engine"], manifest.get("scorers", {}), run.get("document", {}))
 
 
-def _settings(seed: int, engine: dict[str, Any], scorers: dict[str, str]) -> dict[str, Any]:
+def _settings(
+    seed: int, engine: dict[str, Any], scorers: dict[str, str], document: dict[str, Any]
+) -> dict[str, Any]:
     kept = {name: value for name, value in engine.items() if name not in _FREE}
-    return dict(_flat({"seed": seed, "engine": kept, "scorers": scorers}))
+    return dict(_flat({"seed": seed, "engine": kept, "scorers": scorers, "document": document}))
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
@@ -287,15 +306,37 @@ def _inputs(logs: Logs, day: str) -> dict[str, int]:
 
 def _build_day(logs: Logs, out: Path, day: str, job: Job) -> None:
     """Mine one day into its folder, or remove the folder where no search is left on it."""
-    found = held(logs, day, job.without, job.config.memory) if job.without else Without()
+    found = _left_out(logs, day, job)
     noted = {"build": secrets.token_hex(8), "inputs": _inputs(logs, day), "without": found.digest()}
     try:
-        job.mine(logs, day_folder(out, day), [day], **noted)
+        job.mine(
+            logs, day_folder(out, day), [day], _history(logs, out) if job.counts_clicks else None, **noted
+        )
     except NoSearchError:
         if not found:
             raise
         discard(day_folder(out, day))
         console.print(f"{day}: no search is left, its folder is gone")
+
+
+def _left_out(logs: Logs, day: str, job: Job) -> Without:
+    """Return the ids that a day is mined without; click queries reach back, to days with others of them."""
+    if not job.without or job.counts_clicks:
+        return job.without or Without()
+    return held(logs, day, job.without, job.config.memory)
+
+
+def _history(logs: Logs, out: Path) -> dict[str, Logs]:
+    """Return the logs of each day that click queries may be counted on, also of former builds."""
+    history = dict.fromkeys(logs.search_days, logs)
+    opened = {logs.path: logs}
+    for day in built_days(out):
+        manifest = read_manifest(day_folder(out, day), "mine")
+        path = recorded(manifest["logs"], day_folder(out, day), manifest.get("made_in"))
+        if day not in history and path.is_dir():
+            opened[path] = opened.get(path) or open_logs(path)
+            history[day] = opened[path]
+    return history
 
 
 def _in_window(days: Iterable[str], config: EngineConfig) -> list[str]:
@@ -394,7 +435,8 @@ def _publish_window(
     seconds: dict[str, float] = {}
     with publish(window, "mine") as target:
         with timed(seconds, f"window of {len(days)} days"):
-            coverage, labels = _write_tables(folders, target, config)
+            counted = manifests[days[0]].get(COUNTED)
+            coverage, labels = _write_tables(folders, target, config, clicks=counted is not None)
         reports = [json.loads((folder / REPORT).read_text()) for folder in folders.values()]
         report = {**add_reports(reports), "labels": labels, "p3_coverage": coverage}
         report["input"]["queries"] = coverage["queries"]
@@ -407,6 +449,7 @@ def _publish_window(
             target,
             "mine",
             config={"seed": last["seed"], "engine": engine},
+            **({} if counted is None else {COUNTED: counted}),
             seconds=seconds,
             **{name: last[name] for name in ("generated", "scorers")},
             logs=logs[days[-1]],
@@ -418,11 +461,18 @@ def _publish_window(
 
 
 def _write_tables(
-    folders: Mapping[str, Path], target: Path, config: EngineConfig
+    folders: Mapping[str, Path], target: Path, config: EngineConfig, *, clicks: bool
 ) -> tuple[dict[str, Any], dict[str, int]]:
-    """Write the merged tables; return the coverage of P3 and the samples by label."""
+    """Write the merged tables; return the coverage of P3 and the samples by label.
+
+    With `clicks` the documents have the click queries of the first day: of no other would they all be older
+    than every sample.
+    """
     last = date.fromisoformat(max(folders))
     ages = {day: (last - date.fromisoformat(day)).days for day in folders}
+    items = _latest(ITEMS, ages)
+    if clicks:
+        items = with_click_queries(f"({items})", f"items_{max(ages.values())}")
     merged = {
         SAMPLES: (samples_sql(ages, config.daily.decay), "r.query_id, r.item_id"),
         QUERIES: (
@@ -435,7 +485,7 @@ def _write_tables(
             "r.query_id, r.item_id, r.source, r.day, r.search_id nulls last, r.via_query_id nulls last, "
             "r.watched_at nulls last",
         ),
-        ITEMS: (_latest(ITEMS, ages), "r.item_id"),
+        ITEMS: (items, "r.item_id"),
         SYNTHETIC_ITEMS: (_latest(SYNTHETIC_ITEMS, ages), "r.item_id"),
     }
     with DuckDBBackend(config.memory) as backend:

@@ -499,7 +499,7 @@ def tell_trails(backend: Backend, mined: Mined, k: int) -> None:
         mined: the mining they come from.
         k: people behind whatever is told.
     """
-    _name_later_queries(backend, mined)
+    name_later_queries(backend, mined)
     backend.table("counted", _COUNTED.format(k=k))
     backend.table("trails", _TRAILS)
     backend.table("source_counts", _SOURCE_COUNTS)
@@ -536,7 +536,7 @@ group by c.query_id, c.source
 """
 
 
-def _name_later_queries(backend: Backend, mined: Mined) -> None:
+def name_later_queries(backend: Backend, mined: Mined) -> None:
     """Make `via(query_id, query)`: the later queries of the evidence."""
     if not mined.by_event:
         backend.view("via", "select query_id, query from queries")

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from crops.config import EngineConfig
+import pyarrow as pa
+
+from crops.config import DocumentConfig, EngineConfig
 from crops.engine.backend import (
     SEARCH_ROW,
     Backend,
@@ -25,6 +27,7 @@ from crops.engine.backend import (
     shards,
 )
 from crops.engine.candidates import COLUMNS, NO_CANDIDATES, Miner, keep_relevant, keep_same_intent, miners
+from crops.engine.documents import COUNTED, count_click_queries, with_click_queries
 from crops.engine.events import GROUP_COLUMN, load_events
 from crops.engine.knowledge import load_generated
 from crops.engine.merge import merge_sources, samples_sql
@@ -36,6 +39,7 @@ from crops.engine.spark import SparkBackend
 from crops.engine.without import Without, count_left_out
 from crops.labels import Origin, Source, parse_sources
 from crops.logs import Logs
+from crops.logs.days import spans
 from crops.outputs import publish, timed, write_manifest
 from crops.protocols import PairScorer
 from crops.schema import EVIDENCE, ITEMS, QUERIES, SAMPLES, SYNTHETIC_ITEMS
@@ -51,6 +55,8 @@ def mine(
     generated: str | Path | None = None,
     seed: int = 0,
     without: Without | None = None,
+    document: DocumentConfig | None = None,
+    history: Mapping[str, Logs] | None = None,
     noted: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Mine graded samples from accepted logs and write them to a folder.
@@ -70,6 +76,9 @@ def mine(
         seed: of the random choices under the caps.
         without: users and items that are left out, as if the logs had never held them; report.json counts
             their rows.
+        document: if its fields name click_query, that column of items is counted anew, on the days before
+            the first one mined.
+        history: logs by day where it is counted; those mined when None.
         noted: further entries of the manifest.
 
     Returns:
@@ -82,6 +91,12 @@ def mine(
     generated = None if generated is None else Path(generated)
     wanted = parse_sources(config.sources)
     seconds: dict[str, float] = {}
+    clicks, counted = None, None
+    if document is not None and document.counts_clicks:
+        with timed(seconds, "click queries"), open_backend(config) as backend:
+            history = history or dict.fromkeys(logs.search_days, logs)
+            first = min(config.days or logs.search_days, default="")
+            clicks, counted = count_click_queries(backend, history, first, document, config.bots, without)
     with open_backend(config) as backend, publish(out, "mine") as folder:
         scratch = folder / ".scores"
         theta, intent = cached(relevance, scratch / "relevance"), cached(similarity, scratch / "similarity")
@@ -107,18 +122,28 @@ def mine(
                 with timed(seconds, name):
                     merging(run, partition)
         with timed(seconds, "write"):
-            write_tables(run)
+            write_tables(run, clicks)
             shutil.rmtree(scratch, ignore_errors=True)
             report = build_report(
                 backend, config, run.counts, theta=theta is not None, similarity=intent is not None
             )
             if without is not None:
                 report["input"]["without"] = count_left_out(backend)
+            if counted is not None:
+                report["notes"].append(_counted_note(counted))
             (folder / REPORT).write_text(json.dumps(report, indent=2) + "\n")
         write_manifest(
             folder,
             "mine",
-            config={"seed": seed, "engine": config.model_dump(mode="json", exclude_none=True)},
+            config={
+                "seed": seed,
+                "engine": config.model_dump(mode="json", exclude_none=True),
+                **(
+                    {}
+                    if counted is None or document is None
+                    else {"document": document.model_dump(mode="json")}
+                ),
+            },
             seconds=seconds,
             logs=str(logs.path.absolute()),
             days=report["days"],
@@ -126,8 +151,15 @@ def mine(
             scorers=scorer_names(relevance, similarity),
             rules=RULES,
             **{"without": without.digest() if without else "", **(noted or {})},
+            **({} if counted is None else {COUNTED: counted}),
         )
     return report
+
+
+def _counted_note(days: Sequence[str]) -> str:
+    if not days:
+        return "no day before the mined ones is in the logs: no document has click queries"
+    return f"click queries of the documents: counted on {spans(days)}"
 
 
 RULES = {
@@ -311,8 +343,12 @@ def write_partition(run: Run, partition: Partition) -> None:
         run.backend.emit(select, f"{first}, {order}", run.folder / f"{table.name}.parquet")
 
 
-def write_tables(run: Run) -> None:
-    """Write all tables, the samples and evidence as they were added."""
+def write_tables(run: Run, clicks: pa.Table | None) -> None:
+    """Write all tables, the samples and evidence as they were added; `clicks` in place of items' own."""
+    items = "select * from log_items"
+    if clicks is not None:
+        run.backend.load("click_queries", clicks.schema, clicks.to_batches())
+        items = with_click_queries("log_items", "click_queries")
     events = (
         "select s.search_id as query_id, q.query, 1 as searches, q.users "
         "from searches s join queries q on q.query_id = s.query_id"
@@ -320,7 +356,7 @@ def write_tables(run: Run) -> None:
     queries = events if run.config.group_by == "event" else "select * from queries"
     for table, rows, key in (
         (QUERIES, queries, "query_id"),
-        (ITEMS, "select * from log_items", "item_id"),
+        (ITEMS, items, "item_id"),
         (SYNTHETIC_ITEMS, "select * from synthetic_items", "item_id"),
     ):
         select = f"select {columns_sql(table)} from ({rows}) r"

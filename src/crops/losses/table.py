@@ -29,6 +29,8 @@ class Loss:
     """The argument of the function that takes that label."""
     lowest: int = 0
     """Lowest label that can teach anything, whatever the setting says."""
+    weighted: bool = False
+    """Whether it takes `label_weights` (`crops.losses.h_infonce`)."""
     by_query: bool = False
     """Whether its mean is over queries with an anchor, not over anchors."""
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -42,9 +44,13 @@ class Loss:
 _FUNCTIONS = "crops.losses.functions"
 
 LOSSES: dict[str, Loss] = {
-    "h_infonce": Loss(f"{_FUNCTIONS}:h_infonce", "each document contrasted with all that is worse"),
+    "h_infonce": Loss(
+        f"{_FUNCTIONS}:h_infonce", "each document contrasted with all that is worse", weighted=True
+    ),
     "infonce_graded": Loss(
-        f"{_FUNCTIONS}:infonce_graded", "one positive of each query per pass, as the paper's InfoNCE"
+        f"{_FUNCTIONS}:infonce_graded",
+        "one positive of each query per pass, as the paper's InfoNCE",
+        weighted=True,
     ),
     "infonce_binary": Loss(
         f"{_FUNCTIONS}:infonce_binary", "positives and negatives", "positive_label", "positive_label"

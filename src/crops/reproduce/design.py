@@ -17,7 +17,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from crops.config import PlatformConfig, RunConfig, TrainingConfig
+from crops.config import DocumentConfig, PlatformConfig, RunConfig, TrainingConfig
 from crops.errors import CropsError, nearest
 from crops.labels import Source
 from crops.platform import SIZES, platform_version
@@ -123,7 +123,13 @@ def mined_name(cell: Cell) -> str:
         relevance=cell.run.relevance.model_dump(mode="json"),
         generated=cell.generated,
         results=RESULTS_VERSION,
+        **_text(cell.run.document),
     )
+
+
+def _text(document: DocumentConfig) -> dict[str, Any]:
+    """Return what stands for a document, where it is not the default: cells of that keep their names."""
+    return {} if document == DocumentConfig() else {"document": document.model_dump(mode="json")}
 
 
 def sets_name(cell: Cell) -> str:

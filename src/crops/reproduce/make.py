@@ -30,7 +30,15 @@ from crops.evaluation import (
     save_testsets,
 )
 from crops.outputs import cache_folder, publish, write_manifest, write_text
-from crops.pipeline import Simulated, day_testsets, is_done, load_retriever, mine_day, refuse_mined
+from crops.pipeline import (
+    Simulated,
+    day_testsets,
+    is_done,
+    load_documents,
+    load_retriever,
+    mine_day,
+    refuse_mined,
+)
 from crops.platform import platform_version
 from crops.reproduce.design import (
     BM25,
@@ -42,7 +50,6 @@ from crops.reproduce.design import (
     sets_name,
     world_name,
 )
-from crops.retrieval import load_items
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -127,7 +134,7 @@ def make_cell(cell: Cell, out: Path, generated: Path | None) -> Path:
 def _evaluate(cell: Cell, model: Path, logs: Path, testsets: TestSets, slices: Slices) -> Evaluation:
     from crops.retrieval import BM25Retriever
 
-    ids, texts = load_items(logs, testsets.candidate_ids())
+    ids, texts = load_documents(logs, cell.run, testsets.day, testsets.candidate_ids())
     retriever = (
         BM25Retriever(ids, texts, **cell.point)
         if cell.method == BM25
@@ -196,7 +203,7 @@ def learn(cell: Cell, samples: Path, model: Path) -> dict[str, Any]:
     watched: dict[str, Any] = {}
     if cell.validated:
         config = config.model_copy(update={"eval_steps": WATCHED_STEPS, "patience": config.steps})
-        rendering = rendering_for(config)
+        rendering = rendering_for(config).of(cell.run.document.fields)
         catalogue = load_catalogue(samples, rendering)
         sets = validation_sets(samples, catalogue.ids)
 
@@ -212,6 +219,7 @@ def learn(cell: Cell, samples: Path, model: Path) -> dict[str, Any]:
         seed=cell.run.seed,
         cache=cache_folder(),
         point=cell.point or None,
+        fields=cell.run.document.fields,
         **watched,
     )
     return {**facts, "steps": config.steps}

@@ -325,7 +325,14 @@ def tune(
         except (OSError, ValueError):  # there is none, or a kill tore it off
             console.print(f"tune {method}")
             found = tune_method(
-                method, samples, folder, config, seed=cell.run.seed, cache=cache_folder(), folds=folds
+                method,
+                samples,
+                folder,
+                config,
+                seed=cell.run.seed,
+                cache=cache_folder(),
+                folds=folds,
+                fields=cell.run.document.fields,
             )
             shutil.rmtree(folder / "models", ignore_errors=True)
         points[method] = dict(found["best"])

@@ -16,11 +16,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from crops.engine.documents import require_lag
 from crops.errors import CropsError, UnknownItemError
 from crops.logs.sources import parquet_schema
 from crops.logs.tables import column_faults, kind, refuse_lake_tables
 from crops.schema import ARROW_TYPES, ITEMS
-from crops.text import PLAIN, Rendering, normalise_query, query_id
+from crops.text import CLICK_QUERY, MINED_QUERY, PLAIN, Rendering, normalise_query, query_id
 
 if TYPE_CHECKING:
     import pyarrow.dataset as ds
@@ -33,9 +34,10 @@ SCAN_BELOW = 0.1
 """A filter that lets less than this share through is searched exactly, and so is a search for more than this
 share: there structures lose recall, and graphs do not reach every item."""
 ITEM_SCHEMA = pa.schema(
-    [(column.name, ARROW_TYPES[column.type]) for column in ITEMS.columns if column.name != "click_query"]
+    [*((column.name, ARROW_TYPES[column.type]) for column in ITEMS.columns), (MINED_QUERY, pa.string())]
 )
-"""The columns of `items` that an index keeps; `click_query` holds what people typed and stays out."""
+"""The columns of `items` that an index keeps; click_query, which people typed, only where it was counted for
+the index, and beside them the queries that were added (`crops.engine.documents`)."""
 Results = tuple[NDArray[np.int64], NDArray[np.float32]]
 """Ids and scores, each [queries, k]: best first, ties by id, padded with -1 and -inf."""
 _COMPARE: dict[str, Callable[..., Any]] = {"==": pc.equal, ">=": pc.greater_equal, "<": pc.less}
@@ -46,7 +48,10 @@ _QUERY_TABLES = ("queries.parquet", "search_impressions")
 
 
 def load_items(
-    path: str | Path, keep: NDArray[np.int64] | None = None, rendering: Rendering = PLAIN
+    path: str | Path,
+    keep: NDArray[np.int64] | None = None,
+    rendering: Rendering = PLAIN,
+    queries: pa.Table | None = None,
 ) -> tuple[NDArray[np.int64], list[str]]:
     """Read the ids and document texts of `items`.
 
@@ -54,16 +59,28 @@ def load_items(
         path: `items.parquet`, a folder of its parts, or a folder that holds either (logs, mined samples).
         keep: the ids to load; all when None.
         rendering: what stands for a document; what the encoder reads (`crops.encoders.rendering_of`).
+        queries: columns by item_id in place of the table's own: the click queries that were counted for this
+            catalogue (`crops.engine.documents`).
 
     Returns:
         The ids [n], ascending, and their n document texts.
 
     Raises:
         CropsError: there is no item table, a needed column is missing, an id is null, repeated or negative,
-            or an id of `keep` is not in the table.
+            or an id of `keep` is not in the table; or click queries are wanted, and those of the table are
+            not older than its samples.
     """
     path = Path(path)
-    ids, texts = sorted_catalogue(*_read_items(path, rendering))
+    if CLICK_QUERY in rendering.columns and queries is None:
+        require_lag(path)
+    ids, texts = sorted_catalogue(*_read_items(path, rendering, queries))
+    if MINED_QUERY in rendering.columns and queries is not None:
+        added = queries.filter(queries[MINED_QUERY].is_valid())["item_id"].to_numpy()
+        if 2 * (unknown := np.setdiff1d(added, ids)).size > len(added):
+            raise CropsError(
+                f"{path} lacks {unknown.size} of the {len(added)} items that the expansion adds to, e.g. "
+                f"item_id {unknown[0]}: it is of another mining; expand one of these items"
+            )
     if keep is None:
         return ids, texts
     wanted = np.unique(keep)
@@ -71,11 +88,13 @@ def load_items(
     return wanted, [texts[position] for position in positions]
 
 
-def _read_items(path: Path, rendering: Rendering) -> tuple[NDArray[np.int64], list[str]]:
+def _read_items(
+    path: Path, rendering: Rendering, queries: pa.Table | None
+) -> tuple[NDArray[np.int64], list[str]]:
     ids: list[NDArray[np.int64]] = []
     texts: list[str] = []
     for file in item_files(path):
-        table = read_item_columns(file, rendering.columns)
+        table = with_queries(read_item_columns(file, rendering.columns), queries)
         if table.num_columns == 1:
             raise CropsError(f"{file}: needs item_id and at least one of {', '.join(rendering.columns)}")
         ids.append(table["item_id"].to_numpy())
@@ -83,15 +102,29 @@ def _read_items(path: Path, rendering: Rendering) -> tuple[NDArray[np.int64], li
     return np.concatenate(ids), texts
 
 
-def load_item_rows(path: str | Path) -> pa.Table:
+def load_item_rows(path: str | Path, queries: pa.Table | None = None) -> pa.Table:
     """Return the rows of `items` with the columns that an index keeps, ascending by id.
 
     Args:
         path: as `crops.retrieval.load_items`, which checks the ids.
+        queries: as there.
     """
     path = Path(path)
-    tables = [item_rows(read_item_columns(file, ITEM_SCHEMA.names)) for file in item_files(path)]
+    columns = [name for name in ITEM_SCHEMA.names if name != CLICK_QUERY]
+    tables = [item_rows(with_queries(read_item_columns(file, columns), queries)) for file in item_files(path)]
     return pa.concat_tables(tables).sort_by("item_id").combine_chunks()
+
+
+def with_queries(items: pa.Table, queries: pa.Table | None) -> pa.Table:
+    """Return items with the columns of `queries`, by item_id, in place of their own of these names."""
+    if queries is None:
+        return items
+    place = pc.index_in(items["item_id"], queries["item_id"].combine_chunks())
+    for name in queries.column_names[1:]:
+        column = queries[name].take(place)
+        at = items.schema.get_field_index(name)
+        items = items.append_column(name, column) if at < 0 else items.set_column(at, name, column)
+    return items
 
 
 def item_rows(table: pa.Table) -> pa.Table:

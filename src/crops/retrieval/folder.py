@@ -147,7 +147,7 @@ def _updated(
     check_update(ids, vectors, deleted, manifest.dim)
     index.items(deleted)  # none is unknown
     stays = ~np.isin(index._ids, np.concatenate([ids, deleted]))
-    rows = pa.concat_tables([index._items.filter(pa.array(stays)), item_rows(items)])
+    rows = pa.concat_tables([item_rows(index._items.filter(pa.array(stays))), item_rows(items)])
     if rows.num_rows == 0:
         raise CropsError("the update deletes every item; an index cannot be empty")
     new = vectors[np.argsort(ids)]  # as `item_rows` orders them
@@ -165,6 +165,7 @@ def _updated(
         sampled(blocks, config.seed),
         "documents of the index",
         manifest.made_in,
+        manifest.fields,
     ), config
 
 

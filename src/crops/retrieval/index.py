@@ -16,6 +16,7 @@ from crops.config import IndexConfig, Kind
 from crops.errors import CropsError
 from crops.retrieval.catalogue import SCORE_DECIMALS, Filter, Results
 from crops.retrieval.encoding import Model, narrowed
+from crops.text import DOCUMENT_FIELDS
 
 SAMPLE = 500
 """Queries that recall is measured with."""
@@ -122,6 +123,8 @@ class IndexManifest(BaseModel):
     created_at: str
     made_in: str = ""
     """The folder in which the index was made; "" for one on a server."""
+    fields: tuple[str, ...] = DOCUMENT_FIELDS
+    """Columns of items whose texts stand for a document."""
     files: dict[str, FileEntry] = {}
 
 
@@ -141,6 +144,7 @@ class Catalogue(NamedTuple):
     """Where these come from."""
     made_in: str = ""
     """The folder from which `model` is seen, where an earlier version named it."""
+    fields: tuple[str, ...] = DOCUMENT_FIELDS
 
 
 def check_model(manifest: IndexManifest, model: Model) -> None:
@@ -244,6 +248,7 @@ def described(
         ),
         created_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         made_in=catalogue.made_in,
+        fields=catalogue.fields,
     )
 
 

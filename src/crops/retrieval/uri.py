@@ -31,7 +31,17 @@ from crops.retrieval.folder import (
     writing,
 )
 from crops.retrieval.index import SAMPLE, Catalogue, IndexManifest, VectorIndex, check_model, sampled
-from crops.text import document_text
+from crops.text import DOCUMENT_FIELDS, document_text
+
+
+class Texts(NamedTuple):
+    """What stands for a document in an index."""
+
+    fields: tuple[str, ...] = DOCUMENT_FIELDS
+    """Columns of items (`crops.config.DocumentConfig`)."""
+    queries: pa.Table | None = None
+    """See `crops.retrieval.load_items`."""
+
 
 TEXT_SCHEMES = ("bm25", "hybrid")
 SCHEMES = ("exact", "faiss", "milvus", *TEXT_SCHEMES)
@@ -122,12 +132,19 @@ def open_retriever(uri: str, model: Model | None = None) -> Retriever:
 
 
 def _bm25(folder: Path) -> BM25Retriever:
-    items = read_items(open_snapshot(folder).folder)
-    return BM25Retriever(items["item_id"].to_numpy(), [document_text(row) for row in items.to_pylist()])
+    version = open_snapshot(folder)
+    items = read_items(version.folder)
+    texts = [document_text(row, version.manifest.fields) for row in items.to_pylist()]
+    return BM25Retriever(items["item_id"].to_numpy(), texts)
 
 
 def build_index(
-    uri: str, model: Model, items: str | Path, config: IndexConfig, queries: str | Path | None = None
+    uri: str,
+    model: Model,
+    items: str | Path,
+    config: IndexConfig,
+    queries: str | Path | None = None,
+    texts: Texts = Texts(),  # noqa: B008  (frozen)
 ) -> IndexManifest:
     """Encode a catalogue and put an index of it in service.
 
@@ -138,6 +155,7 @@ def build_index(
         config: kind and width of the index.
         queries: table of queries that recall is measured with (see `load_queries`); a sample of the documents
             when None, which is a little kinder: each finds itself.
+        texts: what stands for a document.
 
     Returns:
         The manifest of the new version, with its measured recall.
@@ -150,12 +168,13 @@ def build_index(
         raise CropsError(
             f"'{uri}': an index is written to faiss:FOLDER or milvus:..., not {location.scheme}:"
         )
-    _, texts = load_items(items, rendering=model.rendering)
-    rows = load_item_rows(items)
+    _, documents = load_items(items, rendering=model.rendering.of(texts.fields), queries=texts.queries)
+    rows = load_item_rows(items, texts.queries)
     work = _work_folder(location)
     folder = location.scheme == "faiss"
     with writing(location.folder) if folder else contextlib.nullcontext():
-        catalogue = _encoded(model, rows, texts, work, config, queries)
+        catalogue = _encoded(model, rows, documents, work, config, queries)
+        catalogue = catalogue._replace(fields=texts.fields)
         if folder:
             manifest = publish_catalogue(location.folder, catalogue, config).manifest
         else:
@@ -167,12 +186,23 @@ def build_index(
 
 
 def update_index(
-    uri: str, model: Model, items: str | Path | None, deleted: NDArray[np.int64]
+    uri: str,
+    model: Model,
+    items: str | Path | None,
+    deleted: NDArray[np.int64],
+    texts: Texts = Texts(),  # noqa: B008  (frozen)
 ) -> IndexManifest:
     """Put the items of a table into an index, in place of those with the same ids, and take others out.
 
+    Args:
+        uri: of the index.
+        model: the index's.
+        items: see `crops.retrieval.load_items`; none are put in when None.
+        deleted: ids that are taken out.
+        texts: what stands for a document, as in the index.
+
     Raises:
-        CropsError: the model is not the one of the index, or as `VectorIndex.update`.
+        CropsError: the model or the fields are not those of the index, or as `VectorIndex.update`.
     """
     with contextlib.closing(open_index(uri)) as index:
         check_model(index.manifest, model)
@@ -180,9 +210,14 @@ def update_index(
             rows = index.items(np.empty(0, dtype=np.int64))
             vectors = np.empty((0, index.manifest.dim), dtype=np.float32)
         else:
-            rows = load_item_rows(items)
-            _, texts = load_items(items, rendering=model.rendering)
-            vectors = narrowed(encode_texts(model.encoder, texts), index.manifest.dim)
+            if (known := index.manifest.fields) != texts.fields:
+                raise CropsError(
+                    f"{uri} was built from {', '.join(known)}, not from {', '.join(texts.fields)}; give the "
+                    "same --fields and --expanded, or build a new index"
+                )
+            rows = load_item_rows(items, texts.queries)
+            _, documents = load_items(items, None, model.rendering.of(texts.fields), texts.queries)
+            vectors = narrowed(encode_texts(model.encoder, documents), index.manifest.dim)
             say_zero([vectors], "documents")
         index.update(rows, vectors, deleted)
     with contextlib.closing(open_index(uri)) as index:

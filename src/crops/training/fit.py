@@ -100,7 +100,9 @@ def train(
             for written in (LOG, EVALUATIONS):
                 shutil.copy(work / written, folder / written)
             samples = str(data.mined.absolute()) if isinstance(data, Samples) else None
-            whole = {"seed": seed, "training": settings}
+            whole: dict[str, Any] = {"seed": seed, "training": settings}
+            if isinstance(data, Samples):
+                whole["document"] = {"fields": data.fields}
             write_manifest(folder, "train", config=whole, seconds=seconds, samples=samples, **learned)
     return {"seconds": seconds, **learned}
 
@@ -135,7 +137,7 @@ def _prepare(
         return store_groups(
             data,
             work / name,
-            rendering_of(encoder) if isinstance(data, Samples) else PLAIN,
+            data.rendering(rendering_of(encoder)) if isinstance(data, Samples) else PLAIN,
             objective(config).lowest_anchor,
             config.beta,
             without,

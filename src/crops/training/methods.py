@@ -29,7 +29,7 @@ from crops.negatives import BASELINES
 from crops.negatives.base import Corpus, Method, Miner, Point, Schedule, Value, grid
 from crops.outputs import Scratch
 from crops.retrieval import load_items
-from crops.text import PLAIN, Rendering, has_text
+from crops.text import DOCUMENT_FIELDS, PLAIN, Rendering, has_text
 from crops.training.fit import train
 from crops.training.groups import store_groups
 from crops.training.mining import Mining
@@ -118,6 +118,7 @@ def fit_method(
     documents: int | None = None,
     held_out: int | None = None,
     evaluation: Evaluation | None = None,
+    fields: tuple[str, ...] = DOCUMENT_FIELDS,
 ) -> dict[str, Any]:
     """Train a method and write its model as `crops.training.train` does; a killed run starts over.
 
@@ -132,6 +133,7 @@ def fit_method(
         documents: documents per step; `documents_per_step` of these samples' `BUDGET_SOURCES` when None.
         held_out: leave out the queries of this fold (`crops.training.tune`).
         evaluation: along the way, as of `train`.
+        fields: what stands for a document, of the groups and of the catalogue.
 
     Returns:
         What `train` returns, and `method`, `point` (all settings), `steps`, `train_seconds` (wall),
@@ -148,8 +150,16 @@ def fit_method(
     rendering = rendering_for(config)
     if method.reads_texts and rendering is not PLAIN:
         raise CropsError(f"{name}: BM25 reads texts and {config.encoder} ids; take an encoder of texts")
+    data = Samples(
+        samples,
+        method.keep,
+        labels=method.labels or DEFAULT_LABELS,
+        held_out=held_out,
+        fields=fields,
+    )
+    rendering = data.rendering(rendering)
     if documents is None:
-        budget = Samples(samples, BUDGET_SOURCES, held_out=held_out)
+        budget = replace(data, keep=BUDGET_SOURCES, labels=DEFAULT_LABELS)
         documents = documents_per_step(budget, rendering, config, seed)
     mining = Mining(
         load_catalogue(samples, rendering),
@@ -158,7 +168,6 @@ def fit_method(
         int(settings["negatives"]) or None,
         notes={"method": name, "point": settings},
     )
-    data = Samples(samples, method.keep, labels=method.labels or DEFAULT_LABELS, held_out=held_out)
     learn = partial(train, data, seed=seed, cache=cache, evaluation=evaluation, fresh=True)
     start = time.process_time()
     if method.query_miner is not None:

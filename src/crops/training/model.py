@@ -21,6 +21,7 @@ from crops.config import TrainingConfig
 from crops.encoders import over_dims
 from crops.errors import CropsError
 from crops.losses import find_loss, hidden_pairs
+from crops.losses.functions import MAX_LABEL
 from crops.outputs import MANIFEST
 from crops.training.distributed import gather
 from crops.training.pool import TextPool, embed
@@ -111,6 +112,8 @@ class Objective:
     """Lowest label of an anchor; a group without one teaches nothing."""
     by_query: bool = False
     """Whether the mean is over queries and not over anchors."""
+    by_gain: bool = False
+    """Whether an anchor counts 2^label - 1, and not 1."""
 
     def terms(self, labels: NDArray[np.int64], query_index: NDArray[np.int64]) -> int:
         """Return what the mean of a batch divides by.
@@ -120,6 +123,8 @@ class Objective:
             query_index: [N] row of each document's query.
         """
         anchors = labels >= self.lowest_anchor
+        if self.by_gain:
+            return int((2 ** labels[anchors] - 1).sum())
         return len(np.unique(query_index[anchors])) if self.by_query else int(anchors.sum())
 
 
@@ -127,14 +132,22 @@ def objective(config: TrainingConfig) -> Objective:
     """Return the loss that the settings name.
 
     Raises:
-        CropsError: there is none of that name.
+        CropsError: there is none of that name, or it takes no weights.
     """
     row = find_loss(config.loss)
     lowest: int = getattr(config, row.anchors)
     loss = functools.partial(row.load(), **{row.bound: lowest}, **row.options)
+    by_gain = config.label_weights == "gain"
+    if by_gain and not row.weighted:
+        raise CropsError(f"training.label_weights = 'gain' is not for the loss {config.loss}; leave it out")
+    if by_gain:
+        lowest = max(1, lowest)  # label 0 gains nothing
+        loss = functools.partial(
+            loss, label_weights={label: 2.0**label - 1 for label in range(MAX_LABEL + 1)}
+        )
     if not config.in_batch:
         loss = functools.partial(_among_own, loss)
-    return Objective(over_dims(loss, config.matryoshka_dims), max(row.lowest, lowest), row.by_query)
+    return Objective(over_dims(loss, config.matryoshka_dims), max(row.lowest, lowest), row.by_query, by_gain)
 
 
 def _among_own(loss: Callable[..., Tensor], *args: Tensor, query_id: Tensor, **options: Any) -> Tensor:  # noqa: ANN401

@@ -20,11 +20,12 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from crops.database import Connection, failing_as, open_database, parquet
+from crops.engine.documents import require_lag
 from crops.errors import CropsError
 from crops.labels import ALL_SOURCES, DEFAULT_LABELS, Source
 from crops.logs.tables import refuse_lake_tables
 from crops.outputs import Scratch
-from crops.text import Rendering, content_id
+from crops.text import CLICK_QUERY, DOCUMENT_FIELDS, Rendering, content_id
 
 BATCH_ROWS = 65_536
 """Rows between SQL and Python at a time."""
@@ -46,6 +47,8 @@ class Samples:
     """Label by source."""
     held_out: int | None = None
     """Leave out the queries of this fold, one of `FOLDS`."""
+    fields: tuple[str, ...] = DOCUMENT_FIELDS
+    """What stands for a document (`crops.config.DocumentConfig`)."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mined", Path(self.mined))  # text will do
@@ -75,6 +78,17 @@ class Samples:
             "labels": {int(source): label for source, label in self.labels.items()},
             "held_out": self.held_out,
         }
+
+    def rendering(self, encoder: Rendering) -> Rendering:
+        """Return what an encoder reads of these documents.
+
+        Raises:
+            CropsError: their click queries are not all older than the samples.
+        """
+        rendering = encoder.of(self.fields)
+        if CLICK_QUERY in rendering.columns:
+            require_lag(self.mined)
+        return rendering
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from crops.outputs import console
 from crops.protocols import Retriever
 from crops.retrieval import BM25Retriever, ExactRetriever
 from crops.retrieval.bm25 import Tokeniser
-from crops.text import PLAIN, Rendering
+from crops.text import DOCUMENT_FIELDS, PLAIN, Rendering
 from crops.training.methods import find_method, fit_method, load_catalogue
 from crops.training.samples import FOLDS, Catalogue, Samples
 
@@ -52,6 +52,7 @@ def tune_method(
     cache: Path | None = None,
     folds: int = 1,
     tokeniser: Tokeniser = "english",
+    fields: tuple[str, ...] = DOCUMENT_FIELDS,
 ) -> dict[str, Any]:
     """Try a method's grid on the held-out queries of the mined days and write the outcome as JSON.
 
@@ -67,6 +68,7 @@ def tune_method(
         cache: see `crops.encoders.load_encoder`.
         folds: tenths of the queries that are held out, one after the other (at most 10).
         tokeniser: of BM25.
+        fields: what stands for a document.
 
     Returns:
         `method`; `points`, each with `point`, `metrics` and `seconds` (wall); `best`, the point of the
@@ -75,13 +77,13 @@ def tune_method(
     Raises:
         CropsError: as `fit_method` and `validation_sets`.
     """
-    rendering = PLAIN if name == BM25 else rendering_for(config)
+    rendering = (PLAIN if name == BM25 else rendering_for(config)).of(fields)
     catalogue = load_catalogue(samples, rendering)
     sets = [validation_sets(samples, catalogue.ids, fold) for fold in range(folds)]
     if name == BM25:
         tried = _tune_bm25(catalogue, sets, tokeniser)
     else:
-        train = partial(fit_method, name, samples, config=config, seed=seed, cache=cache)
+        train = partial(fit_method, name, samples, config=config, seed=seed, cache=cache, fields=fields)
         tried = _tune(name, train, out / "models", rendering, catalogue, sets)
     best = max(tried, key=lambda one: one["metrics"]["score"])
     found = {"method": name, "points": tried, "best": best["point"]}
