@@ -52,7 +52,7 @@ from crops.platform.search import (
     recall,
     recall_for_users,
 )
-from crops.platform.topics import build_topics_world
+from crops.platform.topics import Manner, build_topics_world, load_manner
 from crops.platform.world import DAY_US, SIZES, Floats, Ints, World, items_table, read_judged_world, uniform
 from crops.protocols import Ranker, Retriever
 
@@ -73,6 +73,7 @@ class Platform:
     """All that stays the same over the days, and what does not: the memory and the users' interests."""
 
     world: World
+    manner: Manner
     users: Users
     memory: Memory
     behaviour: Behaviour
@@ -92,7 +93,7 @@ def build_platform(config: PlatformConfig, seed: int) -> Platform:
     size = SIZES[config.size]
     world: World
     if config.world == TOPICS:
-        world = build_topics_world(size, config.days, rng)
+        world = build_topics_world(size, config.days, rng, config.language)
     elif not Path(config.world).is_dir():
         raise CropsError(
             f"setting 'platform.world' = '{config.world}': neither '{TOPICS}' nor a folder with docs, "
@@ -108,6 +109,7 @@ def build_platform(config: PlatformConfig, seed: int) -> Platform:
     midnight = dt.datetime.combine(FIRST_DAY, dt.time(), dt.UTC)
     return Platform(
         world=world,
+        manner=load_manner(config.language),
         users=build_users(world.intents, corpus, config.users or size.users, rng),
         memory=memory,
         behaviour=behaviour(config),
@@ -216,7 +218,8 @@ def simulate_day(
     times = start_times(sessions, rng)
     who = draw_sessions(world.intents, world.corpus, users, memory.yesterday(), times, model, rng)
     visits = draw_visits(world, users, who, rng)
-    queries = _Queries(platform, day, served, Speech(world.intents))
+    speech = Speech(world.intents, platform.manner.modifiers, platform.manner.space)
+    queries = _Queries(platform, day, served, speech)
     impressions, searches = _search(platform, day, who, queries, draws, rng)
     live = np.flatnonzero(queries.routes.live)
     feed = watch_feed(world, users, visits, live, platform.first_day_us + day * DAY_US, model, draws.feed())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import re
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, TypeVar
 
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from crops.platform.world import Floats, Ints
+from crops.text import SPACELESS, terms
 
 if TYPE_CHECKING:
     from sklearn.feature_extraction.text import CountVectorizer
@@ -176,13 +178,22 @@ class IdModel:
         return vectors
 
 
+def _terms(text: str) -> list[str]:
+    """Return what stands between spaces, and the terms of what holds a script without spaces."""
+    return [
+        term
+        for token in re.findall(r"\S+", text.lower())
+        for term in (terms(token) if re.search(f"[{SPACELESS}]", token) else [token])
+    ]
+
+
 def fit_id_model(memory: Memory, seed: int) -> IdModel:
     """Learn from the clicks so far."""
     from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer
     from sklearn.preprocessing import normalize
     from sklearn.utils.extmath import randomized_svd
 
-    words = CountVectorizer(token_pattern=r"\S+")
+    words = CountVectorizer(analyzer=_terms)
     clicks = memory.click_counts()
     clicks.data = np.log1p(clicks.data)
     terms = sparse.csr_array(words.fit_transform(list(memory.queries)))

@@ -152,8 +152,9 @@ MODIFIERS = (
 class Speech:
     """Turns needs into phrases, and phrases into typed text."""
 
-    def __init__(self, intents: Intents) -> None:
-        """Index the phrases by level and owner."""
+    def __init__(self, intents: Intents, modifiers: Sequence[str] = MODIFIERS, space: str = " ") -> None:
+        """Index the phrases by level and owner; `space` stands between a phrase and a modifier."""
+        self._modifiers, self._space = modifiers, space
         phrases = intents.phrases
         self._intents = intents
         self._phrases = phrases
@@ -208,11 +209,11 @@ class Speech:
         place = rng.random((n, 2))
         for row in np.flatnonzero(rng.random(n) < LOSES_WORD):
             texts[row] = _lose_word(texts[row], place[row, 0])
-        modifier = rng.choice(len(MODIFIERS), n, p=zipf(len(MODIFIERS)))
+        modifier = rng.choice(len(self._modifiers), n, p=zipf(len(self._modifiers)))
         before = rng.random(n) < MODIFIER_FIRST
         for row in np.flatnonzero(rng.random(n) < np.array(MODIFIED)[self._phrases.level[phrase]]):
-            added = MODIFIERS[modifier[row]]
-            texts[row] = f"{added} {texts[row]}" if before[row] else f"{texts[row]} {added}"
+            added = self._modifiers[modifier[row]]
+            texts[row] = self._space.join([added, texts[row]] if before[row] else [texts[row], added])
         swap = rng.random(n) < 0.5
         for row in np.flatnonzero(rng.random(n) < TYPO):
             texts[row] = _slip(texts[row], place[row, 1], bool(swap[row]))

@@ -11,11 +11,13 @@ import re
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.resources.abc import Traversable
 
 import numpy as np
 from pydantic import TypeAdapter
 
 from crops.errors import CropsError
+from crops.platform.people import MODIFIERS
 from crops.platform.world import (
     HEAD_LEVEL,
     NEED_LEVEL,
@@ -33,6 +35,7 @@ from crops.platform.world import (
     split_shares,
     zipf,
 )
+from crops.text import SPACELESS, terms
 
 
 @dataclass(frozen=True)
@@ -78,21 +81,30 @@ FIRST_HEADS = (
 """The heads of the smaller sizes, in order: words with several meanings and broad needs in turn."""
 
 
-def load_topics(heads: int) -> list[Head]:
-    """Return the first `heads` topics of the package.
+ENGLISH = "en"
+
+
+def load_topics(heads: int, language: str = ENGLISH) -> list[Head]:
+    """Return the first `heads` topics of the package; of another language than English, as many as it has.
 
     Raises:
-        CropsError: more heads are asked than the package has.
+        CropsError: more heads are asked than the package has in English.
     """
-    folder = importlib.resources.files("crops.platform") / "topics"
+    folder = _folder(language)
     names = {path.name.removesuffix(".toml") for path in folder.iterdir() if path.name.endswith(".toml")}
-    order = [*FIRST_HEADS, *sorted(names - set(FIRST_HEADS))]
-    if heads > len(order):
+    order = [name for name in FIRST_HEADS if name in names]
+    order += sorted(name for name in names - set(order) if not name.startswith("_"))
+    if heads > len(order) and language == ENGLISH:
         raise CropsError(
             f"setting 'heads' = {heads}: the package has {len(order)} topics; ask for at most that"
         )
-    read = [tomllib.loads((folder / f"{name}.toml").read_text()) for name in order[:heads]]
+    read = [tomllib.loads((folder / f"{name}.toml").read_text("utf-8")) for name in order[:heads]]
     return [TypeAdapter(Head).validate_python({"name": raw["head"], **raw}) for raw in read]
+
+
+def _folder(language: str) -> Traversable:
+    topics = importlib.resources.files("crops.platform") / "topics"
+    return topics if language == ENGLISH else topics / language
 
 
 # How creators write about a need: in their own style, with details, signatures and the noise of uploads.
@@ -129,6 +141,31 @@ _WORD = re.compile(r"[a-z0-9]+")
 
 
 @dataclass(frozen=True)
+class Manner:
+    """What uploads and searches hold beside what they are about, in one language."""
+
+    generic_tags: tuple[str, ...] = GENERIC_TAGS
+    bait: tuple[str, ...] = BAIT
+    moods: tuple[str, ...] = MOODS
+    adjectives: tuple[str, ...] = _ADJECTIVES
+    places: tuple[str, ...] = _PLACES
+    modifiers: tuple[str, ...] = MODIFIERS
+    broken: str = "il0O"
+    """Letters that a misread cover shows."""
+    space: str = " "
+    stop: str = ". "
+    """Between two sentences."""
+
+
+def load_manner(language: str) -> Manner:
+    """Return how people write in a language that the package has topics of."""
+    if language == ENGLISH:
+        return Manner()
+    raw = tomllib.loads((_folder(language) / "_manner.toml").read_text("utf-8"))
+    return TypeAdapter(Manner).validate_python(raw)
+
+
+@dataclass(frozen=True)
 class Uploads:
     """What is known of the items before they have texts; arrays [items]."""
 
@@ -152,7 +189,13 @@ Texts = tuple[str | None, str | None, str | None]
 Columns = tuple[tuple[str | None, ...], tuple[str | None, ...], tuple[str | None, ...]]
 
 
-def write_texts(heads: Sequence[Head], uploads: Uploads, authors: int, rng: np.random.Generator) -> Columns:
+def write_texts(
+    heads: Sequence[Head],
+    uploads: Uploads,
+    authors: int,
+    rng: np.random.Generator,
+    manner: Manner = Manner(),  # noqa: B008  (frozen)
+) -> Columns:
     """Return the titles (OCR of the cover), captions and hashtags of the items."""
     voices = [
         _Voice(
@@ -168,7 +211,8 @@ def write_texts(heads: Sequence[Head], uploads: Uploads, authors: int, rng: np.r
     ]
     all_tags = [tag for voice in voices for tag in voice.need.tags]
     plain_author = rng.random(authors) < PLAIN_AUTHORS
-    adjective, place = rng.integers(0, len(_ADJECTIVES), authors), rng.integers(0, len(_PLACES), authors)
+    adjective = rng.integers(0, len(manner.adjectives), authors)
+    place = rng.integers(0, len(manner.places), authors)
     latest: dict[int, Texts] = {}
     texts: list[Texts] = []
     for row, (need, author) in enumerate(zip(uploads.need.tolist(), uploads.author.tolist(), strict=True)):
@@ -176,13 +220,14 @@ def write_texts(heads: Sequence[Head], uploads: Uploads, authors: int, rng: np.r
             texts.append(latest[need])
             continue
         voice, plain = voices[need], bool(plain_author[author])
-        signature = f"{_ADJECTIVES[adjective[author]]} {_PLACES[place[author]]}"
+        signature = manner.space.join([manner.adjectives[adjective[author]], manner.places[place[author]]])
         if rng.random() < SPEECHLESS:
-            mood = _pick(MOODS, rng) if rng.random() < 0.5 else None
-            texts.append((mood, signature, _pick(GENERIC_TAGS, rng)))
+            mood = _pick(manner.moods, rng) if rng.random() < 0.5 else None
+            texts.append((mood, signature, _pick(manner.generic_tags, rng)))
             continue
-        title = _title(voice, plain, bool(uploads.partial[row]), rng)
-        caption, tags = _caption(voice, plain, signature, rng), _hashtags(voice, all_tags, rng)
+        title = _title(voice, plain, bool(uploads.partial[row]), rng, manner)
+        caption = _caption(voice, plain, signature, rng, manner)
+        tags = _hashtags(voice, all_tags, rng, manner)
         lost = rng.random()
         no_title, no_caption = lost < MISSING / 2, MISSING / 2 <= lost < MISSING
         latest[need] = (None if no_title else title, None if no_caption else caption, tags)
@@ -193,9 +238,15 @@ def write_texts(heads: Sequence[Head], uploads: Uploads, authors: int, rng: np.r
 
 def _split_by_style(need: Need, phrases: tuple[str, ...]) -> tuple[list[str], list[str]]:
     """Split phrases into (plain, jargon): plain are the two that share most words with the searches."""
-    asked = {word for query in need.search for word in _WORD.findall(query) if len(word) > 3}
-    order = sorted(phrases, key=lambda text: (-len(asked & set(_WORD.findall(text.lower()))), text))
+    asked = {word for query in need.search for word in _content(query)}
+    order = sorted(phrases, key=lambda text: (-len(asked & _content(text.lower())), text))
     return order[:2], order[2:]
+
+
+def _content(text: str) -> set[str]:
+    """Return the words of more than three letters, and the pairs of characters where no spaces are."""
+    pairs = {pair for pair in terms(text) if re.match(f"[{SPACELESS}]", pair)}
+    return {word for word in _WORD.findall(text) if len(word) > 3} | pairs
 
 
 def _pick(choices: Sequence[str], rng: np.random.Generator) -> str:
@@ -206,16 +257,16 @@ def _in_style(styles: tuple[list[str], list[str]], plain: bool, rng: np.random.G
     return styles[0] if (rng.random() < STYLE_PURITY) == plain else styles[1]
 
 
-def _title(voice: _Voice, plain: bool, partial: bool, rng: np.random.Generator) -> str:
+def _title(voice: _Voice, plain: bool, partial: bool, rng: np.random.Generator, manner: Manner) -> str:
     title = _pick(_in_style(voice.titles, plain, rng), rng)
     if rng.random() < DETAIL:
         title = f"{title} {_pick(voice.sense.details, rng)}"
     if partial:
-        title = f"{_pick(BAIT, rng)} {title}"
-    return _break_letter(title, rng) if rng.random() < OCR_ERROR else title
+        title = f"{_pick(manner.bait, rng)} {title}"
+    return _break_letter(title, rng, manner.broken) if rng.random() < OCR_ERROR else title
 
 
-def _caption(voice: _Voice, plain: bool, signature: str, rng: np.random.Generator) -> str:
+def _caption(voice: _Voice, plain: bool, signature: str, rng: np.random.Generator, manner: Manner) -> str:
     choices = _in_style(voice.captions, plain, rng)
     parts = [_pick(choices, rng)]
     if rng.random() < DETAIL / 2:
@@ -226,14 +277,14 @@ def _caption(voice: _Voice, plain: bool, signature: str, rng: np.random.Generato
         parts.append(_pick(voice.need.search, rng))
     if rng.random() < SIGNATURE:
         parts.append(signature)
-    return ". ".join(parts)
+    return manner.stop.join(parts)
 
 
-def _hashtags(voice: _Voice, all_tags: list[str], rng: np.random.Generator) -> str:
+def _hashtags(voice: _Voice, all_tags: list[str], rng: np.random.Generator, manner: Manner) -> str:
     own = voice.need.tags
     first, count = int(rng.random() * len(own)), 1 + int(rng.random() * 2)
     tags = [own[(first + i) % len(own)] for i in range(count)]
-    tags.append(_pick(GENERIC_TAGS, rng))
+    tags.append(_pick(manner.generic_tags, rng))
     if rng.random() < OBVIOUS_TAG:
         tags.append(voice.obvious)
     if rng.random() < OFF_TOPIC_TAG:
@@ -241,9 +292,9 @@ def _hashtags(voice: _Voice, all_tags: list[str], rng: np.random.Generator) -> s
     return " ".join(tags)
 
 
-def _break_letter(text: str, rng: np.random.Generator) -> str:
+def _break_letter(text: str, rng: np.random.Generator, letters: str) -> str:
     at = int(rng.random() * len(text))
-    return text[:at] + _pick("il0O", rng) + text[at + 1 :]
+    return text[:at] + _pick(letters, rng) + text[at + 1 :]
 
 
 # The world of hand-written topics: its needs, its catalogue and its truth.
@@ -274,16 +325,19 @@ class TopicsWorld:
         return np.where(self.corpus.need[item] == need, main, passing)
 
 
-def build_topics_world(size: Size, days: int, rng: np.random.Generator) -> TopicsWorld:
+def build_topics_world(
+    size: Size, days: int, rng: np.random.Generator, language: str = ENGLISH
+) -> TopicsWorld:
     """Return the world of the first `size.heads` topics with its catalogue.
 
     Args:
         days: simulated days; items keep arriving during them.
+        language: of the topics.
 
     Raises:
         CropsError: the package has fewer topics, or there are more needs than items.
     """
-    heads = load_topics(size.heads)
+    heads = load_topics(size.heads, language)
     intents = build_intents(heads, rng)
     items = size.items
     needs = len(intents.need_sense)
@@ -297,7 +351,8 @@ def build_topics_world(size: Size, days: int, rng: np.random.Generator) -> Topic
     author = rng.integers(0, size.authors, items)
     partial = rng.random(items) < PARTIAL
     second = np.where((rng.random(items) < SECOND_NEED) & (other != need), other, -1)
-    title, caption, tags = write_texts(heads, Uploads(need, author, partial), size.authors, rng)
+    uploads = Uploads(need, author, partial)
+    title, caption, tags = write_texts(heads, uploads, size.authors, rng, load_manner(language))
     corpus = Corpus(
         need=need,
         sense=sense,
