@@ -34,6 +34,7 @@ TRANSFORMER_TRAINING: dict[str, object] = {"learning_rate": 2e-5}
 """What every pretrained transformer starts from."""
 PRESET_TRAINING: dict[str, dict[str, object]] = {
     "static": {"learning_rate": 2e-3},
+    "ngrams": {"learning_rate": 2e-3},
     "two_tower": {"learning_rate": 5e-3, "dim": 64, "towers": "separate"},
     "minilm": TRANSFORMER_TRAINING,
     "qwen2.5-0.5b": {"learning_rate": 2e-5, "weight_decay": 1e-4, "max_tokens": 128},
@@ -58,6 +59,8 @@ class PlatformConfig(Section):
     """How large the world is (crops.platform.world)."""
     days: int = Field(4, ge=4, le=30)
     """Simulated days: warm-up, train, gap, test (more days lengthen the gap)."""
+    language: Literal["en", "zh"] = "en"
+    """Of the topics and of the words that searchers add."""
     world: str = TOPICS
     """`topics`, or the folder of a judged collection (docs, queries and qrels as Parquet files)."""
     click_model: Literal["dbn", "dcm", "pbm"] = "dbn"
@@ -278,7 +281,7 @@ class TrainingConfig(Section):
     """The learning part."""
 
     encoder: str = "static"
-    """`static`, `minilm`, `qwen2.5-0.5b`, `two_tower`, or any SentenceTransformer path or name."""
+    """`static`, `ngrams`, `minilm`, `qwen2.5-0.5b`, `two_tower`, or any SentenceTransformer path or name."""
     init: str | None = None
     """A model folder to continue from, e.g. the one in use, in place of the preset's own weights."""
     towers: Literal["shared", "separate"] = "shared"
@@ -294,9 +297,9 @@ class TrainingConfig(Section):
     matryoshka_dims: tuple[Annotated[int, Field(ge=1)], ...] = ()
     """Widths below the full one at which the first numbers of an embedding must serve as embedding."""
     dim: int = Field(256, ge=8)
-    """Output dimension of the static and the two-tower encoder."""
+    """Output dimension of the encoders static, ngrams and two_tower."""
     id_table: Literal[4096, 65536, 1048576] = 65536
-    """Rows of each hashed table of ids (two_tower)."""
+    """Rows of each hashed table: of ids (two_tower), of n-grams (ngrams)."""
     id_dropout: float = Field(0.3, ge=0, lt=1)
     """Share of texts without their ids in a step: what is new must be found by its content (two_tower)."""
     optimizer: Literal["adamw", "adam"] = "adamw"

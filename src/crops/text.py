@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 DOCUMENT_FIELDS = ("ocr_cover", "photo_caption", "keyword")
@@ -20,6 +21,16 @@ CONTROL = r"[\x00-\x08\x0E-\x1B\x7F-\x84\x86-\x9F]"
 """Regular expression (Python, RE2) of a control character that is no white space: it reads as a space."""
 FILLERS = "\u115f\u1160\u2800\u3164\uffa0"
 """Letters and symbols that are drawn as nothing: Hangul fillers and the blank Braille pattern."""
+SPACELESS = (
+    "\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff"
+    "\U00020000-\U0003ffff"
+)
+"""Scripts whose words are not, or not only, set apart by spaces: Thai, Lao, Tibetan, Burmese, Khmer, hiragana
+and katakana, Han with its extensions, Hangul; as inside a class of a regular expression (Python, RE2)."""
+_SYMBOLS = (
+    "[\U0001f1e6-\U0001f1ff]{2}|[\u2190-\u21ff\u2300-\u23ff\u25a0-\u27bf\u2b00-\u2bff\U0001f000-\U0001faff]"
+)
+"""Flags, arrows, emoji and the like."""
 _INVISIBLE = ("Zs", "Zl", "Zp", "Cc", "Cf", "Mn", "Mc", "Me")
 _SPACES = {code: " " for code in range(0xA0) if re.fullmatch(CONTROL, chr(code))}
 
@@ -46,6 +57,37 @@ def normalise_query(text: str) -> str:
     """
     normal = " ".join(spaced(unicodedata.normalize("NFKC", text)).casefold().split())
     return normal if has_text(normal) else ""
+
+
+def words(text: str) -> Iterator[re.Match[str]]:
+    """Find the words of `text` in NFKC form, casefolded; the name of the group that matched is its kind.
+
+    `spaceless`: a run of a script without spaces between words; `word`: other letters, digits and their
+    marks; `symbol`: one emoji or arrow.
+    """
+    return _word().finditer(unicodedata.normalize("NFKC", text).casefold())
+
+
+@cache
+def _word() -> re.Pattern[str]:
+    # \w leaves out the vowel signs of Devanagari and the points of Arabic and Hebrew.
+    marks = "".join(chr(n) for n in range(0x300, 0x1E950) if unicodedata.category(chr(n))[0] == "M")
+    marks = re.sub(f"[{SPACELESS}\ufe00-\ufe0f]", "", marks)
+    word = rf"(?:[^\W{SPACELESS}][{marks}]*)+"
+    return re.compile(rf"(?P<spaceless>[{SPACELESS}]+)|(?P<word>{word})|(?P<symbol>{_SYMBOLS})")
+
+
+def terms(text: str) -> list[str]:
+    """Return the words of `text` (see `words`), runs without spaces as two neighbouring characters each.
+
+    A character of such a run that stands alone is a term itself, as in Lucene's CJKAnalyzer.
+    """
+    found: list[str] = []
+    for match in words(text):
+        run = match.group()
+        pairs = [run[at : at + 2] for at in range(len(run) - 1)] if match.lastgroup == "spaceless" else []
+        found += pairs or [run]
+    return found
 
 
 def normalised_texts(raw: Iterable[str]) -> dict[str, str]:

@@ -86,6 +86,8 @@ def test_bad_input_is_refused(ids, texts, options, message):
         ("养猫 vlog2 第3集", ["养猫", "vlog2", "第", "3", "集"]),
         ("Ａｂｃ、猫", ["abc", "猫"]),
         ("カタカナと한국어", ["カタ", "タカ", "カナ", "ナと", "と한", "한국", "국어"]),
+        ("สวัส", ["สว", "วั", "ัส"]),
+        ("हिन्दी 🍎", ["हिन्दी", "🍎"]),
         ("!? ", []),
     ],
 )
@@ -95,6 +97,20 @@ def test_bigrams_of_characters(text, words):
 
 def test_chinese_is_found_by_bigrams_where_english_words_find_nothing():
     texts = ["新手怎么养猫咪", "怎么做蛋糕", "狗"]
-    by_bigrams = BM25Retriever([1, 2, 3], texts, tokeniser="bigrams").search(["养猫咪"], 2)[0]
-    assert by_bigrams.tolist() == [[1, -1]]
-    assert BM25Retriever([1, 2, 3], texts).search(["养猫咪"], 2)[0].tolist() == [[-1, -1]]
+    chosen = BM25Retriever([1, 2, 3], texts)
+    assert chosen.search(["养猫咪"], 2)[0].tolist() == [[1, -1]]
+    by_words = BM25Retriever([1, 2, 3], texts, tokeniser="english")
+    assert by_words.search(["养猫咪"], 2)[0].tolist() == [[-1, -1]]
+
+
+@pytest.mark.parametrize(
+    ("texts", "tokeniser"),
+    [
+        (["running shoes", "猫"], "english"),  # 1 of 13 letters: below a tenth
+        (["shoes 养猫", "cat"], "bigrams"),  # 2 of 10
+        (["สวัสดี"], "bigrams"),
+        (["бег по утрам", "كيف أطبخ"], "english"),
+    ],
+)
+def test_the_script_of_the_texts_decides_what_a_word_is(texts, tokeniser):
+    assert BM25Retriever(range(len(texts)), texts).tokeniser == tokeniser

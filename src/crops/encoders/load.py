@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from crops.config import PRESET_TRAINING, TrainingConfig
+from crops.encoders.ngrams import is_ngram_folder, ngram_encoder
 from crops.encoders.towers import attach_lora, freeze_documents, input_modules, merge_lora, separate_towers
 from crops.encoders.two_tower import FEATURES, hide_ids, rendering_of, two_tower
 from crops.errors import CropsError, nearest
@@ -25,6 +26,9 @@ from crops.text import PLAIN, Rendering
 BASE = "minilm"
 """What the static encoder is distilled from."""
 TWO_TOWER = "two_tower"
+NGRAMS = "ngrams"
+UNTRAINED = (TWO_TOWER, NGRAMS)
+"""Presets that start from no weights."""
 DECODERS = {"qwen2.5-0.5b": "Qwen/Qwen2.5-0.5B"}
 """Presets that are language models, with their names on the Hub: a text is its last token."""
 SIF_COEFFICIENT = 1e-4
@@ -93,11 +97,11 @@ def encoder_folder(config: TrainingConfig, cache: str | Path | None = None) -> P
         cache: as in `load_encoder`.
 
     Raises:
-        CropsError: there is no such model, or it is the untrained two-tower encoder, which has no weights.
+        CropsError: there is no such model, or it is an untrained encoder, which has no weights.
     """
     cache = None if cache is None else Path(cache)
-    if config.init is None and config.encoder == TWO_TOWER:
-        raise CropsError("two_tower is an untrained encoder; train one and name its folder")
+    if config.init is None and config.encoder in UNTRAINED:
+        raise CropsError(f"{config.encoder} is an untrained encoder; train one and name its folder")
     if config.init is None and config.encoder == "static":
         return _static_folder(config, cache)
     return _folder(config.init or DECODERS.get(config.encoder, config.encoder))
@@ -113,6 +117,8 @@ def save_encoder(encoder: SentenceTransformer, folder: str | Path) -> None:
 def _base(config: TrainingConfig, cache: Path | None) -> SentenceTransformer:
     if config.init is None and config.encoder == TWO_TOWER:
         return two_tower(config.dim, config.id_table)
+    if config.init is None and config.encoder == NGRAMS:
+        return ngram_encoder(config.dim, config.id_table, config.max_tokens)
     folder = encoder_folder(config, cache)
     return _decoder(folder) if config.init is None and config.encoder in DECODERS else _load(folder)
 
@@ -168,7 +174,8 @@ def _folder(name: str) -> Path:
 def _load(folder: Path) -> SentenceTransformer:
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        encoder = SentenceTransformer(str(folder), local_files_only=True)
+        ours = is_ngram_folder(folder)
+        encoder = SentenceTransformer(str(folder), local_files_only=True, trust_remote_code=ours)
     except (OSError, ValueError, KeyError) as error:
         raise CropsError(f"{folder} is not a model that sentence-transformers can load: {error}") from error
     try:

@@ -12,7 +12,6 @@ import torch
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
-from tokenizers import Tokenizer
 from torch import Tensor
 
 from crops.encoders.towers import ID_ROWS, Role, input_module, prompt_of, skipped_prompt_tokens
@@ -82,9 +81,10 @@ def _ids(
 
 def _has_token(encoder: SentenceTransformer, text: str, role: Role) -> bool:
     """Return whether a text has a token of its own, besides prompt and marks."""
-    tokenizer = input_module(encoder, role).tokenizer
-    if isinstance(tokenizer, Tokenizer):
-        return len(tokenizer.encode(text, add_special_tokens=False).ids) > 0
+    module = input_module(encoder, role)
+    if isinstance(module, StaticEmbedding):
+        return len(module.preprocess([text])["input_ids"]) > 0
+    tokenizer = module.tokenizer
     return len(tokenizer(text, add_special_tokens=False)["input_ids"]) > 0
 
 

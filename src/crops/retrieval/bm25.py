@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import Stemmer
 from numpy.typing import NDArray
 
@@ -21,15 +21,16 @@ from crops.retrieval.catalogue import (
     padded_positions_of,
     sorted_catalogue,
 )
+from crops.text import SPACELESS, terms
 
 Tokeniser = Literal["english", "bigrams"]
 """`english`: runs of at least two letters or digits, in lower case, without English stop words, cut by the
-English Snowball stemmer. `bigrams`: two neighbouring characters each of a run of Chinese, Japanese or Korean,
-one that stands alone as it is, and other runs of letters or digits whole, as Lucene's CJKAnalyzer."""
+English Snowball stemmer. `bigrams`: two neighbouring characters each of a run of Chinese, Japanese, Korean,
+Thai and the like, one that stands alone as it is, and other words whole (`crops.text.terms`)."""
 Splitter = Callable[[Sequence[str]], list[list[str]]]
-_CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff"
-"""Hiragana and katakana, Han with its extensions, Hangul."""
-_RUN = re.compile(rf"(?P<cjk>[{_CJK}]+)|[^\W{_CJK}]+")
+BIGRAMS_FROM = 0.1
+"""Share of letters without spaces between words from which `bigrams` is chosen: to `english` a run of them is
+one word that no query repeats, while English words lose only their stems."""
 
 
 class BM25Retriever:
@@ -42,7 +43,7 @@ class BM25Retriever:
         *,
         k1: float = 1.5,
         b: float = 0.75,
-        tokeniser: Tokeniser = "english",
+        tokeniser: Tokeniser | None = None,
     ) -> None:
         """Index a catalogue.
 
@@ -51,7 +52,7 @@ class BM25Retriever:
             texts: their document texts (`crops.text.document_text`).
             k1: saturation of the term frequency, at least 0.
             b: strength of the length normalisation, in [0, 1].
-            tokeniser: what a word is (`crops.retrieval.bm25`).
+            tokeniser: what a word is; chosen by the texts when None (`tokeniser_for`).
 
         Raises:
             CropsError: the catalogue is empty, holds repeated or negative ids, or has no word at all;
@@ -60,7 +61,8 @@ class BM25Retriever:
         if k1 < 0 or not 0 <= b <= 1:
             raise CropsError(f"BM25 needs k1 >= 0 and 0 <= b <= 1, not k1 = {k1}, b = {b}")
         self.item_ids, ordered = sorted_catalogue(item_ids, texts)
-        self._words = splitter(tokeniser)
+        self.tokeniser = tokeniser or tokeniser_for([pa.array(ordered, pa.large_string())])
+        self._words = splitter(self.tokeniser)
         words = self._words(ordered)
         if not any(words):
             raise CropsError("no document of the catalogue holds a word that BM25 can index")
@@ -106,6 +108,16 @@ class BM25Retriever:
         return np.round(scores, SCORE_DECIMALS)
 
 
+def tokeniser_for(columns: Sequence[pa.Array]) -> Tokeniser:
+    """Return the tokeniser that fits texts in one or more columns, by their script alone."""
+
+    def count(letters: str) -> int:
+        return sum(pc.sum(pc.count_substring_regex(column, letters)).as_py() or 0 for column in columns)
+
+    spaceless = count(f"[{SPACELESS}]")
+    return "bigrams" if spaceless and spaceless >= BIGRAMS_FROM * count(r"\pL") else "english"
+
+
 def splitter(tokeniser: Tokeniser) -> Splitter:
     """Return the function from texts to the words of each.
 
@@ -116,7 +128,7 @@ def splitter(tokeniser: Tokeniser) -> Splitter:
         stemmer = Stemmer.Stemmer("english")
         return lambda texts: _english(texts, stemmer)
     if tokeniser == "bigrams":
-        return lambda texts: [_bigrams(text) for text in texts]
+        return lambda texts: [terms(text) for text in texts]
     known = get_args(Tokeniser)
     raise CropsError(
         f"unknown tokeniser '{tokeniser}'; known: {', '.join(known)}.{nearest(tokeniser, known)}"
@@ -129,13 +141,4 @@ def _english(texts: Sequence[str], stemmer: Stemmer.Stemmer) -> list[list[str]]:
     words: list[list[str]] = bm25s.tokenize(
         list(texts), stopwords="en", stemmer=stemmer, return_ids=False, show_progress=False
     )
-    return words
-
-
-def _bigrams(text: str) -> list[str]:
-    words: list[str] = []
-    for run in _RUN.finditer(unicodedata.normalize("NFKC", text).casefold()):
-        found = run.group()
-        pairs = [found[place : place + 2] for place in range(len(found) - 1)] if run.group("cjk") else []
-        words += pairs or [found]
     return words

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from crops.config import IndexConfig, Kind
 from crops.errors import CropsError
+from crops.retrieval.bm25 import Tokeniser, tokeniser_for
 from crops.retrieval.catalogue import SCORE_DECIMALS, Filter, Results
 from crops.retrieval.encoding import Model, narrowed
 from crops.text import DOCUMENT_FIELDS
@@ -120,6 +121,8 @@ class IndexManifest(BaseModel):
     effort: int
     """efSearch of a graph, nprobe of clusters; 0 where all is searched."""
     recall: Recall
+    tokeniser: Tokeniser = "english"
+    """What a word is to `bm25:` and `hybrid:` searches."""
     created_at: str
     made_in: str = ""
     """The folder in which the index was made; "" for one on a server."""
@@ -246,6 +249,7 @@ def described(
             queries=len(catalogue.queries),
             source=catalogue.source,
         ),
+        tokeniser=tokeniser_for([catalogue.items[name] for name in catalogue.fields]),
         created_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         made_in=catalogue.made_in,
         fields=catalogue.fields,

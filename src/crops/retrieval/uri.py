@@ -135,7 +135,7 @@ def _bm25(folder: Path) -> BM25Retriever:
     version = open_snapshot(folder)
     items = read_items(version.folder)
     texts = [document_text(row, version.manifest.fields) for row in items.to_pylist()]
-    return BM25Retriever(items["item_id"].to_numpy(), texts)
+    return BM25Retriever(items["item_id"].to_numpy(), texts, tokeniser=version.manifest.tokeniser)
 
 
 def build_index(
