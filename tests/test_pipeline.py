@@ -26,7 +26,7 @@ def test_bm25_takes_its_tokeniser_behind_a_colon():
 def tested(monkeypatch, write_logs, tmp_path):
     """Return a function from days after 2026-01-05 with a search to the test day."""
     monkeypatch.setattr("crops.logs.days.today", lambda: "2026-03-31")
-    monkeypatch.setattr("crops.pipeline.build_testsets", lambda logs, day, *_, **__: day)
+    monkeypatch.setattr("crops.pipeline.build_testsets", lambda logs, days, *_, **__: days)
     run = load_config(None, relevance__model="none")
 
     def test_day(*numbers: int, day: str | None = None):
@@ -37,8 +37,8 @@ def tested(monkeypatch, write_logs, tmp_path):
 
 
 def test_the_test_day_is_the_last_but_not_one_of_a_wrong_clock(tested):
-    assert tested(0, 1, 2, 400) == "2026-01-07"  # a row from the future
-    assert tested(0, 1, 2, 400, day="2027-02-09") == "2027-02-09"
+    assert tested(0, 1, 2, 400) == ["2026-01-07"]  # a row from the future
+    assert tested(0, 1, 2, 400, day="2027-02-09") == ["2027-02-09"]
     with pytest.raises(CropsError, match="2026-03-06 is more than 7 days after the other days"):
         tested(0, 1, 2, 60)
 

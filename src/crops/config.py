@@ -205,7 +205,11 @@ class EngineConfig(Section):
     master: str = "local[*]"
     """Spark's master: local[n], spark://host:port, k8s://https://host:port or yarn."""
     days: tuple[str, ...] | None = None
-    """Days to mine (YYYY-MM-DD); all when absent."""
+    """Days to mine: YYYY-MM-DD, or FIRST..LAST; all but those held out when absent."""
+    holdout: int = Field(1, ge=0)
+    """Last days that `mine` keeps for evaluation where no day is named."""
+    gap: int = Field(0, ge=0)
+    """Days before those that are not mined either; the paper has one."""
     sources: tuple[str, ...] = tuple(SOURCE_GROUPS)
     """Where positives come from: clicks, rewordings (p1), the feed (p2), an LLM (p3)."""
     memory: str = "2GB"

@@ -22,6 +22,12 @@ class RegressionError(CropsError):
     exit_code = 1
 
 
+class RejectedError(CropsError):
+    """More rows were rejected than may be."""
+
+    exit_code = 1
+
+
 class UnknownItemError(CropsError):
     """An item is not in a catalogue or an index."""
 

@@ -298,8 +298,9 @@ def recorded(path: str, folder: str | Path, made_in: str | None) -> Path:
 
 @contextlib.contextmanager
 def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
-    """Add the block's wall time to `seconds[name]` and say that it runs."""
-    console.print(f"[dim]·[/dim] {name}")
+    """Add the block's wall time to `seconds[name]`, and say that it runs, the first time."""
+    if name not in seconds:
+        console.print(f"[dim]·[/dim] {name}")
     start = time.perf_counter()
     try:
         yield

@@ -49,7 +49,7 @@ from crops.evaluation import Evaluation, ScoringRetriever, TestSets, build_tests
 from crops.labels import ALL_SOURCES, Source
 from crops.logs import TOKENS, check, open_logs, render, text_kind
 from crops.logs.days import days_before as earlier_day
-from crops.logs.days import newest_day
+from crops.logs.days import named_days, newest_day
 from crops.outputs import (
     MANIFEST,
     RESOLVED_CONFIG,
@@ -80,7 +80,7 @@ from crops.protocols import PairScorer, Retriever
 from crops.relevance import Kind, scorer_identity, scorers
 from crops.relevance.encode import PACKAGED
 from crops.retrieval import BM25Retriever, ExactRetriever, FlatIndex, load_items
-from crops.retrieval.bm25 import Tokeniser
+from crops.retrieval.bm25 import Tokeniser, splitter
 from crops.retrieval.uri import Texts
 from crops.schema import SAMPLES
 from crops.text import DOCUMENT_FIELDS, MINED_QUERY, PLAIN, Rendering
@@ -480,14 +480,36 @@ def require_encoder(training: TrainingConfig) -> None:
 # Evaluate
 
 
+def require_models(models: Sequence[str]) -> None:
+    """Find every model before the first one is run.
+
+    Raises:
+        CropsError: there is no such model, or a folder holds none.
+    """
+    for model in models:
+        name, _, tokeniser = model.partition(":")
+        if name == BM25:
+            splitter(cast(Tokeniser, tokeniser or "english"))
+            continue
+        from crops.encoders import encoder_folder  # torch takes seconds to import: only when needed
+
+        try:
+            folder = encoder_folder(TrainingConfig(encoder=model), cache_folder())
+        except CropsError as error:
+            raise CropsError(f"{error} A model is a folder, a preset such as minilm, or bm25") from error
+        if not any((folder / file).exists() for file in ("modules.json", "config.json")):
+            raise CropsError(f"{folder} holds no model; name an output of crops train, or bm25")
+
+
 def day_testsets(
-    logs: Path, day: str | None, truth: Path | None, samples: Path | None, run: RunConfig
+    logs: Path, day: str | Sequence[str] | None, truth: Path | None, samples: Path | None, run: RunConfig
 ) -> TestSets:
-    """Build the test sets of a day of accepted logs.
+    """Build the test sets of a day of accepted logs, or of several together.
 
     Args:
         logs: accepted logs.
-        day: the test day, YYYY-MM-DD; the newest when None.
+        day: the test day, YYYY-MM-DD, or several, or a range (see `crops.logs.days.named_days`); the newest
+            when None.
         truth: truth of a simulation.
         samples: what the models were trained on: tells seen queries from unseen.
         run: the settings.
@@ -496,15 +518,20 @@ def day_testsets(
         CropsError: the test day was mined for the training samples, or it is not named and not clear.
     """
     opened = open_logs(logs)
-    test_day = day or newest_day(logs, opened.search_days, run.engine.daily.window)
+    if day:
+        named = [day] if isinstance(day, str) else day
+        test_days = named_days(logs, named, opened.search_days)
+    else:
+        test_days = [newest_day(logs, opened.search_days, run.engine.daily.window)]
     relevance, similarity = theta(logs, run)
     seen: list[int] | None = None
     if samples is not None:
-        refuse_mined(samples, test_day)
+        for test_day in test_days:
+            refuse_mined(samples, test_day)
         seen = pq.read_table(samples / "queries.parquet", columns=["query_id"])["query_id"].to_pylist()
     return build_testsets(
         opened,
-        test_day,
+        test_days,
         run.evaluation,
         run.engine.reformulation,
         relevance=relevance,
@@ -540,7 +567,7 @@ def evaluate_models(
         testsets: see `day_testsets`.
         run: the settings.
     """
-    ids, texts = load_documents(logs, run, testsets.day, testsets.candidate_ids())
+    ids, texts = load_documents(logs, run, testsets.days[0], testsets.candidate_ids())
     retrievers = {name: load_retriever(model, ids, texts, logs) for name, model in models.items()}
     results = {name: evaluate(one, testsets, run.evaluation, run.seed) for name, one in retrievers.items()}
     return results, retrievers

@@ -7,15 +7,19 @@ import sys
 
 import ir_measures
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 from ir_measures import R
 
 from crops.cli import main
-from crops.cli.evaluate import agreement, evaluate, gate, refuse_trained_on, results_table, write_results
+from crops.cli.evaluate import agreement, evaluate, refuse_trained_on, write_results
+from crops.cli.evaluate import gate as refuse_losses
 from crops.config import load_config
 from crops.errors import CropsError, RegressionError
+from crops.evaluation import TestSets
 from crops.evaluation.evaluate import metric_values, summarise
+from crops.report.evaluation import Basis, compared, differences_table, gain_tables, means_tables
 
 RUN = load_config(evaluation__resamples=999)
 DAY = 86_400_000_000
@@ -30,6 +34,12 @@ def evaluation(**metrics):
     return summarise(tables, 100, 0)
 
 
+def gate(results, against, metrics):
+    found = compared(results, against, metrics, RUN)
+    refuse_losses(found, against, several=len(results) > 1)
+    return found
+
+
 def around(low):
     return [low + 0.01 * (i % 5) for i in range(50)]
 
@@ -39,7 +49,7 @@ def test_a_significant_loss_is_refused_with_its_figures():
     with pytest.raises(
         RegressionError, match=r"new loses 10.00 points of ct \[-10.0, -10.0\], p = 0.002"
     ) as found:
-        gate(results, "old", ["ct"], RUN)
+        gate(results, "old", ["ct"])
     assert found.value.exit_code == 1
     assert CropsError.exit_code == 2
 
@@ -47,19 +57,19 @@ def test_a_significant_loss_is_refused_with_its_figures():
 def test_gains_and_noise_pass():
     noise = np.random.default_rng(0).normal(0, 0.1, 50)
     old = evaluation(ct=around(0.5), qr=around(0.5))
-    gate({"new": evaluation(ct=around(0.6), qr=around(0.5) + noise), "old": old}, "old", ["ct", "qr"], RUN)
+    gate({"new": evaluation(ct=around(0.6), qr=around(0.5) + noise), "old": old}, "old", ["ct", "qr"])
     # and a loss on what does not count
     lost = evaluation(ct=around(0.5), mrr=around(0.1))
-    gate({"new": lost, "old": evaluation(ct=around(0.5), mrr=around(0.9))}, "old", ["ct"], RUN)
+    gate({"new": lost, "old": evaluation(ct=around(0.5), mrr=around(0.9))}, "old", ["ct"])
 
 
-def test_a_gate_without_enough_queries_is_refused_and_says_nothing_of_a_metric_with_few(capsys):
+def test_a_gate_without_enough_queries_is_refused_and_says_nothing_of_a_metric_with_few():
     few, more = [0.1] * 9, around(0.5)
     with pytest.raises(CropsError, match="no metric has 10 queries to compare with old on"):
-        gate({"new": evaluation(ct=few), "old": evaluation(ct=[0.9] * 9)}, "old", ["ct"], RUN)
+        gate({"new": evaluation(ct=few), "old": evaluation(ct=[0.9] * 9)}, "old", ["ct"])
     results = {"new": evaluation(ct=more, qr=few), "old": evaluation(ct=more, qr=[0.9] * 9)}
-    gate(results, "old", ["ct", "qr"], RUN)
-    assert "no interval: n = 9" in " ".join(capsys.readouterr().err.split())
+    table = differences_table(gate(results, "old", ["ct", "qr"]), "old")
+    assert table.rows[1] == ["new", "qr", "-80.0", "no interval: n = 9", "–"]
 
 
 @pytest.mark.parametrize(
@@ -73,9 +83,8 @@ def test_a_gate_without_enough_queries_is_refused_and_says_nothing_of_a_metric_w
 )
 def test_means_of_few_queries_are_told_without_an_interval(n, cell, caption, tmp_path):
     results = {"m": evaluation(ct=[1.0] * n)}
-    table = results_table(results, "2026-01-08")
-    assert [list(column.cells) for column in table.columns] == [["m"], [cell]]
-    assert table.caption == caption
+    (table,) = means_tables(results, "2026-01-08")
+    assert (table.rows, table.note) == ([["m", cell]], caption)
     write_results(tmp_path, results)
     summary = json.loads((tmp_path / "summary.json").read_text(), parse_constant=pytest.fail)
     assert (summary["m"]["ct"]["ci_low"] is None) == (n < 10)
@@ -87,8 +96,8 @@ def test_p_values_are_corrected_over_models_and_metrics():
     loss = rng.normal(-0.028, 0.08, 40)
     old, new = evaluation(ct=[0.5] * 40), evaluation(ct=0.5 + loss)
     with pytest.raises(RegressionError):
-        gate({"new": new, "old": old}, "old", ["ct"], RUN)
-    gate({**{f"new {i}": new for i in range(30)}, "old": old}, "old", ["ct"], RUN)
+        gate({"new": new, "old": old}, "old", ["ct"])
+    gate({**{f"new {i}": new for i in range(30)}, "old": old}, "old", ["ct"])
 
 
 @pytest.fixture
@@ -172,17 +181,19 @@ def test_models_of_one_name_get_a_file_and_a_row_each(runs, tmp_path):
         (tmp_path / folder).mkdir()
         (runs / {"one": "good", "two": "bad"}[folder]).rename(tmp_path / folder / "a.run")
     models = [str(tmp_path / folder / "a.run") for folder in ("one", "two")]
-    found = evaluate(models, qrels=runs / "qrels", out=tmp_path / "out")
+    evaluate(models, qrels=runs / "qrels", out=tmp_path / "out")
     files = sorted(path.stem for path in (tmp_path / "out").glob("*.parquet"))
     assert [name.rpartition("-")[0].rpartition("-")[2] for name in files] == ["one", "two"]
-    rows = list(results_table(found, "").columns[0].cells)
-    assert len(set(rows)) == 2
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "one-a.run" in page
+    assert "two-a.run" in page
 
 
 def test_a_model_trained_on_the_test_day_is_refused(tmp_path, logs):
     samples = mined(tmp_path, logs, "2026-01-05", "2026-01-06")
     model = tmp_path / "model"
     model.mkdir()
+    (model / "modules.json").touch()
     (model / "manifest.json").write_text(json.dumps({"command": "train", "samples": str(samples)}))
     with pytest.raises(CropsError, match="mined from 2026-01-06 too"):
         evaluate([str(model)], logs=logs, relevance="none")
@@ -199,3 +210,59 @@ def test_agreement_is_the_share_of_the_union():
     )
     empty = dict.fromkeys(counts, 0)
     assert agreement(empty, run).endswith("0 by both")
+
+
+def test_the_queries_that_gained_and_lost_most_are_named_if_enough_people_searched_them():
+    """Eight queries with a recall of .5 before; the first gained most, and one person searched it."""
+    after = [1.0, 0.9, 0.8, 0.7, 0.5, 0.3, 0.1, 0.0]
+    names = {"old": [0.5] * 8, "new": after}
+    results = {name: evaluation(**{"recall@100/ct": values}) for name, values in names.items()}
+    ids = list(range(1, 9))
+    queries = pa.table(
+        {"query_id": ids, "query": list("abcdefgh"), "searches": [9] * 8, "users": [1] + [2] * 7}
+    )
+    pairs = pa.table({"query_id": [*ids, 2], "search_id": [*ids, 9], "item_id": [*ids, 9]})
+    sets = TestSets(("2026-01-05",), 0, queries, pairs, pairs, pairs.slice(0, 0), None, {})
+    (table,) = gain_tables(results, "old", Basis("", sets, k=2), 100)
+    assert [row[:3] for row in table.rows] == [
+        [name, "50", f"{100 * value:.0f}"]
+        for name, value in zip("bcdfgh", after[1:4] + after[5:], strict=True)
+    ]
+    assert [row[3] for row in table.rows] == ["2", "1", "1", "1", "1", "1"]
+
+
+def test_results_fit_into_80_columns_and_leave_a_page(tmp_path, logs, capsys):
+    samples = mined(tmp_path, logs, "2026-01-05")
+    evaluate(["bm25", "bm25:bigrams"], logs=logs, samples=samples, relevance="none", out=tmp_path / "out")
+    page, said = (tmp_path / "out" / "report.html").read_text(), capsys.readouterr().err
+    assert "Against bm25, on the same queries" in said
+    assert "…" not in said
+    assert "Evaluation on 2026-01-06" in page
+
+
+def test_several_days_are_pooled(tmp_path, logs):
+    """The same four queries on both days: eight events of four queries."""
+    found = evaluate(
+        ["bm25"], logs=logs, day="2026-01-05..2026-01-06", relevance="none", out=tmp_path / "out"
+    )
+    assert found["bm25"].summary["recall@100/ct"].n == 4
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["days"] == ["2026-01-05", "2026-01-06"]
+    assert manifest["counts"]["searches"] == 8
+    with pytest.raises(CropsError, match="'jan' is no day: write YYYY-MM-DD"):
+        evaluate(["bm25"], logs=logs, day="jan", relevance="none")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("bm25:jieba", "unknown tokeniser 'jieba'"),
+        ("{}/modle", "modle is no folder of this machine; name a model's folder. Did you mean '.*/model'"),
+        ("{}/model", "model holds no model; name an output of crops train, or bm25"),
+    ],
+)
+def test_every_model_is_looked_for_before_the_first_is_run(tmp_path, logs, name, said):
+    (tmp_path / "model").mkdir()
+    with pytest.raises(CropsError, match=said):
+        evaluate(["bm25", name.format(tmp_path)], logs=logs, relevance="none", out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()

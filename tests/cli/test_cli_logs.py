@@ -147,3 +147,86 @@ def test_raw_logs_are_checked_before_they_are_mined(tmp_path, write_logs):
     with pytest.raises(CropsError, match="nothing usable is left"):
         crops.mine(write_logs(tmp_path / "blank", impressions=[{"query": " "}]), tmp_path / "none")
     assert not (tmp_path / "none").exists()
+
+
+def test_check_prints_each_fault_and_what_the_logs_would_bring(tmp_path, write_logs):
+    rows = [
+        {},
+        {"search_id": 2, "searched_at": 1_767_614_400},
+        {"search_id": 3, "query": "b", "clicked": True},
+    ]
+    logs, page = write_logs(tmp_path / "logs", impressions=rows), tmp_path / "page.html"
+    arguments = ["check", str(logs), str(tmp_path / "checked"), "--page", str(page)]
+    result = CliRunner().invoke(app, [*arguments, "--max-rejected", "40%"])
+    assert result.exit_code == 0
+    assert (tmp_path / "checked" / "accepted" / "items.parquet").exists()
+    report = json.loads((tmp_path / "checked" / "report.json").read_text())
+    assert [fault["reason"] for fault in report["faults"]] == ["time_unit"]
+    said = " ".join(result.output.split())
+    assert "Rewordings (P1) cannot help: no user searched with other words within 90 s." in said
+    assert "The feed (P2) cannot help: no feed." in page.read_text()
+    with pytest.raises(
+        CropsError, match=r"1 of 3 rows of search_impressions were rejected, 33\.3%"
+    ) as refused:
+        crops.check(logs, max_rejected="5%")
+    assert refused.value.exit_code == 1
+    with pytest.raises(CropsError, match="--max-rejected many: write a share such as 5% or 0.05"):
+        crops.check(logs, max_rejected="many")
+
+
+DAYS = [f"2026-01-0{n}" for n in range(5, 9)]
+
+
+@pytest.mark.parametrize(
+    ("options", "mined", "said"),
+    [
+        ({}, DAYS[:3], "kept for evaluation: 2026-01-08, later with: crops evaluate MODEL"),
+        ({"holdout": 2, "gap": 1}, DAYS[:1], "--day 2026-01-07..2026-01-08"),
+        ({"holdout": 0}, DAYS, "no day is kept for evaluation"),
+        (
+            {"first": DAYS[1], "last": DAYS[2]},
+            DAYS[1:3],
+            "2 queries and 2 searches of 2026-01-06 to",
+        ),
+        ({"first": DAYS[2]}, [DAYS[2]], "kept for evaluation: 2026-01-08"),
+        ({"day": "2026-01-06..2026-01-09"}, DAYS[1:], "no feed events on these days: P2 is absent"),
+    ],
+)
+def test_the_last_days_are_kept_for_evaluation(tmp_path, write_logs, capsys, options, mined, said):
+    rows = [
+        {
+            "search_id": n,
+            "query": f"q{n}",
+            "searched_at": (TRAIN_S + (958 + n) * DAY_S) * 1_000_000,
+            "clicked": True,
+        }
+        for n in range(4)
+    ]
+    logs = write_logs(tmp_path / "logs", impressions=rows, feed=[{}])
+    report = crops.mine(logs, tmp_path / "mined", relevance="none", **options)
+    assert report["days"] == mined
+    assert said in capsys.readouterr().err
+
+
+def test_what_a_mining_found_is_told_with_the_reasons_for_what_it_did_not(tmp_path, write_logs, capsys):
+    rows = [{"clicked": True}, {"search_id": 2, "query": "b", "searched_at": 1_767_614_430_000_000}]
+    crops.mine(write_logs(tmp_path / "logs", impressions=rows), tmp_path / "mined", relevance="none")
+    said = capsys.readouterr().err
+    for step in ("relevance", "write"):
+        assert said.count(f"· {step}\n") == 1
+    assert "│ clicks │ 1     │ –             │ –        │ 1    │ 0           │" in said
+    why = "no positives from rewording: nothing was consumed within 90 s after a rewording"
+    assert why in " ".join(said.split())
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"day": "jan"}, "'jan' is no day: write YYYY-MM-DD, or FIRST..LAST"),
+        ({"first": "2026-02-01"}, "no search from 2026-02-01 to 2026-01-05; the days there are: 2026-01-05"),
+        ({"day": "2026-01-05", "last": "2026-01-05"}, "give --day, or --from and --to, not both"),
+    ],
+)
+def test_days_that_cannot_be_mined_are_named(tmp_path, write_logs, options, said):
+    with pytest.raises(CropsError, match=said):
+        crops.mine(write_logs(tmp_path / "logs"), tmp_path / "mined", relevance="none", **options)

@@ -71,7 +71,8 @@ def test_train_writes_a_model_with_its_curves(mined, tmp_path):
     assert result.exit_code == 0, result.output
     page = (out / "report.html").read_text()
     assert "Temperature" in page
-    assert "model: the temperature goes from 0.0500 to 0.0" in page
+    assert page.index("model: the loss ") < page.index("The temperature goes from 0.0500 to 0.0")
+    assert "There was no validation" in page
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
 
 
@@ -113,7 +114,7 @@ def test_evaluation_during_the_training_reads_the_days_catalogue(mined, tmp_path
         }
     )
     day = TestSets(
-        "2026-01-07", 0, queries, pa.table({"item_id": list(range(1, 10))}), pairs, pairs, None, {}
+        ("2026-01-07",), 0, queries, pa.table({"item_id": list(range(1, 10))}), pairs, pairs, None, {}
     )
     asked = []
     monkeypatch.setattr(train_command, "day_testsets", lambda *args: asked.append(args[:4]) or day)
@@ -125,3 +126,5 @@ def test_evaluation_during_the_training_reads_the_days_catalogue(mined, tmp_path
     assert [json.loads(line)["step"] for line in lines] == [2, 4]
     # Nine items, k = 100: everything is found.
     assert json.loads(lines[0])["eval_recall@100/ct"] == 1.0
+    page = (tmp_path / "model" / "report.html").read_text()
+    assert "recall@100/ct on the validation day: 100.0 % at step 2, at best 100.0 % at step 2." in page

@@ -11,6 +11,7 @@ import pytest
 from crops.config import EvaluationConfig
 from crops.errors import CropsError
 from crops.evaluation import METRICS, TestSets, TruthSets, compare, evaluate, pool_evaluations
+from crops.evaluation.evaluate import metric_values, summarise
 
 CONFIG = EvaluationConfig(recall_k=3, ndcg_k=2, resamples=200)
 
@@ -58,7 +59,7 @@ def make_sets(**parts):
     )
     nothing = table("query_id search_id item_id")
     base = TestSets(
-        day="2026-01-05",
+        days=("2026-01-05",),
         seed=0,
         queries=queries,
         candidates=table("item_id", *((item,) for item in range(1, 10))),
@@ -240,3 +241,13 @@ def test_a_metric_of_ones_own_is_one_file(tmp_path):
     finally:
         METRICS.pop("authors")
     assert values(found, "authors@3") == pytest.approx({-5: 2 / 3, 10: 1, 20: 1 / 3})
+
+
+def test_queries_that_only_one_of_two_has_a_value_for_are_left_out_of_their_difference():
+    ids = np.arange(3)
+    full, gap = (
+        summarise({"m": metric_values("m", ids, np.array(values))}, 200, 0)
+        for values in ([0.5, 0.5, 0.5], [0.1, np.nan, 0.3])
+    )
+    assert compare(full, gap, 200, 0)["m"].mean == pytest.approx((0.4 + 0.2) / 2)
+    assert compare(full, gap, 200, 0)["m"].n == 2

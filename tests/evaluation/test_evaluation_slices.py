@@ -57,7 +57,7 @@ def sets(truth=None, ct=((), (), ())):
         }
     )
     candidates = pa.table({"item_id": [1, 2, 3, 4, 5]})
-    return TestSets("2026-01-07", 0, queries, candidates, pairs, pairs.slice(0, 0), truth, {})
+    return TestSets(("2026-01-07",), 0, queries, candidates, pairs, pairs.slice(0, 0), truth, {})
 
 
 def by_text(table, column):

@@ -93,7 +93,7 @@ def always(score):
 def build(logs, truth=None, seed=0, seen=None, day=DAY, independent=None, **options):
     scorers = {name: options.pop(name, None) for name in ("relevance", "similarity")}
     given = {"truth": truth, "independent": independent, "seed": seed, "seen": seen, **scorers}
-    return build_testsets(logs, day, EvaluationConfig(**options), ReformulationConfig(), **given)
+    return build_testsets(logs, [day], EvaluationConfig(**options), ReformulationConfig(), **given)
 
 
 def rows(table):

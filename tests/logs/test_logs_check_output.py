@@ -39,7 +39,10 @@ def test_nothing_usable_left_is_an_error_that_says_why(write_logs, tmp_path):
         check(logs, tmp_path / "out")
     assert "time_unit (searched_at): 3 rows" in str(caught.value)
     assert "integer microseconds since 1970 UTC" in str(caught.value)
-    assert [path.name for path in tmp_path.iterdir()] == ["logs"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["logs", "out.failed"]
+    rejected = pq.read_table(tmp_path / "out.failed/rejects/search_impressions")
+    assert rejected["reasons"].to_pylist() == [["time_unit"]] * 3
+    assert f"the rejected rows are in {tmp_path}/out.failed/rejects" in str(caught.value)
     with pytest.raises(CropsError, match=r"2 of 2 rows of items rejected"):
         check(write_logs(tmp_path / "textless", items=[{"item_id": i, "ocr_cover": ""} for i in (1, 2)]))
 
@@ -125,13 +128,20 @@ def test_a_memory_limit_that_is_no_size_is_named(write_logs, tmp_path):
         check(write_logs(tmp_path / "logs"), memory="lots")
 
 
-def test_the_report_renders_faults_and_facts(write_logs, tmp_path):
-    logs = write_logs(tmp_path / "logs", impressions=[GOOD, {"rank": 0}, {"rank": 0, "search_id": 2}])
-    console = Console(width=200)
+def test_the_report_renders_faults_with_their_values_and_facts(write_logs, tmp_path):
+    bad = [{"rank": rank, "search_id": n} for n, rank in enumerate((0, -1, 0, -2, -3))]
+    logs = write_logs(tmp_path / "logs", impressions=[GOOD, *bad])
+    console = Console(width=80)
     with console.capture() as captured:
         console.print(render(check(logs)))
-    text = captured.get()
-    for part in ("rank_not_positive", "part-0.parquet", "rank=0", "add 1 to zero-based positions", "(valid)"):
+    text = " ".join(captured.get().split())
+    for part in (
+        "Most rows of search_impressions are lost: 5 of 6",
+        "search_impressions, rank: 5 rows rank_not_positive",
+        "part-0.parquet, row 1: rank=0",
+        "add 1 to zero-based positions; found: 0, -1, -2",
+        "(valid)",
+    ):
         assert part in text
 
 

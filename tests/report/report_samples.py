@@ -1,18 +1,25 @@
 """A full page of each kind, with every text from the caller so that a test can make it hostile."""
 
 import dataclasses
+from collections import defaultdict
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
 
 from crops.cli.calibrate import calibration_page
 from crops.cli.llm import judge_page
 from crops.cli.simulate import World, realism_page
-from crops.evaluation import Difference, Interval
+from crops.config import EngineConfig, RunConfig
+from crops.evaluation import Difference, Interval, TestSets
+from crops.evaluation.evaluate import metric_values, summarise
+from crops.evaluation.outlook import Expected, Outlook
 from crops.relevance import StoredCalibration
 from crops.relevance.calibrate import AlphaPoint
 from crops.report import Bar, Figure, Line, Page, Section, Table
 from crops.report.demo import Column, result_sections
+from crops.report.evaluation import Basis, evaluation_page
+from crops.report.outlook import outlook_page
 from crops.report.side_by_side import Hit, SideBySide, comparison_section
 from crops.report.training import mining_page, sources_section, training_section
 
@@ -30,6 +37,8 @@ def pages(text="a word"):
         "judge": (_judge(text), 2),
         "calibration": (_calibration(text), 2),
         "tables": (_tables(text), 2),
+        "outlook": (_outlook(text), 1),
+        "evaluation": (_evaluation(text), 1),
     }
 
 
@@ -175,6 +184,24 @@ def _calibration(text):
     points = [AlphaPoint(0.5, 10, 0.9, 0.8), AlphaPoint(0.6, 5, 1.0, 0.4), AlphaPoint(0.95, 0, None, 0.0)]
     probability, relevant = np.array([0.2, 0.8, 0.9]), np.array([False, True, True])
     return calibration_page(entry, text, "relevance", points, probability, relevant)
+
+
+def _outlook(text):
+    one = Expected(2500, 1234.0, 650.0, 700.0)
+    counts = defaultdict(lambda: 1, feed_events=0, items=0)
+    found = Outlook(("2026-01-05",), text, counts, {}, dict.fromkeys(("p0", "p1", "p2"), one), one)
+    return outlook_page(found, EngineConfig(), [text])
+
+
+def _evaluation(text):
+    ids, sets = list(range(12)), {}
+    for name, value in ((text, 0.5), ("b", 0.75)):
+        values = {"recall@100/ct": metric_values("recall@100/ct", np.arange(12), np.full(12, value))}
+        sets[name] = summarise(values, 100, 0)
+    queries = pa.table({"query_id": ids, "query": [text] * 12, "searches": ids, "users": ids})
+    pairs = pa.table({"query_id": ids, "search_id": ids, "item_id": ids})
+    day = TestSets(("2026-01-05",), 0, queries, pairs, pairs, pairs.slice(0, 0), None, {"ct_queries": 12})
+    return evaluation_page(sets, text, Basis(text, day), RunConfig(), [text])
 
 
 def _tables(text):

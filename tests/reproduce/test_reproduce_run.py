@@ -51,7 +51,7 @@ def mine(logs, day, out, settings, generated):
 def testsets(logs, day, truth, samples, settings):
     MADE.append(f"testsets {day}")
     nothing = pa.table({"query_id": pa.array([], pa.int64())})
-    return TestSets(day, 0, nothing, nothing, nothing, nothing, None, {})
+    return TestSets((day,), 0, nothing, nothing, nothing, nothing, None, {})
 
 
 testsets.__test__ = False  # pytest would collect a function of this name

@@ -20,7 +20,10 @@ HELP = (
 
 
 def run() -> None:
-    """Run the command line; exit code 2 for what the user can fix, 1 for a worse model, 130 for Ctrl-C."""
+    """Run the command line.
+
+    Exit code 2 for what the user can fix, 1 for a worse model or too many rejected rows, 130 for Ctrl-C.
+    """
     warnings.showwarning = _print_warning
     try:
         app()

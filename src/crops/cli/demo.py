@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import typer
 
-from crops.cli.evaluate import results_table, write_results
+from crops.cli.evaluate import write_results
 from crops.cli.experiment import bubble_section
 from crops.cli.options import Options, command, option
 from crops.config import RunConfig, TrainingConfig
@@ -29,13 +29,14 @@ from crops.pipeline import (
     require_encoder,
     train_model,
 )
-from crops.report import write_page
+from crops.report import printed, write_page
 from crops.report.demo import (
     Arm,
     coverage_text,
     demo_page,
     judged_page,
 )
+from crops.report.evaluation import means_tables
 from crops.report.side_by_side import Reasons, choose_queries, side_by_side
 
 if TYPE_CHECKING:
@@ -116,11 +117,16 @@ def demo(
     bubble = bubble_section(logs, truth)
     page = demo_page(run, mined, arms, results, not_tested, bubble, compared, seconds)
     write_page(page, out / "report.html")
-    console.print(results_table(results, f"test day {test_day}. {coverage_text(mined)}"))
+    _print_means(results, f"test day {test_day}. {coverage_text(mined)}")
     console.print(f"open [bold]{out / 'report.html'}[/bold]; {seconds['total'] / 60:.1f} minutes")
     console.print(f"next: crops search {arms[-1].folder} mercury --items {samples}", soft_wrap=True)
     console.print(f"explore in a browser: [bold]crops serve {out}[/bold]", soft_wrap=True)
     return out / "report.html"
+
+
+def _print_means(results: dict[str, Evaluation], title: str) -> None:
+    for table in means_tables(results, title):
+        console.print(printed(table))
 
 
 # `crops demo --judged`: the same training, evaluation and report on real texts and human grades.
@@ -166,7 +172,7 @@ def judged_demo(folder: Path, out: Path, run: RunConfig, positive_label: int | N
         write_results(staging, results)
         write_manifest(staging, "evaluate", config=run.dump(), seconds=seconds, rejects=judged.rejects)
     write_page(judged_page(run, judged, results, seconds), out / "report.html")
-    console.print(results_table(results, f"{folder.name}, {len(judged.queries)} queries in {FOLDS} folds"))
+    _print_means(results, f"{folder.name}, {len(judged.queries)} queries in {FOLDS} folds")
     console.print(f"open [bold]{out / 'report.html'}[/bold]")
     return out / "report.html"
 

@@ -5,40 +5,45 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import typer
-from rich.table import Table
 
 from crops import evaluation
 from crops.cli.options import Options, command
 from crops.config import RunConfig
 from crops.errors import CropsError, RegressionError
-from crops.evaluation import (
-    FREQUENCIES,
-    MIN_QUERIES,
-    Evaluation,
-    Interval,
-    Slices,
-    TestSets,
-    build_slices,
-    compare,
-)
-from crops.evaluation.significance import holm
+from crops.evaluation import MIN_QUERIES, Evaluation, Slices, TestSets, build_slices
 from crops.evaluation.trec import evaluate_run, read_qrels, read_run, write_qrels, write_run
 from crops.outputs import MANIFEST, console, publish, timed, to_json, write_manifest
-from crops.pipeline import day_testsets, load_documents, load_retriever, say_other_fields
+from crops.pipeline import (
+    day_testsets,
+    load_documents,
+    load_retriever,
+    require_models,
+    say_other_fields,
+)
+from crops.report import printed, write_page
+from crops.report.evaluation import (
+    Basis,
+    Compared,
+    breakdown_tables,
+    compared,
+    differences_table,
+    evaluation_page,
+    gain_tables,
+    main_metrics,
+    means_tables,
+)
+from crops.report.side_by_side import SIMULATED_USERS
 
 COMMAND = "evaluate"
-_DETAIL = re.compile(r"_events|/catalogue|/seen|/unseen|mrr@|never_shown|senses@|\|")
-"""Metrics that the printed table leaves out."""
+PAGE = "report.html"
 SIGNIFICANT = 0.05
 
 
@@ -49,7 +54,11 @@ def evaluate(
     ],
     logs: Annotated[Path | None, typer.Option(help="Accepted logs that hold the test day.")] = None,
     day: Annotated[
-        str | None, typer.Option(help="Test day, YYYY-MM-DD.", show_default="the last, up to today")
+        list[str] | None,
+        typer.Option(
+            help="Test day, YYYY-MM-DD, or FIRST..LAST; repeat to pool several.",
+            show_default="the last, up to today",
+        ),
     ] = None,
     truth: Annotated[
         Path | None, typer.Option(help="truth/ of a simulation, for the metrics that need it.")
@@ -64,7 +73,9 @@ def evaluate(
     qrels: Annotated[
         Path | None, typer.Option(help="TREC qrels that run files are evaluated with, in place of logs.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for per-query values and summary.json.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for report.html, summary.json and per-query values.")
+    ] = None,
     expanded: Annotated[
         Path | None, typer.Option(help="Output of `crops expand`: its queries join the texts of items.")
     ] = None,
@@ -84,26 +95,26 @@ def evaluate(
 ) -> dict[str, Evaluation]:
     """Evaluate models on a later day: clicks (CT), reformulations (QR) and, with truth, what is relevant.
 
-    With --samples also by frequency of the query. With --against every other model is compared with that one
-    on the same queries: a significant loss on any metric of the table (p < 0.05, corrected by Holm) raises
-    `crops.errors.RegressionError`.
+    Several days are pooled: what a query asks for is then what was clicked for it on any of them. Every other
+    model is compared with the first one, or that of --against, on the same queries. With --samples also by
+    frequency of the query. With --against a significant loss on any metric of the table (p < 0.05, corrected
+    by Holm) raises `crops.errors.RegressionError`.
     """
     models = list(dict.fromkeys([*model, *([against] if against else [])]))
     if trec and out is None:
         raise CropsError("--trec writes into the folder of --out; name one")
     if qrels is not None:
         results = _of_runs(models, qrels, run, out)
-        return finish(results, against, qrels.name, run, out)
+        return finish(results, against, Basis(qrels.name), run, out)
     if logs is None:
         raise CropsError("name the logs of the test day with --logs, or qrels for TREC runs with --qrels")
+    require_models(models)
     testsets = day_testsets(logs, day, truth, samples, run)
     slices = None if samples is None else slices_of(logs, samples, testsets, truth, run)
     results = _of_day(models, logs, testsets, slices, run, out, trec, expanded)
-    if testsets.qr_independent is not None:
-        console.print(agreement(testsets.counts, run))
-    if slices is not None:
-        console.print(breakdown(results, slices, run.evaluation.recall_k))
-    return finish(results, against, testsets.day, run, out)
+    # Nobody is behind what a simulation shows.
+    k = run.engine.k if truth is None else min(run.engine.k, SIMULATED_USERS)
+    return finish(results, against, Basis(testsets.day, testsets, slices, k), run, out)
 
 
 def _of_runs(models: Sequence[str], qrels: Path, run: RunConfig, out: Path | None) -> dict[str, Evaluation]:
@@ -134,15 +145,16 @@ def _of_day(
     """Evaluate models on the test sets of a day of logs.
 
     Raises:
-        CropsError: one of them was trained on that day.
+        CropsError: one of them was trained on such a day.
     """
     names = file_names(models)
     for name in models:
-        refuse_trained_on(name, testsets.day)
+        for test_day in testsets.days:
+            refuse_trained_on(name, test_day)
         say_other_fields(name, run.document.fields)
     results: dict[str, Evaluation] = {}
     seconds: dict[str, float] = {}
-    catalogue = load_documents(logs, run, testsets.day, testsets.candidate_ids(), expanded=expanded)
+    catalogue = load_documents(logs, run, testsets.days[0], testsets.candidate_ids(), expanded=expanded)
     with publish(out, COMMAND) if out else nullcontext() as folder:
         for name in models:
             with timed(seconds, f"evaluate {name}"):
@@ -161,25 +173,45 @@ def _of_day(
                 write_qrels(folder / "qr.qrels", testsets.qr)
                 if testsets.truth is not None:
                     write_qrels(folder / "annotation.qrels", testsets.truth.annotation)
-            counted = {"day": testsets.day, "counts": testsets.counts}
+            counted = {"days": testsets.days, "counts": testsets.counts}
             write_manifest(folder, COMMAND, config=run.dump(), seconds=seconds, **counted)
     return results
 
 
 def finish(
-    results: dict[str, Evaluation], against: str | None, title: str, run: RunConfig, out: Path | None
+    results: dict[str, Evaluation], against: str | None, tested: Basis, run: RunConfig, out: Path | None
 ) -> dict[str, Evaluation]:
-    """Print the results, and compare them with the model in use.
+    """Print the results, leave their page in `out`, and compare them with the model in use.
 
     Raises:
         RegressionError: another model is significantly worse.
     """
-    console.print(results_table(results, title))
-    if out is not None:
-        console.print(f"per-query values in [bold]{out}[/bold]; next: crops search MODEL QUERY --items LOGS")
+    reference, names = against or next(iter(results)), file_names(list(results))
+    notes = []
+    if tested.testsets is not None and tested.testsets.qr_independent is not None:
+        notes.append(agreement(tested.testsets.counts, run))
+    found = compared(results, reference, main_metrics(results), run)
+    named = {names[name]: one for name, one in results.items()}
+    tables = list(means_tables(named, tested.title))
+    if found:
+        short = {(names[name], metric): one for (name, metric), one in found.items()}
+        tables.append(differences_table(short, names[reference]))
+    if tested.slices is not None:
+        tables += breakdown_tables(named, tested.slices, run.evaluation.recall_k)
+    tables += gain_tables(named, names[reference], tested, run.evaluation.recall_k)
+    for table in tables:
+        console.print(printed(table))
+    for note in notes:
+        console.print(note)
+    if out is None:
+        console.print("with --out FOLDER: a page with these figures and the queries behind them")
+    else:
+        write_page(evaluation_page(named, names[reference], tested, run, notes), out / PAGE)
+        console.print(
+            f"open [bold]{out / PAGE}[/bold]; next: crops search MODEL QUERY --items LOGS", soft_wrap=True
+        )
     if against is not None:
-        metrics = [name for name in results[against].summary if not _DETAIL.search(name)]
-        gate(results, against, metrics, run)
+        gate(found, against, several=len(results) > 1)
     return results
 
 
@@ -205,70 +237,28 @@ def agreement(counts: dict[str, int], run: RunConfig) -> str:
     )
 
 
-def results_table(results: dict[str, Evaluation], title: str) -> Table:
-    """Return the means in %, one row per model; all metrics and the intervals are in summary.json."""
-    metrics = [name for name in next(iter(results.values())).summary if not _DETAIL.search(name)]
-    counts = next(iter(results.values())).summary
-    heads = [f"{name.replace('/', chr(10))}\nn = {counts[name].n}" for name in metrics]
-    table, names = Table("model", *heads, title=title), file_names(list(results))
-    for name, one in results.items():
-        cells = [_mean_cell(one.summary[metric]) for metric in metrics]
-        table.add_row(names[name], *cells)
-    notes = ["± half the width of the 95 % interval"]
-    if any(0 < counts[metric].n < MIN_QUERIES for metric in metrics):
-        notes.append(f"fewer than {MIN_QUERIES} queries carry none")
-    if any(not counts[metric].n for metric in metrics):
-        notes.append("–: no query has a value")
-    table.caption = "; ".join(notes)
-    return table
-
-
-def _mean_cell(one: Interval) -> str:
-    """Return a mean in % with half the width of its interval, or a dash for what is unknown."""
-    if not one.n:
-        return "–"
-    half = "–" if one.n < MIN_QUERIES else f"{50 * (one.ci_high - one.ci_low):.1f}"
-    return f"{100 * one.mean:.1f} ±{half}"
-
-
-def gate(results: Mapping[str, Evaluation], against: str, metrics: Sequence[str], run: RunConfig) -> None:
-    """Compare each model with the one in use, print the differences, and refuse a significant loss.
+def gate(found: Compared, against: str, *, several: bool) -> None:
+    """Refuse a significant loss against the model in use.
 
     Args:
-        results: evaluations on the same queries, by model.
+        found: the differences to it.
         against: the model in use.
-        metrics: what counts.
-        run: resamples and seed.
+        several: whether there is another model.
 
     Raises:
         RegressionError: a difference is below 0 with p < 0.05, corrected by Holm over models and metrics.
         CropsError: no metric has enough queries for a test.
     """
-    found = {
-        (name, metric): difference
-        for name, one in results.items()
-        if name != against
-        for metric, difference in compare(one, results[against], run.evaluation.resamples, run.seed).items()
-        if metric in metrics and difference.n > 0
-    }
-    if len(results) > 1 and all(one.n < MIN_QUERIES for one in found.values()):
+    if several and all(one.n < MIN_QUERIES for one, _ in found.values()):
         raise CropsError(
             f"no metric has {MIN_QUERIES} queries to compare with {against} on, so a test would say nothing; "
             "evaluate on a day with more searches"
         )
-    corrected = dict(zip(found, holm([one.p for one in found.values()]), strict=True))
-    table = Table(
-        "model", "metric", "difference", "95 % interval", "p, corrected", title=f"Against {against}"
-    )
-    losses = []
-    for (name, metric), one in found.items():
-        p = corrected[name, metric]
-        interval = one.ends("+.1f")
-        told = "–" if one.n < MIN_QUERIES else f"{p:.3f}"
-        table.add_row(name, metric, f"{100 * one.mean:+.2f}", interval, told)
-        if one.mean < 0 and p < SIGNIFICANT:
-            losses.append(f"{name} loses {-100 * one.mean:.2f} points of {metric} {interval}, p = {p:.3f}")
-    console.print(table)
+    losses = [
+        f"{name} loses {-100 * one.mean:.2f} points of {metric} {one.ends('+.1f')}, p = {p:.3f}"
+        for (name, metric), (one, p) in found.items()
+        if one.mean < 0 and p < SIGNIFICANT
+    ]
     if losses:
         raise RegressionError(f"significantly worse than {against}: {'; '.join(losses)}")
 
@@ -294,36 +284,8 @@ def refuse_trained_on(model: str, test_day: str) -> None:
 def slices_of(logs: Path, samples: Path, testsets: TestSets, truth: Path | None, run: RunConfig) -> Slices:
     """Return what breakdowns need; the training day is the last one mined before the test day."""
     days = json.loads((samples / "report.json").read_text())["days"]
-    train_day = max([day for day in days if day < testsets.day] or days)
+    train_day = max([day for day in days if day < testsets.days[0]] or days)
     return build_slices(logs, train_day, testsets, truth, run.engine.memory)
-
-
-def breakdown(results: Mapping[str, Evaluation], slices: Slices, k: int) -> Table:
-    """Return recall by frequency of the query, and of clicked items by age: means in %."""
-    by_name = {name: slices.queries.filter(pc.field("frequency") == name) for name in FREQUENCIES}
-    groups = {name: own["query_id"].to_numpy() for name, own in by_name.items()}
-    ages = [metric for metric in next(iter(results.values())).summary if "|age=" in metric and "/" in metric]
-    ages = [metric for metric in ages if not metric.endswith(("/seen", "/unseen"))]
-    heads = [f"{metric} {name}" for metric in ("CT", "QR") for name in groups]
-    heads += [f"CT {metric.rpartition('=')[2]} items" for metric in ages]
-    title = f"Recall@{k} by frequency of the query and age of the item, %"
-    table = Table("model", *heads, title=title, caption="–: no such query has a value")
-    names = file_names(list(results))
-    for name, one in results.items():
-        cells = [
-            _mean(one, f"recall@{k}/{metric}", ids) for metric in ("ct", "qr") for ids in groups.values()
-        ]
-        cells += [_mean(one, metric, None) for metric in ages]
-        table.add_row(names[name], *cells)
-    return table
-
-
-def _mean(one: Evaluation, metric: str, ids: np.ndarray | None) -> str:
-    rows = one.values.filter((pc.field("metric") == metric) & pc.field("value").is_valid())
-    values = rows["value"].to_numpy()
-    if ids is not None:
-        values = values[np.isin(rows["query_id"].to_numpy(), ids)]
-    return f"{100 * values.mean():.1f}\nn = {len(values)}" if len(values) else "–"
 
 
 def file_names(models: Sequence[str]) -> dict[str, str]:

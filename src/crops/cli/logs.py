@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from crops import logs as logs_room
 from crops.cli.options import DEFAULTS, LogsOption, Options, command, option
@@ -19,10 +21,10 @@ from crops.engine.export import FORMATS
 from crops.engine.export import export as export_samples
 from crops.engine.mined import WINDOW
 from crops.engine.without import read_without
-from crops.errors import CropsError
+from crops.errors import CropsError, RejectedError
 from crops.labels import ORIGINS, Source
 from crops.logs import open_logs
-from crops.outputs import console, publish, write_manifest
+from crops.outputs import Scratch, console, publish, write_manifest
 
 
 @command
@@ -53,16 +55,83 @@ def check(
     out: Annotated[
         Path | None, typer.Argument(help="Folder for accepted/ and rejects/; without it, only report.")
     ] = None,
-    memory: Annotated[str, option("engine.memory")] = DEFAULTS.engine.memory,
+    max_rejected: Annotated[
+        str | None,
+        typer.Option(help="E.g. 5%: exit code 1 where a table loses a larger share of its rows."),
+    ] = None,
+    page: Annotated[
+        Path | None, typer.Option(help="HTML page to write.", show_default="report.html in OUT")
+    ] = None,
+    *,
+    run: Annotated[RunConfig, Options(memory="engine.memory")],
 ) -> logs_room.CheckReport:
-    """Check logs against the table contracts: rejected rows go aside with their reasons, nothing is lost."""
-    report = logs_room.check(logs, out, memory)
+    """Check logs against the table contracts, and say what they would bring: will this help?
+
+    Rejected rows go aside with their reasons, nothing is lost. What the sources would bring is counted from
+    the accepted rows alone, without a model; the last day counts as held out.
+    """
+    allowed = None if max_rejected is None else _share(max_rejected)
+    report = logs_room.check(logs, out, run.engine.memory)
     console.print(logs_room.render(report))
+    console.print(_would_help(report, logs, out, page, run))
     if out is not None:
         console.print(
             f"accepted rows in [bold]{out / 'accepted'}[/bold]; next: crops mine {out / 'accepted'} MINED"
         )
+    worst = max(report.tables, key=lambda name: report.tables[name].share)
+    lost = report.tables[worst]
+    if allowed is not None and lost.share > allowed:
+        raise RejectedError(
+            f"{logs}: {lost.rejected:,} of {lost.rows:,} rows of {worst} were rejected, {lost.share:.1%}, "
+            f"more than --max-rejected {max_rejected}; correct what the faults above name"
+        )
     return report
+
+
+def _share(text: str) -> float:
+    """Return a share: "5%" or "0.05".
+
+    Raises:
+        CropsError: it is neither.
+    """
+    number, percent, _ = text.partition("%")
+    try:
+        value = float(number) / (100 if percent else 1)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise CropsError(f"--max-rejected {text}: write a share such as 5% or 0.05")
+    return value
+
+
+def _would_help(
+    report: logs_room.CheckReport, logs: Path, out: Path | None, page: Path | None, run: RunConfig
+) -> Group:
+    """Count what the accepted rows would bring, write the page if one is wanted, and return it as text."""
+    from crops.evaluation.outlook import outlook
+    from crops.logs.days import usual_days
+    from crops.report import printed, write_page
+    from crops.report.outlook import outlook_page
+
+    with Scratch("crops-accepted-") as scratch:
+        accepted = logs if out is None else out / "accepted"
+        if out is None and not report.clean:
+            logs_room.check(logs, Path(scratch) / "checked", run.engine.memory)
+            accepted = Path(scratch) / "checked" / "accepted"
+        opened = open_logs(accepted)
+        try:
+            days = usual_days(logs, opened.search_days, run.engine.daily.window)
+        except CropsError as error:  # which days are meant is not clear: all
+            console.print(f"[yellow]all days are counted:[/yellow] {escape(str(error))}")
+            days = list(opened.search_days)
+        made = outlook_page(outlook(opened, run.engine, days), run.engine, report.notes())
+    if target := page or (out and out / "report.html"):
+        write_page(made, target)
+    shown: list[RenderableType] = [Text("\nWould it help?", style="bold"), *map(Text, made.headline)]
+    shown += [Text()] + [printed(table) for section in made.sections for table in section.tables]
+    if target:
+        shown.append(Text(f"the same as a page: {target}"))
+    return Group(*shown)
 
 
 @command
@@ -75,6 +144,13 @@ def mine(
     daily: Annotated[
         bool, typer.Option("--daily", help="Add the days to OUT/day=.../ and merge OUT/window.")
     ] = False,
+    first: Annotated[
+        str | None, typer.Option("--from", help="First day to mine, YYYY-MM-DD.", show_default="the first")
+    ] = None,
+    last: Annotated[
+        str | None,
+        typer.Option("--to", help="Last day to mine, YYYY-MM-DD.", show_default="the one before --holdout"),
+    ] = None,
     window: int | None = None,
     rebuild: Annotated[
         bool, typer.Option("--rebuild", help="Mine days again that are built already (--daily).")
@@ -89,6 +165,8 @@ def mine(
         Options(
             day="engine.days",
             fields="document.fields",
+            holdout="engine.holdout",
+            gap="engine.gap",
             sources="engine.sources",
             engine="engine.engine",
             master="engine.master",
@@ -105,6 +183,10 @@ def mine(
     unknown). Of the pairs that one user adds to a query beyond the cap P1 stays first, then the higher theta;
     among equals --seed decides, as it does among the documents of a stage.
 
+    The last day is kept for evaluation (--holdout), and as many days before it as --gap says are left out;
+    --gap 1 is the paper's: trained on one day, tested two days later. Days that are named with --day, and the
+    last one with --to, are mined. A log of one day is mined whole, and so is every day with --daily.
+
     Scores of theta are kept in the cache folder: a mining that was killed resumes from them. Raw logs are
     checked first: the accepted rows are mined, the rejected ones stay in OUT.checked/rejects.
 
@@ -115,14 +197,19 @@ def mine(
     rows. With --daily every day of the window that held them is mined again.
     """
     from crops.engine.daily import mine_daily
+    from crops.logs.days import spans
     from crops.pipeline import accepted_logs, mine_logs, mining_job
+    from crops.report import printed
+    from crops.report.training import sources_section, why_empty
 
     if not daily and (window is not None or rebuild):
         raise CropsError("--window and --rebuild belong to daily builds; add --daily")
     left_out = None if without is None else read_without(without)
     accepted = accepted_logs(logs, out.with_name(f"{out.name}.checked"), run)
+    days, held = _days(open_logs(accepted), first, last, run, daily=daily)
+    named = bool(run.engine.days or last)
+    run = run.model_copy(update={"engine": run.engine.model_copy(update={"days": days or None})})
     if daily:
-        days = run.engine.days or ()
         job = mining_job(accepted, run, generated, left_out)
         report = mine_daily(open_logs(accepted), out, job, days, rebuild=rebuild)
     else:
@@ -132,8 +219,46 @@ def mine(
         rows = ", ".join(f"{n:,} of {table}" for table, n in left.items() if n)
         console.print(f"rows left out: {rows or 'none, these users and items are not in the logs'}")
     samples = out / WINDOW if daily else out
-    console.print(f"samples in [bold]{samples}[/bold]; next: crops train {samples} MODEL")
+    rows = report["input"]
+    console.print(f"{rows['queries']:,} queries and {rows['searches']:,} searches of {spans(report['days'])}")
+    for table in sources_section(report).tables:
+        console.print(printed(table))
+    for sentence in [*why_empty(report, run.engine), *report["notes"]]:
+        console.print(f"· {sentence}", highlight=False, markup=False)
+    if held:
+        test = "..".join(dict.fromkeys((held[0], held[-1])))
+        then = f"crops evaluate MODEL --logs {accepted} --samples {samples} --day {test}"
+        console.print(f"kept for evaluation: [bold]{spans(held)}[/bold], later with: {then}", soft_wrap=True)
+    elif not (daily or named):
+        console.print("no day is kept for evaluation: the logs hold one day, or --holdout is 0")
+    console.print(f"samples in [bold]{samples}[/bold]; next: crops train {samples} MODEL", soft_wrap=True)
     return report
+
+
+def _days(
+    logs: logs_room.Logs, first: str | None, last: str | None, run: RunConfig, *, daily: bool
+) -> tuple[tuple[str, ...], list[str]]:
+    """Return the days to mine, and those kept for evaluation.
+
+    Raises:
+        CropsError: a day is no day, --day is given with --from or --to, or none is left to mine.
+    """
+    from crops.logs.days import hold_out, named_days, usual_days
+
+    engine, known = run.engine, logs.search_days
+    if engine.days and (first or last):
+        raise CropsError("give --day, or --from and --to, not both")
+    if engine.days:
+        return tuple(named_days(logs.path, engine.days, known)), []
+    if daily and not (first or last):
+        return (), []
+    if first or last:
+        known = tuple(named_days(logs.path, [f"{first or known[0]}..{last or known[-1]}"], known))
+    usual = usual_days(logs.path, known, engine.daily.window)
+    if daily or last:
+        return tuple(usual), []
+    mined, held = hold_out(logs.path, usual, engine.holdout, engine.gap)
+    return tuple(mined), held
 
 
 @command

@@ -148,7 +148,7 @@ def _evaluate_old_system(logs: Path, truth: Path, days: Days, out: Path, run: Ru
     evaluate(
         models,
         logs=accepted,
-        day=days.test,
+        day=[days.test],
         truth=truth,
         samples=out / "samples",
         out=out / "evaluation",

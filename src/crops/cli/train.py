@@ -106,7 +106,7 @@ def _evaluation(logs: Path, day: str | None, samples: Path, run: RunConfig) -> E
 
     testsets = day_testsets(logs, day, None, samples, run)
     settings = run.evaluation.model_copy(update={"resamples": FEWEST_RESAMPLES})
-    document = document_texts(logs, run, before=testsets.day)
+    document = document_texts(logs, run, before=testsets.days[0])
 
     def metrics(encoder: SentenceTransformer) -> dict[str, float]:
         rendering = rendering_of(encoder).of(document.fields)

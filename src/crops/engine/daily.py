@@ -49,7 +49,7 @@ from crops.protocols import PairScorer
 from crops.schema import EVIDENCE, ITEMS, QUERIES, SAMPLES, SYNTHETIC_ITEMS, Table
 
 _LOCK = ".lock"
-_FREE = ("days", "engine", "master", "memory", "k", "daily")
+_FREE = ("days", "holdout", "gap", "engine", "master", "memory", "k", "daily")
 """Settings that leave the samples of a day as they are."""
 
 

@@ -520,7 +520,7 @@ def pool_evaluations(evaluations: Sequence[Evaluation], resamples: int, seed: in
 
 
 def compare(a: Evaluation, b: Evaluation, resamples: int, seed: int) -> dict[str, Difference]:
-    """Return, for each metric that both have, the paired difference a - b over the same queries.
+    """Return, for each metric that both have, the paired difference a - b over the queries with both values.
 
     Raises:
         CropsError: a metric was taken on different queries: the two used different test sets.
@@ -529,9 +529,11 @@ def compare(a: Evaluation, b: Evaluation, resamples: int, seed: int) -> dict[str
     for metric in a.values["metric"].unique().to_pylist():
         if metric not in b.summary:
             continue
-        own, other = (_defined(e.values.filter(pc.field("metric") == metric)) for e in (a, b))
+        own, other = (e.values.filter(pc.field("metric") == metric) for e in (a, b))
         if not own.select(["query_id", "weight"]).equals(other.select(["query_id", "weight"])):
             raise CropsError(f"{metric}: the two evaluations have different queries; use the same test sets")
+        both = pc.and_(own["value"].is_valid(), other["value"].is_valid())
+        own, other = own.filter(both), other.filter(both)
         differences[metric] = paired_bootstrap(
             own["value"].to_numpy(),
             other["value"].to_numpy(),

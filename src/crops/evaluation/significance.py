@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
@@ -134,6 +135,26 @@ def _two_sided(means: Values) -> float:
     """Return twice the smaller share of resamples on either side of 0, the observed sample counted as one."""
     below, above = int((means <= 0).sum()), int((means >= 0).sum())
     return min(1.0, 2 * (min(below, above) + 1) / (len(means) + 1)) if len(means) else float("nan")
+
+
+def smallest_difference(
+    queries: float, spread: float, *, level: float = 0.05, power: float = 0.8
+) -> float | None:
+    """Return the smallest mean difference between two systems that a paired test on so many queries finds.
+
+    (z(1 - level / 2) + z(power)) spread / sqrt(queries), the normal approximation; None for fewer than
+    `MIN_QUERIES`.
+
+    Args:
+        queries: how many have a value.
+        spread: standard deviation over queries of the difference between the two.
+        level: of the two-sided test.
+        power: chance to find it.
+    """
+    if queries < MIN_QUERIES:
+        return None
+    normal = NormalDist()
+    return float((normal.inv_cdf(1 - level / 2) + normal.inv_cdf(power)) * spread / queries**0.5)
 
 
 @dataclass(frozen=True)

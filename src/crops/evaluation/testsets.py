@@ -39,6 +39,7 @@ from crops.engine.backend import DuckDBBackend
 from crops.engine.events import load_events
 from crops.errors import CropsError
 from crops.logs import Logs, open_logs
+from crops.logs.days import spans
 from crops.logs.tables import add_texts
 from crops.protocols import PairScorer
 
@@ -64,18 +65,18 @@ class TruthSets:
 
 @dataclass(frozen=True)
 class TestSets:
-    """The test sets of one day; every table is sorted by its columns, in order."""
+    """The test sets of one day, or of several together; every table is sorted by its columns, in order."""
 
     __test__ = False  # pytest would collect a class of this name
 
-    day: str
-    """The test day, YYYY-MM-DD."""
+    days: tuple[str, ...]
+    """The test days, YYYY-MM-DD, ascending."""
     seed: int
     """Seed of the samples of queries."""
     queries: pa.Table
-    """The queries of all sets: query_id, query (normalised), searches, seen (null if not known)."""
+    """The queries of all sets: query_id, query (normalised), searches, users, seen (null if not known)."""
     candidates: pa.Table
-    """The catalogue to search, item_id: uploaded before the day ended, or at an unknown time."""
+    """The catalogue to search, item_id: uploaded before the last day ended, or at an unknown time."""
     ct: pa.Table
     """query_id, search_id, item_id: clicked in that event."""
     qr: pa.Table
@@ -87,6 +88,11 @@ class TestSets:
     qr_independent: pa.Table | None = None
     """QR by another theta than the training's, relevance and similarity alike; None where none was given."""
 
+    @property
+    def day(self) -> str:
+        """The test days in words."""
+        return spans(self.days)
+
     def candidate_ids(self) -> NDArray[np.int64]:
         """Return the ids of the catalogue [n], ascending: build the retriever with these."""
         ids: NDArray[np.int64] = self.candidates["item_id"].to_numpy()
@@ -95,7 +101,7 @@ class TestSets:
 
 def build_testsets(
     logs: Logs,
-    day: str,
+    days: Collection[str],
     config: EvaluationConfig,
     reformulation: ReformulationConfig,
     *,
@@ -107,11 +113,11 @@ def build_testsets(
     seen: Collection[int] | None = None,
     memory: str = "2GB",
 ) -> TestSets:
-    """Build the test sets of a day.
+    """Build the test sets of a day, or of several days together: their events are pooled.
 
     Args:
-        logs: the logs; only `day` and the items are read.
-        day: the test day, YYYY-MM-DD.
+        logs: the logs; only the days and the items are read.
+        days: the test days, YYYY-MM-DD.
         config: sizes of the sets and of the annotated lists.
         reformulation: settings of QR, the same as of P1.
         relevance: theta; None keeps every candidate of QR.
@@ -123,20 +129,21 @@ def build_testsets(
         memory: memory limit of DuckDB.
 
     Raises:
-        CropsError: the day holds no search, or a truth file is missing or lacks a column.
+        CropsError: the days hold no search, or a truth file is missing or lacks a column.
     """
     truth = None if truth is None else Path(truth)
-    find = partial(reformulation_positives, logs, [day], reformulation, memory=memory)
+    days = sorted(set(days))
+    find = partial(reformulation_positives, logs, days, reformulation, memory=memory)
     # Each search for reformulations opens a database of its own: before ours, not beside it.
     later = find(relevance=relevance, similarity=similarity)
     later_any = None if truth is None else find(relevance=None, similarity=similarity)
     later_independent = independent and find(relevance=independent[0], similarity=independent[1])
     with DuckDBBackend(memory) as backend:
-        load_events(backend, logs, [day])
-        backend.table("candidates", _candidates_sql(day))
+        load_events(backend, logs, days)
+        backend.table("candidates", candidates_sql(days[-1]))
         backend.load("later", later.schema, later.to_batches())
         counts = {name: backend.count(f"({query})") for name, query in _COUNTS.items()}
-        ct, qr = (backend.arrow(f"{_in_catalogue(pairs)} order by all") for pairs in (_CLICKED, _LATER))
+        ct, qr = (backend.arrow(f"{_in_catalogue(pairs)} order by all") for pairs in (CLICKED, _LATER))
         ct, qr = sample_queries(ct, config.max_ct, seed), sample_queries(qr, config.max_qr, seed)
         used, sets, other = [ct, qr], None, None
         if later_independent is not None:
@@ -150,7 +157,7 @@ def build_testsets(
             used += [sets.qr, sets.needs, sets.annotation]
         queries = _queries(backend, used, seen)
         candidates = backend.arrow("select item_id from candidates order by item_id")
-    return TestSets(day, seed, queries, candidates, ct, qr, sets, counts, other)
+    return TestSets(tuple(days), seed, queries, candidates, ct, qr, sets, counts, other)
 
 
 def save_testsets(testsets: TestSets, folder: str | Path) -> None:
@@ -164,7 +171,7 @@ def save_testsets(testsets: TestSets, folder: str | Path) -> None:
     if testsets.qr_independent is not None:
         pq.write_table(testsets.qr_independent, folder / f"{_INDEPENDENT}.parquet")
     index = {
-        "day": testsets.day,
+        "days": testsets.days,
         "seed": testsets.seed,
         "truth": testsets.truth is not None,
         "independent": testsets.qr_independent is not None,
@@ -192,14 +199,20 @@ def load_testsets(folder: str | Path) -> TestSets:
     except (OSError, ValueError, KeyError) as error:
         raise CropsError(f"{folder} does not hold test sets: {error}; build them again") from error
     return TestSets(
-        index["day"], index["seed"], **tables, truth=truth, counts=index["counts"], qr_independent=other
+        tuple(index["days"]),
+        index["seed"],
+        **tables,
+        truth=truth,
+        counts=index["counts"],
+        qr_independent=other,
     )
 
 
-_CLICKED = """
+CLICKED = """
 select t.query_id, l.search_id, l.item_id
 from log_impressions l join texts t on t.raw = l.query where l.clicked
 """
+"""The SELECT of what was clicked, of which CT is made."""
 _LATER = "select distinct query_id, search_id, item_id from later"
 
 
@@ -214,9 +227,9 @@ def _outside(pairs: str) -> str:
 _COUNTS = {
     "searches": "select 1 from searches",
     "queries": "select 1 from queries",
-    "ct_queries": f"select distinct query_id from ({_in_catalogue(_CLICKED)})",
-    "ct_pairs": _in_catalogue(_CLICKED),
-    "ct_pairs_outside_catalogue": _outside(_CLICKED),
+    "ct_queries": f"select distinct query_id from ({_in_catalogue(CLICKED)})",
+    "ct_pairs": _in_catalogue(CLICKED),
+    "ct_pairs_outside_catalogue": _outside(CLICKED),
     "qr_queries": f"select distinct query_id from ({_in_catalogue(_LATER)})",
     "qr_pairs": _in_catalogue(_LATER),
     "qr_pairs_outside_catalogue": _outside(_LATER),
@@ -237,7 +250,8 @@ def _independent_qr(
     return sample_queries(backend.arrow(f"{pairs} order by all"), limit, seed), counts
 
 
-def _candidates_sql(day: str) -> str:
+def candidates_sql(day: str) -> str:
+    """Return the SELECT of the catalogue of a test day: uploaded before it ends, or at an unknown time."""
     end = datetime.strptime(day, "%Y-%m-%d").replace(tzinfo=UTC) + timedelta(days=1)
     return f"""
     select item_id from log_items
@@ -249,7 +263,8 @@ def _queries(backend: DuckDBBackend, used: list[pa.Table], seen: Collection[int]
     ids = pa.concat_tables([table.select(["query_id"]) for table in used])
     backend.load("used", ids.schema, ids.to_batches())
     queries = backend.arrow(
-        "select query_id, query, searches from queries semi join used using (query_id) order by query_id"
+        "select query_id, query, searches, users from queries semi join used using (query_id) "
+        "order by query_id"
     )
     flags = pa.nulls(len(queries), pa.bool_())
     if seen is not None:
@@ -404,7 +419,7 @@ def build_slices(
         add_texts(db, f"select query from {searched}")
         db.register("wanted", testsets.queries)
         db.register("candidates", testsets.candidates)
-        db.execute(_SLICE_TABLES.format(searched=searched, train=train_day, test=testsets.day))
+        db.execute(_SLICE_TABLES.format(searched=searched, train=train_day, test="', '".join(testsets.days)))
         ages = _arrow(db, _AGES.format(items=items, end=end, recent=end - RECENT_DAYS * _DAY_US))
         senses = None if truth is None else _arrow(db, _senses_sql(truth))
         counted = "select null::BIGINT as query_id, null::BIGINT as senses where false"
@@ -451,7 +466,7 @@ create table placed as
 create table exposed as
     select distinct t.query, item_id from {searched} f join texts t on t.raw = f.query
     where stage = 'exposed' and day <= '{train}';
-create table tested as select * from events where day = '{test}';
+create table tested as select * from events where day in ('{test}');
 """
 
 _QUERIES = """

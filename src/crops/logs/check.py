@@ -15,16 +15,26 @@ from rich.table import Column as RichColumn
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from crops.database import Connection, explained, interruptible, open_database
+from crops.database import Connection, explained, interruptible, literal, open_database, quoted
 from crops.errors import CropsError
 from crops.labels import DEFAULT_LABELS, Source
 from crops.logs.days import spans, today
-from crops.logs.rules import KNOWN_ITEMS, count, keep_accepted, relative_sql, split, write_rejects
+from crops.logs.rules import (
+    KNOWN_ITEMS,
+    count,
+    keep_accepted,
+    keep_rejects,
+    relative_sql,
+    split,
+    write_rejects,
+)
 from crops.logs.tables import Logs, TableFiles, open_logs, text_kind
 from crops.outputs import Scratch, publish, timed, write_manifest
 from crops.schema import STAGES, Rule
 
 _EXAMPLE_CHARS = 100
+MOST = 0.5
+"""A table that loses more of its rows is shown in red."""
 _STAGE_LABELS = {"unexposed": DEFAULT_LABELS[Source.UNEXPOSED], "filtered": DEFAULT_LABELS[Source.FILTERED]}
 
 
@@ -46,6 +56,8 @@ class RowFault:
     example: dict[str, Any]
     """The example's values by contract column, nulls left out."""
     remedy: str
+    values: tuple[str, ...] = ()
+    """Different values of the column in such rows, the first three; empty where several columns are meant."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +67,11 @@ class TableCounts:
     rows: int
     accepted: int
     rejected: int
+
+    @property
+    def share(self) -> float:
+        """Share of the rows that were rejected."""
+        return self.rejected / self.rows if self.rows else 0.0
 
 
 @dataclass(frozen=True)
@@ -133,6 +150,12 @@ class CheckReport:
     control_characters: dict[str, dict[str, int]] = field(default_factory=dict)
     """Accepted rows in which control characters became spaces, by table and column."""
 
+    @property
+    def clean(self) -> bool:
+        """Whether every row is accepted as it is."""
+        changed = self.merged or self.control_characters
+        return not changed and not any(table.rejected for table in self.tables.values())
+
     def notes(self) -> list[str]:
         """Return what was found, as sentences."""
         changed = [
@@ -170,7 +193,7 @@ def check(logs: str | Path, out: str | Path | None = None, memory: str = "2GB") 
 
     Raises:
         CropsError: a file or column is missing, unreadable or of a wrong type, no usable items or impressions
-            are left, or `out` cannot be written.
+            are left (the rejected rows are then in `<out>.failed/rejects`), or `out` cannot be written.
     """
     out = None if out is None else Path(out)
     logs = Path(logs)
@@ -189,7 +212,10 @@ def check(logs: str | Path, out: str | Path | None = None, memory: str = "2GB") 
             explained(limit, files),
             open_database(memory, spill) as db,
         ):
-            report = interruptible(db, lambda: _check(db, source, staging, seconds))
+            try:
+                report = interruptible(db, lambda: _check(db, source, staging, seconds))
+            except NothingLeftError as error:
+                raise NothingLeftError(f"{error}{keep_rejects(staging, out, 'check')}") from error
         (staging / "report.json").write_text(report.to_json())
         rows = {name: vars(counts) for name, counts in report.tables.items()}
         write_manifest(
@@ -248,11 +274,15 @@ def _check_table(
     return counts, _row_faults(db, files, source.path, rules), spaced
 
 
-def _nothing_left(source: Logs, name: str, counts: TableCounts, faults: list[RowFault]) -> CropsError:
+class NothingLeftError(CropsError):
+    """No row of a table that is needed keeps the contract."""
+
+
+def _nothing_left(source: Logs, name: str, counts: TableCounts, faults: list[RowFault]) -> NothingLeftError:
     lines = [
         f"{source.path}: nothing usable is left: {counts.rejected} of {counts.rows} rows of {name} rejected"
     ]
-    return CropsError("\n  ".join(lines + [explain(fault) for fault in faults]))
+    return NothingLeftError("\n  ".join(lines + [explain(fault) for fault in faults]))
 
 
 def _row_faults(db: Connection, files: TableFiles, logs: Path, rules: list[Rule]) -> list[RowFault]:
@@ -272,8 +302,20 @@ def _row_faults(db: Connection, files: TableFiles, logs: Path, rules: list[Rule]
             rows, n_files, file, row, example = found[rule.reason]
             kept = {column: _cut(value) for column, value in example.items() if value is not None}
             place = (rows, n_files, file, row, kept)
-            faults.append(RowFault(name, rule.reason, rule.column, *place, rule.remedy))
+            found_values = _values(db, name, rule)
+            faults.append(RowFault(name, rule.reason, rule.column, *place, rule.remedy, found_values))
     return faults
+
+
+def _values(db: Connection, name: str, rule: Rule) -> tuple[str, ...]:
+    """Return the first three different values of a rule's column that it rejected."""
+    if ", " in rule.column:
+        return ()
+    query = f"""
+        select cast({quoted(rule.column)} as VARCHAR) as value from rejected_{name}
+        where list_contains(_reasons, {literal(rule.reason)}) and {quoted(rule.column)} is not null
+        group by value order by min(row(_file, _row)) limit 3"""
+    return tuple(str(_cut(value)) for (value,) in db.execute(query).fetchall())
 
 
 def _cut(value: object) -> object:
@@ -333,41 +375,50 @@ def explain(fault: RowFault) -> str:
     """Return a fault as one line."""
     return (
         f"{fault.table}: {fault.reason} ({fault.column}): {fault.count:,} rows,"
-        f" e.g. {fault.file} row {fault.row}: {_example(fault)}; {fault.remedy}"
+        f" e.g. {fault.file} row {fault.row}: {_example(fault)}; {_remedy(fault)}"
     )
 
 
 def render(report: CheckReport) -> RenderableType:
-    """Return the report as rich tables, the balance of rows first, and the facts."""
+    """Return the report for a terminal: the balance of rows first, then faults and facts."""
     counts = RichTable(
-        "table", *(_right(name) for name in ("rows", "accepted", "rejected")), title=report.logs
+        "table", *(_right(name) for name in ("rows", "accepted", "rejected", "%")), title=report.logs
     )
     for name, table in report.tables.items():
-        counts.add_row(name, f"{table.rows:,}", f"{table.accepted:,}", f"{table.rejected:,}")
+        cells = (f"{table.rows:,}", f"{table.accepted:,}", f"{table.rejected:,}", f"{100 * table.share:.1f}")
+        counts.add_row(name, *cells, style="bold red" if table.share > MOST else None)
     parts: list[RenderableType] = [counts]
-    if report.faults:
-        parts.append(_fault_table(report.faults))
+    parts += [
+        Text(f"Most rows of {name} are lost: {table.rejected:,} of {table.rows:,}", style="bold red")
+        for name, table in report.tables.items()
+        if table.share > MOST
+    ]
+    parts += [_told(fault) for fault in report.faults]
     parts.append(Text("\n".join(f"· {note}" for note in report.notes())))
     return Group(*parts)
 
 
-def _fault_table(faults: tuple[RowFault, ...]) -> RichTable:
-    table = RichTable(
-        "file", "column", "reason", "rows", "example", "remedy", title="rejected rows", show_lines=True
+def _told(fault: RowFault) -> Text:
+    more = f" (and {fault.files - 1} more)" if fault.files > 1 else ""
+    head = f"{fault.table}, {fault.column}: {fault.count:,} rows {fault.reason}"
+    return Text.assemble(
+        (head, "bold"),
+        f"\n  {fault.file}{more}, row {fault.row}: {_example(fault)}\n  {_remedy(fault)}",
+        overflow="fold",
     )
-    table.columns[3].justify = "right"
-    for fault in faults:
-        more = f" (and {fault.files - 1} more)" if fault.files > 1 else ""
-        example = f"row {fault.row}: {_example(fault)}"
-        cells = (fault.file + more, fault.column, fault.reason, f"{fault.count:,}", example, fault.remedy)
-        table.add_row(*(Text(cell, overflow="fold") for cell in cells))
-    return table
+
+
+def _remedy(fault: RowFault) -> str:
+    """Return the remedy with the values that it is about."""
+    if len(fault.values) < 2:
+        return fault.remedy
+    return f"{fault.remedy}; found: {', '.join(fault.values)}"
 
 
 def _example(fault: RowFault) -> str:
     """Return the value of the faulty column, and what identifies the row."""
     faulty = fault.column.split(", ")
-    known = [name for name in ("search_id", "user_id", "item_id") if name in fault.example]
+    known = [name for name in ("source_id", "search_id", "user_id", "item_id") if name in fault.example]
     return ", ".join(f"{name}={fault.example.get(name)!r}" for name in dict.fromkeys([*faulty, *known]))
 
 

@@ -64,6 +64,55 @@ def usual_days(logs: Path, days: Collection[str], window: int, newest: str | Non
     return sorted(set(days) - set(left))
 
 
+def named_days(logs: Path, named: Sequence[str], days: Collection[str]) -> list[str]:
+    """Return the days that are named one by one, or as a range.
+
+    Args:
+        logs: named in messages.
+        named: each YYYY-MM-DD, or FIRST..LAST for those of `days` between them, both included.
+        days: the days of the logs.
+
+    Raises:
+        CropsError: a day is written otherwise, or a range holds no day of the logs.
+    """
+    found = []
+    for text in named:
+        first, dots, last = text.partition("..")
+        wrong = [one for one in (first, last if dots else first) if not is_day(one)]
+        if wrong:
+            raise CropsError(
+                f"'{wrong[0]}' is no day: write YYYY-MM-DD, or FIRST..LAST for all days from one to the other"
+            )
+        inside = [day for day in days if first <= day <= last] if dots else [first]
+        if not inside:
+            raise CropsError(f"{logs}: no search from {first} to {last}; the days there are: {spans(days)}")
+        found += inside
+    return sorted(set(found))
+
+
+def hold_out(logs: Path, days: Sequence[str], holdout: int, gap: int) -> tuple[list[str], list[str]]:
+    """Return the days to mine, and the last ones, which are kept for evaluation; a lone day is mined.
+
+    Args:
+        logs: named in messages.
+        days: YYYY-MM-DD, ascending.
+        holdout: how many are kept.
+        gap: how many before these are neither mined nor kept.
+
+    Raises:
+        CropsError: no day would be left to mine.
+    """
+    if len(days) == 1 or not holdout:
+        return list(days), []
+    last = len(days) - holdout - gap
+    if last < 1:
+        raise CropsError(
+            f"{logs}: {len(days)} days hold searches, {spans(days)}; {holdout} kept for evaluation and a gap "
+            f"of {gap} leave none to mine: lower --holdout or --gap, or name days with --day"
+        )
+    return list(days[:last]), list(days[len(days) - holdout :])
+
+
 def newest_day(logs: Path, days: Collection[str], window: int) -> str:
     """Return the newest of the days that may be taken unasked (see `usual_days`)."""
     return usual_days(logs, days, window)[-1]

@@ -23,6 +23,7 @@ from crops.logs.tables import (
     table_days,
     typed,
 )
+from crops.outputs import publish, write_manifest
 from crops.schema import EARLIEST_US, ITEMS, LATEST_US, LOG_TABLES, STAGES, Agreement, Column, Rule, Table
 from crops.text import CONTROL, normalise_query
 
@@ -339,6 +340,17 @@ def write_rejects(db: Connection, files: TableFiles, logs: Path, folder: Path) -
     columns += ["_reasons as reasons", f"{relative_sql(logs)} as file", "_row as row"]
     select = f"select {', '.join(columns)} from rejected_{files.table.name} order by _file, _row"
     write_parquet(db, select, folder / "rejects.parquet")
+
+
+def keep_rejects(staging: Path, out: Path, command: str) -> str:
+    """Keep the rejects of an output that fails in `<out>.failed`; return a line that says where, if any."""
+    if not (staging / "rejects").exists():
+        return ""
+    kept = out.with_name(f"{out.name}.failed")
+    with publish(kept, command) as folder:
+        (staging / "rejects").rename(folder / "rejects")
+        write_manifest(folder, command, config={}, seconds={})
+    return f"\n  the rejected rows are in {kept / 'rejects'}"
 
 
 def _extra_names(files: TableFiles) -> list[str]:

@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from crops.errors import CropsError, MissingExtraError
+from crops.errors import CropsError, MissingExtraError, nearest
 from crops.outputs import progress, unique
 from crops.text import words
 
@@ -300,6 +300,12 @@ def local_folder(name: str) -> Path:
     resolved = resolve_model(name)
     if Path(resolved).is_dir():
         return Path(resolved)
+    path = Path(name)
+    beside = [str(one) for one in path.parent.iterdir() if one.is_dir()] if path.parent.is_dir() else []
+    if path.is_absolute() or name.startswith(".") or len(path.parts) > 2 or (len(path.parts) == 2 and beside):
+        raise CropsError(
+            f"{name} is no folder of this machine; name a model's folder.{nearest(name, beside)}"
+        )
     import huggingface_hub  # not needed, and slow to import, for models on disk
 
     try:
@@ -310,7 +316,7 @@ def local_folder(name: str) -> Path:
     except (OSError, ValueError) as error:
         raise CropsError(
             f"model '{name}' is neither a folder nor a model that the hub gives ({error}). "
-            "Name a SentenceTransformer folder, or use 'minilm'."
+            f"Name a SentenceTransformer folder, or use 'minilm'.{nearest(name, beside)}"
         ) from error
 
 

@@ -66,7 +66,7 @@ def demo_page(
     """
     from crops.training import read_log  # torch takes seconds to import: not for --help
 
-    columns = _simulated_columns(run.evaluation)
+    columns = simulated_columns(run.evaluation)
     names = [arm.name for arm in arms]
     against = differences(results, names[0], run)
     made = [
@@ -116,7 +116,7 @@ def judged_page(
     reference, names = "infonce_binary", list(results)
     against = differences(results, reference, run)
     last = against[names[-1]]
-    gains = [f"{column.label} {_points(last[column.key])}" for column in columns if column.key in last]
+    gains = [f"{column.label} {points(last[column.key])}" for column in columns if column.key in last]
     return Page(
         "Graded labels on a judged collection",
         [
@@ -137,7 +137,8 @@ def judged_page(
     )
 
 
-def _simulated_columns(config: EvaluationConfig) -> list[Column]:
+def simulated_columns(config: EvaluationConfig) -> list[Column]:
+    """Return the metrics of a day of logs, those by truth among them."""
     k, m = config.recall_k, config.ndcg_k
     return [
         Column(
@@ -179,14 +180,9 @@ def _headline(
     for column in (columns[-1], columns[1], columns[0]):
         if (change := against[last].get(column.key)) is not None:
             before, after = (results[name].summary[column.key].mean for name in (first, last))
-            verdict = "a significant gain" if change.mean > 0 else "a significant loss"
-            if math.isnan(change.p):
-                verdict = "too few queries to tell"
-            elif change.p >= SIGNIFICANT:
-                verdict = "no significant difference"
             sentences.append(
                 f"{column.label}: {100 * before:.1f} % with search labels only, {100 * after:.1f} % with "
-                f"{fullest} ({_points(change)}): {verdict}."
+                f"{fullest} ({points(change)}): {said_of(change)}."
             )
     added = {
         name: found
@@ -199,7 +195,17 @@ def _headline(
     return sentences
 
 
-def _points(change: Difference) -> str:
+def said_of(change: Difference) -> str:
+    """Return in words whether a difference is more than chance."""
+    if math.isnan(change.p):
+        return "too few queries to tell"
+    if change.p >= SIGNIFICANT:
+        return "no significant difference"
+    return "a significant gain" if change.mean > 0 else "a significant loss"
+
+
+def points(change: Difference) -> str:
+    """Write a difference of shares in points, with its interval."""
     interval = f"no interval: n = {change.n}"
     if not math.isnan(change.ci_low):
         interval = f"95 % interval {100 * change.ci_low:+.1f} to {100 * change.ci_high:+.1f}"

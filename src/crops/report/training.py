@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from crops.labels import ORIGINS, POSITIVE_ORIGINS, label_meanings
+from crops.config import EngineConfig
+from crops.labels import ORIGINS, POSITIVE_ORIGINS, label_meanings, parse_sources
 from crops.report.charts import Bar, Figure, Line, SplitBar
 from crops.report.page import Page, Section, Table, count, count_range, percent
 
@@ -107,6 +109,37 @@ def sources_section(mined: dict[str, Any]) -> Section:
         "taught it.",
         [table, _labels_table(mined)],
     )
+
+
+def why_empty(mined: dict[str, Any], config: EngineConfig) -> list[str]:
+    """Return why sources have brought nothing, where the notes of the report do not say it."""
+    sources, wanted = mined["sources"], parse_sources(config.sources)
+    consumed = "was clicked, liked or played long"
+    p1, p2 = config.reformulation, config.feed
+    near = f"nothing was consumed in the feed within {p2.window_s / 60:g} minutes of a search"
+    if not mined["input"]["feed_events_consumed"]:
+        near = f"nothing in the feed {consumed}"
+    steps = {
+        "p1": {
+            "candidates": f"nothing was consumed within {p1.window_s:g} s after a rewording",
+            "after_similarity": f"no two queries are alike enough (similarity {p1.similarity:g})",
+            "after_relevance": f"theta is above {p1.relevance:g} for no pair",
+        },
+        "p2": {"candidates": near, "after_relevance": f"theta is above {p2.relevance:g} for no pair"},
+    }
+    steps["p0"] = {"candidates": "no result was clicked or liked"}
+    told = {row.key for row in POSITIVE_ORIGINS if row.key not in steps}  # by the notes
+    if not mined["input"]["feed_events"]:
+        told.add("p2")
+    found = []
+    for row in POSITIVE_ORIGINS:
+        counts, why = sources.get(row.key) or sources["search"][row.stage], []
+        if not row.bit & wanted:
+            why = ["it is not among engine.sources"]
+        elif row.key not in told:
+            why = [said for step, said in steps[row.key].items() if not counts[step]]
+        found += [f"no positives from {row.human}: {why[0]}"] if why else []
+    return found
 
 
 def _labels_table(mined: dict[str, Any]) -> Table:
@@ -223,20 +256,16 @@ def _named(source: str) -> str:
 
 
 def training_page(folders: Sequence[Path]) -> Page:
-    """Return the curves of trained models (outputs of `crops train`), with where each temperature converges.
+    """Return the curves of trained models (outputs of `crops train`): loss, validation, and temperature.
 
     Raises:
         CropsError: a folder holds no training log, or a damaged one.
     """
-    from crops.training import read_log, settles  # torch takes seconds to import: not for --help
+    from crops.training import read_evaluations, read_log  # torch takes seconds to import: not for --help
 
     logs = {folder.name: read_log(folder) for folder in folders}
-    sentences = []
-    for name, log in logs.items():
-        value, step = settles(log)
-        start = f"{name}: the temperature goes from {log.temperature[0]:.4f} to {value:.4f}"
-        end = "and still moves" if step is None else f"and stays within 1 % of it from step {step:,} on"
-        sentences.append(f"{start} in {len(log.step):,} steps {end}.")
+    evaluations = {folder.name: read_evaluations(folder) for folder in folders}
+    sentences = [sentence for name, log in logs.items() for sentence in _said(name, log, evaluations[name])]
     manifest = json.loads((folders[0] / "manifest.json").read_text())
     contrast = manifest["contrast"]
     step_size = (
@@ -250,24 +279,62 @@ def training_page(folders: Sequence[Path]) -> Page:
         ("seed", str(manifest["seed"])),
         ("seconds", f"{sum(manifest['seconds'].values()):,.0f}"),
     ]
-    return Page("Training", sentences, [training_section(logs)], made)
+    return Page("Training", sentences, [training_section(logs, evaluations)], made)
 
 
-def training_section(logs: Mapping[str, TrainingLog]) -> Section:
-    """Return temperature and loss over the steps, drawn for each training."""
+Evaluations = Mapping[str, Mapping[int, float]]
+"""Value by step, by metric."""
+_DRAWN = re.compile(r"recall@\d+/(ct|qr)")
+
+
+def _said(name: str, log: TrainingLog, evaluations: Evaluations) -> Iterator[str]:
+    from crops.training import settles
+
+    tenth = max(1, len(log.step) // 10)
+    first, last = log.loss[:tenth].mean(), log.loss[-tenth:].mean()
+    verb = "falls" if last < first else "does not fall: it goes"
+    yield f"{name}: the loss {verb} from {first:.3f} to {last:.3f} in {len(log.step):,} steps."
+    for metric, values in evaluations.items():
+        if not _DRAWN.fullmatch(metric):
+            continue
+        best = max(values, key=lambda step: values[step])
+        yield (
+            f"{metric} on the validation day: {100 * values[min(values)]:.1f} % at step {min(values):,}, "
+            f"at best {100 * values[best]:.1f} % at step {best:,}."
+        )
+    if not evaluations:
+        yield "There was no validation; --eval-logs shows what the model makes of a later day."
+    value, step = settles(log)
+    end = "and still moves" if step is None else f"and stays within 1 % of it from step {step:,} on"
+    yield f"The temperature goes from {log.temperature[0]:.4f} to {value:.4f} {end}."
+
+
+def training_section(
+    logs: Mapping[str, TrainingLog], evaluations: Mapping[str, Evaluations] | None = None
+) -> Section:
+    """Return loss, recall on a validation day and temperature over the steps, drawn for each training."""
     window = -(-max(len(log.step) for log in logs.values()) // MAX_POINTS)
     lead = (
-        "The temperature is learnt: a lower one makes the model separate close documents more sharply. "
-        "The loss sums over different training data in each run, so its level does not compare models."
+        "The loss sums over different training data in each run, so its level does not compare models. "
+        "The temperature is learnt: a lower one makes the model separate close documents more sharply."
     )
     if window > 1:
         lead += f" Each point is the mean over up to {window} steps."
     temperatures, losses = [], []
+    validations: dict[str, list[Line]] = {}
     for tone, (name, log) in enumerate(logs.items(), 1):
         steps = _smooth(log.step)
         temperatures.append(Line(name, steps, _smooth(log.temperature), tone))
         losses.append(Line(name, steps, _smooth(log.loss), tone))
-    figures = [Figure("Temperature", temperatures, "step"), Figure("Loss", losses, "step")]
+        for metric, values in (evaluations or {}).get(name, {}).items():
+            if _DRAWN.fullmatch(metric):
+                percents = [100 * value for value in values.values()]
+                validations.setdefault(metric, []).append(Line(name, list(values), percents, tone))
+    figures = [
+        Figure("Loss", losses, "step"),
+        *(Figure(f"{metric}, %", lines, "step") for metric, lines in validations.items()),
+        Figure("Temperature", temperatures, "step"),
+    ]
     return Section("Training", lead, figures=figures)
 
 

@@ -362,15 +362,13 @@ def converged_at(folder: Path, near: float = NEAR) -> int:
     Raises:
         CropsError: the folder holds no evaluations, or damaged ones.
     """
-    from crops.training import EVALUATIONS  # torch takes seconds to import: not for --help
+    from crops.training import read_evaluations  # torch takes seconds to import: not for --help
 
-    path = folder / EVALUATIONS
     try:
-        rows = [json.loads(line) for line in path.read_text().splitlines()]
-        scores = {int(row["step"]): float(row[f"eval_{SCORE}"]) for row in rows}
-        return min(step for step, score in scores.items() if score >= (1 - near) * max(scores.values()))
-    except (OSError, ValueError, KeyError) as error:
-        raise CropsError(f"{path} is damaged ({error}); remove its folder to make it again") from error
+        scores = read_evaluations(folder)[SCORE]
+    except (CropsError, KeyError) as error:
+        raise CropsError(f"{folder} is damaged ({error}); remove it to make it again") from error
+    return min(step for step, score in scores.items() if score >= (1 - near) * max(scores.values()))
 
 
 def convergence(plain: Measured, watched: Measured) -> Convergence:

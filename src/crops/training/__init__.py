@@ -2,7 +2,7 @@
 
 from crops.training.distributed import is_first_process
 from crops.training.fit import train
-from crops.training.runs import EVALUATIONS, LOG, TrainingLog, read_log, settles
+from crops.training.runs import EVALUATIONS, LOG, TrainingLog, read_evaluations, read_log, settles
 from crops.training.samples import Samples, TrainingData, from_judgements
 from crops.training.trainer import Evaluation
 
@@ -15,6 +15,7 @@ __all__ = [
     "TrainingLog",
     "from_judgements",
     "is_first_process",
+    "read_evaluations",
     "read_log",
     "settles",
     "train",

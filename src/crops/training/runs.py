@@ -123,6 +123,25 @@ def read_log(folder: str | Path) -> TrainingLog:
     return TrainingLog(*(np.array(columns[name]) for name in TrainingLog._fields))
 
 
+def read_evaluations(folder: str | Path) -> dict[str, dict[int, float]]:
+    """Return the values of the evaluations during a training, by metric and step; {} where there was none.
+
+    Raises:
+        CropsError: a line is damaged.
+    """
+    path = Path(folder) / EVALUATIONS
+    found: dict[str, dict[int, float]] = {}
+    try:
+        for line in path.read_text().splitlines() if path.exists() else ():
+            row = json.loads(line)
+            for name, value in row.items():
+                if name.startswith("eval_") and value is not None:
+                    found.setdefault(name.removeprefix("eval_"), {})[int(row["step"])] = float(value)
+    except (ValueError, KeyError) as error:
+        raise CropsError(f"{path} is damaged: {error}") from error
+    return found
+
+
 def settles(log: TrainingLog, tolerance: float = SETTLED) -> tuple[float, int | None]:
     """Return where the temperature goes (CroPS, Figure 7): its mean over the last tenth, and since when.
 
