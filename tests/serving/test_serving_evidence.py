@@ -5,13 +5,17 @@ import pytest
 from served_world import GENERATED, ITEMS, MODELS, SECRET, patient
 from starlette.testclient import TestClient
 
+from crops.config import ExpansionConfig, IndexConfig
+from crops.engine.documents import added_texts, expand, read_expansion
 from crops.engine.evidence import Trail, TrainingEvidence
 from crops.errors import CropsError
 from crops.labels import Source
+from crops.retrieval import build_index
+from crops.retrieval.uri import Texts
 from crops.serving import service as service_module
 from crops.serving.app import make_app
-from crops.serving.evidence import Senses
-from crops.text import query_id
+from crops.serving.evidence import Added, Senses
+from crops.text import DOCUMENT_FIELDS, query_id
 
 P0, P1, P2, P3 = Source.CLICKED, Source.REFORMULATION, Source.FEED, Source.KNOWLEDGE
 
@@ -194,3 +198,26 @@ def test_samples_that_do_not_fit_are_refused(tmp_path):
         TrainingEvidence(tmp_path)
     with pytest.raises(CropsError, match="no truth folder"):
         Senses(tmp_path)
+
+
+def test_queries_that_joined_the_text_are_shown_with_their_reason(world, fake_models, tmp_path):
+    """ "jaguar" joined item 3, reworded by 4 as "spotted cat", and item 5, where one did: k is 3."""
+    expand(world / "samples", tmp_path / "expanded", ExpansionConfig(users=1))
+    added = added_texts(read_expansion(tmp_path / "expanded"))
+    texts = Texts((*DOCUMENT_FIELDS, "mined_query"), added)
+    build_index(f"faiss:{tmp_path / 'index'}", MODELS["new"], world / "logs", IndexConfig(), texts=texts)
+    settings = {"config": patient(), "samples": world / "samples", "expanded": tmp_path / "expanded"}
+    service = service_module.open_service({"index": (str(tmp_path / "index"), "new")}, **settings)
+    assert service.expansion.of(3) == (Added("jaguar", P1, "spotted cat", 4),)
+    assert service.expansion.of(5) == (Added("jaguar", P1, None, None),)
+    assert service.expansion.of(1) == ()
+    with TestClient(make_app(service)) as one:
+        page = " ".join(one.get("/", params={"q": "jaguar"}).text.split())
+        asked = {"query": "jaguar", "item_ids": ["3"]}
+        (reply,) = one.post("/explain", json=asked).json()["items"]
+    assert "reworded as “<bdi>spotted cat</bdi>” by 4 people" in page
+    assert "by fewer than 3 people" in page
+    assert "red car</bdi>" not in page
+    assert reply["added"] == [{"query": "jaguar", "sources": ["P1"], "via": "spotted cat", "users": 4}]
+    with pytest.raises(CropsError, match="was built without an expansion; build it with --expanded"):
+        service_module.open_service({"index": (str(world / "new"), "new")}, **settings)

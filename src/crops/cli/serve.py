@@ -198,6 +198,7 @@ def serve(
         typer.Option(help="Encodes queries: a copy of the index's model in another place."),
     ] = None,
     truth: Annotated[Path | None, typer.Option(help="Truth of a simulation: names the senses.")] = None,
+    expanded: ExpandedOption = None,
     api_key: Annotated[
         str | None, typer.Option(envvar="CROPS_API_KEY", help="What requests must carry.", show_envvar=True)
     ] = None,
@@ -227,7 +228,7 @@ def serve(
         indexes = {"index": (target, _shown(target))}
         if baseline is not None:
             indexes = {"baseline": (baseline, _shown(baseline)), **indexes}
-    server.run(service.open_service(indexes, serving, samples, logs, truth, model), key)
+    server.run(service.open_service(indexes, serving, samples, logs, truth, model, expanded), key)
 
 
 def _shown(uri: str) -> str:

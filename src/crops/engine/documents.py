@@ -222,6 +222,7 @@ def expand(
             seconds={},
             mined=str(found.folder.absolute()),
             days=found.report["days"],
+            k=found.config.k,
             removed=removed,
             **counts,
         )

@@ -201,11 +201,22 @@ class SupportingPair(BaseModel):
         )
 
 
+class AddedQuery(BaseModel):
+    """A query that an expansion joined to the text of an item."""
+
+    query: str
+    sources: list[str]
+    via: str | None
+    """The later query of most people, under which the item was consumed (P1)."""
+    users: int | None
+
+
 class ItemExplanation(BaseModel):
     """An item with the training pairs that speak for it, the nearest first."""
 
     item_id: str
     pairs: list[SupportingPair]
+    added: list[AddedQuery] = []
 
 
 class ExplainReply(BaseModel):
@@ -272,7 +283,12 @@ def make_api(service: Service) -> APIRouter:
         explained = await service.do(partial(service.explain, query, asked.item_ids))
         items = [
             ItemExplanation(
-                item_id=str(item), pairs=[SupportingPair.of(pair) for pair in explained.pairs[item]]
+                item_id=str(item),
+                pairs=[SupportingPair.of(pair) for pair in explained.pairs[item]],
+                added=[
+                    AddedQuery(**{**vars(one), "sources": source_names(one.sources)})
+                    for one in (service.expansion.of(item) if service.expansion else ())
+                ],
             )
             for item in asked.item_ids
         ]

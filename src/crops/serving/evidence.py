@@ -9,11 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from crops.engine.documents import read_expansion
 from crops.engine.evidence import Pair, TrainingEvidence, TrainingQuery
 from crops.errors import CropsError, UnknownItemError
+from crops.labels import Source
+from crops.outputs import read_manifest
 from crops.retrieval import FlatIndex
 from crops.retrieval.encoding import narrowed
 from crops.serving.searcher import Searcher
@@ -157,6 +161,50 @@ class Explainer:
         while len(self._written) > _WRITTEN:
             self._written.popitem(last=False)
         return found
+
+
+@dataclass(frozen=True)
+class Added:
+    """A query that joined the text of an item, and why."""
+
+    query: str
+    sources: Source
+    via: str | None
+    """P1: the later query of most people; None if fewer than k."""
+    users: int | None
+    """People behind the one trail that is told; None if fewer than k."""
+
+
+class Expansion:
+    """The queries that `crops expand` added, as far as others than the owner of the logs may know them."""
+
+    def __init__(self, folder: Path, k: int | None = None) -> None:
+        """Read an expansion.
+
+        Args:
+            folder: output of `crops expand`.
+            k: people behind whatever is told, as in `crops.engine.evidence`; `engine.k` of the mining when
+                None.
+
+        Raises:
+            CropsError: there is no expansion.
+        """
+        self.k: int = k or read_manifest(folder, "expand")["k"]
+        rows = read_expansion(folder)
+        self._rows = rows.filter(pc.field("searchers") >= self.k)
+        self._items = self._rows["item_id"].to_numpy()
+
+    def of(self, item_id: int) -> tuple[Added, ...]:
+        """Return what was added to an item, most people first."""
+        begin, end = np.searchsorted(self._items, [item_id, item_id + 1]).tolist()
+        added = []
+        for row in self._rows.slice(begin, end - begin).to_pylist():
+            sources = Source(row["sources"])
+            # A sum over trails would tell, beside the one that is told, how many the others are of.
+            users = row["via_users"] or (row["users"] if len(sources) == 1 else 0)
+            told = users >= self.k
+            added.append(Added(row["query"], sources, row["via"] if told else None, users if told else None))
+        return tuple(added)
 
 
 class Senses:

@@ -20,7 +20,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from crops.engine.evidence import TrainingEvidence
 from crops.errors import UnknownItemError
 from crops.labels import ORIGINS, POSITIVE_ORIGINS, Source, label_meanings
-from crops.serving.evidence import Explained, NearPair, Senses
+from crops.serving.evidence import Added, Expansion, Explained, NearPair, Senses
 from crops.serving.searcher import Job, Result
 from crops.serving.service import BadRequestError, Service, check_k, check_query
 from crops.text import Document, query_id
@@ -103,7 +103,7 @@ class Explorer:
         except UnknownItemError:  # an old link: the item has left the index
             explained = service.explain(query, [])
         stages = service.evidence.stages(query_id(query)) if service.evidence else None
-        full = columns(results, explained, stages, service.senses)
+        full = columns(results, explained, stages, service.senses, service.expansion)
         compared = len(full) == 2
         about = "senses" if service.senses else "categories"
         return self._page(
@@ -214,6 +214,8 @@ class Entry:
     """Its rank in the other column."""
     pairs: tuple[NearPair, ...] = ()
     """What speaks for it, where it is the result that is open."""
+    added: tuple[Added, ...] = ()
+    """Queries that joined its text."""
 
 
 @dataclass(frozen=True)
@@ -246,6 +248,7 @@ def columns(
     explained: Explained,
     stages: Mapping[int, Source] | None,
     senses: Senses | None,
+    expansion: Expansion | None = None,
 ) -> list[Column]:
     """Return the columns of a page.
 
@@ -254,6 +257,7 @@ def columns(
         explained: the evidence behind the result of `index` that is open.
         stages: what the old system did with items for this query.
         senses: what items are about, in a simulation; their category stands for it otherwise.
+        expansion: the queries that joined the texts of `index`.
     """
     ranks = {name: {item: at for at, item in enumerate(one.ids, 1)} for name, (_, one) in results.items()}
     topics = _topics([one for _, one in results.values()], senses)
@@ -273,6 +277,7 @@ def columns(
                 stage=None if stages is None else _STAGE_NAMES.get(stages.get(item, Source(0)), _NEVER),
                 other_rank=others.get(item),
                 pairs=pairs.get(item, ()),
+                added=expansion.of(item) if expansion and name == "index" else (),
             )
             for at, (item, score, document) in enumerate(
                 zip(result.ids, result.scores, result.documents, strict=True), 1

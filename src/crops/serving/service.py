@@ -20,10 +20,10 @@ from crops.outputs import recorded
 from crops.retrieval import IndexManifest, Model, load_model
 from crops.retrieval.index import check_model
 from crops.retrieval.uri import Location, current_version, locate, open_index, open_retriever
-from crops.serving.evidence import Explained, Explainer, Senses
+from crops.serving.evidence import Expansion, Explained, Explainer, Senses
 from crops.serving.searcher import Batcher, Job, Result, Searcher, StoppedError
 from crops.serving.telemetry import Lag, Metrics, log_event, log_failure
-from crops.text import normalise_query
+from crops.text import MINED_QUERY, normalise_query
 
 Made = TypeVar("Made")
 
@@ -65,6 +65,7 @@ class Service:
         config: ServingConfig,
         evidence: TrainingEvidence | None = None,
         senses: Senses | None = None,
+        expansion: Expansion | None = None,
     ) -> None:
         """Serve `slots`.
 
@@ -73,9 +74,10 @@ class Service:
             config: settings of the server.
             evidence: of the samples that the model of `index` was trained on.
             senses: what items are about, in a simulation.
+            expansion: the queries that joined the texts of `index`.
         """
         self.slots, self.config = slots, config
-        self.evidence, self.senses = evidence, senses
+        self.evidence, self.senses, self.expansion = evidence, senses, expansion
         self.explainer = Explainer(evidence, slots["index"].searcher) if evidence else None
         self.batcher: Batcher[Task, object] = Batcher(self._run, config.max_batch, config.max_wait_s / 2)
         self.lag = Lag()
@@ -180,6 +182,7 @@ def open_service(
     logs: Path | None = None,
     truth: Path | None = None,
     model: str | None = None,
+    expanded: Path | None = None,
 ) -> Service:
     """Open everything that a server serves.
 
@@ -190,6 +193,7 @@ def open_service(
         logs: the logs of that mining, where they are not where it found them.
         truth: truth folder of a simulation.
         model: encodes the queries in place of the model that an index names; only where it is the same one.
+        expanded: the expansion that `index` was built with.
 
     Raises:
         CropsError: something is not there or does not fit, see `open_searcher` and `TrainingEvidence`.
@@ -206,10 +210,15 @@ def open_service(
     if model and slots["index"].searcher.model is not models[0]:
         check_model(slots["index"].searcher.index.manifest, models[0])
     senses = Senses(truth) if truth else None
+    expansion = Expansion(expanded, config.shown_users) if expanded else None
+    if expansion and MINED_QUERY not in slots["index"].searcher.index.manifest.fields:
+        raise CropsError(
+            f"{indexes['index'][0]} was built without an expansion; build it with --expanded {expanded}"
+        )
     evidence = None
     if samples is not None:
         evidence = TrainingEvidence(samples, logs, k=config.shown_users, limit=config.evidence_queries)
-    return Service(slots, config, evidence, senses)
+    return Service(slots, config, evidence, senses, expansion)
 
 
 def open_searcher(uri: str, name: str, known: Sequence[Model] = ()) -> Searcher:
