@@ -134,7 +134,7 @@ def make_cell(cell: Cell, out: Path, generated: Path | None) -> Path:
 def _evaluate(cell: Cell, model: Path, logs: Path, testsets: TestSets, slices: Slices) -> Evaluation:
     from crops.retrieval import BM25Retriever
 
-    ids, texts = load_documents(logs, cell.run, testsets.day, testsets.candidate_ids())
+    ids, texts = load_documents(logs, cell.run, testsets.days[0], testsets.candidate_ids())
     retriever = (
         BM25Retriever(ids, texts, **cell.point)
         if cell.method == BM25
