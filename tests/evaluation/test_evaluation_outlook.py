@@ -98,6 +98,14 @@ def test_the_smallest_difference_is_that_of_the_normal_approximation():
     assert smallest_difference(9, 0.25) is None
 
 
+def test_logs_of_queries_alone_count_their_rewordings(logs):
+    no_items = replace(logs.tables["items"], files=(), days=(), footers=())
+    found = outlook(replace(logs, tables=logs.tables | {"items": no_items}), EngineConfig(), DAYS)
+    assert (found.counts["rewordings"], found.counts["items"], found.counts["ct_queries"]) == (2, 0, 0)
+    (section,) = [one for one in outlook_page(found, EngineConfig()).sections if "missing" in one.title]
+    assert section.tables[0].rows[0][0] == "no items"
+
+
 @pytest.mark.parametrize(("number", "text"), [(0, "0"), (7.4, "7"), (99.6, "100"), (1234, "1,200")])
 def test_expected_numbers_have_two_digits(number, text):
     assert about(number) == text

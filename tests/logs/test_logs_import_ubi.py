@@ -186,6 +186,9 @@ def test_logs_without_any_item_text_ask_for_a_mapping(source, tmp_path):
     write_lines(source / "ubi_events.jsonl", bare)
     with pytest.raises(CropsError, match=r"nothing of items can be imported: no_text \(1 rows\)"):
         import_logs("ubi", source, tmp_path / "logs")
+    (kept,) = rows(tmp_path / "logs.failed/rejects/items.parquet")
+    assert kept["reasons"] == ["no_text"]
+    assert not (tmp_path / "logs").exists()
 
 
 def test_a_repeated_query_id_multiplies_nothing(source, tmp_path):

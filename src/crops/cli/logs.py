@@ -128,7 +128,10 @@ def _would_help(
     if target := page or (out and out / "report.html"):
         write_page(made, target)
     shown: list[RenderableType] = [Text("\nWould it help?", style="bold"), *map(Text, made.headline)]
-    shown += [Text()] + [printed(table) for section in made.sections for table in section.tables]
+    for section in made.sections:
+        shown.append(Text(f"\n{section.lead}" if section.lead else ""))
+        for table in section.tables:
+            shown += [printed(table), *([Text(table.below, style="dim")] if table.below else [])]
     if target:
         shown.append(Text(f"the same as a page: {target}"))
     return Group(*shown)

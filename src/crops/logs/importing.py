@@ -30,7 +30,7 @@ from crops.errors import CropsError, nearest
 from crops.logs.days import DAY_US, day_of
 from crops.logs.mapped import OWN_TABLES, packaged
 from crops.logs.mapping import Dataset, Importer, MappedTable, MappingFile, load_mapping
-from crops.logs.rules import count
+from crops.logs.rules import count, keep_rejects
 from crops.logs.sources import LISTS, nested_message
 from crops.logs.tables import OPTIONAL_TABLES
 from crops.logs.ubi import UBI
@@ -130,9 +130,12 @@ def import_logs(
         ):
             db.execute("set TimeZone='UTC'")
             dataset = importer.read(source, columns, Path(spill))
-            report = interruptible(
-                db, lambda: _import(db, importer.name, dataset, staging, Path(spill), seconds)
-            )
+            try:
+                report = interruptible(
+                    db, lambda: _import(db, importer.name, dataset, staging, Path(spill), seconds)
+                )
+            except CropsError as error:
+                raise CropsError(f"{error}{_keep_failed(db, dataset, staging, out)}") from error
         write_manifest(
             staging,
             COMMAND,
@@ -146,6 +149,15 @@ def import_logs(
             notes=list(dataset.notes),
         )
     return report
+
+
+def _keep_failed(db: Connection, dataset: Dataset, staging: Path, out: Path) -> str:
+    """Keep the rows that a failing import has rejected so far; return a line that says where."""
+    made = {name for (name,) in db.execute("select table_name from duckdb_tables()").fetchall()}
+    for mapped in dataset.tables:
+        if f"mapped_{mapped.table.name}" in made:
+            _write_rejects(db, mapped.table, _count(db, mapped), staging / "rejects")
+    return keep_rejects(staging, out, COMMAND)
 
 
 def find_importer(name: str) -> Importer:

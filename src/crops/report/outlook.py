@@ -52,10 +52,15 @@ def outlook_page(found: Outlook, config: EngineConfig, notes: Sequence[str] = ()
 
 def verdict(found: Outlook, missing: Sequence[Missing]) -> list[str]:
     """Return what the sources would bring, and what a held-out day could show, as sentences."""
-    clicked, sentences = found.sources["p0"], []
+    clicked, counts, sentences = found.sources["p0"], found.counts, []
     for key, name in (("p1", "Rewordings (P1)"), ("p2", "The feed (P2)")):
         why = next((one.what for one in missing if one.source == key), "")
         sentences.append(f"{name} cannot help: {why}." if why else _promise(found.sources[key], name))
+        if why and key == "p1" and counts["reworded"]:
+            share = f"{100 * counts['reworded'] / counts['searches']:.0f} %"
+            sentences.append(
+                f"Yet {share} of the searches were followed by other words: log what came of them."
+            )
     sentences.append(
         f"They come on top of {count(clicked.found)} clicked positives for {about(clicked.queries)} queries."
         if clicked.found
@@ -168,7 +173,7 @@ def _sources_section(found: Outlook) -> Section:
         [
             f"{row.name}: {row.meaning}",
             count(one.found),
-            about(one.pairs),
+            about(one.pairs) if KEPT[row.key][0] < 1 else count(one.found),
             about(one.queries),
             about(one.fresh),
         ]
