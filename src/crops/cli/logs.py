@@ -24,29 +24,75 @@ from crops.engine.without import read_without
 from crops.errors import CropsError, RejectedError
 from crops.labels import ORIGINS, Source
 from crops.logs import open_logs
+from crops.logs.guess import known_format, write_guess
 from crops.outputs import Scratch, console, publish, write_manifest
 
 
 @command
 def import_logs(
     format: Annotated[
-        str, typer.Argument(help=f"{', '.join(logs_room.FORMATS)}, or FILE.py:NAME of your own.")
+        str,
+        typer.Argument(
+            metavar="KIND|SRC",
+            help=f"{', '.join(logs_room.FORMATS)}, or FILE.py:NAME of your own. SRC alone: the files tell.",
+        ),
     ],
-    source: Annotated[Path, typer.Argument(help="Folder with the files to import.")],
-    out: Annotated[Path, typer.Option(help="Logs folder to write.")],
+    source: Annotated[
+        Path | None,
+        typer.Argument(metavar="SRC", help="Folder with the files to import.", show_default=False),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Logs folder to write; with --guess the map (map.toml).", show_default=False),
+    ] = None,
     mapping: Annotated[
         Path | None, typer.Option(help="TOML of your columns and units (table; ubi for its items).")
     ] = None,
+    guess: Annotated[
+        bool, typer.Option("--guess", help="Look at the files and write a starter map for --mapping.")
+    ] = False,
     memory: Annotated[str, option("engine.memory")] = DEFAULTS.engine.memory,
-) -> logs_room.ImportReport:
+) -> logs_room.ImportReport | Path | None:
     """Import logs: ids become numbers, times microseconds; rows that cannot be mapped go aside with reasons.
+
+    For logs of your own: `crops import --guess SRC` writes map.toml, with three values behind each choice and
+    what it could not tell. Look it over; then `crops import table SRC --mapping map.toml --out LOGS`.
 
     OUT/id_maps and OUT/rejects hold original ids: keep them as safe as the source.
     """
-    report = logs_room.import_logs(format, source, out, mapping, memory)
+    kind = format if source else None
+    source = source or Path(format)
+    if guess:
+        return _guess(kind, source, out or Path("map.toml"))
+    if out is None:
+        raise CropsError("say where the logs go: --out LOGS")
+    if kind is None:
+        kind = "table" if mapping else known_format(source)
+        if kind is None:
+            raise CropsError(
+                f"{source}: no format that crops knows; for tables of your own: crops import --guess {source}"
+            )
+        console.print(f"{source} is imported as {kind}")
+    report = logs_room.import_logs(kind, source, out, mapping, memory)
     console.print(logs_room.render_import(report))
     console.print(f"logs in [bold]{out}[/bold]; next: crops check {out} CHECKED")
     return report
+
+
+def _guess(kind: str | None, source: Path, out: Path) -> Path | None:
+    """Write the map of unknown logs; return it, None where the format is known and needs none."""
+    kind = kind if kind not in (None, "table") else known_format(source)
+    if kind is not None:
+        console.print(
+            f"{source} is {kind}, which needs no map; next: crops import {kind} {source} --out LOGS"
+        )
+        return None
+    for note in write_guess(source, out).notes:
+        console.print(f"· {note}", markup=False)
+    folder = source if source.is_dir() else source.parent
+    console.print(f"map in [bold]{out}[/bold]: look it over;", end=" ")
+    console.print(f"next: crops import table {folder} --mapping {out} --out LOGS")
+    return out
 
 
 @command

@@ -65,6 +65,8 @@ def own_tables(folder: Path, mapping: MappingFile, scratch: Path) -> Dataset:
     return Dataset(tuple(tables), text=mapping.text, notes=mapping.notes)
 
 
+MAPS = tuple(sorted(Path(__file__).with_name("maps").glob("*.toml")))
+"""The formats whose mappings come with this package."""
 OWN_TABLES = Importer("table", own_tables, mapping="needed")
 
 
@@ -74,7 +76,7 @@ def packaged() -> tuple[Importer, ...]:
     def importer(file: Path) -> Importer:
         return Importer(file.stem, lambda source, _, scratch: own_tables(source, load_mapping(file), scratch))
 
-    return tuple(map(importer, sorted(Path(__file__).with_name("maps").glob("*.toml"))))
+    return tuple(map(importer, MAPS))
 
 
 def mapped_table(

@@ -169,7 +169,7 @@ def _csv(file: Path, header: Sequence[str], scratch: Path, layout: Layout) -> st
     options = (
         f"auto_detect=false, header={'false' if layout.names else 'true'}, store_rejects=true,"
         f" quote={literal(quote)}, escape={literal(quote)}, delim={literal(_delimiter(file, layout))},"
-        f" max_line_size={MAX_LINE_BYTES}"
+        f" max_line_size={MAX_LINE_BYTES}, buffer_size={MAX_LINE_BYTES}"
     )
     return f"read_csv({path_literal(clean)}, columns={{{names}}}, {options})"
 
@@ -185,7 +185,7 @@ def lines_sql(files: Sequence[Path], scratch: Path) -> str:
     """
     options = (
         "columns={'line': 'VARCHAR'}, auto_detect=false, header=false, delim='\x01', quote='', escape='',"
-        f" comment='', store_rejects=true, max_line_size={MAX_LINE_BYTES}"
+        f" comment='', store_rejects=true, max_line_size={MAX_LINE_BYTES}, buffer_size={MAX_LINE_BYTES}"
     )
     lines = " union all ".join(
         f"select line, {literal(file)} as _file, row_number() over () as _row from "

@@ -1,0 +1,453 @@
+"""`crops import --guess`: a starter map of an unknown log, which a person corrects.
+
+`crops.logs.roles` says which column means what. What neither headers nor values support is left open, and the
+map then says what to fill in: clicks are never invented.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from crops.errors import CropsError
+from crops.logs.mapped import MAPS
+from crops.logs.mapping import ColumnMapping, TableMapping, load_mapping
+from crops.logs.roles import (
+    CATALOGUE,
+    LOG,
+    SAID,
+    Choice,
+    act,
+    exploded,
+    header,
+    members,
+    roles,
+    truth,
+    words_of,
+)
+from crops.logs.sheets import CLOCK, ISO, OFTEN, ROWS, START, Column, Sheet, look, one_line
+
+_TEXTS = {"ocr_cover": "title", "photo_caption": "description", "keyword": "keyword", "category": "category"}
+_NEEDED = ("user_id", "query", "searched_at", "watched_at", "item_id", "clicked")
+"""Columns that are left open rather than taken from an unlikely column."""
+_HEAD = """# A guess from the first rows of {source}. Correct what is wrong; then:
+#   crops import table {folder} --mapping {out} --out LOGS
+# It shows values of your logs: keep it as safe as they are.
+"""
+
+
+def toml(value: Any) -> str:  # noqa: ANN401 (any value of a map)
+    """Return a value as it stands in a map."""
+    if isinstance(value, dict):
+        keys = {one: one if re.fullmatch(r"[A-Za-z0-9_-]+", one) else toml(one) for one in value}
+        return f"{{ {', '.join(f'{keys[name]} = {toml(one)}' for name, one in value.items())} }}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(toml, value))}]"
+    return one_line(value)
+
+
+@dataclass(frozen=True)
+class _Table:
+    sheet: Sheet
+    roles: dict[str, Choice]
+
+    def name(self, role: str) -> str:
+        return self.roles[role].column.name
+
+    def ids(self, role: str) -> set[str]:
+        return self.roles[role].column.distinct if role in self.roles else set()
+
+
+@dataclass
+class Guess:
+    """A starter map as it grows, and what to tell of it."""
+
+    top: list[str] = field(default_factory=list)
+    parts: dict[str, list[str]] = field(default_factory=lambda: {"items": []})
+    """Lines by table of the contract."""
+    open: list[str] = field(default_factory=list)
+    """What a person must fill in before anything can be imported."""
+    notes: list[str] = field(default_factory=list)
+    at: str = "items"
+    where: dict[str, list[str]] = field(default_factory=dict)
+    """Of a log of events, those that are about items."""
+
+    def head(self, line: str) -> None:
+        """Put a line before the tables, unless its key is there."""
+        if not any(one.split()[0] == line.split()[0] for one in self.top):
+            self.top.append(line)
+
+    def begin(self, table: str, sheet: Sheet, join: str = "", **options: Any) -> None:  # noqa: ANN401
+        """Begin a table of the contract, or one that is joined to it."""
+        given = {"files": sheet.files, **sheet.layout, **{key: one for key, one in options.items() if one}}
+        lines = [f"[{table}{join and '.join.'}{join}]    # {sheet.rows:,} rows looked at"]
+        self.at = table
+        before = self.parts[table] if join else []
+        self.parts[table] = [*before, *lines, *(f"{key} = {toml(value)}" for key, value in given.items())]
+
+    def add(self, name: str, value: Any, why: str, seen: Column | None = None) -> None:  # noqa: ANN401
+        """Give a column its value, what speaks for it, and three values to see."""
+        self.parts[self.at].append(
+            f"{name} = {toml(value)}    # {why}{f': {seen.samples()}' if seen else ''}"
+        )
+
+    def choose(self, name: str, table: _Table, role: str, prefix: str = "", **more: Any) -> None:  # noqa: ANN401
+        """Give a column that of a role, if there is one; leave it open where another is as likely."""
+        choice = table.roles.get(role)
+        if choice is None:
+            return
+        more |= {"tokens": True} if role in ("query", "title") and choice.column.tokens else {}
+        seen = [one for one in (choice.column, choice.rival) if one]
+        values = [{"column": prefix + one.name, **more} if more else prefix + one.name for one in seen]
+        unsure = choice.rival or (choice.header == 0 and not table.sheet.bare and not table.sheet.explode)
+        if unsure and name in _NEEDED:
+            columns = " or ".join(f"`{one.name}` ({one.samples()})" for one in seen)
+            self.ask(name, f"is it {columns}?", values)
+        else:
+            other = f", or `{choice.rival.name}`" if choice.rival else ""
+            self.add(name, values[0], choice.why + other, choice.column)
+
+    def ask(self, name: str, question: str, answers: Sequence[Any]) -> None:
+        """Leave a column open, with the lines that could stand there."""
+        question = " ".join(question.split())
+        self.open.append(f"{name}: {question}")
+        self.parts[self.at] += [
+            f"# TO DO, {name}: {question}",
+            *(f"# {name} = {toml(one)}" for one in answers),
+        ]
+
+
+def write_guess(source: Path, out: Path) -> Guess:
+    """Write the guess as a map.
+
+    Raises:
+        CropsError: as `guess_map`; `out` is there already; or, with the map written, something is left open.
+    """
+    if out.exists():
+        raise CropsError(f"{out} is there already, perhaps with your corrections: name another with --out")
+    guess = guess_map(source)
+    folder = source if source.is_dir() else source.parent
+    parts = "\n\n".join("\n".join(part) for part in (guess.top, *guess.parts.values()) if part)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(_HEAD.format(source=source, folder=folder, out=out) + f"\n{parts}\n", encoding="utf-8")
+    if guess.open:
+        raise CropsError(
+            f"{out} is written, but not everything could be told. {' '.join(guess.open)}"
+            f" Correct its lines marked TO DO; then: crops import table {folder} --mapping {out} --out LOGS"
+        )
+    return guess
+
+
+def known_format(source: Path) -> str | None:
+    """Return the format that the files are in, where `crops import` knows it by name."""
+    sheets, folder = look(source), source if source.is_dir() else source.parent
+    names = {file: list(sheet.columns) for sheet in sheets for file in folder.glob(sheet.files)}
+    for map_ in MAPS:
+        mapping = load_mapping(map_)
+        parts = [one for one in (mapping.items, mapping.search_impressions, mapping.feed_events) if one]
+        if all(
+            _fits(one, [names[file] for file in folder.glob(one.files) if file in names]) for one in parts
+        ):
+            return map_.stem
+    ubi = {"query_id", "user_query", "client_id"}
+    return "ubi" if any(ubi <= set(columns) for columns in names.values()) else None
+
+
+def _fits(section: TableMapping, files: list[list[str]]) -> bool:
+    """Return whether the files of a table have its columns, each in one of them at least."""
+    how = [ColumnMapping(column=one) if isinstance(one, str) else one for one in section.columns.values()]
+    paths = [path for one in how if not one.optional for path in one.paths()]
+    wanted = [f"{one}." for one in (*paths, *section.where) if one.partition(".")[0] not in section.join]
+    there = [f"{name}." for columns in files for name in columns]
+    return bool(files) and all(
+        any(one.startswith(path) or path.startswith(one) for one in there) for path in wanted
+    )
+
+
+def guess_map(source: Path) -> Guess:
+    """Guess the map of a folder or a file of logs.
+
+    Raises:
+        CropsError: there is nothing to read, no column looks like a query, or several tables look like the
+            searches.
+    """
+    guess, sheets = Guess(), look(source)
+    catalogues = [
+        one for one in (_Table(sheet, roles(sheet, CATALOGUE)) for sheet in sheets) if _is_catalogue(one)
+    ]
+    items = set().union(*(one.ids("item_id") for one in catalogues))
+    logs = [exploded(sheet) for sheet in sheets if all(sheet is not one.sheet for one in catalogues)]
+    tables = [_Table(sheet, roles(sheet, LOG, items)) for sheet in logs]
+    asked = [one for one in tables if "query" in one.roles and {"time", "user_id"} & set(one.roles)]
+    shown = [one for one in asked if "item_id" in one.roles]
+    if not asked:
+        columns = "; ".join(f"{sheet.files}: {', '.join(list(sheet.columns)[:12])}" for sheet in sheets)
+        raise CropsError(
+            f"{source}: no table has a query with its user or time ({columns});"
+            " if one has, write its map by hand"
+        )
+    if len(shown) > 1:
+        files = " and ".join(one.sheet.files for one in shown)
+        raise CropsError(
+            f"{source}: {files} all look like the searches, and their columns differ: give the files of one"
+            " table the same columns, or name one file instead of the folder"
+        )
+    keyed = [one for one in tables if {"item_id", "search_id"} <= set(one.roles)]
+    pairs = ((one, query) for one in keyed for query in asked if one is not query and _meet(one, query))
+    main, query = (shown[0], shown[0]) if shown else next(pairs, (asked[0], asked[0]))
+    others = [one for one in tables if one not in (main, query)]
+    if "item_id" in main.roles:
+        used = _searches(guess, main, query, others)
+        catalogue = max(
+            catalogues, key=lambda one: len(one.ids("item_id") & main.ids("item_id")), default=None
+        )
+        _items(guess, catalogue, main)
+        feeds = [
+            one for one in others if one not in used and {"user_id", "item_id", "time"} <= set(one.roles)
+        ]
+        for one in feeds[:1]:
+            guess.begin("feed_events", one.sheet)
+            guess.parts["feed_events"].append("[feed_events.columns]")
+            guess.choose("user_id", one, "user_id")
+            guess.choose("item_id", one, "item_id")
+            _when(guess, "watched_at", one)
+            _what(guess, one)
+        others = [one for one in others if one not in (*used, *feeds[:1])]
+    else:
+        guess.begin("search_impressions", main.sheet)
+        _who_when(guess, main, main, "", {})
+        guess.notes.append("no table has items: these searches can be checked, not mined")
+    if others:
+        guess.notes.append(f"not used: {', '.join(one.sheet.files for one in others)}")
+    return guess
+
+
+def _is_catalogue(one: _Table) -> bool:
+    sheet, found = one.sheet, set(one.roles)
+    if "item_id" not in found or not found - {"item_id"} or len(one.ids("item_id")) < OFTEN * sheet.rows:
+        return False
+    if sheet.bare:
+        return len(one.ids("title")) > 0.7 * sheet.rows and not any(c.lists for c in sheet.columns.values())
+    said = {role: max(header(name, role) for name in sheet.columns) for role in ("user_id", "query")}
+    return said["user_id"] < SAID and (said["query"] < SAID or "title" in found)
+
+
+def _meet(one: _Table, other: _Table) -> bool:
+    """Return whether two tables speak of the same searches."""
+    ids = one.ids("search_id"), other.ids("search_id")
+    return all(ids) and len(ids[0] & ids[1]) >= 0.5 * min(map(len, ids))
+
+
+def _items(guess: Guess, catalogue: _Table | None, log: _Table) -> None:
+    one = catalogue or log
+    own: dict[str, Any] = (
+        {} if catalogue else {"where": guess.where, "explode": log.sheet.explode, "distinct": True}
+    )
+    guess.begin("items", one.sheet, **own)
+    guess.parts["items"].append("[items.columns]")
+    guess.choose("item_id", one, "item_id")
+    for name, role in _TEXTS.items():
+        guess.choose(name, one, role)
+    item, shown = one.roles["item_id"].column, log.ids("item_id")
+    if not {"title", "description", "keyword"} & set(one.roles):
+        guess.add("ocr_cover", item.name, "no title was found: the id stands for the text", item)
+        guess.notes.append(
+            "item texts are missing: an item's id stands for its text, so a model can only learn by heart"
+            " which items were clicked; put a table of ids and titles beside the logs and guess again"
+        )
+        if not any(set(" /") & set(text) for text in item.texts[:100]):
+            guess.head('text = "anonymised tokens"    # ids stand for the texts of items')
+    share = len(shown & item.distinct) / max(1, len(shown))
+    if share < 0.9 and one.sheet.rows < ROWS:
+        guess.notes.append(f"only {share:.0%} of the items in {log.sheet.files} are in {one.sheet.files}")
+
+
+def _searches(guess: Guess, table: _Table, asked: _Table, others: list[_Table]) -> list[_Table]:
+    """Write [search_impressions]; return the other tables that it uses."""
+    sheet, found, name = table.sheet, table.roles, table.name
+    inside = members(sheet, found["item_id"].column)
+    told = bool(inside) or "clicked" in found
+    kinds = {} if told or "kind" not in found else _kinds(guess, table)
+    clicks = [one for one in others if _meet(table, one) and "item_id" in one.roles and not (told or kinds)][
+        :1
+    ]
+    guess.where = {name("kind"): kinds["rows"]} if kinds else {}
+    guess.begin("search_impressions", sheet, where=guess.where, explode=sheet.explode)
+    prefix = "searches." if asked is not table or kinds.get("asked") else ""
+    if prefix:
+        where = {name("kind"): kinds["asked"]} if asked is table else None
+        on = {name("search_id"): asked.name("search_id")}
+        guess.begin("search_impressions", asked.sheet, "searches", on=on, where=where)
+    for one in clicks:
+        on = {name(key): one.name(key) for key in ("search_id", "item_id")}
+        guess.begin("search_impressions", one.sheet, "clicks", on=on)
+    _who_when(guess, table, asked, prefix, kinds)
+    guess.choose("item_id", table, "item_id")
+    if sheet.explode and not kinds:
+        guess.add("rank", {"position": sheet.shown}, "place in the list")
+    elif "rank" in found:
+        low = min(float(text) for text in found["rank"].column.texts)
+        base: dict[str, Any] = {} if low == 1 else {"base": 0 if low == 0 else "lowest"}
+        guess.choose("rank", table, "rank", **base)
+    if len(inside) > 1:
+        guess.ask("clicked", "which list holds the clicked items?", [{"in": one.name} for one in inside])
+    elif inside:
+        guess.add("clicked", {"in": inside[0].name}, "its items are among those shown", inside[0])
+    elif clicks:
+        guess.add("clicked", {"found": "clicks"}, f"a row of {clicks[0].sheet.files}")
+    elif not told and not kinds:
+        _clicked(guess, table)
+    for what in ("clicked", "liked"):
+        if kinds.get(what):
+            guess.add(what, {"column": name("kind"), "equals": kinds[what]}, "kinds of events")
+    if not kinds:
+        _what(guess, table)
+    return clicks
+
+
+def _clicked(guess: Guess, table: _Table) -> None:
+    """Find clicks in what the log is called, or ask for them."""
+    names = [table.sheet.files.rpartition("/")[2].partition(".")[0]]
+    names += [table.name(role) for role in ("item_id", "time") if role in table.roles]
+    if any(set(words_of(name)) & {"click", "clicks", "clicked", "点击"} for name in names):
+        guess.add("clicked", {"value": True}, "the names say that each row is a click")
+        guess.notes.append("only clicks are logged: nothing is known of what was shown and not clicked")
+        return
+    used = [choice.column for role, choice in table.roles.items() if role not in ("kind", "category")]
+    likely = [one for one in table.sheet.columns.values() if one not in used and 1 < len(one.distinct) <= 20]
+    answers = [
+        {"column": one.name, "equals": sorted(one.distinct)[:3]}
+        for one in likely
+        if one.share(ISO.match) < OFTEN
+    ]
+    ids = [name for name in table.sheet.columns if header(name, "item_id") > SAID and table.sheet.explode]
+    answers += [{"in": name} for name in ids if name != table.name("item_id")]
+    question = "what says whether the item was clicked? No header does, and no list of clicked items"
+    guess.ask("clicked", question, answers or [{"column": "COLUMN", "equals": ["YES"]}])
+
+
+def _kinds(guess: Guess, table: _Table) -> dict[str, list[str]]:
+    """Return the kinds of events that are clicks and likes, those with items, and those with the query."""
+    cells = [
+        table.roles[role].column.cells if role in table.roles else () for role in ("kind", "item_id", "query")
+    ]
+    rows = defaultdict(list)
+    for kind, item, query in itertools.zip_longest(*cells):
+        rows[kind].append((item is not None, query is not None))
+    with_item, with_query = (
+        [kind for kind, given in rows.items() if kind and sum(one[n] for one in given) >= len(given) / 2]
+        for n in (0, 1)
+    )
+    found = {what: [one for one in with_item if act(one) == what] for what in ("shown", "clicked", "liked")}
+    if not found["clicked"]:
+        return {}
+    found["rows"] = [*found["shown"], *found["clicked"], *found["liked"]]
+    if left := [one for one in with_item if one not in found["rows"]]:
+        guess.notes.append(f"events of unknown meaning are left out: {', '.join(left)}")
+    if "search_id" in table.roles and not set(found["rows"]) <= set(with_query):
+        found["asked"] = [one for one in with_query if one not in found["rows"]]
+    return found
+
+
+def _who_when(guess: Guess, table: _Table, asked: _Table, prefix: str, kinds: dict[str, list[str]]) -> None:
+    """Write user, search, query and time; what `asked` has comes from there where it is joined."""
+    guess.parts["search_impressions"].append("[search_impressions.columns]")
+    found, sheet = table.roles, table.sheet
+    session = [name for name in sheet.columns if "session" in words_of(name)][:1]
+    if "user_id" in found or "user_id" in asked.roles:
+        guess.choose("user_id", *((table, "user_id") if "user_id" in found else (asked, "user_id", prefix)))
+    elif session:
+        guess.add("user_id", session[0], "no user was found: a session stands for one")
+    else:
+        value = table.name("search_id") if "search_id" in found else {"row": True}
+        guess.add(
+            "user_id", value, "no user was found: each search has its own, so rewordings (P1) are absent"
+        )
+    if "search_id" in found:
+        guess.choose("search_id", table, "search_id")
+    elif (sheet.explode and not kinds) or "user_id" not in found:
+        guess.add("search_id", {"row": True}, "one search in each row")
+    else:
+        key = [table.name("user_id"), *session]
+        key += [asked.name("query"), *(_moment(table) if "time" in found and _at_once(table, kinds) else ())]
+        guess.add(
+            "search_id", {"columns": list(dict.fromkeys(key))}, "no id of the search was found: made of these"
+        )
+    query = asked.roles["query"].column
+    if query.tokens:
+        guess.head('text = "anonymised tokens"    # queries are token ids')
+    guess.choose("query", asked, "query", prefix)
+    _when(guess, "searched_at", *((asked, prefix) if "time" in asked.roles else (table, "")))
+
+
+def _at_once(table: _Table, kinds: dict[str, list[str]]) -> bool:
+    """Return whether events of one search have one time, clicks that of what was shown."""
+    if not kinds or "query" not in table.roles:
+        return not kinds
+    seen: dict[bool, set[Any]] = {True: set(), False: set()}
+    cells = (table.roles[role].column.cells for role in ("kind", "user_id", "query", "time"))
+    for kind, *key in zip(*cells, strict=True):
+        seen[kind in kinds["clicked"]].add(tuple(key))
+    return len(seen[True] - seen[False]) < 0.1 * len(seen[True])
+
+
+def _moment(table: _Table) -> list[str]:
+    """Return the column of the time, or those of day and time of day."""
+    day = table.roles["time"].column
+    clocks = [one.name for one in table.sheet.columns.values() if one.share(CLOCK.fullmatch) >= OFTEN]
+    return [day.name, *clocks[: "since" not in day.times[0] and max(map(len, day.texts)) <= 10]]
+
+
+def _when(guess: Guess, name: str, table: _Table, prefix: str = "") -> None:
+    if "time" not in table.roles:
+        guess.ask(name, "which column is the time?", [{"column": "COLUMN", "unit": "iso"}])
+        return
+    column = table.roles["time"].column
+    times: list[dict[str, Any]] = [*column.times]
+    of: dict[str, Any] = {"column": prefix + column.name}
+    if len(moment := _moment(table)) > 1:
+        of = {"columns": [prefix + one for one in moment]}
+        clock = "%H:%M:%S" if table.sheet.columns[moment[1]].texts[0].count(":") == 2 else "%H:%M"
+        times = [{"format": f"{one.get('format', '%Y-%m-%d')} {clock}"} for one in times]
+    if len(times) > 1 or times[0].get("unit") == "ns":
+        question = (
+            "is the day or the month first" if len(times) > 1 else "divide nanoseconds by 1000 and say us"
+        )
+        guess.ask(
+            name, f"{question}, in {column.samples()}?", [{**of, **one} for one in times if "format" in one]
+        )
+        return
+    if "since" in times[0]:
+        guess.notes.append(
+            f"`{column.name}` counts from a start that is not logged: seconds since {START} are assumed"
+        )
+    elif times[0].get("unit", "iso") == "iso" and "%z" not in times[0].get("format", ""):
+        zoned = column.share(lambda one: len(one) > 10 and re.search(r"([A-Z]|[+-]\d\d(:?\d\d)?)$", one))
+        if zoned < 0.5:
+            guess.head('utc_offset = "+00:00"    # times name no zone: UTC is assumed; Beijing is "+08:00"')
+    if "columns" in of:
+        guess.add(name, of | times[0], table.roles["time"].why, column)
+    else:
+        guess.choose(name, table, "time", prefix, **times[0])
+
+
+def _what(guess: Guess, table: _Table) -> None:
+    """Write what a user did with the item."""
+    for name in ("clicked", "liked"):
+        yes = truth(table.roles[name].column) if name in table.roles else None
+        more: dict[str, Any] = {"equals": yes} if yes else {}
+        guess.choose(name, table, name, **more)
+    if "play" in table.roles:
+        name = table.name("play")
+        units = {"ms": {"ms", "millis", "msec"}, "s": {"s", "sec", "secs", "seconds"}}
+        unit = next((unit for unit, words in units.items() if words & set(words_of(name))), None)
+        if unit:
+            guess.choose("play_ms", table, "play", unit=unit)
+        else:
+            guess.parts[guess.at].append(f"# play_ms = {toml({'column': name, 'unit': 's'})}    # s or ms?")
+            guess.notes.append(f"`{name}` is left out: its name does not say whether it counts s or ms")

@@ -1,0 +1,245 @@
+"""Which column of an unknown log has which role, by its header and by its values.
+
+Headers are compared with the usual names in several languages (`names.toml`); of values counts what they
+parse as, how often they repeat, and whether they are items of the catalogue.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import re
+import tomllib
+from collections import defaultdict
+from collections.abc import Collection
+from dataclasses import dataclass
+from importlib import resources
+
+from crops.logs.sheets import ISO, NUMBER, OFTEN, ROWS, WHOLE, Column, Sheet, cell_of, plain
+
+LOG = "user_id search_id query time item_id rank clicked liked play kind title description keyword category"
+"""Roles in a table of what happened."""
+CATALOGUE = "item_id title description keyword category"
+"""Roles in a table of items."""
+SAID = 0.6
+"""A header that says at least a part of a usual name."""
+_BY_VALUES = {"time": 0.3, "query": 0.25, "title": 0.2, "search_id": 0.2, "user_id": 0.15, "item_id": 0.15}
+"""What values count for where there is no header."""
+_YES = {"1", "true", "t", "yes", "y", "1.0"}
+_NO = {"0", "false", "f", "no", "n", "0.0"}
+_YES_ELSEWHERE = {"ja", "j", "si", "sí", "oui", "sim", "да", "是", "はい", "예"}
+
+
+@functools.cache
+def _known(part: str) -> dict[str, list[str]]:
+    """Return a part of `names.toml`: role -> words."""
+    text = resources.files("crops.logs").joinpath("names.toml").read_text("utf-8")
+    return {role: words.split() for role, words in tomllib.loads(text)[part].items()}
+
+
+def words_of(name: str) -> list[str]:
+    """Return the words of a header: those of `clickedItem_id` are clicked, item and id."""
+    return re.findall(r"[^\W\d_]+", re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower())
+
+
+def header(name: str, role: str) -> float:
+    """Return how well a header names a role: 1 for a usual name, less for a part of one.
+
+    Of a path such as `event.product.id` the last name counts, and the whole.
+    """
+    words, last = words_of(name), words_of(name.rpartition(".")[2])
+    wholes = ("_".join(words), "_".join(last))
+
+    def worth(known: str) -> float:
+        if known in wholes or known == "_".join(words[-2:]):
+            return 1.0
+        if "_" in known:
+            return 0.9 * (set(known.split("_")) <= set(words))
+        if not known.isascii():
+            return 0.7 * (known in wholes[0])
+        near = known in last or (len(known) > 4 and any(word.startswith(known) for word in last))
+        return near * (0.3 if known == "id" else 0.7) or 0.5 * (known in words and known != "id")
+
+    best = max(worth(known) - n / 1_000 for n, known in enumerate(_known("names")[role]))
+    against = (one in words or (not one.isascii() and one in name) for one in _known("against").get(role, ()))
+    return best if best > 0.9 else max(0.0, best - 0.5 * any(against))
+
+
+def act(value: str) -> str | None:
+    """Return what a kind of event means: clicked, liked, shown, searched, or None."""
+    words, kinds = words_of(value), _known("acts").items()
+    whole = (what for what, known in kinds if "_".join(words) in known)
+    part = (
+        what for what, known in kinds for one in known if one in words or (one in value and not one.isascii())
+    )
+    return next(itertools.chain(whole, part), None)
+
+
+def truth(column: Column) -> list[str] | None:
+    """Return the texts that mean yes, none where numbers or truth values say it; None where nothing does."""
+    lower = {text.lower() for text in column.distinct}
+    if lower <= _YES | _NO or all(WHOLE.fullmatch(text) and 0 <= float(text) <= 1_000 for text in lower):
+        return []
+    yes = sorted(
+        one for one in column.distinct if one.lower() in _YES | _YES_ELSEWHERE or act(one) == "clicked"
+    )
+    return yes if yes and len(yes) < len(lower) <= 6 else None
+
+
+def _fit(role: str, column: Column, sheet: Sheet) -> float:
+    """Return how well values suit a role, from 0 to 1."""
+    share = column.share
+    if column.lists:
+        return 0.8 * (column.tokens and role in ("query", "title"))
+    if not column.texts:
+        return 0.0
+    whole = share(WHOLE.fullmatch) >= OFTEN
+    match role:
+        case "time":
+            counted = any("since" in one for one in column.times)
+            ordered = sheet.bare and counted
+            steps = {float(b) - float(a) for a, b in itertools.pairwise(column.texts)} if ordered else {2}
+            day = max(map(len, column.texts)) <= 10 and not whole
+            return (
+                bool(column.times)
+                * (0.7 if counted or day else 1)
+                * (min(steps) >= 0 and bool(steps - {0, 1}))
+            )
+        case "clicked" | "liked":
+            return truth(column) is not None
+        case "rank":
+            return whole and all(
+                -1 <= float(one) <= 10_000 for one in column.distinct if NUMBER.fullmatch(one)
+            )
+        case "play":
+            return share(NUMBER.fullmatch) >= OFTEN
+        case "kind":
+            return (1 < len(column.distinct) <= 40) * (1 if any(map(act, column.distinct)) else 0.3)
+        case "query" | "title" | "description" | "keyword" | "category":
+            long = role == "query" and sum(map(len, column.texts)) > 200 * len(column.texts)
+            letters = 1 if role == "category" else column.letters
+            if sheet.bare:
+                letters *= share(lambda one: not any(map(str.isdigit, one)))
+            if column.tokens and role in ("query", "title"):
+                letters = 0.8
+            return letters * (0.3 if long else 1) * (share(lambda one: ISO.match(one) or "://" in one) < 0.5)
+    measure = (
+        share(lambda one: NUMBER.fullmatch(one) and not whole) > 0.5 and role != "user_id"
+    )  # GA4's 12.34
+    if measure or share(lambda one: ISO.match(one) or len(one) > 300) > 0.5:
+        return 0.0
+    fixed = len(column.distinct) > 1 and _determines(column, sheet)
+    if role == "search_id" or (sheet.bare and role == "user_id"):
+        return fixed == (role == "search_id")
+    return 0.5 if share(lambda one: " " in one) > 0.5 else 1.0
+
+
+def _determines(column: Column, sheet: Sheet) -> bool:
+    """Return whether an id stands for one query, as a search's does and a session's does not."""
+    texts = [one for one in sheet.columns.values() if one is not column and one.texts]
+    query = max(texts, key=lambda one: (header(one.name, "query"), one.letters), default=column)
+    if max(header(query.name, "query"), query.letters * sheet.bare) < 0.4:
+        return True
+    seen = defaultdict(set)
+    for one, text in zip(column.cells, query.cells, strict=True):
+        if text is not None:
+            seen[one].add(str(text))
+    enough = 1 if "session" in words_of(column.name) else OFTEN
+    return sum(len(found) == 1 for found in seen.values()) >= enough * len(seen)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The column of a role."""
+
+    column: Column
+    header: float
+    rival: Column | None = None
+    """Another column that suits as well."""
+
+    @property
+    def why(self) -> str:
+        """What speaks for it."""
+        return "its name" if self.header > 0.8 else "part of its name" if self.header else "its values only"
+
+
+def roles(sheet: Sheet, wanted: str, items: Collection[str] = ()) -> dict[str, Choice]:
+    """Return the column of each role that has one; the best fit chooses first."""
+    scores = []
+    named = {
+        column: max(header(column.name, role) for role in wanted.split()) for column in sheet.columns.values()
+    }
+    for role, column in itertools.product(wanted.split(), sheet.columns.values()):
+        said = 0.0 if sheet.bare else header(column.name, role)
+        if role == "item_id" and column.name == sheet.shown:
+            said = 2.0
+        if role in ("keyword", "category") and wanted is LOG:
+            said *= 0.9
+        values = _BY_VALUES.get(role, 0) if sheet.bare and (role != "title" or wanted is CATALOGUE) else 0
+        score = _fit(role, column, sheet) * max(
+            said, values, 0.12 * (role == "query" and named[column] < 0.3)
+        )
+        score *= 0.5 + 0.5 * sum(cell is not None for cell in column.cells) / len(column.cells)
+        if role == "item_id" and items and column.distinct:
+            score *= 0.5 + len(column.distinct.intersection(items)) / len(column.distinct)
+        scores.append((score, said, role, column))
+    scores.sort(key=lambda one: -one[0])
+    best = {column: role for _, _, role, column in reversed(scores)}
+    found: dict[str, Choice] = {}
+    free = set(sheet.columns.values())
+    for score, said, role, column in scores:
+        if score > 0.1 and role not in found and column in free:
+            free.remove(column)
+            near = (SAID if role == "clicked" else 0.95) * score
+            alike = [o for s, _, r, o in scores if r == role == best[o] and s >= near and o is not column]
+            found[role] = Choice(column, said, next((o for o in alike if not _same(role, column, o)), None))
+    return found
+
+
+def _same(role: str, one: Column, other: Column) -> bool:
+    """Return whether two columns tell the same, perhaps in other words."""
+    if role == "clicked":
+        return one.cells == other.cells
+    return len(set(zip(one.cells, other.cells, strict=True))) <= max(
+        len(set(one.cells)), len(set(other.cells))
+    )
+
+
+def exploded(sheet: Sheet) -> Sheet:
+    """Return one row per shown item, where a column lists what was shown; otherwise the sheet as it is."""
+    lists = [one for one in sheet.columns.values() if one.lists and header(one.name, "query") < SAID]
+    flat = max((header(one.name, "item_id") for one in sheet.columns.values() if not one.lists), default=0)
+    if not lists:
+        return sheet
+    sizes = {one.name: [len(cell or ()) for cell in one.cells] for one in lists}
+    said = {one.name: header(one.name, "shown") - header(one.name, "clicks") for one in lists}
+    shown = max(sizes, key=lambda name: (said[name], sum(sizes[name])))
+    if flat > SAID > header(shown, "shown"):
+        return sheet
+    in_step = [shown, *(name for name in sizes if name != shown and sizes[name] == sizes[shown])]
+    rows = [(row, n) for row, size in enumerate(sizes[shown][: ROWS // 4]) for n in range(size)]
+    columns = {}
+    for name, column in sheet.columns.items():
+        cells = [column.cells[row][n] if name in in_step else column.cells[row] for row, n in rows]
+        fields = dict.fromkeys(key for one in cells if isinstance(one, dict) for key in one)
+        for key in fields:
+            values = (cell_of(one.get(key)) if isinstance(one, dict) else None for one in cells)
+            columns[f"{name}.{key}"] = Column(f"{name}.{key}", tuple(values))
+        if not fields:
+            columns[name] = Column(name, tuple(cells))
+    explode = in_step if len(in_step) > 1 else shown
+    return Sheet(sheet.files, sheet.layout, columns, explode, tuple(row for row, _ in rows))
+
+
+def members(sheet: Sheet, item: Column) -> list[Column]:
+    """Return the columns of lists whose elements are among the items shown in the same row."""
+    shown, found = defaultdict(set), []
+    for row, one in zip(sheet.origin, item.cells, strict=False):
+        shown[row].add(plain(str(one)))
+    for column in sheet.columns.values():
+        if sheet.explode and (column.lists or header(column.name, "clicks") > SAID):
+            cells = dict(zip(sheet.origin, column.cells, strict=True)).items()
+            listed = [(row, one) for row, cell in cells if cell for one in (cell if column.lists else [cell])]
+            if listed and sum(plain(str(one)) in shown[row] for row, one in listed) >= OFTEN * len(listed):
+                found.append(column)
+    return [one for one in found if header(one.name, "clicks") > SAID] or found

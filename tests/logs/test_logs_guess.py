@@ -1,0 +1,239 @@
+"""`crops import --guess`: unknown logs that import with the guess unedited, and what it asks when unsure."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from crops.errors import CropsError
+from crops.logs import import_logs
+from crops.logs.guess import known_format, write_guess
+
+sys.path.append(str(Path(__file__).parents[2] / "examples" / "logs"))
+import make_logs  # noqa: E402
+
+SEARCHES = make_logs.searches()
+
+
+def shown():
+    """A row per shown item."""
+    for one in SEARCHES:
+        for place, item in enumerate(one.shown, 1):
+            yield one, place, item, make_logs.ITEMS[item][0]
+
+
+def write_csv(path, header, rows, delimiter=","):
+    with path.open("w", newline="") as stream:
+        csv.writer(stream, delimiter=delimiter).writerows([header, *rows])
+
+
+def write_items(folder):
+    write_csv(
+        folder / "products.csv", ["sku", "name"], [(i, title) for i, (title, _) in make_logs.ITEMS.items()]
+    )
+
+
+def german(folder):
+    header = ["Kunde", "Suchbegriff", "Datum", "Uhrzeit", "Artikelnummer", "Bezeichnung", "Geklickt"]
+    rows = (
+        (
+            f"k{s.user}",
+            s.query,
+            *make_logs._iso(s.at)[:-1].split("T"),
+            i,
+            title,
+            "ja" if i in s.clicked else "nein",
+        )
+        for s, _, i, title in shown()
+    )
+    write_csv(folder / "protokoll.csv", header, rows, ";")
+
+
+def chinese(folder):
+    header = ["用户ID", "搜索词", "搜索时间", "商品ID", "商品标题", "是否点击"]
+    rows = ((s.user, s.query, s.at, i, title, int(i in s.clicked)) for s, _, i, title in shown())
+    write_csv(folder / "日志.tsv", header, rows, "\t")
+
+
+def structs(folder):
+    rows = [
+        {
+            "uid": s.user,
+            "requestId": f"r{s.id}",
+            "q": s.query,
+            "ts": s.at * 1000,
+            "results": [
+                {"id": i, "title": make_logs.ITEMS[i][0], "clicked": i in s.clicked} for i in s.shown
+            ],
+        }
+        for s in SEARCHES
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), folder / "searches.parquet")
+
+
+def parallel_lists(folder):
+    write_items(folder)
+    rows = [
+        {"user": s.user, "search_id": s.id, "query": s.query, "time": s.at, "items": s.shown}
+        | {"click_flags": [int(i in s.clicked) for i in s.shown]}
+        for s in SEARCHES
+    ]
+    (folder / "log.json").write_text(json.dumps(rows))
+
+
+def two_tables(folder):
+    write_items(folder)
+    rows = [(s.id, f"u{s.user}", s.query, s.at, " ".join(map(str, s.shown))) for s in SEARCHES]
+    write_csv(folder / "queries.csv", ["query_id", "user", "query", "timestamp", "shown"], rows)
+    rows = [(s.id, i, s.at + 5) for s in SEARCHES for i in s.clicked]
+    write_csv(folder / "clicks.csv", ["query_id", "item_id", "clicked_at"], rows)
+
+
+def queries_apart(folder):
+    write_items(folder)
+    rows = [(s.id, f"u{s.user}", s.query, s.at) for s in SEARCHES]
+    write_csv(folder / "searches.csv", ["search_id", "user", "query", "timestamp"], rows)
+    rows = [(s.id, i, place, i in s.clicked) for s, place, i, _ in shown()]
+    write_csv(folder / "impressions.csv", ["search_id", "item_id", "position", "clicked"], rows)
+
+
+def parts_of_events(folder):
+    """Events that carry their query, in compressed parts below days."""
+    header = ["action", "visitor", "search_term", "event_time", "sku", "product_name"]
+    for n in range(2):
+        (folder / f"day={n}").mkdir()
+        with gzip.open(folder / f"day={n}" / "part-0.csv.gz", "wt") as stream:
+            writer = csv.writer(stream)
+            writer.writerow(header)
+            for s, _, i, title in shown():
+                if s.id % 2 == n:
+                    for action in ("show", *(["product_click"] if i in s.clicked else [])):
+                        writer.writerow([action, s.user, s.query, make_logs._iso(s.at), i, title])
+
+
+KINDS = {name: make_logs.KINDS[name] for name in ("impressions", "events", "click_lists", "five_columns")}
+SHAPES = [
+    german,
+    chinese,
+    structs,
+    parallel_lists,
+    two_tables,
+    queries_apart,
+    parts_of_events,
+    *KINDS.values(),
+]
+
+
+@pytest.mark.parametrize("write", SHAPES, ids=lambda one: one.__name__)
+def test_a_plain_log_imports_with_the_guess_unedited(write, tmp_path):
+    source, logs = tmp_path / "source", tmp_path / "logs"
+    source.mkdir()
+    write(source)
+    assert known_format(source) is None
+    write_guess(source, tmp_path / "map.toml")
+    report = import_logs("table", source, logs, tmp_path / "map.toml")
+    assert all(one.rejected == 0 and not one.lost for one in report.tables.values())
+    found = duckdb.sql(f"""
+        select query, ocr_cover, bool_or(clicked) from '{logs}/search_impressions/*/*.parquet'
+        join '{logs}/items.parquet' using (item_id) group by search_id, query, ocr_cover""").fetchall()
+    told = (str(item) if write is make_logs.five_columns else title for _, _, item, title in shown())
+    clicks = (item in one.clicked for one, _, item, _ in shown())
+    assert Counter(found) == Counter(zip((one.query for one, *_ in shown()), told, clicks, strict=True))
+
+
+def log(header="query,user,time,item,click", row="lamp{n},u{u},2026-01-05T12:{n}:00Z,i{n},{c}", rows=30):
+    lines = (row.format(n=n + 10, u=n % 7, c=n % 2, d=n % 9 + 1) for n in range(rows))
+    return "\n".join([header, *lines]) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({}, "no files; name the folder or the file"),
+        ({"a.png": b"\x89PNG\r\n", "b.png": b"\x89PNG"}, r"no file that crops reads \(2 .png\); write"),
+        ({"log.csv": b"\x89PNG\r\n\0\0\0"}, "log.csv is not text in UTF-8; write it as CSV"),
+        ({"log.parquet": b"PAR0"}, "log.parquet is not readable .*; write the file again"),
+        (
+            {"log.csv": "query\nlamp\nbag\n"},
+            "log.csv: it reads as one column .* such as 'query'; write it with",
+        ),
+        ({"log.csv": "query^user^click\nlamp^1^0\n"}, "log.csv: it reads as one column .*'query.user.click'"),
+        ({"log.csv": "query,user,time,item,click\n"}, "log.csv: no rows; export the logs again"),
+        ({"log.csv": "query,user,query\na,1,b\n"}, "log.csv: column query is there twice; rename one"),
+        (
+            {"log.csv": "price,stock\n1.5,2\n2.5,3\n"},
+            "no table has a query with its user or time .*price, stock",
+        ),
+        (
+            {"1.csv": log(), "2.csv": log("query,user,time,item", "lamp,u{u},2026-01-05,i{n}")},
+            r"1.csv and 2.csv all look like the searches, and their columns differ: give",
+        ),
+    ],
+)
+def test_what_cannot_be_read_is_told_in_a_sentence_with_the_remedy(files, said, tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    for name, content in files.items():
+        (source / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(CropsError, match=said) as told:
+        write_guess(source, tmp_path / "map.toml")
+    assert "\n" not in str(told.value)
+    assert not (tmp_path / "map.toml").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "said", "left"),
+    [
+        (
+            log(row="lamp,u{u},0{d}/02/2026 12:{n}:00,i{n},{c}"),
+            'searched_at: is the day or the month first, in "01/02/2026 12:10:00"',
+            ["%d/%m/%Y %H:%M:%S", "%m/%d/%Y %H:%M:%S"],
+        ),
+        (
+            log("query,user,time,item,click,ad_click", "lamp,u{u},2026-01-05T12:{n}:00Z,i{n},{c},0"),
+            'clicked: is it `click` \\("0", "1"\\) or `ad_click` \\("0"\\)?',
+            ['clicked = "click"', 'clicked = "ad_click"'],
+        ),
+        (
+            log("query,user,time,item,flag"),
+            "clicked: what says whether the item was clicked",
+            ['clicked = { column = "flag", equals = ["0", "1"] }'],
+        ),
+        (
+            log("query,user,time,item,type", "lamp,u{u},2026-01-05T12:{n}:00Z,i{n},k{c}"),
+            "clicked: what says whether the item was clicked",
+            ['clicked = { column = "type", equals = ["k0", "k1"] }'],
+        ),
+        (
+            log("query,buyer,visitor,time,item,click", "l{d},b{c},u{u},2026-01-05,i{n},{c}"),
+            "user_id: is it",
+            [],
+        ),
+        (log("was,user,time,item,click"), 'query: is it `was` \\("lamp10"', ['query = "was"']),
+    ],
+)
+def test_a_guess_that_is_not_sure_asks_and_imports_nothing(text, said, left, tmp_path):
+    (tmp_path / "log.csv").write_text(text)
+    with pytest.raises(CropsError, match=said):
+        write_guess(tmp_path / "log.csv", tmp_path / "map.toml")
+    written = (tmp_path / "map.toml").read_text()
+    assert all(any(one in line for line in written.splitlines() if line.startswith("# ")) for one in left)
+    with pytest.raises(CropsError, match=r"\[search_impressions.columns\] lacks"):
+        import_logs("table", tmp_path, tmp_path / "logs", tmp_path / "map.toml")
+    with pytest.raises(CropsError, match="map.toml is there already, perhaps with your corrections"):
+        write_guess(tmp_path / "log.csv", tmp_path / "map.toml")
+
+
+@pytest.mark.parametrize("kind", ["ubi", "kuaisar", "jdsearch", "ga4"])
+def test_a_known_format_is_told_by_its_files(kind, tmp_path):
+    make_logs.KINDS[kind](tmp_path)
+    assert known_format(tmp_path) == kind
