@@ -610,6 +610,8 @@ def document_texts(
     fields, queries = run.document.fields, None
     if run.document.counts_clicks:
         mined = (items / f"{SAMPLES.name}.parquet").exists()
+        if items.is_file():
+            raise CropsError(f"{items}: click queries are counted in logs; name the folder")
         queries = mined_click_queries(items) if mined else click_queries(items, run, before)
     if added is not None:
         fields, more = (*fields, MINED_QUERY), added_texts(added)

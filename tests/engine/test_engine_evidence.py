@@ -9,8 +9,9 @@ from typer.testing import CliRunner
 
 from crops.cli.app import app
 from crops.engine.daily import mine_daily
-from crops.engine.evidence import Trail, explain
+from crops.engine.evidence import Trail, TrainingEvidence, explain
 from crops.errors import CropsError
+from crops.text import query_id
 
 SEARCHES = [
     shown(1, 1, "Jaguar", 0, 1),
@@ -126,6 +127,10 @@ def test_over_days_whose_logs_lie_apart(tmp_path):
     found = explain("a", tmp_path / "out")
     assert found.positives[0].trails == (Trail(P0, 2, 2),)
     assert (found.searches, found.users) == (4, 2)  # three people, of whom a day knows two
+    evidence = TrainingEvidence(tmp_path / "out")
+    assert [pair.trails for pair in evidence.group(query_id("a")) if pair.item_id == 1] == [
+        (Trail(P0, 2, 2),)
+    ]
 
 
 def test_groups_of_one_event(tmp_path):

@@ -259,7 +259,7 @@ def test_the_commands_build_change_and_write(tmp_path, static_model, items, caps
         ({}, "name the items of a new index"),
         ({"delete": "a,b"}, "--delete a,b: give ids separated by commas"),
         ({"delete": "none.parquet"}, "there is no such file"),
-        ({"items": items, "kind": "hsnw"}, "index.kind"),
+        ({"items": items, "kind": "hsnw"}, "'hsnw'"),
     ):
         with pytest.raises(CropsError, match=message):
             index(str(static_model), out=out, **options)

@@ -402,7 +402,7 @@ def _read_logs(backend: DuckDBBackend, mined: Mined, logs: Path | None) -> None:
             "seen",
             "select group_id as query_id, item_id, max(source) as source from impressions group by all",
         )
-        backend.drop_tables("queries")  # the mining has its own
+        backend.drop_tables("queries", "searches")  # the mining, and the next logs, have their own
 
 
 def _read_samples(backend: DuckDBBackend, mined: Mined, k: int, limit: int) -> None:
