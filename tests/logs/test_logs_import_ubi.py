@@ -218,7 +218,42 @@ def test_lists_are_no_ids_and_clicks_without_an_object_are_counted(source, tmp_p
     assert report.tables["feed_events"].reasons == {"unmapped_item_id": 1, "unmapped_user_id": 1}
 
 
-def test_a_file_that_is_queries_and_events_is_refused(source, tmp_path):
-    write_lines(source / "ubi_queries_and_events.jsonl", [*QUERIES, *EVENTS])
-    with pytest.raises(CropsError, match=r"ubi_queries_and_events.jsonl is called both queries and events"):
+@pytest.mark.parametrize("bulk", [True, False])
+@pytest.mark.parametrize("name", ["ubi_queries_events.ndjson", "dump.jsonl"])
+def test_one_file_of_both_is_parted_by_index_or_by_fields(imported, tmp_path, bulk, name):
+    (tmp_path / "ubi").mkdir()
+    lines = []
+    for index, documents in (("ubi_queries", QUERIES), ("ubi_events", EVENTS), ("products", [{"sku": 1}])):
+        for one in documents:
+            lines += [json.dumps({"index": {"_index": index, "_id": "x"}})] * bulk + [json.dumps(one)]
+    (tmp_path / "ubi" / name).write_text("\n".join(lines) + "\n")
+    report = import_logs("ubi", tmp_path / "ubi", tmp_path / "logs")
+    assert impressions(tmp_path / "logs") == EXPECTED
+    counts = report.tables["search_impressions"]
+    assert counts.reasons == imported[0].tables["search_impressions"].reasons
+    assert counts.others == 1  # the product
+
+
+@pytest.mark.parametrize("name", ["query_response_object_ids", "query_response_objects_ids", None])
+def test_hits_under_another_name_or_from_impressions(source, tmp_path, name):
+    bare = [{key: value for key, value in one.items() if key != "query_response_hit_ids"} for one in QUERIES]
+    seen = []
+    if name:
+        bare = [
+            one | {name: query["query_response_hit_ids"]} for one, query in zip(bare, QUERIES, strict=True)
+        ]
+    else:
+        shown = [("q-2", "sku-10", 2), ("q-2", "sku-9", 1), ("q-1", "sku-10", 1), ("q-4", "sku-9", 1)]
+        seen = [event("impression", sku, search, ordinal=place) for search, sku, place in [*shown, shown[0]]]
+    write_lines(source / "ubi_queries.jsonl", bare)
+    write_lines(source / "ubi_events.jsonl", [*EVENTS, *seen], wrap=True)
+    import_logs("ubi", source, tmp_path / "logs")
+    assert impressions(tmp_path / "logs") == EXPECTED
+
+
+def test_a_parquet_file_that_is_queries_and_events_is_refused(source, tmp_path):
+    for name in ("queries", "events"):
+        (source / f"ubi_{name}.jsonl").unlink()
+    pq.write_table(pa.Table.from_pylist([{"query_id": "q"}]), source / "ubi_queries_and_events.parquet")
+    with pytest.raises(CropsError, match=r"queries_and_events.parquet is called both queries and events"):
         import_logs("ubi", source, tmp_path / "logs")

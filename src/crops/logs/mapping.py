@@ -213,6 +213,7 @@ class Actions(_Section):
 
     click: tuple[str, ...] = ("click", "item_click", "product_click", "click_through", "watch")
     like: tuple[str, ...] = ("like", "add_to_cart", "add_to_favorites", "bookmark", "save", "purchase")
+    impression: tuple[str, ...] = ("impression",)
 
 
 class MappingFile(_Section):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import re
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -175,10 +176,11 @@ def _csv(file: Path, header: Sequence[str], scratch: Path, layout: Layout) -> st
 
 
 def lines_sql(files: Sequence[Path], scratch: Path) -> str:
-    """Return the SELECT of JSON lines: `doc` (NULL where a line is no JSON object), `_file`, `_row`.
+    """Return the SELECT of JSON lines: `doc` (NULL where one is no JSON object), `_index`, `_file`, `_row`.
 
-    What exports of OpenSearch wrap in `_source` is unwrapped. Empty lines are none; `_row` counts from 1. A
-    file that begins with `[` is one array, whose elements are its lines.
+    What exports of OpenSearch wrap in `_source` is unwrapped, and lines that say what a bulk request does
+    with the next one are left out; `_index` is the index that either names. Empty lines are none; `_row`
+    counts from 1. A file that begins with `[` is one array, whose elements are its lines.
 
     Raises:
         CropsError: an array cannot be read to its end.
@@ -197,10 +199,19 @@ def lines_sql(files: Sequence[Path], scratch: Path) -> str:
         for file in files
     )
     doc = "case when json_valid(line) and json_type(line) = 'OBJECT' then cast(line as JSON) end"
-    return (
-        "select coalesce(doc->'_source', doc) as doc, _file, _row"
-        f" from (select {doc} as doc, _file, _row from ({lines}) where trim(line, ' \t\r') <> '')"
-    )
+    rows = f"select {doc} as doc, _file, _row from ({lines}) where trim(line, ' \t\r') <> ''"
+    if not any(map(_is_bulk, files)):
+        source = "coalesce(doc->'_source', doc) as doc, doc->>'_index' as _index"
+        return f"select {source}, _file, _row from ({rows})"
+    action = "coalesce(doc->'index', doc->'create')"
+    before = f"lag({action} ->> '_index') over (partition by _file order by _row)"
+    rows = f"select *, {before} as _index, json_type({action}) = 'OBJECT' as _action from ({rows})"
+    return f"select doc, _index, _file, _row from ({rows}) where _action is not true"
+
+
+def _is_bulk(file: Path) -> bool:
+    """Return whether a file begins with what a bulk request does with the next line."""
+    return re.match(rb'\{\s*"(index|create)"\s*:\s*\{', _head(file)) is not None
 
 
 def _array(file: Path) -> str:
@@ -217,9 +228,13 @@ def _array(file: Path) -> str:
 
 def _first(file: Path) -> bytes:
     """Return the first letter of a text file that is no space."""
+    return _head(file)[:1]
+
+
+def _head(file: Path) -> bytes:
     try:
         with _opened(file) as stream:
-            return stream.read(1_000).removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
+            return stream.read(1_000).removeprefix(b"\xef\xbb\xbf").lstrip()
     except (OSError, EOFError) as error:
         raise CropsError(f"{file} is not readable ({error}); write the file again") from error
 

@@ -6,7 +6,7 @@ events that name the query and the object; events that name no query happened ou
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -20,18 +20,21 @@ from crops.logs.tables import rows_of
 from crops.logs.values import Value, identifier, text, time
 from crops.schema import FEED_EVENTS, ITEMS, SEARCH_IMPRESSIONS
 
-_QUERY = ("query_id", "client_id", "user_query", "timestamp", "query_response_hit_ids")
+_HITS = ("query_response_hit_ids", "query_response_object_ids", "query_response_objects_ids")
+"""What the list of hits has been called."""
+_QUERY = ("query_id", "client_id", "user_query", "timestamp", *_HITS)
 _EVENT = ("action_name", "timestamp", "query_id", "client_id", "user_id", "event_attributes")
 _REQUIRED = ("query_id", "user_query", "action_name", "timestamp")
-_NESTED = ("query_response_hit_ids", "event_attributes")
+_NESTED = (*_HITS, "event_attributes")
 _TITLES = ("name", "title", "object_name")
 
 
 def ubi(folder: Path, mapping: MappingFile, scratch: Path) -> Dataset:
     """Return the mapping of a folder with UBI queries and events, as JSON lines or Parquet.
 
-    Files or folders whose names hold `queries` and `events`. Item texts come from `[items]` of the mapping;
-    without it from `name` or `title`, and `description`, of the objects in the events.
+    Files or folders whose names hold `queries` and `events`, or JSON lines of both, such as a bulk request:
+    they go by the name of their index, or else by having an action_name or a user_query. Item texts come from
+    `[items]` of the mapping; without it from `name` or `title`, and `description`, of objects in events.
 
     Args:
         folder: the folder.
@@ -39,23 +42,20 @@ def ubi(folder: Path, mapping: MappingFile, scratch: Path) -> Dataset:
         scratch: folder for clean copies.
 
     Raises:
-        CropsError: a file or column is missing, or a file is called queries and events.
+        CropsError: a file or column is missing, or a Parquet file is called queries and events.
     """
-    queries, events = (find_files(folder, f"*{name}*") for name in ("queries", "events"))
-    if both := sorted(set(queries) & set(events)):
-        raise CropsError(
-            f"{both[0]} is called both queries and events and would be read twice: write its queries and its"
-            " events into files of their own"
-        )
+    queries, events = _files(folder)
+    mixed = sorted(set(queries) & set(events))
+    others = f"select count(*) from ({lines_sql(mixed, scratch)}) where {_KIND} = ''" if mixed else ""
     items = (
         mapped_table(ITEMS, mapping.items, folder, mapping, scratch) if mapping.items else _items_of_events()
     )
     notes = () if mapping.items else ("item texts are those of the events' objects: map [items] for more",)
     return Dataset(
-        (items, _searches(), _feed()),
+        (items, _searches(others), _feed()),
         setup=(
-            f"create table ubi_queries as {_queries_sql(queries, scratch)}",
-            f"create table ubi_events as {_events_sql(events, mapping, scratch)}",
+            f"create table ubi_events as {_events_sql(events, mapping, scratch, mixed)}",
+            f"create table ubi_queries as {_queries_sql(queries, scratch, mixed)}",
             f"create table ubi_actions as {_ACTIONS}",
         ),
         text=mapping.text,
@@ -63,8 +63,28 @@ def ubi(folder: Path, mapping: MappingFile, scratch: Path) -> Dataset:
     )
 
 
-def _queries_sql(files: Sequence[Path], scratch: Path) -> str:
-    hits = "query_response_hit_ids"
+def _files(folder: Path) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
+    """Return the files with queries and those with events; some may be in both."""
+    names = [any(folder.glob(f"*{name}*")) for name in ("queries", "events")]
+    if folder.is_dir() and not any(names):
+        return (both := find_files(folder, "*json*")), both
+    queries, events = (find_files(folder, f"*{name}*") for name in ("queries", "events"))
+    both = sorted(set(queries) & set(events))
+    if both and both[0].suffix == ".parquet":
+        raise CropsError(
+            f"{both[0]} is called both queries and events and would be read twice: write its queries and its"
+            " events into files of their own"
+        )
+    return queries, events
+
+
+def _queries_sql(files: Sequence[Path], scratch: Path, mixed: Collection[Path]) -> str:
+    listed = " ".join(
+        f"when {name} <> '[]' and json_valid({name}) and json_type({name}) = 'ARRAY'"
+        f" then cast({name} as JSON[])"
+        for name in _HITS
+    )
+    documents = _documents(files, _QUERY, scratch, "queries", mixed)
     return f"""
         select * replace (case
                 when problem is null and query_id is not null and row_number() over (
@@ -73,23 +93,39 @@ def _queries_sql(files: Sequence[Path], scratch: Path) -> str:
                 ) > 1 then 'repeated_query_id'
                 else problem end as problem)
         from (
-            select * exclude ({hits}), case when json_valid({hits}) and json_type({hits}) = 'ARRAY'
-                then cast({hits} as JSON[]) end as hits
-            from ({_documents(files, _QUERY, scratch)}))"""
+            select d.* exclude ({", ".join(_HITS)}), case {listed} else seen.hits end as hits
+            from ({documents}) d left join ({_SEEN}) seen using (query_id))"""
 
 
-def _events_sql(files: Sequence[Path], mapping: MappingFile, scratch: Path) -> str:
+def _events_sql(files: Sequence[Path], mapping: MappingFile, scratch: Path, mixed: Collection[Path]) -> str:
     attributes = "case when json_valid(event_attributes) then cast(event_attributes as JSON) end"
     title = ", ".join(json_text("attributes", f"object.{name}") for name in _TITLES)
+    documents = _documents(files, _EVENT, scratch, "events", mixed)
     return f"""
         select * exclude (event_attributes, attributes),
             {json_text("attributes", "object.object_id")} as object_id,
             try_cast({json_text("attributes", "position.ordinal")} as BIGINT) as ordinal,
             coalesce({title}) as title, {json_text("attributes", "object.description")} as description,
             action_name in ({_words(mapping.actions.click)}) as clicked,
-            action_name in ({_words(mapping.actions.like)}) as liked
-        from (select *, {attributes} as attributes from ({_documents(files, _EVENT, scratch)}))"""
+            action_name in ({_words(mapping.actions.like)}) as liked,
+            action_name in ({_words(mapping.actions.impression)}) as seen
+        from (select *, {attributes} as attributes from ({documents}))"""
 
+
+_KIND = f"""case when _index ilike '%queries%' then 'queries' when _index ilike '%events%' then 'events'
+    when {json_text("doc", "action_name")} is not null then 'events'
+    when doc is null or {json_text("doc", "user_query")} is not null then 'queries' else '' end"""
+"""Of a line of a file with both: as its index is called, or as its fields are; no JSON is a query."""
+_SEEN = """
+    select query_id, list(to_json(object_id) order by place, time, object_id) as hits
+    from (
+        select query_id, object_id, min(case when ordinal > 0 then ordinal end) as place,
+            min("timestamp") as time
+        from ubi_events where seen and query_id is not null and object_id is not null
+        group by query_id, object_id
+    ) group by query_id
+"""
+"""What impressions show of a query: its hits where it has no list of them."""
 
 _ACTIONS = """
     select query_id, object_id, bool_or(clicked) as clicked, bool_or(liked) as liked,
@@ -112,7 +148,7 @@ _SHOWN = """
 """Position is the order of the hits; `turn` counts those of one object."""
 
 
-def _searches() -> MappedTable:
+def _searches(others: str) -> MappedTable:
     # Hits, then what was clicked beyond them (on a further page), then queries that showed nothing.
     rows = f"""
         with shown as ({_SHOWN}),
@@ -151,6 +187,7 @@ def _searches() -> MappedTable:
             reason: f"problem = '{reason}'"
             for reason in ("malformed_json", "repeated_query_id", "repeated_hit", "unknown_query", "no_hits")
         },
+        others=others,
     )
 
 
@@ -187,8 +224,12 @@ def _items_of_events() -> MappedTable:
     return MappedTable(ITEMS, rows, columns, {"no_text": "title is null and description is null"})
 
 
-def _documents(files: Sequence[Path], names: Sequence[str], scratch: Path) -> str:
+def _documents(
+    files: Sequence[Path], names: Sequence[str], scratch: Path, which: str, mixed: Collection[Path]
+) -> str:
     """Return the SELECT of the named fields as text, `problem` (of a line that is no JSON), `_file`, `_row`.
+
+    Of `mixed` files only the lines of one kind, `queries` or `events`, are chosen.
 
     Raises:
         CropsError: a Parquet file is not readable or lacks a required field.
@@ -196,7 +237,9 @@ def _documents(files: Sequence[Path], names: Sequence[str], scratch: Path) -> st
     if files[0].suffix != ".parquet":
         fields = ", ".join(f"{_json_value(name)} as {quoted(name)}" for name in names)
         problem = "case when doc is null then 'malformed_json' end as problem"
-        return f"select {fields}, {problem}, _file, _row from ({lines_sql(files, scratch)})"
+        select = f"select {fields}, {problem}, _file, _row from ({lines_sql(files, scratch)})"
+        called = ", ".join(literal(file) for file in files if file not in mixed)
+        return f"{select} where {_KIND} = '{which}' or _file in ({called or 'null'})" if mixed else select
     schemas = [parquet_schema(file) for file in files]
     for file, schema in zip(files, schemas, strict=True):
         for name in names:
