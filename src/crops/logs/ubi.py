@@ -69,7 +69,7 @@ def _files(folder: Path) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
     if folder.is_dir() and not any(names):
         return (both := find_files(folder, "*json*")), both
     queries, events = (find_files(folder, f"*{name}*") for name in ("queries", "events"))
-    both = sorted(set(queries) & set(events))
+    both = tuple(sorted(set(queries) & set(events)))
     if both and both[0].suffix == ".parquet":
         raise CropsError(
             f"{both[0]} is called both queries and events and would be read twice: write its queries and its"
