@@ -13,6 +13,7 @@ from crops.schema import (
     QUERIES,
     SAMPLES,
     SEARCH_IMPRESSIONS,
+    SEARCHES,
     STAGES,
     SYNTHETIC_ITEMS,
     Table,
@@ -75,7 +76,7 @@ def section(table: Table) -> str:
 
 def main() -> None:
     """Write the page."""
-    tables = (ITEMS, SEARCH_IMPRESSIONS, FEED_EVENTS, QUERIES, SAMPLES, EVIDENCE, SYNTHETIC_ITEMS)
+    tables = (ITEMS, SEARCH_IMPRESSIONS, FEED_EVENTS, SEARCHES, QUERIES, SAMPLES, EVIDENCE, SYNTHETIC_ITEMS)
     text = HEAD + "\n".join(section(table) for table in tables) + "\n"
     (Path(__file__).parent / "tables.md").write_text(text)
 

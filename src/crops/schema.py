@@ -21,8 +21,8 @@ ARROW_TYPES: dict[str, pa.DataType] = {
     "BOOLEAN": pa.bool_(),
     "VARCHAR": pa.string(),
 }
-EARLIEST_US = 946_684_800_000_000
-"""2000-01-01 in microseconds: smaller times are in a wrong unit."""
+EARLIEST_US = 631_152_000_000_000
+"""1990-01-01 in microseconds: smaller times are in a wrong unit."""
 LATEST_US = 4_102_444_800_000_000
 """2100-01-01 in microseconds."""
 MAX_QUERY_CHARS = 1000
@@ -294,6 +294,15 @@ SEARCH_IMPRESSIONS = Table(
         ("user_id", "query"),
         "a search_id is one query event of one user: give each event its own id",
     ),
+    time="searched_at",
+)
+
+SEARCHES = Table(
+    "searches",
+    "One row per query event of logs that say nothing of results; `crops check` counts what was reworded.",
+    SEARCH_IMPRESSIONS.columns[:4],
+    tuple(rule for rule in SEARCH_IMPRESSIONS.rules if rule.column in ("query", "searched_at")),
+    key=("search_id",),
     time="searched_at",
 )
 

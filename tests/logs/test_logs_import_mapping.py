@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from crops.errors import CropsError
-from crops.logs import import_logs
+from crops.logs import check, import_logs, open_logs
 
 NOON = 1_767_614_400
 """2026-01-05 12:00:00 UTC."""
@@ -321,3 +321,30 @@ def test_a_broken_array_and_a_text_without_delimiter_are_named(run):
         run({"log.json": '[{"uid": 1}, {"uid": '}, 'files = "log.json"')
     with pytest.raises(CropsError, match=r"log\.txt: say what parts its columns, e.g. delimiter"):
         run({"log.txt": "a\n"}, 'files = "log.txt"')
+
+
+def test_searches_without_results_are_checked_and_their_rewordings_counted(run, tmp_path):
+    log = [
+        ("u", NOON, "red bow"),
+        ("u", NOON + 30, "Red  bow "),  # paging: the same text
+        ("u", NOON + 60, "red bow tie"),  # 30 s after the last
+        ("u", NOON + 151, "tie"),  # 91 s: too late
+        ("v", NOON + 152, "tie clip"),  # of another user
+        ("v", NOON + 153, " "),
+    ]
+    text = "who\twhen\twhat\n" + "".join(f"{who}\t{when}\t{what}\n" for who, when, what in log)
+    mapping = tmp_path / "searches.toml"
+    mapping.write_text(
+        '[search_impressions]\nfiles = "log.tsv"\n[search_impressions.columns]\nuser_id = "who"\n'
+        'query = "what"\nsearch_id = { columns = ["who", "when"] }\n'
+        'searched_at = { column = "when", unit = "s" }\n'
+    )
+    (tmp_path / "source" / "log.tsv").write_text(text)
+    report = import_logs("table", tmp_path / "source", run.logs, mapping)
+    assert (report.tables["searches"].imported, report.tables["searches"].rejected) == (5, 1)
+    found = check(run.logs, tmp_path / "checked")
+    assert (found.facts.searches, found.facts.users, found.facts.reworded) == (5, 2, 1)
+    assert "followed by other words within 90 s: 1, 20.0%" in found.notes()
+    assert check(tmp_path / "checked/accepted").facts.reworded == 1
+    with pytest.raises(CropsError, match="holds searches and nothing of their results: crops check counts"):
+        open_logs(tmp_path / "checked/accepted")

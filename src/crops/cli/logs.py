@@ -119,11 +119,12 @@ def check(
     allowed = None if max_rejected is None else _share(max_rejected)
     report = logs_room.check(logs, out, run.engine.memory)
     console.print(logs_room.render(report))
-    console.print(_would_help(report, logs, out, page, run))
+    results = report.facts.reworded is None
+    if results:
+        console.print(_would_help(report, logs, out, page, run))
     if out is not None:
-        console.print(
-            f"accepted rows in [bold]{out / 'accepted'}[/bold]; next: crops mine {out / 'accepted'} MINED"
-        )
+        mining = f"; next: crops mine {out / 'accepted'} MINED" if results else ""
+        console.print(f"accepted rows in [bold]{out / 'accepted'}[/bold]{mining}")
     worst = max(report.tables, key=lambda name: report.tables[name].share)
     lost = report.tables[worst]
     if allowed is not None and lost.share > allowed:

@@ -28,11 +28,21 @@ from crops.logs.rules import (
     split,
     write_rejects,
 )
-from crops.logs.tables import Logs, TableFiles, open_logs, text_kind
+from crops.logs.tables import (
+    Logs,
+    TableFiles,
+    add_texts,
+    holds_searches_only,
+    open_logs,
+    open_searches,
+    text_kind,
+)
 from crops.outputs import Scratch, publish, timed, write_manifest
-from crops.schema import STAGES, Rule
+from crops.schema import STAGES, Rule, within_sql
 
 _EXAMPLE_CHARS = 100
+WINDOW_S = 90
+"""Other words that come later than this, in seconds, are no rewording: the default of mining."""
 MOST = 0.5
 """A table that loses more of its rows is shown in red."""
 _STAGE_LABELS = {"unexposed": DEFAULT_LABELS[Source.UNEXPOSED], "filtered": DEFAULT_LABELS[Source.FILTERED]}
@@ -96,12 +106,23 @@ class LogSummary:
     """Optional columns that no file has, by table."""
     other_case: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Columns that differ from one of those in case only, and are not read, by table."""
+    reworded: int | None = None
+    """Searches that other words of their user follow in time, of logs without results."""
 
     def notes(self) -> list[str]:
         """Return the facts as sentences."""
+        some = f"searches: {self.searches:,}"
+        size = f"users: {self.users:,}; days: {len(self.search_days):,}"
+        if self.reworded is not None:
+            share = self.reworded / self.searches
+            lines = [
+                f"{some}; {size}",
+                f"followed by other words within {WINDOW_S} s: {self.reworded:,}, {share:.1%}",
+                "there is nothing of results: to mine, import items and which of them each search showed",
+            ]
+            return lines + self._days_that_look_wrong()
         lines = [
-            f"searches: {self.searches:,}, of which {self.searches_without_click:,} without a click (valid);"
-            f" users: {self.users:,}; days: {len(self.search_days):,}",
+            f"{some}, of which {self.searches_without_click:,} without a click (valid); {size}",
             f"stages present: {', '.join(self.stages)}",
         ]
         lines += [
@@ -110,14 +131,7 @@ class LogSummary:
         ]
         if not self.p2:
             lines.append("feed (P2) will be absent: there are no feed events")
-        lines += [
-            f"{table} has no rows on {spans(days)}: is a day missing?"
-            for table, days in self.missing_days.items()
-        ]
-        lines += [
-            f"{table} has rows after today, {today()}: {spans(days)}: was a clock wrong?"
-            for table, days in self._future().items()
-        ]
+        lines += self._days_that_look_wrong()
         lines += [
             f"{table} has no {', '.join(columns)}"
             for table, columns in self.absent_columns.items()
@@ -128,6 +142,16 @@ class LogSummary:
             for table, columns in self.other_case.items()
         ]
         return lines
+
+    def _days_that_look_wrong(self) -> list[str]:
+        lines = [
+            f"{table} has no rows on {spans(days)}: is a day missing?"
+            for table, days in self.missing_days.items()
+        ]
+        return lines + [
+            f"{table} has rows after today, {today()}: {spans(days)}: was a clock wrong?"
+            for table, days in self._future().items()
+        ]
 
     def _future(self) -> dict[str, list[str]]:
         days = {"search_impressions": self.search_days, "feed_events": self.feed_days}
@@ -197,7 +221,7 @@ def check(logs: str | Path, out: str | Path | None = None, memory: str = "2GB") 
     """
     out = None if out is None else Path(out)
     logs = Path(logs)
-    source = open_logs(logs)
+    source = open_searches(logs) if holds_searches_only(logs) else open_logs(logs)
     files = [file for table in source.tables.values() for file in table.files]
     limit = f"a memory limit of {memory}"
     seconds: dict[str, float] = {}
@@ -250,7 +274,7 @@ def _check(db: Connection, source: Logs, staging: Path | None, seconds: dict[str
         if name == "items":
             db.execute(f"create temp table {KNOWN_ITEMS} as select item_id from accepted_items")
     with timed(seconds, "count searches"):
-        facts = _facts(db, source, tables)
+        facts = (_facts_of_searches if "searches" in tables else _facts)(db, source, tables)
     return CheckReport(str(source.path), tables, tuple(faults), facts, merged, seconds, control_characters)
 
 
@@ -348,6 +372,37 @@ def _facts(db: Connection, source: Logs, tables: dict[str, TableCounts]) -> LogS
         missing_days=_missing_days(days),
         absent_columns=source.absent(),
         other_case=_other_case(source),
+    )
+
+
+def _facts_of_searches(db: Connection, source: Logs, tables: dict[str, TableCounts]) -> LogSummary:
+    """Return the facts of searches without results; of a run of one text, as of paging, the last counts."""
+    add_texts(db, "select query from accepted_searches")
+    ((users, reworded),) = db.execute(f"""
+        with typed as (
+            select user_id, searched_at, search_id, texts.query as said
+            from accepted_searches join texts on raw = accepted_searches.query),
+        runs as (
+            select *, lead(said) over (partition by user_id order by searched_at, search_id) as next,
+                lead(searched_at) over (partition by user_id order by searched_at, search_id) as next_at
+            from typed)
+        select (select count(distinct user_id) from typed), count(*) from runs
+        where next <> said and {within_sql("searched_at", "next_at", WINDOW_S)}""").fetchall()
+    found = db.execute("select distinct day from accepted_searches").fetchall()
+    days = tuple(sorted(day for (day,) in found))
+    return LogSummary(
+        searches=tables["searches"].accepted,
+        searches_without_click=0,
+        users=users,
+        stages=(),
+        absent_labels=(),
+        p2=False,
+        search_days=days,
+        feed_days=(),
+        missing_days=_missing_days({"searches": days}),
+        absent_columns=source.absent(),
+        other_case=_other_case(source),
+        reworded=reworded,
     )
 
 

@@ -341,6 +341,8 @@ def _number_ids(db: Connection, tables: Sequence[Table]) -> dict[str, str]:
             for table in tables
             if column in table.names()
         ]
+        if not parts:
+            continue
         originals = f"select distinct original from ({' union all '.join(parts)})"
         kinds[column] = KEPT if _fit(db, column, originals) else NUMBERED
         if kinds[column] == NUMBERED:

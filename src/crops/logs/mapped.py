@@ -37,7 +37,7 @@ from crops.logs.values import (
     time,
     tokens,
 )
-from crops.schema import FEED_EVENTS, ITEMS, SEARCH_IMPRESSIONS, Column, Table
+from crops.schema import FEED_EVENTS, ITEMS, SEARCH_IMPRESSIONS, SEARCHES, Column, Table
 
 _IDS = ("user_id", "item_id", "search_id")
 _KINDS = ("column", "columns", "value", "in", "found", "position", "row")
@@ -45,17 +45,24 @@ _KINDS = ("column", "columns", "value", "in", "found", "position", "row")
 
 
 def own_tables(folder: Path, mapping: MappingFile, scratch: Path) -> Dataset:
-    """Return the mapping of a team's own tables.
+    """Return the mapping of a team's own tables; without items and item_id, one of searches alone.
 
     Raises:
-        CropsError: items or search_impressions are not mapped, a file or column is missing, a column of the
-            contract is unknown or lacks its unit.
+        CropsError: items are not mapped and search_impressions has an item_id, or it is not mapped, a file or
+            column is missing, a column of the contract is unknown or lacks its unit.
     """
     sections = (
         (ITEMS, mapping.items),
         (SEARCH_IMPRESSIONS, mapping.search_impressions),
         (FEED_EVENTS, mapping.feed_events),
     )
+    searches = mapping.search_impressions
+    if mapping.items is None and searches and "item_id" not in searches.columns:
+        return Dataset(
+            (mapped_table(SEARCHES, searches, folder, mapping, scratch),),
+            text=mapping.text,
+            notes=(*mapping.notes, "searches without results: crops check counts what was reworded"),
+        )
     for table, section in sections[:2]:
         if section is None:
             raise CropsError(f"the mapping has no [{table.name}]; name its files and columns")

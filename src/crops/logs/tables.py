@@ -18,7 +18,7 @@ from crops.database import Connection, failing_as, literal, open_database, path_
 from crops.errors import CropsError, nearest
 from crops.logs.days import DAY_US, day_of, is_day
 from crops.outputs import MANIFEST
-from crops.schema import EARLIEST_US, LATEST_US, LOG_TABLES, Column, Table
+from crops.schema import EARLIEST_US, LATEST_US, LOG_TABLES, SEARCHES, Column, Table
 from crops.text import normalised_texts
 
 PLAIN = "plain"
@@ -166,20 +166,40 @@ def open_logs(path: str | Path) -> Logs:
         CropsError: the folder is missing, or any of its files is missing, unreadable, or has a missing or
             wrongly typed column; all such faults are named together, with remedies.
     """
-    path = Path(path)
-    path = Path(path).absolute()
+    if holds_searches_only(path):
+        raise CropsError(
+            f"{path} holds searches and nothing of their results: crops check counts what was reworded; for"
+            " the rest, import items and which of them each search showed"
+        )
+    return _opened(Path(path), LOG_TABLES)
+
+
+def open_searches(path: str | Path) -> Logs:
+    """Open a folder of searches without results, as `open_logs` does."""
+    return _opened(Path(path), (SEARCHES,))
+
+
+def holds_searches_only(path: str | Path) -> bool:
+    """Return whether a logs folder holds searches and nothing of their results."""
+    names = {file.stem for file in Path(path).iterdir()} if Path(path).is_dir() else set()
+    return SEARCHES.name in names and not names & {"items", "search_impressions"}
+
+
+def _opened(path: Path, wanted: Sequence[Table]) -> Logs:
+    path = path.absolute()
     if not path.is_dir():
         raise CropsError(f"{path} is not a folder; name the folder that holds items.parquet")
     tables: dict[str, TableFiles] = {}
     faults: list[FileFault] = []
-    for table in LOG_TABLES:
+    for table in wanted:
         tables[table.name], found = inspect(path, table)
         faults += found
     if faults:
         inside = [f"did you mean {path / 'logs'}?"] if (path / "logs").is_dir() else []
         raise CropsError("\n  ".join([f"{path}: the logs cannot be read:", *describe(faults), *inside]))
-    days = {name: table_days(tables[name]) for name in ("search_impressions", "feed_events")}
-    return Logs(path, tables, days["search_impressions"], days["feed_events"])
+    days = {name: table_days(files) for name, files in tables.items() if files.table.partitioned}
+    searched = days.get("search_impressions", days.get(SEARCHES.name, ()))
+    return Logs(path, tables, searched, days.get("feed_events", ()))
 
 
 def text_kind(logs: str | Path) -> str:
