@@ -146,6 +146,8 @@ def test_a_fault_of_the_mapping_is_named(source, mapping, tmp_path, old, new, me
 def test_formats_and_mappings_that_do_not_fit(source, mapping, tmp_path):
     with pytest.raises(CropsError, match=r"no such format: kuaisr.*'kuaisar'"):
         import_logs("kuaisr", source, tmp_path / "logs")
+    with pytest.raises(CropsError, match=r"no such format: csv.*: crops import table SRC --mapping MAP.toml"):
+        import_logs("csv", source, tmp_path / "logs")
     with pytest.raises(CropsError, match="own tables need --mapping"):
         import_logs("table", source, tmp_path / "logs")
     with pytest.raises(CropsError, match="kuaisar has a mapping of its own"):

@@ -170,9 +170,10 @@ def find_importer(name: str) -> Importer:
         return IMPORTERS[name]
     if ":" not in name:
         known = ", ".join(FORMATS)
-        raise CropsError(
-            f"no such format: {name}; there are {known}, or FILE.py:NAME.{nearest(name, FORMATS)}"
-        )
+        hint = nearest(name, FORMATS)
+        if name in ("csv", "tsv", "json", "jsonl", "ndjson", "parquet", "txt", "log"):
+            hint = f" Files of any of these kinds: crops import {OWN_TABLES.name} SRC --mapping MAP.toml"
+        raise CropsError(f"no such format: {name}; there are {known}, or FILE.py:NAME.{hint}")
     found = load_object(name)
     if not isinstance(found, Importer):
         raise CropsError(f"{name} is no importer; make it a crops.logs.Importer")
