@@ -17,6 +17,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
+from crops.database import failing_as, literal, open_database
 from crops.errors import CropsError
 from crops.logs.sources import Layout
 from crops.logs.tables import PLAIN
@@ -74,7 +75,6 @@ class Importer:
 
 _OFFSET = re.compile(r"([+-])(\d\d):([0-5]\d)")
 _MAX_OFFSET = 14 * 60
-_DIRECTIVES = re.compile(r"%(?!-?[aAbBcdfgGHIjmMnpSuUVwWxXyYzZ%])")
 _NULLS = ("\\N", "NULL", "null", "nan", "NaN", "None", "<NA>")
 """Texts that mean nothing, as databases, pandas and Python write them."""
 
@@ -88,6 +88,14 @@ def _tuple(value: object) -> object:
 
 
 Kinds = dict[str, Annotated[tuple[bool | int | float | str, ...], BeforeValidator(_tuple)]]
+
+
+def _demand_sql(value: str, what: str) -> None:
+    try:
+        with failing_as(what), open_database() as db:
+            db.execute(f"select {value}")
+    except CropsError as error:
+        raise ValueError(str(error)) from error
 
 
 class ColumnMapping(_Section):
@@ -134,19 +142,18 @@ class ColumnMapping(_Section):
     @field_validator("extract")
     @classmethod
     def _one_group(cls, value: str | None) -> str | None:
-        try:
-            groups = re.compile(value or "()").groups
-        except re.error as error:
-            raise ValueError(f"is no regular expression: {error}") from error
-        if groups != 1:
-            raise ValueError(f"has {groups} groups; put one, in parentheses, around what counts")
+        if value and "(" not in value:
+            raise ValueError(f"{value!r}: put one group, in parentheses, around what counts")
+        _demand_sql(f"regexp_extract('', {literal(value or '()')}, 1)", f"{value!r} is no regular expression")
         return value
 
     @field_validator("format")
     @classmethod
-    def _known_directives(cls, value: str | None) -> str | None:
-        if value and ("%" not in value or _DIRECTIVES.search(value)):
-            raise ValueError(f"{value!r}: write it as %d/%m/%Y %H:%M:%S")
+    def _known_format(cls, value: str | None) -> str | None:
+        what = f"{value!r}: write it as %d/%m/%Y %H:%M:%S"
+        if value and "%" not in value:
+            raise ValueError(what)
+        _demand_sql(f"cast(try_strptime('', {literal(value or '%Y')}) as VARCHAR)", what)
         return value
 
     def paths(self) -> tuple[str, ...]:
