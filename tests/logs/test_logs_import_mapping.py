@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -168,6 +169,33 @@ def test_views_and_clicks_of_one_table_of_events_find_each_other(run):
     assert (imported, others) == (3, 2)  # the login and the empty row; two clicks of one item are one
     assert reasons["unmatched_clicks"] == 1  # item 2 was clicked and not shown
     assert 8 == report.tables["search_impressions"].rows + others + 2  # the clicks that found their rows
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_every_line_of_random_events_is_accounted_for(run, seed):
+    draw = random.Random(seed)
+    lines, kinds = [], {"view": [], "click": [], "login": [], "junk": []}
+    for _ in range(200):
+        kind, sid = draw.choice([*kinds]), draw.randrange(20)
+        row = {
+            "event": kind,
+            "sid": sid,
+            "sku": draw.randrange(4),
+            "uid": sid,
+            "q": f"q{sid}",
+            "ts": NOON + sid,
+        }
+        lines.append(json.dumps(row) if kind != "junk" else draw.choice(["{", "[1]", "nul"]))
+        kinds[kind].append((sid, row["sku"]))
+    tail = CLICKS.format("events.jsonl", '["sid", "sku"]', 'where = { event = "click" }')
+    head = 'files = "events.jsonl"\nwhere = { event = "view" }'
+    report = run({"events.jsonl": "\n".join(lines)}, head, {"clicked": '{ found = "clicks" }'}, tail=tail)
+    matched = sum(click in kinds["view"] for click in kinds["click"])
+    imported, reasons, others = balance(report)
+    assert (imported, others) == (len(kinds["view"]), len(kinds["login"]))
+    assert reasons["malformed_json"] == len(kinds["junk"])
+    assert reasons["unmatched_clicks"] == len(kinds["click"]) - matched
+    assert report.tables["search_impressions"].rows + others + matched == 200
 
 
 def test_clicks_of_a_second_table_find_the_elements_of_a_list(run):

@@ -25,6 +25,10 @@ from crops.logs.tables import distinct_names, refuse_lake_tables, rows_of
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _LINES = (".jsonl", ".ndjson", ".json")
 _PLAIN = (".txt", ".log")
+_ARRAY = rb"\[\s*\{"
+"""How a file of one JSON array of objects begins."""
+_BULK = rb'\{\s*"(index|create)"\s*:\s*\{'
+"""How a file begins that says line by line what a bulk request does with the next one."""
 MAX_LINE_BYTES = 64_000_000
 """No line and no value in quotes is longer."""
 LEFT_OUT = pa.schema([("file", pa.string()), ("line", pa.int64()), ("reason", pa.string())])
@@ -193,25 +197,20 @@ def lines_sql(files: Sequence[Path], scratch: Path) -> str:
         f"select line, {literal(file)} as _file, row_number() over () as _row from "
         + (
             _array(file)
-            if _first(file) == b"["
+            if _begins(file, _ARRAY)
             else f"read_csv({path_literal(clean_json(file, scratch))}, {options})"
         )
         for file in files
     )
     doc = "case when json_valid(line) and json_type(line) = 'OBJECT' then cast(line as JSON) end"
     rows = f"select {doc} as doc, _file, _row from ({lines}) where trim(line, ' \t\r') <> ''"
-    if not any(map(_is_bulk, files)):
+    if not any(_begins(file, _BULK) for file in files):
         source = "coalesce(doc->'_source', doc) as doc, doc->>'_index' as _index"
         return f"select {source}, _file, _row from ({rows})"
     action = "coalesce(doc->'index', doc->'create')"
     before = f"lag({action} ->> '_index') over (partition by _file order by _row)"
-    rows = f"select *, {before} as _index, json_type({action}) = 'OBJECT' as _action from ({rows})"
+    rows = f"select *, {before} as _index, json_type({action}) = 'OBJECT' and len(json_keys(doc)) = 1 as _action from ({rows})"
     return f"select doc, _index, _file, _row from ({rows}) where _action is not true"
-
-
-def _is_bulk(file: Path) -> bool:
-    """Return whether a file begins with what a bulk request does with the next line."""
-    return re.match(rb'\{\s*"(index|create)"\s*:\s*\{', _head(file)) is not None
 
 
 def _array(file: Path) -> str:
@@ -226,17 +225,14 @@ def _array(file: Path) -> str:
     return lines
 
 
-def _first(file: Path) -> bytes:
-    """Return the first letter of a text file that is no space."""
-    return _head(file)[:1]
-
-
-def _head(file: Path) -> bytes:
+def _begins(file: Path, pattern: bytes) -> bool:
+    """Return whether a text file begins with a pattern, white space and a byte order mark left out."""
     try:
         with _opened(file) as stream:
-            return stream.read(1_000).removeprefix(b"\xef\xbb\xbf").lstrip()
+            head = stream.read(1_000).removeprefix(b"\xef\xbb\xbf").lstrip()
     except (OSError, EOFError) as error:
         raise CropsError(f"{file} is not readable ({error}); write the file again") from error
+    return re.match(pattern, head) is not None
 
 
 def _nested_problem(columns: Collection[str]) -> str:
@@ -354,7 +350,7 @@ def _kind(file: Path, layout: Layout = _LAYOUT) -> str:
     suffix = _suffix(file)
     if suffix == ".parquet":
         return "parquet"
-    plain = suffix in _PLAIN and layout == _LAYOUT and _first(file) in (b"{", b"[")
+    plain = suffix in _PLAIN and layout == _LAYOUT and _begins(file, rb"\{|" + _ARRAY)
     return "json" if suffix in _LINES or plain else "text"
 
 
