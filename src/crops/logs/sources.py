@@ -209,7 +209,8 @@ def lines_sql(files: Sequence[Path], scratch: Path) -> str:
         return f"select {source}, _file, _row from ({rows})"
     action = "coalesce(doc->'index', doc->'create')"
     before = f"lag({action} ->> '_index') over (partition by _file order by _row)"
-    rows = f"select *, {before} as _index, json_type({action}) = 'OBJECT' and len(json_keys(doc)) = 1 as _action from ({rows})"
+    alone = f"json_type({action}) = 'OBJECT' and len(json_keys(doc)) = 1"
+    rows = f"select *, {before} as _index, {alone} as _action from ({rows})"
     return f"select doc, _index, _file, _row from ({rows}) where _action is not true"
 
 
