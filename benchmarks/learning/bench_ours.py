@@ -35,9 +35,8 @@ from crops.reproduce.design import (
 )
 from crops.reproduce.make import make_samples, opened
 from crops.retrieval import ExactRetriever
-from crops.training.methods import METHODS, fit_method, load_catalogue
+from crops.training.methods import METHODS, fit_method, load_catalogue, recalls, validation_sets
 from crops.training.samples import FOLDS
-from crops.training.tune import recalls, validation_sets
 
 REFERENCE = "CroPS"
 RESAMPLES = 4000

@@ -9,7 +9,7 @@ from crops.cli.app import app
 from crops.config import load_config
 from crops.reproduce import produce, run
 from crops.reproduce.design import Design, build_world
-from crops.training import tune as grid
+from crops.training import methods as grid
 from crops.training.samples import FOLDS
 
 

@@ -15,7 +15,7 @@ from starlette.testclient import TestClient
 from crops.errors import CropsError
 from crops.serving.app import Guard, check_key, has_key, make_app, refusal_json
 from crops.serving.searcher import Searcher
-from crops.serving.telemetry import Lag
+from crops.serving.service import Lag
 
 SEARCH = {"query": "jaguar"}
 

@@ -17,9 +17,8 @@ from crops.config import TrainingConfig
 from crops.errors import CropsError
 from crops.labels import Source
 from crops.outputs import read_manifest
-from crops.training import methods, tune
-from crops.training.methods import METHODS, find_method, fit_method
-from crops.training.tune import tune_method
+from crops.training import methods
+from crops.training.methods import METHODS, find_method, fit_method, tune_method
 
 QUERIES, ITEMS = 30, 60
 
@@ -178,8 +177,8 @@ def test_each_fold_is_judged_by_a_model_that_did_not_see_it(mined, config, tmp_p
         clicked = np.full(len(sets.queries), float(len(judged) == 2))  # the second fold finds all
         return {"recall@100/ct": clicked, "recall@100/qr": np.full(len(clicked), np.nan)}
 
-    monkeypatch.setattr(tune, "fit_method", fit)
-    monkeypatch.setattr(tune, "recalls", look)
+    monkeypatch.setattr(methods, "fit_method", fit)
+    monkeypatch.setattr(methods, "recalls", look)
     found = tune_method("dpr", mined, tmp_path / "tuned", config, seed=0, folds=3)
     assert [fold for fold, *_ in trained] == [0, 1, 2]
     assert [groups for *_, groups in trained] == [QUERIES - 3] * 3

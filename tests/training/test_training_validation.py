@@ -6,9 +6,8 @@ import pytest
 from crops.errors import CropsError
 from crops.labels import Source
 from crops.text import PLAIN, query_id
-from crops.training.methods import load_catalogue
+from crops.training.methods import is_validation, load_catalogue, summarise, validate, validation_sets
 from crops.training.samples import FOLDS
-from crops.training.tune import is_validation, summarise, validate, validation_sets
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ from by_hand import stored
 
 from crops.encoders import load_encoder
 from crops.training import train
-from crops.training.distributed import average, average_gradients, join_processes, processes
 from crops.training.model import GroupLoss, Share, Steps, objective
 from crops.training.pool import tokenise_pool
+from crops.training.runs import average, average_gradients, join_processes, processes
 from crops.training.sampler import GroupSampler
 
 

@@ -2,8 +2,14 @@
 
 from crops.llm.batch import Budget
 from crops.llm.endpoint import Endpoint, embedded_server, smoke_model
-from crops.llm.generate import generate, generate_documents, training_requests
-from crops.llm.judge import JudgePair, judge_pairs, load_rubric
+from crops.llm.generate import (
+    JudgePair,
+    generate,
+    generate_documents,
+    judge_pairs,
+    load_rubric,
+    training_requests,
+)
 from crops.llm.prompt import Exemplar, Prompt, Request, load_prompt
 
 __all__ = [

@@ -83,7 +83,6 @@ def ask_all(
 
     Args:
         requests: by the key that names their answer in the files.
-        send: asks the endpoint once.
         endpoint: where it is, for messages and its concurrency.
         cache: one JSON object per line, appended.
         name: what is under way, for the progress display.
@@ -131,7 +130,6 @@ def _admit(
     """Return the requests to send; count the others, and file those that must not be sent.
 
     Args:
-        keyed: requests by key.
         done: keys that are answered already.
         why_not: the reason why a request must not be sent, or None.
         quarantine: the open quarantine file.

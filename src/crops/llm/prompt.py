@@ -163,8 +163,6 @@ def load_template(
     Args:
         name: of a packaged template, or the path of an own one (`.toml`).
         what: it is, in words.
-        packaged: the names there are.
-        parse: from version and values.
 
     Raises:
         CropsError: there is no such template, or a part of it is missing or malformed.

@@ -79,16 +79,12 @@ def check_values(
     short, long, first, last, lowest, highest, in_order, tau = values.tolist()
     if not (abs(short - 1) <= NORM_TOLERANCE and abs(long - 1) <= NORM_TOLERANCE):
         for name, lengths in zip(("query_emb", "doc_emb"), norms, strict=True):
-            bad = (~((lengths - 1).abs() <= NORM_TOLERANCE)).nonzero()
-            for row in bad[:1, 0].tolist():
+            for row in (~((lengths - 1).abs() <= NORM_TOLERANCE)).nonzero()[:1, 0].tolist():
+                length = float(lengths[row])
+                fault = f"has length {length:.4g}; normalise the rows (torch.nn.functional.normalize)"
                 if not lengths[row].isfinite():
-                    raise CropsError(
-                        f"{name} row {row} holds NaN or infinity; lower the learning rate or check the encoder"
-                    )
-                raise CropsError(
-                    f"{name} row {row} has length {float(lengths[row]):.4g}; "
-                    "normalise the rows (torch.nn.functional.normalize)"
-                )
+                    fault = "holds NaN or infinity; lower the learning rate or check the encoder"
+                raise CropsError(f"{name} row {row} {fault}")
     if first < -1 or last >= len(query_emb):
         raise CropsError(
             f"query_index holds {int(first)}..{int(last)} for {len(query_emb)} queries; "

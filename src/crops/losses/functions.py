@@ -1,8 +1,8 @@
 r"""The losses over ragged groups of graded documents: H-InfoNCE, InfoNCE, softmax cross-entropy and NCE.
 
 The first three are sums over anchors of $-\log \frac{e^{s_i}}{e^{s_i} + \sum_{j \in N_i} e^{s_j}}$ with
-$s = \cos(q, d) / \tau$; they differ in who is an anchor, in the negatives $N_i$ and in what they cost. All take
-the arguments of `h_infonce`, but for what their own list names, and return and refuse what it does.
+$s = \cos(q, d) / \tau$; they differ in who is an anchor, in the negatives $N_i$ and in what they cost. All
+take the arguments of `h_infonce`, but for what their own list names, and return and refuse what it does.
 """
 
 from __future__ import annotations

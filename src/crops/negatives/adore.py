@@ -45,10 +45,8 @@ def adore_negatives(index: FlatIndex, vectors: Vectors, positives: Sequence[Ids]
     """Return the n documents nearest to each query that are no known positives, [Q, n]; blanks pad.
 
     Args:
-        index: the fixed documents.
         vectors: the queries as the encoder sees them now, [Q, d].
         positives: for each of Q queries the ids of its known positives.
-        n: how many.
     """
     depth = n + max(map(len, positives), default=0)
     return take_first(nearest_others(index, vectors, positives, depth), n)

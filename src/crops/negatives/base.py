@@ -197,11 +197,9 @@ def nearest_negatives(
     """Return n random documents of each query's nearest that are no known positives, [Q, n]; blanks pad.
 
     Args:
-        random: the source of chance.
         index: the catalogue, encoded by a checkpoint.
         vectors: the queries as encoded by the same checkpoint, [Q, d].
         positives: for each of Q queries the ids of its known positives.
-        n: how many.
         depth: length of the list they are drawn from.
     """
     return take_random(random, nearest_others(index, vectors, positives, depth), n)
@@ -211,10 +209,8 @@ def noise(random: np.random.Generator, catalogue: Ids, positives: Sequence[Ids],
     """Return n random documents of the catalogue for each query, none of them a known positive, [Q, n].
 
     Args:
-        random: the source of chance.
         catalogue: distinct ids [D]; where it holds fewer than n others, blanks (NO_ITEM) pad the row.
         positives: for each of Q queries the ids of its known positives.
-        n: how many.
     """
     drawn = np.full((len(positives), n + max(map(len, positives), default=0)), NO_ITEM, dtype=np.int64)
     for row, own in zip(drawn, positives, strict=True):
@@ -240,7 +236,6 @@ def nearest_others(index: FlatIndex, vectors: Vectors, positives: Sequence[Ids],
     """Return what an index holds nearest to each query besides its positives, best first, [Q, <= depth].
 
     Args:
-        index: the catalogue.
         vectors: of the queries, [Q, d].
         positives: as of `without`.
         depth: length of the result list that the positives are taken out of.
@@ -262,9 +257,7 @@ def take_random(
     The draw takes the smallest of exponential times with the odds as rates (Efraimidis & Spirakis 2006).
 
     Args:
-        random: the source of chance.
         candidates: ids [Q, k].
-        n: how many.
         odds: [Q, k], at least 0; a candidate of odds 0 is not drawn. Even odds when None.
     """
     rate = np.ones(candidates.shape) if odds is None else odds

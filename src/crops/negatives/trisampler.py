@@ -93,12 +93,10 @@ def tri_negatives(
     """Return n documents of each query from its region, [Q, n]; blanks pad.
 
     Args:
-        random: the source of chance.
         candidates: the query's nearest documents without its known positives, [Q, k].
         positive: cosine of each query with its positive, [Q]; NaN where it has none: no negative is drawn.
         negative: cosines of each query with its candidates, [Q, k]; any value at a blank.
         between: cosines of each query's positive with its candidates, [Q, k]; any value at a blank.
-        n: how many.
         temperature: what makes scores of cosines.
     """
     known = (candidates != NO_ITEM) & np.isfinite(positive)[:, None]

@@ -196,8 +196,7 @@ def learn(cell: Cell, samples: Path, model: Path) -> dict[str, Any]:
     from crops.encoders import rendering_for
     from crops.retrieval import ExactRetriever
     from crops.training import Evaluation as EvaluateFn
-    from crops.training.methods import fit_method, load_catalogue
-    from crops.training.tune import validate, validation_sets
+    from crops.training.methods import fit_method, load_catalogue, validate, validation_sets
 
     config = cell.run.training
     watched: dict[str, Any] = {}

@@ -307,12 +307,12 @@ def tune(
     Args:
         cells: a cell of each method, all of one world: the test day is not read.
         out: an opened folder of a reproduction; each method's grid and scores stay in it as JSON.
-        folds: see `crops.training.tune.tune_method`.
+        folds: see `crops.training.methods.tune_method`.
 
     Raises:
         CropsError: the world cannot be made, or there is no held-out query.
     """
-    from crops.training.tune import tune_method  # torch takes seconds to import: not for --help
+    from crops.training.methods import tune_method  # torch takes seconds to import: not for --help
 
     points = {}
     for method, cell in cells.items():

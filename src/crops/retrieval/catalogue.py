@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -22,9 +22,6 @@ from crops.logs.sources import parquet_schema
 from crops.logs.tables import column_faults, kind, refuse_lake_tables
 from crops.schema import ARROW_TYPES, ITEMS
 from crops.text import CLICK_QUERY, MINED_QUERY, PLAIN, Rendering, normalise_query, query_id
-
-if TYPE_CHECKING:
-    import pyarrow.dataset as ds
 
 NO_ITEM = -1
 """Fills the places of a result list that found too little."""
@@ -53,7 +50,7 @@ def load_items(
     rendering: Rendering = PLAIN,
     queries: pa.Table | None = None,
 ) -> tuple[NDArray[np.int64], list[str]]:
-    """Read the ids and document texts of `items`.
+    """Return the ids [n], ascending, and the n document texts of `items`.
 
     Args:
         path: `items.parquet`, a folder of its parts, or a folder that holds either (logs, mined samples).
@@ -61,9 +58,6 @@ def load_items(
         rendering: what stands for a document; what the encoder reads (`crops.encoders.rendering_of`).
         queries: columns by item_id in place of the table's own: the click queries that were counted for this
             catalogue (`crops.engine.documents`).
-
-    Returns:
-        The ids [n], ascending, and their n document texts.
 
     Raises:
         CropsError: there is no item table, a needed column is missing, an id is null, repeated or negative,
@@ -180,19 +174,23 @@ def item_files(path: Path) -> list[Path]:
 
 
 def load_queries(path: str | Path) -> tuple[NDArray[np.int64], list[str]]:
-    """Return the distinct normalised queries of a table.
+    """Return the distinct normalised queries of a table: ascending ids [n] (`query_id`), and texts.
 
-    Args:
-        path: Parquet with a column `query`, or a folder of mined samples or of logs.
-
-    Returns:
-        The ids [n], ascending (`crops.text.query_id`), and the n texts.
+    `path` is Parquet with a column `query`, or a folder of mined samples or of logs.
 
     Raises:
         CropsError: there is no such table, or no query in it.
     """
+    import pyarrow.dataset as ds  # brings pandas where that is installed, which takes half a second
+
     path = Path(path)
-    table = _query_table(path)
+    tables = [path] if path.is_file() else [path / name for name in _QUERY_TABLES if (path / name).exists()]
+    refuse_lake_tables(tables)
+    try:
+        found = (ds.dataset(table, format="parquet") for table in tables)
+        table = next((table for table in found if "query" in table.schema.names), None)
+    except (pa.ArrowException, OSError) as error:
+        raise CropsError(f"{path} is not readable as Parquet ({error}); write it again") from error
     if table is None:
         raise CropsError(f"{path}: no Parquet table with a column query")
     type_ = table.schema.field("query").type
@@ -204,18 +202,6 @@ def load_queries(path: str | Path) -> tuple[NDArray[np.int64], list[str]]:
     if not by_id:
         raise CropsError(f"{path}: not one query in it")
     return np.array([one for one, _ in by_id], dtype=np.int64), [text for _, text in by_id]
-
-
-def _query_table(path: Path) -> ds.Dataset | None:
-    import pyarrow.dataset as ds  # brings pandas where that is installed, which takes half a second
-
-    tables = [path] if path.is_file() else [path / name for name in _QUERY_TABLES if (path / name).exists()]
-    refuse_lake_tables(tables)
-    try:
-        found = (ds.dataset(table, format="parquet") for table in tables)
-        return next((table for table in found if "query" in table.schema.names), None)
-    except (pa.ArrowException, OSError) as error:
-        raise CropsError(f"{path} is not readable as Parquet ({error}); write it again") from error
 
 
 class Filter(NamedTuple):
@@ -344,10 +330,7 @@ def search_known(
 def best_results(ids: NDArray[np.int64], scores: NDArray[np.float32], k: int) -> Results:
     """Return the k best of candidates [q, c] as ids and rounded scores [q, k], best first, ties by id.
 
-    Args:
-        ids: candidates, each id at most once in a row; -1 for none, whatever its score.
-        scores: their scores.
-        k: length of the result lists, which are padded with -1 and -inf.
+    A candidate is at most once in a row, or -1 for none, whatever its score; -1 and -inf pad the results.
     """
     scores = np.round(np.where(ids == NO_ITEM, -np.inf, scores), SCORE_DECIMALS).astype(np.float32)
     order = np.lexsort((ids, -scores))[:, :k]

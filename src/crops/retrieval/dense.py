@@ -73,12 +73,8 @@ class FlatIndex:
     ) -> Results:
         """Return the ids and rounded inner products [q, k] nearest to `vectors` [q, d].
 
-        Best first, ties by id; -1 and -inf where the index holds fewer than k.
-
-        Args:
-            vectors: the queries.
-            k: length of the result lists.
-            allowed: which of `ids` may be found, [n]; all when None.
+        Best first, ties by id; -1 and -inf where the index holds fewer than k. `allowed` [n] says which of
+        `ids` may be found; all when None.
 
         Raises:
             CropsError: k < 1, or a vector holds NaN or infinity.
@@ -163,11 +159,7 @@ def selector(allowed: NDArray[np.bool_]) -> faiss.IDSelector:
 def write_flat(file: Path, blocks: Iterable[NDArray[np.float32]], count: int, dim: int) -> None:
     """Write vectors as faiss writes an `IndexFlatIP`, block by block: all of them may exceed the memory.
 
-    Args:
-        file: the file.
-        blocks: the vectors, [n_i, dim] each.
-        count: their sum of n_i.
-        dim: numbers of a vector.
+    `count` is the sum of the n_i of the blocks [n_i, dim].
     """
     header = bytearray(faiss.serialize_index(faiss.IndexFlatIP(dim)))  # of no vectors
     struct.pack_into("<q", header, 8, count)
@@ -194,7 +186,6 @@ class DenseRetriever:
         Args:
             encoder: a SentenceTransformer, or anything with its `encode`.
             nearest: from query vectors [q, d] and k to the results, e.g. `VectorIndex.search`.
-            batch_size: queries per forward pass.
             render_query: from a query to what the encoder reads (`crops.text.Rendering`).
         """
         self._encoder = encoder
@@ -233,14 +224,7 @@ class ExactRetriever(DenseRetriever):
         batch_size: int = 64,
         render_query: Callable[[str], str] = str,
     ) -> None:
-        """Encode and index a catalogue.
-
-        Args:
-            encoder: a SentenceTransformer, or anything with its `encode`.
-            item_ids: n distinct ids of real items.
-            texts: their document texts (`crops.text.document_text`).
-            batch_size: texts per forward pass.
-            render_query: from a query to what the encoder reads (`crops.text.Rendering`).
+        """Encode and index a catalogue: n distinct ids of real items and their document texts.
 
         Raises:
             CropsError: the catalogue is empty or holds repeated or negative ids; an embedding is not finite.
@@ -279,12 +263,8 @@ class FusedRetriever:
 def fuse(lists: Sequence[NDArray[np.int64]], k: int) -> Results:
     """Fuse result lists by reciprocal rank: score(item) = sum over lists of 1 / (60 + rank).
 
-    Args:
-        lists: ids [q, c_i] of each retriever, best first; -1 pads.
-        k: length of the fused lists.
-
-    Returns:
-        Ids and scores, each [q, k], best first, ties by id; padded with -1 and -inf.
+    The lists are ids [q, c_i], best first, padded with -1; returned are ids and scores, each [q, k], ties by
+    id, padded with -1 and -inf.
 
     Raises:
         CropsError: k < 1, or the lists are of different numbers of queries, or there is none.

@@ -51,10 +51,7 @@ class Model(NamedTuple):
 
 
 def load_model(name: str) -> Model:
-    """Load the encoder that an index is built or searched with.
-
-    Args:
-        name: an encoder preset, a model folder or a SentenceTransformer name.
+    """Load the encoder of an index: an encoder preset, a model folder or a SentenceTransformer name.
 
     Raises:
         CropsError: there is no such model.
@@ -71,17 +68,11 @@ def load_model(name: str) -> Model:
 def encode_texts(
     encoder: Encoder, texts: Sequence[str], *, role: str = "document", batch_size: int = 64
 ) -> NDArray[np.float32]:
-    """Encode texts to unit vectors, with a progress display if there are many.
+    """Encode n texts to unit vectors [n, d], with a progress display if there are many.
 
-    Args:
-        encoder: its `encode_query` or `encode_document` is used if it has one (SentenceTransformer: prompts).
-        texts: n texts.
-        role: `query` or `document`.
-        batch_size: texts per forward pass.
-
-    Returns:
-        Unit vectors [n, d]; zero for a text with nothing to read or of which the encoder knows no part, and
-        for a query without a token of its vocabulary: all of these would have one vector and find the same.
+    The encoder's `encode_query` or `encode_document` is used if it has one (SentenceTransformer: prompts). A
+    vector is zero for a text with nothing to read or of which the encoder knows no part, and for a query
+    without a token of its vocabulary: all of these would have one vector and find the same.
 
     Raises:
         CropsError: a vector holds NaN or infinity.
@@ -157,16 +148,9 @@ def narrowed(vectors: NDArray[np.float32], dim: int) -> NDArray[np.float32]:
 def encode_shards(
     model: Model, texts: Sequence[str], work: Path, role: str = "document"
 ) -> list[NDArray[np.float32]]:
-    """Encode texts shard by shard, each kept on disk under a hash of its texts and the model.
+    """Encode texts (as rendered for the model) shard by shard; return memory maps of these, [n_i, d] each.
 
-    Args:
-        model: what encodes.
-        texts: as the model's rendering gives them.
-        work: folder of the shards; those found there are not encoded again.
-        role: `document` or `query`.
-
-    Returns:
-        Memory maps of the shards, [n_i, d] each.
+    Each is kept in the folder `work` under a hash of its texts and the model, and not encoded again.
     """
     with written(work):
         work.mkdir(parents=True, exist_ok=True)
@@ -213,18 +197,8 @@ def write_vectors(
     """Encode texts into a Parquet file, which appears whole or not at all.
 
     Its columns are `item_id` or `query_id` and `vector` (fixed-size list of float32, unit length); its
-    metadata name the model (`crops.model`, `crops.model_hash`).
-
-    Args:
-        model: what encodes.
-        ids: of the texts [n].
-        texts: as the model's rendering gives them.
-        out: the file.
-        role: `document` or `query`.
-        dims: numbers of a vector that are kept, made unit length again; all when None.
-
-    Returns:
-        The numbers of a vector.
+    metadata name the model (`crops.model`, `crops.model_hash`). The texts are as rendered for the model; the
+    first `dims` numbers of a vector are kept (all when None), made unit length again. Returns how many.
 
     Raises:
         CropsError: `out` is a folder, or `dims` exceeds what the model gives.

@@ -68,11 +68,7 @@ class FolderIndex:
     """One version of an index folder, as it was when it was opened: implements `VectorIndex`."""
 
     def __init__(self, root: Path, *, exhaustive: bool = False) -> None:
-        """Open the version in service.
-
-        Args:
-            root: output of `crops index`.
-            exhaustive: search all vectors, whatever the structure.
+        """Open the version in service; `exhaustive` searches all vectors, whatever the structure.
 
         Raises:
             CropsError: the folder is no index, or a file is missing or damaged.
@@ -84,11 +80,9 @@ class FolderIndex:
         self._flat = FlatIndex.mapped(self._ids, folder / VECTORS)
         self._structure: structures.Structure | None = None
         if STRUCTURE in self.manifest.files and not exhaustive:
+            stored, manifest = faiss.read_index(str(folder / STRUCTURE)), self.manifest
             self._structure = structures.structure_over(
-                faiss.read_index(str(folder / STRUCTURE)),
-                self._flat.faiss,
-                self.manifest.kind,
-                int8=self.manifest.int8,
+                stored, self._flat.faiss, manifest.kind, int8=manifest.int8
             )
 
     def search(self, vectors: NDArray[np.float32], k: int, where: Filter | None = None) -> Results:
@@ -286,9 +280,7 @@ def writing(root: Path) -> Iterator[None]:
 def publish_version(root: Path, fill: Callable[[Path], IndexManifest]) -> Snapshot:
     """Make a new version and put it in service; call it inside `writing`.
 
-    Args:
-        root: the index.
-        fill: writes the files into an empty folder and returns the manifest, without `version` and `files`.
+    `fill` writes the files into an empty folder and returns the manifest, without `version` and `files`.
     """
     versions = root / VERSIONS
     versions.mkdir(exist_ok=True)
@@ -312,7 +304,10 @@ def publish_version(root: Path, fill: Callable[[Path], IndexManifest]) -> Snapsh
             _sync(staging)
             staging.rename(versions / name)
             _sync(versions)
-            replaced = _replaced(root, names)
+            try:
+                replaced: str | None = current_name(root)  # which readers may hold
+            except CropsError:  # it is not to be read: the newest
+                replaced = max(names, key=int, default=None)
             pointer = root / f".{CURRENT}.tmp"
             pointer.write_text(f"{name}\n")
             _sync(pointer)
@@ -323,14 +318,6 @@ def publish_version(root: Path, fill: Callable[[Path], IndexManifest]) -> Snapsh
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return Snapshot(versions / name, manifest)
-
-
-def _replaced(root: Path, names: list[str]) -> str | None:
-    """Return the version before, which readers may hold; where that is not to be read, the newest."""
-    try:
-        return current_name(root)
-    except CropsError:
-        return max(names, key=int, default=None)
 
 
 def _sha256(file: Path) -> str:

@@ -270,7 +270,6 @@ def least_effort(
         found: from an effort to the scores [q, 100] of what it finds.
         efforts: ascending, at least one.
         truth: from `last_scores`.
-        target: mean recall wanted.
     """
     reached = 0.0
     for effort in efforts:

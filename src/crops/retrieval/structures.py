@@ -60,9 +60,7 @@ def search(
     """Return the rows near to `queries` and their inner products, each [q, c >= min(k, n)].
 
     Args:
-        structure: what is searched.
         queries: [q, d].
-        k: results wanted.
         effort: efSearch of a graph, nprobe of clusters.
         allowed: which rows may be found, [n]; all when None. The effort grows as their share falls, as the
             best of fewer rows lie further away.

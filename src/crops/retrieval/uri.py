@@ -77,10 +77,7 @@ def locate(uri: str) -> Location:
 
 
 def open_index(uri: str) -> VectorIndex:
-    """Open the version of an index that is in service.
-
-    Args:
-        uri: `exact:FOLDER`, `faiss:FOLDER`, `milvus:FILE.db` or `milvus:http://HOST:PORT`.
+    """Open the version in service of `exact:FOLDER`, `faiss:FOLDER`, `milvus:FILE.db`, `milvus:http://...`.
 
     Raises:
         CropsError: there is no such index, a file of it is damaged, or the extra is missing.
@@ -170,7 +167,13 @@ def build_index(
         )
     _, documents = load_items(items, rendering=model.rendering.of(texts.fields), queries=texts.queries)
     rows = load_item_rows(items, texts.queries)
-    work = _work_folder(location)
+    # Shards are kept next to the index, or in the cache for one on a server.
+    work = location.folder / "building"
+    if location.scheme == "milvus":
+        work = Path(f"{location.target.partition('#')[0]}.building")
+        if "://" in location.target:
+            key = hashlib.sha256(location.target.encode()).hexdigest()[:16]
+            work = cache_folder() / "building" / key
     folder = location.scheme == "faiss"
     with writing(location.folder) if folder else contextlib.nullcontext():
         catalogue = _encoded(model, rows, documents, work, config, queries)
@@ -244,12 +247,3 @@ def _encoded(
     if name not in PACKAGED and Path(name).is_dir():  # a folder is found from anywhere by its absolute path
         name = str(Path(name).absolute())
     return Catalogue(rows, blocks, name, model.hash, blocks[0].shape[1], asked, source)
-
-
-def _work_folder(location: Location) -> Path:
-    """Return where the shards of a build are kept: next to the index, or in the cache for one on a server."""
-    if location.scheme != "milvus":
-        return location.folder / "building"
-    if "://" in location.target:
-        return cache_folder() / "building" / hashlib.sha256(location.target.encode()).hexdigest()[:16]
-    return Path(f"{location.target.partition('#')[0]}.building")

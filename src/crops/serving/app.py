@@ -27,8 +27,7 @@ from crops.errors import CropsError
 from crops.outputs import versions
 from crops.serving.api import make_api
 from crops.serving.explorer import Explorer
-from crops.serving.service import BadRequestError, Service
-from crops.serving.telemetry import log_event, log_failure
+from crops.serving.service import BadRequestError, Service, log_event, log_failure
 
 _PAGES = ("/", "/group")
 _FAULTS = 3
@@ -56,7 +55,6 @@ def make_app(
     """Return the ASGI application over what a server knows.
 
     Args:
-        service: what it knows.
         api_key: what every request but /healthz must carry; open to all when None.
         background: a context that is entered while the application runs (the watch for new versions).
     """

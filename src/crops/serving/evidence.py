@@ -87,10 +87,6 @@ class Explainer:
 
         Pairs are ordered by cosine of the queries times cosine of the documents: both must be near.
 
-        Args:
-            query: normalised.
-            items: ids of real items.
-
         Raises:
             UnknownItemError: an item is not in the index.
         """

@@ -313,8 +313,6 @@ def headline(before: Column, after: Column, about: str) -> str:
     """Return what changed, in one sentence; the columns as they were before the filters.
 
     Args:
-        before: the baseline's.
-        after: the index's.
         about: what topics are called, in the plural.
     """
     new = [entry for entry in after.entries if entry.other_rank is None]

@@ -65,8 +65,6 @@ class Searcher:
         """Search `index` with its model.
 
         Args:
-            name: what people call it.
-            index: the vectors and items.
             model: what made the vectors; None where only words are searched.
             words: searches texts in place of the vectors (bm25, hybrid); it takes no filter.
         """

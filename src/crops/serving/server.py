@@ -20,8 +20,7 @@ from crops.config import ServingConfig
 from crops.errors import CropsError
 from crops.outputs import console
 from crops.serving.app import check_key, make_app, too_long
-from crops.serving.service import Service, watching
-from crops.serving.telemetry import LOGGER, log_event, log_to_stdout
+from crops.serving.service import LOGGER, Service, log_event, log_to_stdout, watching
 
 if TYPE_CHECKING:
     from asyncio import TimerHandle

@@ -1,8 +1,15 @@
 """Learning from training groups: data, batches, and the trainer."""
 
-from crops.training.distributed import is_first_process
 from crops.training.fit import train
-from crops.training.runs import EVALUATIONS, LOG, TrainingLog, read_evaluations, read_log, settles
+from crops.training.runs import (
+    EVALUATIONS,
+    LOG,
+    TrainingLog,
+    is_first_process,
+    read_evaluations,
+    read_log,
+    settles,
+)
 from crops.training.samples import Samples, TrainingData, from_judgements
 from crops.training.trainer import Evaluation
 

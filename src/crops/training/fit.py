@@ -16,13 +16,6 @@ from crops.encoders import load_encoder, rendering_of, save_encoder
 from crops.errors import CropsError
 from crops.outputs import console, publish, timed, write_manifest
 from crops.text import PLAIN
-from crops.training.distributed import (
-    first_process_first,
-    is_first_process,
-    join_processes,
-    processes,
-    wait_for_all,
-)
 from crops.training.groups import GroupStore, store_groups
 from crops.training.mining import Joined, Mining
 from crops.training.model import GroupLoss, Share, Steps, contrast_of, objective
@@ -31,9 +24,14 @@ from crops.training.runs import (
     EVALUATIONS,
     LOG,
     drop_partial,
+    first_process_first,
+    is_first_process,
+    join_processes,
     last_checkpoint,
+    processes,
     read_log,
     same_run,
+    wait_for_all,
     work_folder,
 )
 from crops.training.sampler import GroupSampler
@@ -67,7 +65,6 @@ def train(
         data: the training groups, a mined folder or tables; groups without an anchor under the settings' loss
             are left out, and so are texts without a token for the encoder.
         out: the folder to write, whole or not at all.
-        config: encoder, loss, batches, optimiser.
         seed: of batches and dropout; the same seed gives the same weights on a CPU.
         cache: see `crops.encoders.load_encoder`.
         evaluation: evaluated every `eval_steps`; the weights of its best value are the result.
@@ -159,11 +156,8 @@ def _prepare(
                 mining = replace(mining, catalogue=mining.catalogue.without(without.documents))
             groups = stored("groups-with-tokens", mining, without)
             pool = tokenise_pool(encoder, groups, work / f"tokens-{name}-kept")
-        left_out = {
-            "queries": len(without.queries),
-            "documents": len(without.documents),
-            "groups": before - groups.groups,
-        }
+        queries, documents = len(without.queries), len(without.documents)
+        left_out = {"queries": queries, "documents": documents, "groups": before - groups.groups}
         _require_two_groups(groups, config, left_out)
     return _Run(encoder, groups, pool, mining, left_out)
 
@@ -173,12 +167,9 @@ def _require_two_groups(groups: GroupStore, config: TrainingConfig, left_out: di
         return
     found = groups.groups + groups.dropped
     if found < 2:
-        why = ""
-        if any(left_out.values()):
-            why = (
-                f" ({left_out['queries']} queries and {left_out['documents']} documents have no token for "
-                f"{config.encoder})"
-            )
+        queries, documents = left_out["queries"], left_out["documents"]
+        why = f" ({queries} queries and {documents} documents have no token for {config.encoder})"
+        why = why if any(left_out.values()) else ""
         raise CropsError(f"the training data has {found} group(s); contrast needs at least two queries{why}")
     lowest = objective(config).lowest_anchor
     raise CropsError(
@@ -207,6 +198,12 @@ def _learn(
         join = None
         if run.mining is not None:
             join = Joined(run.mining, run.encoder, pool, run.groups, config, seed)
+
+        def whole(encoder: SentenceTransformer) -> dict[str, float]:  # with all its tokens
+            assert evaluation is not None
+            with used.lifted():
+                return evaluation.metrics(encoder)
+
         with timed(seconds, "train"):
             fit(
                 model,
@@ -215,7 +212,7 @@ def _learn(
                 seed,
                 work,
                 resume_from=last_checkpoint(work),
-                evaluation=evaluation and _lifted(evaluation, used),
+                evaluation=evaluation and Evaluation(whole, evaluation.metric),
                 join=join,
                 name=name,
             )
@@ -248,16 +245,6 @@ def _start_line(contrast: dict[str, float], groups: GroupStore, left_out: dict[s
         (groups.one_label, "groups have one label only: other queries' documents are their only contrast"),
     )
     return "; ".join([line, *(f"{count:,} {remark}" for count, remark in remarks if count)])
-
-
-def _lifted(evaluation: Evaluation, used: UsedTokens) -> Evaluation:
-    """Return the evaluation of the encoder with all its tokens."""
-
-    def metrics(encoder: SentenceTransformer) -> dict[str, float]:
-        with used.lifted():
-            return evaluation.metrics(encoder)
-
-    return Evaluation(metrics, evaluation.metric)
 
 
 @contextlib.contextmanager

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from crops.database import Connection
 from crops.errors import CropsError
+from crops.outputs import write_text
 from crops.text import Rendering
 from crops.training.samples import BATCH_ROWS, Catalogue, Samples, TrainingData, Wordless, opened
 
@@ -33,6 +34,14 @@ SHARD_ROW_GROUPS = 256
 TEXT_BATCH = 4096
 """Texts handed out at a time."""
 _INDEX = "index.json"
+_COUNTS = """
+select (select count(*) from groups) as groups,
+       (select count(*) from all_groups) - (select count(*) from groups) as dropped,
+       (select count(*) from all_groups semi join groups using (query_id)
+        where highest = lowest) as one_label,
+       (select count(*) from (select query_id from known_queries) known
+        anti join all_groups using (query_id)) as undocumented
+"""
 
 
 @dataclass(frozen=True)
@@ -162,7 +171,6 @@ def store_groups(
     Args:
         data: a mined folder and the sources that count, or tables.
         folder: gets the shards, the texts and an index, which is written last.
-        rendering: what the encoder reads of a query and of an item.
         lowest_anchor: groups without a document of at least this label are left out.
         beta: groups are drawn with weight searches^beta.
         without: texts that are left out, with their queries and documents.
@@ -171,20 +179,15 @@ def store_groups(
     Raises:
         CropsError: as `crops.training.samples.opened`.
     """
-    key = json.loads(
-        json.dumps(
-            {
-                "data": data.key(),
-                "rendering": [*rendering.columns, rendering.document.__name__, rendering.query.__name__],
-                "lowest_anchor": lowest_anchor,
-                "beta": beta,
-                "without": _digest(None if without is None else [sorted(texts) for texts in without]),
-                "catalogue": _digest(
-                    None if catalogue is None else [catalogue.ids.tolist(), catalogue.texts]
-                ),
-            }
-        )
-    )
+    facts = {
+        "data": data.key(),
+        "rendering": [*rendering.columns, rendering.document.__name__, rendering.query.__name__],
+        "lowest_anchor": lowest_anchor,
+        "beta": beta,
+        "without": _digest(None if without is None else [sorted(texts) for texts in without]),
+        "catalogue": _digest(None if catalogue is None else [catalogue.ids.tolist(), catalogue.texts]),
+    }
+    key = json.loads(json.dumps(facts))
     with contextlib.suppress(OSError, ValueError, KeyError):
         if json.loads((folder / _INDEX).read_text())["key"] == key:
             return GroupStore(folder, rendering)
@@ -192,41 +195,23 @@ def store_groups(
     folder.mkdir(parents=True)
     content = hashlib.sha256()
     with opened(data, lowest_anchor, rendering, without, catalogue) as database:
-        counts = dict(zip(("groups", "dropped", "one_label", "undocumented"), _counts(database), strict=True))
+        counts = database.sql(_COUNTS).to_arrow_table().to_pylist()[0]
         for name, query in (
             ("queries", "select query as text from groups order by query_text"),
             ("documents", "select text from doc_texts order by doc_text"),
         ):
             _write_texts(database, query, folder / f"{name}.parquet", content)
         if catalogue is not None:
-            pq.write_table(
-                database.sql(
-                    "select doc_text from catalogue join doc_texts using (text) order by place"
-                ).to_arrow_table(),
-                folder / "catalogue.parquet",
-            )
+            rows = database.sql("select doc_text from catalogue join doc_texts using (text) order by place")
+            pq.write_table(rows.to_arrow_table(), folder / "catalogue.parquet")
         written = _write_shards(database, folder, beta, content)
-    staging = folder / f"{_INDEX}.tmp"
-    staging.write_text(json.dumps({"key": key, **counts, **written, "content": content.hexdigest()}))
-    staging.rename(folder / _INDEX)
+    index = {"key": key, **counts, **written, "content": content.hexdigest()}
+    write_text(folder / _INDEX, json.dumps(index))
     return GroupStore(folder, rendering)
 
 
 def _digest(values: Any) -> str | None:  # noqa: ANN401  (whatever JSON holds)
     return None if values is None else hashlib.sha256(json.dumps(values).encode()).hexdigest()
-
-
-def _counts(database: Connection) -> tuple[int, ...]:
-    row: tuple[int, ...] = database.sql(
-        """
-        select (select count(*) from groups),
-               (select count(*) from all_groups) - (select count(*) from groups),
-               (select count(*) from all_groups semi join groups using (query_id) where highest = lowest),
-               (select count(*) from (select query_id from known_queries) known
-                anti join all_groups using (query_id))
-        """
-    ).fetchall()[0]
-    return row
 
 
 def _write_texts(database: Connection, query: str, path: Path, content: hashlib._Hash) -> None:

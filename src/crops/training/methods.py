@@ -10,31 +10,36 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from sentence_transformers import SentenceTransformer
 
 from crops.config import TrainingConfig
 from crops.encoders import rendering_for
 from crops.errors import CropsError, nearest
+from crops.evaluation import recall_at_k
 from crops.labels import ALL_SOURCES, DEFAULT_LABELS, SEARCH_SOURCES, Source
 from crops.negatives import BASELINES
 from crops.negatives.base import Corpus, Method, Miner, Point, Schedule, Value, grid
-from crops.outputs import Scratch
-from crops.retrieval import load_items
+from crops.outputs import Scratch, console
+from crops.protocols import Retriever
+from crops.retrieval import BM25Retriever, ExactRetriever, load_items
+from crops.retrieval.bm25 import Tokeniser
 from crops.text import DOCUMENT_FIELDS, PLAIN, Rendering, has_text
 from crops.training.fit import train
 from crops.training.groups import store_groups
 from crops.training.mining import Mining
 from crops.training.sampler import GroupSampler
-from crops.training.samples import Catalogue, Samples
+from crops.training.samples import FOLDS, Catalogue, Samples
 from crops.training.trainer import Evaluation
 
 _GRADED = grid({"docs_per_source": 1}, {"docs_per_source": 2}, {"docs_per_source": 4})
@@ -131,7 +136,7 @@ def fit_method(
         cache: see `crops.encoders.load_encoder`.
         point: settings of the method, its defaults where absent.
         documents: documents per step; `documents_per_step` of these samples' `BUDGET_SOURCES` when None.
-        held_out: leave out the queries of this fold (`crops.training.tune`).
+        held_out: leave out the queries of this fold (`is_validation`).
         evaluation: along the way, as of `train`.
         fields: what stands for a document, of the groups and of the catalogue.
 
@@ -201,11 +206,8 @@ def _miner(
     sampler = method.miner
     if sampler is None:
         return None
-    schedule = Schedule(
-        warm_up=round(settings["warm_up"] * config.steps),
-        refresh=int(settings["refresh"]),
-        temperature=float(settings["temperature"]),
-    )
+    warm_up, refresh = round(settings["warm_up"] * config.steps), int(settings["refresh"])
+    schedule = Schedule(warm_up, refresh, float(settings["temperature"]))
     return lambda corpus: sampler(corpus, schedule)
 
 
@@ -244,14 +246,7 @@ def _in_two_stages(
 
 
 def documents_per_step(data: Samples, rendering: Rendering, config: TrainingConfig, seed: int) -> int:
-    """Return the budget of documents that methods share: the mean batch of these groups, rounded up.
-
-    Args:
-        data: groups of `BUDGET_SOURCES`.
-        rendering: what the encoder reads.
-        config: sizes of a batch.
-        seed: of the batches.
-    """
+    """Return the budget of documents that methods share: the mean batch of groups of `BUDGET_SOURCES`."""
     with Scratch("crops-budget-") as folder:
         groups = store_groups(data, Path(folder) / "groups", rendering, config.min_anchor_label, config.beta)
         sampler = GroupSampler(groups, config, seed)
@@ -269,14 +264,6 @@ def load_catalogue(mined: Path, rendering: Rendering) -> Catalogue:
     table = pa.concat_tables(
         [pq.read_table(file, columns=["item_id", "uploaded_at"]) for file in samples.files("items")]
     )
-    uploaded = table["uploaded_at"].cast(pa.int64()).fill_null(0).to_numpy()
-    ids, texts = load_items(mined, table["item_id"].to_numpy()[uploaded < _end_of_days(mined)], rendering)
-    kept = [row for row, text in enumerate(texts) if has_text(text)]
-    return Catalogue(ids[kept], [texts[row] for row in kept])
-
-
-def _end_of_days(mined: Path) -> int:
-    """Return when the last mined day ended, in microseconds UTC."""
     path = mined / "report.json"
     try:
         last = max(json.loads(path.read_text())["days"])
@@ -285,4 +272,165 @@ def _end_of_days(mined: Path) -> int:
         raise CropsError(
             f"{path}: cannot tell the mined days: {error}; make it again with `crops mine`"
         ) from error
-    return int(end.timestamp()) * 1_000_000
+    uploaded = table["uploaded_at"].cast(pa.int64()).fill_null(0).to_numpy()
+    there = uploaded < int(end.timestamp()) * 1_000_000
+    ids, texts = load_items(mined, table["item_id"].to_numpy()[there], rendering)
+    kept = [row for row, text in enumerate(texts) if has_text(text)]
+    return Catalogue(ids[kept], [texts[row] for row in kept])
+
+
+# Settings of each method from its stated grid, chosen on the validation part of the training day: queries are
+# held out by their hash, and nothing of the test day is read. A validation query has two lists to find, as
+# the test sets have: what was clicked for it on the mined days (CT), and what was consumed after its
+# rewordings and passed theta (QR).
+
+
+Ids = NDArray[np.int64]
+RECALL_K = 100
+BM25 = "bm25"
+BM25_GRID: tuple[dict[str, float], ...] = tuple(
+    {"k1": k1, "b": b} for k1 in (0.6, 0.9, 1.2, 1.5) for b in (0.3, 0.5, 0.75)
+)
+
+
+def tune_method(
+    name: str,
+    samples: Path,
+    out: Path,
+    config: TrainingConfig,
+    *,
+    seed: int,
+    cache: Path | None = None,
+    folds: int = 1,
+    tokeniser: Tokeniser = "english",
+    fields: tuple[str, ...] = DOCUMENT_FIELDS,
+) -> dict[str, Any]:
+    """Try a method's grid on the held-out queries of the mined days and write the outcome as JSON.
+
+    For each fold a point trains without the fold's queries and is judged on them: its score is that of
+    `summarise`. Returned are `method`; `points`, each with `point`, `metrics` and `seconds` (wall); `best`,
+    the point of the highest score, the first one of equals.
+
+    Args:
+        name: a key of `METHODS`, or `bm25`.
+        samples: a folder of `crops mine`.
+        out: folder that gets `<name>.json`.
+        config: as of `fit_method`.
+        seed: of batches and samplers, the same for all points.
+        cache: see `crops.encoders.load_encoder`.
+        folds: tenths of the queries that are held out, one after the other (at most 10).
+        tokeniser: of BM25.
+        fields: what stands for a document.
+
+    Raises:
+        CropsError: as `fit_method` and `validation_sets`.
+    """
+    rendering = (PLAIN if name == BM25 else rendering_for(config)).of(fields)
+    catalogue = load_catalogue(samples, rendering)
+    sets = [validation_sets(samples, catalogue.ids, fold) for fold in range(folds)]
+    points: Sequence[Point] = BM25_GRID if name == BM25 else find_method(name).grid
+    tried: list[dict[str, Any]] = []
+    documents = None
+    for number, point in enumerate(points):
+        start, found = time.perf_counter(), []
+        for fold, held_out in enumerate(sets):
+            retriever: Retriever
+            if name == BM25:
+                retriever = BM25Retriever(*catalogue, k1=point["k1"], b=point["b"], tokeniser=tokeniser)
+            else:
+                model = out / "models" / f"{name}-{number}-{fold}"
+                documents = fit_method(
+                    name,
+                    samples,
+                    model,
+                    config=config,
+                    seed=seed,
+                    cache=cache,
+                    point=point,
+                    documents=documents,
+                    held_out=fold,
+                    fields=fields,
+                )["budget"]
+                encoder = SentenceTransformer(str(model), device="cpu")
+                retriever = ExactRetriever(encoder, *catalogue, render_query=rendering.query)
+            found.append(recalls(retriever, held_out))
+        metrics, seconds = summarise(found), round(time.perf_counter() - start, 2)
+        console.print(f"[dim]·[/dim] {name} {dict(point)}: {metrics['score']:.4f}")
+        tried.append({"point": dict(point), "metrics": metrics, "seconds": seconds})
+    best = max(tried, key=lambda one: one["metrics"]["score"])
+    outcome = {"method": name, "points": tried, "best": best["point"]}
+    out.mkdir(parents=True, exist_ok=True)
+    (out / f"{name}.json").write_text(json.dumps(outcome, indent=2) + "\n")
+    return outcome
+
+
+def is_validation(query_id: Ids, fold: int = 0) -> NDArray[np.bool_]:
+    """Return which queries [n] a fold holds out: ids are hashes, so that one in ten is by its remainder."""
+    return np.asarray(np.mod(query_id, FOLDS) == fold)
+
+
+class ValidationSets(NamedTuple):
+    """What the held-out queries should find."""
+
+    queries: list[str]
+    """n normalised texts."""
+    clicked: list[Ids]
+    """For each query the clicked items (may be none)."""
+    reworded: list[Ids]
+    """For each query the items of P1."""
+
+
+def validation_sets(mined: Path, catalogue: Ids, fold: int = 0) -> ValidationSets:
+    """Return the queries that a fold (from 0) of a mined folder holds out and that have something to find.
+
+    `catalogue` holds the ids of what can be found.
+
+    Raises:
+        CropsError: there is none: the mined days are too small to tune on.
+    """
+    samples = Samples(mined)
+    pairs = _read(samples, "samples", ["query_id", "item_id", "sources"])
+    query, item, sources = (pairs[name].to_numpy() for name in ("query_id", "item_id", "sources"))
+    wanted = int(Source.CLICKED | Source.REFORMULATION)
+    held = is_validation(query, fold) & ((sources & wanted) > 0) & np.isin(item, catalogue)
+    query, item, sources = query[held], item[held], sources[held]
+    if not len(query):
+        raise CropsError(f"{mined}: no held-out query has a clicked item; tune on more days")
+    ids = np.unique(query)
+    table = _read(samples, "queries", ["query_id", "query"])
+    texts = dict(zip(table["query_id"].to_pylist(), table["query"].to_pylist(), strict=True))
+    lists = [
+        [item[(query == one) & ((sources & int(source)) > 0)] for one in ids]
+        for source in (Source.CLICKED, Source.REFORMULATION)
+    ]
+    return ValidationSets([texts[one] for one in ids.tolist()], *lists)
+
+
+def validate(retriever: Retriever, sets: ValidationSets, k: int = RECALL_K) -> dict[str, float]:
+    """Return how much of what they should find the held-out queries find, as `summarise`."""
+    return summarise([recalls(retriever, sets, k)])
+
+
+def summarise(folds: Sequence[Mapping[str, NDArray[np.float64]]]) -> dict[str, float]:
+    """Return the means of what `recalls` returns for some folds, over all their queries.
+
+    That is `recall@k/ct` and `recall@k/qr`, means over the queries that have such a list (NaN where none
+    has), and `score`, the mean of those that are defined.
+    """
+    found = {}
+    for name in folds[0]:
+        values = np.concatenate([fold[name] for fold in folds])
+        defined = values[~np.isnan(values)]
+        found[name] = float(defined.mean()) if len(defined) else float("nan")
+    return {**found, "score": float(np.nanmean(list(found.values())))}
+
+
+def recalls(retriever: Retriever, sets: ValidationSets, k: int = RECALL_K) -> dict[str, NDArray[np.float64]]:
+    """Return `recall@k/ct` and `recall@k/qr` of each held-out query, [n], NaN where it has no such list."""
+    ranked, _ = retriever.search(sets.queries, k)
+    lists = {"ct": sets.clicked, "qr": sets.reworded}
+    return {f"recall@{k}/{name}": recall_at_k(ranked, relevant, k) for name, relevant in lists.items()}
+
+
+def _read(samples: Samples, table: str, columns: list[str]) -> pa.Table:
+    return pa.concat_tables([pq.read_table(file, columns=columns) for file in samples.files(table)])

@@ -18,9 +18,9 @@ from crops.config import TrainingConfig
 from crops.errors import CropsError
 from crops.negatives.base import Corpus, Ids, Miner, Moment, Vectors
 from crops.retrieval.catalogue import NO_ITEM
-from crops.training.distributed import processes
 from crops.training.groups import GroupStore
 from crops.training.pool import TextPool, embed
+from crops.training.runs import processes
 from crops.training.samples import Catalogue
 
 
@@ -119,13 +119,9 @@ class Joined:
 def with_documents(
     inputs: dict[str, Tensor], query_index: Ids, ids: Ids, corpus: EncodedCorpus
 ) -> dict[str, Tensor]:
-    """Return a step's inputs with documents of the catalogue as negatives (label 0).
+    """Return a step's inputs with documents `ids` [M] of the catalogue as negatives (label 0).
 
-    Args:
-        inputs: of `crops.training.model.GroupLoss.forward`, of one process.
-        query_index: [M] row of the query whose own negative each is; -1 = of no query, for all.
-        ids: [M] their ids.
-        corpus: where their texts are.
+    `query_index` [M] is the row of the query whose own negative each is; -1 = of no query, for all.
     """
     rows = corpus.text_rows[np.searchsorted(corpus.ids, ids)]
     known = len(inputs["texts"])
@@ -172,13 +168,10 @@ class EncodedCorpus:
     def encode_documents(self) -> Vectors:
         """Return the embeddings of the catalogue, [D, d]."""
         self.refreshes += 1
-        return self._encode(self.text_rows)
+        return self.encode_queries(self.text_rows)
 
     def encode_queries(self, rows: Ids) -> Vectors:
-        """Return the embeddings [n, d] of query texts, by their rows of the pool [n]."""
-        return self._encode(rows)
-
-    def _encode(self, rows: Ids) -> Vectors:
+        """Return the embeddings [n, d] of texts, by their rows of the pool [n]."""
         distinct, place = np.unique(rows, return_inverse=True)
         training = self._encoder.training
         self._encoder.eval()

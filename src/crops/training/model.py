@@ -23,8 +23,8 @@ from crops.errors import CropsError
 from crops.losses import find_loss, hidden_pairs
 from crops.losses.functions import MAX_LABEL
 from crops.outputs import MANIFEST
-from crops.training.distributed import gather
 from crops.training.pool import TextPool, embed
+from crops.training.runs import gather
 from crops.training.sampler import Batch, GroupSampler
 
 
@@ -66,12 +66,7 @@ class GroupLoss(nn.Module):
             encoded_here: [U] which of them this process encodes; the others come from their processes.
             query_text: [Q] places in `texts`.
             doc_text: [N] places in `texts`.
-            query_index: see `crops.losses.h_infonce`, as for all that follow.
-            grades: the labels.
-            query_id: [Q].
-            doc_id: [N].
-            known_index: [K].
-            known_id: [K].
+            query_index: see `crops.losses.h_infonce`, as for the labels (grades), ids and known positives.
             scale: processes / terms of the mean over all processes: the mean of the results over the
                 processes is then that mean.
         """
@@ -116,12 +111,7 @@ class Objective:
     """Whether an anchor counts 2^label - 1, and not 1."""
 
     def terms(self, labels: NDArray[np.int64], query_index: NDArray[np.int64]) -> int:
-        """Return what the mean of a batch divides by.
-
-        Args:
-            labels: [N].
-            query_index: [N] row of each document's query.
-        """
+        """Return what the mean of a batch divides by, given labels and query rows [N] of its documents."""
         anchors = labels >= self.lowest_anchor
         if self.by_gain:
             return int((2 ** labels[anchors] - 1).sum())
@@ -241,14 +231,9 @@ class Steps(Dataset[dict[str, Tensor]]):
 def contrast_of(inputs: dict[str, Tensor], in_batch: bool = True) -> dict[str, float]:
     """Return how many documents a query of this batch is contrasted with, and how many are duplicates.
 
-    Args:
-        inputs: of `GroupLoss.forward`.
-        in_batch: whether other queries' documents are negatives.
-
-    Returns:
-        `queries`, `documents`: in the batch. `contrasted`: mean over queries of the other queries' documents
-        in their denominators. `duplicates`: share of drawn documents whose id was drawn before.
-        `texts`: distinct texts to encode.
+    `queries`, `documents`: in the batch. `contrasted`: mean over queries of the other queries' documents in
+    their denominators (0 unless these are negatives, `in_batch`). `duplicates`: share of drawn documents
+    whose id was drawn before. `texts`: distinct texts to encode.
     """
     queries, documents = len(inputs["query_text"]), len(inputs["doc_text"])
     known = inputs["known_index"], inputs["known_id"]

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,8 +25,8 @@ from torch.utils.checkpoint import checkpoint
 from crops.encoders import Role, TokenisedTexts, asymmetric, encode, only_used_tokens, tokenise
 from crops.encoders.towers import input_module, input_modules
 from crops.errors import CropsError
-from crops.training.distributed import ON_CPU
 from crops.training.groups import GroupStore
+from crops.training.runs import ON_CPU
 from crops.training.samples import Wordless
 
 IN_MEMORY = 256 * 2**20
@@ -52,13 +52,7 @@ class TextPool:
 
     def lengths(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the number of tokens of texts whose rows ascend."""
-        parts = [side.tokens.lengths(own) for side, own in self.split(rows)]
-        return np.concatenate(parts)
-
-    def wordless(self) -> NDArray[np.int64]:
-        """Return the rows of the texts without a token, ascending."""
-        lengths = np.concatenate([np.diff(side.tokens.offsets) for side in self.sides])
-        return np.flatnonzero(lengths == 0)
+        return np.concatenate([side.tokens.lengths(own) for side, own in self.split(rows)])
 
     def split(self, rows: NDArray[np.int64]) -> list[tuple[Side, NDArray[np.int64]]]:
         """Return each side with its own rows among `rows`, which ascend."""
@@ -69,71 +63,48 @@ class TextPool:
 def tokenise_pool(encoder: SentenceTransformer, source: GroupStore, folder: Path) -> TextPool:
     """Tokenise the texts of a source, a batch at a time; those without a token have length 0.
 
-    Args:
-        encoder: the model that will read them.
-        source: where the texts come from.
-        folder: keeps the token ids, and is read instead, without tokenising, if it has them.
+    The folder keeps the token ids, and is read instead, without tokenising, if it has them.
 
     Raises:
         CropsError: the folder is damaged.
     """
     if not (folder / _LENGTHS).exists():
-        _write(folder, _tokenised(encoder, source))
-    return _pool(encoder, source.queries, *_stored(folder))
-
-
-def _tokenised(
-    encoder: SentenceTransformer, source: GroupStore
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    by_role: tuple[tuple[Role, Iterator[list[str]]], ...] = (
-        ("query", source.query_texts()),
-        ("document", source.doc_texts()),
-    )
-    for role, batches in by_role:
-        for texts in batches:
-            tokens = tokenise(encoder, texts, role)
-            yield tokens.ids, np.diff(tokens.offsets)
-
-
-def _write(folder: Path, parts: Iterable[tuple[NDArray[np.int64], NDArray[np.int64]]]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    sizes = []
-    with (folder / _IDS).open("wb") as file:
-        for ids, lengths in parts:
-            file.write(ids.astype(np.int32).tobytes())
-            sizes.append(lengths)
-    # Renamed last: its presence says that the ids are whole.
-    staging = folder / f"staged-{_LENGTHS}"
-    np.save(staging, np.concatenate(sizes))
-    staging.rename(folder / _LENGTHS)
-
-
-def _stored(folder: Path) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    lengths = np.load(folder / _LENGTHS)
-    size = (folder / _IDS).stat().st_size
+        folder.mkdir(parents=True, exist_ok=True)
+        sizes = []
+        by_role: tuple[tuple[Role, Iterator[list[str]]], ...] = (
+            ("query", source.query_texts()),
+            ("document", source.doc_texts()),
+        )
+        with (folder / _IDS).open("wb") as file:
+            for role, batches in by_role:
+                for texts in batches:
+                    tokens = tokenise(encoder, texts, role)
+                    file.write(tokens.ids.astype(np.int32).tobytes())
+                    sizes.append(np.diff(tokens.offsets))
+        # Renamed last: its presence says that the ids are whole.
+        staging = folder / f"staged-{_LENGTHS}"
+        np.save(staging, np.concatenate(sizes))
+        staging.rename(folder / _LENGTHS)
+    lengths, size = np.load(folder / _LENGTHS), (folder / _IDS).stat().st_size
     if size != 4 * lengths.sum():
         raise CropsError(
             f"{folder / _IDS} is damaged: {size:,} bytes for {lengths.sum():,} tokens; remove it"
         )
+    ids: NDArray[Any] = np.memmap(folder / _IDS, np.int32, "r")
     if size <= IN_MEMORY:
-        return np.fromfile(folder / _IDS, np.int32).astype(np.int64), lengths
-    return np.memmap(folder / _IDS, np.int32, "r"), lengths
-
-
-def _pool(
-    encoder: SentenceTransformer, queries: int, ids: NDArray[np.int64], lengths: NDArray[np.int64]
-) -> TextPool:
+        ids = np.fromfile(folder / _IDS, np.int32).astype(np.int64)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     if not asymmetric(encoder):
         return TextPool((Side("document", TokenisedTexts(ids, offsets), 0),))
     # Offsets count from the beginning of the ids, so the sides can share them.
-    query = Side("query", TokenisedTexts(ids, offsets[: queries + 1]), 0)
-    return TextPool((query, Side("document", TokenisedTexts(ids, offsets[queries:]), queries)))
+    query = Side("query", TokenisedTexts(ids, offsets[: source.queries + 1]), 0)
+    document = Side("document", TokenisedTexts(ids, offsets[source.queries :]), source.queries)
+    return TextPool((query, document))
 
 
 def wordless_texts(source: GroupStore, pool: TextPool) -> Wordless | None:
     """Return the texts of a source that have no token, None where all have one."""
-    rows = pool.wordless()
+    rows = np.flatnonzero(np.concatenate([np.diff(side.tokens.offsets) for side in pool.sides]) == 0)
     if len(rows) == 0:
         return None
     queries = rows < source.queries
@@ -225,13 +196,8 @@ def embed(encoder: SentenceTransformer, pool: TextPool, rows: NDArray[np.int64],
 
     Texts of similar length share a pass. With `chunk`, activations are not kept: each chunk is computed
     again when its gradient is due, with the same dropout (the gradient cache of Gao et al. 2021,
-    arXiv 2101.06983, by activation checkpointing), so that memory does not grow with the batch.
-
-    Args:
-        encoder: the model.
-        pool: its texts.
-        rows: which texts, ascending.
-        chunk: most texts whose activations are held at a time; all of them when None.
+    arXiv 2101.06983, by activation checkpointing), so that memory does not grow with the batch. `rows`
+    ascend; `chunk` is the most texts whose activations are held at a time, all of them when None.
     """
     return torch.cat([_embed_side(encoder, side, own, chunk) for side, own in pool.split(rows) if len(own)])
 

@@ -1,19 +1,24 @@
-"""What a run leaves on disk: checkpoints while it works, a log with one line per step, and how to read it.
+"""A run: its checkpoints and its log with one line per step, how to read them, and its processes.
 
 A checkpoint is whole or ignored, and only for the settings and data that made it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+import torch.distributed as dist
+from accelerate import PartialState
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from crops.errors import CropsError
 
@@ -50,44 +55,34 @@ def drop_partial(work: Path) -> None:
 
 
 def same_run(work: Path, settings: Mapping[str, Any], data: str) -> str:
-    """Note what run a work folder belongs to, or hold its checkpoints against it.
+    """Note what run a work folder belongs to, or hold its checkpoints against it; return a name for the run.
 
-    Args:
-        work: the folder.
-        settings: all that decides the result, flat.
-        data: fingerprint of the training data.
-
-    Returns:
-        A name for the pair of settings and data.
+    `settings` are all that decides the result, flat, and `data` is the fingerprint of the training data.
 
     Raises:
         CropsError: there are checkpoints of other settings or of other data.
     """
     described = json.loads(json.dumps({"settings": settings, "data": data}))
-    checkpoint = last_checkpoint(work)
-    if checkpoint is not None:
-        _compare(checkpoint, json.loads((work / RUN).read_text()), described)
+    if (checkpoint := last_checkpoint(work)) is not None:
+        remedy = f"pass --fresh to drop {work} and start over, or name another output folder"
+        before = json.loads((work / RUN).read_text())
+        old, new = before["settings"], described["settings"]
+        changed = [
+            f"{key}: {old.get(key)} -> {new.get(key)}"
+            for key in sorted(old.keys() | new.keys())
+            if old.get(key) != new.get(key)
+        ]
+        if changed:
+            raise CropsError(
+                f"{checkpoint} was made with another configuration ({', '.join(changed)}); repeat its "
+                f"settings to resume, {remedy}"
+            )
+        if before["data"] != data:
+            raise CropsError(f"{checkpoint} was made from other training data than there is now; {remedy}")
     work.mkdir(parents=True, exist_ok=True)
     written = json.dumps(described, indent=2)
     (work / RUN).write_text(written + "\n")
     return hashlib.sha256(written.encode()).hexdigest()[:16]
-
-
-def _compare(checkpoint: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-    remedy = f"pass --fresh to drop {checkpoint.parent} and start over, or name another output folder"
-    keys = sorted(before["settings"].keys() | now["settings"].keys())
-    changed = [
-        f"{key}: {before['settings'].get(key)} -> {now['settings'].get(key)}"
-        for key in keys
-        if before["settings"].get(key) != now["settings"].get(key)
-    ]
-    if changed:
-        raise CropsError(
-            f"{checkpoint} was made with another configuration ({', '.join(changed)}); repeat its settings "
-            f"to resume, {remedy}"
-        )
-    if before["data"] != now["data"]:
-        raise CropsError(f"{checkpoint} was made from other training data than there is now; {remedy}")
 
 
 def cut_lines(path: Path, after: int) -> None:
@@ -145,16 +140,98 @@ def read_evaluations(folder: str | Path) -> dict[str, dict[int, float]]:
 def settles(log: TrainingLog, tolerance: float = SETTLED) -> tuple[float, int | None]:
     """Return where the temperature goes (CroPS, Figure 7): its mean over the last tenth, and since when.
 
-    Args:
-        log: at least one step.
-        tolerance: share of the value.
-
-    Returns:
-        The value, and the first step from which on the temperature stays within `tolerance` of it; None for
-        the step if that is only within the last tenth, over which the value itself was taken.
+    Since when is the first step from which on it stays within `tolerance` (a share) of that value; None if
+    that is only within the last tenth, over which the value itself was taken.
     """
     tail = max(1, len(log.step) // 10)
     value = float(log.temperature[-tail:].mean())
     outside = np.flatnonzero(np.abs(log.temperature / value - 1) > tolerance)
     first = outside[-1] + 1 if len(outside) else 0
     return value, int(log.step[first]) if first < len(log.step) - tail else None
+
+
+# What several processes exchange in a step; without them, nothing happens.
+
+
+ON_CPU = not torch.accelerator.is_available()
+
+
+def join_processes() -> None:
+    """Meet the other processes, if torchrun started this one."""
+    PartialState(cpu=ON_CPU)
+
+
+@contextlib.contextmanager
+def first_process_first() -> Iterator[None]:
+    """Let the first process do the block before the others: what it has written, they read."""
+    with PartialState(cpu=ON_CPU).main_process_first():
+        yield
+
+
+def wait_for_all() -> None:
+    """Return once every process has come here."""
+    PartialState(cpu=ON_CPU).wait_for_everyone()
+
+
+def processes() -> tuple[int, int]:
+    """Return this process's rank and the number of processes."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+def is_first_process() -> bool:
+    """Return whether this process writes the outputs."""
+    return processes()[0] == 0
+
+
+class _Gather(torch.autograd.Function):
+    """Rows of all processes in one matrix; the gradient of a row is summed over the processes."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, here: Tensor) -> Tensor:  # noqa: ANN401
+        ctx.save_for_backward(here)
+        whole = rows.new_zeros(len(here), rows.shape[1])
+        whole[here] = rows
+        dist.all_reduce(whole)
+        return whole
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
+        (here,) = ctx.saved_tensors
+        summed = upstream.contiguous().clone()
+        dist.all_reduce(summed)
+        return summed[here], None
+
+
+def gather(rows: Tensor, here: Tensor) -> Tensor:
+    """Return the rows of all processes, [U, d]; `here` [U] says which of them are this process's `rows`."""
+    if processes()[1] == 1:
+        return rows
+    whole: Tensor = _Gather.apply(rows, here)  # type: ignore[no-untyped-call]
+    return whole
+
+
+def average(value: Tensor) -> Tensor:
+    """Return the mean of a tensor over the processes."""
+    world = processes()[1]
+    if world > 1:
+        value = value.clone()
+        dist.all_reduce(value)
+        value /= world
+    return value
+
+
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Replace each gradient by its mean over the processes; one that no process has stays absent."""
+    world = processes()[1]
+    if world == 1:
+        return
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    present = torch.tensor([p.grad is not None for p in trained], dtype=torch.int32, device=trained[0].device)
+    dist.all_reduce(present, op=dist.ReduceOp.MAX)
+    for parameter in (p for p, exists in zip(trained, present.tolist(), strict=True) if exists):
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        dist.all_reduce(parameter.grad)
+        parameter.grad /= world

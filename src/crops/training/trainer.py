@@ -29,14 +29,23 @@ from transformers import (
 from crops.config import TrainingConfig
 from crops.errors import CropsError
 from crops.outputs import finite, progress
-from crops.training.distributed import ON_CPU, average, average_gradients, is_first_process
 from crops.training.model import GroupLoss, Steps
-from crops.training.runs import EVALUATIONS, LOG, cut_lines, mark_whole
+from crops.training.runs import (
+    EVALUATIONS,
+    LOG,
+    ON_CPU,
+    average,
+    average_gradients,
+    cut_lines,
+    is_first_process,
+    mark_whole,
+)
 
 Evaluator = Callable[[SentenceTransformer], dict[str, float]]
 """Metrics of an encoder, by name; larger is better."""
 Join = Callable[[int, dict[str, Tensor]], dict[str, Tensor]]
 """From a step, counted from 0, and its inputs to the inputs with negatives of the encoder as it is then."""
+_MEMORY_SIGNS = ("can't allocate memory", "not enough memory", "out of memory")
 MAX_GRAD_NORM = 1.0
 """Longer gradients are shortened to it."""
 
@@ -65,24 +74,18 @@ def fit(
     """Train `model` in place; with an evaluation, the weights of its best value are kept.
 
     Args:
-        model: encoder, temperature and loss.
-        steps: what each step sees.
-        config: optimiser settings, checkpoints and trackers.
-        seed: of dropout.
         work: folder of the checkpoints and the log.
         resume_from: the checkpoint to resume from.
         evaluation: what to evaluate every `eval_steps`.
         join: what each step sees besides.
         name: of the run, for trackers.
 
-    Returns:
-        The journal of the run.
-
     Raises:
         CropsError: a step's loss or gradient is not finite, or it does not fit in memory; names the step,
             which is not applied.
     """
-    journal = Journal(model, work, len(steps), after=_step_of(resume_from))
+    start = 0 if resume_from is None else int(resume_from.name.rpartition("-")[2])
+    journal = Journal(model, work, len(steps), after=start)
     try:
         trainer = _GroupTrainer(
             model,
@@ -95,17 +98,13 @@ def fit(
     except (ValueError, RuntimeError, ImportError) as error:
         raise CropsError(f"report_to = {', '.join(config.report_to)}: {error}") from error
     trainer.remove_callback(PrinterCallback)
-    trainer.start, trainer.evaluation, trainer.journal = _step_of(resume_from), evaluation, journal
+    trainer.start, trainer.evaluation, trainer.journal = start, evaluation, journal
     trainer.join = join
     if evaluation is not None:
         trainer.add_callback(EarlyStoppingCallback(config.patience))
     with journal:
         trainer.train(resume_from_checkpoint=None if resume_from is None else str(resume_from))
     return journal
-
-
-def _step_of(checkpoint: Path | None) -> int:
-    return 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
 
 
 def _arguments(
@@ -301,7 +300,8 @@ class _GroupTrainer(Trainer):
         try:
             loss = super().training_step(model, inputs, num_items_in_batch)
         except (RuntimeError, MemoryError) as error:
-            if not _out_of_memory(error):
+            full = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+            if not full and not any(sign in str(error) for sign in _MEMORY_SIGNS):
                 raise
             raise CropsError(
                 f"step {self.state.global_step + 1}: the batch does not fit in memory; set encode_chunk "
@@ -346,9 +346,3 @@ class _GroupTrainer(Trainer):
         super()._save_checkpoint(model, trial)
         if self.args.should_save:
             mark_whole(Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}")
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    return any(sign in str(error) for sign in ("can't allocate memory", "not enough memory", "out of memory"))
