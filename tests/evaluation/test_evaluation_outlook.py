@@ -81,7 +81,6 @@ def test_sources_and_rewordings_are_counted(logs):
         "test_clicks": 3,
         "test_clicks_fresh": 2,
         "ct_queries": 2,
-        "items": 6,
     }
     assert {name: found.counts[name] for name in expected} == expected
     # P1: "bow" with 2 and 3, of which 3 is new. P2: "bow" and "bow and arrow" with 1 and 4, three new.
@@ -96,14 +95,6 @@ def test_the_smallest_difference_is_that_of_the_normal_approximation():
     # (1.9600 + 0.8416) * 0.25 / sqrt(100)
     assert smallest_difference(100, 0.25) == pytest.approx(0.0700, abs=1e-4)
     assert smallest_difference(9, 0.25) is None
-
-
-def test_logs_of_queries_alone_count_their_rewordings(logs):
-    no_items = replace(logs.tables["items"], files=(), days=(), footers=())
-    found = outlook(replace(logs, tables=logs.tables | {"items": no_items}), EngineConfig(), DAYS)
-    assert (found.counts["rewordings"], found.counts["items"], found.counts["ct_queries"]) == (2, 0, 0)
-    (section,) = [one for one in outlook_page(found, EngineConfig()).sections if "missing" in one.title]
-    assert section.tables[0].rows[0][0] == "no items"
 
 
 @pytest.mark.parametrize(("number", "text"), [(0, "0"), (7.4, "7"), (99.6, "100"), (1234, "1,200")])

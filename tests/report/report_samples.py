@@ -188,7 +188,7 @@ def _calibration(text):
 
 def _outlook(text):
     one = Expected(2500, 1234.0, 650.0, 700.0)
-    counts = defaultdict(lambda: 1, feed_events=0, items=0)
+    counts = defaultdict(lambda: 1, feed_events=0)
     found = Outlook(("2026-01-05",), text, counts, {}, dict.fromkeys(("p0", "p1", "p2"), one), one)
     return outlook_page(found, EngineConfig(), [text])
 

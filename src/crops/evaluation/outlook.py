@@ -150,7 +150,6 @@ def _counts(config: EngineConfig) -> dict[str, str]:
         "where a.tested = 1 and k.item_id is null",
         "ct_queries": "select distinct a.query_id from clicks a join candidates c on c.item_id = a.item_id "
         "where a.tested = 1",
-        "items": "select 1 from log_items",
     }
 
 

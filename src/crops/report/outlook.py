@@ -110,8 +110,6 @@ def about(number: float) -> str:
 
 def _missing(found: Outlook, config: EngineConfig) -> Iterator[Missing]:
     counts = found.counts
-    if not counts["items"]:
-        yield Missing("no items", "there are no texts to train on; rewordings can be counted, no more")
     yield from _missing_rewordings(found, f"{config.reformulation.window_s:g} s")
     yield from _missing_feed(found, f"{config.feed.window_s / 60:g} minutes")
     if not counts["shown_unclicked"]:
