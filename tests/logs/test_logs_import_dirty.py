@@ -227,17 +227,20 @@ def test_values_that_became_null_or_false_are_counted(importing):
     [
         (
             {"c": "oui"},
-            r"no value for clicked can be read, of 3, such as 'oui'; expected: a number or a truth",
+            r"no value for clicked can be read, of 3, such as 'oui' in .*, column c; expected: a number",
         ),
         (
             {"dwell": "1:30"},
-            r"no value for play_ms can be read, of 3, such as '1:30'; expected: a number of s",
+            r"no value for play_ms can be read, of 3, such as '1:30' in .*, column dwell; expected: a number",
         ),
         (
             {"ts": "05.01.2026"},
-            r"no value for searched_at .* such as '05.01.2026'; expected: ISO 8601 such as",
+            r"no value for searched_at .* such as '05.01.2026' in .*; expected: ISO 8601 such as",
         ),
-        ({"pos": "top"}, r"no value for rank can be read, of 3, such as 'top'; expected: "),
+        (
+            {"pos": "top"},
+            r"no value for rank can be read, of 3, such as 'top' in .*shown.jsonl, column pos; expected: ",
+        ),
     ],
 )
 def test_a_column_of_which_nothing_can_be_read_stops(importing, other, message):

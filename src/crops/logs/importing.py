@@ -6,6 +6,7 @@ all: rows are mapped and counted, ids numbered, and what cannot be mapped goes a
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -283,14 +284,15 @@ def _demand_values(db: Connection, mapped: MappedTable) -> None:
         if value.raw is None or rows < counts["_given"][name]:
             continue
         found = db.execute(
-            f"select distinct {value.raw} as raw from ({mapped.rows}) where {given(value.raw)}"
-            " order by raw limit 3"
+            f"select {value.raw} as raw, min(_file) from ({mapped.rows}) where {given(value.raw)}"
+            " group by raw order by raw limit 3"
         ).fetchall()
+        source = ", ".join(dict.fromkeys(re.findall('"([^"]+)"', value.raw))) or value.raw
         raise CropsError(
             f"{mapped.table.name}: no value for {name} can be read, of {rows:,}, such as"
-            f" {', '.join(repr(_short(raw)) for (raw,) in found)}; expected:"
-            f" {value.expected or columns[name].doc}: correct the column or its unit in the mapping, or leave"
-            " the column out if it is optional"
+            f" {', '.join(repr(_short(raw)) for raw, _ in found)} in {found[0][1]}, column {source};"
+            f" expected: {value.expected or columns[name].doc}: correct the column or its unit in the"
+            " mapping, or leave the column out if it is optional"
         )
 
 
