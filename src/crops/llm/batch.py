@@ -99,9 +99,8 @@ def ask_all(
         CropsError: the endpoint does not answer, or what it answers is unusable (what was answered is filed);
             the cache holds a broken line, or another run is writing it.
     """
-    counts: Counter[str] = Counter(
-        written=0, cached=0, quarantined_before=0, prompt_tokens=0, tokens=0, not_sent=0
-    )
+    names = ("written", "cached", "quarantined_before", "prompt_tokens", "tokens", "not_sent")
+    counts: Counter[str] = Counter(dict.fromkeys(names, 0))
     refused = quarantine_path(cache)
     with open_append(cache) as answers, open_append(refused) as quarantine:
 
@@ -127,15 +126,7 @@ def _admit(
     *,
     retry_refused: bool,
 ) -> dict[str, T]:
-    """Return the requests to send; count the others, and file those that must not be sent.
-
-    Args:
-        done: keys that are answered already.
-        why_not: the reason why a request must not be sent, or None.
-        quarantine: the open quarantine file.
-        counts: gets `cached`, `quarantined_before` and `refused:<reason>`.
-        retry_refused: send again what the model answered unusably before.
-    """
+    """Return the requests to send; count the others, and file those that must not be sent."""
     refused = {row.get("key"): row.get("final") for row in read_rows(Path(quarantine.name))}
     todo: dict[str, T] = {}
     for key, request in keyed.items():
@@ -154,11 +145,7 @@ def _admit(
 
 @dataclass
 class _Run(Generic[T]):
-    """Sends requests by key and files the answers as they come; counts what happened.
-
-    `counts` gets `written`, `refused:<reason>`, `prompt_tokens`, `tokens` (written by the model) and
-    `not_sent`.
-    """
+    """Sends requests by key and files the answers as they come; counts what happened."""
 
     send: Callable[[T], Answer]
     file: Callable[[str, T, Answer], None]
@@ -237,11 +224,12 @@ class _Run(Generic[T]):
             return f"{self.endpoint.base_url}: {self.cause}"
         if self.outage >= MAX_OUTAGE:
             return f"{self.endpoint.base_url}: {self.outage} calls in a row got no answer: {self.cause}"
+        reasons = ", ".join(f"{n} {reason}" for reason, n in self.reasons.most_common(3))
         unusable = len(self.usable) - sum(self.usable)
         if len(self.usable) >= FEWEST and unusable > self.budget.max_unusable * len(self.usable):
             return (
                 f"{self.endpoint.base_url}: {unusable} of the last {len(self.usable)} answers of "
-                f"'{self.endpoint.model}' are unusable ({self._reasons()}): see {self.refused}, and "
+                f"'{self.endpoint.model}' are unusable ({reasons}): see {self.refused}, and "
                 f"llm.max_unusable = {self.budget.max_unusable:g} where that is as it should be"
             )
         return None
@@ -252,13 +240,11 @@ class _Run(Generic[T]):
             return None
         if not self.answered:
             return f"{self.endpoint.base_url}: no call got an answer: {self.cause}"
+        reasons = ", ".join(f"{n} {reason}" for reason, n in self.reasons.most_common(3))
         return (
             f"{self.endpoint.base_url}: none of {self.answered} answers of '{self.endpoint.model}' is usable "
-            f"({self._reasons()}): see {self.refused}"
+            f"({reasons}): see {self.refused}"
         )
-
-    def _reasons(self) -> str:
-        return ", ".join(f"{n} {reason}" for reason, n in self.reasons.most_common(3))
 
     def _spent(self) -> str | None:
         budget = self.budget.used_up(self.counts)

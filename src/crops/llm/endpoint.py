@@ -119,9 +119,14 @@ def connect(endpoint: Endpoint) -> Ask:
             f"{endpoint.base_url} is another machine: "
             "queries would leave this one; set llm.allow_remote (--allow-remote) if they may"
         )
+    key = endpoint.api_key
+    if not key or not key.isascii() or not key.isprintable() or key != key.strip():
+        raise CropsError(
+            f"${API_KEY} is no key: it is empty, or holds spaces at its ends or other than ASCII text"
+        )
     client = openai.OpenAI(
         base_url=endpoint.base_url,
-        api_key=_checked_key(endpoint.api_key),
+        api_key=key,
         timeout=endpoint.timeout_s,
         max_retries=endpoint.retries,
         # A proxy named in the environment must not see what is meant for this machine, and no server may
@@ -143,17 +148,26 @@ def connect(endpoint: Endpoint) -> Ask:
             cause = "" if refusal.final else f"{refusal.reason}: {_shortened(refusal.detail)}"
             answer = Answer(None, refusal.reason, refusal.detail, refusal.final, cause)
         except openai.APIStatusError as error:
-            answer = _failed(endpoint, error)
+            answer = Answer(
+                None,
+                f"http_{error.status_code}",
+                error.response.text[:MAX_KEPT_CHARS],
+                final=False,
+                cause=_cause(endpoint, error),
+                hopeless=error.status_code in _HOPELESS or error.status_code < 400,
+            )
         except openai.APITimeoutError:
             cause = f"no answer within llm.timeout_s = {endpoint.timeout_s:g} s"
             answer = Answer(None, "unavailable", cause, False, cause)
         except openai.APIError as error:
             cause = f"no connection: {error.__cause__ or error}"
             answer = Answer(None, "unavailable", cause, False, cause)
+        # A server may repeat the key in what it says.
+        secret = endpoint.api_key if endpoint.api_key != NO_KEY else None
         return replace(
             answer,
-            detail=_without_key(answer.detail, endpoint),
-            cause=_without_key(answer.cause, endpoint),
+            detail=answer.detail.replace(secret, "***") if secret else answer.detail,
+            cause=answer.cause.replace(secret, "***") if secret else answer.cause,
             prompt_tokens=read,
             tokens=written,
             seconds=time.perf_counter() - start,
@@ -212,19 +226,6 @@ class _Caller:
         return body
 
 
-def _failed(endpoint: Endpoint, error: openai.APIStatusError) -> Answer:
-    """Return the answer for an HTTP error."""
-    status = error.status_code
-    return Answer(
-        None,
-        f"http_{status}",
-        error.response.text[:MAX_KEPT_CHARS],
-        final=False,
-        cause=_cause(endpoint, error),
-        hopeless=status in _HOPELESS or status < 400,
-    )
-
-
 def _cause(endpoint: Endpoint, error: openai.APIStatusError) -> str:
     """Return status and cause of an HTTP error, and what the server says of it."""
     status, response = error.status_code, error.response
@@ -249,36 +250,14 @@ def _cause(endpoint: Endpoint, error: openai.APIStatusError) -> str:
     return f"HTTP {status}, {cause}{detail}"
 
 
-def _without_key(text: str, endpoint: Endpoint) -> str:
-    """Return a text without the key: a server may repeat it in what it says."""
-    return text if endpoint.api_key == NO_KEY else text.replace(endpoint.api_key, "***")
-
-
 def _shortened(text: str) -> str:
     """Return a text as one line of at most `MAX_CAUSE_CHARS`."""
     line = " ".join(text.split())
     return line if len(line) <= MAX_CAUSE_CHARS else f"{line[:MAX_CAUSE_CHARS]}…"
 
 
-def _checked_key(key: str) -> str:
-    """Return a key that fits into a header.
-
-    Raises:
-        CropsError: it does not.
-    """
-    if not key or not key.isascii() or not key.isprintable() or key != key.strip():
-        raise CropsError(
-            f"${API_KEY} is no key: it is empty, or holds spaces at its ends or other than ASCII text"
-        )
-    return key
-
-
 def _is_local(base_url: str) -> bool:
-    """Return whether a URL names this machine.
-
-    Raises:
-        CropsError: it is no HTTP address.
-    """
+    """Return whether a URL names this machine; refuse one that is no HTTP address."""
     try:
         parts = urlsplit(base_url)
         host, _ = parts.hostname, parts.port

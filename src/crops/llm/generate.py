@@ -81,7 +81,21 @@ def generate(
         return ask(prompt.payload(readable), lambda value: _document(value, readable, prompt))
 
     def row(key: str, request: Request, answer: Answer, said: Row) -> Row:
-        return {"key": key, "query": request.query, **said, **_origin(request, prompt, endpoint, answer)}
+        exemplar = clean_request(request).exemplar
+        return {
+            "key": key,
+            "query": request.query,
+            **said,
+            "angle": prompt.angle(request),
+            "exemplar": {"item_id": str(exemplar.item_id), **exemplar.texts},
+            "model": endpoint.model,
+            "model_sha256": endpoint.model_sha256,
+            "prompt_version": prompt.version,
+            "seed": request.seed,
+            "temperature": prompt.temperature,
+            "tokens": answer.tokens,
+            "seconds": round(answer.seconds, 2),
+        }
 
     return ask_all(
         keyed,
@@ -104,11 +118,7 @@ def request_key(model: str, prompt_version: str, request: Request) -> str:
 
 
 def _document(value: object, request: Request, prompt: Prompt) -> dict[str, Any]:
-    """Return the tidy document of an answer.
-
-    Raises:
-        Refusal: it has other fields than asked for, or the guards refuse it.
-    """
+    """Return the tidy document of an answer; refuse other fields than asked for, and what the guards do."""
     if not isinstance(value, dict) or set(value) != set(FIELDS):
         raise Refusal("wrong_fields", value)
     if not all(isinstance(part, str) for part in value.values()):
@@ -117,21 +127,6 @@ def _document(value: object, request: Request, prompt: Prompt) -> dict[str, Any]
     if reason := check_answer(document, request, prompt):
         raise Refusal(reason, value)
     return dict(document)
-
-
-def _origin(request: Request, prompt: Prompt, endpoint: Endpoint, answer: Answer) -> Row:
-    exemplar = clean_request(request).exemplar
-    return {
-        "angle": prompt.angle(request),
-        "exemplar": {"item_id": str(exemplar.item_id), **exemplar.texts},
-        "model": endpoint.model,
-        "model_sha256": endpoint.model_sha256,
-        "prompt_version": prompt.version,
-        "seed": request.seed,
-        "temperature": prompt.temperature,
-        "tokens": answer.tokens,
-        "seconds": round(answer.seconds, 2),
-    }
 
 
 # From mined samples to requests: which queries are asked for, and with which exemplar.

@@ -12,7 +12,7 @@ import re
 import tomllib
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
@@ -144,10 +144,7 @@ def _assistant(texts: Mapping[str, str]) -> Message:
 
 
 def load_prompt(name: str = "en") -> Prompt:
-    """Read a prompt template.
-
-    Args:
-        name: a packaged template (`en`, `en2`, `zh`), or the path of an own one (`.toml`).
+    """Read a packaged prompt template (`en`, `en2`, `zh`), or an own one by the path of its `.toml` file.
 
     Raises:
         CropsError: there is no such template, or a part of it is missing or malformed.
@@ -160,9 +157,7 @@ def load_template(
 ) -> T:
     """Return what `parse` makes of a template: of its version, which names file and content, and its values.
 
-    Args:
-        name: of a packaged template, or the path of an own one (`.toml`).
-        what: it is, in words.
+    `name` is that of a packaged template, or the path of an own one (`.toml`); `what` it is, in words.
 
     Raises:
         CropsError: there is no such template, or a part of it is missing or malformed.
@@ -309,10 +304,7 @@ def check_request(request: Request, min_users: int) -> str | None:
 def tidy(answer: Mapping[str, str], query: str, limits: Mapping[str, Limit]) -> dict[str, str]:
     """Return the answer cleaned: what the length limit cut in two is dropped, terms are distinct.
 
-    Args:
-        answer: the four fields as the model wrote them.
-        query: terms equal to it leave `click_query`: they say nothing new.
-        limits: the length limits that the model wrote under.
+    Terms equal to the query leave `click_query`: they say nothing new.
     """
     result = {}
     for field in FIELDS:
@@ -320,19 +312,15 @@ def tidy(answer: Mapping[str, str], query: str, limits: Mapping[str, Limit]) -> 
         cut = len(answer[field]) >= limit
         text = clean(answer[field], limit)
         if field in SEPARATORS:
-            terms = re.split(_SPLIT[field], text)
-            result[field] = SEPARATORS[field].join(_distinct(terms[:-1] if cut else terms, {query}))
+            terms = [term.strip(" #.,") for term in re.split(_SPLIT[field], text)]
+            kept: dict[str, str] = {}
+            for term in terms[:-1] if cut else terms:
+                if term and term.casefold() != query:
+                    kept.setdefault(term.casefold(), term)
+            result[field] = SEPARATORS[field].join(kept.values())
         else:
             result[field] = _whole_words(text) if cut else text
     return result
-
-
-def _distinct(terms: Iterable[str], unwanted: set[str]) -> list[str]:
-    kept: dict[str, str] = {}
-    for term in (term.strip(" #.,") for term in terms):
-        if term and term.casefold() not in unwanted:
-            kept.setdefault(term.casefold(), term)
-    return list(kept.values())
 
 
 def _whole_words(text: str) -> str:
@@ -373,14 +361,10 @@ def _content_fault(answer: Mapping[str, str], request: Request, prompt: Prompt) 
         words(answer[field]) == words(exemplar.get(field, "")) for field in ("ocr_cover", "photo_caption")
     ):
         return "copy"
-    return "repetition" if _repeats(written) else None
-
-
-def _repeats(written: list[str]) -> bool:
-    if len(written) >= 8 and len(set(written)) < MIN_DISTINCT * len(written):
-        return True
+    repeats = len(written) >= 8 and len(set(written)) < MIN_DISTINCT * len(written)
     triples = Counter(zip(written, written[1:], written[2:], strict=False))
-    return any(count >= 3 or len(set(triple)) == 1 for triple, count in triples.items())
+    repeats = repeats or any(count >= 3 or len(set(triple)) == 1 for triple, count in triples.items())
+    return "repetition" if repeats else None
 
 
 def words(text: str) -> list[str]:
