@@ -16,7 +16,7 @@ import pytest
 
 from crops.errors import CropsError
 from crops.logs import import_logs
-from crops.logs.guess import known_format, write_guess
+from crops.logs.guess import guess_map, known_format, write_guess
 
 sys.path.append(str(Path(__file__).parents[2] / "examples" / "logs"))
 import make_logs  # noqa: E402
@@ -78,6 +78,16 @@ def structs(folder):
         for s in SEARCHES
     ]
     pq.write_table(pa.Table.from_pylist(rows), folder / "searches.parquet")
+
+
+def lists_of_acts(folder):
+    write_items(folder)
+    rows = [
+        {"user": s.user, "search_id": s.id, "query": s.query, "time": s.at, "items": s.shown}
+        | {"clicked": bool(s.clicked), "clicked_ids": s.clicked, "purchases": s.clicked[:1]}
+        for s in SEARCHES
+    ]
+    (folder / "log.json").write_text(json.dumps(rows))
 
 
 def parallel_lists(folder):
@@ -237,3 +247,8 @@ def test_a_guess_that_is_not_sure_asks_and_imports_nothing(text, said, left, tmp
 def test_a_known_format_is_told_by_its_files(kind, tmp_path):
     make_logs.KINDS[kind](tmp_path)
     assert known_format(tmp_path) == kind
+
+
+def test_a_list_of_purchases_is_what_was_liked(tmp_path):
+    lists_of_acts(tmp_path)
+    assert 'liked = { in = "purchases" }' in "\n".join(guess_map(tmp_path).parts["search_impressions"])

@@ -271,11 +271,13 @@ def _searches(guess: Guess, table: _Table, asked: _Table, others: list[_Table]) 
     """Write [search_impressions]; return the other tables that it uses."""
     sheet, found, name = table.sheet, table.roles, table.name
     inside = members(sheet, found["item_id"].column)
-    told = bool(inside) or "clicked" in found
+    for what, lists in inside.items():
+        if lists:  # a column that says it of the whole search
+            found.pop(what, None)
+    told = bool(inside["clicked"]) or "clicked" in found
     kinds = {} if told or "kind" not in found else _kinds(guess, table)
-    clicks = [one for one in others if _meet(table, one) and "item_id" in one.roles and not (told or kinds)][
-        :1
-    ]
+    apart = [one for one in others if _meet(table, one) and "item_id" in one.roles]
+    clicks = [] if told or kinds else apart[:1]
     guess.where = {name("kind"): kinds["rows"]} if kinds else {}
     guess.begin("search_impressions", sheet, where=guess.where, explode=sheet.explode)
     prefix = "searches." if asked is not table or kinds.get("asked") else ""
@@ -294,19 +296,20 @@ def _searches(guess: Guess, table: _Table, asked: _Table, others: list[_Table]) 
         low = min(float(text) for text in found["rank"].column.texts)
         base: dict[str, Any] = {} if low == 1 else {"base": 0 if low == 0 else "lowest"}
         guess.choose("rank", table, "rank", **base)
-    if len(inside) > 1:
-        guess.ask("clicked", "which list holds the clicked items?", [{"in": one.name} for one in inside])
-    elif inside:
-        guess.add("clicked", {"in": inside[0].name}, "its items are among those shown", inside[0])
-    elif clicks:
-        guess.add("clicked", {"found": "clicks"}, f"a row of {clicks[0].sheet.files}")
-    elif not told and not kinds:
-        _clicked(guess, table)
-    for what in ("clicked", "liked"):
-        if kinds.get(what):
+    for what, lists in inside.items():
+        if what == "clicked" and len(lists) > 1:
+            guess.ask(what, "which list has the clicked items?", [{"in": one.name} for one in lists])
+        elif lists:
+            guess.add(what, {"in": lists[0].name}, "its items are among those shown", lists[0])
+    if kinds:
+        for what in filter(kinds.get, ("clicked", "liked")):
             guess.add(what, {"column": name("kind"), "equals": kinds[what]}, "kinds of events")
-    if not kinds:
-        _what(guess, table)
+        return []
+    if clicks:
+        guess.add("clicked", {"found": "clicks"}, f"a row of {clicks[0].sheet.files}")
+    elif not told:
+        _clicked(guess, table)
+    _what(guess, table)
     return clicks
 
 
@@ -325,8 +328,10 @@ def _clicked(guess: Guess, table: _Table) -> None:
         for one in likely
         if one.share(ISO.match) < OFTEN
     ]
-    ids = [name for name in table.sheet.columns if header(name, "item_id") > SAID and table.sheet.explode]
-    answers += [{"in": name} for name in ids if name != table.name("item_id")]
+    free = [
+        one for one in table.sheet.columns.values() if one not in used and one.texts and table.sheet.explode
+    ]
+    answers += [{"in": one.name} for one in free if header(one.name, "item_id") > SAID]
     question = "what says whether the item was clicked? No header does, and no list of clicked items"
     guess.ask("clicked", question, answers or [{"column": "COLUMN", "equals": ["YES"]}])
 

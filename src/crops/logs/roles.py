@@ -61,8 +61,12 @@ def header(name: str, role: str) -> float:
         return near * (0.3 if known == "id" else 0.7) or 0.5 * (known in words and known != "id")
 
     best = max(worth(known) - n / 1_000 for n, known in enumerate(_known("names")[role]))
-    against = (one in words or (not one.isascii() and one in name) for one in _known("against").get(role, ()))
-    return best if best > 0.9 else max(0.0, best - 0.5 * any(against))
+    told = name.rpartition(".")[0] if best > 0.9 else name  # a usual name only counts less by what it is of
+    against = (
+        one in words_of(told) or (not one.isascii() and one in told)
+        for one in _known("against").get(role, ())
+    )
+    return max(0.0, best - 0.5 * any(against))
 
 
 def act(value: str) -> str | None:
@@ -117,7 +121,7 @@ def _fit(role: str, column: Column, sheet: Sheet) -> float:
             return (1 < len(column.distinct) <= 40) * (1 if any(map(act, column.distinct)) else 0.3)
         case "query" | "title" | "description" | "keyword" | "category":
             long = role == "query" and sum(map(len, column.texts)) > 200 * len(column.texts)
-            letters = 1 if role == "category" else column.letters
+            letters = 0.8 + 0.2 * column.letters if role == "category" else column.letters
             if sheet.bare:
                 letters *= share(lambda one: not any(map(str.isdigit, one)))
             if column.tokens and role in ("query", "title"):
@@ -231,8 +235,8 @@ def exploded(sheet: Sheet) -> Sheet:
     return Sheet(sheet.files, sheet.layout, columns, explode, tuple(row for row, _ in rows))
 
 
-def members(sheet: Sheet, item: Column) -> list[Column]:
-    """Return the columns of lists whose elements are among the items shown in the same row."""
+def members(sheet: Sheet, item: Column) -> dict[str, list[Column]]:
+    """Return the columns of lists whose elements are among the items shown in the row: clicked, liked."""
     shown, found = defaultdict(set), []
     for row, one in zip(sheet.origin, item.cells, strict=False):
         shown[row].add(plain(str(one)))
@@ -242,4 +246,6 @@ def members(sheet: Sheet, item: Column) -> list[Column]:
             listed = [(row, one) for row, cell in cells if cell for one in (cell if column.lists else [cell])]
             if listed and sum(plain(str(one)) in shown[row] for row, one in listed) >= OFTEN * len(listed):
                 found.append(column)
-    return [one for one in found if header(one.name, "clicks") > SAID] or found
+    liked = [one for one in found if header(one.name, "liked") > SAID]
+    clicked = [one for one in found if header(one.name, "clicks") > SAID]
+    return {"clicked": clicked or [one for one in found if one not in liked], "liked": liked}
