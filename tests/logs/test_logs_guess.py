@@ -13,7 +13,9 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from typer.testing import CliRunner
 
+from crops.cli.app import app
 from crops.errors import CropsError
 from crops.logs import import_logs
 from crops.logs.guess import guess_map, known_format, write_guess
@@ -252,3 +254,21 @@ def test_a_known_format_is_told_by_its_files(kind, tmp_path):
 def test_a_list_of_purchases_is_what_was_liked(tmp_path):
     lists_of_acts(tmp_path)
     assert 'liked = { in = "purchases" }' in "\n".join(guess_map(tmp_path).parts["search_impressions"])
+
+
+def test_the_command_tells_the_kind_or_what_to_type_next(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for kind in ("kuaisar", "impressions"):
+        Path(kind).mkdir()
+        make_logs.KINDS[kind](Path(kind))
+
+    def told(*words):
+        result = CliRunner().invoke(app, ["import", *words])
+        return " ".join(result.output.split()) + str(result.exception or "")
+
+    assert "kuaisar is imported as kuaisar" in told("kuaisar", "--out", "logs")
+    assert "needs no map; next: crops import kuaisar kuaisar --out LOGS" in told("--guess", "kuaisar")
+    assert "for tables of your own: crops import --guess impressions" in told("impressions", "--out", "out")
+    said = told("--guess", "impressions/impressions.csv")
+    assert said.endswith("next: crops import table impressions --mapping map.toml --out LOGS")
+    assert "say where the logs go: --out LOGS" in told("table", "impressions")
