@@ -15,7 +15,6 @@ playwright = pytest.importorskip("playwright.sync_api", reason="playwright is no
 LONG = "the share of what a retriever that learns from its own clicks never shows"
 PAPER = 703
 """Pixels between the margins of a sheet of A4 (210 mm - 2 x 12 mm at 96 per inch)."""
-BEYOND = "all => all.map(table => table.scrollWidth - table.parentElement.clientWidth)"
 STICKS_OUT = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
 
 
@@ -50,32 +49,16 @@ def test_nothing_sticks_out(pages, kind):
     assert all(extra <= 0 for extra in tables), "a table is cut off on paper"
 
 
-def test_dark_is_dark_and_paper_is_white(pages):
+def test_dark_is_dark_paper_is_white_folds_are_printed_and_charts_have_names(pages):
     page, addresses = pages
     page.goto(addresses["demo"])
-    seen = {}
+    folded, seen, shown = page.locator("details table"), [], []
     for scheme, media in (("light", "screen"), ("dark", "screen"), ("dark", "print")):
         page.emulate_media(color_scheme=scheme, media=media)
-        seen[scheme, media] = page.evaluate("getComputedStyle(document.body).backgroundColor")
-    assert seen == {
-        ("light", "screen"): "rgb(252, 251, 248)",
-        ("dark", "screen"): "rgb(21, 24, 28)",
-        ("dark", "print"): "rgb(255, 255, 255)",
-    }
-
-
-def test_what_is_folded_on_the_screen_is_printed(pages):
-    page, addresses = pages
-    page.goto(addresses["demo"])
-    folded = page.locator("details table")
-    page.emulate_media(media="screen")
-    assert not folded.is_visible()
-    page.emulate_media(media="print")
+        seen.append(page.evaluate("getComputedStyle(document.body).backgroundColor"))
+        shown.append(folded.is_visible())
+    assert seen == ["rgb(252, 251, 248)", "rgb(21, 24, 28)", "rgb(255, 255, 255)"]
+    assert shown == [False, False, True]
     assert folded.bounding_box()["height"] > 20
-
-
-def test_charts_are_images_with_a_name_to_a_screen_reader(pages):
-    page, addresses = pages
-    page.goto(addresses["demo"])
     assert page.get_by_role("img").count() == 5
     assert page.get_by_role("img", name="Temperature").count() == 1
