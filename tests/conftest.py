@@ -42,11 +42,13 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 
 
 def _arrow(table: Table, rows: Iterable[Row]) -> pa.Table:
-    """All columns of the contract, nullable; integers given with a float become DOUBLE, as in pandas."""
+    """All columns of the contract, nullable, own ids where given; integers beside a float become DOUBLE."""
     rows = [DEFAULTS[table.name] | dict(row) for row in rows]
     columns = {}
     for column in table.columns:
         values = [row.get(column.name) for row in rows]
+        if column.own_of and not any(values):
+            continue
         floats = column.type in ("BIGINT", "INTEGER") and any(isinstance(value, float) for value in values)
         columns[column.name] = pa.array(values, pa.float64() if floats else ARROW_TYPES[column.type])
     return pa.table(columns)

@@ -52,6 +52,8 @@ class Column:
     prose: bool = False
     """Whether people wrote it: `crops check` turns control characters in it into spaces."""
     merge: Merge = "min"
+    own_of: str = ""
+    """The id whose text in the source this is, null where that is the number itself: see `crops.ids`."""
 
     @property
     def measure(self) -> bool:
@@ -113,10 +115,14 @@ class Table:
         """Return the column names in order."""
         return [column.name for column in self.columns]
 
-    def arrow(self) -> pa.Schema:
-        """Return the Arrow schema."""
+    def arrow(self, *, own_ids: bool = True) -> pa.Schema:
+        """Return the Arrow schema, with or without the columns of the source's own ids."""
         return pa.schema(
-            [pa.field(column.name, ARROW_TYPES[column.type], column.nullable) for column in self.columns]
+            [
+                pa.field(column.name, ARROW_TYPES[column.type], column.nullable)
+                for column in self.columns
+                if own_ids or not column.own_of
+            ]
         )
 
 
@@ -134,6 +140,12 @@ def blank(text: str) -> str:
 def optional(name: str, type_: str, doc: str, merge: Merge = "min", *, prose: bool = False) -> Column:
     """Return a column that may be absent, and null where present."""
     return Column(name, type_, doc, nullable=True, optional=True, prose=prose, merge=merge)
+
+
+def own_id(name: str, id_: str) -> Column:
+    """Return the column of the texts that the numbers of an id were made from; `crops import` fills it."""
+    doc = f"{id_} as the source writes it; null where that is the number itself"
+    return Column(name, "VARCHAR", doc, nullable=True, optional=True, own_of=id_)
 
 
 def time_rule(column: str) -> Rule:
@@ -196,6 +208,7 @@ ITEMS = Table(
         optional("uploaded_at", "BIGINT", "upload time, microseconds UTC"),
         optional("author_id", "BIGINT", "id of the creator"),
         optional("category", "VARCHAR", "category"),
+        own_id("source_id", "item_id"),
     ),
     (
         Rule(
@@ -241,6 +254,8 @@ SEARCH_IMPRESSIONS = Table(
         optional("liked", "BOOLEAN", "liked in this event", "bool_or"),
         optional("play_ms", "BIGINT", "time played, milliseconds", "max"),
         optional("duration_ms", "BIGINT", "length of the item, milliseconds; 0 is unknown", "max"),
+        own_id("source_search_id", "search_id"),
+        own_id("source_item_id", "item_id"),
     ),
     (
         Rule(
@@ -300,7 +315,7 @@ SEARCH_IMPRESSIONS = Table(
 SEARCHES = Table(
     "searches",
     "One row per query event of logs that say nothing of results; `crops check` counts what was reworded.",
-    SEARCH_IMPRESSIONS.columns[:4],
+    (*SEARCH_IMPRESSIONS.columns[:4], own_id("source_search_id", "search_id")),
     tuple(rule for rule in SEARCH_IMPRESSIONS.rules if rule.column in ("query", "searched_at")),
     key=("search_id",),
     time="searched_at",
@@ -317,6 +332,7 @@ FEED_EVENTS = Table(
         optional("duration_ms", "BIGINT", "length of the item, milliseconds; 0 is unknown", "max"),
         optional("liked", "BOOLEAN", "liked", "bool_or"),
         optional("clicked", "BOOLEAN", "opened, where the feed has covers to click", "bool_or"),
+        own_id("source_item_id", "item_id"),
     ),
     (time_rule("watched_at"), *duration_rules("play_ms"), *duration_rules("duration_ms")),
     key=("user_id", "item_id", "watched_at"),

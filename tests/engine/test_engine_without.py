@@ -17,6 +17,7 @@ from crops.engine.daily import Job, mine_daily
 from crops.engine.report import insights
 from crops.engine.without import Without, read_without
 from crops.errors import CropsError
+from crops.ids import number_of, user_number
 from crops.logs import open_logs
 
 
@@ -157,19 +158,27 @@ def test_days_are_mined_again_from_their_own_logs(tmp_path):
 
 def test_lists_of_ids(tmp_path):
     (tmp_path / "users.txt").write_text("\ufeff1\n\n -9223372036854775808 \r\n1\n")
-    (tmp_path / "items-2.txt").write_text("7")
-    found = read_without([tmp_path / "users.txt", tmp_path / "items-2.txt"])
-    assert found == Without(frozenset({1, -(2**63)}), frozenset({7}))
+    (tmp_path / "items-2.txt").write_text(f"7\nA7\n{2**62}")
+    lists = [tmp_path / "users.txt", tmp_path / "items-2.txt"]
+    items = frozenset(
+        {7, number_of("A7"), number_of(str(2**62)), 2**62}
+    )  # a number of the logs, or of the source
+    assert read_without(lists) == Without(frozenset({1, -(2**63)}), items)
+    (tmp_path / "salt").write_text("the salt of this test")
+    (tmp_path / "users.txt").write_text("anna\n5")
+    salted = {user_number(user, b"the salt of this test") for user in ("anna", "5")}
+    assert read_without(lists, tmp_path / "salt").users == salted | {5}
     assert not Without()
     for name, text, message in (
         ("people.txt", "1", "people.txt: users or items. Name the list users.txt or items.txt"),
-        ("users.csv", "1\nx7\n", "users.csv, line 2: 'x7' is no id; write one 64-bit integer a line"),
-        ("users.txt", "1_000", "users.txt, line 1: '1_000' is no id"),
-        ("items.txt", f"{2**63}", "items.txt, line 1: '9223372036854775808' is no id"),
+        ("users.csv", "1\nx7\n", "users.csv, line 2: 'x7' is no number of a user.*name the salt"),
+        ("users.txt", f"{2**63}", "users.txt, line 1: '9223372036854775808' is no number"),
     ):
         (tmp_path / name).write_text(text)
         with pytest.raises(CropsError, match=message):
             read_without([tmp_path / name])
+    with pytest.raises(CropsError, match="none: there is no such file"):
+        read_without([], tmp_path / "none")
     with pytest.raises(CropsError, match="cannot read the ids to leave out"):
         read_without([tmp_path / "users-none.txt"])
 

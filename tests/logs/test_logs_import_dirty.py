@@ -96,7 +96,10 @@ def test_a_zone_that_is_named_wins(importing):
     rows = [GOOD | {"ts": text, "sid": str(i)} for i, text in enumerate(texts)]
     as_json(importing.source / "shown.jsonl", rows)
     importing()
-    found = {texts[row["search_id"]]: row["searched_at"] for row in impressions(importing.logs)}
+    found = {
+        texts[int(row["source_search_id"] or row["search_id"])]: row["searched_at"]
+        for row in impressions(importing.logs)
+    }
     assert found == {text: NOON + (500_000 if ".5" in text else 0) for text in texts}
 
 

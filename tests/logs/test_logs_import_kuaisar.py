@@ -8,11 +8,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from crops.errors import CropsError
+from crops.ids import user_number
 from crops.logs import check, import_logs, text_kind
 
 MS = 1_684_737_000_000
 """2023-05-22 14:30:00 in Beijing, 06:30 UTC, where KuaiSAR begins."""
 
+SALT = "the salt of this test"
+USER = {text: user_number(text, SALT.encode()) for text in ("31", "77")}
 SEARCHES = """user_id,search_session_id,search_session_time,search_session_timestamp,keyword,search_source,\
 item_id,click_cnt,item_type
 77,900,2023-05-22 14:30:00,1684737000000,"[20, 34, 3]",USER_INPUT,5,2,VIDEO
@@ -59,7 +62,9 @@ def source(tmp_path):
 def imported(tmp_path_factory):
     """The report of an import of the source, and the logs folder."""
     folder = tmp_path_factory.mktemp("imported")
-    return import_logs("kuaisar", write_source(folder / "source"), folder / "logs"), folder / "logs"
+    (folder / "salt").write_text(SALT)
+    source, logs = write_source(folder / "source"), folder / "logs"
+    return import_logs("kuaisar", source, logs, salt=folder / "salt"), logs
 
 
 def rows(path):
@@ -70,8 +75,8 @@ def test_searches_become_impressions_with_their_units(imported):
     logs = imported[1]
     found = rows(logs / "search_impressions/day=2023-05-22/part-0.parquet")
     assert found == [
-        {  # users 31 and 77 become 1 and 2; the "session" is the search; ms become microseconds
-            "user_id": 2,
+        {  # the "session" is the search; ms become microseconds
+            "user_id": USER["77"],
             "search_id": 900,
             "query": "t20 t34 t3",
             "searched_at": MS * 1000,
@@ -82,7 +87,7 @@ def test_searches_become_impressions_with_their_units(imported):
         for item_id, clicked in ((5, True), (6, False))
     ] + [
         {
-            "user_id": 1,
+            "user_id": USER["31"],
             "search_id": 901,
             "query": "t7",
             "searched_at": (MS + 9_000) * 1000,
@@ -103,7 +108,11 @@ def test_feed_events_keep_their_ties_and_items_their_categories(imported):
     ]
     assert {row["watched_at"] for row in late} == {1_684_771_800_000_000}
     (morning,) = rows(logs / "feed_events/day=2023-05-23/part-0.parquet")
-    assert (morning["user_id"], morning["play_ms"], morning["duration_ms"]) == (2, 300, 12_000)
+    assert (morning["user_id"], morning["play_ms"], morning["duration_ms"]) == (
+        USER["77"],
+        300,
+        12_000,
+    )
     items = rows(logs / "items.parquet")
     assert [(row["item_id"], row["ocr_cover"], row["keyword"], row["category"]) for row in items] == [
         (5, "t20 t9", "Food Baking", "Food"),
@@ -133,16 +142,6 @@ def test_rows_that_cannot_be_mapped_are_rejected_and_counted(imported):
     assert (report.tables["items"].reasons, report.tables["items"].others) == ({}, 1)
 
 
-def test_the_map_of_users_is_kept_beside_and_fit_ids_are_kept(imported):
-    report, logs = imported
-    assert report.ids == {"user_id": "numbered", "item_id": "kept", "search_id": "kept"}
-    assert rows(logs / "id_maps/users.parquet") == [
-        {"original": "31", "number": 1},
-        {"original": "77", "number": 2},
-    ]
-    assert [path.name for path in (logs / "id_maps").iterdir()] == ["users.parquet"]
-
-
 def test_the_manifest_says_that_texts_are_tokens_and_a_check_passes_it_on(imported, tmp_path):
     logs = imported[1]
     manifest = json.loads((logs / "manifest.json").read_text())
@@ -157,9 +156,9 @@ def test_the_manifest_says_that_texts_are_tokens_and_a_check_passes_it_on(import
 
 def test_an_import_is_the_same_twice(imported, tmp_path):
     logs = imported[1]
-    import_logs("kuaisar", logs.parent / "source", tmp_path / "again")
+    import_logs("kuaisar", logs.parent / "source", tmp_path / "again", salt=logs.with_name("salt"))
     files = sorted(path.relative_to(logs) for path in logs.rglob("*.parquet"))
-    assert len(files) == 8
+    assert len(files) == 7
     for file in files:
         assert (logs / file).read_bytes() == (tmp_path / "again" / file).read_bytes()
 

@@ -10,8 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from crops.errors import CropsError
+from crops.ids import user_number
 from crops.logs import check, import_logs, open_logs
 
+SALT = "the salt of this test"
 NOON = 1_767_614_400
 """2026-01-05 12:00:00 UTC."""
 ITEMS = '[items]\nfiles = "items.csv"\ncolumns = { item_id = "sku", ocr_cover = "title" }\n'
@@ -43,7 +45,8 @@ def run(tmp_path):
         mapping.write_text(
             f"{top}\n{ITEMS}[search_impressions]\n{head}\n[search_impressions.columns]\n{lines}\n{tail}"
         )
-        return import_logs("table", source, tmp_path / "logs", mapping)
+        (tmp_path / "salt").write_text(SALT)
+        return import_logs("table", source, tmp_path / "logs", mapping, salt=tmp_path / "salt")
 
     run.logs = tmp_path / "logs"
     return run
@@ -265,10 +268,11 @@ def test_paths_go_through_json_and_pairs_of_keys_and_values(run, kind):
     }
     layout = 'delimiter = "|"\nquote = ""' if kind == "csv" else ""
     run({f"log.{kind}": content}, f'files = "log.{kind}"\n{layout}', columns)
-    (found,) = shown(run.logs, "query", "searched_at", "item_id", "clicked")
-    assert found == ("bow", NOON * 1_000_000, 1, True)
-    ids = pq.read_table(run.logs / "id_maps/searches.parquet")["original"].to_pylist()
-    assert ids == ["u|5|bow"]
+    (found,) = pq.read_table(run.logs / "search_impressions", partitioning=None).to_pylist()
+    names = ("query", "searched_at", "item_id", "clicked", "search_id")
+    search = user_number("u|5|bow", SALT.encode())  # salted, as it holds the user
+    assert tuple(found[name] for name in names) == ("bow", NOON * 1_000_000, 1, True, search)
+    assert "source_search_id" not in found
 
 
 def test_a_text_without_header_quotes_or_values(run):

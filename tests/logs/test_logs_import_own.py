@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from crops.cli.app import app
 from crops.errors import CropsError
+from crops.ids import number_of, user_number
 from crops.logs import check, import_logs
 from crops.logs.mapped import own_tables
 from crops.logs.mapping import load_mapping
@@ -82,21 +83,23 @@ def rows(path):
 
 
 def test_columns_units_and_constants_are_mapped(source, mapping, tmp_path):
-    report = import_logs("table", source, tmp_path / "logs", mapping)
+    (tmp_path / "salt").write_text("the salt of this test")
+    report = import_logs("table", source, tmp_path / "logs", mapping, salt=tmp_path / "salt")
+    one, two = (user_number(text, b"the salt of this test") for text in ("u1", "u2"))
     found = rows(tmp_path / "logs/search_impressions/day=2026-01-05/part-0.parquet")
     names = ("user_id", "search_id", "query", "searched_at", "item_id", "rank", "clicked", "play_ms", "stage")
     at = NOON_S * 1_000_000
     assert [tuple(row[name] for name in names) for row in found] == [
-        (2, 11, "bat", at, 3, None, False, None, "exposed"),
-        (1, 10, "bow", at + 250_000, 3, 1, True, 1_500, "exposed"),
-        (1, 10, "bow", at + 250_000, 4, 2, False, None, "exposed"),
+        (two, 11, "bat", at, 3, None, False, None, "exposed"),
+        (one, 10, "bow", at + 250_000, 3, 1, True, 1_500, "exposed"),
+        (one, 10, "bow", at + 250_000, 4, 2, False, None, "exposed"),
     ]
     (event,) = rows(tmp_path / "logs/feed_events/day=2026-01-05/part-0.parquet")
     assert (event["watched_at"], event["clicked"]) == (at, True)  # 14:00 two hours ahead of UTC
     items = rows(tmp_path / "logs/items.parquet")
     assert [(row["item_id"], row["duration_ms"]) for row in items] == [(3, 12_500), (4, None)]
     assert report.tables["feed_events"].reasons == {"unmapped_watched_at": 1}
-    assert report.ids == {"user_id": "numbered", "item_id": "kept", "search_id": "kept"}
+    assert report.ids == {"user_id": "salted", "item_id": "kept", "search_id": "kept"}
 
 
 def test_columns_that_are_not_mapped_are_never_read(source, mapping):
@@ -205,21 +208,22 @@ def test_qilin_lists_are_exploded_with_seconds_and_positions_from_one(tmp_path):
     found = rows(tmp_path / "logs/search_impressions/day=2026-01-05/part-0.parquet")
     names = ("user_id", "search_id", "query", "searched_at", "item_id", "rank", "clicked", "liked", "play_ms")
     at = NOON_S * 1_000_000
-    # Note 0 is no positive number, so notes are numbered: 0 is 1, 1 is 2.
-    assert [tuple(row[name] for name in names) for row in found] == [
-        (1, 5, "\u517b\u82b1", at, 1, 1, True, False, 3_500),
-        (1, 5, "\u517b\u82b1", at, 2, 2, False, True, None),
+    zero = number_of("0")  # note 0 is no positive number
+    assert [tuple(row[name] for name in names[1:]) for row in found] == [
+        (5, "\u517b\u82b1", at, zero, 1, True, False, 3_500),
+        (5, "\u517b\u82b1", at, 1, 2, False, True, None),
     ]
+    assert [row["source_item_id"] for row in found] == ["0", None]
     assert report.tables["search_impressions"].reasons == {"unmapped_item_id": 1}
     feed = rows(tmp_path / "logs/feed_events/day=2026-01-05/part-0.parquet")
-    assert [(row["user_id"], row["item_id"], row["watched_at"]) for row in feed] == [
-        (2, 1, at + 60_000_000),
-        (2, 2, at + 60_000_000),
-    ]
+    assert {(row["item_id"], row["watched_at"]) for row in feed} == {
+        (zero, at + 60_000_000),
+        (1, at + 60_000_000),
+    }
     items = rows(tmp_path / "logs/items.parquet")
     assert [(row["item_id"], row["ocr_cover"], row["play_cnt"]) for row in items] == [
-        (1, "\u517b\u82b1", 3),
-        (2, None, 4),
+        (1, None, 4),
+        (zero, "\u517b\u82b1", 3),
     ]
 
 

@@ -79,26 +79,26 @@ def source(tmp_path):
 def imported(tmp_path_factory):
     """The report of an import of the source, and the logs folder."""
     folder = tmp_path_factory.mktemp("imported")
-    return import_logs("ubi", write_source(folder / "source"), folder / "logs"), folder / "logs"
+    source, logs = write_source(folder / "source"), folder / "logs"
+    return import_logs("ubi", source, logs, salt=folder / "salt"), logs
 
 
 def rows(path):
     return pq.read_table(path, partitioning=None).to_pylist()
 
 
-EXPECTED = [  # search, rank, item, clicked, liked: q-1 is 1, q-2 is 2; sku-10, sku-11, sku-9 are 1, 2, 3
-    (2, 1, 3, False, False),
-    (2, 2, 1, True, True),
-    (2, 12, 2, True, False),
-    (1, 1, 1, False, False),
+EXPECTED = [  # search, rank, item, clicked, liked
+    ("q-2", 1, "sku-9", False, False),
+    ("q-2", 2, "sku-10", True, True),
+    ("q-2", 12, "sku-11", True, False),
+    ("q-1", 1, "sku-10", False, False),
 ]
 
 
 def impressions(folder):
     found = rows(folder / "search_impressions/day=2026-01-05/part-0.parquet")
-    return [
-        tuple(row[name] for name in ("search_id", "rank", "item_id", "clicked", "liked")) for row in found
-    ]
+    names = ("source_search_id", "rank", "source_item_id", "clicked", "liked")
+    return [tuple(row[name] for name in names) for row in found]
 
 
 def test_hits_become_impressions_and_events_their_clicks(imported):
@@ -117,22 +117,9 @@ def test_hits_become_impressions_and_events_their_clicks(imported):
         "unmapped_item_id": 1,
     }
     (outside,) = rows(logs / "feed_events/day=2026-01-05/part-0.parquet")
-    assert (outside["user_id"], outside["item_id"], outside["clicked"]) == (2, 3, True)
+    assert (outside["user_id"], outside["source_item_id"]) == (found[0]["user_id"], "sku-9")
+    assert outside["clicked"]
     assert check(logs).faults == ()
-
-
-def test_ids_are_numbered_and_the_maps_kept(imported):
-    report, logs = imported
-    assert report.ids == {"user_id": "numbered", "item_id": "numbered", "search_id": "numbered"}
-    maps = {
-        path.stem: [(row["original"], row["number"]) for row in rows(path)]
-        for path in (logs / "id_maps").iterdir()
-    }
-    assert maps == {
-        "users": [("browser-a", 1), ("browser-b", 2)],
-        "items": [("sku-10", 1), ("sku-11", 2), ("sku-9", 3)],
-        "searches": [("q-1", 1), ("q-2", 2)],
-    }
 
 
 def test_parquet_and_json_lines_give_the_same(imported, tmp_path):
@@ -141,7 +128,7 @@ def test_parquet_and_json_lines_give_the_same(imported, tmp_path):
     texts = [{**one, "timestamp": str(one["timestamp"])} for one in QUERIES]
     pq.write_table(pa.Table.from_pylist(texts), other / "queries.parquet")
     pq.write_table(pa.Table.from_pylist(EVENTS), other / "events.parquet")
-    import_logs("ubi", other, tmp_path / "logs")
+    import_logs("ubi", other, tmp_path / "logs", salt=imported[1].with_name("salt"))
     for name in ("items.parquet", "search_impressions/day=2026-01-05/part-0.parquet"):
         assert rows(tmp_path / "logs" / name) == rows(imported[1] / name)
 
@@ -173,7 +160,8 @@ def test_item_texts_come_from_the_mapping_when_there_is_one(source, tmp_path):
         '[actions]\nclick = ["add_to_cart"]\nlike = []\n'
     )
     import_logs("ubi", source, tmp_path / "logs", mapping)
-    assert [row["ocr_cover"] for row in rows(tmp_path / "logs/items.parquet")] == ["title 10", "title 9"]
+    items = rows(tmp_path / "logs/items.parquet")
+    assert {row["source_id"]: row["ocr_cover"] for row in items} == {"sku-9": "title 9", "sku-10": "title 10"}
     assert [row[3:] for row in impressions(tmp_path / "logs")] == [
         (False, False),
         (True, False),

@@ -43,7 +43,11 @@ def test_only_the_kept_items_are_loaded(tmp_path):
 @pytest.mark.parametrize(
     ("column", "values", "told"),
     [
-        ("item_id", pa.array(["a1", "a2", "a3"]), "column item_id is string, expected BIGINT.*keep the map"),
+        (
+            "item_id",
+            pa.array(["a1", "a2", "a3"]),
+            "column item_id is string, expected BIGINT.*crops.ids.number_of",
+        ),
         ("item_id", pa.array([1.0, 2.0, 3.0]), "column item_id is double, expected BIGINT.*lose digits"),
         ("item_id", pa.array([1, 2, 2**64 - 1], pa.uint64()), "column item_id is uint64, expected BIGINT"),
         ("item_id", pa.array([1, None, 3]), "1 rows have no item_id"),

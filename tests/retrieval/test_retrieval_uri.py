@@ -257,7 +257,8 @@ def test_the_commands_build_change_and_write(tmp_path, static_model, items, caps
     for options, message in (
         ({"items": items, "delete": "3"}, "name the items of a new index, or what to --update"),
         ({}, "name the items of a new index"),
-        ({"delete": "a,b"}, "--delete a,b: give ids separated by commas"),
+        ({"delete": "3,,5"}, "--delete 3,,5: give ids separated by commas"),
+        ({"delete": "3,A7"}, "'A7' is not in .*; name items that are"),
         ({"delete": "none.parquet"}, "there is no such file"),
         ({"items": items, "kind": "hsnw"}, "'hsnw'"),
     ):

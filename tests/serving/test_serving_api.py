@@ -11,6 +11,7 @@ from served_world import HOSTILE, ITEMS, MODELS, SECRET, open_world, patient
 from starlette.testclient import TestClient
 
 from crops.config import IndexConfig
+from crops.ids import number_of
 from crops.retrieval import build_index
 from crops.serving import service as service_module
 from crops.serving.app import make_app
@@ -124,9 +125,10 @@ BAD = [
         for given in (2**53, -(2**53))
     ),
     *(
-        ({"query": "a", "where": {"item_ids": [given]}}, "an id is a string of digits")
+        ({"query": "a", "where": {"author_id": given}}, "an id is a string of digits")
         for given in (3.0, True, "3.0", "1e3", "007", " 7", "\u0663", str(2**63), "")
     ),
+    *(({"query": "a", "where": {"item_ids": [given]}}, "item_ids") for given in (3.0, True, "", " ", None)),
 ]
 
 
@@ -139,19 +141,22 @@ def test_bad_searches_get_a_sentence(client):
 
 
 def test_of_many_faults_a_few_are_named(client):
-    reply = client.post("/search", json={"query": "a", "where": {"item_ids": ["x"] * 5000}})
+    reply = client.post("/search", json={"query": "a", "where": {"item_ids": [""] * 5000}})
     assert reply.status_code == 422
     assert reply.json()["detail"].endswith("and 4,997 more")
     assert len(reply.text) < 500
 
 
 LARGE = {2**53 + 1: "jaguar", 2**53: "jaguar", 2**63 - 1: "spotted cat", 7: "red car"}
+OWN = {"SKU 9": "jaguar", str(2**62): "spotted cat", "\u9774": "red car"}
+"""Ids of a source that are no numbers of their own."""
 
 
 @pytest.fixture
 def large(tmp_path, write_logs, fake_models):
     """A client of an index whose ids no browser can hold as numbers."""
     items = [{"item_id": item, "ocr_cover": text, "author_id": -item} for item, text in LARGE.items()]
+    items += [{"item_id": number_of(id_), "source_id": id_, "ocr_cover": text} for id_, text in OWN.items()]
     logs = write_logs(tmp_path / "logs", items, [{"item_id": 7}])
     build_index(f"faiss:{tmp_path / 'index'}", MODELS["new"], logs, IndexConfig())
     service = service_module.open_service({"index": (str(tmp_path / "index"), "index")}, patient())
@@ -167,17 +172,27 @@ def rounded(reply):
 
 def test_ids_above_2_to_the_53_survive_browsers(large):
     """9007199254740992 and ...993 are the same number there, and two strings."""
-    assert rounded(large.post("/search", json={"query": "jaguar"})) == {str(item) for item in LARGE}
+    assert rounded(large.post("/search", json={"query": "jaguar"})) == {*map(str, LARGE), *OWN}
     for item in LARGE:
         only = {"query": "jaguar", "where": {"item_ids": [str(item)]}}
         assert rounded(large.post("/search", json=only)) == {str(item)}
         own = {"query": "jaguar", "where": {"author_id": str(-item)}}
         assert rounded(large.post("/search", json=own)) == {str(item)}
         like = large.post("/similar", json={"item_id": str(item)})
-        assert rounded(like) == {str(other) for other in LARGE if other != item}
+        assert rounded(like) == {*map(str, LARGE), *OWN} - {str(item)}
     assert rounded(large.post("/search", json={"query": "a", "where": {"item_ids": [7]}})) == {"7"}
     page = large.get("/", params={"q": "jaguar"}).text
     assert all(f'data-item="{item}"' in page for item in LARGE)
+    assert all(f"id <bdi>{item}</bdi>" in page for item in (*LARGE, *OWN))
+
+
+def test_items_are_named_as_their_source_does(large):
+    for given, shown in [*((item, item) for item in OWN), (str(number_of("SKU 9")), "SKU 9")]:
+        only = large.post("/search", json={"query": "a", "where": {"item_ids": [given]}, "texts": False})
+        assert rounded(only) == {shown}
+        assert rounded(large.post("/similar", json={"item_id": given})) == {*map(str, LARGE), *OWN} - {shown}
+    unknown = large.post("/similar", json={"item_id": "SKU 10"})
+    assert (unknown.status_code, unknown.json()["detail"]) == (404, "item_id SKU 10 is not in the index")
 
 
 def test_the_openapi_document_names_the_endpoints_and_says_how_ids_travel(client):

@@ -41,6 +41,7 @@ from crops.report.evaluation import (
     means_tables,
 )
 from crops.report.side_by_side import SIMULATED_USERS
+from crops.retrieval import own_ids
 
 COMMAND = "evaluate"
 PAGE = "report.html"
@@ -155,6 +156,7 @@ def _of_day(
     results: dict[str, Evaluation] = {}
     seconds: dict[str, float] = {}
     catalogue = load_documents(logs, run, testsets.days[0], testsets.candidate_ids(), expanded=expanded)
+    own = own_ids(logs) if trec else {}
     with publish(out, COMMAND) if out else nullcontext() as folder:
         for name in models:
             with timed(seconds, f"evaluate {name}"):
@@ -165,14 +167,15 @@ def _of_day(
                     asked = testsets.queries
                     ids, scores = retriever.search(asked["query"].to_pylist(), depth)
                     path = folder / f"{names[name]}.run"
-                    write_run(path, asked["query_id"].to_numpy(), ids, scores.tolist(), names[name])
+                    query_ids = asked["query_id"].to_numpy()
+                    write_run(path, query_ids, ids, scores.tolist(), names[name], own)
         if folder is not None:
             write_results(folder, results)
             if trec:
-                write_qrels(folder / "ct.qrels", testsets.ct)
-                write_qrels(folder / "qr.qrels", testsets.qr)
+                write_qrels(folder / "ct.qrels", testsets.ct, own)
+                write_qrels(folder / "qr.qrels", testsets.qr, own)
                 if testsets.truth is not None:
-                    write_qrels(folder / "annotation.qrels", testsets.truth.annotation)
+                    write_qrels(folder / "annotation.qrels", testsets.truth.annotation, own)
             counted = {"days": testsets.days, "counts": testsets.counts}
             write_manifest(folder, COMMAND, config=run.dump(), seconds=seconds, **counted)
     return results

@@ -52,13 +52,27 @@ def import_logs(
         bool, typer.Option("--guess", help="Look at the files and write a starter map for --mapping.")
     ] = False,
     memory: Annotated[str, option("engine.memory")] = DEFAULTS.engine.memory,
+    salt: Annotated[
+        Path | None,
+        typer.Option(
+            help="File of the secret that users are numbered with, made if it is not there; keep it.",
+            show_default="a new one, kept nowhere",
+        ),
+    ] = None,
+    append: Annotated[
+        bool, typer.Option("--append", help="Add the days to those that OUT holds; needs --salt.")
+    ] = False,
+    replace_days: Annotated[
+        bool, typer.Option("--replace-days", help="As --append; days that OUT holds are replaced.")
+    ] = False,
 ) -> logs_room.ImportReport | Path | None:
     """Import logs: ids become numbers, times microseconds; rows that cannot be mapped go aside with reasons.
 
     For logs of your own: `crops import --guess SRC` writes map.toml, with three values behind each choice and
     what it could not tell. Look it over; then `crops import table SRC --mapping map.toml --out LOGS`.
 
-    OUT/id_maps and OUT/rejects hold original ids: keep them as safe as the source.
+    An item or a search has the same number in every import, and its own id stays beside it. Users have the
+    same number wherever the same --salt is given. OUT/rejects holds what the source holds: keep it as safe.
     """
     kind = format if source else None
     source = source or Path(format)
@@ -73,7 +87,9 @@ def import_logs(
                 f"{source}: no format that crops knows; for tables of your own: crops import --guess {source}"
             )
         console.print(f"{source} is imported as {kind}")
-    report = logs_room.import_logs(kind, source, out, mapping, memory)
+    report = logs_room.import_logs(
+        kind, source, out, mapping, memory, salt=salt, append=append, replace_days=replace_days
+    )
     console.print(logs_room.render_import(report))
     console.print(f"logs in [bold]{out}[/bold]; next: crops check {out} CHECKED")
     return report
@@ -209,6 +225,9 @@ def mine(
         list[Path] | None,
         typer.Option(help="List of ids to leave out, users.txt or items.txt, one a line; repeat for both."),
     ] = None,
+    salt: Annotated[
+        Path | None, typer.Option(help="Salt of the import: users.txt then holds the source's own ids.")
+    ] = None,
     *,
     run: Annotated[
         RunConfig,
@@ -252,9 +271,11 @@ def mine(
     from crops.report import printed
     from crops.report.training import sources_section, why_empty
 
+    if salt is not None and without is None:
+        raise CropsError("--salt tells which users --without means; name a list")
     if not daily and (window is not None or rebuild):
         raise CropsError("--window and --rebuild belong to daily builds; add --daily")
-    left_out = None if without is None else read_without(without)
+    left_out = None if without is None else read_without(without, salt)
     accepted = accepted_logs(logs, out.with_name(f"{out.name}.checked"), run)
     days, held = _days(open_logs(accepted), first, last, run, daily=daily)
     named = bool(run.engine.days or last)
@@ -392,7 +413,7 @@ def _cells(positive: Positive, k: int) -> list[str]:
     because = "\n".join(_sentence(trail, k) for trail in positive.trails)
     return [
         str(positive.label),
-        str(positive.item_id),
+        escape(positive.shown),
         escape(positive.text),
         f"{positive.weight:.3g}",
         theta,

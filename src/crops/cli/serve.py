@@ -10,6 +10,7 @@ from typing import Annotated
 import numpy as np
 import typer
 from numpy.typing import NDArray
+from rich.markup import escape
 from rich.table import Table
 
 from crops.cli.options import LogsOption, Options, command
@@ -26,6 +27,7 @@ from crops.retrieval import (
     load_items,
     load_model,
     load_queries,
+    own_ids,
     update_index,
     write_vectors,
 )
@@ -55,7 +57,7 @@ def index(
         Path | None, typer.Option(help="Items to put into the index, or to replace there.")
     ] = None,
     delete: Annotated[
-        str | None, typer.Option(help="Ids to take out: 3,17,29 or a Parquet file with item_id.")
+        str | None, typer.Option(help="Ids to take out: A7,17,29 or a Parquet file with item_id.")
     ] = None,
     expanded: ExpandedOption = None,
     *,
@@ -88,17 +90,17 @@ def index(
     return manifest
 
 
-def _ids(text: str) -> NDArray[np.int64]:
-    """Return the ids that `--delete` names."""
+def _ids(text: str) -> NDArray[np.int64] | list[str]:
+    """Return the ids that `--delete` names: numbers of a file, or texts as they are given."""
     if text.endswith(".parquet"):
         if not Path(text).exists():
             raise CropsError(f"--delete {text}: there is no such file")
         ids: NDArray[np.int64] = read_item_columns(Path(text), ())["item_id"].to_numpy()
         return ids
-    try:
-        return np.array([int(part) for part in text.split(",")], dtype=np.int64)
-    except (ValueError, OverflowError) as error:
-        raise CropsError(f"--delete {text}: give ids separated by commas, or a Parquet file") from error
+    given = [part.strip() for part in text.split(",")]
+    if not all(given):
+        raise CropsError(f"--delete {text}: give ids separated by commas, or a Parquet file")
+    return given
 
 
 def summary(manifest: IndexManifest) -> str:
@@ -134,7 +136,7 @@ def encode(
     *,
     run: Annotated[RunConfig, Options(fields="document.fields")],
 ) -> Path:
-    """Write ids and unit vectors as Parquet; resumes if interrupted."""
+    """Write ids, the source's own in source_id, and unit vectors as Parquet; resumes if interrupted."""
     seconds: dict[str, float] = {}
     with timed(seconds, f"load {model}"):
         loaded = load_model(model)
@@ -145,8 +147,9 @@ def encode(
         document = document_texts(source, run, expanded and read_expansion(expanded))
         ids, texts = load_items(source, None, loaded.rendering.of(document.fields), document.queries)
     role = "query" if queries else "document"
+    own = {} if queries else own_ids(source)
     with timed(seconds, f"encode {len(ids):,} texts"):
-        width = write_vectors(loaded, ids, texts, out, role=role, dims=dims)
+        width = write_vectors(loaded, ids, texts, out, role=role, dims=dims, own=own)
     console.print(f"{len(ids):,} vectors of {width} numbers in [bold]{out}[/bold]")
     return out
 
@@ -162,8 +165,11 @@ def search(
     expanded: ExpandedOption = None,
     *,
     run: Annotated[RunConfig, Options(fields="document.fields")],
-) -> list[tuple[int, float, str]]:
-    """Search items with a model; prints and returns (item_id, score, text), best first."""
+) -> list[tuple[str, float, str]]:
+    """Search items with a model; prints and returns (item_id, score, text), best first.
+
+    An item_id is as the source writes it.
+    """
     text = normalise_query(query)
     if not text:
         raise CropsError("the query is empty; give at least one word")
@@ -173,10 +179,11 @@ def search(
     found, scores = retriever.search([text], k)
     by_id = dict(zip(ids.tolist(), texts, strict=True))
     pairs = zip(found[0].tolist(), scores[0].tolist(), strict=True)
-    hits = [(item, score, by_id[item]) for item, score in pairs if item >= 0]
+    own = own_ids(items)
+    hits = [(own.get(item, str(item)), score, by_id[item]) for item, score in pairs if item >= 0]
     table = Table("rank", "item_id", "score", "text", title=text)
     for rank, (item, score, document) in enumerate(hits, 1):
-        table.add_row(str(rank), str(item), f"{score:.3f}", document)
+        table.add_row(str(rank), escape(item), f"{score:.3f}", document)
     console.print(table)
     if not hits:
         console.print("nothing was found: the model knows no word of this query, or no item holds one")

@@ -37,6 +37,16 @@ BatchFunction = Callable[[Iterator[pa.RecordBatch]], Iterable[pa.RecordBatch]]
 """Batches in, batches out; on Spark it is pickled and runs in the workers."""
 
 
+def columns_of(schema: pa.Schema, there: Collection[str]) -> list[str]:
+    """Return the SQL of the columns of a schema, NULL for nullable ones that are not there."""
+    return [
+        one.name
+        if one.name in there or not one.nullable
+        else f"cast(null as {SQL_TYPES[one.type]}) as {one.name}"
+        for one in schema
+    ]
+
+
 def id_sql(number: int) -> str:
     """Return a 64-bit id as SQL; the lowest of them cannot be written as a number."""
     return f"cast('{number}' as BIGINT)"
@@ -96,12 +106,16 @@ class DuckDBBackend:
         self.view(name, logs.sql(table, days))
 
     def read_parquet(self, name: str, files: Sequence[Path], schema: pa.Schema) -> None:
-        """Name Parquet files of one schema; without files the name has no rows."""
+        """Name Parquet files of one schema, nulls for columns that a former release did not write.
+
+        Without files the name has no rows.
+        """
         if not files:
             nulls = ", ".join(f"cast(null as {SQL_TYPES[field.type]}) as {field.name}" for field in schema)
             self.view(name, f"select {nulls} where 1 = 0")
             return
-        self.view(name, f"select {', '.join(schema.names)} from {parquet(*files)}")
+        columns = ", ".join(columns_of(schema, pq.read_schema(files[0]).names))
+        self.view(name, f"select {columns} from {parquet(*files)}")
 
     def view(self, name: str, query: str) -> None:
         """Name a query; it runs each time it is read."""

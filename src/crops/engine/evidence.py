@@ -31,6 +31,7 @@ from crops.engine.backend import Backend, DuckDBBackend, id_sql
 from crops.engine.events import load_events
 from crops.engine.mined import Mined, name_searchers, read_mined
 from crops.errors import CropsError
+from crops.ids import shown_id
 from crops.labels import POSITIVE_LABEL, Source
 from crops.logs import Logs
 from crops.outputs import read_manifest, recorded
@@ -67,6 +68,8 @@ class Positive:
     """A positive of the query."""
 
     item_id: int
+    shown: str
+    """Its id as the source writes it."""
     text: str
     label: int
     sources: Source
@@ -138,10 +141,11 @@ def explain(query: str, out: Path, logs: Path | None = None, *, raw: bool = Fals
 
 _POSITIVES = f"""
 select s.item_id, max(s.label) as label, bit_or(s.sources) as sources, max(s.weight) as weight,
-    max(e.theta) as theta, min(coalesce(i.text, g.text, '')) as text
+    max(e.theta) as theta, min(coalesce(i.text, g.text, '')) as text,
+    min(coalesce(i.source_id, cast(s.item_id as VARCHAR))) as shown
 from samples s join asked a on a.query_id = s.query_id
 left join (select item_id, max(theta) as theta from own group by item_id) e on e.item_id = s.item_id
-left join (select item_id, {document_text_sql()} as text from items) i on i.item_id = s.item_id
+left join (select item_id, source_id, {document_text_sql()} as text from items) i on i.item_id = s.item_id
 left join (select item_id, {document_text_sql()} as text from synthetic_items) g on g.item_id = s.item_id
 where s.label >= {POSITIVE_LABEL}
 group by s.item_id order by label desc, s.item_id
@@ -179,8 +183,9 @@ def _log_rows(backend: Backend, mined: Mined, sources: list[tuple[Logs, list[str
         ),
         Source.FEED: "l.watched_at = e.watched_at",
     }
-    shown = "l.search_id, l.query, l.searched_at as seen_at"
-    watched = "s.search_id, cast(null as VARCHAR) as query, l.watched_at as seen_at"
+    shown = "l.search_id, l.source_search_id, l.query, l.searched_at as seen_at"
+    none = "cast(null as VARCHAR)"
+    watched = f"s.search_id, {none} as source_search_id, {none} as query, l.watched_at as seen_at"
     selects = []
     for number, (logs, days) in enumerate(sources):
         backend.read_logs(f"feed_{number}", logs, "feed_events", days)
@@ -188,8 +193,8 @@ def _log_rows(backend: Backend, mined: Mined, sources: list[tuple[Logs, list[str
             feed = source == Source.FEED
             log, columns = (f"feed_{number}", watched) if feed else (f"log_{number}", shown)
             selects.append(
-                f"select distinct e.source, e.via_query_id, l.user_id, {columns}, l.item_id, l.clicked, "
-                "l.liked, l.play_ms, l.duration_ms from own e "
+                f"select distinct e.source, e.via_query_id, l.user_id, {columns}, l.item_id, "
+                "l.source_item_id, l.clicked, l.liked, l.play_ms, l.duration_ms from own e "
                 "join searchers s on s.search_id = e.search_id and s.day = e.day "
                 f"join {log} l on l.user_id = s.user_id and l.item_id = e.item_id and {when} "
                 f"where e.source = {source.value} and {CONSUMED}"
@@ -198,6 +203,9 @@ def _log_rows(backend: Backend, mined: Mined, sources: list[tuple[Logs, list[str
         f"select * from ({' union all '.join(selects)}) r "
         "order by item_id, source desc, seen_at, user_id, search_id"
     )
+    for row in rows:
+        for name in ("search_id", "item_id"):
+            row[name] = row.pop(f"source_{name}") or row[name]
     # Of the searches in the window of a P1 event, the one that asked its later query.
     events = [(row, row.pop("via_query_id")) for row in rows]
     return [row for row, via in events if via is None or content_id(normalise_query(row["query"])) == via]
@@ -232,6 +240,8 @@ class Pair:
 
     query_id: int
     item_id: int
+    shown: str
+    """The id of the item as the source writes it."""
     label: int
     sources: Source
     document: Document
@@ -325,6 +335,7 @@ class TrainingEvidence:
             Pair(
                 row["query_id"],
                 row["item_id"],
+                shown_id(row),
                 row["label"],
                 Source(row["sources"]),
                 document_of(row),
@@ -428,7 +439,7 @@ def _read_samples(backend: DuckDBBackend, mined: Mined, k: int, limit: int) -> N
 _TEXTS = ", ".join(f"coalesce(i.{name}, g.{name}) as {name}" for name in DOCUMENT_FIELDS)
 
 _MEMBERS = f"""
-select s.query_id, s.item_id, s.label, s.sources, {_TEXTS}, i.category, w.model,
+select s.query_id, s.item_id, s.label, s.sources, {_TEXTS}, i.category, i.source_id, w.model,
     row_number() over (
         partition by s.query_id order by s.label desc, s.sources desc, s.weight desc, s.item_id
     ) as place

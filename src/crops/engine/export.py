@@ -13,6 +13,7 @@ from crops.engine.backend import DuckDBBackend
 from crops.engine.evidence import told_queries_sql
 from crops.engine.mined import Mined, read_mined
 from crops.errors import CropsError, nearest
+from crops.ids import shown_id
 from crops.labels import Source
 from crops.outputs import console, publish, write_manifest
 from crops.text import document_text_sql
@@ -29,7 +30,9 @@ def export(out: Path, target: Path, format: str, logs: Path | None = None, *, ow
       photo_content, hierarchical_label}]}, highest labels first. Users are running numbers. Needs a mining
       with `engine.group_by = "event"` and its logs, and `owner`: a record is what one person did.
     - `jsonl`: one line per group: {query_id, query, documents: [{item_id, label, sources, weight, text}]}.
-      Ids are strings: many readers of JSON round numbers above 2^53.
+
+    Ids are strings, those of items as their source writes them: many readers of JSON round numbers above
+    2^53.
 
     Args:
         out: folder of a mining, or of a daily build.
@@ -123,7 +126,7 @@ def _write_lines(backend: DuckDBBackend, mined: Mined, target: Path, format: str
 
 def _paper_record(rows: list[dict[str, Any]]) -> dict[str, Any]:
     photos = [
-        {"photo_id": str(row["item_id"]), "photo_content": row["text"], "hierarchical_label": row["label"]}
+        {"photo_id": shown_id(row), "photo_content": row["text"], "hierarchical_label": row["label"]}
         for row in rows
     ]
     return {"user_id": rows[0]["user_id"], "query": rows[0]["query"], "photo_list": photos}
@@ -132,7 +135,7 @@ def _paper_record(rows: list[dict[str, Any]]) -> dict[str, Any]:
 def _group_record(rows: list[dict[str, Any]]) -> dict[str, Any]:
     documents = [
         {
-            "item_id": str(row["item_id"]),
+            "item_id": shown_id(row),
             **{name: row[name] for name in ("label", "weight", "text")},
             "sources": [str(source.name).lower() for source in Source if row["sources"] & source],
         }
@@ -142,10 +145,10 @@ def _group_record(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 _PAIRS = f"""
-select s.query_id, q.query, s.item_id, s.label, s.sources, s.weight, t.text{{columns}}
+select s.query_id, q.query, s.item_id, t.source_id, s.label, s.sources, s.weight, t.text{{columns}}
 from samples s join told q on q.query_id = s.query_id left join (
-    select item_id, {document_text_sql()} as text from items
-    union all select item_id, {document_text_sql()} as text from synthetic_items
+    select item_id, source_id, {document_text_sql()} as text from items
+    union all select item_id, source_id, {document_text_sql()} as text from synthetic_items
 ) t on t.item_id = s.item_id{{joins}}
 """
 FORMATS: dict[str, tuple[str, str, Callable[[list[dict[str, Any]]], dict[str, Any]]]] = {

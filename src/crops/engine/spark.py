@@ -120,7 +120,7 @@ class SparkBackend:
         """Name Parquet files of one schema."""
         paths = [_pattern(file) for file in files]
         frame = self._spark.read.parquet(*paths) if paths else self._spark.createDataFrame([], _ddl(schema))
-        frame.select(*schema.names).createOrReplaceTempView(name)
+        frame.selectExpr(*shared.columns_of(schema, frame.columns)).createOrReplaceTempView(name)
 
     def view(self, name: str, query: str) -> None:
         """Name a query; it runs each time it is read."""

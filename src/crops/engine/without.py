@@ -8,7 +8,6 @@ their rows are left out where the logs are read, before anything is counted; sco
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ import pyarrow as pa
 
 from crops.engine.backend import Backend, DuckDBBackend
 from crops.errors import CropsError
+from crops.ids import numbers_of, plain_number, read_salt, user_number
 from crops.logs import Logs
 
 _KINDS = ("users", "items")
@@ -42,12 +42,19 @@ class Without:
         )
 
 
-def read_without(files: Iterable[Path]) -> Without:
+def read_without(files: Iterable[Path], salt: Path | None = None) -> Without:
     """Return the ids of lists with one id a line, each named users*.txt or items*.txt.
 
+    Items are named as their source does, and so are users where the salt of their import is given; without
+    it a user is the number in the logs. A whole number may also be one of the logs.
+
     Raises:
-        CropsError: a file is missing, has another name, or a line that is no id.
+        CropsError: a file is missing or has another name, a user is no number and there is no salt, or there
+            is no file `salt`.
     """
+    if salt is not None and not salt.exists():
+        raise CropsError(f"--salt {salt}: there is no such file; name the salt that `crops import` was given")
+    key = None if salt is None else read_salt(salt)[0]
     found: dict[str, set[int]] = {kind: set() for kind in _KINDS}
     for path in files:
         kind = next((kind for kind in _KINDS if path.name.startswith(kind)), None)
@@ -57,15 +64,22 @@ def read_without(files: Iterable[Path]) -> Without:
             lines = path.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise CropsError(f"{path}: cannot read the ids to leave out: {error}") from error
-        found[kind] |= {_id(path, number, line) for number, line in enumerate(lines, 1) if line.strip()}
+        for number, line in enumerate(lines, 1):
+            if text := line.strip():
+                found[kind] |= _users(path, number, text, key) if kind == "users" else set(numbers_of(text))
     return Without(frozenset(found["users"]), frozenset(found["items"]))
 
 
-def _id(path: Path, number: int, line: str) -> int:
-    text = line.strip()
-    if not re.fullmatch(r"-?[0-9]+", text) or not -(2**63) <= int(text) < 2**63:
-        raise CropsError(f"{path}, line {number}: '{text}' is no id; write one 64-bit integer a line")
-    return int(text)
+def _users(path: Path, number: int, text: str, salt: bytes | None) -> set[int]:
+    plain = plain_number(text)
+    if salt is not None:
+        return {user_number(text, salt), *([] if plain is None else [plain])}
+    if plain is None:
+        raise CropsError(
+            f"{path}, line {number}: '{text}' is no number of a user; for the source's own ids name the salt "
+            "of their import with --salt"
+        )
+    return {plain}
 
 
 def read_logs(backend: Backend, logs: Logs, days: Sequence[str] | None, without: Without | None) -> None:

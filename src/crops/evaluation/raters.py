@@ -20,6 +20,8 @@ from crops.engine.evidence import told_queries_sql
 from crops.engine.mined import mined_folder
 from crops.errors import CropsError
 from crops.labels import POSITIVE_LABEL, POSITIVE_ORIGINS, Source
+from crops.retrieval.catalogue import own_ids
+from crops.schema import ITEMS
 
 GRADE_NAMES = ("irrelevant", "relevant", "very relevant")
 """What a rater writes; a grade is its place, 0 to 2, and may be written as that number too."""
@@ -93,6 +95,7 @@ def write_rating_sheet(samples: Path, sheet: Path, *, each: int, k: int, seed: i
         raise CropsError(
             f"{samples}: no positive of a query with at least {k} users; lower engine.k (--config)"
         )
+    own = own_ids(mined_folder(samples) / f"{ITEMS.name}.parquet")
     names = [f"{number:04d}" for number in range(1, len(rows) + 1)]
     shown = [
         (name, _harmless(row[0]), row[1], *(_harmless(text or "") for text in row[2:5]), "")
@@ -103,7 +106,10 @@ def write_rating_sheet(samples: Path, sheet: Path, *, each: int, k: int, seed: i
     _write(
         key_path(sheet),
         ("pair", "query_id", "item_id", "sources"),
-        [(name, *row[5:8]) for name, row in zip(names, rows, strict=True)],
+        [
+            (name, query, _harmless(own[item]) if item in own else item, sources)
+            for name, (*_, query, item, sources) in zip(names, rows, strict=True)
+        ],
     )
     return len(rows)
 

@@ -30,7 +30,14 @@ Qrels = Mapping[str, Mapping[str, int]]
 """Grade by document, by query."""
 
 
-def write_run(path: Path, query_ids: Ids, ids: Ids, scores: Sequence[Sequence[float]], tag: str) -> None:
+def write_run(
+    path: Path,
+    query_ids: Ids,
+    ids: Ids,
+    scores: Sequence[Sequence[float]],
+    tag: str,
+    own: Mapping[int, str] | None = None,
+) -> None:
     """Write rankings as a run.
 
     Args:
@@ -39,28 +46,35 @@ def write_run(path: Path, query_ids: Ids, ids: Ids, scores: Sequence[Sequence[fl
         ids: item ids [q, k], best first; -1 pads.
         scores: [q, k], alike in shape; written so that float32 is read back unchanged.
         tag: name of the system; white space becomes `_`.
+        own: the source's own ids of items, by number; one with white space stays a number.
     """
     name = "_".join(tag.split()) or "crops"
     with path.open("w") as file:
         for query, row, row_scores in zip(query_ids.tolist(), ids.tolist(), scores, strict=True):
             for rank, (item, score) in enumerate(zip(row, row_scores, strict=True), 1):
                 if item >= 0:
-                    file.write(f"{query} Q0 {item} {rank} {score:.9g} {name}\n")
+                    file.write(f"{query} Q0 {_document(item, own)} {rank} {score:.9g} {name}\n")
 
 
-def write_qrels(path: Path, pairs: pa.Table) -> None:
+def _document(item: int, own: Mapping[int, str] | None) -> str:
+    text = (own or {}).get(item, "")
+    return text if text and not re.search(r"\s", text) else str(item)
+
+
+def write_qrels(path: Path, pairs: pa.Table, own: Mapping[int, str] | None = None) -> None:
     """Write the relevant items of test queries as qrels, of grade 1 unless there is a column `grade`.
 
     Args:
         path: the file.
         pairs: query_id, item_id, grade?; repeated rows are written once.
+        own: as in `write_run`.
     """
     graded = "grade" in pairs.column_names
     rows = pairs.select(["query_id", "item_id", *(["grade"] if graded else [])]).to_pylist()
     lines = {(row["query_id"], row["item_id"], row.get("grade", 1)) for row in rows}
     with path.open("w") as file:
         for query, item, grade in sorted(lines):
-            file.write(f"{query} 0 {item} {grade}\n")
+            file.write(f"{query} 0 {_document(item, own)} {grade}\n")
 
 
 def read_run(path: Path) -> Run:

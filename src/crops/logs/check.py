@@ -38,7 +38,7 @@ from crops.logs.tables import (
     text_kind,
 )
 from crops.outputs import Scratch, publish, timed, write_manifest
-from crops.schema import STAGES, Rule, within_sql
+from crops.schema import LOG_TABLES, SEARCHES, STAGES, Rule, within_sql
 
 _EXAMPLE_CHARS = 100
 WINDOW_S = 90
@@ -471,10 +471,13 @@ def _remedy(fault: RowFault) -> str:
 
 
 def _example(fault: RowFault) -> str:
-    """Return the value of the faulty column, and what identifies the row."""
+    """Return the value of the faulty column, and what identifies the row, ids as the source writes them."""
     faulty = fault.column.split(", ")
-    known = [name for name in ("source_id", "search_id", "user_id", "item_id") if name in fault.example]
-    return ", ".join(f"{name}={fault.example.get(name)!r}" for name in dict.fromkeys([*faulty, *known]))
+    known = [name for name in ("search_id", "user_id", "item_id") if name in fault.example]
+    (table,) = (one for one in (*LOG_TABLES, SEARCHES) if one.name == fault.table)
+    own = {c.own_of: fault.example[c.name] for c in table.columns if c.own_of and c.name in fault.example}
+    shown = {**fault.example, **own}
+    return ", ".join(f"{name}={shown.get(name)!r}" for name in dict.fromkeys([*faulty, *known]))
 
 
 def _right(name: str) -> RichColumn:

@@ -7,10 +7,12 @@ all: rows are mapped and counted, ids numbered, and what cannot be mapped goes a
 from __future__ import annotations
 
 import re
+import secrets
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Column
@@ -28,6 +30,8 @@ from crops.database import (
     write_parquet,
 )
 from crops.errors import CropsError, nearest
+from crops.ids import LEAST_HASHED, number_sql, read_salt, salt_keys, salt_mark, user_sql
+from crops.logs.appending import earlier_imports, former_import, join_former
 from crops.logs.days import DAY_US, day_of
 from crops.logs.mapped import OWN_TABLES, packaged
 from crops.logs.mapping import Dataset, Importer, MappedTable, MappingFile, load_mapping
@@ -47,10 +51,10 @@ COMMAND = "import"
 _FIRST = ("searched_at", "watched_at", "search_id", "rank")
 """Rows are ordered by these and then by the other columns: equal sources give equal files."""
 KEPT = "kept"
-NUMBERED = "numbered"
-_FIT = {"item_id": "[1-9][0-9]*", "search_id": "0|-?[1-9][0-9]*"}
-"""What an id must look like to be kept; a user's never is."""
-_FILES = {"user_id": "users", "item_id": "items", "search_id": "searches"}
+HASHED = "hashed"
+SALTED = "salted"
+PARTLY = "partly hashed"
+_IDS = ("user_id", "item_id", "search_id")
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,8 @@ class ImportReport:
     malformed_lines: int
     """Lines that could not be taken apart: wrong number of fields, broken quotes, not UTF-8."""
     ids: Mapping[str, str]
-    """`kept` or `numbered`, by column."""
+    """By column `kept` (all are whole numbers below 2^62), `partly hashed`, `hashed` or `salted` (users, and
+    searches whose id may hold one): see `crops.ids`."""
     text: str
     notes: tuple[str, ...]
 
@@ -88,13 +93,19 @@ def import_logs(
     out: str | Path,
     mapping: str | Path | None = None,
     memory: str = "2GB",
+    *,
+    salt: str | Path | None = None,
+    append: bool = False,
+    replace_days: bool = False,
 ) -> ImportReport:
     """Import a foreign log as a logs folder.
 
     Rows that cannot be mapped go to `out/rejects/<table>.parquet` with their reasons and the columns that
-    were read; lines that cannot be taken apart to `out/rejects/lines.parquet` with their place. User ids
-    become running numbers; `out/id_maps/` holds the numbers of all ids that were replaced. Both folders hold
-    the original ids: they are as sensitive as the source.
+    were read: they are as sensitive as the source. Lines that cannot be taken apart go to
+    `out/rejects/lines.parquet` with their place.
+
+    The number of an item or a search comes from its own id alone (`crops.ids.number_of`), and that id stays
+    beside it where it is not the number itself. Users are numbered with a salt; their own ids are not kept.
 
     Args:
         format_: one of `FORMATS`, or an importer of one's own: the object, or `file.py:NAME` of it.
@@ -102,6 +113,10 @@ def import_logs(
         out: the logs folder to write, whole or not at all.
         mapping: TOML of the columns; `table` needs one, `ubi` can use one.
         memory: memory limit of DuckDB; what does not fit spills to disk next to `out`.
+        salt: file of the users' salt, made if it is not there; without one a salt is drawn and forgotten, so
+            that users of another import have other numbers.
+        append: add the days to those that `out` holds; needs `salt`.
+        replace_days: take the new rows of days that `out` holds already.
 
     Returns:
         what was imported and what was not.
@@ -120,10 +135,12 @@ def import_logs(
             f"{importer.name} has a mapping of its own; leave --mapping out, or import it as `table`"
         )
     columns = load_mapping(Path(mapping)) if mapping else MappingFile()
+    key, notes = _salt(out, salt, append=append or replace_days)
     if source.resolve().is_relative_to(out.resolve()):
         raise CropsError(f"{out} holds the source; name another folder for the output")
     seconds: dict[str, float] = {}
     with publish(out, COMMAND) as staging:
+        former = former_import(out, salt_mark(key), append=append or replace_days)
         with (
             tempfile.TemporaryDirectory(dir=staging) as spill,
             explained(f"a memory limit of {memory}"),
@@ -131,12 +148,19 @@ def import_logs(
         ):
             db.execute("set TimeZone='UTC'")
             dataset = importer.read(source, columns, Path(spill))
+            if append or replace_days:
+                _refuse_unlike(out, dataset, former)
             try:
                 report = interruptible(
-                    db, lambda: _import(db, importer.name, dataset, staging, Path(spill), seconds)
+                    db, lambda: _import(db, importer.name, dataset, key, staging, Path(spill), seconds)
                 )
             except CropsError as error:
                 raise CropsError(f"{error}{_keep_failed(db, dataset, staging, out)}") from error
+            if former:
+                with timed(seconds, "append"):
+                    notes += interruptible(
+                        db, lambda: join_former(db, out, staging, replace_days=replace_days)
+                    )
         write_manifest(
             staging,
             COMMAND,
@@ -147,9 +171,45 @@ def import_logs(
             rows={table: vars(counts) for table, counts in report.tables.items()},
             malformed_lines=report.malformed_lines,
             ids=report.ids,
+            salt=salt_mark(key),
             notes=list(dataset.notes),
+            earlier=earlier_imports(former),
         )
-    return report
+    return replace(report, notes=(*report.notes, *notes))
+
+
+def _refuse_unlike(out: Path, dataset: Dataset, former: Mapping[str, Any]) -> None:
+    for mapped in dataset.tables:
+        for name in _IDS:
+            if _made(mapped, name) == "row":
+                raise CropsError(
+                    f"[{mapped.table.name}.columns] {name} counts rows, which begins again with each import: "
+                    'days cannot be appended; make it of columns: { columns = ["user", "time"] }'
+                )
+    if former.get("text", dataset.text) != dataset.text:
+        raise CropsError(f"{out} holds texts that are {former['text']}, and these are {dataset.text}")
+
+
+def _salt(out: Path, file: str | Path | None, *, append: bool) -> tuple[bytes, list[str]]:
+    """Return the salt of the users' numbers, and what is to be said of it."""
+    if file is None:
+        if append:
+            raise CropsError(
+                "--append needs --salt FILE: without it the users of these days would be others than before"
+            )
+        return secrets.token_bytes(32), [
+            "users have numbers that no other import will give them; name a file with --salt to join imports"
+        ]
+    file = Path(file)
+    if file.resolve().is_relative_to(out.resolve()):
+        raise CropsError(f"--salt {file}: keep it outside {out}, apart from what it protects")
+    salt, made = read_salt(file)
+    if not made:
+        return salt, []
+    return salt, [
+        f"made the salt {file}: give it to every import, and keep it safe; once it is lost, the users of "
+        "later imports have other numbers, and whoever finds it can tell users by trying ids"
+    ]
 
 
 def _keep_failed(db: Connection, dataset: Dataset, staging: Path, out: Path) -> str:
@@ -182,7 +242,13 @@ def find_importer(name: str) -> Importer:
 
 
 def _import(
-    db: Connection, name: str, dataset: Dataset, staging: Path, scratch: Path, seconds: dict[str, float]
+    db: Connection,
+    name: str,
+    dataset: Dataset,
+    salt: bytes,
+    staging: Path,
+    scratch: Path,
+    seconds: dict[str, float],
 ) -> ImportReport:
     tables = {}
     for statement in dataset.setup:
@@ -197,8 +263,7 @@ def _import(
             tables[mapped.table.name] = _count(db, mapped)
         _demand_rows(mapped.table, tables[mapped.table.name])
     with timed(seconds, "number the ids"):
-        ids = _number_ids(db, [mapped.table for mapped in dataset.tables])
-        _write_id_maps(db, ids, staging / "id_maps")
+        ids = _number_ids(db, dataset.tables, salt)
     for mapped in dataset.tables:
         with timed(seconds, f"write {mapped.table.name}"):
             _write(db, mapped, ids, staging)
@@ -325,61 +390,60 @@ def _demand_rows(table: Table, counts: ImportCounts) -> None:
     raise CropsError(f"nothing of {table.name} can be imported: {why}; is this the right format?")
 
 
-def _number_ids(db: Connection, tables: Sequence[Table]) -> dict[str, str]:
-    """Make `ids_<column>(original, number)` for the ids that are replaced.
-
-    Numbers run from 1 in the order of the originals, whole numbers first: equal sources get equal numbers.
+def _number_ids(db: Connection, tables: Sequence[MappedTable], salt: bytes) -> dict[str, str]:
+    """Make `ids_<column>(original, number)` where an id is not its own number.
 
     Args:
         db: holds `mapped_<table>` of each table.
         tables: the tables with ids.
+        salt: of the users' numbers.
 
     Returns:
-        `kept` or `numbered`, by column.
+        `kept`, `partly hashed`, `hashed` or `salted`, by column.
+
+    Raises:
+        CropsError: two ids get one number.
     """
     kinds = {}
-    for column in _FILES:
+    for column in _IDS:
         parts = [
-            f"select {column} as original from mapped_{table.name} where len(_reasons) = 0"
-            for table in tables
-            if column in table.names()
+            f"select {column} as original from mapped_{mapped.table.name} where len(_reasons) = 0"
+            for mapped in tables
+            if column in mapped.columns
         ]
         if not parts:
             continue
-        originals = f"select distinct original from ({' union all '.join(parts)})"
-        kinds[column] = KEPT if _fit(db, column, originals) else NUMBERED
-        if kinds[column] == NUMBERED:
-            order = "try_cast(original as HUGEINT) nulls last, original"
-            db.execute(
-                f"create table ids_{column} as"
-                f" select original, row_number() over (order by {order}) as number from ({originals})"
-            )
+        made = column == "search_id" and any(_made(mapped, column) == "columns" for mapped in tables)
+        salted = made or column == "user_id"  # who is among the columns could be found by trying
+        number = user_sql("original") if salted else number_sql("original")
+        db.execute(
+            f"create table ids_{column} as select original, {number} as number"
+            f" from (select distinct original from ({' union all '.join(parts)}))",
+            salt_keys(salt) if salted else {},
+        )
+        ((ids, hashed),) = db.execute(
+            f"select count(*), count(*) filter (where number >= {LEAST_HASHED}) from ids_{column}"
+        ).fetchall()
+        kinds[column] = SALTED if salted else KEPT if not hashed else HASHED if hashed == ids else PARTLY
+        for number, first, second in db.execute(
+            f"select number, min(original), max(original) from ids_{column} group by number"
+            " having count(*) > 1 limit 1"
+        ).fetchall():
+            remedy = "name another --salt" if salted else "write one of them otherwise in the source"
+            raise CropsError(f"{column}: {first!r} and {second!r} get one number, {number}; {remedy}")
     return kinds
 
 
-def _fit(db: Connection, column: str, originals: str) -> bool:
-    if column not in _FIT:
-        return False
-    fits = f"regexp_full_match(original, '{_FIT[column]}') and try_cast(original as BIGINT) is not null"
-    ((fit,),) = db.execute(f"select bool_and({fits}) from ({originals})").fetchall()
-    return bool(fit)
+def _made(mapped: MappedTable, column: str) -> str:
+    return mapped.columns[column].made if column in mapped.columns else ""
 
 
 def _id_sql(kinds: Mapping[str, str], column: str, table: str) -> tuple[str, str]:
     """Return the SQL of a column of `mapped_<table>` with its ids replaced, and the join that it needs."""
     original = f"mapped_{table}.{quoted(column)}"
-    if kinds.get(column) != NUMBERED:
+    if kinds.get(column, KEPT) == KEPT:
         return original, ""
     return f"ids_{column}.number", f" join ids_{column} on ids_{column}.original = {original}"
-
-
-def _write_id_maps(db: Connection, kinds: Mapping[str, str], folder: Path) -> None:
-    """Write `<ids>.parquet(original, number)` for the ids that were replaced."""
-    folder.mkdir()
-    for column, kind in kinds.items():
-        if kind == NUMBERED:
-            select = f"select original, number from ids_{column} order by number"
-            write_parquet(db, select, folder / f"{_FILES[column]}.parquet")
 
 
 def _write(db: Connection, mapped: MappedTable, ids: Mapping[str, str], staging: Path) -> None:
@@ -390,6 +454,10 @@ def _write(db: Connection, mapped: MappedTable, ids: Mapping[str, str], staging:
             value, join = _id_sql(ids, column.name, name)
             columns.append(f"cast({value} as {column.type}) as {quoted(column.name)}")
             joins += join
+        elif column.own_of in mapped.columns and ids[column.own_of] in (HASHED, PARTLY):
+            number, _ = _id_sql(ids, column.own_of, name)
+            original = f"mapped_{name}.{column.own_of}"
+            columns.append(f"nullif({original}, cast({number} as VARCHAR)) as {column.name}")
     order = ", ".join(quoted(column) for column in sorted(mapped.columns, key=_place))
     rows = f"from mapped_{name}{joins} where len(_reasons) = 0"
     select = f"select {', '.join(columns)} {rows}"

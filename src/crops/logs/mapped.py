@@ -6,7 +6,7 @@ Formats that all have alike are mappings too: `crops import NAME` reads `maps/NA
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -125,7 +125,7 @@ def mapped_table(
 
 
 def _demand_columns(table: Table, section: TableMapping) -> dict[str, ColumnMapping]:
-    known = {column.name: column for column in table.columns}
+    known = {column.name: column for column in table.columns if not column.own_of}
     found = dict(section.columns)
     if table is SEARCH_IMPRESSIONS:
         found.setdefault("stage", ColumnMapping(value="exposed"))
@@ -393,12 +393,13 @@ def _value(plan: _Plan, column: Column, how: ColumnMapping, offset_minutes: int,
     if how.position:
         return Value(f"cast(_position as {column.type})")
     if how.row:
-        return Value("cast(_number as VARCHAR)")
+        return Value("cast(_number as VARCHAR)", made="row")
     raw = _raw(column.name, how)
     if column.name.endswith(("_at", "_ms")):
         return _timed(where, column, how, raw, offset_minutes)
     if column.name in _IDS:
-        return integer_identifier(raw) if how.integer else identifier(raw)
+        value = integer_identifier(raw) if how.integer else identifier(raw)
+        return replace(value, made="columns") if how.columns else value
     if column.type == "BOOLEAN":
         wanted = ", ".join(literal(word) for word in how.equals)
         return Value(f"coalesce({raw} in ({wanted}), false)") if wanted else flag(raw)

@@ -92,8 +92,8 @@ class TableFiles:
         return all(types.get(column.name) == column.type for footer in self.footers for column in footer)
 
     def absent(self) -> tuple[str, ...]:
-        """Return the optional columns that no file holds values of."""
-        return tuple(name for name in self.table.names() if name not in self.found)
+        """Return the optional columns that no file holds values of; own ids are lacking to nobody."""
+        return tuple(c.name for c in self.table.columns if not c.own_of and c.name not in self.found)
 
 
 def _columns(table: Table, footers: Iterable[pa.Schema]) -> tuple[dict[str, str], tuple[str, ...]]:
@@ -349,7 +349,7 @@ def _type_remedy(column: Column, found: pa.DataType) -> str:
     if pa.types.is_floating(found):
         return f"write whole numbers: floats lose digits beyond 2^53; in pandas, {name}.astype('Int64')"
     if column.type == "BIGINT" and name.endswith("_id"):
-        return "give each id a signed 64-bit integer and keep the map"
+        return "give each id a signed 64-bit integer, e.g. by crops.ids.number_of"
     return f"write it as {column.type}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from crops.database import literal
 from crops.schema import EARLIEST_US, LATEST_US
@@ -19,6 +20,8 @@ class Value:
     """Predicate of texts that cannot be read; None: those that are there while `sql` is NULL."""
     expected: str = ""
     """What can be read, in words; empty where the contract's words for the column say it."""
+    made: Literal["", "columns", "row"] = ""
+    """An id that is not the source's own: of several columns, or the number of the row."""
 
 
 FACTORS = {
@@ -55,8 +58,8 @@ def integer(raw: str) -> Value:
 
 
 def identifier(raw: str) -> Value:
-    """Return an id as text, whole numbers in one form."""
-    return Value(f"coalesce(cast({integer(raw).sql} as VARCHAR), nullif(trim({raw}), ''))", raw)
+    """Return an id as text; of "7.0", as pandas writes integers beside gaps, "7"."""
+    return Value(rf"nullif(regexp_replace(trim({raw}), '^(-?\d+)\.0*$', '\1'), '')", raw)
 
 
 def integer_identifier(raw: str) -> Value:

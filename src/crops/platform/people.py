@@ -485,7 +485,7 @@ def watch_feed(
         "duration_ms": corpus.duration_ms[item],
         "liked": rng.random(len(item)) < LIKE * keen,
     }
-    schema = FEED_EVENTS.arrow()
+    schema = FEED_EVENTS.arrow(own_ids=False)
     arrays = [pa.array(column[order], schema.field(name).type) for name, column in columns.items()]
     return pa.table([*arrays, pa.nulls(len(item), schema.field("clicked").type)], schema=schema)
 

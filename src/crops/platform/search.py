@@ -430,7 +430,7 @@ def log_searches(
         "play_ms": pa.array(clicks.play_ms[event, slot], pa.int64(), mask=~clicked),
         "duration_ms": duration_ms[rows],
     }
-    schema = SEARCH_IMPRESSIONS.arrow()
+    schema = SEARCH_IMPRESSIONS.arrow(own_ids=False)
     arrays = [c if isinstance(c, pa.Array) else pa.array(c, schema.field(n).type) for n, c in columns.items()]
     return pa.table(arrays, schema=schema)
 

@@ -227,7 +227,7 @@ def items_table(
         "author_id": corpus.author + 1,
         "category": pa.array(world.intents.sense_category).take(corpus.sense),
     }
-    schema = ITEMS.arrow()
+    schema = ITEMS.arrow(own_ids=False)
     return pa.table(
         [
             c if isinstance(c := columns[n], pa.Array) else pa.array(c, schema.field(n).type)

@@ -96,6 +96,17 @@ def _read_items(
     return np.concatenate(ids), texts
 
 
+def own_ids(path: str | Path) -> dict[int, str]:
+    """Return the source's own ids of the items of a table by number, of those that have one."""
+    found: dict[int, str] = {}
+    for file in item_files(Path(path)):
+        table = read_item_columns(file, ("source_id",))
+        if "source_id" in table.column_names:
+            named = table.filter(pc.is_valid(table["source_id"])).to_pydict()
+            found.update(zip(named["item_id"], named["source_id"], strict=True))
+    return found
+
+
 def load_item_rows(path: str | Path, queries: pa.Table | None = None) -> pa.Table:
     """Return the rows of `items` with the columns that an index keeps, ascending by id.
 

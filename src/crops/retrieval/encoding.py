@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -193,12 +193,14 @@ def write_vectors(
     *,
     role: str = "document",
     dims: int | None = None,
+    own: Mapping[int, str] | None = None,
 ) -> int:
     """Encode texts into a Parquet file, which appears whole or not at all.
 
-    Its columns are `item_id` or `query_id` and `vector` (fixed-size list of float32, unit length); its
-    metadata name the model (`crops.model`, `crops.model_hash`). The texts are as rendered for the model; the
-    first `dims` numbers of a vector are kept (all when None), made unit length again. Returns how many.
+    Its columns are `item_id` or `query_id` and `vector` (fixed-size list of float32, unit length), and with
+    `own`, the source's own ids by number, `source_id`; its metadata name the model (`crops.model`,
+    `crops.model_hash`). The texts are as rendered for the model; the first `dims` numbers of a vector are
+    kept (all when None), made unit length again. Returns how many.
 
     Raises:
         CropsError: `out` is a folder, or `dims` exceeds what the model gives.
@@ -214,12 +216,16 @@ def write_vectors(
     vector = pa.list_(pa.float32(), width)
     column = "item_id" if role == "document" else "query_id"
     identity = {"crops.model": model.name, "crops.model_hash": model.hash}
-    schema = pa.schema([(column, pa.int64()), ("vector", vector)], metadata=identity)
+    fields = [(column, pa.int64()), ("vector", vector), *([("source_id", pa.string())] if own else [])]
+    schema = pa.schema(fields, metadata=identity)
     start = 0
     with written(out), pq.ParquetWriter(staging, schema) as writer:
         for shard in shards:
             flat = pa.array(narrowed(shard, width).ravel())
-            rows = [ids[start : start + len(shard)], pa.FixedSizeListArray.from_arrays(flat, type=vector)]
+            some = ids[start : start + len(shard)]
+            rows = [some, pa.FixedSizeListArray.from_arrays(flat, type=vector)]
+            if own:
+                rows.append([own.get(one, str(one)) for one in some.tolist()])
             writer.write_table(pa.table(rows, schema=schema))
             start += len(shard)
     staging.replace(out)

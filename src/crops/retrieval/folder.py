@@ -116,6 +116,14 @@ class FolderIndex:
         """Return the rows of items, in the order of `ids`; see `VectorIndex.items`."""
         return self._items.take(pa.array(positions_of(self._ids, ids, str(self._root))))
 
+    def shown(self, ids: NDArray[np.int64]) -> list[str]:
+        """Return ids as people read them; see `VectorIndex.shown`."""
+        rows = pa.array(positions_of(self._ids, ids, str(self._root)))
+        if "source_id" not in self._items.column_names:  # of a former release
+            return [str(one) for one in ids.tolist()]
+        own = self._items["source_id"].take(rows).to_pylist()
+        return [text or str(one) for one, text in zip(ids.tolist(), own, strict=True)]
+
     def update(self, items: pa.Table, vectors: NDArray[np.float32], deleted: NDArray[np.int64]) -> str:
         """Publish a version with items put in and taken out; see `VectorIndex.update`.
 

@@ -64,6 +64,14 @@ class VectorIndex(Protocol):
         """
         ...
 
+    def shown(self, ids: NDArray[np.int64]) -> list[str]:
+        """Return ids as people read them, in their order: the source's own where there are such.
+
+        Raises:
+            UnknownItemError: an id is not in the index.
+        """
+        ...
+
     def update(self, items: pa.Table, vectors: NDArray[np.float32], deleted: NDArray[np.int64]) -> str:
         """Put items with their vectors [n, dim] in, in place of those with the same ids, and take others out.
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from crops.config import IndexConfig, Kind
 from crops.errors import CropsError, MissingExtraError, UnknownItemError
+from crops.ids import shown_id
 from crops.outputs import progress
 from crops.retrieval import structures
 from crops.retrieval.catalogue import (
@@ -131,6 +132,10 @@ class MilvusIndex:
         return pa.table(
             [pa.array([row.get(f.name) for row in rows], f.type) for f in ITEM_SCHEMA], schema=ITEM_SCHEMA
         )
+
+    def shown(self, ids: NDArray[np.int64]) -> list[str]:
+        """Return ids as people read them; see `VectorIndex.shown`."""
+        return [shown_id(row) for row in self._rows(ids, ["item_id", "source_id"])]
 
     def _rows(self, ids: NDArray[np.int64], fields: list[str]) -> list[dict[str, Any]]:
         rows = self._found(ids, fields)

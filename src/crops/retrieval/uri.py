@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from crops.config import IndexConfig
 from crops.errors import CropsError, nearest
+from crops.ids import known_numbers
 from crops.outputs import cache_folder
 from crops.protocols import Retriever
 from crops.relevance.encode import PACKAGED
@@ -192,7 +193,7 @@ def update_index(
     uri: str,
     model: Model,
     items: str | Path | None,
-    deleted: NDArray[np.int64],
+    deleted: NDArray[np.int64] | Sequence[str],
     texts: Texts = Texts(),  # noqa: B008  (frozen)
 ) -> IndexManifest:
     """Put the items of a table into an index, in place of those with the same ids, and take others out.
@@ -201,7 +202,7 @@ def update_index(
         uri: of the index.
         model: the index's.
         items: see `crops.retrieval.load_items`; none are put in when None.
-        deleted: ids that are taken out.
+        deleted: what is taken out: numbers, or texts as the source writes ids.
         texts: what stands for a document, as in the index.
 
     Raises:
@@ -209,6 +210,11 @@ def update_index(
     """
     with contextlib.closing(open_index(uri)) as index:
         check_model(index.manifest, model)
+        if not isinstance(deleted, np.ndarray):
+            given, deleted = deleted, known_numbers(deleted, index.known)
+            for text, there in zip(given, index.known(deleted), strict=True):
+                if not there:
+                    raise CropsError(f"'{text}' is not in {uri}; name items that are")
         if items is None:
             rows = index.items(np.empty(0, dtype=np.int64))
             vectors = np.empty((0, index.manifest.dim), dtype=np.float32)

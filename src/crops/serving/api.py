@@ -1,13 +1,15 @@
 """The JSON of the server: what may be asked, what is answered, and the endpoints.
 
-Ids are strings, as many readers of JSON round numbers above 2^53.
+Ids are strings, as many readers of JSON round numbers above 2^53; those of items are as their source writes
+them.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Awaitable, Mapping
 from functools import partial
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import numpy as np
 from fastapi import APIRouter, Response
@@ -17,12 +19,15 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSche
 from pydantic_core import PydanticCustomError
 
 from crops.engine.evidence import SourceCounts, Trail
+from crops.errors import UnknownItemError
+from crops.ids import numbers_of
 from crops.retrieval.catalogue import Filter
 from crops.serving.evidence import NearPair, NearQuery
 from crops.serving.explorer import SOURCE_NAMES, source_names
 from crops.serving.searcher import Job, Result
-from crops.serving.service import Service, check_k, check_query
+from crops.serving.service import BadRequestError, Service, check_k, check_query
 
+Made = TypeVar("Made")
 _EXACT = 2**53 - 1
 """The largest whole number that every reader of JSON keeps."""
 
@@ -46,6 +51,32 @@ def _read_id(given: object) -> object:
     raise PydanticCustomError("id", "an id is a string of digits, within 64 bits")
 
 
+def _read_item(given: object) -> object:
+    """Return the text of an item's id: the source's own, or a whole number.
+
+    Raises:
+        ValueError: it is empty, holds half of a character, or is another number.
+    """
+    if not isinstance(given, str):
+        return str(_read_id(given))
+    if not given.strip() or any("\ud800" <= letter <= "\udfff" for letter in given):
+        raise PydanticCustomError("id", "an id is a text, as the source writes it, or a whole number")
+    return given
+
+
+ItemId = Annotated[
+    str,
+    BeforeValidator(_read_item),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "minLength": 1},
+                {"type": "integer", "minimum": -_EXACT, "maximum": _EXACT},
+            ]
+        }
+    ),
+]
+"""The id of an item as its source writes it, or its number."""
 Id = Annotated[
     int,
     BeforeValidator(_read_id),
@@ -71,7 +102,7 @@ class Request(BaseModel):
 class Wanted(Request):
     """Which items may be found; all that is given must hold."""
 
-    item_ids: Annotated[list[Id], Field(max_length=10_000)] | None = None
+    item_ids: Annotated[list[ItemId], Field(max_length=10_000)] | None = None
     author_id: Id | None = None
     category: str | None = Field(None, max_length=200)
     uploaded_since: _Moment | None = None
@@ -101,14 +132,14 @@ class SearchRequest(ListRequest):
 class SimilarRequest(ListRequest):
     """Find items like an item."""
 
-    item_id: Id
+    item_id: ItemId
 
 
 class ExplainRequest(Request):
     """Say which training pairs speak for items as answers to a text."""
 
     query: str
-    item_ids: list[Id] = Field(min_length=1, max_length=100)
+    item_ids: list[ItemId] = Field(min_length=1, max_length=100)
 
 
 class Hit(BaseModel):
@@ -191,7 +222,7 @@ class SupportingPair(BaseModel):
         return cls(
             query=near.near.query.text,
             query_similarity=near.near.similarity,
-            item_id=str(pair.item_id),
+            item_id=pair.shown,
             title=pair.document.title,
             item_similarity=near.similarity,
             label=pair.label,
@@ -261,7 +292,8 @@ def make_api(service: Service) -> APIRouter:
 
     @router.post("/similar", summary="Find items like an item")
     async def similar(asked: SimilarRequest, request: HTTPRequest) -> SearchReply:
-        return await find(asked, request, {}, item_id=asked.item_id)
+        (number,) = await service.numbers(asked.index, [asked.item_id])
+        return await _naming({number: asked.item_id}, find(asked, request, {}, item_id=number))
 
     async def find(
         asked: ListRequest,
@@ -280,17 +312,19 @@ def make_api(service: Service) -> APIRouter:
     async def explain(asked: ExplainRequest) -> ExplainReply:
         query = check_query(asked.query, config)
         evidence = service.told()
-        explained = await service.do(partial(service.explain, query, asked.item_ids))
+        numbers = await service.numbers("index", asked.item_ids)
+        given = dict(zip(numbers, asked.item_ids, strict=True))
+        explained = await _naming(given, service.do(partial(service.explain, query, numbers)))
         items = [
             ItemExplanation(
-                item_id=str(item),
+                item_id=given[item],
                 pairs=[SupportingPair.of(pair) for pair in explained.pairs[item]],
                 added=[
                     AddedQuery(**{**vars(one), "sources": source_names(one.sources)})
                     for one in (service.expansion.of(item) if service.expansion else ())
                 ],
             )
-            for item in asked.item_ids
+            for item in numbers
         ]
         queries = [SimilarQuery.of(near) for near in explained.queries]
         return ExplainReply(k=evidence.k, known=explained.known, queries=queries, items=items)
@@ -307,12 +341,24 @@ def make_api(service: Service) -> APIRouter:
     return router
 
 
+async def _naming(given: Mapping[int, str], answer: Awaitable[Made]) -> Made:
+    """Return an answer; an item that is not there is named as it was given."""
+    try:
+        return await answer
+    except BadRequestError as error:
+        if isinstance(unknown := error.__cause__, UnknownItemError):
+            detail = f"item_id {given[unknown.item_id]} is not in the index"
+            raise BadRequestError(error.status, detail) from unknown
+        raise
+
+
 def _filter(wanted: Wanted | None) -> Filter | None:
     if wanted is None:
         return None
     values = wanted.model_dump()
     if wanted.item_ids is not None:
-        values["item_ids"] = np.array(wanted.item_ids, dtype=np.int64)
+        numbers = [number for text in wanted.item_ids for number in numbers_of(text)]
+        values["item_ids"] = np.array(numbers, dtype=np.int64)
     return Filter(**values)
 
 
@@ -320,9 +366,9 @@ def _reply(index: str, result: Result) -> SearchReply:
     titles: list[tuple[str, str] | tuple[None, None]]
     titles = [(one.title, one.text) for one in result.documents] or [(None, None)] * len(result.ids)
     hits = [
-        Hit(rank=rank, item_id=str(item), score=score, title=title, text=text)
+        Hit(rank=rank, item_id=item, score=score, title=title, text=text)
         for rank, (item, score, (title, text)) in enumerate(
-            zip(result.ids, result.scores, titles, strict=True), 1
+            zip(result.shown, result.scores, titles, strict=True), 1
         )
     ]
     return SearchReply(index=index, version=result.version, hits=hits, note=result.note)

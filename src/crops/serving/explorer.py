@@ -203,6 +203,8 @@ class Entry:
 
     rank: int
     item_id: int
+    shown: str
+    """The id as its source writes it."""
     document: Document
     score: float
     topic: str | None
@@ -270,6 +272,7 @@ def columns(
             Entry(
                 rank=at,
                 item_id=item,
+                shown=shown,
                 document=document,
                 score=score,
                 topic=topics[item],
@@ -279,8 +282,8 @@ def columns(
                 pairs=pairs.get(item, ()),
                 added=expansion.of(item) if expansion and name == "index" else (),
             )
-            for at, (item, score, document) in enumerate(
-                zip(result.ids, result.scores, result.documents, strict=True), 1
+            for at, (item, shown, score, document) in enumerate(
+                zip(result.ids, result.shown, result.scores, result.documents, strict=True), 1
             )
         )
         made.append(Column(name, title, result.version, entries, len(entries), result.note))

@@ -50,6 +50,8 @@ class Result(NamedTuple):
     version: str
     ids: list[int]
     scores: list[float]
+    shown: list[str]
+    """The ids as people read them."""
     documents: list[Document]
     """As the ids, or none where no texts were wanted."""
     note: str | None = None
@@ -138,6 +140,8 @@ class Searcher:
             for job, own, values in zip(jobs, ids, scores, strict=True)
         ]
         lists = [hits[: job.k] for job, hits in zip(jobs, lists, strict=True)]
+        found = np.array(sorted({item for hits in lists for item, _ in hits}), dtype=np.int64)
+        shown = dict(zip(found.tolist(), self.index.shown(found), strict=True))
         wanted = {item for job, hits in zip(jobs, lists, strict=True) if job.texts for item, _ in hits}
         documents = self.documents(sorted(wanted))
         return [
@@ -145,6 +149,7 @@ class Searcher:
                 self.version,
                 [item for item, _ in hits],
                 [score for _, score in hits],
+                [shown[item] for item, _ in hits],
                 [documents[item] for item, _ in hits] if job.texts else [],
                 None if told else _UNKNOWN_WORDS,
             )

@@ -16,6 +16,7 @@ import traceback
 import unicodedata
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar, cast
 
@@ -24,6 +25,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from crops.config import ServingConfig
 from crops.engine.evidence import TrainingEvidence
 from crops.errors import CropsError, UnknownItemError
+from crops.ids import known_numbers, number_of, numbers_of
 from crops.outputs import recorded
 from crops.retrieval import IndexManifest, Model, load_model
 from crops.retrieval.index import check_model
@@ -131,6 +133,14 @@ class Service:
         if self.explainer is None:
             return Explained(False, (), {})
         return self.explainer.explain(query, items)
+
+    async def numbers(self, name: str, texts: Sequence[str]) -> list[int]:
+        """Return the numbers of items from their ids as people give them (`crops.ids.known_numbers`)."""
+        known = self.searcher(name).index.known
+        if all(len(numbers_of(text)) == 1 for text in texts):
+            return [number_of(text.strip()) for text in texts]
+        found = await self.do(partial(known_numbers, texts, known))  # it looks into the index
+        return cast(list[int], found.tolist())
 
     async def find(self, name: str, job: Job) -> Result:
         """Return what a job finds.
