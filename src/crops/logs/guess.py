@@ -224,6 +224,8 @@ def guess_map(source: Path) -> Guess:
         guess.notes.append("no table has items: these searches can be checked, not mined")
     if others:
         guess.notes.append(f"not used: {', '.join(one.sheet.files for one in others)}")
+    if any(line.startswith("text") for line in guess.top):
+        guess.notes.append("no relevance model reads ids or token ids: crops mine needs --relevance none")
     return guess
 
 
