@@ -124,7 +124,7 @@ def test_what_is_no_encoder_is_named(tiny_base, tmp_path, monkeypatch):
     SentenceTransformer(modules=[SentenceTransformer(str(tiny_base))[0]]).save(str(tmp_path / "raw"))
     for name, message in (
         ("qwen2.5-0.5", "model 'qwen2.5-0.5' is neither .* Did you mean 'qwen2.5-0.5b'"),
-        (str(tmp_path / "no/such/model"), "model '.*/no/such/model' is neither a folder nor"),
+        (str(tmp_path / "no/such/model"), ".*/no/such/model is no folder of this machine"),
         (str(tmp_path), f"{tmp_path} is not a model that sentence-transformers can load"),
         (str(tmp_path / "raw"), "no pooling layer"),
     ):
