@@ -7,6 +7,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 TORCH_INDEX_URL ?=
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 OUT ?= out/demo
+# The language of the simulated platform: empty for English, or zh.
+LANGUAGE ?=
+COMMA := ,
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test smoke verify lint types bench docs clean
@@ -29,16 +32,16 @@ $(VENV)/.base: constraints.txt
 	fi
 	@touch $@
 
-$(VENV)/.demo: $(VENV)/.base pyproject.toml
-	$(PIP) install -c constraints.txt -e '.[demo,serve]'
+$(VENV)/.demo$(LANGUAGE): $(VENV)/.base pyproject.toml
+	$(PIP) install -c constraints.txt -e '.[demo,serve$(if $(LANGUAGE),$(COMMA)independent)]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.base pyproject.toml
 	$(PIP) install -c constraints.txt -e '.[dev]'
 	@touch $@
 
-demo: $(VENV)/.demo  ## simulate, mine, train, evaluate; writes out/demo/report.html
-	$(BIN)/crops demo --out $(OUT)
+demo: $(VENV)/.demo$(LANGUAGE)  ## simulate, mine, train, evaluate; writes out/demo/report.html; in Chinese with LANGUAGE=zh
+	$(BIN)/crops demo --out $(OUT) $(if $(LANGUAGE),--language $(LANGUAGE) --size compact)
 
 test: $(VENV)/.dev  ## the test suite with coverage
 	$(BIN)/python -m pytest -n auto --dist loadfile --cov --cov-report=term -m 'not verify and not smoke'

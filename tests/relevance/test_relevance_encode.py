@@ -4,9 +4,13 @@ import hashlib
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordPiece
+from tokenizers.normalizers import BertNormalizer
+from tokenizers.pre_tokenizers import BertPreTokenizer
 
 from crops.errors import CropsError
-from crops.relevance.encode import TextEncoder, VectorStore, text_key
+from crops.relevance.encode import TextEncoder, VectorStore, text_key, unread_share
 
 
 class FakeModel:
@@ -91,3 +95,19 @@ def test_damaged_parts_and_vectors_of_two_lengths_are_refused(tmp_path):
     (tmp_path / "damaged" / "part-0.parquet").write_bytes(b"not parquet")
     with pytest.raises(CropsError, match=r"part-0.parquet.*Delete it"):
         TextEncoder(FakeModel(), VectorStore(tmp_path / "damaged"))
+
+
+def test_what_a_tokenizer_cannot_read_by_hand(tmp_path):
+    """Words: cat (3 letters) and 猫狗, of which 猫 is known; xyzw is spelt, 🍎 and long words unknown."""
+    vocabulary = ["[UNK]", "cat", "猫", "x", "##y", "##z", "##w"]
+    tokenizer = Tokenizer(WordPiece({word: row for row, word in enumerate(vocabulary)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = BertPreTokenizer()
+    tokenizer.normalizer = BertNormalizer()
+    tokenizer.enable_padding()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    known = {"cat": 0, "猫狗": 1 / 2, "xyzw": 1, "🍎": 1, "cat 猫狗": 1 / 5, "cat xyzw": 4 / 7, "?": 0}
+    for text, share in known.items():
+        assert unread_share(tmp_path, [text]) == pytest.approx(share), text
+    assert unread_share(tmp_path, ["cat", "cat", "🍎"]) == pytest.approx(1 / 7)
+    (tmp_path / "tokenizer.json").unlink()
+    assert unread_share(tmp_path, ["cat"]) is None

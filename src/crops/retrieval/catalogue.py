@@ -21,7 +21,16 @@ from crops.errors import CropsError, UnknownItemError
 from crops.logs.sources import parquet_schema
 from crops.logs.tables import column_faults, kind, refuse_lake_tables
 from crops.schema import ARROW_TYPES, ITEMS
-from crops.text import CLICK_QUERY, MINED_QUERY, PLAIN, Rendering, normalise_query, query_id
+from crops.text import (
+    CLICK_QUERY,
+    DOCUMENT_FIELDS,
+    MINED_QUERY,
+    PLAIN,
+    Rendering,
+    document_text,
+    normalise_query,
+    query_id,
+)
 
 NO_ITEM = -1
 """Fills the places of a result list that found too little."""
@@ -40,6 +49,10 @@ Results = tuple[NDArray[np.int64], NDArray[np.float32]]
 _COMPARE: dict[str, Callable[..., Any]] = {"==": pc.equal, ">=": pc.greater_equal, "<": pc.less}
 _ESCAPES = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r", "\t": "\\t"})
 """What Milvus reads inside quotes; it knows no code points: all other letters stand for themselves."""
+SAMPLED = 5000
+"""Items, and queries, that tell in which language people write."""
+_ROWS_SEEN = 500_000
+"""Rows that these queries are taken from."""
 _QUERY_TABLES = ("queries.parquet", "search_impressions")
 """Where a folder has queries: mined samples, logs."""
 
@@ -192,16 +205,7 @@ def load_queries(path: str | Path) -> tuple[NDArray[np.int64], list[str]]:
     Raises:
         CropsError: there is no such table, or no query in it.
     """
-    import pyarrow.dataset as ds  # brings pandas where that is installed, which takes half a second
-
-    path = Path(path)
-    tables = [path] if path.is_file() else [path / name for name in _QUERY_TABLES if (path / name).exists()]
-    refuse_lake_tables(tables)
-    try:
-        found = (ds.dataset(table, format="parquet") for table in tables)
-        table = next((table for table in found if "query" in table.schema.names), None)
-    except (pa.ArrowException, OSError) as error:
-        raise CropsError(f"{path} is not readable as Parquet ({error}); write it again") from error
+    table = _query_table(path)
     if table is None:
         raise CropsError(f"{path}: no Parquet table with a column query")
     type_ = table.schema.field("query").type
@@ -213,6 +217,37 @@ def load_queries(path: str | Path) -> tuple[NDArray[np.int64], list[str]]:
     if not by_id:
         raise CropsError(f"{path}: not one query in it")
     return np.array([one for one, _ in by_id], dtype=np.int64), [text for _, text in by_id]
+
+
+def _query_table(path: Path) -> ds.Dataset | None:
+    import pyarrow.dataset as ds  # brings pandas where that is installed, which takes half a second
+
+    tables = [path] if path.is_file() else [path / name for name in _QUERY_TABLES if (path / name).exists()]
+    refuse_lake_tables(tables)
+    try:
+        found = (ds.dataset(table, format="parquet") for table in tables)
+        return next((table for table in found if "query" in table.schema.names), None)
+    except (pa.ArrowException, OSError) as error:
+        raise CropsError(f"{path} is not readable as Parquet ({error}); write it again") from error
+
+
+def sample_texts(path: str | Path) -> list[str]:
+    """Return the texts of the first items and distinct queries of a folder or table, 5,000 of each at most.
+
+    Args:
+        path: as of `load_items` or `load_queries`; what is not there is left out.
+    """
+    path = Path(path)
+    texts: list[str] = []
+    if path.is_file() or any((path / name).exists() for name in ("items", "items.parquet")):
+        for file in item_files(path):
+            rows = read_item_columns(file, DOCUMENT_FIELDS).slice(0, SAMPLED - len(texts))
+            texts += [document_text(row) for row in rows.to_pylist()]
+    queries = _query_table(path)
+    if queries is not None and kind(queries.schema.field("query").type) == "text":
+        asked = queries.head(_ROWS_SEEN, columns=["query"])["query"].unique().drop_null()
+        texts += asked.slice(0, SAMPLED).to_pylist()
+    return texts
 
 
 class Filter(NamedTuple):
