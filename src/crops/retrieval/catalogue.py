@@ -205,6 +205,7 @@ def load_queries(path: str | Path) -> tuple[NDArray[np.int64], list[str]]:
     Raises:
         CropsError: there is no such table, or no query in it.
     """
+    path = Path(path)
     table = _query_table(path)
     if table is None:
         raise CropsError(f"{path}: no Parquet table with a column query")
