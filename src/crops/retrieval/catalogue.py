@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -31,6 +31,9 @@ from crops.text import (
     normalise_query,
     query_id,
 )
+
+if TYPE_CHECKING:
+    import pyarrow.dataset as ds
 
 NO_ITEM = -1
 """Fills the places of a result list that found too little."""
