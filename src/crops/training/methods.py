@@ -302,7 +302,7 @@ def tune_method(
     seed: int,
     cache: Path | None = None,
     folds: int = 1,
-    tokeniser: Tokeniser = "english",
+    tokeniser: Tokeniser | None = None,
     fields: tuple[str, ...] = DOCUMENT_FIELDS,
 ) -> dict[str, Any]:
     """Try a method's grid on the held-out queries of the mined days and write the outcome as JSON.
@@ -319,7 +319,7 @@ def tune_method(
         seed: of batches and samplers, the same for all points.
         cache: see `crops.encoders.load_encoder`.
         folds: tenths of the queries that are held out, one after the other (at most 10).
-        tokeniser: of BM25.
+        tokeniser: of BM25; chosen by the texts when None.
         fields: what stands for a document.
 
     Raises:
