@@ -6,11 +6,14 @@ import importlib.util
 import json
 import sys
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
 from crops.cli.app import app
-from crops.cli.llm import generate, judge_llm, judge_sheet
+from crops.cli.llm import fitting_prompt, generate, judge_llm, judge_sheet
+from crops.config import LLMConfig
 from crops.errors import CropsError
 from crops.llm.batch import quarantine_path, read_rows
 from crops.llm.endpoint import SMOKE_MODEL, SMOKE_SHA256
@@ -206,3 +209,17 @@ def test_refused_answers_are_asked_for_again_when_told(mined, fake, text, tmp_pa
     assert (retried["written"], retried["quarantined_before"], retried["cached"]) == (1, 0, 2)
     assert fake.calls["ficus"] == 2
     assert generate(mined, out, base_url=fake.base_url, model="m")["cached"] == 3
+
+
+@pytest.mark.parametrize(
+    ("queries", "named", "prompt"),
+    [
+        (["养猫", "跑步", "cat"], {}, "zh"),
+        (["养猫", "cat"], {}, "en"),
+        (["猫の飼い方", "走り方"], {}, "en"),
+        (["养猫"], {"prompt": "en2"}, "en2"),
+    ],
+)
+def test_most_queries_decide_the_language_of_the_prompt(tmp_path, queries, named, prompt):
+    pq.write_table(pa.table({"query": queries}), tmp_path / "queries.parquet")
+    assert fitting_prompt(tmp_path, LLMConfig(**named)) == prompt

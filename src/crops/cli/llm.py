@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -53,7 +54,7 @@ from crops.outputs import cache_folder, console, publish, write_manifest
 from crops.relevance import pair_scorer
 from crops.report import Bar, Figure, Page, Section, Table, write_page
 from crops.report.page import percent
-from crops.retrieval import BM25Retriever, load_items
+from crops.retrieval import BM25Retriever, load_items, load_queries
 
 ENDPOINT = {
     name: f"llm.{name}"
@@ -118,7 +119,7 @@ def generate(
             min_users=knowledge.min_users,
             samples_per_query=settings.samples_per_query,
             seed=run.seed,
-            prompt=settings.prompt,
+            prompt=fitting_prompt(samples, settings),
             priority=settings.priority,
             missing_only=missing_only,
             budget=budget,
@@ -129,6 +130,19 @@ def generate(
         console.print(f"refused requests and answers, with reasons: {quarantine_path(out)}")
     console.print(f"next: crops mine LOGS OUT --generated {out}")
     return counts
+
+
+def fitting_prompt(samples: Path, settings: LLMConfig) -> str:
+    """Return the named template; `zh` where none is named and most queries are Chinese (Han, no kana)."""
+    if "prompt" in settings.model_fields_set:
+        return settings.prompt
+    queries = load_queries(samples)[1]
+    han, kana = re.compile("[\u4e00-\u9fff]"), re.compile("[\u3040-\u30ff]")
+    chinese = sum(bool(han.search(query)) and not kana.search(query) for query in queries)
+    if 2 * chinese <= len(queries):
+        return settings.prompt
+    console.print("the prompt is zh: most queries are Chinese, and llm.prompt names none")
+    return "zh"
 
 
 # The LLM that the settings name: an OpenAI-compatible endpoint, or a model file served in this process.
