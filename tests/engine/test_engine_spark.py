@@ -11,10 +11,11 @@ import time
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from days import DAYS
 from handmade import Row, assert_signals_agree, clicked, shown, write_logs
 from large_logs import large_logs
 
-from crops.config import EngineConfig, RelevanceConfig
+from crops.config import DocumentConfig, EngineConfig, RelevanceConfig
 from crops.engine import mine, probe
 from crops.engine.spark import SparkBackend, _check, _check_master, check_workers, explain_failure
 from crops.engine.without import Without
@@ -26,6 +27,7 @@ needs_spark = pytest.mark.skipif(
     importlib.util.find_spec("pyspark") is None or shutil.which("java") is None,
     reason="needs pyspark (extra [spark]) and Java 17",
 )
+TEXT = DocumentConfig(fields=("ocr_cover", "click_query"), click_users=2)
 TABLES = ("samples", "queries", "evidence", "items", "synthetic_items")
 
 
@@ -76,12 +78,12 @@ def scorer():
 
 
 def mined(
-    logs, out, engine: str, scored: str, generated, without=None, **settings
+    logs, out, engine: str, scored: str, generated, without=None, document=None, **settings
 ) -> tuple[dict[str, pa.Table], Row]:
     config = EngineConfig(engine=engine, master="local[2]", **settings)
     relevance, similarity = (scorer() if name in scored else None for name in ("theta", "similarity"))
     given = {"relevance": relevance, "similarity": similarity, "generated": generated, "without": without}
-    report = mine(logs, out, config, seed=3, **given)
+    report = mine(logs, out, config, seed=3, document=document, **given)
     assert sorted(path.name for path in out.iterdir()) == sorted(
         [*(f"{name}.parquet" for name in TABLES), "report.json", "manifest.json", "config.toml"]
     )
@@ -160,6 +162,14 @@ def test_columns_of_any_name_change_nothing_on_either_engine(tmp_path, session):
     for engine in ("duckdb", "spark"):
         after, _ = mined(open_logs(logs.path), tmp_path / engine, engine, "theta", None)
         assert all(after[name].equals(before[name]) for name in TABLES)
+
+
+@needs_spark
+@pytest.mark.verify
+def test_parity_of_click_queries(tmp_path, session):
+    left = Without(frozenset({1, 2}), frozenset({1}))
+    assert_parity(tmp_path, 300, without=left, document=TEXT, days=DAYS[1:])
+    assert 0 < pq.read_table(tmp_path / "spark" / "items.parquet")["click_query"].null_count < 59
 
 
 @needs_spark
