@@ -57,7 +57,7 @@ TRAININGS = {
 ARMS: tuple[tuple[str, DocumentConfig, str | None, str | None], ...] = (
     # a model, its text, an expansion, and the arm that it is compared with
     ("bm25", PLAIN, None, None),
-    *(("bm25", TEXT.changed(click_users=users), None, "bm25") for users in (1, 3, 20)),
+    *(("bm25", TEXT.changed(click_users=users), None, "bm25") for users in (1, 2, 3, 5, 20)),
     *(("bm25", PLAIN, name, "bm25") for name in EXPANSIONS),
     *(("bm25", TEXT, name, "bm25, clicks of 3") for name in ("expanded", "expanded, theta")),
     ("baseline", PLAIN, None, None),
