@@ -256,8 +256,8 @@ class LLMConfig(Section):
     sha256: str | None = None
     """Identity of the weights: checked for `gguf`, only noted for `base_url`."""
     prompt: str = "en"
-    """Prompt template, or the path of an own one: en, en2 and zh are packaged; zh where none is named and most
-    queries are Chinese."""
+    """Prompt template, or the path of an own one: en, en2 and zh are packaged; zh where none is named and
+    most queries are Chinese."""
     priority: Literal["need", "searches"] = "need"
     """Which queries come first: ambiguous, rare and badly served ones, or the most searched."""
     samples_per_query: int = Field(1, ge=1)
