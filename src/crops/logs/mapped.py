@@ -112,7 +112,9 @@ def mapped_table(
     reasons += [f"{LISTS}{path}" for path in plan.paths]
     others = _others(plan)
     if section.distinct:
-        every, rows = rows, _distinct(plan, rows)
+        every = f"every_{table.name}"  # read once: three readings at once took more than 2 GB
+        setup.append(f"create table {every} as {rows}")
+        rows = _distinct(plan, f"select * from {every}")
         repeated = " - ".join(f"(select count(*) from ({one}))" for one in (every, rows))
         others = f"select ({others or 'select 0'}) + {repeated}"
     columns = {
