@@ -46,7 +46,7 @@ def run(tmp_path):
             f"{top}\n{ITEMS}[search_impressions]\n{head}\n[search_impressions.columns]\n{lines}\n{tail}"
         )
         (tmp_path / "salt").write_text(SALT)
-        return import_logs("table", source, tmp_path / "logs", mapping, salt=tmp_path / "salt")
+        return import_logs("table", source, tmp_path / "logs", mapping, "200MB", salt=tmp_path / "salt")
 
     run.logs = tmp_path / "logs"
     return run

@@ -112,7 +112,7 @@ def mapped_table(
     reasons += [f"{LISTS}{path}" for path in plan.paths]
     others = _others(plan)
     if section.distinct:
-        every = f"every_{table.name}"  # read once: three readings at once took more than 2 GB
+        every = f"every_{table.name}"  # read once, then counted and used
         setup.append(f"create table {every} as {rows}")
         rows = _distinct(plan, f"select * from {every}")
         repeated = " - ".join(f"(select count(*) from ({one}))" for one in (every, rows))
@@ -237,10 +237,9 @@ def _read(plan: _Plan, source: Source, paths: Iterable[str], prefix: str = "", n
 
 def _said(source: Source, path: str) -> str:
     """Return the text of a column, NULL where it means nothing."""
-    said = f"trim({quoted(path)})"
-    for null in ("", *source.null):  # not IN, which DuckDB makes a join
-        said = f"nullif({said}, {literal(null)})"
-    return said
+    nulls = ", ".join(map(literal, ("", *source.null)))
+    # The column stands here once: DuckDB puts its expression wherever it is named, also where it is long.
+    return f"list_filter([trim({quoted(path)})], lambda said: not list_contains([{nulls}], said))[1]"
 
 
 def _is_of(kinds: Kinds) -> str:
