@@ -174,6 +174,12 @@ def test_check_prints_each_fault_and_what_the_logs_would_bring(tmp_path, write_l
         crops.check(logs, max_rejected="many")
 
 
+@pytest.mark.parametrize("other", [{"day": "2026-01-05"}, {"last": "2026-01-06"}, {"daily": True}])
+def test_a_holdout_beside_named_days_is_refused(tmp_path, other):
+    with pytest.raises(CropsError, match="--holdout keeps the last days; with --day"):
+        crops.mine(tmp_path, tmp_path / "mined", holdout=1, **other)
+
+
 DAYS = [f"2026-01-0{n}" for n in range(5, 9)]
 
 

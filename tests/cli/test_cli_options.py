@@ -171,5 +171,5 @@ def test_a_check_and_a_mining_by_text_and_by_path_are_the_same(write_logs, tmp_p
         mined = crops.mine("checked/accepted", f"mined{number}", day=day, relevance="none")
         assert mined["days"] == ["2026-01-05"]
     found = crops.search("bm25", "item", items="mined0")
-    assert [item for item, *_ in found] == [1, 2]
+    assert [item for item, *_ in found] == ["1", "2"]
     assert crops.search(Path("bm25"), "item", items=Path("mined0")) == found

@@ -139,7 +139,15 @@ def test_days_are_appended_and_a_day_that_is_there_is_refused(imported, tmp_path
     assert "search_impressions: replaced 2026-01-06 (1 rows in place of 2)" in report.notes
     # A day of the source that begins at 16:00 UTC: its rows are all after those that are there.
     late = [("anna", "s4", "A7", DAY_S + 57_600), ("anna", "s5", "", DAY_S + 57_600)]
-    imported("late", late, {"": ("nobody", 1)}, into="logs", append=True)
+    report, _ = imported("late", late, {"": ("nobody", 1)}, into="logs", append=True)
+    assert "search_impressions: added to days of earlier imports 2026-01-06 (1 rows beside 1)" in report.notes
+    with pytest.raises(
+        CropsError, match=r"1 of 2 rows of search_impressions on 2026-01-06 \(UTC\) are before"
+    ):
+        imported("late again", late, {"": ("nobody", 1)}, into="logs", replace_days=True)
+    noon = [("anna", "s4", "A7", DAY_S + 43_200)]  # of the right zone: all rows there are of other hours
+    with pytest.raises(CropsError, match="2 of 2 rows of search_impressions on 2026-01-06.*would be lost"):
+        imported("noon", noon, into="logs", replace_days=True)
     imported("later", [("anna", "s6", "A7", 3 * DAY_S), ("", "s7", "A7", 1)], into="logs", append=True)
     names = [str(file.relative_to(out)) for file in sorted(out.rglob("*.parquet"))]
     assert names == [

@@ -218,6 +218,7 @@ def mine(
         typer.Option("--to", help="Last day to mine, YYYY-MM-DD.", show_default="the one before --holdout"),
     ] = None,
     window: int | None = None,
+    holdout: int | None = None,
     rebuild: Annotated[
         bool, typer.Option("--rebuild", help="Mine days again that are built already (--daily).")
     ] = False,
@@ -275,6 +276,8 @@ def mine(
         raise CropsError("--salt tells which users --without means; name a list")
     if not daily and (window is not None or rebuild):
         raise CropsError("--window and --rebuild belong to daily builds; add --daily")
+    if holdout and (daily or last or run.engine.days):
+        raise CropsError("--holdout keeps the last days; with --day, --to or --daily nothing is kept")
     left_out = None if without is None else read_without(without, salt)
     accepted = accepted_logs(logs, out.with_name(f"{out.name}.checked"), run)
     days, held = _days(open_logs(accepted), first, last, run, daily=daily)

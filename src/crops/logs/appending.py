@@ -66,13 +66,14 @@ def join_former(db: Connection, former: Path, fresh: Path, *, replace_days: bool
         db: a connection.
         former: the logs folder as it is; its files are linked and not changed.
         fresh: the logs folder of the new import alone; it becomes the whole.
-        replace_days: take the new rows of a day in place of the earlier ones.
+        replace_days: take the new rows of a day in place of the earlier ones; refused where more than a tenth
+            of these are of hours that the new ones do not cover.
 
     Returns:
         What was done, in sentences.
 
     Raises:
-        CropsError: a day is there already, or two ids of items have one number.
+        CropsError: a day is there already, rows would be lost, or two ids of items have one number.
     """
     said = []
     for table in (one for one in (*LOG_TABLES, SEARCHES) if one.partitioned):
@@ -92,29 +93,53 @@ def join_former(db: Connection, former: Path, fresh: Path, *, replace_days: bool
 
 
 def _join_days(db: Connection, table: Table, former: Path, fresh: Path, *, replace_days: bool) -> list[str]:
-    there, replaced = [], []
+    there, replaced, joined = [], [], []
     for folder in sorted((former / table.name).glob("day=*")):
-        files, target = sorted(folder.glob("*.parquet")), fresh / table.name / folder.name
+        files, target, day = (
+            sorted(folder.glob("*.parquet")),
+            fresh / table.name / folder.name,
+            folder.name[4:],
+        )
         if target.exists():
-            old, new = (_span(db, table, found) for found in (files, sorted(target.glob("*.parquet"))))
-            if old[0] <= new[1] and new[0] <= old[1]:
-                replaced.append(f"{folder.name[4:]} ({new[2]:,} rows in place of {old[2]:,})")
-                there.append(folder.name[4:])
+            first, last, new = _span(db, table, target)
+            ((old, within),) = db.execute(
+                f"select count(*), count(*) filter (where {table.time} between {first} and {last})"
+                f" from {parquet(*files)}"
+            ).fetchall()
+            if replace_days:
+                _demand_same_hours(former, table, day, old, within)
+                replaced.append(f"{day} ({new:,} rows in place of {old:,})")
                 continue
+            earliest, latest, _ = _span(db, table, folder)
+            if earliest <= last and first <= latest:
+                there.append(day)
+                continue
+            joined.append(f"{day} ({new:,} rows beside {old:,})")
             (target / "part-0.parquet").rename(target / f"part-{len(files)}.parquet")
         for file in files:
             _link(file, target / file.name)
-    if there and not replace_days:
+    if there:
         raise CropsError(
             f"{former} holds {table.name} of {spans(there)} already; import other days, or put the new rows "
             "in their place with --replace-days"
         )
-    return [f"{table.name}: replaced {', '.join(replaced)}"] if replaced else []
+    done = {"replaced": replaced, "added to days of earlier imports": joined}
+    return [f"{table.name}: {what} {', '.join(days)}" for what, days in done.items() if days]
 
 
-def _span(db: Connection, table: Table, files: list[Path]) -> tuple[int, int, int]:
-    """Return the first time, the last time and the number of rows."""
-    query = f"select min({table.time}), max({table.time}), count(*) from {parquet(*files)}"
+def _demand_same_hours(former: Path, table: Table, day: str, old: int, within: int) -> None:
+    """Refuse to replace a day where many of its rows are of hours that the new ones do not cover."""
+    if old - within > old / 10:
+        raise CropsError(
+            f"{former}: {old - within:,} of {old:,} rows of {table.name} on {day} (UTC) are before or after "
+            "all new ones, and would be lost; import the dumps of the whole day at once, or all of them again "
+            "into another folder"
+        )
+
+
+def _span(db: Connection, table: Table, folder: Path) -> tuple[int, int, int]:
+    """Return the first time, the last time and the number of rows of a day."""
+    query = f"select min({table.time}), max({table.time}), count(*) from {parquet(*folder.glob('*.parquet'))}"
     (found,) = db.execute(query).fetchall()
     return found[0], found[1], found[2]
 
