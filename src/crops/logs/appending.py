@@ -131,9 +131,9 @@ def _demand_same_hours(former: Path, table: Table, day: str, old: int, within: i
     """Refuse to replace a day where many of its rows are of hours that the new ones do not cover."""
     if old - within > old / 10:
         raise CropsError(
-            f"{former}: {old - within:,} of {old:,} rows of {table.name} on {day} (UTC) are before or after "
-            "all new ones, and would be lost; import the dumps of the whole day at once, or all of them again "
-            "into another folder"
+            f"{former}: {old - within:,} of {old:,} rows of {table.name} on {day} (UTC) are before or after"
+            " all new ones, and would be lost; import the dumps of the whole day at once, or all of them again"
+            " into another folder"
         )
 
 
