@@ -132,7 +132,7 @@ def _demand_same_hours(former: Path, table: Table, day: str, old: int, within: i
     if old - within > old / 10:
         raise CropsError(
             f"{former}: {old - within:,} of {old:,} rows of {table.name} on {day} (UTC) are before or after"
-            " all new ones, and would be lost; import the dumps of the whole day at once, or all of them again"
+            " all new ones, and would be lost; import the dumps of whole days at once, or all of them again"
             " into another folder"
         )
 
