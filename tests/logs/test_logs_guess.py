@@ -163,8 +163,28 @@ def test_a_plain_log_imports_with_the_guess_unedited(write, tmp_path):
 
 
 def log(header="query,user,time,item,click", row="lamp{n},u{u},2026-01-05T12:{n}:00Z,i{n},{c}", rows=30):
-    lines = (row.format(n=n + 10, u=n % 7, c=n % 2, d=n % 9 + 1) for n in range(rows))
+    lines = (
+        row.format(
+            n=n + 10, u=n % 7, c=n % 2, d=n % 9 + 1, e=["impression", "click"][n % 2], q=["lamp", ""][n % 2]
+        )
+        for n in range(rows)
+    )
     return "\n".join([header, *lines]) + "\n"
+
+
+ITEM = "query,user,time,item"
+ROW = "lamp,u{u},2026-01-05T12:{n}:00Z,i{n}"
+PARTS_OF_CLICK = ("total_clicks", "item_clicks_30d", "is_clickable", "total_click_cnt")
+NO_CLICK = ("click_position", "not_clicked", "no_click", "unclicked", "未点击")
+
+
+def kinds(yes, no):
+    return log("query,user,time,item,action").replace(",1\n", f",{yes}\n").replace(",0\n", f",{no}\n")
+
+
+def lists(name):
+    row = 'lamp,u{u},2026-01-05T12:{n}:00Z,"[{n}, {d}]",[{d}]'
+    return log(f"query,user,time,items,{name}", row)
 
 
 @pytest.mark.parametrize(
@@ -231,6 +251,31 @@ def test_what_cannot_be_read_is_told_in_a_sentence_with_the_remedy(files, said, 
             [],
         ),
         (log("was,user,time,item,click"), 'query: is it `was` \\("lamp10"', ['query = "was"']),
+        *((log(f"query,user,time,item,{name}"), f"clicked: is it `{name}`", []) for name in PARTS_OF_CLICK),
+        *((log(f"query,user,time,item,{name}"), "clicked: what says", []) for name in NO_CLICK),
+        (log(row=f"{ROW},1"), "clicked: is it `click` .* the same in every row", []),
+        (log(row="lamp,u{d},2026-01-05T12:00:00Z,i{n},{d}"), "the same in all rows of a search", []),
+        (log(row="lamp,u{u},2026-01-05T12:{n}:00Z,i{d},{d}"), "the same in all rows of an item", []),
+        *(
+            (kinds(yes, no), "clicked: what says", [f'{{ column = "action", equals = ["{yes}"] }}'])
+            for yes, no in (
+                ("click", "no_click"),
+                ("click", "unclick"),
+                ("result_click", "click_through_shown"),
+                ("点击", "未点击"),
+            )
+        ),
+        (
+            log("query,user,time,item,event", "{q},u{u},2026-01-05T12:00:{n}Z,i{u},{e}"),
+            "search_id: clicks say no query, and no column is called an id of the search",
+            [],
+        ),
+        (
+            log("query,user,date,hour,item,click", "lamp,u{u},2026-01-05,{d},i{n},{c}"),
+            'searched_at: `date` \\("2026-01-05"\\) says the day only: which column is the time of day',
+            ['{ columns = ["date", "COLUMN"], format = "%Y-%m-%d %H:%M:%S" }'],
+        ),
+        *((lists(name), "clicked: what says", [f'{{ in = "{name}" }}']) for name in ("sponsored", "hovered")),
     ],
 )
 def test_a_guess_that_is_not_sure_asks_and_imports_nothing(text, said, left, tmp_path):
@@ -249,6 +294,69 @@ def test_a_guess_that_is_not_sure_asks_and_imports_nothing(text, said, left, tmp
 def test_a_known_format_is_told_by_its_files(kind, tmp_path):
     make_logs.KINDS[kind](tmp_path)
     assert known_format(tmp_path) == kind
+
+
+@pytest.mark.parametrize(
+    ("header", "row", "lines"),
+    [
+        *(
+            (
+                f"{key},query,user,time,item,click",
+                "e{n},lamp,u{u},2026-01-05T12:00:00Z,i{d},{c}",
+                made,
+            )
+            for key in ("id", "impression_id", "event_id")
+            for made in [['search_id = { columns = ["user", "query", "time"] }']]
+        ),
+        (
+            "session,query,time,item,click",
+            "s{u},lamp{d},2026-01-05T12:00:00Z,i{n},{c}",
+            ['search_id = { columns = ["session", "query", "time"] }', 'user_id = "session"'],
+        ),
+        (
+            "query,time,item,click",
+            "lamp,2026-01-05T12:0{d}:00Z,i{n},{c}",
+            ['search_id = { columns = ["query", "time"] }', 'user_id = { columns = ["query", "time"] }'],
+        ),
+        (
+            "session,query,user,time,item,click,position",
+            "{q},lamp,u{u},2026-01-05T12:00:00Z,i{n},{c},{d}",
+            ['search_id = { columns = ["user", "query", "time"] }'],
+        ),
+        *(
+            (
+                f"{ITEM},click,{name}",
+                f"{ROW},{{c}},{{d}}",
+                [f'# liked = {{ column = "{name}" }}'],
+            )
+            for name in ("like_count", "sort_order", "cart_size")
+        ),
+        *(
+            (
+                "query,user,date,time,item,click",
+                f"lamp,u{{u}},2026-01-05,08:00:{{n}}{end},i{{n}},{{c}}",
+                [f'searched_at = {{ columns = ["date", "time"], format = "%Y-%m-%d {clock}" }}'],
+            )
+            for end, clock in ((" AM", "%I:%M:%S %p"), (".123", "%H:%M:%S.%f"), ("+08:00", "%H:%M:%S%z"))
+        ),
+    ],
+)
+def test_searches_likes_and_clocks_are_told_from_what_looks_like_them(header, row, lines, tmp_path):
+    (tmp_path / "log.csv").write_text(log(header, row))
+    write_guess(tmp_path / "log.csv", tmp_path / "map.toml")
+    written = (tmp_path / "map.toml").read_text().splitlines()
+    assert all(any(one.startswith(line) for one in written) for line in lines), written
+    report = import_logs("table", tmp_path, tmp_path / "logs", tmp_path / "map.toml")
+    assert not any(one.rejected for one in report.tables.values())
+
+
+def test_a_rank_that_is_no_number_is_left_to_the_import(tmp_path):
+    text = log("query,user,time,item,click,position", f"{ROW},{{c}},{{d}}", 60).replace(
+        ",1,9\n", ",1,n/a\n", 1
+    )
+    (tmp_path / "log.csv").write_text(text)
+    written = guess_map(tmp_path).parts["search_impressions"]
+    assert any(line.startswith('rank = "position"') for line in written)
 
 
 def test_a_list_of_purchases_is_what_was_liked(tmp_path):

@@ -10,7 +10,7 @@ import itertools
 import re
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from crops.logs.roles import (
     CATALOGUE,
     LOG,
     SAID,
+    WHOLE_NAME,
     Choice,
     act,
     exploded,
@@ -30,7 +31,7 @@ from crops.logs.roles import (
     truth,
     words_of,
 )
-from crops.logs.sheets import CLOCK, ISO, OFTEN, ROWS, START, Column, Sheet, look, one_line
+from crops.logs.sheets import ISO, NUMBER, OFTEN, ROWS, START, Column, Sheet, look, one_line
 
 _TEXTS = {"ocr_cover": "title", "photo_caption": "description", "keyword": "keyword", "category": "category"}
 _NEEDED = ("user_id", "query", "searched_at", "watched_at", "item_id", "clicked")
@@ -61,6 +62,9 @@ class _Table:
 
     def ids(self, role: str) -> set[str]:
         return self.roles[role].column.distinct if role in self.roles else set()
+
+    def cells(self, *wanted: str) -> list[tuple[Any, ...]]:
+        return [self.roles[role].column.cells for role in wanted if role in self.roles]
 
 
 @dataclass
@@ -96,18 +100,28 @@ class Guess:
             f"{name} = {toml(value)}    # {why}{f': {seen.samples()}' if seen else ''}"
         )
 
-    def choose(self, name: str, table: _Table, role: str, prefix: str = "", **more: Any) -> None:  # noqa: ANN401
-        """Give a column that of a role, if there is one; leave it open where another is as likely."""
+    def choose(
+        self,
+        name: str,
+        table: _Table,
+        role: str,
+        prefix: str = "",
+        doubt: str = "",
+        **more: Any,  # noqa: ANN401
+    ) -> None:
+        """Give a column that of a role, if there is one; leave it open if in doubt or with a rival."""
         choice = table.roles.get(role)
         if choice is None:
             return
         more |= {"tokens": True} if role in ("query", "title") and choice.column.tokens else {}
         seen = [one for one in (choice.column, choice.rival) if one]
         values = [{"column": prefix + one.name, **more} if more else prefix + one.name for one in seen]
-        unsure = choice.rival or (choice.header == 0 and not table.sheet.bare and not table.sheet.explode)
+        unsure = (
+            doubt or choice.rival or (choice.header == 0 and not table.sheet.bare and not table.sheet.explode)
+        )
         if unsure and name in _NEEDED:
             columns = " or ".join(f"`{one.name}` ({one.samples()})" for one in seen)
-            self.ask(name, f"is it {columns}?", values)
+            self.ask(name, f"is it {columns}{doubt}?", values)
         else:
             other = f", or `{choice.rival.name}`" if choice.rival else ""
             self.add(name, values[0], choice.why + other, choice.column)
@@ -182,7 +196,7 @@ def guess_map(source: Path) -> Guess:
     ]
     items = set().union(*(one.ids("item_id") for one in catalogues))
     logs = [exploded(sheet) for sheet in sheets if all(sheet is not one.sheet for one in catalogues)]
-    tables = [_Table(sheet, roles(sheet, LOG, items)) for sheet in logs]
+    tables = [_log(sheet, items) for sheet in logs]
     asked = [one for one in tables if "query" in one.roles and {"time", "user_id"} & set(one.roles)]
     shown = [one for one in asked if "item_id" in one.roles]
     if not asked:
@@ -237,6 +251,19 @@ def _is_catalogue(one: _Table) -> bool:
         return len(one.ids("title")) > 0.7 * sheet.rows and not any(c.lists for c in sheet.columns.values())
     said = {role: max(header(name, role) for name in sheet.columns) for role in ("user_id", "query")}
     return said["user_id"] < SAID and (said["query"] < SAID or "title" in found)
+
+
+def _log(sheet: Sheet, items: set[str]) -> _Table:
+    """Return a table of what happened; the key of its rows is no id of a search."""
+    table = _Table(sheet, roles(sheet, LOG, items))
+    if sheet.explode or not {"search_id", "item_id", "query"} <= set(table.roles):
+        return table
+    key = table.roles["search_id"].column
+    alike = set(zip(*table.cells("user_id", "query", "time"), strict=True))
+    events = any(act(one) == "clicked" for one in table.ids("kind"))
+    if len(set(key.cells)) < sheet.rows or (len(alike) > 0.9 * sheet.rows and not events):
+        return table
+    return _log(replace(sheet, columns={k: one for k, one in sheet.columns.items() if one is not key}), items)
 
 
 def _meet(one: _Table, other: _Table) -> bool:
@@ -295,7 +322,7 @@ def _searches(guess: Guess, table: _Table, asked: _Table, others: list[_Table]) 
     if sheet.explode and not kinds:
         guess.add("rank", {"position": sheet.shown}, "place in the list")
     elif "rank" in found:
-        low = min(float(text) for text in found["rank"].column.texts)
+        low = min(float(text) for text in found["rank"].column.texts if NUMBER.fullmatch(text))
         base: dict[str, Any] = {} if low == 1 else {"base": 0 if low == 0 else "lowest"}
         guess.choose("rank", table, "rank", **base)
     for what, lists in inside.items():
@@ -318,7 +345,8 @@ def _searches(guess: Guess, table: _Table, asked: _Table, others: list[_Table]) 
 def _clicked(guess: Guess, table: _Table) -> None:
     """Find clicks in what the log is called, or ask for them."""
     names = [table.sheet.files.rpartition("/")[2].partition(".")[0]]
-    names += [table.name(role) for role in ("item_id", "time") if role in table.roles]
+    seen = [table.roles[role].column for role in ("item_id", "time") if role in table.roles]
+    names += [one.name for one in seen if None not in one.cells]
     if any(set(words_of(name)) & {"click", "clicks", "clicked", "点击"} for name in names):
         guess.add("clicked", {"value": True}, "the names say that each row is a click")
         guess.notes.append("only clicks are logged: nothing is known of what was shown and not clicked")
@@ -326,14 +354,17 @@ def _clicked(guess: Guess, table: _Table) -> None:
     used = [choice.column for role, choice in table.roles.items() if role not in ("kind", "category")]
     likely = [one for one in table.sheet.columns.values() if one not in used and 1 < len(one.distinct) <= 20]
     answers = [
-        {"column": one.name, "equals": sorted(one.distinct)[:3]}
+        {
+            "column": one.name,
+            "equals": [v for v in sorted(one.distinct) if act(v) == "clicked"] or sorted(one.distinct)[:3],
+        }
         for one in likely
         if one.share(ISO.match) < OFTEN
     ]
-    free = [
-        one for one in table.sheet.columns.values() if one not in used and one.texts and table.sheet.explode
+    free = [one for one in table.sheet.columns.values() if one not in used and table.sheet.explode]
+    answers += [
+        {"in": one.name} for one in free if one.lists or (one.texts and header(one.name, "item_id") > SAID)
     ]
-    answers += [{"in": one.name} for one in free if header(one.name, "item_id") > SAID]
     question = "what says whether the item was clicked? No header does, and no list of clicked items"
     guess.ask("clicked", question, answers or [{"column": "COLUMN", "equals": ["YES"]}])
 
@@ -354,10 +385,15 @@ def _kinds(guess: Guess, table: _Table) -> dict[str, list[str]]:
     if not found["clicked"]:
         return {}
     found["rows"] = [*found["shown"], *found["clicked"], *found["liked"]]
-    if left := [one for one in with_item if one not in found["rows"]]:
+    left = [one for one in with_item if one not in found["rows"]]
+    if left and not found["shown"]:  # perhaps these are what was shown
+        return {}
+    if left:
         guess.notes.append(f"events of unknown meaning are left out: {', '.join(left)}")
-    if "search_id" in table.roles and not set(found["rows"]) <= set(with_query):
-        found["asked"] = [one for one in with_query if one not in found["rows"]]
+    if not set(found["rows"]) <= set(with_query):
+        found["asked" if "search_id" in table.roles else "apart"] = [
+            one for one in with_query if one not in found["rows"]
+        ]
     return found
 
 
@@ -365,26 +401,34 @@ def _who_when(guess: Guess, table: _Table, asked: _Table, prefix: str, kinds: di
     """Write user, search, query and time; what `asked` has comes from there where it is joined."""
     guess.parts["search_impressions"].append("[search_impressions.columns]")
     found, sheet = table.roles, table.sheet
-    session = [name for name in sheet.columns if "session" in words_of(name)][:1]
+    sessions = [one for one in sheet.columns.values() if "session" in words_of(one.name)]
+    session = [one.name for one in sessions][:1]
+    key = [table.name("user_id")] if "user_id" in found else []
+    key += [one.name for one in sessions if None not in one.cells][:1]
+    key += [asked.name("query"), *(_moment(table) if "time" in found and _at_once(table, kinds) else ())]
+    row = {"row": True} if sheet.explode and not kinds else {"columns": list(dict.fromkeys(key))}
     if "user_id" in found or "user_id" in asked.roles:
         guess.choose("user_id", *((table, "user_id") if "user_id" in found else (asked, "user_id", prefix)))
     elif session:
         guess.add("user_id", session[0], "no user was found: a session stands for one")
     else:
-        value = table.name("search_id") if "search_id" in found else {"row": True}
+        value = table.name("search_id") if "search_id" in found else row
         guess.add(
             "user_id", value, "no user was found: each search has its own, so rewordings (P1) are absent"
         )
     if "search_id" in found:
         guess.choose("search_id", table, "search_id")
-    elif (sheet.explode and not kinds) or "user_id" not in found:
-        guess.add("search_id", {"row": True}, "one search in each row")
-    else:
-        key = [table.name("user_id"), *session]
-        key += [asked.name("query"), *(_moment(table) if "time" in found and _at_once(table, kinds) else ())]
-        guess.add(
-            "search_id", {"columns": list(dict.fromkeys(key))}, "no id of the search was found: made of these"
+    elif "apart" in kinds:
+        guess.ask(
+            "search_id",
+            "clicks say no query, and no column is called an id of the search: if one is, call it search_id"
+            " in your files; if not, write the query into the rows of clicks; then guess again",
+            (),
         )
+    else:
+        whole = "row" in row
+        why = "one search in each row" if whole else "no id of the search was found: made of these"
+        guess.add("search_id", row, why)
     query = asked.roles["query"].column
     if query.tokens:
         guess.head('text = "anonymised tokens"    # queries are token ids')
@@ -397,8 +441,7 @@ def _at_once(table: _Table, kinds: dict[str, list[str]]) -> bool:
     if not kinds or "query" not in table.roles:
         return not kinds
     seen: dict[bool, set[Any]] = {True: set(), False: set()}
-    cells = (table.roles[role].column.cells for role in ("kind", "user_id", "query", "time"))
-    for kind, *key in zip(*cells, strict=True):
+    for kind, *key in zip(*table.cells("kind", "user_id", "query", "time"), strict=True):
         seen[kind in kinds["clicked"]].add(tuple(key))
     return len(seen[True] - seen[False]) < 0.1 * len(seen[True])
 
@@ -406,8 +449,8 @@ def _at_once(table: _Table, kinds: dict[str, list[str]]) -> bool:
 def _moment(table: _Table) -> list[str]:
     """Return the column of the time, or those of day and time of day."""
     day = table.roles["time"].column
-    clocks = [one.name for one in table.sheet.columns.values() if one.share(CLOCK.fullmatch) >= OFTEN]
-    return [day.name, *clocks[: "since" not in day.times[0] and max(map(len, day.texts)) <= 10]]
+    clocks = [one.name for one in table.sheet.columns.values() if day.days and one.clock]
+    return [day.name, *clocks[:1]]
 
 
 def _when(guess: Guess, name: str, table: _Table, prefix: str = "") -> None:
@@ -419,8 +462,16 @@ def _when(guess: Guess, name: str, table: _Table, prefix: str = "") -> None:
     of: dict[str, Any] = {"column": prefix + column.name}
     if len(moment := _moment(table)) > 1:
         of = {"columns": [prefix + one for one in moment]}
-        clock = "%H:%M:%S" if table.sheet.columns[moment[1]].texts[0].count(":") == 2 else "%H:%M"
+        clock = table.sheet.columns[moment[1]].clock
         times = [{"format": f"{one.get('format', '%Y-%m-%d')} {clock}"} for one in times]
+    elif column.days:
+        both = {
+            "columns": [column.name, "COLUMN"],
+            "format": f"{times[0].get('format', '%Y-%m-%d')} %H:%M:%S",
+        }
+        question = f"`{column.name}` ({column.samples()}) says the day only: which column is the time of day"
+        guess.ask(name, f"{question}? If none, all is at midnight", [both, {**of, **times[0]}])
+        return
     if len(times) > 1 or times[0].get("unit") == "ns":
         question = (
             "is the day or the month first" if len(times) > 1 else "divide nanoseconds by 1000 and say us"
@@ -443,12 +494,39 @@ def _when(guess: Guess, name: str, table: _Table, prefix: str = "") -> None:
         guess.choose(name, table, "time", prefix, **times[0])
 
 
+def _doubt(table: _Table) -> str:
+    """Return what speaks against the column of clicks: it may be of the search, or of the item at large."""
+    if "clicked" not in table.roles:
+        return ""
+    clicked, sheet = table.roles["clicked"], table.sheet
+    cells = clicked.column.cells
+    if clicked.header <= WHOLE_NAME:
+        return ", of which only a part of the name says so"
+    if len(clicked.column.distinct) < 2:
+        return ", which says the same in every row"
+    searches = [sheet.origin] if sheet.explode else table.cells("user_id", "query", "time")
+    for of, keys in (("search", searches), ("item", table.cells("item_id"))):
+        seen = defaultdict(list)
+        for *key, cell in zip(*keys, cells, strict=True):
+            seen[tuple(map(str, key))].append(cell)
+        several = [one for one in seen.values() if len(one) > 1]
+        if sum(map(len, several)) > len(cells) / 2 and all(len(set(one)) == 1 for one in several):
+            return f", which says the same in all rows of {'a' if of == 'search' else 'an'} {of}"
+    return ""
+
+
 def _what(guess: Guess, table: _Table) -> None:
     """Write what a user did with the item."""
     for name in ("clicked", "liked"):
         yes = truth(table.roles[name].column) if name in table.roles else None
         more: dict[str, Any] = {"equals": yes} if yes else {}
-        guess.choose(name, table, name, **more)
+        if name == "liked" and name in table.roles and table.roles[name].header <= WHOLE_NAME:
+            guess.parts[guess.at].append(
+                f"# liked = {toml({'column': table.name(name), **more})}    # likes?"
+            )
+            guess.notes.append(f"`{table.name(name)}` is left out: only a part of its name says liked")
+        else:
+            guess.choose(name, table, name, doubt=_doubt(table) if name == "clicked" else "", **more)
     if "play" in table.roles:
         name = table.name("play")
         units = {"ms": {"ms", "millis", "msec"}, "s": {"s", "sec", "secs", "seconds"}}

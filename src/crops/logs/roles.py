@@ -23,8 +23,12 @@ CATALOGUE = "item_id title description keyword category"
 """Roles in a table of items."""
 SAID = 0.6
 """A header that says at least a part of a usual name."""
+WHOLE_NAME = 0.9
+"""More than this has a header that is a usual name."""
 _BY_VALUES = {"time": 0.3, "query": 0.25, "title": 0.2, "search_id": 0.2, "user_id": 0.15, "item_id": 0.15}
 """What values count for where there is no header."""
+_DEEDS = ("clicked", "clicks", "liked")
+"""Roles that only the whole name of a column speaks for: `total_clicks` are not those of a row."""
 _YES = {"1", "true", "t", "yes", "y", "1.0"}
 _NO = {"0", "false", "f", "no", "n", "0.0"}
 _YES_ELSEWHERE = {"ja", "j", "si", "sí", "oui", "sim", "да", "是", "はい", "예"}
@@ -47,11 +51,13 @@ def header(name: str, role: str) -> float:
 
     Of a path such as `event.product.id` the last name counts, and the whole.
     """
+    if role in _DEEDS and _negated(name):
+        return 0.0
     words, last = words_of(name), words_of(name.rpartition(".")[2])
     wholes = ("_".join(words), "_".join(last))
 
     def worth(known: str) -> float:
-        if known in wholes or known == "_".join(words[-2:]):
+        if known in wholes or (role not in _DEEDS and known == "_".join(words[-2:])):
             return 1.0
         if "_" in known:
             return 0.9 * (set(known.split("_")) <= set(words))
@@ -61,7 +67,9 @@ def header(name: str, role: str) -> float:
         return near * (0.3 if known == "id" else 0.7) or 0.5 * (known in words and known != "id")
 
     best = max(worth(known) - n / 1_000 for n, known in enumerate(_known("names")[role]))
-    told = name.rpartition(".")[0] if best > 0.9 else name  # a usual name only counts less by what it is of
+    told = (
+        name.rpartition(".")[0] if best > WHOLE_NAME else name
+    )  # a usual name only counts less by what it is of
     against = (
         one in words_of(told) or (not one.isascii() and one in told)
         for one in _known("against").get(role, ())
@@ -69,13 +77,21 @@ def header(name: str, role: str) -> float:
     return max(0.0, best - 0.5 * any(against))
 
 
+def _negated(name: str) -> bool:
+    return any(
+        one in words_of(name) or (one in name and not one.isascii()) for one in _known("against")["negated"]
+    )
+
+
 def act(value: str) -> str | None:
     """Return what a kind of event means: clicked, liked, shown, searched, or None."""
     words, kinds = words_of(value), _known("acts").items()
     whole = (what for what, known in kinds if "_".join(words) in known)
-    part = (
+    part = [
         what for what, known in kinds for one in known if one in words or (one in value and not one.isascii())
-    )
+    ]
+    if _negated(value) or {"clicked", "shown"} <= set(part):
+        part = []
     return next(itertools.chain(whole, part), None)
 
 
@@ -236,7 +252,7 @@ def exploded(sheet: Sheet) -> Sheet:
 
 
 def members(sheet: Sheet, item: Column) -> dict[str, list[Column]]:
-    """Return the columns of lists whose elements are among the items shown in the row: clicked, liked."""
+    """Return the columns of items of the row that are called clicked or liked; bare ones are clicked."""
     shown, found = defaultdict(set), []
     for row, one in zip(sheet.origin, item.cells, strict=False):
         shown[row].add(plain(str(one)))
@@ -247,5 +263,5 @@ def members(sheet: Sheet, item: Column) -> dict[str, list[Column]]:
             if listed and sum(plain(str(one)) in shown[row] for row, one in listed) >= OFTEN * len(listed):
                 found.append(column)
     liked = [one for one in found if header(one.name, "liked") > SAID]
-    clicked = [one for one in found if header(one.name, "clicks") > SAID]
-    return {"clicked": clicked or [one for one in found if one not in liked], "liked": liked}
+    clicked = [one for one in found if header(one.name, "clicks") > WHOLE_NAME or sheet.bare]
+    return {"clicked": clicked, "liked": liked}

@@ -38,7 +38,6 @@ _DELIMITERS = (",", "\t", ";", "|", "\x01")
 NUMBER = re.compile(r"[+-]?\d+(\.\d+)?([eE][+-]?\d+)?")
 WHOLE = re.compile(r"[+-]?\d+(\.0*)?")
 ISO = re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d)?.*)?")
-CLOCK = re.compile(r"\d\d?:\d\d(:\d\d)?")
 _NUMBERS = re.compile(r"\d+([ ,;|]+\d+)*")
 _DAYS = ("%Y/%m/%d", "%d/%m/%Y", "%m/%d/%Y", "%d.%m.%Y", "%d-%m-%Y", "%m-%d-%Y", "%d %b %Y", "%b %d, %Y")
 _CLOCKS = ("", " %H:%M:%S", " %H:%M", " %I:%M:%S %p", " %I:%M %p", " %H:%M:%S.%f")
@@ -52,6 +51,11 @@ _FORMATS = (
         "%y%m%d%H%M%S",
         "%Y%m%d",
     ),
+)
+_TIMES_OF_DAY = tuple(
+    f"{clock}{zone}"
+    for clock in ("%H:%M:%S", "%H:%M", "%H:%M:%S.%f", "%I:%M:%S %p", "%I:%M %p")
+    for zone in ("", "%z")
 )
 START = "2026-01-01"
 """Times that count from an unknown start count from here."""
@@ -98,6 +102,24 @@ class Column:
     def times(self) -> list[dict[str, str]]:
         """What a map may say of the texts as times: nothing, one reading, or several that fit alike."""
         return _times(self.texts[:: max(1, len(self.texts) // 300)])
+
+    @cached_property
+    def clock(self) -> str | None:
+        """The format of texts that are times of day."""
+        some = self.texts[:: max(1, len(self.texts) // 300)]
+        fits = (one for one in _TIMES_OF_DAY if some and _parses(f"2026 {some[0]}", f"%Y {one}"))
+        enough = OFTEN * len(some)
+        return next(
+            (f for f in fits if sum(_parses(f"2026 {text}", f"%Y {f}") for text in some) >= enough), None
+        )
+
+    @cached_property
+    def days(self) -> bool:
+        """Whether the texts are days without a time of day."""
+        one = self.times[0] if self.times else {"unit": "s"}
+        if "format" in one:
+            return not re.search("%[HI]", one["format"])
+        return one["unit"] == "iso" and max(map(len, self.texts)) <= 10
 
     def share(self, test: Callable[[str], object]) -> float:
         """Share of the texts that pass a test."""
