@@ -9,9 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from crops.database import literal, open_database
 from crops.errors import CropsError
 from crops.ids import user_number
 from crops.logs import check, import_logs, open_logs
+from crops.logs.values import elements
 
 SALT = "the salt of this test"
 NOON = 1_767_614_400
@@ -135,6 +137,78 @@ def test_fields_of_structs_in_lists_and_lists_in_step(run, kind):
         (1, 2, True, True, None),
     ]
     assert balance(report) == (2, {"unmapped_item_id": 1}, 0)
+
+
+def test_lists_in_step_of_different_lengths_are_rejected_whole_with_their_values(run):
+    labels = {1: [0, 1], 2: [0, 0, 1, 1], 3: [0, 1, 0], 4: None, 5: []}
+    search = {"uid": "u", "q": "bow", "ts": NOON, "ids": [3, 1, 2]}
+    rows = [search | {"sid": sid, "labels": found} for sid, found in labels.items()]
+    rows.append(search | {"sid": 6, "ids": [], "labels": [1]})
+    columns = {"item_id": '"ids"', "rank": '{ position = "ids" }', "clicked": '"labels"'}
+    head = 'files = "log.jsonl"\nexplode = ["ids", "labels"]'
+    report = run({"log.jsonl": "".join(json.dumps(row) + "\n" for row in rows)}, head, columns)
+    assert shown(run.logs, "search_id", "rank", "item_id", "clicked") == [
+        *((3, 1, 3, False), (3, 2, 1, True), (3, 3, 2, False)),
+        *((4, 1, 3, False), (4, 2, 1, False), (4, 3, 2, False)),  # no list, no label
+    ]
+    assert balance(report) == (6, {"uneven_lists": 4}, 0)
+    rejects = pq.read_table(run.logs / "rejects/search_impressions.parquet").to_pylist()
+    kept = sorted(
+        (found["sid"], found["ids"], found["labels"])
+        for one in rejects
+        for found in [json.loads(one["source"])]
+    )
+    assert kept[:2] == [("1", "[3,1,2]", "[0,1]"), ("2", "[3,1,2]", "[0,0,1,1]")]
+    with pytest.raises(CropsError, match=r"nothing of .* can be imported: uneven_lists \(1 rows\)"):
+        run({"log.jsonl": json.dumps(rows[0])}, head, columns)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (
+            """['Nonesuch-1', 'TrueGrit', "it's None", None, True]""",
+            ["Nonesuch-1", "TrueGrit", "it's None", None, "true"],
+        ),
+        ("""['say "None"', 'it\\'s', False]""", ['say "None"', "it's", "false"]),
+        (
+            """[{'id': 'a, None, b', 'n': None, 'ok':False}]""",
+            ['{"id":"a, None, b","n":null,"ok":false}'],
+        ),
+    ],
+)
+def test_pythons_words_are_values_only_alone_and_outside_quotes(text, found):
+    with open_database() as db:
+        assert db.execute(f"select {elements(literal(text))}").fetchall() == [(found,)]
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ([True, False, None], '"True"'),
+        ([1.0, 0.0, None], '"1"'),
+        ([1, 2, 0], '"1.0"'),
+        (["True", "TRUEST", "no"], '"x", "true"'),
+        (["yes", "False", ""], "true"),
+    ],
+)
+def test_words_that_mean_yes_are_found_however_they_are_written(run, values, words):
+    table = {
+        "uid": ["u"] * 3,
+        "sid": [1] * 3,
+        "q": ["bow"] * 3,
+        "ts": [NOON] * 3,
+        "sku": [1, 2, 3],
+        "c": values,
+    }
+    how = f'{{ column = "c", equals = [{words}] }}'
+    columns = {"clicked": how, "liked": '{ column = "c", equals = ["never"] }'}  # no like is no error
+    run({"log.parquet": pa.table(table)}, 'files = "log.parquet"', columns)
+    assert shown(run.logs, "item_id", "clicked", "liked") == [
+        (1, True, False),
+        (2, False, False),
+        (3, False, False),
+    ]
 
 
 EVENTS = """uid,sid,q,ts,event,sku,pos
@@ -295,14 +369,19 @@ def test_a_text_without_header_quotes_or_values(run):
         ("1.5", 'unit = "d", since = "2026-01-04"', NOON - 2 * 3600),
         ("90", 'unit = "min", since = "2026-01-05T10:30:00Z"', NOON),
         ("5", 'unit = "s", since = "2026-01-05 14:00:00"', NOON + 5),
+        ("2026-01-05 14:00:00 BST", 'unit = "iso", replace = { " BST" = "" }', NOON),
+        ("at 2026-01-05 14:00", 'unit = "any", extract = "at (.*)"', NOON),
+        ("2026-01-05 13:00:00 Europe/Berlin", 'unit = "any"', NOON),
+        ("2026-01-05 20:00:00 UTC+8", 'unit = "iso"', NOON),
+        ("2026-01-05 12:00:00 gmt", 'format = "%Y-%m-%d %H:%M:%S %Z"', NOON),
     ],
 )
 def test_times_of_other_formats_and_since_other_days(run, text, how, seconds):
     columns = {"searched_at": f'{{ column = "ts", {how} }}'}
-    log = f"uid,sid,q,ts,sku,c\nu,1,bow,{text},1,1\nu,2,bow,soon,1,1\n"
+    log = f"uid,sid,q,ts,sku,c\nu,1,bow,{text},1,1\nu,2,bow,soon,1,1\nu,3,bow,2026-01-05 12:00:00 CST,1,1\n"
     report = run({"log.csv": log}, 'files = "log.csv"', columns, 'utc_offset = "+02:00"')
     assert shown(run.logs, "searched_at") == [(seconds * 1_000_000,)]
-    assert balance(report) == (1, {"unmapped_searched_at": 1}, 0)
+    assert balance(report) == (1, {"unmapped_searched_at": 2}, 0)
 
 
 def test_texts_are_cut_out_decoded_put_together_and_optional(run):
@@ -330,7 +409,7 @@ def test_texts_are_cut_out_decoded_put_together_and_optional(run):
     [
         ("", {"clicked": '{ found = "click" }'}, "", r"there is no \[search_impressions.join.click\]"),
         ("", {"rank": '{ position = "ids" }'}, "", r'rank: a position is one in a list: explode = "ids"'),
-        ('names = ["a", "b"]', {}, "", r"its first line has 6 values \('uid', 'sid', 'q', ...\), and"),
+        ('names = ["a", "b"]', {}, "", r"its first line has 7 values \('uid', 'sid', 'q', ...\), and"),
         ("", {"searched_at": '{ column = "ts", unit = "h" }'}, "", r"say from when its h count, e.g. since"),
         ("", {"searched_at": '{ column = "ts", format = "DD/MM" }'}, "", r"'DD/MM': write it as %d/%m/%Y"),
         ("", {"query": '{ column = "q", extract = "q=" }'}, "", r"extract: .*'q=': put one group, in paren"),
@@ -339,11 +418,13 @@ def test_texts_are_cut_out_decoded_put_together_and_optional(run):
         ("", {}, 'utc_offset = "+14:30"', r"between -14:00 and \+14:00"),
         ("", {"search_id": ""}, "", r"lacks search_id: .*; it may be made of several: { columns = "),
         ('delimiter = ";"', {}, "", r"log.csv: column uid is missing"),
+        ("", {"clicked": '{ column = "c", equals = ["y"] }'}, "", r"such as '1' in .*csv, column c; .*.y.\]"),
+        ("", {"searched_at": '{ column = "z", unit = "iso" }'}, "", r" BST' in .*csv, column z; .* UTC or"),
         ("explode = 'sku'", {"query": '"sku.name"', "clicked": '{ in = "c" }'}, "", r"nothing of search_imp"),
     ],
 )  # fmt: skip
 def test_what_a_mapping_cannot_mean_is_said_in_one_sentence(run, head, columns, top, message):
-    log = "uid,sid,q,ts,sku,c\nu,1,bow,1767614400,1,1\n"
+    log = "uid,sid,q,ts,sku,c,z\nu,1,bow,1767614400,1,1,2026-01-05 12:00:00 BST\n"
     with pytest.raises(CropsError, match=message):
         run({"log.csv": log}, f'files = "log.csv"\n{head}', columns, top)
     assert not run.logs.exists()

@@ -30,6 +30,7 @@ from crops.logs.values import (
     duration,
     elements,
     flag,
+    given,
     identifier,
     integer,
     integer_identifier,
@@ -99,7 +100,7 @@ def mapped_table(
     _demand_sense(plan)
     setup = [_join_setup(plan, name) for name in section.join]
     rows = _rows(plan)
-    reasons = ["malformed_json", "empty_list"]
+    reasons = ["malformed_json", "empty_list", "uneven_lists"]
     leftovers = list(_leftovers(plan))
     if leftovers:
         made = f"rows_{table.name}"
@@ -122,8 +123,15 @@ def mapped_table(
         for column in table.columns
         if column.name in how
     }
+    if len(section.explode) > 1:  # whole lists, of rows that are rejected, say nothing of their elements
+        columns = {name: _unread_elsewhere(value) for name, value in columns.items()}
     refused = {reason: f"_problem = {literal(reason)}" for reason in reasons}
     return MappedTable(table, rows, columns, refused, tuple(setup), others)
+
+
+def _unread_elsewhere(value: Value) -> Value:
+    unread = value.unread or f"{given(value.raw)} and {value.sql} is null" if value.raw else None
+    return replace(value, unread=unread and f"_problem is null and ({unread})")
 
 
 def _demand_columns(table: Table, section: TableMapping) -> dict[str, ColumnMapping]:
@@ -244,12 +252,19 @@ def _said(source: Source, path: str) -> str:
 
 def _is_of(kinds: Kinds) -> str:
     """Return the predicate of rows that count."""
-    parts = []
-    for path, values in kinds.items():
-        words = [literal(str(one).removesuffix(".0")) for one in values]
-        truths = [f"{flag(quoted(path)).sql} = {one}" for one in values if isinstance(one, bool)]
-        parts.append(" or ".join(truths) or f"{identifier(quoted(path)).sql} in ({', '.join(words)})")
-    return " and ".join(f"coalesce({part}, false)" for part in parts)
+    return " and ".join(_is_one_of(quoted(path), values) for path, values in kinds.items())
+
+
+def _is_one_of(raw: str, values: Iterable[bool | float | str]) -> str:
+    """Return the predicate of texts that are one of the values: `7.0` is 7, `True` is `true`."""
+    found = identifier(raw).sql
+    words = {str(one).removesuffix(".0") for one in values if not isinstance(one, bool)}
+    truths = {word.lower() for word in words} & {"true", "false"}
+    parts = [f"{flag(raw).sql} = {one}" for one in values if isinstance(one, bool)]
+    for text_, known in ((found, words), (f"lower({found})", truths)):
+        if known:
+            parts.append(f"{text_} in ({', '.join(map(literal, sorted(known)))})")
+    return f"coalesce({' or '.join(parts)}, false)"
 
 
 def _others(plan: _Plan) -> str:
@@ -334,7 +349,10 @@ def _ids(texts: str) -> str:
 
 
 def _exploded(plan: _Plan, rows: str) -> str:
-    """Return one row per element, with `_position`; ids that are looked for and were not shown come last."""
+    """Return one row per element, with `_position`; ids that are looked for and were not shown come last.
+
+    Lists in step that are there and differ in length stay whole, in one row.
+    """
     item = plan.how["item_id"].column if "item_id" in plan.how else None
     first = plan.list_of(item) or plan.section.explode[0]
     lists = [first, *(one for one in plan.section.explode if one != first)]
@@ -353,14 +371,23 @@ def _exploded(plan: _Plan, rows: str) -> str:
         absent = f"list_filter({wanted}, lambda id: not list_contains({known}, id))"
         more = f"list_transform({absent}, lambda id: cast({one} as VARCHAR))"
     rows = f"select *, {split} from ({rows})"
+    differ = [f"{given(quoted(one))} and len({quoted(f'all {one}')}) <> len({shown})" for one in lists[1:]]
+    rows = f"select *, coalesce({' or '.join(differ) or 'false'}, false) as _uneven from ({rows})"
     rows = f"select * replace (list_concat({shown}, {more}) as {shown}), len({shown}) as _shown from ({rows})"
     taken = ", ".join(quoted(name) for one in lists for name in (one, f"all {one}"))
     one_each = [f"case when len({shown}) = 0 then [null] else {shown} end"]
     one_each += [quoted(f"all {one}") for one in lists[1:]]
+    if len(lists) > 1:
+        one_each = [
+            f"case when _uneven then [{quoted(one)}] else {each} end"
+            for one, each in zip(lists, one_each, strict=True)
+        ]
     parts = ", ".join(f"unnest({each}) as {quoted(one)}" for each, one in zip(one_each, lists, strict=True))
     rows = f"""
-        select * exclude ({taken}, _problem), {parts}, generate_subscripts({one_each[0]}, 1) as _place,
-            case when _problem is null and len({shown}) = 0 then 'empty_list' else _problem end as _problem
+        select * exclude ({taken}, _uneven, _problem), {parts},
+            generate_subscripts({one_each[0]}, 1) as _place,
+            case when _problem is not null then _problem when _uneven then 'uneven_lists'
+                when len({shown}) = 0 then 'empty_list' end as _problem
         from ({rows})"""
     inside = ", ".join(
         f"{text_inside(quoted(of), path[len(of) + 1 :])} as {quoted(path)}"
@@ -402,8 +429,7 @@ def _value(plan: _Plan, column: Column, how: ColumnMapping, offset_minutes: int,
         value = integer_identifier(raw) if how.integer else identifier(raw)
         return replace(value, made="columns") if how.columns else value
     if column.type == "BOOLEAN":
-        wanted = ", ".join(literal(word) for word in how.equals)
-        return Value(f"coalesce({raw} in ({wanted}), false)") if wanted else flag(raw)
+        return _equal(column, how, raw, rows) if how.equals else flag(raw)
     if column.type == "VARCHAR":
         return _text(how, raw)
     if column.type == "DOUBLE":
@@ -414,6 +440,16 @@ def _value(plan: _Plan, column: Column, how: ColumnMapping, offset_minutes: int,
     elif column.name == "rank":
         shift = str(1 - int(how.base))
     return Value(f"try_cast(cast({number} as HUGEINT) + {shift} as {column.type})", raw)
+
+
+def _equal(column: Column, how: ColumnMapping, raw: str, rows: str) -> Value:
+    """Return whether a text is one of those that mean yes; clicks must be there, likes need not."""
+    is_one = _is_one_of(raw, how.equals)
+    if column.name != "clicked":
+        return Value(is_one)
+    none = f"not exists (select 1 from ({rows}) where {is_one} limit 1)"
+    words = ", ".join(f'"{word}"' if isinstance(word, str) else str(word).lower() for word in how.equals)
+    return Value(is_one, raw, f"{given(raw)} and {none}", f"in some rows one of equals = [{words}]")
 
 
 def _raw(column: str, how: ColumnMapping) -> str:
@@ -430,6 +466,11 @@ def _raw(column: str, how: ColumnMapping) -> str:
 
 
 def _text(how: ColumnMapping, raw: str) -> Value:
+    found = _cut(how, raw)
+    return Value(tokens(found).sql if how.tokens else text(found).sql, raw)
+
+
+def _cut(how: ColumnMapping, raw: str) -> str:
     found = raw
     if how.extract is not None:
         found = f"regexp_extract({found}, {literal(how.extract)}, 1)"
@@ -437,7 +478,7 @@ def _text(how: ColumnMapping, raw: str) -> Value:
         found = f"url_decode(replace({found}, '+', ' '))"
     for old, new in how.replace.items():
         found = f"replace({found}, {literal(old)}, {literal(new)})"
-    return Value(tokens(found).sql if how.tokens else text(found).sql, raw)
+    return found
 
 
 def _timed(where: str, column: Column, how: ColumnMapping, raw: str, offset_minutes: int) -> Value:
@@ -445,7 +486,8 @@ def _timed(where: str, column: Column, how: ColumnMapping, raw: str, offset_minu
     if unit is None:
         raise CropsError(f'{where}: say its unit, e.g. {{ column = {raw}, unit = "ms" }}')
     if column.name.endswith("_at"):
-        return time(raw, unit, offset_minutes, _since(where, how, offset_minutes))
+        since = _since(where, how, offset_minutes)
+        return replace(time(_cut(how, raw), unit, offset_minutes, since), raw=raw)
     if unit not in FACTORS:
         raise CropsError(f"{where}: a duration is a number of {', '.join(FACTORS)}")
     return duration(raw, unit)

@@ -126,18 +126,18 @@ class ColumnMapping(_Section):
     """Of a time: as strptime has it, e.g. `%d/%m/%Y %H:%M:%S`."""
     base: Literal[0, 1, "lowest"] = 1
     """Of a position: the first is 0 or 1, or the lowest there is."""
-    equals: tuple[str, ...] = ()
-    """Of a truth value: true where the column holds one of these."""
+    equals: tuple[bool | int | float | str, ...] = ()
+    """Of a truth value: true where the column holds one of these; `7.0` is 7, and `True` is `true`."""
     integer: bool = False
     """Of an id: what is no whole number of 64 bits is none."""
     tokens: bool = False
     """Of a text: ids of words such as `[20, 34]`, which become `t20 t34`."""
     extract: str | None = None
-    """Of a text: a regular expression with one group, which is what counts."""
+    """Of a text or time: a regular expression with one group, which is what counts."""
     decode: Literal["url"] | None = None
     """Of a text: `url` where `%20` and `+` stand for a space."""
     replace: dict[str, str] = {}
-    """Of a text: what becomes what."""
+    """Of a text or time: what becomes what."""
 
     @field_validator("extract")
     @classmethod

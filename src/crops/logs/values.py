@@ -33,11 +33,22 @@ FACTORS = {
     "d": 86_400_000_000,
 }
 """Microseconds in a unit of time."""
-_ZONED = r":\d\d([.,]\d+)?\s*([+-]\d\d(:?\d\d(:\d\d)?)?|[A-Za-z][A-Za-z0-9_+/-]*)\s*$"
-"""A zone behind a time of day: an offset, `Z` or a name."""
+_NAMED = r"(?i:Z|(UTC|GMT)([+-][\d:]+)?|[a-z_]+/[a-z][a-z0-9_+/-]*)(\s|$)"
+"""A zone by name. Others have several meanings (BST is London's or Dhaka's) and are none."""
+_ZONED = rf":\d\d([.,]\d+)?\s*([+-]\d\d(:?\d\d(:\d\d)?)?\s*$|{_NAMED})"
+"""A zone behind a time of day."""
+_WORD = r":\d\d([.,]\d+)?\s*[A-Za-z]"
+"""A word behind a time of day."""
 _APART = r"(:\d\d(?:[.,]\d+)?)\s+([+-]\d\d[:\d]*\s*)$"
 """An offset that white space parts from the time: DuckDB wants none."""
-_TIMES = {"iso": "ISO 8601 such as 2026-01-05T12:00:00+08:00", "any": "ISO 8601 or a number of s, ms or us"}
+_ZONES = (
+    "; a zone as +08:00, UTC or Asia/Shanghai, not one such as BST or CST, which has several meanings: name"
+    " it so, or cut it off (extract or replace) and set utc_offset"
+)
+_TIMES = {
+    "iso": f"ISO 8601 such as 2026-01-05T12:00:00+08:00{_ZONES}",
+    "any": f"ISO 8601 or a number of s, ms or us{_ZONES}",
+}
 
 
 def text(raw: str) -> Value:
@@ -105,19 +116,23 @@ def time(raw: str, unit: str, offset_minutes: int = 0, since: int = 0) -> Value:
         unit: one of `FACTORS`: a number of them; `iso` for ISO 8601; `any` for ISO 8601 or a number of s, ms
             or us, as its size tells; or a format of strptime.
         offset_minutes: of the zone in which times without a zone are, ahead of UTC; a zone that is named
-            (`Z`, `+08`, `+05:30:00`, ` UTC`, ` Europe/Berlin`, `%z`) wins.
+            (`Z`, `+08`, `+05:30:00`, ` UTC`, ` Europe/Berlin`, `%z`) wins. Times with another name, such as
+            BST, are none.
         since: microseconds UTC from which numbers count.
     """
     number = f"try_cast({raw} as DOUBLE)"
     ahead = offset_minutes * FACTORS["min"]
-    shift = f"case when regexp_matches({raw}, '{_ZONED}') then 0 else {ahead} end"
+    named = f"regexp_matches({raw}, '{_WORD}') then null"
+    shift = f"case when regexp_matches({raw}, '{_ZONED}') then 0 when {named} else {ahead} end"
     joined = f"regexp_replace({raw}, '{_APART}', '\\1\\2')"
     iso = f"epoch_us(try_cast({joined} as TIMESTAMPTZ)) - {shift}"
     expected = _TIMES.get(unit, f"{unit} since {'then' if since else '1970 UTC'}, of a year that can be")
     if "%" in unit:
-        shift = "0" if "%z" in unit or "%Z" in unit else str(ahead)
+        shift = "0" if "%z" in unit else str(ahead)
+        if "%Z" in unit:
+            shift = f"case when regexp_matches({raw}, '(^|[\\s\\d]){_NAMED}') then 0 end"
         found = f"epoch_us(try_strptime(trim({raw}), {literal(unit)})) - {shift}"
-        expected = f"times written as {unit}"
+        expected = f"times written as {unit}{_ZONES * ('%Z' in unit)}"
     elif unit == "iso":
         found = iso
     elif unit == "any":
@@ -135,6 +150,8 @@ def _rounded(number: str, factor: str) -> str:
 
 _ELEMENT = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[^\s,\[\](){}'"]+"""
 """An element of a list as Python, numpy and Postgres write it."""
+_PIECE = rf"(?s){_ELEMENT.replace(',', ',:')}|[\s,:\[\](){{}}]+|."
+"""What a list is written in: strings, words and what stands between them."""
 
 
 def elements(raw: str, separator: str | None = None) -> str:
@@ -146,9 +163,12 @@ def elements(raw: str, separator: str | None = None) -> str:
         raw: the text.
         separator: of delimited texts; without it `,`, `;`, `|` and white space part them.
     """
-    json = f"replace({raw}, '''', '\"')"
-    for python, word in (("None", "null"), ("True", "true"), ("False", "false")):
-        json = f"replace({json}, '{python}', '{word}')"
+    string = """'"' || replace(replace(piece[2:-2], '\\''', ''''), '"', '\\"') || '"'"""
+    pieces = f"""list_transform(regexp_extract_all({raw}, {literal(_PIECE)}), lambda piece: case
+        when piece = 'None' then 'null' when piece in ('True', 'False') then lower(piece)
+        when len(piece) > 1 and left(piece, 1) = '''' then {string} else piece end)"""
+    json = f"""case when regexp_matches({raw}, 'None|True|False|["\\\\]') then array_to_string({pieces}, '')
+        else replace({raw}, '''', '"') end"""  # most need no pieces, which take seven times as long
     bare = f"regexp_split_to_array(trim({raw}), '\\s*[,;|\\s]\\s*')"
     if separator is not None:
         bare = f"string_split({raw}, {literal(separator)})"
