@@ -337,7 +337,14 @@ def test_a_known_format_is_told_by_its_files(kind, tmp_path):
                 f"lamp,u{{u}},2026-01-05,08:00:{{n}}{end},i{{n}},{{c}}",
                 [f'searched_at = {{ columns = ["date", "time"], format = "%Y-%m-%d {clock}" }}'],
             )
-            for end, clock in ((" AM", "%I:%M:%S %p"), (".123", "%H:%M:%S.%f"), ("+08:00", "%H:%M:%S%z"))
+            for end, clock in (
+                (" AM", "%I:%M:%S %p"),
+                ("am", "%I:%M:%S%p"),
+                (".123", "%H:%M:%S.%f"),
+                ("Z", "%H:%M:%SZ"),
+                ("+08:00", "%H:%M:%S%z"),
+                (" +0800", "%H:%M:%S %z"),
+            )
         ),
     ],
 )

@@ -54,8 +54,8 @@ _FORMATS = (
 )
 _TIMES_OF_DAY = tuple(
     f"{clock}{zone}"
-    for clock in ("%H:%M:%S", "%H:%M", "%H:%M:%S.%f", "%I:%M:%S %p", "%I:%M %p")
-    for zone in ("", "%z")
+    for clock in ("%H:%M:%S", "%H:%M", "%H:%M:%S.%f", "%I:%M:%S %p", "%I:%M %p", "%I:%M:%S%p", "%I:%M%p")
+    for zone in ("", "Z", "%z", " %z")
 )
 START = "2026-01-01"
 """Times that count from an unknown start count from here."""
