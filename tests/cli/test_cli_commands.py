@@ -81,7 +81,7 @@ def test_every_output_of_the_demo_is_whole_and_says_what_made_it(demo):
     assert query @ other < 0.9
     hits = crops.search(str(models[0]), "transformer", items=demo / "samples", k=50)
     assert len(hits) == 50
-    assert min(item for item, _, _ in hits) > 0
+    assert min(int(item) for item, _, _ in hits) > 0
     day = json.loads((demo / "samples" / "report.json").read_text())["days"][0]
     with pytest.raises(CropsError, match=f"mined from {day}"):
         crops.evaluate(["bm25"], demo / "checked" / "accepted", day=day, samples=demo / "samples")

@@ -75,7 +75,7 @@ def rows_of(table):
 
 
 def optional_columns():
-    return [(t.name, c.name) for t in LOG_TABLES for c in t.columns if c.optional]
+    return [(t.name, c.name) for t in LOG_TABLES for c in t.columns if c.optional and not c.own_of]
 
 
 def write_source(folder, kept, feed):

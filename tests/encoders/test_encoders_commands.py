@@ -58,7 +58,7 @@ def test_a_two_tower_encoder_trains_and_searches_by_commands(mined, model):
     """All four items of the topic are found first: the three of the samples, and the one without any past."""
     for topic in range(TOPICS):
         hits = crops.search(str(model), f"Wanted{topic}", items=mined, k=4)
-        assert {item for item, _, _ in hits} == {4 * topic + i for i in range(1, 5)}
+        assert {item for item, _, _ in hits} == {str(4 * topic + i) for i in range(1, 5)}
     assert hits[0][2] == f"tag{topic}"  # people read the text of the item, not its features
 
 

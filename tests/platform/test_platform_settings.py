@@ -24,7 +24,7 @@ from crops.platform.search import BUBBLES
         ("good_abandonment", -1, "greater than or equal to 0"),
         ("sessions", 0, "greater than or equal to 50"),
         ("users", 1, "greater than or equal to 2"),
-        ("size", "huge", "'tiny', 'demo', 'small', 'base' or 'large'"),
+        ("size", "huge", "'tiny', 'compact', 'demo', 'small', 'base' or 'large'"),
         ("bubble", "none", "'weak', 'default' or 'strong'"),
         ("click_model", "cascade", "'dbn', 'dcm' or 'pbm'"),
     ],
