@@ -1,4 +1,4 @@
-# crops in a container: docker build -t crops . && docker run --rm -v "$PWD/out:/work" crops demo --out demo
+# crops in a container: docker build -t crops . && docker run --rm -v "$PWD/out:/data" crops demo --out demo
 FROM python:3.11-slim-bookworm
 # The CPU build of torch; for a GPU: --build-arg TORCH_INDEX_URL=https://pypi.org/simple
 ARG TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu
@@ -15,9 +15,9 @@ COPY pyproject.toml constraints.txt README.md LICENSE ./
 RUN pip install --no-cache-dir -c constraints.txt --index-url "$TORCH_INDEX_URL" torch
 COPY src src
 RUN pip install --no-cache-dir -c constraints.txt ".[$EXTRAS]" \
- && useradd --create-home --uid 1000 crops && install -d -o crops /work
+ && useradd --create-home --uid 1000 crops && install -d -o crops /data
 USER 1000
-WORKDIR /work
+WORKDIR /data
 EXPOSE 8000
 ENTRYPOINT ["crops"]
 CMD ["--help"]
