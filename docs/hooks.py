@@ -14,6 +14,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 from sitegen.api import api_pages
 from sitegen.commands import command_pages, pages_by_command
+from sitegen.recipes import recipe_pages
 from sitegen.repository import INCLUDED, ROOT, is_absent, site_links
 from sitegen.settings import settings_page
 
@@ -28,7 +29,8 @@ _METADATA = re.compile(r"rel=[\"']?(?:canonical|alternate|next|prev)")
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Fill the navigation: `commands/*` stands for all pages there that it does not name."""
-    pages = {**command_pages(pages_by_command(ROOT)), **api_pages(), "settings.md": settings_page()}
+    pages = {**command_pages(pages_by_command(ROOT)), **api_pages(), **recipe_pages(ROOT)}
+    pages["settings.md"] = settings_page()
     config.extra["generated"] = pages
     nav: Nav = config.nav or []
     config.nav = _filled(nav, sorted(pages.keys() - set(_named(nav))))

@@ -7,6 +7,8 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from sitegen.recipes import LOGS, page_name
+
 ROOT = Path(__file__).parents[2]
 INCLUDED = {
     "README.md": "index.md",
@@ -65,6 +67,8 @@ def _place(path: str) -> str | None:
     """Return where a file of the repository is in the site, None where it is not."""
     if path in INCLUDED:
         return INCLUDED[path]
+    if path.startswith(f"{LOGS}/") and path.endswith("/run.sh"):
+        return page_name(path.split("/")[-2])
     place = path.removeprefix("docs/")
     return None if place == path or is_absent(place) else place
 

@@ -143,7 +143,8 @@ def parse_sources(names: Iterable[str]) -> Source:
     mask = Source(0)
     for name in names:
         if name not in SOURCE_GROUPS:
-            hint = nearest(name, SOURCE_GROUPS)
+            words = {word: row.group for row in POSITIVE_ORIGINS for word in (row.name, row.human, row.key)}
+            hint = f" Did you mean '{words[name]}'?" if name in words else nearest(name, SOURCE_GROUPS)
             humans = {row.group: row.human for row in POSITIVE_ORIGINS if row.human != row.group}
             known = ", ".join(f"{one} ({humans[one]})" if one in humans else one for one in SOURCE_GROUPS)
             raise CropsError(f"unknown source '{name}'; known: {known}.{hint}")

@@ -58,6 +58,7 @@ from crops.outputs import (
     publish,
     read_manifest,
     timed,
+    to_json,
     write_manifest,
 )
 from crops.platform import (
@@ -218,12 +219,17 @@ def _train_deployed(folder: Path, platform: Platform, run: RunConfig) -> Path:
     write_items(folder / "logs", platform)
     run = with_readable_encoder(sample_texts(folder / "logs"), run)
     settings = TrainingConfig(**{**run.training.model_dump(), "loss": "infonce_binary"})
+    model = folder / "deployed_model"
     with tempfile.TemporaryDirectory() as scratch:
         mined = Path(scratch) / "clicks"
         engine = EngineConfig(days=(day_name(WARM_UP),), sources=("search",), memory=run.engine.memory)
         mine(open_logs(folder / "logs"), mined, engine, relevance=None, similarity=None, seed=run.seed)
-        train_model(mined, folder / "deployed_model", settings, run.seed, Source.CLICKED)
-    return folder / "deployed_model"
+        train_model(mined, model, settings, run.seed, Source.CLICKED)
+    manifest = read_manifest(model, "train")
+    for gone in ("samples", "made_in"):
+        del manifest[gone]
+    (model / MANIFEST).write_text(to_json(manifest))
+    return model
 
 
 def _write_rejects(folder: Path, platform: Platform) -> None:

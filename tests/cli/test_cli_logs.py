@@ -178,6 +178,11 @@ def test_check_prints_each_fault_and_what_the_logs_would_bring(tmp_path, write_l
 def test_a_holdout_beside_named_days_is_refused(tmp_path, other):
     with pytest.raises(CropsError, match="--holdout keeps the last days; with --day"):
         crops.mine(tmp_path, tmp_path / "mined", holdout=1, **other)
+    (tmp_path / "run.toml").write_text("[engine]\nholdout = 2\n")
+    with pytest.raises(CropsError, match=r"engine.holdout = 2 in the file of --config .* say --holdout 0"):
+        crops.mine(tmp_path, tmp_path / "mined", config=tmp_path / "run.toml", **other)
+    with pytest.raises(CropsError, match="search_impressions"):  # there are no logs, but that is all
+        crops.mine(tmp_path, tmp_path / "mined", config=tmp_path / "run.toml", holdout=0, **other)
 
 
 DAYS = [f"2026-01-0{n}" for n in range(5, 9)]

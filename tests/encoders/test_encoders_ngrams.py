@@ -8,6 +8,7 @@ from crops.config import TrainingConfig
 from crops.encoders import encoder_folder, load_encoder, only_used_tokens, rendering_for, tokenise
 from crops.encoders.ngrams import ngram_encoder, ngrams
 from crops.errors import CropsError
+from crops.relevance.encode import text_encoder
 from crops.text import PLAIN
 
 TEXTS = ["苹果手机壳 iPhone", "مرحبا بالعالم", "שלום", "हिन्दी में", "🍎🍎", "สวัสดี"]
@@ -66,6 +67,11 @@ def test_a_saved_encoder_gives_the_same_vectors(encoder, folder):
         np.testing.assert_array_equal(loaded.encode(TEXTS), before)
     with pytest.raises(ValueError, match="trust_remote_code"):
         SentenceTransformer(str(folder))
+
+
+def test_a_saved_encoder_serves_as_theta(encoder, folder):
+    found, _ = text_encoder(str(folder))
+    np.testing.assert_allclose(found.encode(TEXTS), encoder.encode(TEXTS), atol=1e-6)
 
 
 def test_code_that_lies_in_a_model_folder_is_never_run(folder):

@@ -219,6 +219,8 @@ def test_days_are_a_setting(tmp_path):
         run(tmp_path / "late", searches, days=("2026-01-09",))
     with pytest.raises(CropsError, match="unknown source 'p4'"):
         run(tmp_path / "source", searches, sources=("search", "p4"))
+    with pytest.raises(CropsError, match=r"unknown source 'clicks'.* Did you mean 'search'\?"):
+        run(tmp_path / "source", searches, sources=("clicks",))
 
 
 def lossy(batches):

@@ -55,7 +55,9 @@ def mined(tmp_path):
     write(folder, QUERIES, queries)
     titles = {1: "=cmd|' /c calc'", 2: "Cat cubs", 3: "Fast car", 4: "Cake"}
     for table, texts in ((ITEMS, titles), (SYNTHETIC_ITEMS, {-1: "Spots", -2: "Flour"})):
-        write(folder, table, [{"item_id": item, "ocr_cover": title} for item, title in texts.items()])
+        own = {4: "=sku-4"}
+        rows = [{"item_id": i, "ocr_cover": text, "source_id": own.get(i)} for i, text in texts.items()]
+        write(folder, table, rows)
     write(
         folder,
         SAMPLES,
@@ -153,6 +155,8 @@ def test_a_sheet_is_blind_and_its_key_is_not(mined, tmp_path):
     by_title = {row.title: key[row.pair] for row in rows}
     assert by_title["Spots"] == WRITTEN
     assert by_title["Cake"] == FEED | REWORDED
+    with key_path(sheet).open(encoding="utf-8-sig") as file:  # own ids, harmless to a spreadsheet
+        assert {row["item_id"] for row in csv.DictReader(file)} == {"1", "2", "3", "'=sku-4", "-1", "-2"}
 
 
 def test_every_source_gets_its_pairs_and_the_draw_is_seeded(mined, tmp_path):

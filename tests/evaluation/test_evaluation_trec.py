@@ -51,6 +51,14 @@ def test_means_are_those_of_ir_measures(files):
     assert len((files / "q.qrels").read_text().splitlines()) == 240
 
 
+def test_items_are_called_as_their_source_calls_them_unless_a_space_would_part_the_name(tmp_path):
+    own, pairs = {7: "sku-7", 8: "sku 8"}, pa.table({"query_id": [1, 1], "item_id": [7, 8]})
+    write_run(tmp_path / "a.run", np.array([1]), np.array([[7, 8, 9]]), [[3.0, 2.0, 1.0]], "x", own)
+    write_qrels(tmp_path / "q.qrels", pairs, own)
+    assert read_run(tmp_path / "a.run") == {"1": ["sku-7", "8", "9"]}
+    assert read_qrels(tmp_path / "q.qrels") == {"1": {"sku-7": 1, "8": 1}}
+
+
 def test_scores_decide_and_equal_ones_keep_the_order_of_their_ranks(tmp_path):
     (tmp_path / "a.run").write_text("q Q0 b 1 0.1 x\nq Q0 a 3 0.5 x\nq Q0 c 2 0.5 x\n")
     (tmp_path / "q.qrels").write_text("q 0 a 1\nq 0 z -2\n")

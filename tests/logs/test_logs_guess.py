@@ -276,6 +276,33 @@ def test_what_cannot_be_read_is_told_in_a_sentence_with_the_remedy(files, said, 
             ['{ columns = ["date", "COLUMN"], format = "%Y-%m-%d %H:%M:%S" }'],
         ),
         *((lists(name), "clicked: what says", [f'{{ in = "{name}" }}']) for name in ("sponsored", "hovered")),
+        *(
+            (
+                log(row=f"lamp,u{{u}},{day},i{{n}},{{c}}"),
+                "searched_at: .*[Ii]s the day or the month first",
+                [f'format = "{format_}"', 'unit = "iso"'][: 1 + ("-" in format_)],
+            )
+            for day, format_ in (  # the first days of January, or each first of a month
+                ("2026-0{d}-01 12:{n}:00", "%Y-%d-%m %H:%M:%S"),
+                ("2026-0{d}-01", "%Y-%d-%m %H:%M:%S"),
+                ("20260{d}01", "%Y%d%m"),
+            )
+        ),
+        (
+            log("query,user,time,shown_item,clicked_item", f"{ROW},i{{n}}"),
+            r"could be told\. clicked: what says",  # and no question about the item
+            ['clicked = { in = "clicked_item" }'],
+        ),
+        (
+            log("query,user,time,sku,asin,click", "lamp,u{u},2026-01-05T12:{n}:00Z,i{d},a{u},{c}"),
+            r"told\. item_id: is it `\w+` \([^?]*\) or `\w+` \([^?]*\)\? Correct",  # once
+            ['item_id = "sku"', 'item_id = "asin"'],
+        ),
+        (
+            log(row='{n},lamp,u{u},2026-01-05T12:{n}:00Z,"[{n}, {d}]",[{n}]').partition("\n")[2],
+            "clicked: what says",  # a list that no search lacks may be what was shown, too
+            ['clicked = { in = "c6" }'],
+        ),
     ],
 )
 def test_a_guess_that_is_not_sure_asks_and_imports_nothing(text, said, left, tmp_path):
@@ -284,7 +311,7 @@ def test_a_guess_that_is_not_sure_asks_and_imports_nothing(text, said, left, tmp
         write_guess(tmp_path / "log.csv", tmp_path / "map.toml")
     written = (tmp_path / "map.toml").read_text()
     assert all(any(one in line for line in written.splitlines() if line.startswith("# ")) for one in left)
-    with pytest.raises(CropsError, match=r"\[search_impressions.columns\] lacks"):
+    with pytest.raises(CropsError, match=r"\[(items|search_impressions).columns\] lacks"):
         import_logs("table", tmp_path, tmp_path / "logs", tmp_path / "map.toml")
     with pytest.raises(CropsError, match="map.toml is there already, perhaps with your corrections"):
         write_guess(tmp_path / "log.csv", tmp_path / "map.toml")

@@ -188,6 +188,21 @@ def test_a_repeated_query_id_multiplies_nothing(source, tmp_path):
     assert counts.rows == counts.imported + counts.rejected
 
 
+def test_a_further_page_of_a_query_joins_its_search_and_its_ranks_go_on(source, tmp_path):
+    pages = [
+        query("q-2", ["sku-10", "sku-11", "sku-12"], at="2026-01-05T12:02:00Z"),  # one hit slid to page 2
+        query("q-2", ["sku-9", "sku-10"], at="2026-01-05T12:01:00Z"),  # page 1, logged once more
+    ]
+    write_lines(source / "ubi_queries.jsonl", [*pages, *QUERIES])
+    counts = import_logs("ubi", source, tmp_path / "logs").tables["search_impressions"]
+    further = [("q-2", 3, "sku-11", True, False), ("q-2", 4, "sku-12", False, False)]
+    assert impressions(tmp_path / "logs") == [*EXPECTED[:2], *further, EXPECTED[3]]
+    found = rows(tmp_path / "logs/search_impressions/day=2026-01-05/part-0.parquet")
+    assert {row["searched_at"] for row in found[:4]} == {NOON_MS * 1000}  # the time of the first page
+    assert (counts.reasons["repeated_hit"], counts.reasons["repeated_query_id"]) == (1, 1)
+    assert counts.rows == counts.imported + counts.rejected
+
+
 def test_hits_that_repeat_or_are_no_ids_are_counted(source, tmp_path):
     found = query("q-2", ["sku-9", "sku-10", "sku-9", {"id": "sku-9"}, None])
     write_lines(source / "ubi_queries.jsonl", [found, *QUERIES[1:]])

@@ -242,6 +242,9 @@ def test_a_world_is_logs_truth_and_the_deployed_model(world):
     assert manifest["routes"] == list(ROUTES)
     assert manifest["days"] == {"warm_up": "2026-01-05", "train": "2026-01-06", "test": "2026-01-08"}
     assert manifest["seed"] == 1
+    trained = json.loads((world / "deployed_model" / "manifest.json").read_text())
+    assert trained["command"] == "train"
+    assert not {"samples", "made_in"} & set(trained)  # of folders that are gone
 
     def shares(day: str) -> dict[str, float]:
         routes = pq.read_table(world / "logs" / "search_impressions" / f"day={day}")["routes"].to_numpy()

@@ -28,6 +28,7 @@ COLUMNS = {
     ]
     + STRANGE,
     "uploaded_at": [row * 1_000_000 for row in range(COUNT)],
+    "source_id": [None if row == 1 else f"sku-{row}" for row in range(COUNT)],
 }
 
 
@@ -63,6 +64,10 @@ def index(request, tmp_path_factory):
 
 def exact():
     return FlatIndex(np.arange(10, 10 * COUNT + 10, 10), with_ties())
+
+
+def test_items_are_called_as_their_source_calls_them(index):
+    assert index.shown(np.array([30, 10, 20])) == ["sku-2", "sku-0", "20"]
 
 
 def test_results_equal_exact_search_with_ties_by_id(index):

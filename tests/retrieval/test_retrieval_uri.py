@@ -42,7 +42,8 @@ def write_items(path, ids, **columns):
 
 @pytest.fixture
 def items(tmp_path):
-    return write_items(tmp_path / "items.parquet", [9, 3, 7, 5], author_id=[1, 2, 3, 4])
+    own = ["A9", None, "A7", "A5"]
+    return write_items(tmp_path / "items.parquet", [9, 3, 7, 5], author_id=[1, 2, 3, 4], source_id=own)
 
 
 def test_an_interrupted_build_goes_on_where_it_was(tmp_path, monkeypatch):
@@ -253,7 +254,9 @@ def test_the_commands_build_change_and_write(tmp_path, static_model, items, caps
     pq.write_table(pa.table({"item_id": [5]}), tmp_path / "gone.parquet")
     assert index(str(static_model), out=out, delete=str(tmp_path / "gone.parquet")).count == 1
     assert index(str(static_model), out=out, update=items).count == 4
-    assert pq.read_table(encode(str(static_model), items, out=tmp_path / "v.parquet")).num_rows == 4
+    written = pq.read_table(encode(str(static_model), items, out=tmp_path / "v.parquet")).to_pydict()
+    own = dict(zip(written["item_id"], written["source_id"], strict=True))
+    assert own == {9: "A9", 3: None, 7: "A7", 5: "A5"}
     for options, message in (
         ({"items": items, "delete": "3"}, "name the items of a new index, or what to --update"),
         ({}, "name the items of a new index"),

@@ -217,6 +217,7 @@ def mine(
         str | None,
         typer.Option("--to", help="Last day to mine, YYYY-MM-DD.", show_default="the one before --holdout"),
     ] = None,
+    day: list[str] | None = None,
     window: int | None = None,
     holdout: int | None = None,
     rebuild: Annotated[
@@ -276,8 +277,14 @@ def mine(
         raise CropsError("--salt tells which users --without means; name a list")
     if not daily and (window is not None or rebuild):
         raise CropsError("--window and --rebuild belong to daily builds; add --daily")
-    if holdout and (daily or last or run.engine.days):
-        raise CropsError("--holdout keeps the last days; with --day, --to or --daily nothing is kept")
+    if daily or last or day or (holdout and run.engine.days):
+        if holdout:
+            raise CropsError("--holdout keeps the last days; with --day, --to or --daily nothing is kept")
+        if holdout is None and run.engine.holdout not in (0, DEFAULTS.engine.holdout):
+            raise CropsError(
+                f"engine.holdout = {run.engine.holdout} in the file of --config keeps the last days; with "
+                "--day, --to or --daily nothing is kept: say --holdout 0"
+            )
     left_out = None if without is None else read_without(without, salt)
     accepted = accepted_logs(logs, out.with_name(f"{out.name}.checked"), run)
     days, held = _days(open_logs(accepted), first, last, run, daily=daily)

@@ -15,12 +15,12 @@ from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from crops.config import PRESET_TRAINING, TrainingConfig
-from crops.encoders.ngrams import is_ngram_folder, ngram_encoder
+from crops.encoders.ngrams import ngram_encoder
 from crops.encoders.towers import attach_lora, freeze_documents, input_modules, merge_lora, separate_towers
 from crops.encoders.two_tower import FEATURES, hide_ids, rendering_of, two_tower
 from crops.errors import CropsError, nearest
 from crops.outputs import cache_folder, progress, publish, timed, write_manifest
-from crops.relevance.encode import local_folder, model_hash
+from crops.relevance.encode import is_ngram_folder, local_folder, model_hash
 from crops.text import PLAIN, Rendering
 
 BASE = "minilm"

@@ -8,11 +8,9 @@ are near each other; training on logs does the rest.
 
 from __future__ import annotations
 
-import json
 import zlib
 from collections.abc import Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -110,17 +108,3 @@ def ngram_encoder(dim: int, rows: int, max_tokens: int) -> SentenceTransformer:
     """
     table = NgramEmbedding(rows, dim, CHARACTERS_PER_TOKEN * max_tokens)
     return SentenceTransformer(modules=[table, Normalize()], device="cpu")
-
-
-def is_ngram_folder(folder: Path) -> bool:
-    """Return whether the only module of a model folder that is not of sentence-transformers is ours.
-
-    sentence-transformers loads others only with `trust_remote_code`. A folder with Python files is refused:
-    they would be run in place of our module.
-    """
-    listing, router = folder / "modules.json", folder / "router_config.json"
-    types = [module["type"] for module in json.loads(listing.read_text())] if listing.exists() else []
-    types += json.loads(router.read_text())["types"].values() if router.exists() else []
-    others = {name for name in types if not name.startswith("sentence_transformers.")}
-    ours = {f"{NgramEmbedding.__module__}.{NgramEmbedding.__qualname__}"}
-    return others == ours and not any(folder.rglob("*.py"))

@@ -129,7 +129,8 @@ class Guess:
     def ask(self, name: str, question: str, answers: Sequence[Any]) -> None:
         """Leave a column open, with the lines that could stand there."""
         question = " ".join(question.split())
-        self.open.append(f"{name}: {question}")
+        if (told := f"{name}: {question}") not in self.open:  # that of two tables
+            self.open.append(told)
         self.parts[self.at] += [
             f"# TO DO, {name}: {question}",
             *(f"# {name} = {toml(one)}" for one in answers),
@@ -352,19 +353,22 @@ def _clicked(guess: Guess, table: _Table) -> None:
         guess.notes.append("only clicks are logged: nothing is known of what was shown and not clicked")
         return
     used = [choice.column for role, choice in table.roles.items() if role not in ("kind", "category")]
-    likely = [one for one in table.sheet.columns.values() if one not in used and 1 < len(one.distinct) <= 20]
-    answers = [
+    unused = [one for one in table.sheet.columns.values() if one not in used]
+    listed = [
+        one
+        for one in unused
+        if (table.sheet.explode and one.lists)
+        or (one.texts and header(one.name, "item_id") > SAID and one.distinct <= table.ids("item_id"))
+    ]
+    answers: list[dict[str, Any]] = [
         {
             "column": one.name,
             "equals": [v for v in sorted(one.distinct) if act(v) == "clicked"] or sorted(one.distinct)[:3],
         }
-        for one in likely
-        if one.share(ISO.match) < OFTEN
+        for one in unused
+        if one not in listed and 1 < len(one.distinct) <= 20 and one.share(ISO.match) < OFTEN
     ]
-    free = [one for one in table.sheet.columns.values() if one not in used and table.sheet.explode]
-    answers += [
-        {"in": one.name} for one in free if one.lists or (one.texts and header(one.name, "item_id") > SAID)
-    ]
+    answers += [{"in": one.name} for one in listed]
     question = "what says whether the item was clicked? No header does, and no list of clicked items"
     guess.ask("clicked", question, answers or [{"column": "COLUMN", "equals": ["YES"]}])
 
@@ -465,20 +469,19 @@ def _when(guess: Guess, name: str, table: _Table, prefix: str = "") -> None:
         clock = table.sheet.columns[moment[1]].clock
         times = [{"format": f"{one.get('format', '%Y-%m-%d')} {clock}"} for one in times]
     elif column.days:
-        both = {
-            "columns": [column.name, "COLUMN"],
-            "format": f"{times[0].get('format', '%Y-%m-%d')} %H:%M:%S",
-        }
+        days = [one.get("format", "%Y-%m-%d") for one in times]
+        both = [{"columns": [column.name, "COLUMN"], "format": f"{day} %H:%M:%S"} for day in days]
         question = f"`{column.name}` ({column.samples()}) says the day only: which column is the time of day"
-        guess.ask(name, f"{question}? If none, all is at midnight", [both, {**of, **times[0]}])
+        first = " Is the day or the month first?" * (len(times) > 1)
+        answers = [*both, *({**of, **one} for one in times)]
+        guess.ask(name, f"{question}? If none, all is at midnight.{first}", answers)
         return
     if len(times) > 1 or times[0].get("unit") == "ns":
         question = (
             "is the day or the month first" if len(times) > 1 else "divide nanoseconds by 1000 and say us"
         )
-        guess.ask(
-            name, f"{question}, in {column.samples()}?", [{**of, **one} for one in times if "format" in one]
-        )
+        answers = [{**of, **one} for one in times if one != {"unit": "ns"}]
+        guess.ask(name, f"{question}, in {column.samples()}?", answers)
         return
     if "since" in times[0]:
         guess.notes.append(

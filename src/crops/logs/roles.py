@@ -29,6 +29,8 @@ _BY_VALUES = {"time": 0.3, "query": 0.25, "title": 0.2, "search_id": 0.2, "user_
 """What values count for where there is no header."""
 _DEEDS = ("clicked", "clicks", "liked")
 """Roles that only the whole name of a column speaks for: `total_clicks` are not those of a row."""
+MOST = 0.8
+"""Share of the searches: fewer have a click."""
 _YES = {"1", "true", "t", "yes", "y", "1.0"}
 _NO = {"0", "false", "f", "no", "n", "0.0"}
 _YES_ELSEWHERE = {"ja", "j", "si", "sí", "oui", "sim", "да", "是", "はい", "예"}
@@ -212,6 +214,8 @@ def roles(sheet: Sheet, wanted: str, items: Collection[str] = ()) -> dict[str, C
             free.remove(column)
             near = (SAID if role == "clicked" else 0.95) * score
             alike = [o for s, _, r, o in scores if r == role == best[o] and s >= near and o is not column]
+            if role == "item_id":  # what was clicked is no rival of what was shown
+                alike = [o for o in alike if header(o.name, "clicks") < SAID]
             found[role] = Choice(column, said, next((o for o in alike if not _same(role, column, o)), None))
     return found
 
@@ -252,7 +256,10 @@ def exploded(sheet: Sheet) -> Sheet:
 
 
 def members(sheet: Sheet, item: Column) -> dict[str, list[Column]]:
-    """Return the columns of items of the row that are called clicked or liked; bare ones are clicked."""
+    """Return the columns of items of the row that are called clicked or liked.
+
+    Without a header a list is of clicks where enough searches have none: something is shown in nearly all.
+    """
     shown, found = defaultdict(set), []
     for row, one in zip(sheet.origin, item.cells, strict=False):
         shown[row].add(plain(str(one)))
@@ -263,5 +270,11 @@ def members(sheet: Sheet, item: Column) -> dict[str, list[Column]]:
             if listed and sum(plain(str(one)) in shown[row] for row, one in listed) >= OFTEN * len(listed):
                 found.append(column)
     liked = [one for one in found if header(one.name, "liked") > SAID]
-    clicked = [one for one in found if header(one.name, "clicks") > WHOLE_NAME or sheet.bare]
+    searches = len(set(sheet.origin))
+
+    def few(one: Column) -> bool:
+        listed = {row for row, cell in zip(sheet.origin, one.cells, strict=True) if cell}
+        return sheet.bare and len(listed) < MOST * searches
+
+    clicked = [one for one in found if header(one.name, "clicks") > WHOLE_NAME or few(one)]
     return {"clicked": clicked, "liked": liked}

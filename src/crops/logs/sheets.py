@@ -15,7 +15,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -41,8 +41,11 @@ ISO = re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d)?.*)?")
 _NUMBERS = re.compile(r"\d+([ ,;|]+\d+)*")
 _DAYS = ("%Y/%m/%d", "%d/%m/%Y", "%m/%d/%Y", "%d.%m.%Y", "%d-%m-%Y", "%m-%d-%Y", "%d %b %Y", "%b %d, %Y")
 _CLOCKS = ("", " %H:%M:%S", " %H:%M", " %I:%M:%S %p", " %I:%M %p", " %H:%M:%S.%f")
+_SWAPPED = ("%Y-%d-%m", "%Y/%d/%m", "%Y%d%m")
+"""Years first as in ISO 8601, but then the day."""
 _FORMATS = (
-    *(day + clock for day in _DAYS for clock in _CLOCKS),
+    *(day + clock for day in (*_DAYS, *_SWAPPED[:2]) for clock in _CLOCKS),
+    *(f"%Y-%d-%mT%H:%M:%S{zone}" for zone in ("", "Z")),
     *(
         "%d/%b/%Y:%H:%M:%S %z",
         "%a %b %d %H:%M:%S %z %Y",
@@ -50,6 +53,8 @@ _FORMATS = (
         "%Y%m%d%H%M%S",
         "%y%m%d%H%M%S",
         "%Y%m%d",
+        "%Y%d%m%H%M%S",
+        "%Y%d%m",
     ),
 )
 _TIMES_OF_DAY = tuple(
@@ -387,13 +392,30 @@ def _times(texts: list[str]) -> list[dict[str, str]]:
                 return [{"unit": unit}]
         if len(str(int(middle))) not in (8, 12, 14):
             return [{"unit": "s", "since": START}] if numbers[0] >= 0 else []
-    if sum(bool(ISO.fullmatch(text)) for text in texts) >= enough:
-        return [{"unit": "iso"}]
     likely = [one for one in _FORMATS if texts and all(_parses(text, one) for text in texts[:3])]
-    return [{"format": one} for one in likely if sum(_parses(text, one) for text in texts) >= enough]
+    found = {one: read for one in likely if len(read := _read(texts, one)) >= enough}
+    swapped = [one for one in found if one.startswith(_SWAPPED)]
+    usual = [({"format": one}, _span(read)) for one, read in found.items() if one not in swapped]
+    if sum(bool(ISO.fullmatch(text)) for text in texts) >= enough:
+        days = _read([text[:10] for text in texts], "%Y-%m-%d")
+        usual = [({"unit": "iso"}, _span(days))] if len(days) >= enough or not swapped else []
+    # The days of a log are near each other: months that follow each other may be days, the other way round.
+    nearer = (one for one in swapped if all(_span(found[one]) < span for _, span in usual))
+    return [*(one for one, _ in usual), *({"format": one} for one in nearer)]
+
+
+def _read(texts: Sequence[str], format_: str) -> list[datetime]:
+    return [datetime.strptime(one, format_) for one in texts if _parses(one, format_)]  # noqa: DTZ007
+
+
+def _span(read: Sequence[datetime]) -> timedelta:
+    return max(read) - min(read) if read else timedelta(0)
 
 
 def _parses(text: str, format_: str) -> bool:
+    parts = format_.replace("%", "")
+    if parts.isalpha() and len(text) != sum(4 if one == "Y" else 2 for one in parts):
+        return False  # 20260105 is no time of 2020
     try:
         return 2000 <= datetime.strptime(text, format_).year < 2100  # noqa: DTZ007 (any zone)
     except ValueError:

@@ -85,16 +85,25 @@ def _queries_sql(files: Sequence[Path], scratch: Path, mixed: Collection[Path]) 
         for name in _HITS
     )
     documents = _documents(files, _QUERY, scratch, "queries", mixed)
+    # A later line of a query is a further page, unless it is of another text or user, or the same hits.
     return f"""
-        select * replace (case
-                when problem is null and query_id is not null and row_number() over (
-                    partition by problem, query_id
-                    order by "timestamp", client_id, user_query, hits, _file, _row
-                ) > 1 then 'repeated_query_id'
-                else problem end as problem)
+        select * exclude (again, first_query, first_client) replace (case
+                when problem is null and query_id is not null and page > 1 and (
+                    again > 1 or user_query is distinct from first_query
+                    or client_id is distinct from first_client
+                ) then 'repeated_query_id' else problem end as problem)
         from (
-            select d.* exclude ({", ".join(_HITS)}), case {listed} else seen.hits end as hits
-            from ({documents}) d left join ({_SEEN}) seen using (query_id))"""
+            select *, row_number() over lines as page, first_value(user_query) over lines as first_query,
+                first_value(client_id) over lines as first_client,
+                row_number() over (
+                    partition by problem, query_id, hits
+                    order by "timestamp", client_id, user_query, _file, _row) as again
+            from (
+                select d.* exclude ({", ".join(_HITS)}), case {listed} else seen.hits end as hits
+                from ({documents}) d left join ({_SEEN}) seen using (query_id))
+            window lines as (
+                partition by problem, query_id
+                order by "timestamp", client_id, user_query, hits, _file, _row))"""
 
 
 def _events_sql(files: Sequence[Path], mapping: MappingFile, scratch: Path, mixed: Collection[Path]) -> str:
@@ -135,17 +144,22 @@ _ACTIONS = """
 """
 
 _SHOWN = """
-    select *, row_number() over (partition by query_id, object_id order by position) as turn
+    select *, sum(case when turn > 1 and object_id is not null then 0 else 1 end) over (
+            partition by query_id order by page, position) as rank
     from (
-        select query_id, position, _file, _row,
-            case when json_type(hit) not in ('ARRAY', 'OBJECT') then hit ->> '$' end as object_id
+        select *, row_number() over (partition by query_id, object_id order by page, position) as turn
         from (
-            select query_id, unnest(hits) as hit, generate_subscripts(hits, 1) as position, _file, _row
-            from ubi_queries where problem is null
+            select query_id, page, position, _file, _row,
+                case when json_type(hit) not in ('ARRAY', 'OBJECT') then hit ->> '$' end as object_id
+            from (
+                select query_id, page, unnest(hits) as hit, generate_subscripts(hits, 1) as position,
+                    _file, _row
+                from ubi_queries where problem is null
+            )
         )
     )
 """
-"""Position is the order of the hits; `turn` counts those of one object."""
+"""Hits in the order of pages and lists; `turn` counts those of one object, `rank` the different ones."""
 
 
 def _searches(others: str) -> MappedTable:
@@ -153,7 +167,7 @@ def _searches(others: str) -> MappedTable:
     rows = f"""
         with shown as ({_SHOWN}),
         considered as (
-            select query_id, object_id, position as rank, _file, _row,
+            select query_id, object_id, rank, _file, _row,
                 case when turn > 1 and object_id is not null then 'repeated_hit' end as problem
             from shown
             union all
@@ -164,7 +178,8 @@ def _searches(others: str) -> MappedTable:
             coalesce(a.clicked, false) as clicked, coalesce(a.liked, false) as liked,
             case when q.query_id is null then 'unknown_query' else h.problem end as problem, h._file, h._row
         from considered h left join ubi_actions a using (query_id, object_id)
-            left join (select * from ubi_queries where problem is null) q on q.query_id = h.query_id
+            left join (select * from ubi_queries where problem is null and page = 1) q
+                on q.query_id = h.query_id
         union all
         select query_id, client_id, user_query, "timestamp", null, null, false, false,
             coalesce(problem, 'no_hits'), _file, _row

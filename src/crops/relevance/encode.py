@@ -148,7 +148,7 @@ def _load(folder: Path) -> SentenceTransformer:
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    model = SentenceTransformer(str(folder), device="cpu")
+    model = SentenceTransformer(str(folder), device="cpu", trust_remote_code=is_ngram_folder(folder))
     if model.max_seq_length != math.inf:  # infinite, and fixed, for bags of words
         model.max_seq_length = min(model.max_seq_length or MAX_TOKENS, MAX_TOKENS)
     return model.eval()
@@ -256,6 +256,10 @@ _ROUTER = "router_config.json"
 """In the folder of a Router, a model with two towers: names the folders of its modules."""
 
 
+_NGRAMS = "crops.encoders.ngrams.NgramEmbedding"
+"""Our module for sentence-transformers, by its name in a model folder."""
+
+
 class Package(NamedTuple):
     """A package that carries the weights of a model."""
 
@@ -352,6 +356,19 @@ def model_hash(path: str | Path) -> str:
         with file.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()
+
+
+def is_ngram_folder(folder: Path) -> bool:
+    """Return whether the only module of a model folder that is not of sentence-transformers is ours.
+
+    sentence-transformers loads others only with `trust_remote_code`. A folder with Python files is refused:
+    they would be run in place of our module.
+    """
+    listing, router = folder / "modules.json", folder / _ROUTER
+    types = [module["type"] for module in json.loads(listing.read_text())] if listing.exists() else []
+    types += json.loads(router.read_text())["types"].values() if router.exists() else []
+    others = {name for name in types if not name.startswith("sentence_transformers.")}
+    return others == {_NGRAMS} and not any(folder.rglob("*.py"))
 
 
 def unread_share(folder: Path, texts: Sequence[str]) -> float | None:

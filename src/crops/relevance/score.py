@@ -29,6 +29,7 @@ from crops.relevance.encode import (
     PASSAGE,
     QUERY,
     TextEncoder,
+    is_ngram_folder,
     local_folder,
     model_hash,
     text_encoder,
@@ -334,7 +335,7 @@ def _model(
             return scores.reshape(-1)
 
         return cross, logits, []
-    bi = SentenceTransformer(str(folder), device="cpu")
+    bi = SentenceTransformer(str(folder), device="cpu", trust_remote_code=is_ngram_folder(folder))
     scale, shift = (torch.nn.Parameter(torch.tensor(value)) for value in (_SCALE, _SHIFT))
 
     def cosine_logits(left: list[str], right: list[str]) -> torch.Tensor:

@@ -32,6 +32,7 @@ from crops.negatives import BASELINES
 from crops.negatives.base import Corpus, Method, Miner, Point, Schedule, Value, grid
 from crops.outputs import Scratch, console
 from crops.protocols import Retriever
+from crops.relevance.encode import is_ngram_folder
 from crops.retrieval import BM25Retriever, ExactRetriever, load_items
 from crops.retrieval.bm25 import Tokeniser
 from crops.text import DOCUMENT_FIELDS, PLAIN, Rendering, has_text
@@ -351,7 +352,8 @@ def tune_method(
                     held_out=fold,
                     fields=fields,
                 )["budget"]
-                encoder = SentenceTransformer(str(model), device="cpu")
+                ours = is_ngram_folder(model)
+                encoder = SentenceTransformer(str(model), device="cpu", trust_remote_code=ours)
                 retriever = ExactRetriever(encoder, *catalogue, render_query=rendering.query)
             found.append(recalls(retriever, held_out))
         metrics, seconds = summarise(found), round(time.perf_counter() - start, 2)
