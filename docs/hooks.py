@@ -13,7 +13,8 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 from sitegen.api import api_pages
-from sitegen.commands import command_pages, pages_by_command
+from sitegen.commands import by_task, command_pages, page_name, pages_by_command
+from sitegen.examples import example_pages
 from sitegen.recipes import recipe_pages
 from sitegen.repository import INCLUDED, ROOT, is_absent, site_links
 from sitegen.settings import settings_page
@@ -28,12 +29,18 @@ _METADATA = re.compile(r"rel=[\"']?(?:canonical|alternate|next|prev)")
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Fill the navigation: `commands/*` stands for all pages there that it does not name."""
-    pages = {**command_pages(pages_by_command(ROOT)), **api_pages(), **recipe_pages(ROOT)}
-    pages["settings.md"] = settings_page()
+    """Fill the navigation: `api/*` stands for all pages there that it does not name, `commands` for tasks."""
+    pages = {
+        **command_pages(pages_by_command(ROOT)),
+        **api_pages(),
+        **recipe_pages(ROOT),
+        **example_pages(),
+        "settings.md": settings_page(),
+    }
     config.extra["generated"] = pages
     nav: Nav = config.nav or []
-    config.nav = _filled(nav, sorted(pages.keys() - set(_named(nav))))
+    tasks: list[Nav] = [{task: [page_name(words) for words in names]} for task, names in by_task().items()]
+    config.nav = _filled(nav, sorted(pages.keys() - set(_named(nav))), tasks)
     return config
 
 
@@ -45,12 +52,14 @@ def _named(nav: Nav) -> Iterator[str]:
             yield from _named(entry)
 
 
-def _filled(nav: Nav, generated: list[str]) -> Nav:
+def _filled(nav: Nav, generated: list[str], tasks: list[Nav]) -> Nav:
+    if nav == "commands/*":
+        return tasks
     if isinstance(nav, str):
         return [one for one in generated if one.startswith(nav[:-1])] if nav.endswith("/*") else nav
     if isinstance(nav, dict):
-        return {title: _filled(value, generated) for title, value in nav.items()}
-    entries = [_filled(one, generated) for one in nav if not _absent(one)]
+        return {title: _filled(value, generated, tasks) for title, value in nav.items()}
+    entries = [_filled(one, generated, tasks) for one in nav if not _absent(one)]
     return [one for entry in entries for one in (entry if isinstance(entry, list) else [entry])]
 
 

@@ -11,6 +11,7 @@ from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 from typer.main import get_command
 
 import crops
+from crops.cli import COMMANDS
 from crops.cli.app import LazyCommand, app
 from sitegen.repository import INCLUDED
 from sitegen.usages import usages
@@ -77,10 +78,20 @@ def command_pages(used_in: Mapping[str, Sequence[tuple[str, str]]]) -> dict[str,
     return {OVERVIEW: _overview(found), **pages}
 
 
+def by_task() -> dict[str, list[str]]:
+    """Return the words of the commands by what they are for, in the order of `crops --help`."""
+    tasks: dict[str, list[str]] = {}
+    for row in COMMANDS:
+        tasks.setdefault(row.panel, []).append(row.words)
+    return tasks
+
+
 def _overview(found: Mapping[str, TyperCommand]) -> str:
-    lines = ["# Commands", "", "| command | |", "|---|---|"]
-    for words, command in sorted(found.items()):
-        lines.append(f"| [`crops {words}`]({page_name(words)}) | {_cell(_sentences(command)[0])} |")
+    lines = ["# Commands"]
+    for task, names in by_task().items():
+        lines += ["", f"## {task}", "", "| command | |", "|---|---|"]
+        for words in names:
+            lines.append(f"| [`crops {words}`]({page_name(words)}) | {_cell(_sentences(found[words])[0])} |")
     return "\n".join(lines) + "\n" + _FOOT
 
 

@@ -20,6 +20,12 @@ INCLUDED = {
     "src/crops/llm/data/README.md": "packaged-documents.md",
 }
 """Pages that lie outside docs/, by their place in the repository."""
+EXAMPLES = {
+    path.relative_to(ROOT).as_posix(): path.relative_to(ROOT).with_suffix(".md").as_posix()
+    for pattern in ("*.py", "*.sh", "extending/*.py")
+    for path in sorted((ROOT / "examples").glob(pattern))
+}
+"""Scripts that have a page, and its place in the site."""
 OPTIONAL = ("results.md",)
 """Pages that a command writes: in the navigation, and linked, once they exist."""
 _LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^()\s]+)\)")
@@ -28,7 +34,8 @@ _FENCE = re.compile(r"^ {0,3}(```|~~~)")
 
 def origin(page: str) -> str:
     """Return where the text of a page lies in the repository."""
-    return next((source for source, place in INCLUDED.items() if place == page), f"docs/{page}")
+    outside = {**INCLUDED, **EXAMPLES}
+    return next((source for source, place in outside.items() if place == page), f"docs/{page}")
 
 
 def outside_fences(markdown: str, change: Callable[[str], str]) -> str:
@@ -65,8 +72,8 @@ def site_links(markdown: str, page: str) -> str:
 
 def _place(path: str) -> str | None:
     """Return where a file of the repository is in the site, None where it is not."""
-    if path in INCLUDED:
-        return INCLUDED[path]
+    if path in INCLUDED or path in EXAMPLES:
+        return INCLUDED.get(path) or EXAMPLES[path]
     if path.startswith(f"{LOGS}/") and path.endswith("/run.sh"):
         return page_name(path.split("/")[-2])
     place = path.removeprefix("docs/")

@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 import yaml
 from sitegen.api import api_pages
-from sitegen.commands import HISTORY, OVERVIEW, called, command_pages, commands, page_name
+from sitegen.commands import HISTORY, OVERVIEW, by_task, called, command_pages, commands, page_name
+from sitegen.examples import example_pages
 from sitegen.repository import INCLUDED, ROOT
 from sitegen.settings import settings_page
 from sitegen.usages import usages
 from typer.core import TyperArgument, TyperOption
 
+from crops.cli import LOGS
 from crops.config import RunConfig
 
 TOLD = {ROOT / source for source in INCLUDED if source not in HISTORY}
@@ -54,9 +56,12 @@ def _wrong_number(name, given, arguments):
     return None
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+TEXTS = {str(page.relative_to(ROOT)): page.read_text() for page in PAGES} | example_pages()
+
+
+@pytest.mark.parametrize("page", TEXTS)
 def test_commands_and_options_on_a_page_exist(page):
-    found = [(usage.line, fault(usage)) for usage in usages(page.read_text())]
+    found = [(usage.line, fault(usage)) for usage in usages(TEXTS[page])]
     assert [one for one in found if one[1]] == []
 
 
@@ -105,6 +110,8 @@ def test_calls_are_found_in_shell_blocks_and_in_running_text():
 def test_each_command_has_a_page_with_every_option_and_default():
     pages = command_pages({"mine": [("Engine", "engine.md")]})
     assert set(pages) == {OVERVIEW, *map(page_name, COMMANDS)}
+    tasks = [line.removeprefix("## ") for line in pages[OVERVIEW].splitlines() if line.startswith("## ")]
+    assert (tasks[0], len(tasks)) == (LOGS, len(by_task()))
     for name, command in COMMANDS.items():
         page = pages[page_name(name)]
         assert f"({page_name(name)})" in pages[OVERVIEW]

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from markdown_it import MarkdownIt
 from pymdownx.slugs import slugify
-from sitegen.repository import INCLUDED, OPTIONAL, site_links
+from sitegen.examples import example_pages
+from sitegen.repository import EXAMPLES, INCLUDED, OPTIONAL, site_links
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted({ROOT / source for source in INCLUDED} | set((ROOT / "docs").rglob("*.md")))
@@ -47,9 +48,14 @@ def broken(page, text):
     return found
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+TEXTS = {page: page.read_text() for page in PAGES} | {
+    ROOT / source: example_pages()[place] for source, place in EXAMPLES.items()
+}
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_and_anchors_exist(page):
-    assert broken(page, page.read_text()) == []
+    assert broken(page, TEXTS[page]) == []
 
 
 def test_a_broken_link_is_found():
@@ -62,6 +68,9 @@ def test_links_of_the_repository_become_links_of_the_site():
     assert site_links(readme, "index.md") == (
         "[a](own-logs.md#x) ![p](report.png) b [c](log.md) [d](https://e.org/f)\n"
     )
+    example = "[s](../examples/spark.sh) [e](engine.md)"
+    assert site_links(example, "own-logs.md") == "[s](examples/spark.md) [e](engine.md)"
+    assert site_links("[e](../docs/engine.md)", "examples/spark.md") == "[e](../engine.md)"
     importer = "[t](../tables.md) [r](../../benchmarks/RESULTS.md#losses) [h](#here)"
     assert (
         site_links(importer, "importers/ubi.md")

@@ -1,6 +1,7 @@
 """The whole site: it builds without a warning, and fetches nothing."""
 
 import re
+import shutil
 import subprocess
 import sys
 
@@ -32,3 +33,17 @@ def test_formulas_are_drawn_without_a_script(site):
     page = (site / "concepts.html").read_text()
     assert "<math" in page
     assert "arithmatex" not in page
+
+
+def test_search_works_in_a_page_that_is_opened_from_disk(site):
+    shown = pytest.importorskip("playwright.sync_api")
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("needs a Chromium")
+    with shown.sync_playwright() as driver:
+        page = driver.chromium.launch(executable_path=browser, args=["--no-sandbox"]).new_page()
+        page.goto((site / "commands" / "mine.html").as_uri())
+        page.click("input.md-search__input")
+        page.keyboard.type("temperature")
+        found = page.wait_for_selector(".md-search-result__link[href*='temperature']")
+        assert found.get_attribute("href").startswith("file:")

@@ -148,6 +148,14 @@ def test_four_forms_of_one_content(tmp_path):
     rulings, cells = verdict_section("default", [verdict, online]).tables
     assert rulings.rows == [["A beats B", "CT", "reproduced", "+1"], ["C", "–", "not tested", "elsewhere"]]
     assert cells.rows == [["A beats B", "CT", "a-0\nb-0"]]
+    section = verdict_section("default", [verdict, online])
+    page = tmp_path / "docs" / "results.md"
+    write_docs(Produced(Page("R", [], [section]), {"default": [verdict, online]}, [], {}), page)
+    assert "| A beats B | CT | reproduced | +1 |" in page.read_text()
+    assert "a-0" not in page.read_text()  # what nobody reads is a download
+    first, second = csv.DictReader(page.with_name("results").joinpath("verdicts.csv").open())
+    assert (first["world"], first["verdict"], first["cells"]) == ("default", "reproduced", "a-0 b-0")
+    assert (second["claim"], second["cells"]) == ("C", "")
 
 
 def test_docs_have_the_curves_as_files_that_stand_alone(tmp_path):

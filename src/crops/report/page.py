@@ -140,7 +140,7 @@ def printed(table: Table, *, lines: bool = False) -> rich.table.Table:
 
 
 def markdown(page: Page, pictures: str | None = None) -> str:
-    """Return the page as Markdown.
+    """Return the page as Markdown, without its folded tables.
 
     Args:
         pictures: folder of the `curves`, as SVG; they are only named when None.
@@ -149,7 +149,7 @@ def markdown(page: Page, pictures: str | None = None) -> str:
     parts = [f"# {page.title}", *page.headline]
     for place, section in enumerate(page.sections, 1):
         parts += [f"## {section.title}", *([section.lead] if section.lead else [])]
-        for table in section.tables:
+        for table in (one for one in section.tables if not one.folded):
             rows = [table.head, ["---"] * len(table.head), *table.rows]
             cells = [[cell.replace("|", "\\|").replace("\n", "<br>") for cell in row] for row in rows]
             grid = "\n".join(f"| {' | '.join(row)} |" for row in cells)

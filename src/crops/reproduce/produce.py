@@ -45,6 +45,7 @@ from crops.reproduce.verdicts import (
     read_rules,
     verdict_section,
     verdict_sentence,
+    verdicts_csv,
 )
 
 _TITLES = {row.method: row.title for layout in reversed(LAYOUTS.values()) for row in layout.rows}
@@ -203,7 +204,7 @@ def _page(
 # What a run leaves on disk: one content as a page, as Markdown and as JSON.
 
 PAGE, DATA, TEXT, VERDICTS = "report.html", "tables.json", "results.md", "verdicts.json"
-CELLS_CSV = "cells.csv"
+CELLS_CSV, VERDICTS_CSV = "cells.csv", "verdicts.csv"
 
 
 def write_all(made: Produced, out: Path) -> None:
@@ -225,12 +226,15 @@ def write_all(made: Produced, out: Path) -> None:
 
 
 def write_docs(made: Produced, path: Path) -> None:
-    """Write the page as Markdown; its curves, as SVG, and its cells go into a folder of the file's name."""
+    """Write the page as Markdown; curves (SVG), cells and verdicts (CSV) go into a folder of its name."""
     folder, named = path.with_suffix(""), curves(made.page)
     for name, figure in named.items():
         write_text(folder / name, standalone(figure))
     write_text(folder / CELLS_CSV, cells_csv(made.cells))
     link = f"- what each cell was, and what it found: [{CELLS_CSV}]({folder.name}/{CELLS_CSV})\n"
+    if made.verdicts:
+        write_text(folder / VERDICTS_CSV, verdicts_csv(made.verdicts))
+        link += f"- the cells behind each verdict: [{VERDICTS_CSV}]({folder.name}/{VERDICTS_CSV})\n"
     write_text(path, markdown(made.page, folder.name) + link)
     for old in folder.glob("*.svg"):
         if old.name not in named:

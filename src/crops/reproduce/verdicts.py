@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import importlib.resources
+import io
 import tomllib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -189,9 +191,21 @@ def verdict_section(world: str, verdicts: Sequence[Verdict]) -> Section:
         "a point (NDCG: one); inconclusive otherwise.",
         [
             Table("The paper's claims", ["claim", "on", "verdict", "why"], rows, words=(1, 2, 3)),
-            Table("Cells behind the verdicts", ["claim", "on", "cells"], cells, words=(1, 2)),
+            Table("Cells behind the verdicts", ["claim", "on", "cells"], cells, words=(1, 2), folded=True),
         ],
     )
+
+
+def verdicts_csv(verdicts: Mapping[str, Sequence[Verdict]]) -> str:
+    """Return a row for each claim in each world, with the cells that the verdict rests on."""
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(["world", "claim", "on", "verdict", "why", "cells"])
+    for world, own in verdicts.items():
+        rows.writerows(
+            [world, one.claim, one.metric, one.ruling, one.why, " ".join(one.cells)] for one in own
+        )
+    return text.getvalue()
 
 
 def verdict_sentence(world: str, verdicts: Sequence[Verdict]) -> str:
