@@ -146,9 +146,5 @@ def _default(option: TyperOption) -> str:
     return f"`{option.default}`"
 
 
-def _help(one: TyperArgument | TyperOption) -> str:
-    return _cell(render(one.help or "").plain)
-
-
 def _cell(text: str | None) -> str:
     return " ".join((text or "").split()).replace("|", "\\|")

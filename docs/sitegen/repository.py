@@ -22,7 +22,7 @@ INCLUDED = {
 """Pages that lie outside docs/, by their place in the repository."""
 EXAMPLES = {
     path.relative_to(ROOT).as_posix(): path.relative_to(ROOT).with_suffix(".md").as_posix()
-    for pattern in ("*.py", "*.sh", "extending/*.py")
+    for pattern in ("*.py", "*.sh", "*.ipynb", "extending/*.py")
     for path in sorted((ROOT / "examples").glob(pattern))
 }
 """Scripts that have a page, and its place in the site."""

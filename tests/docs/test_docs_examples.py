@@ -12,9 +12,11 @@ import types
 from datetime import datetime, timedelta
 from pathlib import Path
 
+import nbformat
 import pyarrow.parquet as pq
 import pytest
 import torch
+from nbclient import NotebookClient
 from sentence_transformers import SentenceTransformer
 from sitegen.examples import example_pages
 from sitegen.repository import EXAMPLES, ROOT
@@ -272,3 +274,25 @@ def test_an_ab_test_finds_the_arm_that_is_clicked_more(tmp_path, monkeypatch):
     ctr = next(one for one in found["findings"] if one["metric"] == "ctr")
     assert ctr["verdict"] == "better"
     assert 0.3 < ctr["effect"]["absolute"] < 0.5
+
+
+def test_the_notebook_runs_from_logs_to_its_table_and_keeps_what_it_showed(tmp_path, monkeypatch):
+    file = SCRIPTS / "before_after.ipynb"
+    kept = example_pages()["examples/before_after.md"]
+    assert kept.count("data:image/png;base64,") == 2
+    assert kept.count("| difference, points |") == 2  # in the code, and below it
+    settings = '[platform]\nsize = "tiny"\n[training]\nsteps = 2\n[evaluation]\nresamples = 100\n'
+    (tmp_path / "run.toml").write_text(f'{settings}[relevance]\nmodel = "none"\n')
+    for name, place in (("WORLD", "world"), ("OUT", "out"), ("CONFIG", "run.toml")):
+        monkeypatch.setenv(name, str(tmp_path / place))
+    notebook = nbformat.read(file, as_version=4)
+    NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
+    tables = [
+        output["data"]["text/markdown"]
+        for cell in notebook.cells
+        for output in cell.get("outputs", ())
+        if "text/markdown" in output.get("data", {})
+    ]
+    assert [len(table.splitlines()) for table in tables[1:]] == [6, 6]
+    assert "| rewordings (P1) | " in tables[0]
+    assert "| true recall@100 | " in tables[1]

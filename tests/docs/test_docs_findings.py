@@ -64,3 +64,15 @@ def test_readme_counts_the_verdicts(page):
     (row,) = (row for row in rows("../README.md") if row[-1] == f"[tables](docs/{page})")
     left = counts["inconclusive"] + counts["not tested"]
     assert [int(cell) for cell in row[2:5]] == [counts["reproduced"], counts["not reproduced"], left]
+
+
+def test_readme_shows_the_means_and_differences_of_the_generated_table():
+    table = {row[0]: row for row in rows("results-base.md") if len(row) == 6 and row[1].count("<br>") > 1}
+    expected = []
+    for name in ("baseline (FS-LR)", "+ P1", "+ P2", "+ P3 = CroPS"):
+        cells = [table[name][column].split("<br>") for column in (1, 2, 4, 5)]  # 3 is NDCG
+        changed = name != "baseline (FS-LR)"
+        expected.append([f"{cell[0]} ({cell[2]})" if changed else cell[0] for cell in cells])
+    readme = list(rows("../README.md"))
+    (head,) = (place for place, row in enumerate(readme) if row[0] == "trained on")
+    assert [row[1:] for row in readme[head + 2 : head + 6]] == expected
