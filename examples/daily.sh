@@ -11,21 +11,22 @@
 # It runs in a folder with `dump/DAY/`, one folder of raw files a day, and a `map.toml` ([own logs](../docs/own-logs.md)).
 # Begin with the second day that you have, after `sh daily.sh import` of the first. Each step may be run again
 # after a kill: a day that is there is replaced, a finished one is not mined again, a training resumes.
-# `salt` numbers the users: keep it, and keep it secret. `run.toml`, if it is there, holds your settings. Needs GNU date.
+# `salt` numbers the users: keep it, and keep it secret. `run.toml` holds your settings, if you have any. Needs GNU date.
 set -eu
 STEP=$1 DAY=$2 MODEL=models/$2
-CONFIG=$([ -f run.toml ] && echo "--config run.toml" || true)
+BEFORE=$(date -u -d "$DAY - 1 day" +%F)
+touch run.toml
 
 run() {
   case $1 in
   import) crops import table "dump/$DAY" --mapping map.toml --out logs --salt salt --replace-days ;;
   check) crops check logs checked --max-rejected 5% ;;
-  mine) crops mine checked/accepted mined --daily --day "$(date -u -d "$DAY - 1 day" +%F)" $CONFIG ;;
-  train) crops train mined/window "$MODEL" $CONFIG ;;
+  mine) crops mine checked/accepted mined --daily --day "$BEFORE" --config run.toml ;;
+  train) crops train mined/window "$MODEL" --config run.toml ;;
   test)
-    if [ -e models/current ]; then AGAINST="--against models/current"; fi
-    crops evaluate "$MODEL" bm25 ${AGAINST:-} --logs checked/accepted --day "$DAY" --samples mined/window \
-      --out "tests/$DAY" $CONFIG
+    if [ -e models/current ]; then set -- --against models/current; else set -- bm25; fi
+    crops evaluate "$MODEL" "$@" --logs checked/accepted --day "$DAY" --samples mined/window --out "tests/$DAY" \
+      --config run.toml
     ;;
   serve)
     crops index "$MODEL" checked/accepted --out index
