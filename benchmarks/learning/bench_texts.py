@@ -9,15 +9,17 @@ there is not made again. Seeds of published tables are 0 to 4.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from crops.config import DocumentConfig, ExpansionConfig, RunConfig
 from crops.engine.documents import expand
 from crops.evaluation import Evaluation, compare, evaluate
 from crops.evaluation.testsets import load_testsets, save_testsets
-from crops.labels import SEARCH_SOURCES, Source
-from crops.outputs import console
+from crops.labels import DEFAULT_LABELS, SEARCH_SOURCES, Source
+from crops.outputs import cache_folder, console
 from crops.pipeline import (
     day_testsets,
     is_done,
@@ -25,9 +27,9 @@ from crops.pipeline import (
     load_retriever,
     make_world,
     mine_day,
-    train_model,
 )
 from crops.text import CLICK_QUERY, DOCUMENT_FIELDS
+from crops.training import Samples, train
 
 RESAMPLES = 4000
 METRICS = ("recall@100/ct", "recall@100/qr", "recall@100/qr_truth", "ndcg_exp2@4/pool", "true_recall@100")
@@ -83,7 +85,6 @@ def main() -> None:
 
 def bench(out: Path, run: RunConfig) -> None:
     """Make what is missing and print the arms."""
-    world = make_world(out, run)
     engine = run.engine.model_copy(update={"sources": ("search", "p1", "p2")})
     loose = engine.reformulation.model_copy(update={"relevance": 0.0})
     minings = {
@@ -96,21 +97,41 @@ def bench(out: Path, run: RunConfig) -> None:
             update={"engine": engine.model_copy(update={"sources": ("p1",), "reformulation": loose})}
         ),
     }
+    run_arms(out, run, minings, EXPANSIONS, TRAININGS, ARMS)
+
+
+def run_arms(
+    out: Path,
+    run: RunConfig,
+    minings: Mapping[str, RunConfig],
+    expansions: Mapping[str, tuple[str, dict[str, Any]]],
+    trainings: Mapping[str, tuple[str, Source, DocumentConfig, dict[str, Any]]],
+    arms: Sequence[tuple[str, DocumentConfig, str | None, str | None]],
+    generated: Path | None = None,
+) -> None:
+    """Make what is missing of a world, its minings and trainings, and print the arms.
+
+    `labels` among a training's settings are those of sources.
+    """
+    world = make_world(out, run)
     for name, settings in minings.items():
         if not is_done(out / name):
-            mine_day(world.logs, world.day("train"), out / name, settings)
+            mine_day(world.logs, world.day("train"), out / name, settings, generated)
     if not (out / "tests" / "testsets.json").exists():
-        testsets = day_testsets(world.logs, world.day("test"), world.truth, out / "mined", run)
+        testsets = day_testsets(world.logs, world.day("test"), world.truth, out / next(iter(minings)), run)
         (out / "tests").mkdir(exist_ok=True)
         save_testsets(testsets, out / "tests")
     testsets = load_testsets(out / "tests")
-    for name, (mined, settings) in EXPANSIONS.items():
+    for name, (mined, settings) in expansions.items():
         if not is_done(out / name):
             expand(out / mined, out / name, ExpansionConfig(**settings))
-    for name, (mined, sources, document, settings) in TRAININGS.items():
+    for name, (mined, sources, document, settings) in trainings.items():
         if not is_done(out / "models" / name):
-            training = run.training.changed(**settings)
-            train_model(out / mined, out / "models" / name, training, run.seed, sources, document.fields)
+            own = {key: value for key, value in settings.items() if key != "labels"}
+            labels = {**DEFAULT_LABELS, **settings.get("labels", {})}
+            data = Samples(out / mined, sources, labels=labels, fields=document.fields)
+            model = out / "models" / name
+            train(data, model, run.training.changed(**own), seed=run.seed, cache=cache_folder())
 
     @cache
     def texts(document: DocumentConfig, expansion: str | None):
@@ -120,7 +141,7 @@ def bench(out: Path, run: RunConfig) -> None:
         return load_documents(world.logs, settings, day, ids, expanded=expanded)
 
     done: dict[str, Evaluation] = {}
-    for model, document, expansion, against in ARMS:
+    for model, document, expansion, against in arms:
         own = f", clicks of {document.click_users}" if model == "bm25" and document.counts_clicks else ""
         name = model + own + (f", {expansion}" if expansion else "")
         place = model if model == "bm25" else str(out / "models" / model)
