@@ -61,6 +61,8 @@ class PlatformConfig(Section):
     """Simulated days: warm-up, train, gap, test (more days lengthen the gap)."""
     language: Literal["en", "zh"] = "en"
     """Of the topics and of the words that searchers add."""
+    edition: Literal["v1", "v2"] = Field("v1", exclude_if=lambda edition: edition == "v1")
+    """Of the benchmark: cpsqa-open-v1, or -v2, which leaves methods room to differ (docs/platform.md)."""
     world: str = TOPICS
     """`topics`, or the folder of a judged collection (docs, queries and qrels as Parquet files)."""
     click_model: Literal["dbn", "dcm", "pbm"] = "dbn"

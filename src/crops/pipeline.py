@@ -186,7 +186,7 @@ def simulate(out: Path, run: RunConfig, days: int | None = None) -> None:
             seconds=seconds,
             days=named,
             routes=ROUTES,
-            platform=platform_version(),
+            platform=platform_version(run.platform.edition),
             **({} if days is None else {"settings": _deciding(run)}),
         )
 
@@ -309,7 +309,10 @@ def days_before(folder: Path, run: RunConfig) -> Start:
     world = Simulated(folder).world
     if is_done(world):
         made = read_manifest(world, "simulate")
-        if (made["platform"], made["settings"]) != (platform_version(), _deciding(run)):
+        if (made["platform"], made["settings"]) != (
+            platform_version(run.platform.edition),
+            _deciding(run),
+        ):
             raise CropsError(
                 f"{world} was simulated with other settings or another platform; name another folder"
             )

@@ -40,6 +40,7 @@ WORLDS: dict[str, dict[str, Any]] = {
     "feed_alignment": {"feed_alignment": 0.9},
     "good_abandonment": {"good_abandonment": 0.6},
     "days": {"days": 9},
+    "edition": {"edition": "v2"},
     "language": {"language": "zh"},
     "judged": {},
 }

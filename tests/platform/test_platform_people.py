@@ -155,7 +155,7 @@ def phrases():
 
 def test_searchers_say_phrases_of_their_need_at_the_stated_levels(speech, phrases):
     needs = np.random.default_rng(0).integers(0, 4, DRAWS)
-    rows = speech.first(needs, np.random.default_rng(1))
+    rows = speech.first(needs, behaviour(PlatformConfig()), np.random.default_rng(1))
     intents = hand_intents()
     assert (phrases.head[rows] == intents.sense_head[intents.need_sense[needs]]).all()
     assert np.isin(phrases.sense[rows] - intents.need_sense[needs], (0,))[phrases.sense[rows] >= 0].all()

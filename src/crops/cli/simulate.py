@@ -50,6 +50,7 @@ def simulate(
         RunConfig,
         Options(
             size="platform.size",
+            edition="platform.edition",
             days="platform.days",
             world="platform.world",
             bubble="platform.bubble",
@@ -143,7 +144,7 @@ def _evaluate_old_system(logs: Path, truth: Path, days: Days, out: Path, run: Ru
     accepted = out / "checked" / "accepted"
     engine = run.engine.model_copy(update={"sources": ("search",)})
     mine_day(accepted, days.train, out / "samples", run.model_copy(update={"engine": engine}))
-    train_model(out / "samples", out / BASELINE, run.training, run.seed)
+    train_model(out / "samples", out / BASELINE, run.training, run.seed, fields=run.document.fields)
     models = [BM25, str(out / BASELINE)]
     evaluate(
         models,
@@ -245,7 +246,7 @@ def reproduce(
     size: Annotated[str, typer.Option(help="Size of the worlds.")] = "small",
     seeds: Annotated[str, typer.Option(help="How many seeds, or a list, e.g. 0,1,2.")] = "3",
     worlds: Annotated[
-        str, typer.Option(help="default, dcm, pbm, null, weak, strong, judged: a list of these, or all.")
+        str, typer.Option(help="default, dcm, pbm, null, weak, strong, v2, judged: a list of these, or all.")
     ] = "default",
     tune: Annotated[
         bool, typer.Option("--tune", help="Tune each method again, on held-out queries of the training day.")

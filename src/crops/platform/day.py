@@ -21,6 +21,7 @@ from scipy.special import betaincinv, ndtri
 
 from crops.config import TOPICS, PlatformConfig
 from crops.errors import CropsError
+from crops.platform.editions import EDITIONS, extent
 from crops.platform.learned import Memory
 from crops.platform.people import (
     Behaviour,
@@ -53,7 +54,7 @@ from crops.platform.search import (
     recall_for_users,
 )
 from crops.platform.topics import Manner, build_topics_world, load_manner
-from crops.platform.world import DAY_US, SIZES, Floats, Ints, World, items_table, read_judged_world, uniform
+from crops.platform.world import DAY_US, Floats, Ints, World, items_table, read_judged_world, uniform
 from crops.protocols import Ranker, Retriever
 
 Rng = np.random.Generator
@@ -90,10 +91,17 @@ def build_platform(config: PlatformConfig, seed: int) -> Platform:
         CropsError: a setting is impossible, or a judged collection has no usable need.
     """
     rng = np.random.default_rng([seed, 1_000_000])
-    size = SIZES[config.size]
+    size, edition = extent(config), EDITIONS[config.edition]
     world: World
     if config.world == TOPICS:
-        world = build_topics_world(size, config.days, rng, config.language)
+        world = build_topics_world(
+            size,
+            config.days,
+            rng,
+            config.language,
+            speechless=edition.speechless,
+            arrival_days=edition.arrival_days,
+        )
     elif not Path(config.world).is_dir():
         raise CropsError(
             f"setting 'platform.world' = '{config.world}': neither '{TOPICS}' nor a folder with docs, "
@@ -110,7 +118,7 @@ def build_platform(config: PlatformConfig, seed: int) -> Platform:
     return Platform(
         world=world,
         manner=load_manner(config.language),
-        users=build_users(world.intents, corpus, config.users or size.users, rng),
+        users=build_users(world.intents, corpus, size.users, rng),
         memory=memory,
         behaviour=behaviour(config),
         bubble=BUBBLES[config.bubble],
@@ -128,12 +136,13 @@ def behaviour(config: PlatformConfig) -> Behaviour:
         feed_alignment=config.feed_alignment,
         good_abandonment=config.good_abandonment,
         informative=config.informative,
+        first_level=EDITIONS[config.edition].first_level,
     )
 
 
 def sessions_per_day(config: PlatformConfig) -> int:
-    """Return the search sessions of a day: the setting, or what the size has."""
-    return config.sessions or SIZES[config.size].sessions
+    """Return the search sessions of a day: the setting, or what size and edition have."""
+    return extent(config).sessions
 
 
 def day_name(day: int) -> str:
@@ -232,7 +241,7 @@ def _search(
 ) -> tuple[pa.Table, pa.Table]:
     """Run all sessions of the day, one search per session and step, until everybody has stopped."""
     speech, model, duration = queries.speech, platform.behaviour, platform.world.corpus.duration_ms
-    phrase = speech.first(who.need, rng)
+    phrase = speech.first(who.need, model, rng)
     everybody = np.arange(len(who.user))
     now = Searches(everybody, phrase, speech.type(phrase, rng), np.zeros_like(everybody), who.start_us)
     parts: list[pa.Table] = []
@@ -388,7 +397,7 @@ def _go_on(
     another = rng.permutation(need)
     reworded = speech.again(need, now.phrase, model, rng)
     who.need[now.session[switches & stays]] = another[switches & stays]
-    elsewhere = speech.first(who.need[now.session], rng)
+    elsewhere = speech.first(who.need[now.session], model, rng)
     phrase = np.where(pages, now.phrase, np.where(rewords, reworded, elsewhere))
     gap = rng.lognormal(np.log(model.gap_s * 1e6), model.gap_sigma, n) * np.where(pages, 0.5, 1.0)
     at_us = now.at_us + READING_US + clicks.play_ms.sum(axis=1) * 1000 + gap.astype(np.int64)

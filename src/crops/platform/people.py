@@ -165,9 +165,9 @@ class Speech:
         self._exact = {phrases.text[row]: row for row in vague_last}
         self._counts = [np.bincount(owner[mask]) for owner, mask in zip(owners, at_level, strict=True)]
 
-    def first(self, need: Ints, rng: np.random.Generator) -> Ints:
+    def first(self, need: Ints, model: Behaviour, rng: np.random.Generator) -> Ints:
         """Draw the phrase row of a session's first query."""
-        return self._draw(need, rng.choice(3, len(need), p=FIRST_LEVEL), rng)
+        return self._draw(need, rng.choice(3, len(need), p=model.first_level), rng)
 
     def again(self, need: Ints, phrase: Ints, model: Behaviour, rng: np.random.Generator) -> Ints:
         """Draw the phrase row of a reformulation: more specific, other words, or more general."""
@@ -288,6 +288,7 @@ class Behaviour:
     """P(like | clicked, grade)."""
     watch: tuple[float, ...] = (0.12, 0.25, 0.55, 0.75)
     """Mean share of a clicked video that is watched, by grade."""
+    first_level: tuple[float, float, float] = FIRST_LEVEL
     page: float = 0.34
     """P(next page | not satisfied); a page is logged as the same query again."""
     switch: float = 0.06

@@ -19,6 +19,7 @@ from pydantic import TypeAdapter
 from crops.errors import CropsError
 from crops.platform.people import MODIFIERS
 from crops.platform.world import (
+    ARRIVAL_DAYS,
     HEAD_LEVEL,
     NEED_LEVEL,
     SENSE_LEVEL,
@@ -195,8 +196,10 @@ def write_texts(
     authors: int,
     rng: np.random.Generator,
     manner: Manner = Manner(),  # noqa: B008  (frozen)
+    speechless: float | None = None,
 ) -> Columns:
-    """Return the titles (OCR of the cover), captions and hashtags of the items."""
+    """Return the titles (OCR of the cover), captions and hashtags of the items; `SPEECHLESS` holds if None."""
+    silent = SPEECHLESS if speechless is None else speechless
     voices = [
         _Voice(
             sense,
@@ -221,7 +224,7 @@ def write_texts(
             continue
         voice, plain = voices[need], bool(plain_author[author])
         signature = manner.space.join([manner.adjectives[adjective[author]], manner.places[place[author]]])
-        if rng.random() < SPEECHLESS:
+        if rng.random() < silent:
             mood = _pick(manner.moods, rng) if rng.random() < 0.5 else None
             texts.append((mood, signature, _pick(manner.generic_tags, rng)))
             continue
@@ -326,13 +329,21 @@ class TopicsWorld:
 
 
 def build_topics_world(
-    size: Size, days: int, rng: np.random.Generator, language: str = ENGLISH
+    size: Size,
+    days: int,
+    rng: np.random.Generator,
+    language: str = ENGLISH,
+    *,
+    speechless: float = SPEECHLESS,
+    arrival_days: int = ARRIVAL_DAYS,
 ) -> TopicsWorld:
     """Return the world of the first `size.heads` topics with its catalogue.
 
     Args:
         days: simulated days; items keep arriving during them.
         language: of the topics.
+        speechless: share of uploads whose text says nothing.
+        arrival_days: the catalogue was uploaded over so many days before the end.
 
     Raises:
         CropsError: the package has fewer topics, or there are more needs than items.
@@ -352,7 +363,7 @@ def build_topics_world(
     partial = rng.random(items) < PARTIAL
     second = np.where((rng.random(items) < SECOND_NEED) & (other != need), other, -1)
     uploads = Uploads(need, author, partial)
-    title, caption, tags = write_texts(heads, uploads, size.authors, rng, load_manner(language))
+    title, caption, tags = write_texts(heads, uploads, size.authors, rng, load_manner(language), speechless)
     corpus = Corpus(
         need=need,
         sense=sense,
@@ -360,7 +371,7 @@ def build_topics_world(
         author=author,
         quality=draw_quality(items, rng),
         duration_ms=draw_durations(items, rng),
-        uploaded_day=draw_upload_days(items, days, rng),
+        uploaded_day=draw_upload_days(items, days, rng, arrival_days),
         title=title,
         caption=caption,
         tags=tags,

@@ -170,7 +170,7 @@ a day), `large` for a million items."""
 # Which platform wrote a world: results of different platforms must not be compared.
 
 
-NAME = "cpsqa-open-v1"
+NAME = "cpsqa-open"
 VERSION = "17cf94c7eaea"
 """Changed by hand when the same settings and seed give another world, and never else.
 
@@ -178,9 +178,9 @@ tests/platform/test_platform_golden.py compares the tables of tiny worlds with t
 """
 
 
-def platform_version() -> str:
-    """Return the name of the platform and the version of its worlds."""
-    return f"{NAME}+{VERSION}"
+def platform_version(edition: str = "v1") -> str:
+    """Return the name of an edition of the platform and the version of its worlds."""
+    return f"{NAME}-{edition}+{VERSION}"
 
 
 # What is true of items in every world: who posted them, how long they are, when they came, how they sell.
@@ -201,9 +201,11 @@ def draw_durations(items: int, rng: np.random.Generator) -> Ints:
     return (np.clip(rng.lognormal(np.log(30), 0.8, items), 5, 600) * 1000).astype(np.int64)
 
 
-def draw_upload_days(items: int, days: int, rng: np.random.Generator) -> Floats:
+def draw_upload_days(
+    items: int, days: int, rng: np.random.Generator, arrival_days: int = ARRIVAL_DAYS
+) -> Floats:
     """Draw upload times in days since the first simulated day, evenly up to the end of the last."""
-    return rng.uniform(days - ARRIVAL_DAYS, days, items)
+    return rng.uniform(days - arrival_days, days, items)
 
 
 def items_table(

@@ -259,11 +259,12 @@ WORLDS: Mapping[str, Mapping[str, object]] = MappingProxyType(
         "null": {"informative": False},
         "weak": {"bubble": "weak"},
         "strong": {"bubble": "strong"},
+        "v2": {"edition": "v2"},
         JUDGED: {},
     }
 )
 """Settings of the platform in which each differs from the default, whose click model is `dbn`; `null`: later
-queries and the feed say nothing about a need; `judged`: real texts and human grades, from a folder."""
+queries and the feed say nothing about a need; `v2`: the edition with headroom; `judged`: real texts and human grades, from a folder."""
 _COLLECTION = ("docs.parquet", "queries.parquet", "qrels.parquet")
 
 
