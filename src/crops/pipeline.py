@@ -32,12 +32,20 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from crops.config import EngineConfig, RelevanceConfig, RunConfig, TrainingConfig
+from crops.config import (
+    DocumentConfig,
+    EngineConfig,
+    RelevanceConfig,
+    RunConfig,
+    TrainingConfig,
+    with_settings,
+)
 from crops.engine import CachedScorer, mine
 from crops.engine.daily import Job
 from crops.engine.documents import (
     added_texts,
     count_click_queries,
+    expand,
     mined_click_queries,
     read_expansion,
 )
@@ -374,6 +382,22 @@ def mine_logs(
     return mining_job(logs, run, generated, without).mine(open_logs(logs), samples, run.engine.days)
 
 
+def expand_rewordings(logs: Path, day: str, out: Path, run: RunConfig) -> None:
+    """Write the queries that the rewordings of a day add to the texts of items (`crops expand`).
+
+    They are mined for it without theta, into a folder beside `out`.
+    """
+    mined = out.with_name(f"{out.name}-rewordings")
+    mine_day(logs, day, mined, rewordings_only(run))
+    expand(mined, out, run.expansion)
+
+
+def rewordings_only(run: RunConfig) -> RunConfig:
+    """Return the settings of a mining that finds all rewordings, whatever theta says, and nothing else."""
+    settings = {"engine.sources": ("p1",), "engine.reformulation.relevance": 0.0}
+    return with_settings(run.model_copy(update={"document": DocumentConfig()}), settings)
+
+
 def mining_job(logs: Path, run: RunConfig, generated: Path | None, without: Without | None = None) -> Job:
     """Return the run's settings with the scorers of its relevance model, whose scores are kept."""
     run = with_readable_theta(logs, run)
@@ -643,7 +667,11 @@ def refuse_mined(samples: Path, test_day: str) -> None:
 
 
 def evaluate_models(
-    models: Mapping[str, str | Path], logs: Path, testsets: TestSets, run: RunConfig
+    models: Mapping[str, str | Path],
+    logs: Path,
+    testsets: TestSets,
+    run: RunConfig,
+    expanded: Path | None = None,
 ) -> tuple[dict[str, Evaluation], dict[str, ScoringRetriever]]:
     """Evaluate models on test sets over the catalogue of their day; return both by name.
 
@@ -652,8 +680,9 @@ def evaluate_models(
         logs: the logs that the test sets were built from.
         testsets: see `day_testsets`.
         run: the settings.
+        expanded: an expansion, whose queries join the texts.
     """
-    ids, texts = load_documents(logs, run, testsets.days[0], testsets.candidate_ids())
+    ids, texts = load_documents(logs, run, testsets.days[0], testsets.candidate_ids(), expanded=expanded)
     retrievers = {name: load_retriever(model, ids, texts, logs) for name, model in models.items()}
     results = {name: evaluate(one, testsets, run.evaluation, run.seed) for name, one in retrievers.items()}
     return results, retrievers

@@ -120,6 +120,22 @@ def test_what_cells_share_is_made_once(tmp_path, made, monkeypatch):
     assert [one.folder.name for one in outcome.measured] == [plain.name(), other.name()]
 
 
+def test_queries_that_join_the_texts_are_mined_and_expanded_once(tmp_path, made, monkeypatch):
+    def expand(mined, out, config):
+        MADE.append(f"expand {len(config.sources)} source")
+        with publish(out, "expand") as folder:
+            write_manifest(folder, "expand", config={}, seconds={})
+
+    monkeypatch.setattr(run, "make_cell", finish)
+    monkeypatch.setattr(make, "expand", expand)
+    make_cells(cells("fs_lr", "bm25_expanded", "fs_lr_expanded", "crops_expanded"), tmp_path, {}, jobs=1)
+    assert [name for name in made if name.startswith(("mine", "expand"))] == [
+        "mine 2026-01-06",
+        "mine 2026-01-06",  # of rewordings
+        "expand 1 source",
+    ]
+
+
 def test_a_failed_cell_is_named_and_the_others_go_on(tmp_path, made, monkeypatch):
     monkeypatch.setattr(run, "make_cell", finish)
     outcome = make_cells(cells("fs_lr", "dpr", "crops"), tmp_path, {}, jobs=1)

@@ -1,8 +1,10 @@
 """What a user may ask for, and what is refused before anything is made."""
 
+import operator
+
 import pytest
 
-from crops.config import load_config
+from crops.config import RECIPES, load_config
 from crops.errors import CropsError
 from crops.reproduce.design import (
     Cell,
@@ -105,8 +107,8 @@ def test_plan_of_the_tables():
     design = Design(load_config(), {"dpr": {"negatives": 4}})
     methods = [one.method for one in design.cells("all", world)]
     distinct = {one.name() for one in design.cells("all", world)}
-    # 8 + 7 + 4 rows, of which FS-LR and CroPS are in two and three; and 3 watched cells
-    assert len(distinct) == 8 + 7 + 4 - 3 + 3
+    # 8 + 7 + 4 rows, of which FS-LR and CroPS are in two and three; 3 watched cells; 9 of other texts
+    assert len(distinct) == 8 + 7 + 4 - 3 + 3 + 9
     assert {"bm25", "nce", "adore", "p1_at_4", "softmax_ce"} <= set(methods)
     (dpr,) = (one for one in design.cells("table2", world) if one.method == "dpr")
     assert dpr.point == {"negatives": 4}
@@ -117,11 +119,13 @@ def test_an_ablation_has_the_settings_of_what_it_ablates():
     world = build_world("default", "tiny", 0)
     own, shared = {"docs_per_source": 4}, {"docs_per_source": 1}
     design = Design(load_config(), {"fs_lr": own, "plus_p1": own, "crops": shared})
-    assert [one.point for one in design.cells("table3", world)] == [shared] * 7
+    assert [one.point for one in design.cells("table3", world)] == [shared] * 12 + [
+        {}
+    ]  # a recipe has its own
     rivals = {one.method: one.point for one in design.cells("table2", world)}
     assert (rivals["fs_lr"], rivals["crops"]) == (own, shared)
     # FS-LR as a rival and as the baseline of the ablation are two cells now
-    assert len({one.name() for one in design.cells("all", world)}) == 8 + 7 + 4 - 2 + 3
+    assert len({one.name() for one in design.cells("all", world)}) == 8 + 7 + 4 - 2 + 3 + 9
 
 
 def test_more_generated_documents_leave_the_cells_of_other_sources(tmp_path):
@@ -131,7 +135,28 @@ def test_more_generated_documents_leave_the_cells_of_other_sources(tmp_path):
         cells.append(Design(load_config(), {}, {"": tmp_path / text}).cells("all", world))
     changed = {a.method for a, b in zip(*cells, strict=True) if a.name() != b.name()}
     graded = {"infonce_graded", "softmax_ce", "softmax_ce_lower"}
-    assert changed == {"crops", "binary", "p1_at_4", "crops_anchors"} | graded
+    texts = {"crops_expanded", "crops_clicks", "crops_clicks_expanded"}
+    assert changed == {"crops", "binary", "p1_at_4", "crops_anchors"} | graded | texts
+
+
+def test_rows_of_other_texts_share_a_mining_without_theta_and_the_recipe_has_its_settings():
+    world = build_world("default", "tiny", 0)
+    cells = {
+        one.method: one for name in ("table2", "table3") for one in Design(load_config()).cells(name, world)
+    }
+    expanded = {one.method: one.rewordings for one in cells.values() if one.rewordings is not None}
+    assert set(expanded) == {name for name in cells if name.endswith("expanded")} | {"recommended"}
+    assert len({mined_name(one) for one in expanded.values()}) == 1
+    engine = expanded["fs_lr_expanded"].run.engine
+    assert (engine.sources, engine.reformulation.relevance, engine.feed.relevance) == (("p1",), 0.0, 0.6)
+    assert mined_name(cells["fs_lr_expanded"]) == mined_name(cells["fs_lr"])
+    assert "click_query" in cells["crops_clicks"].run.document.fields
+    assert cells["crops_clicks"].run.engine == cells["crops"].run.engine
+    recipe = cells["recommended"].run
+    assert {name: operator.attrgetter(name)(recipe) for name in RECIPES["recommended"]} == RECIPES[
+        "recommended"
+    ]
+    assert len({sets_name(one) for one in cells.values()}) == 1
 
 
 def test_generated_documents_by_world(tmp_path):

@@ -13,8 +13,8 @@ import typer
 from crops.cli.evaluate import write_results
 from crops.cli.experiment import bubble_section
 from crops.cli.options import Options, command, option
-from crops.config import RunConfig, TrainingConfig
-from crops.evaluation import Evaluation, Fold, evaluate_judged, folds, pool_evaluations
+from crops.config import RunConfig, TrainingConfig, with_recipe
+from crops.evaluation import Evaluation, Fold, TestSets, evaluate_judged, folds, pool_evaluations
 from crops.labels import SEARCH_SOURCES, Source
 from crops.logs import Judged, load_judged
 from crops.outputs import cache_folder, console, publish, timed, write_manifest
@@ -22,6 +22,7 @@ from crops.pipeline import (
     BM25,
     day_testsets,
     evaluate_models,
+    expand_rewordings,
     load_retriever,
     make_world,
     mine_day,
@@ -80,9 +81,16 @@ def demo(
     ] = None,
     encoder: Annotated[str | None, option("training.encoder")] = None,
     *,
-    run: Annotated[RunConfig, Options(size="platform.size", language="platform.language", seed="seed")],
+    run: Annotated[
+        RunConfig,
+        Options(size="platform.size", language="platform.language", recipe="recipe", seed="seed"),
+    ],
 ) -> Path:
-    """Simulate a platform, mine its logs, train with each source added, and report what changed."""
+    """Simulate a platform, mine its logs, train with each source added, and report what changed.
+
+    The last rows are ours: queries of rewordings in the texts that are searched, and `recommended`.
+    With --recipe paper they are left out; with --recipe recommended all arms have its settings.
+    """
     simulated = run  # the platform's own model is what its settings say, whatever encoder the arms have
     if encoder is not None:
         run = run.model_copy(update={"training": run.training.changed(encoder=encoder)})
@@ -111,6 +119,8 @@ def demo(
             **{arm.name: arm.folder for arm in arms},
         }
         results, retrievers = evaluate_models(models, logs, testsets, run)
+        if run.recipe != "paper":
+            results |= _ours(out / "recommended", logs, train_day, testsets, run, arms[0])
         with publish(out / "evaluation", "evaluate") as folder:
             write_results(folder, results)
             facts = {"day": test_day, "counts": testsets.counts}
@@ -131,6 +141,23 @@ def demo(
     )
     console.print(f"explore in a browser: [bold]crops serve {out}[/bold]", soft_wrap=True)
     return out / "report.html"
+
+
+EXPANDED, RECOMMENDED = "ours: baseline, expanded", "ours: recommended"
+
+
+def _ours(
+    out: Path, logs: Path, day: str, testsets: TestSets, run: RunConfig, baseline: Arm
+) -> dict[str, Evaluation]:
+    """Evaluate the baseline with the queries of rewordings in its texts, and the recipe `recommended`."""
+    own = with_recipe(run, "recommended")
+    samples, model, expanded = out / "samples", out / "model", out / "expanded"
+    mine_day(logs, day, samples, own)
+    expand_rewordings(logs, day, expanded, own)
+    console.print(f"[bold]{RECOMMENDED}[/bold]")
+    train_model(samples, model, own.training, own.seed, fields=own.document.fields)
+    found = evaluate_models({EXPANDED: baseline.folder}, logs, testsets, run, expanded)[0]
+    return found | evaluate_models({RECOMMENDED: model}, logs, testsets, own, expanded)[0]
 
 
 def _print_means(results: dict[str, Evaluation], title: str) -> None:

@@ -87,6 +87,7 @@ def evaluate(
     run: Annotated[
         RunConfig,
         Options(
+            recipe="recipe",
             fields="document.fields",
             relevance="relevance.model",
             independent="evaluation.independent_theta",

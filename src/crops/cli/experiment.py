@@ -10,6 +10,7 @@ from typing import Annotated
 
 import numpy as np
 import typer
+from numpy.typing import NDArray
 
 from crops.cli.analyse import analyse_experiment
 from crops.cli.options import Options, command
@@ -20,8 +21,10 @@ from crops.online.assignment import Routes, Trial, split
 from crops.online.bubble import Loop, Measured, SimulatedDays, measure_days, read_days, run_loop
 from crops.online.experiment import (
     A_A,
+    EXPANDED,
     LIVE,
     PAIRED,
+    arm_run,
     arm_training,
     in_own_layer,
     preregister,
@@ -37,6 +40,9 @@ from crops.pipeline import (
     Simulated,
     Start,
     days_before,
+    expand_rewordings,
+    is_done,
+    load_documents,
     load_retriever,
     mine_day,
     packaged_documents,
@@ -79,6 +85,7 @@ def experiment(
     require_tea_tasting()
     run = with_days(run, days)
     names, kinds = arm_names(arms), _kinds(models)
+    _require_texts(names, kinds == ["dense"], "--models dense")
     split(dict.fromkeys(names, share))  # an impossible share should not cost the days before
     require_encoder(run.training)
     seconds: dict[str, float] = {}
@@ -117,6 +124,12 @@ def arm_names(arms: str) -> list[str]:
     return names
 
 
+def _require_texts(names: Sequence[str], there: bool, remedy: str) -> None:
+    """Refuse arms that change the texts of items where a model reads ids, or texts are made only once."""
+    if not there and (changed := [name for name in names if name in EXPANDED]):
+        raise CropsError(f"--arms: {', '.join(changed)} changes the texts of items; use {remedy}")
+
+
 def _kinds(models: str) -> list[str]:
     kinds = [kind.strip() for kind in models.split(",")]
     for kind in kinds:
@@ -134,10 +147,23 @@ def _train(
     ids = np.arange(1, len(texts) + 1)
     routes: dict[str, Routes] = {}
     for name in names:
-        folder = out / "models" / kind / name
-        train_arm(name, samples, folder, training, run.seed)
-        routes[name] = {kind: load_retriever(folder, ids, texts, Simulated(out).world / "logs")}
+        folder, own = out / "models" / kind / name, arm_run(name, run)
+        learned, known = samples, (ids, texts)
+        if name in EXPANDED:
+            if own != run:
+                learned = mined_samples(out, own, packaged_documents(), f"samples-{name}")
+            known = _expanded_texts(out, own, ids)
+        train_arm(name, learned, folder, training, run.seed, own.document.fields)
+        routes[name] = {kind: load_retriever(folder, *known, Simulated(out).world / "logs")}
     return routes
+
+
+def _expanded_texts(out: Path, run: RunConfig, ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], list[str]]:
+    """Return the texts of items on the first morning, with the queries of the training day's rewordings."""
+    logs, expanded = Simulated(out).logs, out / "expanded"
+    if not is_done(expanded):
+        expand_rewordings(logs, day_name(TRAIN), expanded, run)
+    return load_documents(logs, run, day_name(FIRST_DAY), ids, expanded=expanded)
 
 
 def _facts(run: RunConfig, days: int, samples: Path, kinds: list[str]) -> dict[str, object]:
@@ -170,9 +196,9 @@ def with_days(run: RunConfig, days: int) -> RunConfig:
     return run.model_copy(update={"platform": platform})
 
 
-def mined_samples(out: Path, run: RunConfig, generated: Path) -> Path:
-    """Mine the training day with all sources into OUT/samples, unless that is done; return the folder."""
-    samples = out / "samples"
+def mined_samples(out: Path, run: RunConfig, generated: Path, name: str = "samples") -> Path:
+    """Mine the training day with all sources into OUT/NAME, unless that is done; return the folder."""
+    samples = out / name
     if not (samples / REPORT).exists():
         mine_day(Simulated(out).logs, day_name(TRAIN), samples, run, generated)
     return samples
@@ -228,6 +254,7 @@ def bubble_loop(
     """
     run = with_days(run, days)
     names = arm_names(arms)
+    _require_texts(names, False, "crops experiment")
     if model not in MODELS:
         raise CropsError(f"unknown model '{model}'; models: {', '.join(MODELS)}.{nearest(model, MODELS)}")
     start, documents = days_before(out, run), generated or packaged_documents()

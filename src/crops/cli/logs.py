@@ -234,6 +234,7 @@ def mine(
     run: Annotated[
         RunConfig,
         Options(
+            recipe="recipe",
             day="engine.days",
             fields="document.fields",
             holdout="engine.holdout",

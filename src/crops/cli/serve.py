@@ -63,7 +63,13 @@ def index(
     *,
     run: Annotated[
         RunConfig,
-        Options(fields="document.fields", kind="index.kind", int8="index.int8", dims="index.dims"),
+        Options(
+            recipe="recipe",
+            fields="document.fields",
+            kind="index.kind",
+            int8="index.int8",
+            dims="index.dims",
+        ),
     ],
 ) -> IndexManifest:
     """Encode a catalogue into a new version of an index, or change the one that is there.

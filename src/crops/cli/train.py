@@ -51,6 +51,7 @@ def train(
     run: Annotated[
         RunConfig,
         Options(
+            recipe="recipe",
             encoder="training.encoder",
             fields="document.fields",
             init="training.init",

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from crops.config import TrainingConfig
+from crops.config import RECIPES, RunConfig, TrainingConfig, with_recipe
 from crops.errors import CropsError, nearest
 from crops.labels import SEARCH_SOURCES, SOURCE_GROUPS, Source, parse_sources
 from crops.online.assignment import (
@@ -46,6 +46,7 @@ from crops.platform import (
 )
 from crops.platform.day import KeyedDraws
 from crops.platform.people import ABUSE_SESSIONS
+from crops.text import DOCUMENT_FIELDS
 
 PREREGISTRATION = "plan.json"
 LIVE, PAIRED = "live", "paired"
@@ -223,13 +224,19 @@ SOURCES = {
     "crops": _ALL,
     **{f"-{group}": _ALL & ~SOURCE_GROUPS[group] for group in _ADDED},
     "clicks": Source.CLICKED,
+    "expanded": SEARCH_SOURCES,
+    "recommended": parse_sources(RECIPES["recommended"]["engine.sources"]),
 }
 """Arms by name. The baseline is online search alone with its stages as labels (FS-LR); +p1, +p2 and crops add
-one source each; -p1, -p2, -p3 are crops without one; clicks is the platform's own recipe: clicked or not."""
+one source each; -p1, -p2, -p3 are crops without one; clicks is the platform's own recipe: clicked or not;
+expanded is the baseline, whose texts the queries of rewordings join; recommended is the recipe of that name,
+expanded too."""
+EXPANDED = ("expanded", "recommended")
+"""Arms whose texts the queries of rewordings join."""
 
 
 def arm_training(arm: str, training: TrainingConfig) -> TrainingConfig:
-    """Return the settings that an arm is trained with: `clicks` has a loss of its own.
+    """Return the settings that an arm is trained with: `clicks` has its own loss, `recommended` a recipe.
 
     Raises:
         CropsError: there is no such arm.
@@ -238,10 +245,22 @@ def arm_training(arm: str, training: TrainingConfig) -> TrainingConfig:
         raise CropsError(f"unknown arm '{arm}'; arms: {', '.join(SOURCES)}.{nearest(arm, SOURCES)}")
     if arm == "clicks":
         return TrainingConfig(**{**training.model_dump(), "loss": "infonce_binary"})
-    return training
+    return arm_run(arm, RunConfig(training=training)).training
 
 
-def train_arm(arm: str, samples: Path, out: Path, training: TrainingConfig, seed: int) -> None:
+def arm_run(arm: str, run: RunConfig) -> RunConfig:
+    """Return the settings of an arm: those of the run, or of the recipe `recommended`."""
+    return with_recipe(run, arm) if arm == "recommended" else run
+
+
+def train_arm(
+    arm: str,
+    samples: Path,
+    out: Path,
+    training: TrainingConfig,
+    seed: int,
+    fields: Sequence[str] = DOCUMENT_FIELDS,
+) -> None:
     """Train an arm's model on mined samples, unless it is there.
 
     Args:
@@ -249,8 +268,9 @@ def train_arm(arm: str, samples: Path, out: Path, training: TrainingConfig, seed
         samples: output of a mining with all sources that the arm may want.
         out: the model's folder.
         training: the settings, see `arm_training`.
+        fields: what stands for a document.
     """
     if is_done(out):
         return
     console.print(f"[bold]{out.parent.name} {out.name}[/bold]")
-    train_model(samples, out, arm_training(arm, training), seed, SOURCES[arm])
+    train_model(samples, out, arm_training(arm, training), seed, SOURCES[arm], fields)

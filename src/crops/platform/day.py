@@ -100,7 +100,7 @@ def build_platform(config: PlatformConfig, seed: int) -> Platform:
             rng,
             config.language,
             speechless=edition.speechless,
-            arrival_days=edition.arrival_days,
+            arrival_days=max(edition.arrival_days, config.days + 2),
         )
     elif not Path(config.world).is_dir():
         raise CropsError(

@@ -26,6 +26,7 @@ class Edition:
     sessions: float = 1.0
     """Search sessions a day, as a multiple of the size's."""
     arrival_days: int = ARRIVAL_DAYS
+    """At least two more than are simulated."""
     speechless: float = SPEECHLESS
     first_level: tuple[float, float, float] = FIRST_LEVEL
 
@@ -34,9 +35,9 @@ EDITIONS: Mapping[str, Edition] = MappingProxyType(
     {
         "v1": Edition(),
         "v2": Edition(
-            items=2.0,
-            sessions=0.5,
-            arrival_days=15,
+            items=2.5,
+            sessions=0.4,
+            arrival_days=6,
             speechless=0.20,
             first_level=(0.25, 0.55, 0.20),
         ),

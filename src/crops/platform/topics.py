@@ -198,7 +198,7 @@ def write_texts(
     manner: Manner = Manner(),  # noqa: B008  (frozen)
     speechless: float | None = None,
 ) -> Columns:
-    """Return the titles (OCR of the cover), captions and hashtags of the items; `SPEECHLESS` holds if None."""
+    """Return titles (OCR of the cover), captions and hashtags of the items; `SPEECHLESS` holds if None."""
     silent = SPEECHLESS if speechless is None else speechless
     voices = [
         _Voice(

@@ -12,14 +12,15 @@ import importlib.resources
 import json
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from crops.config import DocumentConfig, PlatformConfig, RunConfig, TrainingConfig
+from crops.config import RECIPES, DocumentConfig, PlatformConfig, RunConfig, TrainingConfig, with_settings
 from crops.errors import CropsError, nearest
 from crops.labels import Source
+from crops.pipeline import rewordings_only
 from crops.platform import SIZES, platform_version
 
 FEWEST_RESAMPLES = 100
@@ -49,7 +50,7 @@ class Cell:
 
     world: World
     method: str
-    """`bm25`, or a key of `crops.training.methods.METHODS`."""
+    """`bm25`, a key of `crops.training.methods.METHODS`, or of `VARIANTS`."""
     run: RunConfig
     """Resolved settings; `seed` and `platform` are the world's."""
     generated: str = ""
@@ -60,22 +61,37 @@ class Cell:
     validated: bool = False
     """Train without the validation queries, and evaluate on them along the way."""
 
+    @property
+    def trained(self) -> str:
+        """Return the method that is trained: `bm25`, or a key of `crops.training.methods.METHODS`."""
+        return VARIANTS[self.method].method if self.method in VARIANTS else self.method
+
+    @property
+    def rewordings(self) -> Cell | None:
+        """Return the cell whose mining, of rewordings without theta, joins the texts; None if none does."""
+        if self.method not in VARIANTS or not VARIANTS[self.method].expanded:
+            return None
+        return replace(self, run=rewordings_only(self.run), generated="")
+
     def name(self) -> str:
         """Return the folder's name: what it is, and the hash of all it depends on."""
         from crops.training.methods import find_method  # torch takes seconds to import: not for --help
 
-        training = None
-        if self.method != BM25:
+        training, added = None, {}
+        if self.trained != BM25:
             # A cell of another definition of the method is another cell.
-            method = find_method(self.method)
+            method = find_method(self.trained)
             training = self.run.training.model_dump(mode="json") | {
                 "settings": method.settings(self.point or None),
                 "keep": int(method.keep),
                 "loss": method.loss,
                 "labels": {int(source): label for source, label in (method.labels or {}).items()},
             }
+        if self.rewordings is not None:
+            added = {"expanded": expansion_name(self)}
         return named(
             f"{self.method}-{self.world.label}" + ("-validated" if self.validated else ""),
+            **added,
             method=self.method,
             mined=mined_name(self),
             tests=sets_name(self),
@@ -91,6 +107,7 @@ def learns_from_generated(method: str) -> bool:
     """Return whether a method learns from documents that an LLM wrote (P3)."""
     from crops.training.methods import find_method  # torch takes seconds to import: not for --help
 
+    method = VARIANTS[method].method if method in VARIANTS else method
     return method != BM25 and bool(find_method(method).keep & Source.KNOWLEDGE)
 
 
@@ -127,6 +144,13 @@ def mined_name(cell: Cell) -> str:
     )
 
 
+def expansion_name(cell: Cell) -> str:
+    """Return the folder's name of the queries that join the texts of a cell."""
+    assert cell.rewordings is not None
+    expansion = cell.run.expansion.model_dump(mode="json")
+    return named(cell.world.label, mined=mined_name(cell.rewordings), expansion=expansion)
+
+
 def _text(document: DocumentConfig) -> dict[str, Any]:
     """Return what stands for a document, where it is not the default: cells of that keep their names."""
     return {} if document == DocumentConfig() else {"document": document.model_dump(mode="json")}
@@ -159,11 +183,38 @@ BM25 = "bm25"
 
 
 @dataclass(frozen=True)
+class Variant:
+    """A row of ours whose documents have other texts."""
+
+    method: str
+    """What is trained: `bm25`, or a key of `crops.training.methods.METHODS`."""
+    expanded: bool = False
+    """Whether the queries of rewordings join the texts that are searched (`crops expand`)."""
+    settings: Mapping[str, object] = field(default_factory=dict)
+    """By dotted name."""
+
+
+CLICKS = {"document.fields": RECIPES["recommended"]["document.fields"]}
+VARIANTS: dict[str, Variant] = {
+    "bm25_expanded": Variant(BM25, expanded=True),
+    "bm25_clicks": Variant(BM25, settings=CLICKS),
+    "bm25_clicks_expanded": Variant(BM25, expanded=True, settings=CLICKS),
+    "fs_lr_expanded": Variant("fs_lr", expanded=True),
+    "fs_lr_clicks": Variant("fs_lr", settings=CLICKS),
+    "crops_expanded": Variant("crops", expanded=True),
+    "crops_clicks": Variant("crops", settings=CLICKS),
+    "crops_clicks_expanded": Variant("crops", expanded=True, settings=CLICKS),
+    "recommended": Variant("recommended", expanded=True, settings=RECIPES["recommended"]),
+}
+RECOMMENDED = ("recommended", "ours: the recipe `recommended`", None)
+
+
+@dataclass(frozen=True)
 class Row:
     """A row of a table: the method that fills it and the paper's figures."""
 
     method: str
-    """`bm25`, or a key of `crops.training.methods.METHODS`."""
+    """`bm25`, a key of `crops.training.methods.METHODS`, or of `VARIANTS`."""
     title: str
     paper: tuple[float, float, float] | None
     """CT, QR, NDCG@4, in %; None for a row of ours."""
@@ -209,6 +260,10 @@ LAYOUTS: dict[str, Layout] = {
             Row("trisampler", "TriSampler", (59.8, 32.2, 66.9)),
             Row("fs_lr", "FS-LR", (59.6, 33.0, 66.0)),
             Row("crops", "CroPS", (69.1, 40.1, 67.0)),
+            Row("bm25_expanded", "ours: BM25, expanded", None),
+            Row("bm25_clicks", "ours: BM25, click queries", None),
+            Row("bm25_clicks_expanded", "ours: BM25, click queries, expanded", None),
+            Row(*RECOMMENDED),
         ),
     ),
     "table3": Layout(
@@ -223,6 +278,12 @@ LAYOUTS: dict[str, Layout] = {
             Row("binary", "CroPS, binary labels", (59.9, 32.1, 66.7)),
             Row("p1_at_4", "CroPS, P1 at label 4", (67.1, 38.4, 66.8)),
             Row("crops_anchors", "ours: CroPS, high anchors", None),
+            Row("fs_lr_expanded", "ours: baseline, expanded", None),
+            Row("crops_expanded", "ours: CroPS, expanded", None),
+            Row("fs_lr_clicks", "ours: baseline, click queries", None),
+            Row("crops_clicks", "ours: CroPS, click queries", None),
+            Row("crops_clicks_expanded", "ours: CroPS, click queries, expanded", None),
+            Row(*RECOMMENDED),
         ),
         settings="crops",
     ),
@@ -235,6 +296,7 @@ LAYOUTS: dict[str, Layout] = {
             Row("softmax_ce", "Softmax-CE", (65.3, 37.8, 66.8), 89),
             Row("crops", "H-InfoNCE (CroPS)", (69.1, 40.1, 67.0), 88),
             Row("softmax_ce_lower", "ours: Softmax-CE over lower labels", None),
+            Row(*RECOMMENDED),
         ),
     ),
 }
@@ -264,7 +326,8 @@ WORLDS: Mapping[str, Mapping[str, object]] = MappingProxyType(
     }
 )
 """Settings of the platform in which each differs from the default, whose click model is `dbn`; `null`: later
-queries and the feed say nothing about a need; `v2`: the edition with headroom; `judged`: real texts and human grades, from a folder."""
+queries and the feed say nothing about a need; `v2`: the edition with headroom; `judged`: real texts and human
+grades, from a folder."""
 _COLLECTION = ("docs.parquet", "queries.parquet", "qrels.parquet")
 
 
@@ -375,12 +438,13 @@ class Design:
     ) -> Cell:
         """Return a cell of a world, with the tuned settings of the method `settings`; its own when None."""
         documents = self.documents(world) if learns_from_generated(method) else None
+        variant = VARIANTS.get(method, Variant(method))
         return Cell(
             world,
             method,
-            base_run(world, self.config),
+            base_run(world, with_settings(self.config, variant.settings)),
             content_hash([documents]) if documents else "",
-            self.points.get(settings or method, {}),
+            {} if method == "recommended" else self.points.get(settings or variant.method, {}),
             validated,
         )
 

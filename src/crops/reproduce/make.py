@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from crops import pipeline
 from crops.config import RunConfig
+from crops.engine.documents import expand
 from crops.errors import CropsError
 from crops.evaluation import (
     Evaluation,
@@ -46,6 +47,7 @@ from crops.reproduce.design import (
     RESULTS_VERSION,
     Cell,
     World,
+    expansion_name,
     mined_name,
     sets_name,
     world_name,
@@ -69,6 +71,15 @@ def make_samples(cell: Cell, out: Path, generated: Path | None) -> Path:
     if not is_done(folder):
         world = make_world(cell.world, out)
         mine_day(world.logs, world.day("train"), folder, cell.run, generated if cell.generated else None)
+    return folder
+
+
+def make_expansion(cell: Cell, out: Path) -> Path:
+    """Return the queries that join the texts of a cell; mine and expand rewordings first if need be."""
+    folder = out / EXPANDED / expansion_name(cell)
+    if not is_done(folder):
+        assert cell.rewordings is not None
+        expand(make_samples(cell.rewordings, out, None), folder, cell.run.expansion)
     return folder
 
 
@@ -109,13 +120,14 @@ def make_cell(cell: Cell, out: Path, generated: Path | None) -> Path:
     model = out / MODELS / cell.name()
     facts = model.with_name(f"{model.name}.json")  # of a finished training, until it is evaluated
     trained: dict[str, Any] = {}
-    if cell.method != BM25:
+    if cell.trained != BM25:
         if not (is_done(model) and facts.exists()):
             write_text(facts, json.dumps(learn(cell, samples, model), default=str))
         trained = json.loads(facts.read_text())
     logs = make_world(cell.world, out).logs
     start = time.process_time()
-    evaluation = _evaluate(cell, model, logs, testsets, slices)
+    expanded = None if cell.rewordings is None else make_expansion(cell, out)
+    evaluation = _evaluate(cell, model, logs, testsets, slices, expanded)
     seconds = {"evaluate_cpu": time.process_time() - start}
     with publish(folder, COMMAND) as staging:
         pq.write_table(evaluation.values, staging / "values.parquet")
@@ -131,13 +143,15 @@ def make_cell(cell: Cell, out: Path, generated: Path | None) -> Path:
     return folder
 
 
-def _evaluate(cell: Cell, model: Path, logs: Path, testsets: TestSets, slices: Slices) -> Evaluation:
+def _evaluate(
+    cell: Cell, model: Path, logs: Path, testsets: TestSets, slices: Slices, expanded: Path | None
+) -> Evaluation:
     from crops.retrieval import BM25Retriever
 
-    ids, texts = load_documents(logs, cell.run, testsets.days[0], testsets.candidate_ids())
+    ids, texts = load_documents(logs, cell.run, testsets.days[0], testsets.candidate_ids(), expanded=expanded)
     retriever = (
         BM25Retriever(ids, texts, **cell.point)
-        if cell.method == BM25
+        if cell.trained == BM25
         else load_retriever(model, ids, texts, logs)
     )
     return evaluate(retriever, testsets, cell.run.evaluation, cell.run.seed, slices)
@@ -211,7 +225,7 @@ def learn(cell: Cell, samples: Path, model: Path) -> dict[str, Any]:
 
         watched = {"held_out": 0, "evaluation": EvaluateFn(metrics, SCORE)}
     facts = fit_method(
-        cell.method,
+        cell.trained,
         samples,
         model,
         config,
@@ -230,8 +244,8 @@ def learn(cell: Cell, samples: Path, model: Path) -> dict[str, Any]:
 _FACTS = "reproduce.json"
 _LOCK = ".lock"
 CELLS, WORLDS, MINED, TESTS, MODELS, FIGURES = "cells", "worlds", "mined", "tests", "models", "figures"
-TUNED = "tuned"
-_STAGES = (CELLS, WORLDS, MINED, TESTS, MODELS, FIGURES)
+EXPANDED, TUNED = "expanded", "tuned"
+_STAGES = (CELLS, WORLDS, MINED, EXPANDED, TESTS, MODELS, FIGURES)
 
 
 @contextlib.contextmanager

@@ -26,6 +26,7 @@ from crops.reproduce.design import (
     QR_TRUTH,
     SPEED_METHODS,
     TRUE,
+    VARIANTS,
     Cell,
     Design,
     World,
@@ -106,7 +107,12 @@ def tuned(design: Design, target: str, world: World, out: Path, folds: int) -> D
         CropsError: as `tune`.
     """
     layouts = [LAYOUTS[target]] if target in LAYOUTS else list(LAYOUTS.values())
-    methods = {layout.settings or row.method: None for layout in layouts for row in layout.rows}
+    methods = {
+        layout.settings or row.method: None
+        for layout in layouts
+        for row in layout.rows
+        if row.method not in VARIANTS
+    }
     plain = replace(design, points={})
     cells = {method: plain.cell(world, method) for method in methods}
     return replace(design, points=tune(cells, out, design.files(cells.values()), folds))

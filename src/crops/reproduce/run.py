@@ -25,13 +25,24 @@ from crops.evaluation.source_precision import source_precision
 from crops.outputs import cache_folder, console, progress, publish, write_manifest
 from crops.pipeline import Simulated, is_done, theta
 from crops.report import Bar, Figure, Line, Section, Table
-from crops.reproduce.design import FIG6, FIG7, Cell, World, mined_name, named, sets_name, world_name
+from crops.reproduce.design import (
+    FIG6,
+    FIG7,
+    Cell,
+    World,
+    expansion_name,
+    mined_name,
+    named,
+    sets_name,
+    world_name,
+)
 from crops.reproduce.make import (
     CELLS,
     COMMAND,
     FIGURES,
     TUNED,
     make_cell,
+    make_expansion,
     make_samples,
     make_testsets,
     make_world,
@@ -98,13 +109,16 @@ def _shared(cells: Sequence[Cell], out: Path, generated: Mapping[str, Path]) -> 
     """Return what has to be made before the cells, in its order: each once, so that no two processes meet."""
     worlds: dict[str, Make] = {}
     mined: dict[str, Make] = {}
+    expanded: dict[str, Make] = {}
     tests: dict[str, Make] = {}
     for cell in cells:
         documents = generated.get(cell.generated)
         worlds.setdefault(world_name(cell.world), partial(make_world, cell.world, out))
         mined.setdefault(mined_name(cell), partial(make_samples, cell, out, documents))
+        if cell.rewordings is not None:
+            expanded.setdefault(expansion_name(cell), partial(make_expansion, cell, out))
         tests.setdefault(sets_name(cell), partial(make_testsets, cell, out, documents))
-    return {"worlds": worlds, "minings": mined, "test sets": tests}
+    return {"worlds": worlds, "minings": mined, "expansions": expanded, "test sets": tests}
 
 
 def _run(

@@ -1,0 +1,48 @@
+"""Recipes: settings that go together, and options that contradict them."""
+
+import operator
+
+import pytest
+
+from crops.config import RECIPES, RunConfig, load_config, with_recipe
+from crops.errors import CropsError
+
+
+def of(run, names):
+    return {name: operator.attrgetter(name)(run) for name in names}
+
+
+def test_the_paper_is_what_runs_by_default_and_both_recipes_say_the_same_settings():
+    assert of(RunConfig(), RECIPES["paper"]) == RECIPES["paper"]
+    assert RECIPES["paper"].keys() == RECIPES["recommended"].keys()
+    assert RECIPES["paper"] != RECIPES["recommended"]
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_sets_its_settings_and_leaves_the_others(recipe):
+    run = load_config(recipe=recipe, training__encoder="minilm", training__steps=7)
+    assert of(run, RECIPES[recipe]) == RECIPES[recipe]
+    assert (run.training.steps, run.training.learning_rate) == (7, 2e-5)
+    assert with_recipe(load_config(training__encoder="minilm", training__steps=7), recipe) == run
+
+
+def test_an_option_that_says_the_same_is_no_contradiction_and_another_is_refused_by_its_name():
+    fields = RECIPES["recommended"]["document.fields"]
+    assert load_config(recipe="recommended", document__fields=list(fields)).document.fields == fields
+    with pytest.raises(CropsError) as refused:
+        load_config(None, {"training.loss": "--loss"}, recipe="paper", training__loss="nce")
+    assert str(refused.value) == (
+        "--loss = 'nce' contradicts --recipe paper, whose value is 'h_infonce'; leave one of the two out"
+    )
+
+
+def test_a_file_that_contradicts_is_named(tmp_path):
+    file = tmp_path / "run.toml"
+    file.write_text('recipe = "recommended"\n[document]\nfields = ["keyword"]\n')
+    with pytest.raises(CropsError, match=r"run.toml: setting 'document.fields' = \('keyword',\) contradicts"):
+        load_config(file)
+    with pytest.raises(CropsError, match=r"setting 'recipe' = 'papr'.* Did you mean 'paper'"):
+        load_config(recipe="papr")
+    file.write_text('recipe = "paper"\nengine = 3\n')
+    with pytest.raises(CropsError, match="'engine' = 3"):
+        load_config(file)
