@@ -119,9 +119,9 @@ def test_an_ablation_has_the_settings_of_what_it_ablates():
     world = build_world("default", "tiny", 0)
     own, shared = {"docs_per_source": 4}, {"docs_per_source": 1}
     design = Design(load_config(), {"fs_lr": own, "plus_p1": own, "crops": shared})
-    assert [one.point for one in design.cells("table3", world)] == [shared] * 12 + [
-        {}
-    ]  # a recipe has its own
+    *steps, recipe = [one.point for one in design.cells("table3", world)]
+    assert steps == [shared] * 12
+    assert recipe == {}
     rivals = {one.method: one.point for one in design.cells("table2", world)}
     assert (rivals["fs_lr"], rivals["crops"]) == (own, shared)
     # FS-LR as a rival and as the baseline of the ablation are two cells now
@@ -141,9 +141,8 @@ def test_more_generated_documents_leave_the_cells_of_other_sources(tmp_path):
 
 def test_rows_of_other_texts_share_a_mining_without_theta_and_the_recipe_has_its_settings():
     world = build_world("default", "tiny", 0)
-    cells = {
-        one.method: one for name in ("table2", "table3") for one in Design(load_config()).cells(name, world)
-    }
+    design = Design(load_config())
+    cells = {one.method: one for name in ("table2", "table3") for one in design.cells(name, world)}
     expanded = {one.method: one.rewordings for one in cells.values() if one.rewordings is not None}
     assert set(expanded) == {name for name in cells if name.endswith("expanded")} | {"recommended"}
     assert len({mined_name(one) for one in expanded.values()}) == 1
@@ -153,9 +152,8 @@ def test_rows_of_other_texts_share_a_mining_without_theta_and_the_recipe_has_its
     assert "click_query" in cells["crops_clicks"].run.document.fields
     assert cells["crops_clicks"].run.engine == cells["crops"].run.engine
     recipe = cells["recommended"].run
-    assert {name: operator.attrgetter(name)(recipe) for name in RECIPES["recommended"]} == RECIPES[
-        "recommended"
-    ]
+    found = {name: operator.attrgetter(name)(recipe) for name in RECIPES["recommended"]}
+    assert found == RECIPES["recommended"]
     assert len({sets_name(one) for one in cells.values()}) == 1
 
 
