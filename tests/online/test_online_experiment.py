@@ -202,6 +202,12 @@ def test_a_folder_of_another_plan_is_refused(start, tmp_path):
         (experiment, {"days": 29}, "--days 29"),
         (experiment, {"share": 0.4}, "sum to 1.6"),
         (experiment, {"share": 0.0}, "share 0.0"),
+        (
+            experiment,
+            {"arms": "baseline,expanded"},
+            "expanded changes the texts of items; use --models dense",
+        ),
+        (bubble_loop, {"arms": "crops,recommended"}, "recommended changes the texts.*use crops experiment"),
         (bubble_loop, {"arms": "crops,-p9"}, "unknown arm '-p9'"),
         (bubble_loop, {"model": "both"}, "unknown model 'both'"),
         (bubble_loop, {"days": 40}, "40"),
@@ -217,24 +223,40 @@ def test_a_tiny_experiment_from_nothing_to_logs_and_back(tmp_path, monkeypatch):
     settings = tmp_path / "run.toml"
     settings.write_text(
         '[training]\nsteps = 2\nbatch_queries = 8\n[relevance]\nmodel = "none"\n[platform]\nsessions = 60\n'
+        "[expansion]\nusers = 1\n"
     )
     analysed = []
     module = sys.modules["crops.cli.experiment"]
     monkeypatch.setattr(module, "analyse_experiment", lambda out, *_: analysed.append(out))
-    options = {"size": "tiny", "days": 1, "arms": "baseline,+p1", "models": "dense", "share": 0.3}
+    options = {
+        "size": "tiny",
+        "days": 1,
+        "arms": "baseline,expanded,recommended",
+        "models": "dense",
+        "share": 0.2,
+    }
     out = experiment(tmp_path / "out", **options, config=settings)
     plan = json.loads((out / "plan.json").read_text())
     assert [(one["name"], one["route"]) for one in plan["experiments"]] == [("dense", "dense"), ("aa", None)]
     written = {str(path.relative_to(out)): path.stat().st_mtime_ns for path in out.rglob("*.parquet")}
     day = plan["days"][0]
-    for arm in ("baseline", "+p1"):
+    for arm in ("baseline", "expanded", "recommended"):
         assert f"paired/dense/{arm}/truth/searches/day={day}/part-0.parquet" in written
     assert f"live/logs/exposures/day={day}/part-0.parquet" in written
+
+    def found(arm):
+        file = out / f"paired/dense/{arm}/logs/search_impressions/day={day}/part-0.parquet"
+        rows = pq.read_table(file, partitioning=None)
+        return rows.filter(pc.greater(pc.bit_wise_and(rows["routes"], 1 << ROUTES.index("dense")), 0))[
+            "item_id"
+        ]
+
+    assert not found("baseline").equals(found("expanded"))
     # again: nothing is simulated, mined or trained anew
     experiment(tmp_path / "out", **options, config=settings)
     assert analysed == [out, out]
     assert written == {str(path.relative_to(out)): path.stat().st_mtime_ns for path in out.rglob("*.parquet")}
     with pytest.raises(CropsError, match="plan of another experiment"):
-        experiment(tmp_path / "out", **{**options, "share": 0.2}, config=settings)
+        experiment(tmp_path / "out", **{**options, "share": 0.1}, config=settings)
     with pytest.raises(CropsError, match="simulated with other settings"):
         experiment(tmp_path / "out", **options, seed=1, config=settings)

@@ -83,7 +83,8 @@ def make_cells(cells: Sequence[Cell], out: Path, generated: Mapping[str, Path], 
         console.print(f"{len(distinct)} cells, {len(distinct) - len(missing)} of them there already")
         with naming_full_disk(out), _workers(jobs) as executor:
             for what, shared in _shared(missing, out, generated).items():
-                _run(what, shared, executor, None)
+                # Where there is nothing to expand with, the cells that want it say so.
+                _run(what, shared, executor, {} if what == "expansions" else None)
             own = {
                 cell.name(): partial(make_cell, cell, out, generated.get(cell.generated)) for cell in missing
             }
