@@ -35,4 +35,5 @@ def test_each_setting_of_the_platform_has_a_recorded_world():
 
 
 def test_the_version_is_the_one_that_worlds_on_disk_name():
-    assert platform_version() == f"{NAME}+{VERSION}" == "cpsqa-open-v1+17cf94c7eaea"
+    assert platform_version() == f"{NAME}-v1+{VERSION}" == "cpsqa-open-v1+17cf94c7eaea"
+    assert platform_version("v2") == "cpsqa-open-v2+17cf94c7eaea"

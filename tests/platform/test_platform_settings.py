@@ -7,8 +7,9 @@ import pytest
 from crops.config import PlatformConfig, load_config
 from crops.errors import CropsError
 from crops.platform import SIZES, build_platform
-from crops.platform.day import behaviour
-from crops.platform.people import CLICK_MODELS, FIRST_LEVEL, MODIFIED
+from crops.platform.day import behaviour, sessions_per_day
+from crops.platform.editions import EDITIONS, extent
+from crops.platform.people import CLICK_MODELS, MODIFIED
 from crops.platform.search import BUBBLES
 
 
@@ -45,7 +46,21 @@ def test_names_in_the_settings_are_those_of_the_platform():
     fields = PlatformConfig.model_fields
     assert set(typing.get_args(fields["size"].annotation)) == set(SIZES)
     assert set(typing.get_args(fields["bubble"].annotation)) == set(BUBBLES)
+    assert set(typing.get_args(fields["edition"].annotation)) == set(EDITIONS)
     assert set(typing.get_args(fields["click_model"].annotation)) == set(CLICK_MODELS)
+
+
+def test_an_edition_sets_how_large_a_world_is_and_a_setting_of_the_run_goes_before():
+    first, second = (PlatformConfig(size="tiny", edition=name) for name in ("v1", "v2"))
+    assert [extent(one).items for one in (first, second)] == [2_000, 5_000]
+    assert [sessions_per_day(one) for one in (first, second)] == [300, 120]
+    assert sessions_per_day(PlatformConfig(size="tiny", edition="v2", sessions=70)) == 70
+    assert "edition" not in first.model_dump()  # folders of v1 keep their names
+    platform = build_platform(second, 0)
+    uploaded = platform.world.corpus.uploaded_day
+    assert uploaded.min() >= 4 - 6
+    assert 0.30 < (uploaded > 2).mean() < 0.37  # a third of the catalogue is newer than the training day
+    assert platform.behaviour.first_level == (0.25, 0.55, 0.20)
 
 
 def test_settings_reach_the_platform():
@@ -64,7 +79,7 @@ def test_shares_leave_room_for_those_who_leave():
     most = PlatformConfig.model_fields["reformulate"].metadata
     rates = behaviour(PlatformConfig())
     assert rates.page + max(getattr(limit, "le", 0) for limit in most) + rates.switch <= 1
-    assert sum(FIRST_LEVEL) == pytest.approx(1)
+    assert [sum(one.first_level) for one in EDITIONS.values()] == pytest.approx([1] * len(EDITIONS))
     assert max(MODIFIED) <= 1
     assert rates.specify + rates.rephrase <= 1
     assert rates.trend + rates.from_feed <= 1

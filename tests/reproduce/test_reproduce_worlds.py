@@ -50,7 +50,7 @@ def test_unknown_names_are_answered_with_the_nearest():
 
 
 def test_worlds_differ_in_one_dial():
-    assert parse_worlds("all") == ["default", "dcm", "pbm", "null", "weak", "strong"]
+    assert parse_worlds("all") == ["default", "dcm", "pbm", "null", "weak", "strong", "v2"]
     default = build_world("default", "tiny", 0).platform
     for name, field, value in (
         ("null", "informative", False),
