@@ -4,6 +4,11 @@ The rule, written before these worlds were simulated: CT, QR by truth and true r
 change is kept if their sum gains on the mean of the worlds and none of them falls by more than a point.
 
     python benchmarks/learning/bench_recipe.py --out out/recipe-42 --seed 42
+
+What was chosen, against the paper, on worlds that did not choose:
+
+    python benchmarks/learning/bench_recipe.py --out out/recipe-43 --seed 43 --chosen
+    python benchmarks/learning/bench_recipe.py --out out/recipe-v2 --seed 0 --edition v2 --chosen
 """
 
 from __future__ import annotations
@@ -13,7 +18,7 @@ from pathlib import Path
 
 from bench_texts import LOWER, P12, PLAIN, TEXT, run_arms
 
-from crops.config import RunConfig
+from crops.config import RECIPES, RunConfig, with_recipe
 from crops.labels import ALL_SOURCES, SEARCH_SOURCES, Source
 from crops.pipeline import packaged_documents
 
@@ -57,21 +62,51 @@ ARMS = (
     (LOOSE, TEXT, "expanded", LOOSE),
 )
 
+CHOSEN_TRAININGS = {
+    **{name: TRAININGS[name] for name in ("baseline", "paper", "baseline, clicks")},
+    "paper, clicks": ("mined", ALL_SOURCES, TEXT, {}),
+    "recommended": (
+        "recommended",
+        ALL_SOURCES,
+        TEXT,
+        {
+            name.removeprefix("training."): value
+            for name, value in RECIPES["recommended"].items()
+            if name.startswith("training.")
+        },
+    ),
+}
+CHOSEN = (
+    *ARMS[:6],
+    ("paper, clicks", TEXT, None, "baseline, clicks"),
+    ("baseline", PLAIN, "expanded", "baseline"),
+    ("paper", PLAIN, "expanded", "paper"),
+    ("paper, clicks", TEXT, "expanded", "paper, clicks"),
+    ("recommended", TEXT, None, "paper"),
+    ("recommended", TEXT, "expanded", "paper"),
+)
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--size", default="small")
+    parser.add_argument("--edition", default="v1")
+    parser.add_argument("--chosen", action="store_true")
     args = parser.parse_args()
-    run = RunConfig(seed=args.seed, platform={"size": args.size}, document=TEXT)
+    platform = {"size": args.size, "edition": args.edition}
+    run = RunConfig(seed=args.seed, platform=platform, document=TEXT)
     loose = run.engine.reformulation.model_copy(update={"relevance": 0.0})
     minings = {
         "mined": run,
         "loose": run.model_copy(update={"engine": run.engine.model_copy(update={"reformulation": loose})}),
     }
-    expansions = {"expanded": ("loose", {})}
-    run_arms(args.out, run, minings, expansions, TRAININGS, ARMS, packaged_documents())
+    if args.chosen:
+        minings = {"mined": run, "recommended": with_recipe(run, "recommended")}
+    expansions = {"expanded": ("recommended" if args.chosen else "loose", {})}
+    trainings, arms = (CHOSEN_TRAININGS, CHOSEN) if args.chosen else (TRAININGS, ARMS)
+    run_arms(args.out, run, minings, expansions, trainings, arms, packaged_documents())
 
 
 if __name__ == "__main__":

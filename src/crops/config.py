@@ -47,14 +47,14 @@ RECIPES: dict[str, dict[str, Any]] = {
         "engine.sources": ("search", "p1", "p2", "p3"),
         "engine.reformulation.relevance": 0.6,
         "training.loss": "h_infonce",
-        "training.label_weights": "equal",
+        "training.docs_per_source": 4,
     },
     "recommended": {
         "document.fields": (*DOCUMENT_FIELDS, CLICK_QUERY),
         "engine.sources": ("search", "p1", "p2"),
         "engine.reformulation.relevance": 0.0,
         "training.loss": "softmax_ce_lower",
-        "training.label_weights": "equal",
+        "training.docs_per_source": 8,
     },
 }
 """Settings that go together, by their dotted names: `paper` is CroPS to the letter, `recommended` what

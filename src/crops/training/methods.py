@@ -94,6 +94,7 @@ METHODS: dict[str, Method] = {
         parse_sources(RECIPES["recommended"]["engine.sources"]),
         RECIPES["recommended"]["training.loss"],
         _GRADED,
+        defaults={"docs_per_source": RECIPES["recommended"]["training.docs_per_source"]},
     ),
 }
 """The trained rows of Tables 2, 3 and 4, and three of ours: the baselines of `crops.negatives`, and what
