@@ -1,6 +1,8 @@
 """Recipes: settings that go together, and options that contradict them."""
 
 import operator
+import re
+from pathlib import Path
 
 import pytest
 
@@ -34,6 +36,18 @@ def test_an_option_that_says_the_same_is_no_contradiction_and_another_is_refused
     assert str(refused.value) == (
         "--loss = 'nce' contradicts --recipe paper, whose value is 'h_infonce'; leave one of the two out"
     )
+
+
+def test_the_documentation_has_the_settings_of_both():
+    text = (Path(__file__).parents[1] / "docs" / "engine.md").read_text()
+    rows = re.findall(r"^\| `([a-z_.]+)` \| `(.*)` \| `(.*)` \|$", text, re.MULTILINE)
+    told = {name: values for name, *values in rows if name in RECIPES["paper"]}
+    for place, recipe in enumerate(RECIPES):
+        written = {
+            name: ",".join(value) if isinstance(value, tuple) else str(value)
+            for name, value in RECIPES[recipe].items()
+        }
+        assert {name: values[place] for name, values in told.items()} == written
 
 
 def test_a_file_that_contradicts_is_named(tmp_path):
