@@ -109,7 +109,7 @@ def demo(
     for name, sources in tested.items():
         console.print(f"[bold]{name}[/bold]")
         arms.append(Arm(name, out / "models" / f"{int(sources):03d}", sources))
-        train_model(samples, arms[-1].folder, run.training, run.seed, sources)
+        train_model(samples, arms[-1].folder, run.training, run.seed, sources, run.document.fields)
     with timed(seconds, "evaluate"):
         testsets = day_testsets(logs, test_day, truth, samples, run)
         models: dict[str, str | Path] = {

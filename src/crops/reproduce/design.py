@@ -77,7 +77,8 @@ class Cell:
         """Return the folder's name: what it is, and the hash of all it depends on."""
         from crops.training.methods import find_method  # torch takes seconds to import: not for --help
 
-        training, added = None, {}
+        training: dict[str, Any] | None = None
+        added: dict[str, str] = {}
         if self.trained != BM25:
             # A cell of another definition of the method is another cell.
             method = find_method(self.trained)
