@@ -14,6 +14,7 @@ from crops.cli.evaluate import write_results
 from crops.cli.experiment import bubble_section
 from crops.cli.options import Options, command, option
 from crops.config import RunConfig, TrainingConfig, with_recipe
+from crops.engine.documents import NothingToAddError
 from crops.evaluation import Evaluation, Fold, TestSets, evaluate_judged, folds, pool_evaluations
 from crops.labels import SEARCH_SOURCES, Source
 from crops.logs import Judged, load_judged
@@ -120,7 +121,8 @@ def demo(
         }
         results, retrievers = evaluate_models(models, logs, testsets, run)
         if run.recipe != "paper":
-            results |= _ours(out / "recommended", logs, train_day, testsets, run, arms[0])
+            ours, left_out = _ours(out / "recommended", logs, train_day, testsets, run, arms[0])
+            results, not_tested = results | ours, not_tested | left_out
         with publish(out / "evaluation", "evaluate") as folder:
             write_results(folder, results)
             facts = {"day": test_day, "counts": testsets.counts}
@@ -148,16 +150,22 @@ EXPANDED, RECOMMENDED = "ours: baseline, expanded", "ours: recommended"
 
 def _ours(
     out: Path, logs: Path, day: str, testsets: TestSets, run: RunConfig, baseline: Arm
-) -> dict[str, Evaluation]:
-    """Evaluate the baseline with the queries of rewordings in its texts, and the recipe `recommended`."""
+) -> tuple[dict[str, Evaluation], dict[str, str]]:
+    """Evaluate the baseline with the queries of rewordings in its texts, and the recipe `recommended`.
+
+    Where no query of enough people was reworded, both are left out; returned is also why.
+    """
     own = with_recipe(run, "recommended")
     samples, model, expanded = out / "samples", out / "model", out / "expanded"
+    try:
+        expand_rewordings(logs, day, expanded, own)
+    except NothingToAddError as error:
+        return {}, dict.fromkeys((EXPANDED, RECOMMENDED), str(error))
     mine_day(logs, day, samples, own)
-    expand_rewordings(logs, day, expanded, own)
     console.print(f"[bold]{RECOMMENDED}[/bold]")
     train_model(samples, model, own.training, own.seed, fields=own.document.fields)
     found = evaluate_models({EXPANDED: baseline.folder}, logs, testsets, run, expanded)[0]
-    return found | evaluate_models({RECOMMENDED: model}, logs, testsets, own, expanded)[0]
+    return found | evaluate_models({RECOMMENDED: model}, logs, testsets, own, expanded)[0], {}
 
 
 def _print_means(results: dict[str, Evaluation], title: str) -> None:

@@ -158,6 +158,10 @@ def require_lag(mined: Path) -> None:
         )
 
 
+class NothingToAddError(CropsError):
+    """A mining has no evidence of the sources that are to be added."""
+
+
 ADDED = "added.parquet"
 """The file of an expansion."""
 
@@ -202,7 +206,7 @@ def expand(
         name_later_queries(backend, found)
         seen = backend.rows("select count(*) as events, count(theta) as scored from own")[0]
         if not seen["events"]:
-            raise CropsError(f"{found.folder} has no evidence of {names} to add; mine these sources")
+            raise NothingToAddError(f"{found.folder} has no evidence of {names} to add; mine these sources")
         if config.relevance > 0 and not seen["scored"]:
             raise CropsError(
                 f"{found.folder} was mined without theta, so expansion.relevance = {config.relevance} is of "
