@@ -48,6 +48,7 @@ def words_of(name: str) -> list[str]:
     return re.findall(r"[^\W\d_]+", re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower())
 
 
+@functools.cache
 def header(name: str, role: str) -> float:
     """Return how well a header names a role: 1 for a usual name, less for a part of one.
 
@@ -80,9 +81,8 @@ def header(name: str, role: str) -> float:
 
 
 def _negated(name: str) -> bool:
-    return any(
-        one in words_of(name) or (one in name and not one.isascii()) for one in _known("against")["negated"]
-    )
+    words = words_of(name)
+    return any(one in words or (one in name and not one.isascii()) for one in _known("against")["negated"])
 
 
 def act(value: str) -> str | None:
@@ -102,10 +102,12 @@ def truth(column: Column) -> list[str] | None:
     lower = {text.lower() for text in column.distinct}
     if lower <= _YES | _NO or all(WHOLE.fullmatch(text) and 0 <= float(text) <= 1_000 for text in lower):
         return []
+    if len(lower) > 6:
+        return None
     yes = sorted(
         one for one in column.distinct if one.lower() in _YES | _YES_ELSEWHERE or act(one) == "clicked"
     )
-    return yes if yes and len(yes) < len(lower) <= 6 else None
+    return yes if yes and len(yes) < len(lower) else None
 
 
 def _fit(role: str, column: Column, sheet: Sheet) -> float:
@@ -136,7 +138,7 @@ def _fit(role: str, column: Column, sheet: Sheet) -> float:
         case "play":
             return share(NUMBER.fullmatch) >= OFTEN
         case "kind":
-            return (1 < len(column.distinct) <= 40) * (1 if any(map(act, column.distinct)) else 0.3)
+            return 1 < len(column.distinct) <= 40 and (1 if any(map(act, column.distinct)) else 0.3)
         case "query" | "title" | "description" | "keyword" | "category":
             long = role == "query" and sum(map(len, column.texts)) > 200 * len(column.texts)
             letters = 0.8 + 0.2 * column.letters if role == "category" else column.letters
