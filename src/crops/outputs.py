@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import glob
 import importlib.metadata
 import json
@@ -223,6 +224,7 @@ def _remove_unlocked(path: Path) -> None:
         os.close(lock)
 
 
+@functools.cache
 def versions() -> dict[str, str]:
     """Return the versions of crops and of the libraries that decide its results."""
     found = {name: importlib.metadata.version(name) for name in _PACKAGES}
