@@ -10,6 +10,7 @@ from crops.database import (
     literal,
     open_database,
     parquet,
+    parquet_files,
     pattern,
     quoted,
     write_parquet,
@@ -69,6 +70,19 @@ def test_a_damaged_file_is_named_whatever_the_query_said(file):
         open_database() as db,
     ):
         db.execute(f"select sum(n) from {parquet(file)}").fetchall()
+
+
+def test_a_table_of_several_files_is_read_in_the_order_of_their_names(tmp_path):
+    table = tmp_path / "day=1" / "rows[1].parquet"
+    table.mkdir(parents=True)
+    for name, rows in (("part-00001", [3, 1]), ("part-00000", [4, 2])):
+        pq.write_table(pa.table({"n": rows}), table / f"{name}.parquet")
+    with open_database() as db:
+        assert db.sql(f"from {parquet(table)}").fetchall() == [(4,), (2,), (3,), (1,)]
+        assert db.execute("from read_parquet(?)", [pattern(table)]).fetchall()[0][0] == 4
+    assert [file.name for file in parquet_files(table)] == ["part-00000.parquet", "part-00001.parquet"]
+    one = table / "part-00000.parquet"
+    assert parquet_files(one) == [one]
 
 
 def test_too_little_memory_and_a_full_disk_say_what_to_do():

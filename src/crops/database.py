@@ -139,9 +139,18 @@ def literal(value: str | Path) -> str:
 
 
 def pattern(path: Path) -> str:
-    """Return a path for a parameter of DuckDB's readers, which take each path for a pattern."""
+    """Return a path for a parameter of DuckDB's readers, which take each path for a pattern.
+
+    A folder stands for the Parquet files in it, in the order of their names: a table is one file or several.
+    """
     # In brackets the special characters stand for themselves.
-    return "".join(f"[{letter}]" if letter in "[*?" else letter for letter in str(path))
+    one = "".join(f"[{letter}]" if letter in "[*?" else letter for letter in str(path))
+    return f"{one}/*.parquet" if path.is_dir() else one
+
+
+def parquet_files(table: Path) -> list[Path]:
+    """Return the files of a table: itself, or those in the folder that it is, in the order of its rows."""
+    return sorted(table.glob("*.parquet")) if table.is_dir() else [table]
 
 
 def path_literal(path: Path) -> str:

@@ -1,13 +1,16 @@
 """Samples in other forms, record by record."""
 
 import json
+import shutil
 
+import pyarrow.parquet as pq
 import pytest
 from handmade import clicked, read_tables, run, shown
 
 from crops.engine.backend import DuckDBBackend
 from crops.engine.export import export
 from crops.errors import CropsError
+from crops.retrieval.catalogue import load_item_rows
 from crops.text import query_id
 
 SEARCHES = [
@@ -55,6 +58,23 @@ def test_the_papers_record_is_one_event(events, tmp_path):
         {"user_id": 1, "query": "a b", "photo_list": [photo(2, "doc 2", 3)]},
         {"user_id": 2, "query": "c", "photo_list": [photo(written, "written", 4), photo(3, "doc 3", 4)]},
     ]
+
+
+def test_tables_that_are_folders_of_files_are_read_as_one(mined, tmp_path):
+    parts = tmp_path / "parts"
+    shutil.copytree(mined, parts)
+    for file in parts.glob("*.parquet"):
+        rows = pq.read_table(file)
+        file.unlink()
+        file.mkdir()
+        cut = len(rows) // 2
+        for number, part in enumerate((rows.slice(0, cut), rows.slice(cut))):
+            pq.write_table(part, file / f"part-{number:05d}.parquet")
+    for source, out in ((mined, "one"), (parts, "several")):
+        export(source, tmp_path / out, "jsonl", owner=True)
+    (one,), (several,) = (list((tmp_path / out).glob("*.jsonl")) for out in ("one", "several"))
+    assert lines(several) == lines(one) != []
+    assert load_item_rows(parts).equals(load_item_rows(mined))
 
 
 def test_json_lines(mined, tmp_path):

@@ -17,7 +17,15 @@ from typing import TYPE_CHECKING, Any, Self, TypeAlias
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from crops.database import Connection, explained, interruptible, literal, open_database, parquet
+from crops.database import (
+    Connection,
+    explained,
+    interruptible,
+    literal,
+    open_database,
+    parquet,
+    parquet_files,
+)
 from crops.errors import CropsError
 from crops.logs import Logs
 from crops.outputs import Scratch
@@ -114,7 +122,7 @@ class DuckDBBackend:
             nulls = ", ".join(f"cast(null as {SQL_TYPES[field.type]}) as {field.name}" for field in schema)
             self.view(name, f"select {nulls} where 1 = 0")
             return
-        columns = ", ".join(columns_of(schema, pq.read_schema(files[0]).names))
+        columns = ", ".join(columns_of(schema, pq.read_schema(parquet_files(files[0])[0]).names))
         self.view(name, f"select {columns} from {parquet(*files)}")
 
     def view(self, name: str, query: str) -> None:

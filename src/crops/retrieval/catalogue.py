@@ -193,7 +193,7 @@ def item_files(path: Path) -> list[Path]:
         return [path]
     if (path / "items.parquet").is_file():
         return [path / "items.parquet"]
-    parts = path / "items" if (path / "items").is_dir() else path
+    parts = next((parts for name in ("items.parquet", "items") if (parts := path / name).is_dir()), path)
     files = sorted(parts.glob("*.parquet"))
     if not files:
         raise CropsError(f"{path}: no items.parquet and no folder items/ with Parquet files in it")

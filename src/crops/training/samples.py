@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from crops.database import Connection, failing_as, open_database, parquet
+from crops.database import Connection, failing_as, open_database, parquet, parquet_files
 from crops.engine.documents import require_lag
 from crops.errors import CropsError
 from crops.labels import ALL_SOURCES, DEFAULT_LABELS, Source
@@ -61,7 +61,7 @@ class Samples:
         """
         path = self.mined / f"{table}.parquet"
         refuse_lake_tables([path])
-        found = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+        found = parquet_files(path)
         if not found or not found[0].exists():
             raise CropsError(f"{path} is missing; name an output folder of `crops mine`")
         return found
