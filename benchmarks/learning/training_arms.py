@@ -25,6 +25,7 @@ from transformers import TrainerCallback
 
 from crops.config import TrainingConfig
 from crops.training import TrainingData, fit, train, trainer
+from crops.training.runs import ON_CPU
 
 TAU = 0.05
 
@@ -58,9 +59,11 @@ def cpu() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def crops_arm(model: Path, data: TrainingData, queries: int, steps: int, **settings) -> Clock:
-    """Train `steps` batches of all of `data` with crops."""
-    clock = Clock()
+def crops_arm(
+    model: Path, data: TrainingData, queries: int, steps: int, *, clock: Clock | None = None, **settings
+) -> Clock:
+    """Train `steps` batches of all of `data` with crops; return its clock."""
+    clock = clock or Clock()
 
     class Timed(trainer.Journal):
         def on_step_begin(self, *args, **kwargs) -> None:
@@ -89,11 +92,12 @@ def rival_arm(
     queries: int,
     steps: int,
     *,
+    clock: Clock | None = None,
     bf16: bool = False,
     cached: int | None = None,
 ) -> Clock:
     """Train the same batches with SentenceTransformerTrainer: one column for each document of a group."""
-    encoder = SentenceTransformer(str(model), device="cpu")
+    encoder = SentenceTransformer(str(model), device="cpu" if ON_CPU else None)
     texts = data.docs["text"].to_pylist()
     docs = data.pairs["item_id"].to_numpy().reshape(data.groups, -1)  # the ids are rows
     columns = {"anchor": data.queries["query"].to_pylist()} | {
@@ -104,7 +108,7 @@ def rival_arm(
         if cached is None
         else CachedMultipleNegativesRankingLoss(encoder, scale=1 / TAU, mini_batch_size=cached)
     )
-    clock = Clock()
+    clock = clock or Clock()
     with tempfile.TemporaryDirectory() as folder:
         arguments = SentenceTransformerTrainingArguments(
             output_dir=folder,
@@ -112,7 +116,7 @@ def rival_arm(
             per_device_train_batch_size=queries,
             learning_rate=1e-5,
             bf16=bf16,
-            use_cpu=True,
+            use_cpu=ON_CPU,
             save_strategy="no",
             logging_strategy="no",
             report_to="none",

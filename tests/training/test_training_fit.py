@@ -233,6 +233,6 @@ def test_embeddings_come_in_the_order_of_the_rows(toy, transformer, monkeypatch,
     rows = np.array([1, 4, 20, 30])
     with torch.no_grad():
         alone = torch.cat([embedding.embed(encoder, pool, rows[[i]], None) for i in range(4)])
-        monkeypatch.setattr(embedding, "TOKENS_PER_PASS", 7)
+        monkeypatch.setattr(embedding, "CPU_TOKENS", 7)
         together = embedding.embed(encoder, pool, rows, 2)
     torch.testing.assert_close(together, alone)

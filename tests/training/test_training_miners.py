@@ -138,17 +138,17 @@ def test_a_joined_document_is_no_negative_of_the_query_it_is_a_positive_of(corpu
     """Documents 1 and 2 are the queries' positives; 1 joins as everyone's, 2 as query 0's own negative."""
     corpus, _ = corpus
     inputs = {
-        "texts": torch.tensor([0, 1, int(corpus.text_rows[0]), int(corpus.text_rows[1])]),
-        "encoded_here": torch.ones(4, dtype=torch.bool),
-        "query_text": torch.tensor([0, 1]),
-        "doc_text": torch.tensor([2, 3]),
-        "query_index": torch.tensor([0, 1]),
-        "grades": torch.tensor([4, 4]),
-        "query_id": torch.tensor([100, 200]),
-        "doc_id": torch.from_numpy(corpus.ids[:2].copy()),
-        "known_index": torch.empty(0, dtype=torch.int64),
-        "known_id": torch.empty(0, dtype=torch.int64),
-        "scale": torch.tensor(0.5),
+        "texts": np.array([0, 1, int(corpus.text_rows[0]), int(corpus.text_rows[1])]),
+        "encoded_here": np.ones(4, dtype=bool),
+        "query_text": np.array([0, 1]),
+        "doc_text": np.array([2, 3]),
+        "query_index": np.array([0, 1]),
+        "grades": np.array([4, 4]),
+        "query_id": np.array([100, 200]),
+        "doc_id": corpus.ids[:2],
+        "known_index": np.empty(0, dtype=np.int64),
+        "known_id": np.empty(0, dtype=np.int64),
+        "scale": np.array(0.5),
     }
     joined = with_documents(inputs, np.array([-1, 0]), corpus.ids[:2], corpus)
     assert joined["grades"].tolist() == [4, 4, 0, 0]
@@ -160,9 +160,12 @@ def test_a_joined_document_is_no_negative_of_the_query_it_is_a_positive_of(corpu
         *inputs["texts"][2:].tolist(),
     ]
     queries, docs = unit([1, 0.2], [0.3, 1]), unit([1, 1], [2, 1])
+    index, grades, query_id, doc_id = (
+        torch.from_numpy(joined[name]) for name in ("query_index", "grades", "query_id", "doc_id")
+    )
     losses = h_infonce(
-        queries, docs[[0, 1, 0, 1]], joined["query_index"], joined["grades"], temperature=0.5,
-        query_id=joined["query_id"], doc_id=joined["doc_id"], reduction="none",
+        queries, docs[[0, 1, 0, 1]], index, grades, temperature=0.5, query_id=query_id, doc_id=doc_id,
+        reduction="none",
     )  # fmt: skip
     score = (queries @ docs.T / 0.5).exp()
     # Query 0: its positive against document 2 once, as its own negative. Query 1: against document 1 twice,

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import torch
 from by_hand import stored
+from torch.nn.parallel import DistributedDataParallel
 
 from crops.encoders import load_encoder
 from crops.training import train
 from crops.training.model import GroupLoss, Share, Steps, objective
 from crops.training.pool import tokenise_pool
-from crops.training.runs import average, average_gradients, join_processes, processes
+from crops.training.runs import average, join_processes, processes
 from crops.training.sampler import GroupSampler
 
 
@@ -25,9 +26,10 @@ def gradients(data, config):
         sampler = GroupSampler(source, config, 0)
         inputs = Steps(sampler, pool, 1, objective(config), Share(*processes()))[0]
     model = GroupLoss(encoder, pool, config).double()
-    loss = model(**inputs)
+    several = processes()[1] > 1
+    wrapped = DistributedDataParallel(model, find_unused_parameters=True) if several else model
+    loss = wrapped(**inputs)
     loss.backward()
-    average_gradients(model.parameters())
     own = inputs["query_index"] >= 0
     return {
         "loss": average(loss.detach()),

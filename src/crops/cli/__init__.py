@@ -56,6 +56,7 @@ COMMANDS = (
     Command("judge report", "llm:judge_report", LOGS, "Report grades by source, and how far raters agree."),
     Command("judge truth", "llm:judge_truth", LOGS, "Grade the sources by a simulator's truth."),
     Command("calibrate", "calibrate:calibrate", LOGS, "Fit what the relevance model's scores mean."),
+    Command("split", "train:split", LEARNING, "Write samples in buckets, for training on several machines."),
     Command("train", "train:train", LEARNING, "Train a retriever on mined samples."),
     Command("evaluate", "evaluate:evaluate", LEARNING, "Compare models on a later day of the logs."),
     Command("index", "serve:index", SERVING, "Build or change an index of a catalogue."),

@@ -276,9 +276,12 @@ def refuse_trained_on(model: str, test_day: str) -> None:
     manifest = Path(model) / MANIFEST
     if not manifest.is_file():
         return
-    samples = json.loads(manifest.read_text()).get("samples")
+    made = json.loads(manifest.read_text())
+    samples, days = made.get("samples"), made.get("days", [])
     report = Path(samples or "") / "report.json"
-    if samples and report.is_file() and test_day in json.loads(report.read_text())["days"]:
+    if samples and report.is_file():
+        days = json.loads(report.read_text())["days"]
+    if samples and test_day in days:
         raise CropsError(
             f"{model} was trained on {samples}, mined from {test_day} too; evaluate it on a day that its "
             "training has not seen"

@@ -29,8 +29,27 @@ FEWEST_RESAMPLES = 100
 
 
 @command
-def train(
+def split(
     samples: Annotated[Path, typer.Argument(help="Output of `crops mine`.")],
+    store: Annotated[str, typer.Argument(help="Where to: a folder, or a URI such as s3://bucket/samples.")],
+    buckets: Annotated[
+        int, typer.Option(help="How many; at least as many as there will be processes.", min=1)
+    ] = 16,
+    *,
+    run: Annotated[RunConfig, Options()],
+) -> dict[str, Any]:
+    """Write samples in buckets of whole queries; each process of `crops train STORE` reads its share."""
+    from crops import training
+
+    found = training.split(samples, store, buckets, run.engine.memory)
+    rows = sum(bucket["rows"]["samples"] for bucket in found["buckets"])
+    console.print(f"{rows:,} samples in {buckets} buckets in [bold]{store}[/bold]; next: crops train {store}")
+    return found
+
+
+@command
+def train(
+    samples: Annotated[str, typer.Argument(help="Output of `crops mine`, or of `crops split`: also a URI.")],
     out: Annotated[Path, typer.Argument(help="Folder for the model (a plain SentenceTransformer).")],
     encoder: str | None = None,
     init: str | None = None,
@@ -71,10 +90,14 @@ def train(
         run = run.model_copy(update={"training": run.training.changed(encoder=_preset_of(Path(init)))})
     from crops import training  # torch takes seconds to import: not for --help
 
-    run = with_readable_encoder(sample_texts(samples), run)
     keep = parse_sources(sources.split(",")) if sources else ALL_SOURCES
-    data = training.Samples(samples, keep, run.engine.memory, fields=run.document.fields)
-    evaluation = None if eval_logs is None else _evaluation(eval_logs, eval_day, samples, run)
+    arm = training.Samples(Path(samples), keep, run.engine.memory, fields=run.document.fields)
+    data = training.SplitSamples(samples, arm) if training.is_split(samples) else arm
+    if isinstance(data, training.SplitSamples) and eval_logs is not None:
+        raise CropsError("--eval-logs needs the output of `crops mine`, not of `crops split`")
+    texts = data.sample_texts() if isinstance(data, training.SplitSamples) else sample_texts(samples)
+    run = with_readable_encoder(texts, run)
+    evaluation = None if eval_logs is None else _evaluation(eval_logs, eval_day, Path(samples), run)
     learned = training.train(
         data, out, run.training, seed=run.seed, cache=cache_folder(), evaluation=evaluation, fresh=fresh
     )

@@ -139,7 +139,7 @@ def encode(
         _forward(encoder, _padded(encoder, texts, rows[order[start : start + ENCODE_BATCH]], role), role)
         for start in range(0, len(rows), ENCODE_BATCH)
     ]
-    return torch.cat(parts)[torch.from_numpy(np.argsort(order))]
+    return torch.cat(parts)[torch.from_numpy(np.argsort(order)).to(encoder.device, non_blocking=True)]
 
 
 def _padded(
@@ -162,7 +162,7 @@ def _padded(
 
 def _forward(encoder: SentenceTransformer, features: dict[str, Any], role: Role) -> Tensor:
     placed = {
-        name: value.to(encoder.device) if isinstance(value, Tensor) else value
+        name: value.to(encoder.device, non_blocking=True) if isinstance(value, Tensor) else value
         for name, value in features.items()
     }
     embedding: Tensor = encoder(placed, task=role)["sentence_embedding"]

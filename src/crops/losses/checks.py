@@ -1,7 +1,7 @@
 """What a loss may be given, each fault named with its remedy, and which pairs ids alone exclude.
 
-Shapes and types cost nothing to check. Values are read in one pass and one transfer: on a GPU each separate
-look would wait for the device.
+Shapes and types cost nothing to check, and ids are read on the host. Embeddings and temperature are read in
+one pass and one transfer: on a GPU each separate look would wait for the device.
 """
 
 from __future__ import annotations
@@ -22,9 +22,8 @@ NORM_TOLERANCE = 1e-2
 
 
 class Checked(NamedTuple):
-    """What the check of the values learns on the way."""
+    """What the check of rows and labels learns on the way."""
 
-    tau: float
     strays: bool
     """Whether a document is of no query."""
     ordered: bool
@@ -61,10 +60,8 @@ def check_ids(name: str, values: Tensor, length: int) -> None:
         raise CropsError(f"{name} is {values.dtype}; give integers")
 
 
-def check_values(
-    query_emb: Tensor, doc_emb: Tensor, query_index: Tensor, labels: Tensor, temperature: Tensor
-) -> Checked:
-    """Check what only the values tell: unit rows, rows in range, labels >= 0, a usable tau.
+def check_values(query_emb: Tensor, doc_emb: Tensor, temperature: Tensor) -> float:
+    """Check what only the values tell: unit rows and a usable tau, which is returned.
 
     Raises:
         CropsError: a value is out of its range.
@@ -72,11 +69,9 @@ def check_values(
     if temperature.numel() != 1 or temperature.ndim:
         raise CropsError(f"temperature has shape {list(temperature.shape)}; give one number")
     norms = [torch.linalg.vector_norm(emb.detach(), dim=1) for emb in (query_emb, doc_emb)]
-    ordered = (query_index[1:] >= query_index[:-1]).all()
-    ends = (*torch.cat(norms).aminmax(), *query_index.aminmax(), *labels.aminmax())
     # One double among them makes all double.
-    values = torch.stack([*ends, ordered, temperature.detach().to(labels.device, torch.float64)])
-    short, long, first, last, lowest, highest, in_order, tau = values.tolist()
+    values = torch.stack([*torch.cat(norms).aminmax(), temperature.detach().to(query_emb.device).double()])
+    short, long, tau = values.tolist()
     if not (abs(short - 1) <= NORM_TOLERANCE and abs(long - 1) <= NORM_TOLERANCE):
         for name, lengths in zip(("query_emb", "doc_emb"), norms, strict=True):
             for row in (~((lengths - 1).abs() <= NORM_TOLERANCE)).nonzero()[:1, 0].tolist():
@@ -85,19 +80,32 @@ def check_values(
                 if not lengths[row].isfinite():
                     fault = "holds NaN or infinity; lower the learning rate or check the encoder"
                 raise CropsError(f"{name} row {row} {fault}")
-    if first < -1 or last >= len(query_emb):
-        raise CropsError(
-            f"query_index holds {int(first)}..{int(last)} for {len(query_emb)} queries; "
-            "give rows of query_emb, or -1 for a document of no query here"
-        )
-    if lowest < 0 and (labels[query_index >= 0] < 0).any():
-        raise CropsError("labels holds a negative label; labels start at 0 (a negative, never an anchor)")
     if not MIN_TEMPERATURE <= tau < float("inf"):
         raise CropsError(
             f"temperature is {tau:.4g}; it must be finite and at least {MIN_TEMPERATURE:.4g}. "
             "If training drove it there, lower the learning rate"
         )
-    return Checked(tau, first < 0, bool(in_order), int(highest) if lowest >= 0 else -1)
+    return float(tau)
+
+
+def check_rows(queries: int, query_index: Tensor, labels: Tensor) -> Checked:
+    """Check rows and labels [N], on the host.
+
+    Raises:
+        CropsError: a row or label is out of its range.
+    """
+    ordered = bool((query_index[1:] >= query_index[:-1]).all())
+    (first, last), (lowest, highest) = (
+        (int(least), int(most)) for least, most in (query_index.aminmax(), labels.aminmax())
+    )
+    if first < -1 or last >= queries:
+        raise CropsError(
+            f"query_index holds {first}..{last} for {queries} queries; "
+            "give rows of query_emb, or -1 for a document of no query here"
+        )
+    if lowest < 0 and (labels[query_index >= 0] < 0).any():
+        raise CropsError("labels holds a negative label; labels start at 0 (a negative, never an anchor)")
+    return Checked(first < 0, ordered, highest if lowest >= 0 else -1)
 
 
 def check_identity(

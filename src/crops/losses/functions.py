@@ -23,6 +23,7 @@ from crops.losses.kernel import (
     against_all,
     against_lower,
     against_noise,
+    beside,
     evaluate,
     prepare,
 )
@@ -211,7 +212,7 @@ def softmax_ce(
         CropsError: as `h_infonce`, or a label is above 50.
     """
     tau, layout = prepare(query_emb, doc_emb, query_index, labels, options)
-    own_labels = labels.index_select(0, layout.doc)
+    own_labels = labels.cpu().index_select(0, layout.doc)
     highest = int(own_labels.max())
     if highest > MAX_LABEL:
         raise CropsError(
@@ -240,15 +241,16 @@ def _own_lists(
     """Return the cross-entropy inside each group, under autograd."""
     with torch.autocast(query_emb.device.type, enabled=False):
         queries = query_emb.float() if query_emb.element_size() < 4 else query_emb
-        cosines = queries[layout.row] * doc_emb[layout.doc]
+        row, doc, factor = beside(query_emb, layout.row, layout.doc, layout.factor)
+        cosines = queries[row] * doc_emb[doc]
         scores = cosines.sum(dim=1).double() / temperature
         lowest = scores.new_full((layout.queries,), -torch.inf)
-        shift = lowest.scatter_reduce(0, layout.row, scores.detach(), "amax")
-        scores = scores - shift[layout.row]
-        total = scores.new_zeros(layout.queries).index_add(0, layout.row, scores.exp())
-        losses = ((total.log()[layout.row] - scores) * layout.factor).to(cosines.dtype)
+        shift = lowest.scatter_reduce(0, row, scores.detach(), "amax")
+        scores = scores - shift[row]
+        total = scores.new_zeros(layout.queries).index_add(0, row, scores.exp())
+        losses = ((total.log()[row] - scores) * factor).to(cosines.dtype)
     if reduction == "none":
-        return losses.new_zeros(layout.documents).index_copy(0, layout.doc, losses)
+        return losses.new_zeros(layout.documents).index_copy(0, doc, losses)
     return losses.sum() / (lists if reduction == "mean" else 1)
 
 

@@ -1,9 +1,10 @@
 """What all losses share: from their arguments to the value and its gradient, in three matrix products.
 
-`prepare` checks the arguments and lays out who contrasts with whom, all that does not depend on embeddings.
-`evaluate` takes the scores [Q, N] of a batch a chunk of queries at a time: they are made, turned into their
-gradient in place by the loss's objective (`against_...`), multiplied on, and forgotten. The scores and their
-gradient's products with queries and documents are the three; there is no N x N and no stored Q x N, and the
+`prepare` checks the arguments and lays out who contrasts with whom, all that does not depend on embeddings,
+on the host, while a GPU still encodes: sorting ids there would make the host wait at each step. `evaluate`
+takes the scores [Q, N] of a batch a chunk of queries at a time: they are made, turned into their gradient in
+place by the loss's objective (`against_...`), multiplied on, and forgotten. The scores and their gradient's
+products with queries and documents are the three; there is no N x N and no stored Q x N, and the
 backward pass has nothing left to do.
 """
 
@@ -26,6 +27,7 @@ from crops.losses.checks import (
     check_identity,
     check_ids,
     check_log_frequency,
+    check_rows,
     check_values,
     hidden_pairs,
     refuse_empty_query,
@@ -64,12 +66,16 @@ def prepare(
         raise CropsError(f"unknown reduction '{reduction}'; known: mean, sum, none")
     temperature = options["temperature"]
     if not isinstance(temperature, Tensor):
-        temperature = torch.tensor(temperature, dtype=torch.float64, device=query_emb.device)
-    checked = check_values(query_emb, doc_emb, query_index, labels, temperature)
+        temperature = torch.tensor(temperature, dtype=torch.float64)
+        temperature = temperature.to(query_emb.device, non_blocking=True)
+    query_index, labels = query_index.cpu(), labels.cpu()
+    checked = check_rows(len(query_emb), query_index, labels)
     lowest, weights = options.get("min_anchor_label", 1), options.get("label_weights")
     layout = build_layout(len(query_emb), query_index, labels, lowest, checked, weights)
     query_id, doc_id, known = options.get("query_id"), options.get("doc_id"), options.get("known")
     if query_id is not None or doc_id is not None or known is not None:
+        query_id, doc_id = (None if ids is None else ids.cpu() for ids in (query_id, doc_id))
+        known = None if known is None else (known[0].cpu(), known[1].cpu())
         check_identity(layout.queries, layout.documents, query_id, doc_id, known)
         row, doc = hidden_pairs(query_index, query_id, doc_id, known)
         row, order = row.sort()
@@ -82,7 +88,8 @@ def prepare(
     log_q = options.get("log_q")
     if log_q is not None:
         layout = replace(layout, log_q=log_q, log_q_size=check_log_frequency(log_q, layout.documents))
-    return (temperature, checked.tau), layout
+    # Last: this is where the host waits for the embeddings.
+    return (temperature, check_values(query_emb, doc_emb, temperature)), layout
 
 
 def evaluate(
@@ -133,7 +140,10 @@ class Chunk(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """Own documents (M of the N) in the order of their queries, and the options on their contrast."""
+    """Own documents (M of the N) in the order of their queries, and the options on their contrast.
+
+    All but `log_q` is on the host.
+    """
 
     queries: int
     documents: int
@@ -158,15 +168,15 @@ class Layout:
     log_q_size: float = 0.0
     """The largest magnitude in it."""
 
-    def chunks(self, size: int) -> Iterator[tuple[slice, Chunk]]:
-        """Yield chunks of at most `size` queries: their rows and their own documents."""
+    def chunks(self, size: int, device: torch.device) -> Iterator[tuple[slice, Chunk]]:
+        """Yield chunks of at most `size` queries: their rows and, on the device, their own documents."""
         chunks = -(-self.queries // size)
         starts = [self.queries * chunk // chunks for chunk in range(chunks + 1)]
 
         def bounds(rows: Tensor) -> list[int]:
             if chunks == 1:
                 return [0, len(rows)]
-            return torch.searchsorted(rows, torch.tensor(starts, device=rows.device)).tolist()
+            return torch.searchsorted(rows, torch.tensor(starts)).tolist()
 
         own = bounds(self.row)
         hidden = bounds(self.hidden[0]) if self.hidden is not None else [0] * len(starts)
@@ -177,7 +187,10 @@ class Layout:
             cell, masked = doc + row * self.documents, None
             if self.hidden is not None:
                 masked = (self.hidden[0][k:k_end] - first) * self.documents + self.hidden[1][k:k_end]
-            yield slice(first, last), Chunk(row, doc, cell, self.rank[m:m_end], self.anchor[m:m_end], masked)
+                masked = masked.to(device, non_blocking=True)
+            parts = (row, doc, cell, self.rank[m:m_end], self.anchor[m:m_end])
+            row, doc, cell, rank, anchor = (part.to(device, non_blocking=True) for part in parts)
+            yield slice(first, last), Chunk(row, doc, cell, rank, anchor, masked)
 
 
 def build_layout(
@@ -190,7 +203,7 @@ def build_layout(
 ) -> Layout:
     """Order the own documents by query, rank their labels and mark the anchors.
 
-    `checked` is what `crops.losses.checks.check_values` learned of the batch.
+    `checked` is what `crops.losses.checks.check_rows` learned of the batch.
 
     Warns:
         UserWarning: the batch is one query with one label.
@@ -235,8 +248,17 @@ def build_layout(
 
 CHUNK_BYTES = 12 * 2**20
 """Scores held at a time: smaller chunks make thin, slow matrix products, larger ones gain almost nothing."""
+CHUNKS_OF_DEVICE = 64
+"""A GPU holds scores of a share 1 / this of its memory at a time: fewer chunks wait less for their launch."""
 MIN_CHUNK = 32
 """Rows of a chunk at least, however many documents there are."""
+
+
+def chunk_bytes(device: torch.device) -> int:
+    """Return how many bytes of scores are held at a time."""
+    if device.type != "cuda":
+        return CHUNK_BYTES
+    return max(CHUNK_BYTES, torch.cuda.get_device_properties(device).total_memory // CHUNKS_OF_DEVICE)
 
 
 class Contrast(NamedTuple):
@@ -266,10 +288,10 @@ def contrast(
     if weights is not None:
         query_grad, doc_grad = torch.empty_like(scaled), torch.empty_like(doc_emb)
     losses, begin = [], 0
-    fitting = CHUNK_BYTES // (len(doc_emb) * query_emb.element_size())
+    fitting = chunk_bytes(doc_emb.device) // (len(doc_emb) * query_emb.element_size())
     size = min(len(query_emb), max(MIN_CHUNK, fitting))
     buffer = scaled.new_empty(size, len(doc_emb))
-    for rows, chunk in layout.chunks(size):
+    for rows, chunk in layout.chunks(size, doc_emb.device):
         scores = torch.mm(scaled[rows], doc_emb.T, out=buffer[: rows.stop - rows.start])
         own_score = _set_apart(scores, chunk, layout, 1 / temperature)
         own = slice(begin, begin + len(chunk.doc))
@@ -339,9 +361,10 @@ class ContrastFunction(torch.autograd.Function):
         if scale is None:
             ctx.call = tau, layout, objective
             ctx.save_for_backward(query_emb, doc_emb)
-            losses = contrast(query_emb, doc_emb, tau, layout, objective, None).losses * layout.factor
-            return query_emb.new_zeros(len(doc_emb)).index_copy_(0, layout.doc, losses.to(query_emb.dtype))
-        weight = layout.factor * scale
+            factor, doc = beside(query_emb, layout.factor, layout.doc)
+            losses = contrast(query_emb, doc_emb, tau, layout, objective, None).losses * factor
+            return query_emb.new_zeros(len(doc_emb)).index_copy_(0, doc, losses.to(query_emb.dtype))
+        (weight,) = beside(query_emb, layout.factor * scale)
         needed = Weights(weight, signed=False) if trains and any(ctx.needs_input_grad) else None
         losses, *gradients = contrast(query_emb, doc_emb, tau, layout, objective, needed)
         ctx.save_for_backward(*gradients)
@@ -354,15 +377,22 @@ class ContrastFunction(torch.autograd.Function):
         if ctx.reduced:
             gradients = ctx.saved_tensors
             # Mostly it is 1: multiplying by it would be a pass over gradients as large as the documents.
-            if upstream.item() != 1:
+            # A GPU makes that pass sooner than the host can look.
+            if not upstream.is_cpu or upstream.item() != 1:
                 gradients = [gradient * upstream for gradient in gradients]
         else:
             query_emb, doc_emb = ctx.saved_tensors
             tau, layout, objective = ctx.call
-            weight = upstream.index_select(0, layout.doc).double() * layout.factor
+            factor, doc = beside(upstream, layout.factor, layout.doc)
+            weight = upstream.index_select(0, doc).double() * factor
             weights = Weights(weight, signed=True)
             _, *gradients = contrast(query_emb, doc_emb, tau, layout, objective, weights)
         return *gradients, None, None, None, None, None
+
+
+def beside(tensor: Tensor, *of_layout: Tensor) -> list[Tensor]:
+    """Return tensors of a layout on the device of `tensor`."""
+    return [part.to(tensor.device, non_blocking=True) for part in of_layout]
 
 
 Objective = Callable[[Tensor, Tensor, Chunk, Layout, float, "Weights | None"], tuple[Tensor, Tensor | None]]

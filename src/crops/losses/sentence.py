@@ -87,6 +87,8 @@ class HInfoNCELoss(nn.Module):
         Raises:
             CropsError: labels and columns do not fit, or as `h_infonce`.
         """
+        if labels is not None:
+            labels = labels.cpu()  # before the device is busy encoding
         query_emb, *columns = (
             F.normalize(self.model(features)["sentence_embedding"].float(), dim=1)
             for features in sentence_features

@@ -1,5 +1,6 @@
 """Learning from training groups: data, batches, and the trainer."""
 
+from crops.training.buckets import SplitSamples, is_split, split
 from crops.training.fit import train
 from crops.training.runs import (
     EVALUATIONS,
@@ -18,12 +19,15 @@ __all__ = [
     "LOG",
     "Evaluation",
     "Samples",
+    "SplitSamples",
     "TrainingData",
     "TrainingLog",
     "from_judgements",
     "is_first_process",
+    "is_split",
     "read_evaluations",
     "read_log",
     "settles",
+    "split",
     "train",
 ]

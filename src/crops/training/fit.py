@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +19,7 @@ from crops.encoders import load_encoder, rendering_of, save_encoder
 from crops.errors import CropsError
 from crops.outputs import console, publish, timed, write_manifest
 from crops.text import PLAIN
+from crops.training.buckets import Lanes, LaneSampler, SplitSamples
 from crops.training.groups import GroupStore, store_groups
 from crops.training.mining import Joined, Mining
 from crops.training.model import GroupLoss, Share, Steps, contrast_of, objective
@@ -23,11 +27,14 @@ from crops.training.pool import TextPool, UsedTokens, compile_transformers, toke
 from crops.training.runs import (
     EVALUATIONS,
     LOG,
+    checkpoints,
     drop_partial,
+    exchanged,
     first_process_first,
     is_first_process,
     join_processes,
     last_checkpoint,
+    node,
     processes,
     read_log,
     same_run,
@@ -43,7 +50,7 @@ _FREE = {"checkpoint_steps", "report_to"}
 
 
 def train(
-    data: TrainingData | Samples,
+    data: TrainingData | Samples | SplitSamples,
     out: str | Path,
     config: TrainingConfig,
     *,
@@ -62,7 +69,8 @@ def train(
     stopped (bit for bit on a CPU).
 
     Args:
-        data: the training groups, a mined folder or tables; groups without an anchor under the settings' loss
+        data: the training groups, a mined folder, one in buckets (of which each process reads its own, and
+            each node keeps its own checkpoints) or tables; groups without an anchor under the settings' loss
             are left out, and so are texts without a token for the encoder.
         out: the folder to write, whole or not at all.
         seed: of batches and dropout; the same seed gives the same weights on a CPU.
@@ -85,21 +93,25 @@ def train(
     cache = None if cache is None else Path(cache)
     out = Path(out)
     join_processes()
-    work = work_folder(out)
+    each_node = isinstance(data, SplitSamples)
+    work = work_folder(out) / f"node-{node()}" if each_node else work_folder(out)
     seconds: dict[str, float] = {}
     settings: dict[str, Any] = config.model_dump(mode="json", exclude_none=True)
-    with _published(out) as folder, _working(work, fresh):
-        with first_process_first():
+    with _published(out) as folder, _working(work, fresh, each_node):
+        with first_process_first(each_node):
             run = _prepare(data, config, seed, cache, work, seconds, mining)
         learned = _learn(run, config, seed, work, evaluation, seconds, out.name)
         if folder is not None:
             save_encoder(run.encoder, folder)
             for written in (LOG, EVALUATIONS):
                 shutil.copy(work / written, folder / written)
-            samples = str(data.mined.absolute()) if isinstance(data, Samples) else None
+            arm = data.arm if isinstance(data, SplitSamples) else data
+            samples = str(arm.mined.absolute()) if isinstance(arm, Samples) else None
+            if isinstance(data, SplitSamples):
+                samples, learned = data.uri, learned | {"days": data.facts()["days"]}
             whole: dict[str, Any] = {"seed": seed, "training": settings}
-            if isinstance(data, Samples):
-                whole["document"] = {"fields": data.fields}
+            if isinstance(arm, Samples):
+                whole["document"] = {"fields": arm.fields}
             write_manifest(folder, "train", config=whole, seconds=seconds, samples=samples, **learned)
     return {"seconds": seconds, **learned}
 
@@ -108,15 +120,19 @@ class _Run(NamedTuple):
     """What a training needs, ready."""
 
     encoder: SentenceTransformer
-    groups: GroupStore
+    groups: GroupStore | Lanes
     pool: TextPool
     mining: Mining | None
     left_out: dict[str, int]
     """Queries and documents without a token for this encoder, and the groups that went with them."""
+    without: Wordless | None = None
+    """Those queries and documents."""
+    buckets: int | None = None
+    """Of split samples."""
 
 
 def _prepare(
-    data: TrainingData | Samples,
+    data: TrainingData | Samples | SplitSamples,
     config: TrainingConfig,
     seed: int,
     cache: Path | None,
@@ -130,16 +146,36 @@ def _prepare(
         if config.compile:
             compile_transformers(encoder)
 
-    def stored(name: str, mining: Mining | None, without: Wordless | None = None) -> GroupStore:
-        return store_groups(
-            data,
-            work / name,
-            data.rendering(rendering_of(encoder)) if isinstance(data, Samples) else PLAIN,
-            objective(config).lowest_anchor,
-            config.beta,
-            without,
-            None if mining is None else mining.catalogue,
-        )
+    facts = data.facts()["buckets"] if isinstance(data, SplitSamples) else []
+    rank, world = processes()
+    share = work / f"process-{rank}-of-{world}" if isinstance(data, SplitSamples) else work
+
+    def stored(name: str, mining: Mining | None, without: Wordless | None = None) -> GroupStore | Lanes:
+        def of(data: TrainingData | Samples, folder: Path) -> GroupStore:
+            return store_groups(
+                data,
+                folder,
+                data.rendering(rendering_of(encoder)) if isinstance(data, Samples) else PLAIN,
+                objective(config).lowest_anchor,
+                config.beta,
+                without,
+                None if mining is None else mining.catalogue,
+            )
+
+        if not isinstance(data, SplitSamples):
+            return of(data, work / name)
+        if mining is not None:
+            raise CropsError("mined negatives need samples in one folder, not in buckets")
+        if len(facts) < world:
+            raise CropsError(f"{data.uri} has {len(facts)} buckets for {world} processes; split into more")
+        lanes = {
+            number: of(
+                data.fetch(number, facts[number]["sha256"], share / f"bucket-{number}"),
+                share / f"{name}-{number}",
+            )
+            for number in range(rank, len(facts), world)
+        }
+        return Lanes(lanes, hashlib.sha256(json.dumps(facts).encode()).hexdigest())
 
     with timed(seconds, "put the groups together"):
         groups = stored("groups", mining)
@@ -148,21 +184,21 @@ def _prepare(
     decisive = config.model_dump(mode="json", exclude=_FREE) | {"seed": seed}
     name = same_run(work, decisive, groups.fingerprint())
     with timed(seconds, "tokenise"):
-        pool = tokenise_pool(encoder, groups, work / f"tokens-{name}")
+        pool = tokenise_pool(encoder, groups, share / f"tokens-{name}")
     if (without := wordless_texts(groups, pool)) is not None:
         before = groups.groups
         with timed(seconds, "leave out texts without a token"):
             if mining is not None:
                 mining = replace(mining, catalogue=mining.catalogue.without(without.documents))
             groups = stored("groups-with-tokens", mining, without)
-            pool = tokenise_pool(encoder, groups, work / f"tokens-{name}-kept")
+            pool = tokenise_pool(encoder, groups, share / f"tokens-{name}-kept")
         queries, documents = len(without.queries), len(without.documents)
         left_out = {"queries": queries, "documents": documents, "groups": before - groups.groups}
         _require_two_groups(groups, config, left_out)
-    return _Run(encoder, groups, pool, mining, left_out)
+    return _Run(encoder, groups, pool, mining, left_out, without, len(facts) or None)
 
 
-def _require_two_groups(groups: GroupStore, config: TrainingConfig, left_out: dict[str, int]) -> None:
+def _require_two_groups(groups: GroupStore | Lanes, config: TrainingConfig, left_out: dict[str, int]) -> None:
     if groups.groups >= 2:
         return
     found = groups.groups + groups.dropped
@@ -187,16 +223,20 @@ def _learn(
     seconds: dict[str, float],
     name: str,
 ) -> dict[str, Any]:
-    wanted, used = objective(config), UsedTokens(run.encoder, run.pool)
+    wanted, used = objective(config), UsedTokens(run.encoder, run.pool, whole=run.buckets is not None)
     with used as pool:
-        sampler = GroupSampler(run.groups, config, seed)
+        sampler, share = _drawing(run, config, seed)
         contrast = contrast_of(Steps(sampler, pool, config.steps, wanted)[0], config.in_batch)
+        counts = _counts(run)
+        if run.buckets is not None:
+            contrast["queries"] = sum(part["queries"] for part in exchanged(contrast))
         if is_first_process():
-            console.print(_start_line(contrast, run.groups, run.left_out))
-        steps = Steps(sampler, pool, config.steps, wanted, Share(*processes()))
+            console.print(_start_line(contrast, counts))
+        steps = Steps(sampler, pool, config.steps, wanted, share)
         model = GroupLoss(run.encoder, pool, config)
         join = None
         if run.mining is not None:
+            assert isinstance(run.groups, GroupStore)
             join = Joined(run.mining, run.encoder, pool, run.groups, config, seed)
 
         def whole(encoder: SentenceTransformer) -> dict[str, float]:  # with all its tokens
@@ -211,7 +251,8 @@ def _learn(
                 config,
                 seed,
                 work,
-                resume_from=last_checkpoint(work),
+                resume_from=_checkpoint_of_all(work),
+                each_node=run.buckets is not None,
                 evaluation=evaluation and Evaluation(whole, evaluation.metric),
                 join=join,
                 name=name,
@@ -221,28 +262,56 @@ def _learn(
     return {
         "loss": float(log.loss[-max(1, len(log.loss) // 10) :].mean()),
         "temperature": model.temperature,
-        "groups": run.groups.groups,
-        "dropped_groups": run.groups.dropped,
-        "without_token": run.left_out,
+        "groups": counts["groups"],
+        "dropped_groups": counts["dropped"],
+        "without_token": {name: counts[f"{name} left out"] for name in run.left_out},
         "contrast": contrast,
         **({} if join is None else join.summary()),
     }
 
 
-def _start_line(contrast: dict[str, float], groups: GroupStore, left_out: dict[str, int]) -> str:
+def _drawing(run: _Run, config: TrainingConfig, seed: int) -> tuple[GroupSampler | LaneSampler, Share]:
+    """Return what draws the batches, and the share of each that is this process's."""
+    if isinstance(run.groups, Lanes):
+        assert run.buckets is not None
+        return LaneSampler(run.groups, run.buckets, config, seed), Share()
+    return GroupSampler(run.groups, config, seed), Share(*processes())
+
+
+def _checkpoint_of_all(work: Path) -> Path | None:
+    """Return the newest complete checkpoint that every process finds in its work folder."""
+    everywhere = set.intersection(*exchanged({path.name for path in checkpoints(work)}))
+    return next((path for path in reversed(checkpoints(work)) if path.name in everywhere), None)
+
+
+def _counts(run: _Run) -> Counter[str]:
+    """Return how many groups there are and what was left out, in the buckets of all processes."""
+    own = {name: getattr(run.groups, name) for name in ("groups", "dropped", "undocumented", "one_label")}
+    own |= {f"{name} left out": count for name, count in run.left_out.items()}
+    counts: Counter[str] = Counter()
+    for part in exchanged(own) if run.buckets is not None else [own]:
+        counts.update(part)
+    if run.buckets is not None:  # several may have found the same text
+        found = [part for part in exchanged(run.without) if part is not None]
+        for number, name in enumerate(Wordless._fields):
+            counts[f"{name} left out"] = len(frozenset().union(*(part[number] for part in found)))
+    return counts
+
+
+def _start_line(contrast: dict[str, float], counts: Counter[str]) -> str:
     line = (
-        f"{groups.groups:,} groups; a step draws {contrast['queries']:,} queries and "
+        f"{counts['groups']:,} groups; a step draws {contrast['queries']:,} queries and "
         f"{contrast['documents']:,} documents ({contrast['texts']:,} distinct texts); "
         f"each query is contrasted with {contrast['contrasted']:,.0f} documents of others; "
         f"{contrast['duplicates']:.1%} of the documents are duplicates"
     )
     remarks = (
-        (left_out["queries"], "queries have no token for this encoder and are left out"),
-        (left_out["documents"], "documents have no token for this encoder and are left out"),
-        (left_out["groups"], "groups were left out with them"),
-        (groups.dropped, "groups have no anchor and are left out"),
-        (groups.undocumented, "queries have no document and are left out"),
-        (groups.one_label, "groups have one label only: other queries' documents are their only contrast"),
+        (counts["queries left out"], "queries have no token for this encoder and are left out"),
+        (counts["documents left out"], "documents have no token for this encoder and are left out"),
+        (counts["groups left out"], "groups were left out with them"),
+        (counts["dropped"], "groups have no anchor and are left out"),
+        (counts["undocumented"], "queries have no document and are left out"),
+        (counts["one_label"], "groups have one label only: other queries' documents are their only contrast"),
     )
     return "; ".join([line, *(f"{count:,} {remark}" for count, remark in remarks if count)])
 
@@ -258,9 +327,9 @@ def _published(out: Path) -> Iterator[Path | None]:
 
 
 @contextlib.contextmanager
-def _working(work: Path, fresh: bool) -> Iterator[None]:
+def _working(work: Path, fresh: bool, each_node: bool) -> Iterator[None]:
     """Keep the work folder for as long as a run may resume from it: from its first checkpoint to success."""
-    if not is_first_process():
+    if not is_first_process(each_node):
         yield
         return
     if fresh:
@@ -273,3 +342,6 @@ def _working(work: Path, fresh: bool) -> Iterator[None]:
             shutil.rmtree(work, ignore_errors=True)
         raise
     shutil.rmtree(work, ignore_errors=True)
+    if each_node:
+        with contextlib.suppress(OSError):  # another node's is there yet
+            work.parent.rmdir()

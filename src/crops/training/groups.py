@@ -100,6 +100,8 @@ class GroupStore:
         """Groups whose documents share one label: other queries' documents are their only contrast."""
         self.queries = self.groups
         """Rows of the pool that are query texts."""
+        self.first_query, self.first_doc = 0, self.queries
+        """Rows of the pool where its queries and its documents begin; `Lanes` moves them."""
         self.row_groups: NDArray[np.int64] = np.array(index["part_groups"], dtype=np.int64)
         """Groups of each row group."""
         self.row_searches: NDArray[np.float64] = np.array(index["part_searches"], dtype=np.float64)
@@ -124,15 +126,20 @@ class GroupStore:
         first = np.flatnonzero(np.append(True, query_id[1:] != query_id[:-1]))
         return Groups(
             query_id=query_id[first],
-            query_text=pairs["query_text"].to_numpy()[first],
+            query_text=pairs["query_text"].to_numpy()[first] + self.first_query,
             searches=pairs["searches"].to_numpy()[first].astype(np.float64),
             offsets=np.append(first, len(query_id)),
             doc_id=pairs["doc_id"].to_numpy(),
-            doc_text=pairs["doc_text"].to_numpy() + self.queries,
+            doc_text=pairs["doc_text"].to_numpy() + self.first_doc,
             label=pairs["label"].to_numpy().astype(np.int64),
             source=pairs["source"].to_numpy(),
             weight=pairs["weight"].to_numpy(),
         )
+
+    @property
+    def documents(self) -> int:
+        """Distinct texts of documents."""
+        return int(pq.read_metadata(self._folder / "documents.parquet").num_rows)
 
     def query_texts(self) -> Iterator[list[str]]:
         """Yield the query texts in the order of their rows, a batch at a time."""

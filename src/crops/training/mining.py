@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
-from torch import Tensor
 
 from crops.config import TrainingConfig
 from crops.errors import CropsError
 from crops.negatives.base import Corpus, Ids, Miner, Moment, Vectors
 from crops.retrieval.catalogue import NO_ITEM
 from crops.training.groups import GroupStore
+from crops.training.model import Array
 from crops.training.pool import TextPool, embed
 from crops.training.runs import processes
 from crops.training.samples import Catalogue
@@ -65,7 +65,7 @@ class Joined:
         self._mining, self._config, self._seed = mining, config, seed
         self._steps = self._queries = self._documents = 0
 
-    def __call__(self, step: int, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    def __call__(self, step: int, inputs: dict[str, Array]) -> dict[str, Array]:
         """Return the inputs with the negatives of a step (from 0)."""
         random = np.random.default_rng([self._seed, step, 3])
         size, room = len(inputs["query_text"]), self._mining.documents - len(inputs["doc_text"])
@@ -98,18 +98,17 @@ class Joined:
             "refreshes": self._corpus.refreshes,
         }
 
-    def _moment(self, step: int, random: np.random.Generator, inputs: dict[str, Tensor], room: int) -> Moment:
+    def _moment(self, step: int, random: np.random.Generator, inputs: dict[str, Array], room: int) -> Moment:
         most = self._mining.negatives
         size = len(inputs["query_text"])
-        row, ids = inputs["query_index"].numpy(), inputs["doc_id"].numpy()
-        drawn = inputs["grades"].numpy() >= self._config.positive_label
-        row, ids = row[drawn], ids[drawn]
-        known_row = np.concatenate([row, inputs["known_index"].numpy()])
-        known_ids = np.concatenate([ids, inputs["known_id"].numpy()])
+        drawn = inputs["grades"] >= self._config.positive_label
+        row, ids = inputs["query_index"][drawn], inputs["doc_id"][drawn]
+        known_row = np.concatenate([row, inputs["known_index"]])
+        known_ids = np.concatenate([ids, inputs["known_id"]])
         return Moment(
             step=step,
             random=random,
-            queries=inputs["texts"].numpy()[inputs["query_text"].numpy()],
+            queries=inputs["texts"][inputs["query_text"]],
             positives=_by_row(known_row, known_ids, size),
             drawn=_by_row(row, ids, size),
             negatives=max(0, room if most is None else min(most, room)),
@@ -117,25 +116,25 @@ class Joined:
 
 
 def with_documents(
-    inputs: dict[str, Tensor], query_index: Ids, ids: Ids, corpus: EncodedCorpus
-) -> dict[str, Tensor]:
+    inputs: dict[str, Array], query_index: Ids, ids: Ids, corpus: EncodedCorpus
+) -> dict[str, Array]:
     """Return a step's inputs with documents `ids` [M] of the catalogue as negatives (label 0).
 
     `query_index` [M] is the row of the query whose own negative each is; -1 = of no query, for all.
     """
     rows = corpus.text_rows[np.searchsorted(corpus.ids, ids)]
     known = len(inputs["texts"])
-    texts, place = np.unique(np.concatenate([inputs["texts"].numpy(), rows]), return_inverse=True)
-    moved = torch.from_numpy(place[:known])
+    texts, place = np.unique(np.concatenate([inputs["texts"], rows]), return_inverse=True)
+    moved = place[:known]
     return {
         **inputs,
-        "texts": torch.from_numpy(texts),
-        "encoded_here": torch.ones(len(texts), dtype=torch.bool),
+        "texts": texts,
+        "encoded_here": np.ones(len(texts), dtype=np.bool_),
         "query_text": moved[inputs["query_text"]],
-        "doc_text": torch.cat([moved[inputs["doc_text"]], torch.from_numpy(place[known:])]),
-        "query_index": torch.cat([inputs["query_index"], torch.from_numpy(query_index)]),
-        "grades": torch.cat([inputs["grades"], torch.zeros(len(ids), dtype=torch.int64)]),
-        "doc_id": torch.cat([inputs["doc_id"], torch.tensor(ids)]),
+        "doc_text": np.concatenate([moved[inputs["doc_text"]], place[known:]]),
+        "query_index": np.concatenate([inputs["query_index"], query_index]),
+        "grades": np.concatenate([inputs["grades"], np.zeros(len(ids), dtype=np.int64)]),
+        "doc_id": np.concatenate([inputs["doc_id"], ids]),
     }
 
 

@@ -23,9 +23,12 @@ from crops.errors import CropsError
 from crops.losses import find_loss, hidden_pairs
 from crops.losses.functions import MAX_LABEL
 from crops.outputs import MANIFEST
+from crops.training.buckets import LaneSampler
 from crops.training.pool import TextPool, embed
-from crops.training.runs import gather
+from crops.training.runs import exchanged, gather, processes
 from crops.training.sampler import Batch, GroupSampler
+
+Array = NDArray[Any]
 
 
 class GroupLoss(nn.Module):
@@ -47,19 +50,22 @@ class GroupLoss(nn.Module):
 
     def forward(
         self,
-        texts: Tensor,
-        encoded_here: Tensor,
-        query_text: Tensor,
-        doc_text: Tensor,
-        query_index: Tensor,
-        grades: Tensor,
-        query_id: Tensor,
-        doc_id: Tensor,
-        known_index: Tensor,
-        known_id: Tensor,
-        scale: Tensor,
+        texts: Array,
+        encoded_here: Array,
+        query_text: Array,
+        doc_text: Array,
+        query_index: Array,
+        grades: Array,
+        query_id: Array,
+        doc_id: Array,
+        known_index: Array,
+        known_id: Array,
+        scale: Array,
     ) -> Tensor:
         """Return the sum of the losses of this process's anchors, times `scale`.
+
+        The arguments are NumPy arrays, which stay on the host: neither the Trainer nor its
+        DistributedDataParallel sends them to a GPU one by one, waiting for each.
 
         Args:
             texts: [U] rows of the pool, distinct.
@@ -70,20 +76,23 @@ class GroupLoss(nn.Module):
             scale: processes / terms of the mean over all processes: the mean of the results over the
                 processes is then that mean.
         """
-        rows = texts[encoded_here].cpu().numpy()
-        embeddings = gather(embed(self.encoder, self._pool, rows, self._chunk), encoded_here)
+        embeddings = gather(embed(self.encoder, self._pool, texts[encoded_here], self._chunk), encoded_here)
+        queries, docs = (
+            torch.from_numpy(place).to(embeddings.device, non_blocking=True)
+            for place in (query_text, doc_text)
+        )
         loss = self._loss(
-            embeddings[query_text],
-            embeddings[doc_text],
-            query_index,
-            grades,
+            embeddings[queries],
+            embeddings[docs],
+            torch.from_numpy(query_index),
+            torch.from_numpy(grades),
             temperature=self.log_temperature.exp(),
-            query_id=query_id,
-            doc_id=doc_id,
-            known=(known_index, known_id),
+            query_id=torch.from_numpy(query_id),
+            doc_id=torch.from_numpy(doc_id),
+            known=(torch.from_numpy(known_index), torch.from_numpy(known_id)),
             reduction="sum",
         )
-        return loss * scale.to(loss.dtype)
+        return loss * float(scale)
 
 
 def start_temperature(config: TrainingConfig) -> float:
@@ -173,7 +182,7 @@ class Share:
         return np.asarray(place % self.world == self.rank)[owner]
 
 
-def step_inputs(batch: Batch, pool: TextPool, objective: Objective, share: Share) -> dict[str, Tensor]:
+def step_inputs(batch: Batch, pool: TextPool, objective: Objective, share: Share) -> dict[str, Array]:
     """Return what `GroupLoss.forward` takes: each distinct text of the batch named once.
 
     Every process draws the same batch. It encodes its share of the texts and contrasts its share of the
@@ -188,7 +197,7 @@ def step_inputs(batch: Batch, pool: TextPool, objective: Objective, share: Share
     local = np.where(mine, np.cumsum(mine) - 1, -1)
     known = mine[batch.known_index]
     terms = objective.terms(labels, batch.query_index)
-    arrays = {
+    return {
         "texts": texts,
         "encoded_here": share.of_texts(texts, pool),
         "query_text": place[: len(batch.group)][mine],
@@ -199,36 +208,69 @@ def step_inputs(batch: Batch, pool: TextPool, objective: Objective, share: Share
         "doc_id": groups.doc_id[batch.pair],
         "known_index": local[batch.known_index][known],
         "known_id": groups.doc_id[batch.known_pair][known],
-        "scale": np.float64(share.world / terms),
+        "scale": np.array(share.world / terms),
     }
-    return {name: torch.as_tensor(array) for name, array in arrays.items()}
 
 
-class Steps(Dataset[dict[str, Tensor]]):
+def among_all(own: dict[str, Array]) -> dict[str, Array]:
+    """Return the inputs of a step whose queries each process has drawn by itself, given its own inputs.
+
+    Documents are those of all processes, by rank; each process encodes its own. Queries of an id lie in one
+    bucket and so on one process: all masks hold.
+    """
+    names = ("doc_text", "doc_id")
+    parts = exchanged((len(own["texts"]), *(own[name] for name in names), 1 / float(own["scale"])))
+    rank, world = processes()
+    texts = np.cumsum([0, *(part[0] for part in parts)])
+    docs = np.cumsum([0, *(len(part[1]) for part in parts)])
+    here, mine = slice(texts[rank], texts[rank + 1]), slice(docs[rank], docs[rank + 1])
+    found = dict(own)
+    for name, size, place, empty in (
+        ("texts", texts[-1], here, -1),
+        ("encoded_here", texts[-1], here, 0),
+        ("query_index", docs[-1], mine, -1),
+        ("grades", docs[-1], mine, 0),
+    ):
+        found[name] = np.full(size, empty, dtype=own[name].dtype)
+        found[name][place] = own[name]
+    found["query_text"] = own["query_text"] + texts[rank]
+    found["doc_text"] = np.concatenate(
+        [part[1] + start for part, start in zip(parts, texts[:-1], strict=True)]
+    )
+    found["doc_id"] = np.concatenate([part[2] for part in parts])
+    found["scale"] = np.array(world / sum(part[3] for part in parts))
+    return found
+
+
+class Steps(Dataset[dict[str, Array]]):
     """The inputs of each step, by its number from 0."""
 
     def __init__(
         self,
-        sampler: GroupSampler,
+        sampler: GroupSampler | LaneSampler,
         pool: TextPool,
         steps: int,
         objective: Objective,
         share: Share = Share(),  # noqa: B008  (frozen)
     ) -> None:
-        """Draw from `sampler`, name texts in `pool`."""
+        """Draw from `sampler`, name texts in `pool`.
+
+        What a `LaneSampler` draws is this process's share already: `share` is then to be the whole.
+        """
         self._sampler, self._pool, self._share = sampler, pool, share
         self._steps, self._objective = steps, objective
 
     def __len__(self) -> int:
         return self._steps
 
-    def __getitem__(self, step: int) -> dict[str, Tensor]:
+    def __getitem__(self, step: int) -> dict[str, Array]:
         if step >= self._steps:
             raise IndexError(step)
-        return step_inputs(self._sampler.draw(step), self._pool, self._objective, self._share)
+        inputs = step_inputs(self._sampler.draw(step), self._pool, self._objective, self._share)
+        return among_all(inputs) if isinstance(self._sampler, LaneSampler) else inputs
 
 
-def contrast_of(inputs: dict[str, Tensor], in_batch: bool = True) -> dict[str, float]:
+def contrast_of(inputs: dict[str, Array], in_batch: bool = True) -> dict[str, float]:
     """Return how many documents a query of this batch is contrasted with, and how many are duplicates.
 
     `queries`, `documents`: in the batch. `contrasted`: mean over queries of the other queries' documents in
@@ -236,13 +278,15 @@ def contrast_of(inputs: dict[str, Tensor], in_batch: bool = True) -> dict[str, f
     whose id was drawn before. `texts`: distinct texts to encode.
     """
     queries, documents = len(inputs["query_text"]), len(inputs["doc_text"])
-    known = inputs["known_index"], inputs["known_id"]
-    row, doc = hidden_pairs(inputs["query_index"], inputs["query_id"], inputs["doc_id"], known)
+    own = int((inputs["query_index"] >= 0).sum())
+    names = ("query_index", "query_id", "doc_id", "known_index", "known_id")
+    index, query_id, doc_id, *known = (torch.from_numpy(inputs[name]) for name in names)
+    row, doc = hidden_pairs(index, query_id, doc_id, (known[0], known[1]))
     hidden = len(torch.unique(row * documents + doc))
     return {
         "queries": queries,
         "documents": documents,
-        "contrasted": ((queries - 1) * documents - hidden) / queries if in_batch else 0.0,
-        "duplicates": 1 - len(torch.unique(inputs["doc_id"])) / documents,
+        "contrasted": (queries * documents - own - hidden) / queries if in_batch else 0.0,
+        "duplicates": 1 - len(np.unique(inputs["doc_id"])) / documents,
         "texts": len(inputs["texts"]),
     }

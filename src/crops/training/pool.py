@@ -25,8 +25,8 @@ from torch.utils.checkpoint import checkpoint
 from crops.encoders import Role, TokenisedTexts, asymmetric, encode, only_used_tokens, tokenise
 from crops.encoders.towers import input_module, input_modules
 from crops.errors import CropsError
+from crops.training.buckets import Lanes
 from crops.training.groups import GroupStore
-from crops.training.runs import ON_CPU
 from crops.training.samples import Wordless
 
 IN_MEMORY = 256 * 2**20
@@ -60,7 +60,7 @@ class TextPool:
         return [(side, own - side.first) for side, own in zip(self.sides, np.split(rows, cuts), strict=True)]
 
 
-def tokenise_pool(encoder: SentenceTransformer, source: GroupStore, folder: Path) -> TextPool:
+def tokenise_pool(encoder: SentenceTransformer, source: GroupStore | Lanes, folder: Path) -> TextPool:
     """Tokenise the texts of a source, a batch at a time; those without a token have length 0.
 
     The folder keeps the token ids, and is read instead, without tokenising, if it has them.
@@ -102,7 +102,7 @@ def tokenise_pool(encoder: SentenceTransformer, source: GroupStore, folder: Path
     return TextPool((query, document))
 
 
-def wordless_texts(source: GroupStore, pool: TextPool) -> Wordless | None:
+def wordless_texts(source: GroupStore | Lanes, pool: TextPool) -> Wordless | None:
     """Return the texts of a source that have no token, None where all have one."""
     rows = np.flatnonzero(np.concatenate([np.diff(side.tokens.offsets) for side in pool.sides]) == 0)
     if len(rows) == 0:
@@ -131,14 +131,14 @@ class UsedTokens:
     too many to be in memory, stay as they are.
     """
 
-    def __init__(self, encoder: SentenceTransformer, pool: TextPool) -> None:
-        """Shrink nothing yet."""
+    def __init__(self, encoder: SentenceTransformer, pool: TextPool, *, whole: bool = False) -> None:
+        """Shrink nothing yet; `whole`: never, as other processes have other tokens."""
         self._encoder, self._whole_pool, self._stack = encoder, pool, ExitStack()
         modules = input_modules(encoder)
         self._tables = [module for module in modules if isinstance(module, StaticEmbedding)]
         on_disk = any(isinstance(side.tokens.ids, np.memmap) for side in pool.sides)
         # Two sides on one table (prompts that differ) would each shrink it to their own tokens.
-        self._possible = len(modules) == len(pool.sides) and not on_disk
+        self._possible = len(modules) == len(pool.sides) and not on_disk and not whole
 
     def __enter__(self) -> TextPool:
         if not self._possible:
@@ -170,12 +170,20 @@ class UsedTokens:
                 table.embedding = embedding
 
 
-TOKENS_PER_PASS = 512 if ON_CPU else 16_384
-"""Tokens, padding included, that one pass through a transformer holds.
+CPU_TOKENS, TOKEN_BYTES = 512, 2 * 2**20
 
-On a CPU small passes stay in the cache and need little padding: MiniLM took 1.86 s for a batch in one pass of
-2,496 tokens, 1.41 s in four of 512 and 1.49 s in seven of 256. The value for other devices is not measured.
-"""
+
+def tokens_per_pass(device: torch.device) -> int:
+    """Return how many tokens, padding included, one pass through a transformer holds.
+
+    On a CPU small passes stay in the cache and need little padding: MiniLM took 1.86 s for a batch in one
+    pass of 2,496 tokens, 1.41 s in four of 512 and 1.49 s in seven of 256. A GPU gets one per 2 MiB of its
+    memory (80 GiB: 40,960): a token of a model of 0.5 B weights keeps about 1.5 MB of activations in
+    bfloat16, so that a pass fits, as it must with `encode_chunk`. The rule is computed, not measured.
+    """
+    if device.type != "cuda":
+        return CPU_TOKENS
+    return max(CPU_TOKENS, int(torch.cuda.get_device_properties(device).total_memory // TOKEN_BYTES))
 
 
 def compile_transformers(encoder: SentenceTransformer) -> None:
@@ -209,13 +217,13 @@ def _embed_side(
     order = np.argsort(lengths, kind="stable")
     unpadded = isinstance(input_module(encoder, side.role), StaticEmbedding)
     parts = []
-    for part in _passes(lengths[order], chunk, None if unpadded else TOKENS_PER_PASS):
+    for part in _passes(lengths[order], chunk, None if unpadded else tokens_per_pass(encoder.device)):
         chosen = rows[order[part]]
         if chunk is None or not torch.is_grad_enabled():
             parts.append(encode(encoder, side.tokens, chosen, side.role))
         else:
             parts.append(checkpoint(encode, encoder, side.tokens, chosen, side.role, use_reentrant=False))
-    return torch.cat(parts)[torch.from_numpy(np.argsort(order))]
+    return torch.cat(parts)[torch.from_numpy(np.argsort(order)).to(encoder.device, non_blocking=True)]
 
 
 def _passes(lengths: NDArray[np.int64], chunk: int | None, budget: int | None) -> Iterator[slice]:

@@ -6,10 +6,12 @@ A checkpoint is whole or ignored, and only for the settings and data that made i
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
+import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +20,7 @@ import torch
 import torch.distributed as dist
 from accelerate import PartialState
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from crops.errors import CropsError
 
@@ -41,10 +43,15 @@ def mark_whole(checkpoint: Path) -> None:
     (checkpoint / WHOLE).touch()
 
 
+def checkpoints(work: Path) -> list[Path]:
+    """Return the complete checkpoints, oldest first."""
+    whole = [path.parent for path in work.glob(f"checkpoint-*/{WHOLE}")]
+    return sorted(whole, key=lambda path: int(path.name.rpartition("-")[2]))
+
+
 def last_checkpoint(work: Path) -> Path | None:
     """Return the newest complete checkpoint, if there is one."""
-    whole = [path.parent for path in work.glob(f"checkpoint-*/{WHOLE}")]
-    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+    return next(reversed(checkpoints(work)), None)
 
 
 def drop_partial(work: Path) -> None:
@@ -162,9 +169,10 @@ def join_processes() -> None:
 
 
 @contextlib.contextmanager
-def first_process_first() -> Iterator[None]:
-    """Let the first process do the block before the others: what it has written, they read."""
-    with PartialState(cpu=ON_CPU).main_process_first():
+def first_process_first(each_node: bool = False) -> Iterator[None]:
+    """Let the first process, or that of each node, do the block before the others, who read what it wrote."""
+    state = PartialState(cpu=ON_CPU)
+    with state.local_main_process_first() if each_node else state.main_process_first():
         yield
 
 
@@ -180,31 +188,53 @@ def processes() -> tuple[int, int]:
     return 0, 1
 
 
-def is_first_process() -> bool:
-    """Return whether this process writes the outputs."""
-    return processes()[0] == 0
+def exchanged(value: Any) -> list[Any]:  # noqa: ANN401
+    """Return what each process gives, by rank; it goes from host to host and no GPU waits."""
+    world = processes()[1]
+    if world == 1:
+        return [value]
+    found: list[Any] = [None] * world
+    dist.all_gather_object(found, value, group=_hosts())
+    return found
+
+
+@functools.cache
+def _hosts() -> dist.ProcessGroup:
+    group: dist.ProcessGroup = dist.new_group(backend="gloo")
+    return group
+
+
+def is_first_process(each_node: bool = False) -> bool:
+    """Return whether this process writes the outputs, or what its node keeps."""
+    return bool(PartialState(cpu=ON_CPU).is_local_main_process) if each_node else processes()[0] == 0
+
+
+def node() -> int:
+    """Return the number of this machine among those of the run, as torchrun tells it."""
+    return int(os.environ.get("GROUP_RANK", 0))
 
 
 class _Gather(torch.autograd.Function):
     """Rows of all processes in one matrix; the gradient of a row is summed over the processes."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, here: Tensor) -> Tensor:  # noqa: ANN401
-        ctx.save_for_backward(here)
+    def forward(ctx: Any, rows: Tensor, here: NDArray[np.bool_]) -> Tensor:  # noqa: ANN401
+        place = torch.from_numpy(np.flatnonzero(here)).to(rows.device, non_blocking=True)
+        ctx.save_for_backward(place)
         whole = rows.new_zeros(len(here), rows.shape[1])
-        whole[here] = rows
+        whole[place] = rows
         dist.all_reduce(whole)
         return whole
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
-        (here,) = ctx.saved_tensors
+        (place,) = ctx.saved_tensors
         summed = upstream.contiguous().clone()
         dist.all_reduce(summed)
-        return summed[here], None
+        return summed[place], None
 
 
-def gather(rows: Tensor, here: Tensor) -> Tensor:
+def gather(rows: Tensor, here: NDArray[np.bool_]) -> Tensor:
     """Return the rows of all processes, [U, d]; `here` [U] says which of them are this process's `rows`."""
     if processes()[1] == 1:
         return rows
@@ -220,18 +250,3 @@ def average(value: Tensor) -> Tensor:
         dist.all_reduce(value)
         value /= world
     return value
-
-
-def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Replace each gradient by its mean over the processes; one that no process has stays absent."""
-    world = processes()[1]
-    if world == 1:
-        return
-    trained = [parameter for parameter in parameters if parameter.requires_grad]
-    present = torch.tensor([p.grad is not None for p in trained], dtype=torch.int32, device=trained[0].device)
-    dist.all_reduce(present, op=dist.ReduceOp.MAX)
-    for parameter in (p for p, exists in zip(trained, present.tolist(), strict=True) if exists):
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-        dist.all_reduce(parameter.grad)
-        parameter.grad /= world

@@ -35,15 +35,15 @@ from crops.training.runs import (
     LOG,
     ON_CPU,
     average,
-    average_gradients,
     cut_lines,
     is_first_process,
     mark_whole,
+    processes,
 )
 
 Evaluator = Callable[[SentenceTransformer], dict[str, float]]
 """Metrics of an encoder, by name; larger is better."""
-Join = Callable[[int, dict[str, Tensor]], dict[str, Tensor]]
+Join = Callable[[int, dict[str, Any]], dict[str, Any]]
 """From a step, counted from 0, and its inputs to the inputs with negatives of the encoder as it is then."""
 _MEMORY_SIGNS = ("can't allocate memory", "not enough memory", "out of memory")
 MAX_GRAD_NORM = 1.0
@@ -69,6 +69,7 @@ def fit(
     resume_from: Path | None = None,
     evaluation: Evaluation | None = None,
     join: Join | None = None,
+    each_node: bool = False,
     name: str = "crops",
 ) -> Journal:
     """Train `model` in place; with an evaluation, the weights of its best value are kept.
@@ -78,6 +79,7 @@ def fit(
         resume_from: the checkpoint to resume from.
         evaluation: what to evaluate every `eval_steps`.
         join: what each step sees besides.
+        each_node: whether each node has a `work` of its own, with all that resuming needs.
         name: of the run, for trackers.
 
     Raises:
@@ -85,11 +87,11 @@ def fit(
             which is not applied.
     """
     start = 0 if resume_from is None else int(resume_from.name.rpartition("-")[2])
-    journal = Journal(model, work, len(steps), after=start)
+    journal = Journal(model, work, len(steps), after=start, writes=is_first_process(each_node))
     try:
         trainer = _GroupTrainer(
             model,
-            _arguments(config, seed, work, len(steps), evaluation, name),
+            _arguments(config, seed, work, len(steps), evaluation, name, each_node),
             train_dataset=steps,
             eval_dataset=None if evaluation is None else steps,
             optimizers=(_optimizer(model, config), None),
@@ -108,7 +110,13 @@ def fit(
 
 
 def _arguments(
-    config: TrainingConfig, seed: int, work: Path, steps: int, evaluation: Evaluation | None, name: str
+    config: TrainingConfig,
+    seed: int,
+    work: Path,
+    steps: int,
+    evaluation: Evaluation | None,
+    name: str,
+    each_node: bool,
 ) -> TrainingArguments:
     every = config.checkpoint_steps if evaluation is None else config.eval_steps
     return TrainingArguments(
@@ -124,6 +132,7 @@ def _arguments(
         restore_callback_states_from_checkpoint=evaluation is not None,
         save_strategy="steps",
         save_steps=every,
+        save_on_each_node=each_node,
         save_total_limit=2,
         eval_strategy="no" if evaluation is None else "steps",
         eval_steps=every,
@@ -134,6 +143,7 @@ def _arguments(
         logging_steps=1,
         report_to=list(config.report_to) or "none",
         disable_tqdm=True,
+        logging_nan_inf_filter=False,  # the Journal refuses such a loss
     )
 
 
@@ -164,13 +174,14 @@ class _From(Sampler[int]):
 class Journal(TrainerCallback):
     """Checks and clips the gradient before each step, writes the log after it, and shows progress."""
 
-    def __init__(self, model: GroupLoss, work: Path, steps: int, *, after: int) -> None:
-        """Write to `work`, after the lines of the first `after` steps."""
+    def __init__(self, model: GroupLoss, work: Path, steps: int, *, after: int, writes: bool) -> None:
+        """Write to `work`, if it `writes`, after the lines of the first `after` steps."""
         self._model, self._work, self._after = model, work, after
         self._display = progress()
         self._task = self._display.add_task("training", total=steps, completed=after)
         self.temperature = self._loss = self._grad_norm = float("nan")
-        self._writes = is_first_process()
+        self._noted: tuple[Tensor, Tensor] | None = None
+        self._writes = writes
 
     def __enter__(self) -> Self:
         if self._writes:
@@ -184,22 +195,27 @@ class Journal(TrainerCallback):
     ) -> None:
         self._display.stop()
 
-    def note(self, loss: float, temperature: float) -> None:
-        """Take down the loss of the step and the temperature that it was computed with."""
-        self._loss, self.temperature = loss, temperature
+    def note(self, loss: Tensor, temperature: Tensor) -> None:
+        """Take down the loss of the step and the temperature that it was computed with, scalars."""
+        self._noted = loss, temperature
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
     ) -> None:
-        """Shorten a long gradient; stop at one that is not finite, before it is applied."""
-        try:
-            norm = clip_grad_norm_(self._model.parameters(), MAX_GRAD_NORM, error_if_nonfinite=True)
-        except RuntimeError as error:
+        """Shorten a long gradient; stop at a loss or gradient that is not finite, before it is applied.
+
+        The device is asked once for all of them.
+        """
+        assert self._noted is not None
+        norm = clip_grad_norm_(self._model.parameters(), MAX_GRAD_NORM)
+        scalars = torch.stack([value.detach().double() for value in (*self._noted, norm)])
+        self._loss, self.temperature, self._grad_norm = scalars.tolist()
+        if not (math.isfinite(self._loss) and math.isfinite(self._grad_norm)):
+            lost = f"the loss is {self._loss}"
+            fault = "the gradient is not finite" if math.isfinite(self._loss) else lost
             raise CropsError(
-                f"step {state.global_step + 1}: the gradient is not finite; lower the learning rate. "
-                "The step was not applied"
-            ) from error
-        self._grad_norm = norm.item()
+                f"step {state.global_step + 1}: {fault}; lower the learning rate. The step was not applied"
+            )
 
     def on_step_end(
         self,
@@ -236,6 +252,10 @@ class Journal(TrainerCallback):
                 file.write(json.dumps(finite(line)) + "\n")
 
 
+def _as_is(inputs: Any) -> Any:  # noqa: ANN401
+    return inputs
+
+
 class _GroupTrainer(Trainer):
     """A Trainer whose batches come ready and whose model returns its loss."""
 
@@ -252,33 +272,32 @@ class _GroupTrainer(Trainer):
         """
         assert isinstance(self.train_dataset, Steps)
         sampler = _From(self.start, len(self.train_dataset))
-        return DataLoader(self.train_dataset, None, sampler=sampler, generator=torch.Generator())
+        generator = torch.Generator()
+        return DataLoader(self.train_dataset, None, sampler=sampler, generator=generator, collate_fn=_as_is)
 
     def compute_loss(
         self,
         model: nn.Module,
-        inputs: dict[str, Tensor],
+        inputs: dict[str, Tensor | Any],
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, None]:
         """Return the loss of a batch.
 
-        In several processes `model` is wrapped for the Trainer's own averaging of gradients. The wrapped one
-        is called: the embeddings travel between the processes inside it, and `_average` is exact for them.
+        In several processes `model` is the wrapped one: torch's DistributedDataParallel averages gradients
+        while the backward pass still makes others.
 
         Raises:
-            CropsError: the loss is not finite, or the loss function refuses the batch; names the step.
+            CropsError: the loss function refuses the batch; names the step.
         """
-        step = self.state.global_step + 1
-        assert isinstance(self.model, GroupLoss)
+        assert self.model is not None
+        called = model if processes()[1] > 1 else self.model
         try:
-            loss: Tensor = self.model(**inputs)
+            loss: Tensor = called(**inputs)
         except CropsError as error:
-            raise CropsError(f"step {step}: {error}. The step was not applied") from error
-        if not torch.isfinite(loss):
             raise CropsError(
-                f"step {step}: the loss is {loss.item()}; lower the learning rate. The step was not applied"
-            )
+                f"step {self.state.global_step + 1}: {error}. The step was not applied"
+            ) from error
         return (loss, None) if return_outputs else loss
 
     def training_step(
@@ -293,7 +312,7 @@ class _GroupTrainer(Trainer):
             CropsError: as `compute_loss`, or the batch does not fit in memory.
         """
         assert isinstance(self.model, GroupLoss)
-        temperature = self.model.temperature
+        temperature = self.model.log_temperature.detach().exp()
         if self.join is not None:
             # Here and not in the data loader, which is a step ahead of the weights.
             inputs = self.join(self.state.global_step, inputs)
@@ -307,9 +326,8 @@ class _GroupTrainer(Trainer):
                 f"step {self.state.global_step + 1}: the batch does not fit in memory; set encode_chunk "
                 "(e.g. 64), which gives the same gradient in less memory, or lower batch_queries"
             ) from error
-        average_gradients(self.model.parameters())
         loss = average(loss)
-        self.journal.note(loss.item(), temperature)
+        self.journal.note(loss, temperature)
         return loss
 
     def evaluate(self, *_: object, metric_key_prefix: str = "eval", **__: object) -> dict[str, float]:

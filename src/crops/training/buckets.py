@@ -1,0 +1,325 @@
+"""Samples in buckets of whole queries, in a store of objects or a folder: each trainer reads its share.
+
+`split` writes them once. A bucket is a small mined folder: the samples of a range of query ids, their queries
+and the items that they name. Each bucket then gives its own queries to every batch, drawn by a sampler of its
+own, so that a batch is the same whichever process draws for which bucket: process r of W draws for the
+buckets b with b % W = r, and reads no other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.fs as stores
+import pyarrow.parquet as pq
+
+from crops.config import TrainingConfig
+from crops.database import Connection, explained, open_database, parquet
+from crops.errors import CropsError
+from crops.outputs import MANIFEST, Scratch
+from crops.retrieval.catalogue import SAMPLED
+from crops.training.groups import Groups, GroupStore
+from crops.training.sampler import Batch, GroupSampler
+from crops.training.samples import BATCH_ROWS, Samples
+
+STORE = "store.json"
+"""Names the buckets; written last, so that without it there is no store."""
+_TABLES = ("samples", "queries", "items", "synthetic_items")
+
+
+def is_split(path: str | Path) -> bool:
+    """Return whether a path names an output of `split`: a URI, or a folder of one."""
+    return "://" in str(path) or (Path(path) / STORE).is_file()
+
+
+def split(mined: Path, uri: str, buckets: int, memory: str) -> dict[str, Any]:
+    """Write the samples of a mined folder in buckets; return what `store.json` says.
+
+    One process writes to a store at a time; a split that is written again is absent until it is whole.
+
+    Args:
+        mined: an output of `crops mine`.
+        uri: where to: a folder, or a URI that pyarrow opens.
+        buckets: how many, of equally many queries.
+        memory: limit of DuckDB.
+
+    Raises:
+        CropsError: a table is missing, there are fewer queries than buckets, or the store refuses.
+    """
+    files = {table: Samples(mined).files(table) for table in _TABLES}
+    store, root = _opened(uri)
+    found: list[dict[str, Any]] = []
+    with (
+        Scratch("crops-split-") as spill,
+        open_database(memory, spill) as database,
+        explained(f"engine.memory = '{memory}'", itertools.chain(*files.values()), disk=False),
+        _explained(uri),
+    ):
+        for table, own in files.items():
+            database.execute(f"create view {table} as from {parquet(*own)}")
+        if store.get_file_info(f"{root}/{STORE}").type == stores.FileType.File:
+            store.delete_file(f"{root}/{STORE}")
+        for number, (low, high) in enumerate(_ranges(database, buckets)):
+            folder = f"{root}/bucket={number:03d}"
+            store.create_dir(folder)
+            digest, rows = hashlib.sha256(), {}
+            used = f"select distinct item_id from samples where query_id between {low} and {high}"
+            for table in _TABLES:
+                where = f"where query_id between {low} and {high} order by query_id"
+                if table.endswith("items"):
+                    where = f"semi join ({used}) used using (item_id) order by item_id"
+                where += ", item_id" if table == "samples" else ""
+                with store.open_output_stream(f"{folder}/{table}.parquet") as stream:
+                    rows[table] = _write(database, f"select * from {table} {where}", _Hashed(stream, digest))
+            if (mined / MANIFEST).exists():
+                with store.open_output_stream(f"{folder}/{MANIFEST}") as stream:
+                    stream.write((mined / MANIFEST).read_bytes())
+            found.append({"rows": rows, "sha256": digest.hexdigest()})
+        days = Path(mined) / "report.json"
+        whole = {"days": json.loads(days.read_text())["days"] if days.exists() else [], "buckets": found}
+        with store.open_output_stream(f"{root}/{STORE}") as stream:
+            stream.write(json.dumps(whole, indent=2).encode())
+    return whole
+
+
+def _ranges(database: Connection, buckets: int) -> list[tuple[int, int]]:
+    """Return the first and last query id of each bucket; together they cover all 64-bit ids."""
+    ((queries,),) = database.sql("select count(distinct query_id) from samples").fetchall()
+    if not 1 <= buckets <= queries:
+        raise CropsError(f"{buckets} buckets for {queries} queries; give 1 to {queries}")
+    starts = database.sql(
+        f"""
+        select min(query_id) from (
+            select query_id, (row_number() over (order by query_id) - 1) * {buckets} // {queries} as bucket
+            from (select distinct query_id from samples) ids
+        ) numbered group by bucket order by bucket
+        """
+    ).fetchall()
+    first = [-(2**63), *(start for (start,) in starts[1:])]
+    return list(zip(first, [*(start - 1 for start in first[1:]), 2**63 - 1], strict=True))
+
+
+class _Hashed:
+    """A stream whose bytes are hashed on their way."""
+
+    closed = False
+
+    def __init__(self, stream: IO[bytes], digest: hashlib._Hash) -> None:
+        self._stream, self._digest = stream, digest
+
+    def write(self, data: bytes) -> int:
+        self._digest.update(data)
+        return self._stream.write(data)
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def _write(database: Connection, query: str, stream: _Hashed) -> int:
+    reader, rows = database.sql(query).to_arrow_reader(BATCH_ROWS), 0
+    with pq.ParquetWriter(stream, reader.schema, compression="zstd", write_page_checksum=True) as writer:
+        for batch in reader:
+            writer.write_batch(batch)
+            rows += batch.num_rows
+    return rows
+
+
+def _opened(uri: str) -> tuple[stores.FileSystem, str]:
+    """Return the file system of a URI, or of a local path, and the path in it."""
+    if "://" not in uri:
+        return stores.LocalFileSystem(), str(Path(uri).absolute())
+    with _explained(uri):
+        store, root = stores.FileSystem.from_uri(uri)
+    return store, root
+
+
+class _explained:  # noqa: N801  (used as a function)
+    """Turn a store's refusals into one sentence."""
+
+    def __init__(self, uri: str) -> None:
+        self._uri = uri
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, OSError | pa.ArrowException):
+            raise CropsError(
+                f"{self._uri}: {error}; check the address, and that you may read and write there"
+            ) from error
+
+
+@dataclass(frozen=True)
+class SplitSamples:
+    """An output of `split`, labelled as `arm` says; its folder of samples counts for nothing."""
+
+    uri: str
+    arm: Samples
+
+    def facts(self) -> dict[str, Any]:
+        """Return the days that were mined (`days`), and the rows and the hash of each bucket (`buckets`).
+
+        Raises:
+            CropsError: there is no whole split.
+        """
+        store, root = _opened(self.uri)
+        with _explained(self.uri):
+            if store.get_file_info(f"{root}/{STORE}").type != stores.FileType.File:
+                raise CropsError(f"{self.uri} is not a whole output of `crops split` (no {STORE} in it)")
+            with store.open_input_stream(f"{root}/{STORE}") as stream:
+                found: dict[str, Any] = json.loads(stream.read())
+        return found
+
+    def fetch(self, number: int, sha256: str, folder: Path) -> Samples:
+        """Return the samples of a bucket, copied into a local folder unless they are there.
+
+        Raises:
+            CropsError: the bucket is missing or not what was written.
+        """
+        if not (folder / sha256).exists():
+            store, root = _opened(self.uri)
+            folder.mkdir(parents=True, exist_ok=True)
+            with _explained(self.uri):
+                stores.copy_files(f"{root}/bucket={number:03d}", str(folder), source_filesystem=store)
+            digest = hashlib.sha256()
+            for table in _TABLES:
+                with (folder / f"{table}.parquet").open("rb") as file:
+                    while block := file.read(2**20):
+                        digest.update(block)
+            if digest.hexdigest() != sha256:
+                raise CropsError(
+                    f"{self.uri}/bucket={number:03d} is not what was written; `crops split` it again"
+                )
+            (folder / sha256).touch()
+        return replace(self.arm, mined=folder)
+
+    def sample_texts(self) -> list[str]:
+        """Return the first queries of the first bucket, 5,000 at most."""
+        store, root = _opened(self.uri)
+        with _explained(self.uri), store.open_input_file(f"{root}/bucket=000/queries.parquet") as file:
+            batch = next(pq.ParquetFile(file).iter_batches(SAMPLED, columns=["query"]), None)
+        return [] if batch is None else [str(text) for text in batch["query"].to_pylist() if text is not None]
+
+
+class Lanes:
+    """The group stores of a process's buckets as one: their texts are numbered through, queries first."""
+
+    def __init__(self, by_bucket: Mapping[int, GroupStore], content: str) -> None:
+        """Number the texts; `content` is the hash of all buckets.
+
+        Raises:
+            CropsError: a bucket has no group with an anchor.
+        """
+        self.by_bucket, self._content = by_bucket, content
+        opened = list(by_bucket.values())
+        for number, store in by_bucket.items():
+            if store.groups == 0:
+                raise CropsError(f"bucket {number} has no group with an anchor; split into fewer buckets")
+        self.groups = sum(store.groups for store in opened)
+        self.dropped = sum(store.dropped for store in opened)
+        self.undocumented = sum(store.undocumented for store in opened)
+        self.one_label = sum(store.one_label for store in opened)
+        self.queries = self.groups
+        query, doc = 0, self.queries
+        for store in opened:
+            store.first_query, store.first_doc = query, doc
+            query, doc = query + store.queries, doc + store.documents
+
+    def query_texts(self) -> Iterator[list[str]]:
+        """Yield the query texts in the order of their rows, a batch at a time."""
+        return itertools.chain.from_iterable(store.query_texts() for store in self.by_bucket.values())
+
+    def doc_texts(self) -> Iterator[list[str]]:
+        """Yield the texts of the documents in the order of their rows."""
+        return itertools.chain.from_iterable(store.doc_texts() for store in self.by_bucket.values())
+
+    def fingerprint(self) -> str:
+        """Return a hash of the groups and texts of all buckets."""
+        return self._content
+
+
+class LaneSampler:
+    """Draws for the buckets of a process: each bucket b of B gives its share of a batch's queries."""
+
+    def __init__(self, lanes: Lanes, buckets: int, config: TrainingConfig, seed: int) -> None:
+        """Prepare a sampler for each bucket, which knows nothing of the others.
+
+        Raises:
+            CropsError: a batch has fewer queries than there are buckets.
+        """
+        size = config.batch_queries
+        if size < buckets:
+            raise CropsError(
+                f"batch_queries = {size} for {buckets} buckets, each of which gives to every batch; "
+                "raise batch_queries or split into fewer buckets"
+            )
+        self._samplers = []
+        for number, store in lanes.by_bucket.items():
+            share = size * (number + 1) // buckets - size * number // buckets
+            buffer = max(1, config.buffer_groups // buckets)
+            own = config.model_copy(update={"batch_queries": share, "buffer_groups": buffer})
+            (of_bucket,) = np.random.SeedSequence([seed, number]).generate_state(1)
+            self._samplers.append(GroupSampler(store, own, int(of_bucket)))
+
+    def draw(self, step: int) -> Batch:
+        """Return what the buckets give to the batch of a step."""
+        return _joined([_alone(sampler.draw(step)) for sampler in self._samplers])
+
+
+def _alone(batch: Batch) -> Batch:
+    """Return a batch whose buffer holds its own groups only."""
+    old, group = batch.groups, batch.group
+    sizes = np.diff(old.offsets)[group]
+    offsets = np.append(0, np.cumsum(sizes))
+    moved = old.offsets[group] - offsets[:-1]
+    pairs = np.arange(offsets[-1]) + np.repeat(moved, sizes)
+    groups = Groups(
+        query_id=old.query_id[group],
+        query_text=old.query_text[group],
+        searches=old.searches[group],
+        offsets=offsets,
+        doc_id=old.doc_id[pairs],
+        doc_text=old.doc_text[pairs],
+        label=old.label[pairs],
+        source=old.source[pairs],
+        weight=old.weight[pairs],
+    )
+    return Batch(
+        groups,
+        np.arange(len(group)),
+        batch.query_index,
+        batch.pair - moved[batch.query_index],
+        batch.known_index,
+        batch.known_pair - moved[batch.known_index],
+    )
+
+
+def _joined(batches: Sequence[Batch]) -> Batch:
+    """Return several batches as one."""
+    queries = np.cumsum([0, *(len(batch.group) for batch in batches)])
+    pairs = np.cumsum([0, *(len(batch.groups.doc_id) for batch in batches)])
+
+    def moved(name: str, by: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        return np.concatenate(
+            [getattr(one, name) + start for one, start in zip(batches, by[:-1], strict=True)]
+        )
+
+    return Batch(
+        Groups.concatenate([batch.groups for batch in batches]),
+        moved("group", queries),
+        moved("query_index", queries),
+        moved("pair", pairs),
+        moved("known_index", queries),
+        moved("known_pair", pairs),
+    )
