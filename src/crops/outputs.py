@@ -36,7 +36,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from crops.errors import DISTRIBUTION, CropsError
+from crops.errors import DISTRIBUTION, CropsError, nearest_path
 
 console = Console(stderr=True)
 """Where progress and messages for people go; data goes to stdout or files."""
@@ -274,7 +274,9 @@ def read_manifest(folder: str | Path, made_by: str) -> dict[str, Any]:
     folder = Path(folder)
     path = folder / MANIFEST
     if not path.exists():
-        raise CropsError(f"{folder} is not an output of `crops {made_by}` (no {MANIFEST} in it)")
+        raise CropsError(
+            f"{folder} is not an output of `crops {made_by}` (no {MANIFEST} in it){nearest_path(folder)}"
+        )
     manifest: dict[str, Any] = json.loads(path.read_text())
     return manifest
 
@@ -308,6 +310,26 @@ def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
         yield
     finally:
         seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Keep the steps of the block to ourselves: they are part of one that was told."""
+    before, console.quiet = console.quiet, True
+    try:
+        yield
+    finally:
+        console.quiet = before
+
+
+def ended(made: str, then: str | None = None) -> None:
+    """Say in the last lines of a command what it made (console markup), and what comes next.
+
+    Neither line is broken, so that both can be copied.
+    """
+    console.print(made, soft_wrap=True)
+    if then is not None:
+        console.print(f"next: {then}", soft_wrap=True, markup=False, highlight=False)
 
 
 class _Rate(ProgressColumn):

@@ -1,5 +1,6 @@
 """The bubble's observables and the choice of cases, on logs small enough to check by eye."""
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -53,23 +54,45 @@ def world(tmp_path, write_logs):
 
 
 def test_bubble_shares_by_hand(world):
-    (table,) = bubble_section(*world).tables
-    own, again, top, unseen = zip(*(row[1:] for row in table.rows), strict=True)
+    section = bubble_section(*world)
+    (table,) = section.tables
+    assert "“shown again” rises from 0.0 to 33.3 %" in section.lead
+    assert "“relevant, never shown” falls from 50.0 to 33.3 %" in section.lead
+    again, unseen, own, top = zip(*(row[1:] for row in table.rows), strict=True)
     assert own == ("50.0", "66.7")  # 1 of 2, 2 of 3
     assert again == ("0.0", "33.3")
     # 1 % of 100 items = the single most shown one: one of two exposures, then item 3 with two of three
     assert top == ("50.0", "66.7")
     # "bow" wants items 1 and 4 (grade >= 2): 4 is never shown; on day 2 "tie a bow" wants 3, which is shown
     assert unseen == ("50.0", "33.3")
-    assert table.head[1] == "found by the own model\n%, n = 2–3"
+    assert table.head[3] == "found by the own model\n%, n = 2–3"
+
+
+class Fixed:
+    """Finds what it is told, by query."""
+
+    def __init__(self, **found):
+        self.found = {query.replace("_", " "): items for query, items in found.items()}
+
+    def search(self, queries, k):
+        ids = np.array([self.found[query] for query in queries])
+        return ids, np.ones(ids.shape)
 
 
 def test_cases_are_chosen_by_rule(world):
+    # Relevant are items 1 and 4 to "bow", 3 to "tie a bow".
     logs, truth = world
-    cases = choose_queries(logs, truth, "2026-01-05", "2026-01-06", k=1)
-    assert [(case.text, case.need_id) for case in cases] == [("bow", 1), ("tie a bow", 2)]
-    assert "also searched" in cases[0].note
-    assert "never searched" in cases[1].note
+    before = Fixed(bow=[2, 5], tie_a_bow=[3, 5])
+    after = Fixed(bow=[1, 4], tie_a_bow=[2, 5])
+    summary, cases = choose_queries(logs, truth, "2026-01-06", before, after, k=1)
+    assert [(case.text, case.need_id) for case in cases] == [("tie a bow", 2), ("bow", 1)]
+    assert cases[0].note.startswith(
+        "Typical, the median of the 2 queries"
+    )  # the lower one of two: it is the loss, too
+    assert cases[1].note == "The largest gain (+2 relevant, the most searched query of 1 such)."
+    assert "1 have more relevant results among the first 8 than before, 1 fewer; 0 show the same" in summary
+    assert "On average 0.50 of 8 were relevant, now 1.00 are." in summary
+    assert choose_queries(logs, truth, "2026-01-06", before, before, k=1)[1] == []
 
 
 def test_what_was_shown_for_a_query_is_looked_up_by_what_it_means(world, tmp_path):

@@ -298,6 +298,17 @@ def test_reports_name_no_query(world, tmp_path):
     assert not words(said)
 
 
+class Found:
+    """Finds one item for every query, and remembers what was asked."""
+
+    def __init__(self, item):
+        self.item, self.asked = item, []
+
+    def search(self, queries, k):
+        self.asked += queries
+        return np.full((len(queries), 1), self.item), np.ones((len(queries), 1))
+
+
 def test_cases_tell_of_k_people_or_of_nobody(world, tmp_path):
     logs = world.folder / "logs"
     pq.write_table(pa.table({"need_id": [1], "head": ["h"], "sense": ["s"]}), tmp_path / "needs.parquet")
@@ -306,8 +317,10 @@ def test_cases_tell_of_k_people_or_of_nobody(world, tmp_path):
     pq.write_table(pa.table({"need_id": [1], "item_id": [1], "grade": [3]}), tmp_path / "grades.parquet")
     searches = list(range(520))
     pq.write_table(pa.table({"search_id": searches, "need_id": [1] * 520}), tmp_path / "searches.parquet")
-    for case in choose_queries(logs, tmp_path, "2026-01-05", "2026-01-06", K):
-        assert case.text in world.users
+    old, new = Found(1), Found(2)
+    _, cases = choose_queries(logs, tmp_path, "2026-01-06", old, new, K)
+    assert cases
+    assert all(len(world.people[query]) >= K for query in {case.text for case in cases} | set(old.asked))
     with Reasons(world.folder / "mined", logs, tmp_path, "2026-01-06", K) as evidence:
         for query in world.people:
             for item in ids:

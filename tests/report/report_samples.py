@@ -16,11 +16,11 @@ from crops.evaluation.evaluate import metric_values, summarise
 from crops.evaluation.outlook import Expected, Outlook
 from crops.relevance import StoredCalibration
 from crops.relevance.calibrate import AlphaPoint
-from crops.report import Bar, Figure, Line, Page, Section, Table
-from crops.report.demo import Column, result_sections
+from crops.report import Bar, Dot, Figure, Line, Page, Section, Table
+from crops.report.demo import Column, result_section
 from crops.report.evaluation import Basis, evaluation_page
 from crops.report.outlook import outlook_page
-from crops.report.side_by_side import Hit, SideBySide, comparison_section
+from crops.report.side_by_side import Cases, Hit, SideBySide, comparison_section
 from crops.report.training import mining_page, sources_section, training_section
 
 NAN = float("nan")
@@ -30,13 +30,13 @@ def pages(text="a word"):
     """Return (page, number of its charts) by kind."""
     training = training_section({text: log([3.0, 2.0])})
     return {
-        "demo": (_demo(text, training), 5),
+        "demo": (_demo(text, training), 4),
         "training": (Page(text, [text], [training], [(text, text)]), 2),
         "realism": (_realism(text), 1),
         "engine": (_engine(text), 5),
         "judge": (_judge(text), 2),
         "calibration": (_calibration(text), 2),
-        "tables": (_tables(text), 2),
+        "tables": (_tables(text), 3),
         "outlook": (_outlook(text), 1),
         "evaluation": (_evaluation(text), 1),
     }
@@ -73,7 +73,7 @@ def results():
 
 
 def result(names=("BM25", "baseline", "CroPS"), shown=None, **changes):
-    """Return the sections of results whose models have these names."""
+    """Return the section of results whose models have these names."""
     found, against = results()
     named = dict(zip(found, names, strict=True))
     values = {
@@ -83,7 +83,7 @@ def result(names=("BM25", "baseline", "CroPS"), shown=None, **changes):
         "reference": named["baseline"],
         "coloured": [named["baseline"], named["CroPS"]],
     }
-    return result_sections(changes.pop("title", "Result"), **(values | changes))
+    return result_section(changes.pop("title", "Result"), **(values | changes))
 
 
 def mined(**changes):
@@ -126,10 +126,10 @@ def side_by_side(text="quicksilver", **changes):
 
 def _demo(text, training):
     sections = [
-        *result(("BM25", text, "later"), columns(text), title=text, not_tested={"+ P3": text}),
+        result(("BM25", text, "later"), columns(text), title=text, not_tested={"+ P3": text}),
         sources_section(mined()),
-        training,
-        comparison_section([side_by_side(text, note=text, before_name=text, after_name=text)]),
+        dataclasses.replace(training, folded=True),
+        comparison_section(Cases([side_by_side(text, note=text, before_name=text, after_name=text)], text)),
     ]
     return Page(text, [text], sections, [(text, text)], [text])
 
@@ -211,5 +211,6 @@ def _tables(text):
     charts = [
         Figure(text, [Line(text, [1, 2], [3, 4])], text),
         Figure(text, [Bar(text, 0.5)], reference=0.4),
+        Figure(text, [Dot(text, 0.1, -0.1, 0.3, 1, text, sure=False)]),
     ]
     return Page(text, [text], [Section(text, text, [wide, words], charts)], [(text, text)], [text])

@@ -60,5 +60,5 @@ def test_dark_is_dark_paper_is_white_folds_are_printed_and_charts_have_names(pag
     assert seen == ["rgb(252, 251, 248)", "rgb(21, 24, 28)", "rgb(255, 255, 255)"]
     assert shown == [False, False, True]
     assert folded.bounding_box()["height"] > 20
-    assert page.get_by_role("img").count() == 5
+    assert page.get_by_role("img").count() == 4
     assert page.get_by_role("img", name="Temperature").count() == 1

@@ -8,12 +8,14 @@ from html.parser import HTMLParser
 from importlib import resources
 
 import pytest
-from report_samples import columns, graded, judged, log, mined, pages, result, results, side_by_side
+from report_samples import NAN, columns, graded, judged, log, mined, pages, result, results, side_by_side
 
 from crops.cli.llm import judge_page
 from crops.errors import CropsError
+from crops.evaluation import Difference
 from crops.report import Page, Section, Table, printed, render_page, write_page
-from crops.report.side_by_side import Hit, comparison_section
+from crops.report.demo import Column, answered
+from crops.report.side_by_side import Cases, Hit, comparison_section
 from crops.report.training import sources_section, training_section
 
 VOID = {"meta", "link", "br", "img", "hr", "input"}
@@ -180,44 +182,54 @@ def test_file_appears_whole_or_not_at_all(tmp_path, monkeypatch):
 
 
 def test_result_cells_hold_mean_interval_and_what_is_sure():
-    html = shown(*result())
+    html = shown(result())
     assert cells(html, "BM25") == ["▼ significantly worse, −10.0 40.0 [35.0, 45.0]", "–"]
     ct, qr = cells(html, "CroPS")
     assert ct == "▲ significantly better, +11.2 61.2 (best) [56.0, 66.0]"
     assert qr == "30.0 (best) no interval: n = 8"
-    assert Parsed(html).texts("small")[:2] == ["%, n = 800", "%, n = 8–90"]
+    assert {"%, n = 800", "%, n = 8–90"} <= set(Parsed(html).texts("small"))
     parsed = Parsed(html)
     # Equally best where they print the same: once for CT, twice for QR (0.3 and 0.3001), once explained.
     assert parsed.texts("b", "best") == ["30.0", "61.2", "30.0", "Bold, underlined"]
     (details,) = parsed.texts("details")  # all differences stand in a table of their own
     for told in ("−10.0[−15.0, −5.0]p = 0.001", "p < 0.001", "no interval: n = 8not testable"):
         assert told in details
-    # a model has one colour in all charts
-    charts = re.findall(r"<svg.*?</svg>", html, flags=re.S)
-    tones = [re.findall(r'"tone-(\d)"', chart) for chart in charts]
-    assert tones[:2] == [["0", "1", "2"], ["1", "2"]]
+    # differences of the models to be drawn, in their colours; what may be chance is hollow
+    (chart,) = re.findall(r"<svg.*?</svg>", html, flags=re.S)
+    assert re.findall(r'"tone-(\d)"', chart) == ["2", "2"]
+    assert re.findall(r'class="(mark|hollow)"', chart) == ["mark", "hollow"]
+    assert "CT recall CroPS: +11.2, interval +8.0 to +14.0; QR recall CroPS: +0.0<" in chart
     # differences are significant by their p-value alone
     change = results()[1]["BM25"]["ct"]
     weak = {"BM25": {"ct": dataclasses.replace(change, p=0.05)}, "CroPS": {}}
-    assert "significantly" not in shown(*result(against=weak))
+    assert "significantly" not in shown(result(against=weak))
 
 
 def test_row_that_was_not_tested_says_why():
-    html = shown(*result(not_tested={"+ P3": "covers 2.1 % of the queries"}))
+    html = shown(result(not_tested={"+ P3": "covers 2.1 % of the queries"}))
     assert Parsed(html).texts("td", "untested") == ["not tested: covers 2.1 % of the queries"]
     assert 'colspan="2"' in html
     assert "+ P3:" not in html
 
 
-def test_metrics_are_explained_and_only_plotted_ones_that_a_model_has_are_drawn():
-    ct, qr = columns()
-    nothing = ct.__class__("none", "Nothing", "no query has it")
-    html = shown(*result(shown=[ct, qr.__class__(qr.key, qr.label, qr.explanation, False), nothing]))
-    parsed = Parsed(html)
-    assert parsed.texts("figcaption") == ["CT recall"]
-    assert "share of the reworded items that are found" in parsed.texts("dd")
-    assert parsed.texts("small")[2] == "%, n = –"
-    assert cells(html, "CroPS")[2] == "–"
+def test_metrics_are_explained_where_they_lead():
+    nothing = Column("none", "Nothing", "no query has it")
+    html = shown(result(shown=[*columns(), nothing]))
+    first, second = (table.split("</table>")[0] for table in html.split("<table")[1:3])
+    assert "share of the reworded items that are found" in first
+    assert cells(first, "QR recall") == ["30.0", "30.0"]  # of the baseline, and of the model drawn last
+    assert cells(first, "Nothing") == ["–", "–"]
+    assert "Nothing" not in Parsed(html).texts("desc")[0]
+    assert cells(second, "CroPS")[2] == "–"
+
+
+def test_the_title_is_answered_by_its_rule():
+    # The baseline finds 0.6: 0.4 is missed, of which a tenth is 0.04 and half is 0.2.
+    cases = {0.039: "A little", 0.041: "In part", 0.21: "Mostly", -0.01: "No"}
+    for mean, word in cases.items():
+        assert answered(Difference(mean, mean, mean, 90, 0.04), 0.6) == word
+    for unsure in (None, Difference(0.3, NAN, NAN, 3, NAN), Difference(0.3, -0.1, 0.7, 90, 0.05)):
+        assert answered(unsure, 0.6) == "Not measurably"
 
 
 # Sources, training, side by side, judgements.
@@ -246,7 +258,7 @@ def test_long_curves_are_drawn_as_means_and_say_so():
 
 
 def test_side_by_side_tallies_marks_and_evidence():
-    parsed = Parsed(shown(comparison_section([side_by_side()])))
+    parsed = Parsed(shown(comparison_section(Cases([side_by_side()]))))
     assert parsed.texts("p", "tally") == [
         "0 of 1 relevant, 1 topic",
         "2 of 2 relevant, 2 topics, 1 never shown before",
@@ -263,7 +275,7 @@ def test_side_by_side_tallies_marks_and_evidence():
 
 def test_results_without_truth_or_without_results():
     plain = side_by_side(before=[], after=[Hit(1, "title", "", 0.5)])
-    parsed = Parsed(shown(comparison_section([plain])))
+    parsed = Parsed(shown(comparison_section(Cases([plain]))))
     assert parsed.texts("p", "tally") == []
     assert parsed.texts("span", "grade") == []
     assert "No results." in parsed.texts("p", "soft")

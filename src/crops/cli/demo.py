@@ -18,7 +18,7 @@ from crops.engine.documents import NothingToAddError
 from crops.evaluation import Evaluation, Fold, TestSets, evaluate_judged, folds, pool_evaluations
 from crops.labels import SEARCH_SOURCES, Source
 from crops.logs import Judged, load_judged
-from crops.outputs import cache_folder, console, publish, timed, write_manifest
+from crops.outputs import cache_folder, console, ended, publish, timed, write_manifest
 from crops.pipeline import (
     BM25,
     day_testsets,
@@ -41,7 +41,7 @@ from crops.report.demo import (
     judged_page,
 )
 from crops.report.evaluation import means_tables
-from crops.report.side_by_side import Reasons, choose_queries, side_by_side
+from crops.report.side_by_side import Cases, Reasons, choose_queries, side_by_side
 from crops.retrieval.catalogue import SAMPLED, sample_texts
 
 if TYPE_CHECKING:
@@ -129,19 +129,17 @@ def demo(
             write_manifest(folder, "evaluate", config=run.dump(), seconds={}, **facts)
     with timed(seconds, "look up the evidence"), Reasons(samples, logs, truth, train_day) as reasons:
         pair = [(name, retrievers[name]) for name in (BASELINE, arms[-1].name)]
-        chosen = choose_queries(logs, truth, train_day, test_day)
-        compared = [side_by_side(asked, pair[0], pair[1], reasons) for asked in chosen]
+        summary, chosen = choose_queries(logs, truth, test_day, pair[0][1], pair[1][1])
+        cases = Cases([side_by_side(asked, pair[0], pair[1], reasons) for asked in chosen], summary)
     seconds["total"] = time.perf_counter() - start
     bubble = bubble_section(logs, truth)
-    page = demo_page(run, mined, arms, results, not_tested, bubble, compared, seconds)
+    page = demo_page(run, mined, arms, results, not_tested, bubble, cases, seconds)
     write_page(page, out / "report.html")
     _print_means(results, f"test day {test_day}. {coverage_text(mined)}")
-    console.print(f"open [bold]{out / 'report.html'}[/bold]; {seconds['total'] / 60:.1f} minutes")
-    console.print(
-        f"next: crops search {arms[-1].folder} {EXAMPLES[run.platform.language]} --items {samples}",
-        soft_wrap=True,
+    ended(
+        f"open [bold]{out / 'report.html'}[/bold] ({seconds['total'] / 60:.1f} minutes)",
+        f"crops serve {out}    # before and after in a browser, e.g. “{EXAMPLES[run.platform.language]}”",
     )
-    console.print(f"explore in a browser: [bold]crops serve {out}[/bold]", soft_wrap=True)
     return out / "report.html"
 
 
@@ -218,7 +216,7 @@ def judged_demo(folder: Path, out: Path, run: RunConfig, positive_label: int | N
         write_manifest(staging, "evaluate", config=run.dump(), seconds=seconds, rejects=judged.rejects)
     write_page(judged_page(run, judged, results, seconds), out / "report.html")
     _print_means(results, f"{folder.name}, {len(judged.queries)} queries in {FOLDS} folds")
-    console.print(f"open [bold]{out / 'report.html'}[/bold]")
+    ended(f"open [bold]{out / 'report.html'}[/bold]")
     return out / "report.html"
 
 

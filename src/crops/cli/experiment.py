@@ -33,7 +33,7 @@ from crops.online.experiment import (
     train_arm,
 )
 from crops.online.statistics import require_tea_tasting
-from crops.outputs import console, timed, to_json
+from crops.outputs import console, ended, timed, to_json
 from crops.pipeline import (
     FIRST_DAY,
     TRAIN,
@@ -271,7 +271,7 @@ def bubble_loop(
     preregister(out, [], {**facts, "last_day": run.platform.days})
     for _ in run_loop(loop, start, names, days):
         _report(out, loop, start, names, run)
-    console.print(f"open [bold]{out / 'report.html'}[/bold]")
+    ended(f"open [bold]{out / 'report.html'}[/bold]")
     return out / "report.html"
 
 
@@ -370,13 +370,13 @@ def _told(value: float | None, decimals: int) -> str:
 
 
 _FORMING = {
-    "own": ("found by the own model", "share of shown results that the deployed retriever found"),
     "again": ("shown again", "share of shown results that this query had already been shown before"),
-    "top": ("shown from 1 % of items", "share of all exposures that goes to the most shown 1 % of items"),
     "unseen": (
         "relevant, never shown",
         "share of what answers the query's needs that it was never shown",
     ),
+    "own": ("found by the own model", "share of shown results that the deployed retriever found"),
+    "top": ("shown from 1 % of items", "share of all exposures that goes to the most shown 1 % of items"),
 }
 
 
@@ -402,8 +402,24 @@ def bubble_section(logs: Path, truth: Path) -> Section:
         rows.append([day, *(percent(known[key].value) if key in known else "–" for key in _FORMING)])
         for key, one in known.items():
             counts[key].add(one.n)
+    days = sorted(measured)
+    lines = []
+    for tone, (key, (label, _)) in enumerate(_FORMING.items(), 1):
+        known = {at: 100 * v for at, day in enumerate(days, 1) if (v := measured[day][key].value) is not None}
+        lines.append(Line(label, list(known), list(known.values()), tone))
     head = ["Day", *(f"{label}\n%, n = {count_range(counts[key])}" for key, (label, _) in _FORMING.items())]
     terms = list(_FORMING.values())
-    note = "The first day has no own model; one is then trained on that day's clicks and deployed."
+    note = (
+        f"From {days[0]} to {days[-1]} {' and '.join(_moved(line) for line in lines[:2] if line.y)}. "
+        "The first day has no own model; one is then trained on that day's clicks and deployed."
+    )
     title = "How the bubble forms"
-    return Section(title, note, [Table(title, head, rows, terms=terms, headed=False)])
+    chart = Figure("Day by day, in %", lines, "day")
+    return Section(title, note, [Table(title, head, rows, terms=terms, beside=chart, headed=False)])
+
+
+def _moved(line: Line) -> str:
+    """Return what a share does from its first day to its last."""
+    first, last = line.y[0], line.y[-1]
+    verb = "rises" if last > first else "falls" if last < first else "stays"
+    return f"the share “{line.name}” {verb} from {first:.1f} to {last:.1f} %"

@@ -39,6 +39,21 @@ class Bar:
 
 
 @dataclass(frozen=True)
+class Dot:
+    """A difference of shares and its interval."""
+
+    name: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+    tone: int = 0
+    group: str = ""
+    """What it is a difference of: neighbours of one group have one heading."""
+    sure: bool = True
+    """Whether it is more than chance: others are hollow."""
+
+
+@dataclass(frozen=True)
 class SplitBar:
     """A count and the part of it to mark; None where the part has no meaning."""
 
@@ -60,10 +75,10 @@ class Line:
 
 @dataclass(frozen=True)
 class Figure:
-    """A chart as data: bars from top to bottom, or lines over common axes."""
+    """A chart as data: bars or dots from top to bottom, or lines over common axes."""
 
     title: str
-    series: Sequence[Bar] | Sequence[SplitBar] | Sequence[Line]
+    series: Sequence[Bar] | Sequence[Dot] | Sequence[SplitBar] | Sequence[Line]
     x_label: str = ""
     """What the x of lines is."""
     reference: float | None = None
@@ -82,6 +97,8 @@ def draw(figure: Figure) -> Markup:
     """
     if bars := [one for one in figure.series if isinstance(one, Bar)]:
         return _bar_chart(figure, bars)
+    if dots := [one for one in figure.series if isinstance(one, Dot)]:
+        return _dot_chart(figure, dots)
     if split := [one for one in figure.series if isinstance(one, SplitBar)]:
         return _split_bar_chart(figure, split)
     return _line_chart(figure, [one for one in figure.series if isinstance(one, Line)])
@@ -121,6 +138,52 @@ def _bar_chart(figure: Figure, bars: Sequence[Bar]) -> Markup:
 
 def _percent(value: float) -> str:
     return f"{100 * value:.1f}"
+
+
+def _dot_chart(figure: Figure, dots: Sequence[Dot]) -> Markup:
+    """Return differences in points as dots with their intervals, on one axis around zero."""
+    check_finite(figure.title, [(one.name, v) for one in dots for v in (one.value, *_ends(one))])
+    above = any(clip(one.name, _NAMES) != one.name for one in dots)  # long names get lines of their own
+    left = _EDGE if above else _NAMES + 8
+    values = [v for one in dots for v in (one.value, *_ends(one))]
+    x = axis([0.0, *(values if any(values) else [0.01])], left, WIDTH - 52, about=4, round_ends=True)
+    drawn, told, y, group = [], [], 4.0, ""
+    for one in dots:
+        if one.group != group:
+            y, group = y + 26, one.group
+            drawn.append(text(group, _EDGE, y, WIDTH - 2, class_="number"))
+        y += 36 if above else 21
+        at, value, ends = x.at(one.value), signed(one.value), _ends(one)
+        parts = [
+            text(one.name, _EDGE, y - (15 if above else 0), WIDTH - 60 if above else _NAMES),
+            text(value, WIDTH - _EDGE, y, 48, class_="number", anchor="end"),
+        ]
+        sentence = f"{group} {one.name}: {value}".strip()
+        if ends:
+            parts.append(element("path", d=_d(*((x.at(end), y - 4) for end in ends)), class_="whisker"))
+            sentence += f", interval {signed(ends[0])} to {signed(ends[1])}"
+        parts.append(element("circle", cx=at, cy=y - 4, r=4.5, class_="mark" if one.sure else "hollow"))
+        drawn.append(element("g", *parts, class_=_tone(one.tone)))
+        told.append(sentence)
+    bottom = y + 16
+    grid = [
+        _vertical(x, tick, bottom, signed(tick, "+g") if tick else "0", at_edge=False) for tick in x.ticks()
+    ]
+    zero = element("path", d=_d((x.at(0), 8), (x.at(0), bottom - 8)), class_="reference")
+    return drawing(f"{figure.title}, in points", "; ".join(told), bottom + 14, *grid, zero, *drawn)
+
+
+_NAMES = 124.0
+"""Room for names beside dots."""
+
+
+def _ends(one: Dot) -> tuple[float, ...]:
+    return () if one.low is None or one.high is None else (one.low, one.high)
+
+
+def signed(value: float, form: str = "+.1f") -> str:
+    """Write a difference of shares in points, with a true minus sign."""
+    return f"{round(100 * value, 9):{form}}".replace("-", "\N{MINUS SIGN}")
 
 
 def _split_bar_chart(figure: Figure, bars: Sequence[SplitBar]) -> Markup:
@@ -226,9 +289,9 @@ def _rectangle(start: float, end: float, top: float, class_: str = "bar") -> Mar
     return element("rect", x=min(start, end), y=top, width=abs(end - start), height=_BAR, class_=class_)
 
 
-def _vertical(x: Axis, tick: float, bottom: float, label: str) -> Markup:
+def _vertical(x: Axis, tick: float, bottom: float, label: str, *, at_edge: bool = True) -> Markup:
     line = element("path", d=_d((x.at(tick), 8), (x.at(tick), bottom - 8)), class_="grid")
-    anchor = {x.low: "start", x.high: "end"}.get(tick, "middle")
+    anchor = {x.low: "start", x.high: "end"}.get(tick, "middle") if at_edge else "middle"
     return line + text(label, x.at(tick), bottom + 8, 60, class_="tick", anchor=anchor)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,9 @@ from crops.evaluation import MIN_QUERIES, Difference, Evaluation, Interval, comp
 from crops.labels import Source
 from crops.logs import Judged
 from crops.outputs import versions
-from crops.report.charts import Bar, Figure
+from crops.report.charts import Dot, Figure, signed
 from crops.report.page import Page, Section, Table, count_range, percent
-from crops.report.side_by_side import SideBySide, comparison_section
+from crops.report.side_by_side import Cases, comparison_section
 from crops.report.training import sources_section, training_section
 
 SIGNIFICANT = 0.05
@@ -41,8 +41,6 @@ class Column:
     label: str
     explanation: str
     """One line for a reader who does not know it."""
-    plotted: bool = True
-    """Whether the bar charts show it."""
 
 
 def demo_page(
@@ -52,7 +50,7 @@ def demo_page(
     results: dict[str, Evaluation],
     not_tested: dict[str, str],
     bubble: Section,
-    compared: Sequence[SideBySide],
+    cases: Cases,
     seconds: dict[str, float],
 ) -> Page:
     """Return the page of a simulated run.
@@ -62,6 +60,7 @@ def demo_page(
         results: evaluation by model name; holds the arms' names.
         not_tested: arms that were left out, with the reason.
         bubble: what the logs show of the bubble, day by day.
+        cases: queries before and after.
         seconds: wall time by part, with `total`.
     """
     from crops.training import read_log  # torch takes seconds to import: not for --help
@@ -75,7 +74,7 @@ def demo_page(
         ("training day", f"{mined['input']['searches']:,} searches, {mined['input']['queries']:,} queries"),
         ("relevance (θ)", f"{run.relevance.model}, calibrated on public judgements"),
     ]
-    result, drawn = result_sections(
+    result = result_section(
         "What each source adds",
         columns,
         results,
@@ -86,13 +85,16 @@ def demo_page(
         note=coverage_text(mined),
     )
     training = training_section({arm.name: read_log(arm.folder) for arm in arms})
-    sections = [result, drawn, bubble, sources_section(mined), training]
+    examples = [comparison_section(cases)] if cases.compared else []
+    truth = columns[-1].key
+    answer = answered(against[names[-1]].get(truth), results[names[0]].summary[truth].mean)
     return Page(
-        "Does the filter bubble break?",
+        f"Does the filter bubble break? {answer}.",
         _headline(columns, results, against, arms, mined),
-        [*sections, comparison_section(compared)] if compared else sections,
+        [result, bubble, *examples, sources_section(mined), replace(training, folded=True)],
         made,
         [
+            f"The answer in the title is about {columns[-1].label}: {ANSWER_RULE}",
             *mined["notes"],
             "One world and one seed: intervals cover the choice of queries, not of worlds or seeds.",
             "Grades, topics and true recall come from the simulator's truth, which training never read.",
@@ -124,14 +126,16 @@ def judged_page(
             "human grades; each query is tested by a model that did not train on it.",
             f"H-InfoNCE against binary InfoNCE: {'; '.join(gains)}.",
         ],
-        result_sections(
-            "Real queries, human grades",
-            columns,
-            results,
-            against,
-            reference,
-            coloured=names[names.index(reference) :],
-        ),
+        [
+            result_section(
+                "Real queries, human grades",
+                columns,
+                results,
+                against,
+                reference,
+                coloured=names[names.index(reference) :],
+            )
+        ],
         [*_made(run, seconds), ("document text", " + ".join(judged.text_columns))],
         [f"rows left out: {judged.rejects}"] if judged.rejects else [],
     )
@@ -153,18 +157,42 @@ def simulated_columns(config: EvaluationConfig) -> list[Column]:
             f"recall@{k}/qr_truth",
             f"QR recall@{k}, truth",
             "the same, kept by truth in place of θ",
-            plotted=False,
         ),
         Column(
             f"ndcg_exp2@{m}/pool",
             f"NDCG@{m}",
             "order of the old system's 50 results against true grades",
-            plotted=False,
         ),
         Column(
-            f"true_recall@{k}", f"true recall@{k}", "share of all that answers the searcher's need, found"
+            f"true_recall@{k}",
+            f"true recall@{k}",
+            "share of all that answers the searcher's need that is found",
         ),
     ]
+
+
+PART, MOST = 0.1, 0.5
+"""Shares of what was missed that is found now, from which the answer is "in part" and "mostly"."""
+ANSWER_RULE = (
+    f"“not measurably” unless the paired difference has p < {SIGNIFICANT}, “no” if it is a loss, else “a "
+    f"little” where less than {PART:.0%} of what the baseline misses is found now, “in part” below "
+    f"{MOST:.0%}, “mostly” from there on."
+)
+
+
+def answered(change: Difference | None, before: float) -> str:
+    """Return the answer to the title's question, by `ANSWER_RULE`.
+
+    Args:
+        change: paired difference in true recall, None where nobody searched.
+        before: true recall of the baseline.
+    """
+    if change is None or not change.p < SIGNIFICANT:
+        return "Not measurably"
+    if change.mean < 0:
+        return "No"
+    found = change.mean / (1 - before)
+    return "A little" if found < PART else "In part" if found < MOST else "Mostly"
 
 
 def _headline(
@@ -181,8 +209,8 @@ def _headline(
         if (change := against[last].get(column.key)) is not None:
             before, after = (results[name].summary[column.key].mean for name in (first, last))
             sentences.append(
-                f"{column.label}: {100 * before:.1f} % with search labels only, {100 * after:.1f} % with "
-                f"{fullest} ({points(change)}): {said_of(change)}."
+                f"{column.label}, the {column.explanation}: {100 * before:.1f} % with search labels only, "
+                f"{100 * after:.1f} % with {fullest} ({points(change)}): {said_of(change)}."
             )
     added = {
         name: found
@@ -208,8 +236,8 @@ def points(change: Difference) -> str:
     """Write a difference of shares in points, with its interval."""
     interval = f"no interval: n = {change.n}"
     if not math.isnan(change.ci_low):
-        interval = f"95 % interval {100 * change.ci_low:+.1f} to {100 * change.ci_high:+.1f}"
-    return f"{100 * change.mean:+.1f} points, {interval}"
+        interval = f"95 % interval {signed(change.ci_low)} to {signed(change.ci_high)}"
+    return f"{signed(change.mean)} points, {interval}"
 
 
 def _made(run: RunConfig, seconds: dict[str, float]) -> list[tuple[str, str]]:
@@ -251,7 +279,7 @@ def differences(
     }
 
 
-def result_sections(
+def result_section(
     title: str,
     columns: Sequence[Column],
     results: Mapping[str, Evaluation],
@@ -261,13 +289,16 @@ def result_sections(
     coloured: Sequence[str],
     not_tested: Mapping[str, str] | None = None,
     note: str = "",
-) -> list[Section]:
-    """Return models against metrics as tables, and drawn.
+) -> Section:
+    """Return models against metrics: what each metric is beside the differences drawn, then all figures.
 
     Args:
+        title: of the section.
+        columns: the metrics.
+        results: by model.
         against: what `differences` returns.
         reference: the model that others are compared with.
-        coloured: models in the order of their colours; other ones are neutral.
+        coloured: models to draw, in the order of their colours; the table has the others too.
         not_tested: models without figures, and why.
         note: what else is to be known.
     """
@@ -279,23 +310,49 @@ def result_sections(
         }
         for name, one in results.items()
     }
-    lead = f"Means over queries in %, with 95 % bootstrap intervals. {note}".strip()
+    lead = (
+        f"Every dot is a difference to “{reference}” on the same queries, in points, with its 95 % interval; "
+        f"hollow ones may be chance (p ≥ {SIGNIFICANT})."
+    )
+    dots = _dots(columns, against, coloured)
     tables = [
+        _metrics_table(columns, means, reference, dots),
         _means_table(title, columns, means, against, reference, not_tested or {}),
         _differences_table(columns, against, reference),
     ]
-    sections, figures = [Section(title, lead, tables)], _figures(columns, means, reference, coloured)
-    if figures:
-        drawn_lead = (
-            "Bars are means in %, whiskers their 95 % intervals; all charts have the same scale. "
-            "The dotted line is the reference."
-        )
-        sections.append(Section("The same results, drawn", drawn_lead, figures=figures))
-    return sections
+    return Section(title, " ".join(filter(None, [lead if dots.series else "", note])), tables)
 
 
 Means = Mapping[str, Mapping[str, Interval]]
 """Intervals by model and metric."""
+
+
+def _dots(
+    columns: Sequence[Column], against: Mapping[str, Mapping[str, Difference]], coloured: Sequence[str]
+) -> Figure:
+    dots = []
+    for column in columns:
+        for tone, name in enumerate(coloured, 1):
+            if change := against.get(name, {}).get(column.key):
+                low, high = (None if math.isnan(end) else end for end in (change.ci_low, change.ci_high))
+                dots.append(
+                    Dot(name, change.mean, low, high, tone, column.label, sure=change.p < SIGNIFICANT)
+                )
+    return Figure("Differences on the same queries", dots)
+
+
+def _metrics_table(columns: Sequence[Column], means: Means, reference: str, dots: Figure) -> Table:
+    """Return what each metric is, from the reference to the model that is drawn last."""
+    shown = list(dict.fromkeys([reference, *[str(one.name) for one in dots.series][-1:]]))
+    rows = [
+        [
+            f"{column.label}\n{column.explanation}",
+            *(percent(own.mean) if (own := means[name].get(column.key)) else "–" for name in shown),
+        ]
+        for column in columns
+    ]
+    head = ["Metric", *(f"{name}\n%" for name in shown)]
+    return Table("What is measured", head, rows, beside=dots, headed=False, narrow=True)
 
 
 def _means_table(
@@ -338,7 +395,6 @@ def _means_table(
         ],
         rows,
         reference=list(means).index(reference),
-        terms=[(column.label, column.explanation) for column in columns],
         below=below,
         headed=False,
     )
@@ -356,7 +412,7 @@ def _mean_cell(found: Interval | None, change: Difference | None, best: str | No
         mark = Markup(
             '<span class="change {}"><i aria-hidden="true">{}</i>'
             '<span class="hidden">significantly {}, </span>{}</span>'
-        ).format(way, sign, word, _signed(change.mean))
+        ).format(way, sign, word, signed(change.mean))
     return Markup('<span class="value">{}{}</span>\n{}').format(mark, value, found.ends())
 
 
@@ -373,7 +429,7 @@ def _differences_table(
             p = "p < 0.001" if change.p < 0.001 else f"p = {change.p:.3f}"
             p = "not testable" if math.isnan(change.p) else p
             interval = change.ends("+.1f").replace("-", "\N{MINUS SIGN}")
-            cells.append(f"{_signed(change.mean)}\n{interval}\n{p}")
+            cells.append(f"{signed(change.mean)}\n{interval}\n{p}")
         rows.append([name, *cells])
     return Table(
         f"All differences to “{reference}”, with intervals and p-values",
@@ -382,29 +438,3 @@ def _differences_table(
         below="Paired bootstrap over queries; p-values are not corrected for the number of comparisons.",
         folded=True,
     )
-
-
-def _signed(value: float) -> str:
-    """Write a difference of shares in points, with a true minus sign."""
-    return f"{100 * value:+.1f}".replace("-", "\N{MINUS SIGN}")
-
-
-def _figures(
-    columns: Sequence[Column], means: Means, reference: str, coloured: Sequence[str]
-) -> list[Figure]:
-    """Return a bar chart for each plotted metric that a model has; all have the same scale."""
-    drawn: dict[Column, list[Bar]] = {}
-    for column in columns:
-        for name, own in means.items():
-            if column.plotted and (found := own.get(column.key)):
-                low, high = (None if math.isnan(end) else end for end in (found.ci_low, found.ci_high))
-                tone = coloured.index(name) + 1 if name in coloured else 0
-                drawn.setdefault(column, []).append(Bar(name, found.mean, low, high, tone))
-    upper = max((max(bar.value, bar.high or 0.0) for bars in drawn.values() for bar in bars), default=0.0)
-    known = means[reference]
-    return [
-        Figure(
-            column.label, bars, reference=known[column.key].mean if column.key in known else None, upper=upper
-        )
-        for column, bars in drawn.items()
-    ]

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from crops.config import RunConfig
 from crops.evaluation import FREQUENCIES, MIN_QUERIES, Difference, Evaluation, Slices, TestSets, compare
 from crops.evaluation.significance import holm
-from crops.report.demo import Column, differences, points, result_sections, said_of, simulated_columns
+from crops.report.demo import Column, differences, points, result_section, said_of, simulated_columns
 from crops.report.page import Page, Section, Table
 
 _DETAIL = re.compile(r"_events|/catalogue|/seen|/unseen|mrr@|never_shown|senses@|\|")
@@ -56,9 +56,8 @@ def evaluation_page(
     """
     columns = _columns(results, run)
     against = differences(results, reference, run)
-    sections = result_sections(
-        f"Results on {tested.title}", columns, results, against, reference, coloured=list(results)
-    )
+    title, names = f"Results on {tested.title}", list(results)
+    sections = [result_section(title, columns, results, against, reference, coloured=names)]
     if tested.slices is not None:
         lead = (
             "Head: the queries of a third of the training searches, the most frequent ones; torso: the next."

@@ -60,6 +60,8 @@ class Section:
     tables: Sequence[Table] = ()
     figures: Sequence[Figure] = ()
     html: Markup = Markup("")
+    folded: bool = False
+    """Whether what is below its heading opens on demand."""
 
 
 @dataclass(frozen=True)

@@ -41,8 +41,8 @@ class Hit:
     grade: int | None = None
     """True grade, 0 to `TOP_GRADE`; None where unknown."""
     topic: str | None = None
-    is_new: bool = False
-    """Not among the results it is compared with."""
+    only_here: bool = False
+    """Not among the results of the other model: new after, gone before."""
     never_shown: bool = False
     """The system had never shown it for this query."""
     evidence: Sequence[str] = ()
@@ -71,14 +71,27 @@ class ChosenQuery:
     """The need behind its searches on the test day; None where they had several."""
 
 
-def choose_queries(
-    logs: Path, truth: Path, train_day: str, test_day: str, k: int = SIMULATED_USERS
-) -> list[ChosenQuery]:
-    """Return three queries of the test day, picked by a fixed rule and not by their results.
+@dataclass(frozen=True)
+class Cases:
+    """Queries to show, and how typical they are."""
 
-    The most searched query that stands for several senses; the most searched query that was also searched on
-    the training day and names a single need; and the most searched one that was not: of those that at least k
-    people searched on the days of the logs, so there may be fewer than three.
+    compared: Sequence[SideBySide]
+    summary: str = ""
+
+
+Named = tuple[str, Retriever]
+"""A model and what it is called."""
+
+
+def choose_queries(
+    logs: Path, truth: Path, test_day: str, before: Retriever, after: Retriever, k: int = SIMULATED_USERS
+) -> tuple[str, list[ChosenQuery]]:
+    """Return what changes in the first results of a day's queries, and up to four of these by a fixed rule.
+
+    Of the queries of one need with other results than before: the median change of the number of relevant
+    ones (the typical case), the largest gain and the largest loss, each the most searched query of that
+    change; and the most searched query of several senses. Only queries that at least k people searched on
+    the days of the logs are looked at.
     """
     with open_database() as db:
         logged = open_logs(logs).sql("search_impressions")
@@ -93,28 +106,66 @@ def choose_queries(
             join {_file(truth, "searches")} using (search_id) join {_file(truth, "needs")} using (need_id);
             create table test as
             select query, count(*) as n, count(distinct sense) as senses, count(distinct need_id) as needs,
-                   mode(need_id order by need_id) as need_id,
-                   query in (select query from events where day = '{train_day}') as seen
+                   min(need_id) as need_id
             from events where day = '{test_day}' and query in (
                 select query from events group by query having count(distinct user_id) >= {k}
             ) group by query;
         """)
-        rules = [
-            ("senses > 1", "ambiguous: its searchers meant {senses} different things"),
-            ("needs = 1 and seen", "one need, also searched on the training day"),
-            ("needs = 1 and not seen", "one need, never searched on the training day"),
+        asked = db.execute(
+            "select query, need_id from test where needs = 1 order by n desc, query"
+        ).fetchall()
+        wanted = db.execute(f"""
+            select need_id, item_id from {_file(truth, "grades")}
+            where grade >= {RELEVANT_GRADE} and need_id in (select need_id from test where needs = 1)
+        """).fetchall()
+        ambiguous = db.execute(
+            "select query, senses from test where senses > 1 order by n desc, query limit 1"
+        ).fetchone()
+    summary, chosen = _typical(asked, set(wanted), before, after) if asked else ("", [])
+    if ambiguous is not None:
+        # What is relevant to it depends on the searcher: it gets topics, not grades.
+        query, senses = ambiguous
+        note = f"The most searched ambiguous query: its searchers meant {senses} different things."
+        chosen.append(ChosenQuery(query, note, None))
+    return summary, chosen
+
+
+def _typical(
+    asked: Sequence[tuple[str, int]], relevant: set[tuple[int, int]], before: Retriever, after: Retriever
+) -> tuple[str, list[ChosenQuery]]:
+    """Return the summary and the queries of one need, of (query, need), the most searched first."""
+    lists = [one.search([query for query, _ in asked], SHOWN)[0].tolist() for one in (before, after)]
+    hits = [
+        [
+            sum((need, item) in relevant for item in found)
+            for (_, need), found in zip(asked, each, strict=True)
         ]
-        chosen = []
-        for rule, note in rules:
-            row = db.execute(
-                f"select query, senses, need_id from test where {rule} order by n desc, query limit 1"
-            ).fetchone()
-            if row is not None:
-                # What is relevant to an ambiguous query depends on the searcher: it gets topics, not grades.
-                chosen.append(
-                    ChosenQuery(row[0], note.format(senses=row[1]), row[2] if row[1] == 1 else None)
-                )
-        return chosen
+        for each in lists
+    ]
+    change = [new - old for old, new in zip(*hits, strict=True)]
+    moved = [row for row, (old, new) in enumerate(zip(*lists, strict=True)) if set(old) != set(new)]
+    more, fewer = sum(one > 0 for one in change), sum(one < 0 for one in change)
+    means = [f"{sum(each) / len(asked):.2f}" for each in hits]
+    summary = (
+        f"Of {len(asked):,} queries with one need, {more:,} have more relevant results among the first "
+        f"{SHOWN} than before, {fewer:,} fewer; {len(asked) - len(moved):,} show the same results. "
+        f"On average {means[0]} of {SHOWN} were relevant, now {means[1]} are."
+    )
+    if not moved:
+        return summary, []
+    steps = sorted(change[row] for row in moved)
+    typical, most, least = steps[(len(steps) - 1) // 2], steps[-1], steps[0]
+    reasons = {typical: f"Typical, the median of the {len(moved):,} queries with other results than before"}
+    if most > 0:
+        reasons.setdefault(most, "The largest gain")
+    if least < 0:
+        reasons.setdefault(least, "The largest loss")
+    chosen = []
+    for step, reason in reasons.items():
+        row = next(row for row in moved if change[row] == step)
+        note = f"{reason} ({step:+d} relevant, the most searched query of {steps.count(step):,} such)."
+        chosen.append(ChosenQuery(asked[row][0], note.replace("-", "\N{MINUS SIGN}"), asked[row][1]))
+    return summary, chosen
 
 
 def _file(folder: Path, name: str) -> str:
@@ -207,20 +258,19 @@ def _sentence(trail: Trail, k: int) -> str:
     return f"clicked or liked, {who}"
 
 
-def side_by_side(
-    asked: ChosenQuery, before: tuple[str, Retriever], after: tuple[str, Retriever], reasons: Reasons
-) -> SideBySide:
+def side_by_side(asked: ChosenQuery, before: Named, after: Named, reasons: Reasons) -> SideBySide:
     """Return the best results of two named models for one query: of the reference, and of the one to look at.
 
     `reasons` is where their evidence is looked up.
     """
-    columns: list[list[Hit]] = []
-    old: set[int] | None = None
+    lists = []
     for _, retriever in (before, after):
         ids, scores = retriever.search([asked.text], SHOWN)
-        found = [(item, score) for item, score in zip(ids[0].tolist(), scores[0].tolist(), strict=True)]
-        found = [(item, score) for item, score in found if item >= 0]
-        old = {item for item, _ in found} if old is None else old
+        found = zip(ids[0].tolist(), scores[0].tolist(), strict=True)
+        lists.append([(item, score) for item, score in found if item >= 0])
+    columns: list[list[Hit]] = []
+    for found, others in zip(lists, reversed(lists), strict=True):
+        known = {item for item, _ in others}
         hits = []
         for rank, (item, score) in enumerate(found, 1):
             title, text = reasons.text(item)
@@ -232,7 +282,7 @@ def side_by_side(
                     score=score,
                     grade=reasons.grade(asked.need_id, item),
                     topic=reasons.topic(item),
-                    is_new=item not in old,
+                    only_here=item not in known,
                     never_shown=not reasons.was_shown(asked.text, item),
                     evidence=reasons.lines(asked.text, item),
                 )
@@ -241,14 +291,15 @@ def side_by_side(
     return SideBySide(asked.text, asked.note, before[0], after[0], *columns)
 
 
-def comparison_section(compared: Sequence[SideBySide]) -> Section:
+def comparison_section(cases: Cases) -> Section:
     """Return the section that shows queries side by side."""
     lead = Markup(
-        "Under each result: how relevant it truly is (filled dots), what it is about, and why the training "
-        'data or the old system knew it. <span class="tag new">new</span> was not among the results before; '
+        "{} Under each result: how relevant it truly is (●●● answers the need, ○○○ does not), what it is "
+        'about, why the training data or the old system knew it. <span class="tag new">new</span> was not '
+        'among the results before, <span class="tag lost">gone</span> is not among those after; '
         '<span class="tag unseen">never shown before</span> the system had not shown it for this query up to '
         "the training day."
-    )
+    ).format(cases.summary)
     html = environment().get_template("compared.html")
-    drawn = html.render(compared=compared, top_grade=TOP_GRADE, relevant_grade=RELEVANT_GRADE)
+    drawn = html.render(compared=cases.compared, top_grade=TOP_GRADE, relevant_grade=RELEVANT_GRADE)
     return Section("Before and after, side by side", lead, html=Markup(drawn))
