@@ -109,14 +109,17 @@ def test_search_and_compare(open_page, address):
 def test_open_the_evidence_and_follow_it_to_the_training_group(open_page, address):
     page = open_page(f"{address}/?q=jaguar")
     hit = page.locator("#index-3")
-    evidence = hit.get_by_text("consumed after rewording as “spotted cat”: 4 times by 4 people")
+    evidence = hit.get_by_text("consumed after rewording as “spotted cat”, 4 times; of this query")
+    pair = hit.get_by_text("consumed after rewording as “spotted cat”: 4 times by 4 people")
     assert evidence.count() == 0
     hit.get_by_role("link", name="Why?").click()
     assert "open=3" in page.url
     assert page.url.endswith("#index-3")
     assert evidence.is_visible()
+    assert not pair.is_visible()  # a line for each source; the pairs are folded
+    hit.get_by_text("training pairs").click()
+    assert pair.is_visible()
     assert hit.get_by_text("Test-LM 1B").is_visible()
-    assert page.locator("details").count() == 1
     picture(page, "evidence")
     page.locator("#index-3").get_by_role("link", name="“jaguar”").first.click()
     assert page.get_by_role("heading", name="Training group of “jaguar”").is_visible()
@@ -173,7 +176,7 @@ def test_it_works_by_keyboard_alone(open_page, address):
     assert page.evaluate("document.activeElement.textContent") == "Skip to the results"
     picture(page, "focus")
     page.keyboard.press("Enter")
-    for _ in range(3):
+    for _ in range(5):
         page.keyboard.press("Tab")
         if page.evaluate("document.activeElement.textContent") == "Why?":
             break
@@ -204,11 +207,12 @@ def test_a_phone_shows_one_column_and_nothing_beyond_its_edge(open_page, address
     page.locator("select[name=topic] option").first.evaluate("one => one.textContent = 'a'.repeat(99)")
     assert page.evaluate("document.documentElement.scrollWidth") <= 375
     assert page.locator("select[name=show]").bounding_box()["x"] < 200
-    boxes = [page.get_by_test_id(name).bounding_box() for name in ("baseline", "index")]
+    picture(page, "phone")
+    page.goto(f"{address}/?q=jaguar&k=3")
+    boxes = [page.get_by_test_id(name).bounding_box() for name in ("index", "baseline")]
     assert boxes[0]["x"] == boxes[1]["x"]
     assert boxes[1]["y"] > boxes[0]["y"] + boxes[0]["height"]
-    page.get_by_role("link", name="After", exact=True).tap()
-    assert page.url.endswith("#after")
-    picture(page, "phone")
+    shown = [one for one in page.locator(".hit").all() if one.is_visible()]
+    assert [one.get_attribute("data-item") for one in shown][-2:] == ["7", "2"]  # the third, and what is gone
     page.goto(f"{address}/group?q=jaguar")
     assert page.evaluate("document.documentElement.scrollWidth") <= 375

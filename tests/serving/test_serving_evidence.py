@@ -14,7 +14,8 @@ from crops.retrieval import build_index
 from crops.retrieval.uri import Texts
 from crops.serving import service as service_module
 from crops.serving.app import make_app
-from crops.serving.evidence import Added, Senses
+from crops.serving.changes import Truth
+from crops.serving.evidence import Added
 from crops.text import DOCUMENT_FIELDS, query_id
 
 P0, P1, P2, P3 = Source.CLICKED, Source.REFORMULATION, Source.FEED, Source.KNOWLEDGE
@@ -197,7 +198,7 @@ def test_samples_that_do_not_fit_are_refused(tmp_path):
     with pytest.raises(CropsError, match="not an output of `crops mine`"):
         TrainingEvidence(tmp_path)
     with pytest.raises(CropsError, match="no truth folder"):
-        Senses(tmp_path)
+        Truth(tmp_path)
 
 
 def test_queries_that_joined_the_text_are_shown_with_their_reason(world, fake_models, tmp_path):

@@ -287,6 +287,13 @@ class TrainingEvidence:
         self.queries = _training_queries(self._backend)
         self._by_id = {query.query_id: query for query in self.queries}
         self._positives = _positives(self._backend)
+        self.asked: int = self._backend.rows("select count(distinct query_id) as n from queries")[0]["n"]
+        """Training queries, those of fewer people too."""
+        self.totals = tuple(
+            SourceCounts(Source(row["source"]), row["items"], row["events"], row["users"])
+            for row in self._backend.rows("select * from totals order by source desc")
+        )
+        """What each source says about all of them together; of a source of k people."""
 
     def close(self) -> None:
         """Close the database."""
@@ -326,6 +333,12 @@ class TrainingEvidence:
             return None
         rows = self._rows(f"select item_id, source from stages where query_id = {id_sql(query_id)}")
         return {row["item_id"]: Source(row["source"]) for row in rows}
+
+    def labels(self, query_id: int, items: Collection[int]) -> dict[int, int]:
+        """Return the labels of those items that are training documents of a query."""
+        where = f"query_id = {id_sql(query_id)} and item_id in ({_listed(items)})"
+        rows = self._rows(f"select item_id, label from members where {where}") if items else []
+        return {row["item_id"]: row["label"] for row in rows}
 
     def _pairs(self, wanted: str, more: str = "") -> list[Pair]:
         """Return the pairs that meet conditions, the second of them on the place in the group."""
@@ -428,6 +441,13 @@ def _read_samples(backend: DuckDBBackend, mined: Mined, k: int, limit: int) -> N
     _name_writers(backend, mined)
     backend.table("members", f"{_MEMBERS} order by s.query_id")  # so that a look-up skips the other queries
     backend.table("trails", "select * from trails order by query_id")
+    backend.table(
+        "totals",
+        "select source, count(distinct (e.query_id, e.item_id)) as items, count(*) as events, "
+        "count(distinct s.user_id) as users from evidence e "
+        "left join searchers s on s.search_id = e.search_id and s.day = e.day "
+        f"group by source having count(distinct s.user_id) >= {k}",
+    )
     backend.drop_tables("searchers", "seen", "own", "counted")
     backend.table(
         "written",

@@ -29,7 +29,7 @@ from crops.serving.api import make_api
 from crops.serving.explorer import Explorer
 from crops.serving.service import BadRequestError, Service, log_event, log_failure
 
-_PAGES = ("/", "/group")
+_PAGES = ("/", "/group", "/judgements")
 _FAULTS = 3
 """Faults of a body that are named; a list of ids may hold thousands."""
 _OPEN = ("/healthz",)
@@ -78,15 +78,18 @@ def make_app(
         lifespan=lifespan,
         redirect_slashes=False,  # a redirect would go wherever the Host header says
     )
-    explorer = Explorer(service)
+    explorer = Explorer(service, keyed=api_key is not None)
     app.include_router(make_api(service))
     app.include_router(explorer.routes())
 
     def refusal(scope: Scope, status: int, detail: str) -> Response:
         """Answer in the form that was asked for: a page to a browser, JSON to a program."""
-        if scope["path"] not in _PAGES:
+        request = Request(scope)
+        if scope["path"] not in _PAGES and "text/html" not in request.headers.get("accept", ""):
             return refusal_json(scope, status, detail)
-        return explorer.error(status, detail, Request(scope).query_params.get("q", ""))
+        if status == 404 and detail == "Not Found":
+            detail = f"there is no page {scope['path']}"
+        return explorer.error(status, detail, request.query_params.get("q", ""))
 
     _explain_errors(app, refusal)
     return Guard(app, service, api_key, refusal)

@@ -10,12 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from crops.engine.documents import read_expansion
 from crops.engine.evidence import Pair, TrainingEvidence, TrainingQuery
-from crops.errors import CropsError, UnknownItemError
+from crops.errors import UnknownItemError
 from crops.labels import Source
 from crops.outputs import read_manifest
 from crops.retrieval import FlatIndex
@@ -27,6 +26,10 @@ _NEAREST = 6
 """Training queries that are looked at besides the query itself."""
 _FAR = 0.3
 """Training queries of a smaller cosine with the query asked say nothing about it."""
+_LONELY = 5
+"""And of a smaller one than this percentile of the training queries have with the nearest other one."""
+_MEASURED = 500
+"""Training queries whose nearest other one is looked up for that."""
 _PAIRS = 4
 """Training pairs that are named for an item."""
 _WRITTEN = 4096
@@ -73,6 +76,10 @@ class Explainer:
         if evidence.queries and searcher.model is not None:
             vectors = searcher.encode([query.text for query in evidence.queries])
             self._index = FlatIndex(np.arange(len(vectors)), vectors)
+            self._far = _FAR
+            if len(vectors) > _NEAREST:
+                _, scores = self._index.nearest(vectors[:_MEASURED], 2)
+                self._far = max(_FAR, float(np.percentile(scores[:, 1], _LONELY)))
 
     def on(self, searcher: Searcher) -> Explainer:
         """Return an explainer for another version of the index; the same model encodes nothing again."""
@@ -123,7 +130,7 @@ class Explainer:
             return near
         rows, scores = self._index.nearest(self._searcher.encode([query]), _NEAREST + len(near))
         for row, score in zip(rows[0].tolist(), scores[0].tolist(), strict=True):
-            if row < 0 or self._evidence.queries[row].query_id == query_id(query) or score < _FAR:
+            if row < 0 or self._evidence.queries[row].query_id == query_id(query) or score < self._far:
                 continue
             found = self._evidence.query(self._evidence.queries[row].query_id)
             if found is not None and len(near) < _NEAREST:
@@ -201,27 +208,3 @@ class Expansion:
             told = users >= self.k
             added.append(Added(row["query"], sources, row["via"] if told else None, users if told else None))
         return tuple(added)
-
-
-class Senses:
-    """What each item is about, as only a simulation knows."""
-
-    def __init__(self, truth: Path) -> None:
-        """Read the truth folder of `crops simulate`.
-
-        Raises:
-            CropsError: it is none.
-        """
-        for name in ("items", "needs"):
-            if not (truth / f"{name}.parquet").is_file():
-                raise CropsError(f"{truth} is no truth folder of `crops simulate` (no {name}.parquet in it)")
-        needs = pq.read_table(truth / "needs.parquet", columns=["need_id", "sense"]).to_pydict()
-        sense = dict(zip(needs["need_id"], needs["sense"], strict=True))
-        items = pq.read_table(truth / "items.parquet", columns=["item_id", "need_id"]).to_pydict()
-        self._sense = {
-            item: sense[need] for item, need in zip(items["item_id"], items["need_id"], strict=True)
-        }
-
-    def of(self, item_id: int) -> str | None:
-        """Return what an item is about."""
-        return self._sense.get(item_id)

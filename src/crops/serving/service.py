@@ -21,16 +21,18 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar, cast
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from rich.markup import escape
 
 from crops.config import ServingConfig
 from crops.engine.evidence import TrainingEvidence
 from crops.errors import CropsError, UnknownItemError
 from crops.ids import known_numbers, number_of, numbers_of
-from crops.outputs import recorded
+from crops.outputs import recorded, timed
 from crops.retrieval import IndexManifest, Model, load_model
 from crops.retrieval.index import check_model
 from crops.retrieval.uri import Location, current_version, locate, open_index, open_retriever
-from crops.serving.evidence import Expansion, Explained, Explainer, Senses
+from crops.serving.changes import Changes, Truth, compare_answers
+from crops.serving.evidence import Expansion, Explained, Explainer
 from crops.serving.searcher import Batcher, Job, Result, Searcher, StoppedError
 from crops.text import MINED_QUERY, normalise_query
 
@@ -73,7 +75,7 @@ class Service:
         slots: dict[str, Slot],
         config: ServingConfig,
         evidence: TrainingEvidence | None = None,
-        senses: Senses | None = None,
+        truth: Truth | None = None,
         expansion: Expansion | None = None,
     ) -> None:
         """Serve `slots`.
@@ -81,12 +83,16 @@ class Service:
         Args:
             slots: by the names `index` and, to compare with, `baseline`.
             evidence: of the samples that the model of `index` was trained on.
-            senses: what items are about, in a simulation.
+            truth: what only a simulation knows.
             expansion: the queries that joined the texts of `index`.
         """
         self.slots, self.config = slots, config
-        self.evidence, self.senses, self.expansion = evidence, senses, expansion
-        self.explainer = Explainer(evidence, slots["index"].searcher) if evidence else None
+        self.evidence, self.truth, self.expansion = evidence, truth, expansion
+        self.explainer: Explainer | None = None
+        if evidence is not None:
+            with timed({}, f"encode {len(evidence.queries):,} training queries"):
+                self.explainer = Explainer(evidence, slots["index"].searcher)
+        self.changes = self.compare({name: slot.searcher for name, slot in slots.items()})
         self.batcher: Batcher[Task, object] = Batcher(self._run, config.max_batch, config.max_wait_s / 2)
         self.lag = Lag()
         self.metrics = Metrics(lambda: float(len(self.batcher)), self.lag.seconds)
@@ -101,6 +107,12 @@ class Service:
         if name not in self.slots:
             raise BadRequestError(404, f"this server has no {name}; start it with --{name}")
         return self.slots[name].searcher
+
+    def compare(self, searchers: Mapping[str, Searcher]) -> Changes | None:
+        """Return what changed for the training queries; None where nothing is compared."""
+        if self.evidence is None or "baseline" not in searchers:
+            return None
+        return compare_answers(searchers["baseline"], searchers["index"], self.evidence, self.truth)
 
     def replace(self, name: str, searcher: Searcher) -> None:
         """Search `searcher` from the next batch on; what runs ends with the one before."""
@@ -219,12 +231,14 @@ def open_service(
         torch.set_num_threads(config.torch_threads)
     models = [load_model(model)] if model else []
     slots: dict[str, Slot] = {}
+    seconds: dict[str, float] = {}
     for place, (uri, name) in indexes.items():
-        slots[place] = Slot(open_searcher(uri, name, models), uri)
+        with timed(seconds, f"load the index {escape(name)}"):
+            slots[place] = Slot(open_searcher(uri, name, models), uri)
         models += [one for one in [slots[place].searcher.model] if one is not None]
     if model and slots["index"].searcher.model is not models[0]:
         check_model(slots["index"].searcher.index.manifest, models[0])
-    senses = Senses(truth) if truth else None
+    known = Truth(truth, samples, logs) if truth else None
     expansion = Expansion(expanded, config.shown_users) if expanded else None
     if expansion and MINED_QUERY not in slots["index"].searcher.index.manifest.fields:
         raise CropsError(
@@ -232,8 +246,9 @@ def open_service(
         )
     evidence = None
     if samples is not None:
-        evidence = TrainingEvidence(samples, logs, k=config.shown_users, limit=config.evidence_queries)
-    return Service(slots, config, evidence, senses, expansion)
+        with timed(seconds, "read the evidence"):
+            evidence = TrainingEvidence(samples, logs, k=config.shown_users, limit=config.evidence_queries)
+    return Service(slots, config, evidence, known, expansion)
 
 
 def open_searcher(uri: str, name: str, known: Sequence[Model] = ()) -> Searcher:
@@ -316,15 +331,17 @@ async def reload(service: Service, name: str) -> None:
         CropsError: it cannot be opened; the former one stays in service.
     """
 
-    def opened() -> tuple[Searcher, Explainer | None]:  # beside the requests
+    def opened() -> tuple[Searcher, Explainer | None, Changes | None]:  # beside the requests
         slot = service.slots[name]
         models = [one.searcher.model for one in service.slots.values() if one.searcher.model]
         searcher = open_searcher(slot.uri or "", slot.searcher.name, models)
         explainer = service.explainer if name == "index" else None
-        return searcher, explainer and explainer.on(searcher)
+        others = {place: one.searcher for place, one in service.slots.items()}
+        return searcher, explainer and explainer.on(searcher), service.compare({**others, name: searcher})
 
-    searcher, explainer = await asyncio.to_thread(opened)
+    searcher, explainer, changes = await asyncio.to_thread(opened)
     service.replace(name, searcher)
+    service.changes = changes
     service.explainer = explainer or service.explainer
     service.metrics.reloads.labels(name, "done").inc()
     log_event("reload", index=name, version=searcher.version, items=searcher.index.manifest.count)
