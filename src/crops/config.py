@@ -566,7 +566,8 @@ def _explain(error: ValidationError, path: Path | None, options: Mapping[str, st
             hint = nearest(str(fault["loc"][-1]), _known_keys(fault["loc"][:-1]))
             lines.append(f"{path or 'settings'}: unknown setting '{where}'.{hint}")
             continue
-        said = fault["msg"][0].lower() + fault["msg"][1:]
+        said = fault["msg"].removeprefix("Value error, ")
+        said = said[0].lower() + said[1:]
         if fault["type"] == "literal_error":
             hint = nearest(str(value), re.findall("'([^']+)'", fault["ctx"]["expected"]))
             said += f".{hint}" if hint else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 DISTRIBUTION = "crops-retrieval"
 """Our name on PyPI; the package `crops` there is another project."""
@@ -49,3 +50,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """Return " Did you mean 'x'?" for the known name closest to `name`, or an empty string."""
     match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f" Did you mean '{match[0]}'?" if match else ""
+
+
+def nearest_path(path: Path) -> str:
+    """Return a sentence of the file or folder beside a path that is not there, or an empty string."""
+    if path.exists() or not path.parent.is_dir():
+        return ""
+    hint = nearest(str(path), [str(one) for one in path.parent.iterdir() if not one.name.startswith(".")])
+    return f".{hint}" if hint else ""

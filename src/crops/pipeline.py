@@ -52,7 +52,7 @@ from crops.engine.documents import (
 from crops.engine.mine import open_backend
 from crops.engine.mined import REPORT
 from crops.engine.without import Without
-from crops.errors import CropsError
+from crops.errors import CropsError, nearest
 from crops.evaluation import Evaluation, ScoringRetriever, TestSets, build_testsets, evaluate
 from crops.labels import ALL_SOURCES, Source
 from crops.logs import TOKENS, check, open_logs, render, text_kind
@@ -64,6 +64,7 @@ from crops.outputs import (
     cache_folder,
     console,
     publish,
+    quietly,
     read_manifest,
     timed,
     to_json,
@@ -213,7 +214,7 @@ def _simulate_days(
             write_day(folder / "logs", day, logs)
             searches.append((logs.search_ids, logs.search_needs))
         if day == WARM_UP:
-            with timed(seconds, "train the deployed models"), _one_thread():
+            with timed(seconds, "train the deployed models"), quietly(), _one_thread():
                 deployed = _train_deployed(folder, platform, run)
                 routes["dense"] = load_retriever(deployed, ids, texts, folder / "logs")
                 routes["sparse"] = IdRetriever(fit_id_model(platform.memory, run.seed))
@@ -484,7 +485,7 @@ def require_readable(model: str, texts: Sequence[str], run: RunConfig) -> None:
 
 def _say_unread(role: str, model: str, folder: Path, texts: Sequence[str]) -> float:
     share = unread_share(folder, texts)
-    if share is not None:
+    if round(share or 0.0, 3):
         console.print(f"{role} {model} cannot read {share:.1%} of the texts of items and queries")
     return share or 0.0
 
@@ -605,7 +606,9 @@ def require_models(models: Sequence[str]) -> None:
         try:
             folder = encoder_folder(TrainingConfig(encoder=model), cache_folder())
         except CropsError as error:
-            raise CropsError(f"{error} A model is a folder, a preset such as minilm, or bm25") from error
+            raise CropsError(
+                f"{error} A model is a folder, a preset such as minilm, or bm25.{nearest(name, [BM25])}"
+            ) from error
         if not any((folder / file).exists() for file in ("modules.json", "config.json")):
             raise CropsError(f"{folder} holds no model; name an output of crops train, or bm25")
 

@@ -409,7 +409,7 @@ def test_the_command_tells_the_kind_or_what_to_type_next(tmp_path, monkeypatch):
         return " ".join(result.output.split()) + str(result.exception or "")
 
     assert "kuaisar is imported as kuaisar" in told("kuaisar", "--out", "logs")
-    assert "needs no map; next: crops import kuaisar kuaisar --out LOGS" in told("--guess", "kuaisar")
+    assert "needs no map next: crops import kuaisar kuaisar --out LOGS" in told("--guess", "kuaisar")
     assert "for tables of your own: crops import --guess impressions" in told("impressions", "--out", "out")
     said = told("--guess", "impressions/impressions.csv")
     assert said.endswith("next: crops import table impressions --mapping map.toml --out LOGS")

@@ -21,7 +21,7 @@ from crops.online.analysis import Analysis, arms_of, with_pairs
 from crops.online.analysis import analyse as analyse_arms
 from crops.online.experiment import LIVE, PAIRED, PREREGISTRATION
 from crops.online.metrics import Reading, creator_reach, user_days
-from crops.outputs import MANIFEST, cache_folder, console, finite, publish, to_json, write_manifest
+from crops.outputs import MANIFEST, cache_folder, console, ended, finite, publish, to_json, write_manifest
 from crops.pipeline import Simulated, accepted_logs, mining_job
 from crops.platform import ROUTES
 
@@ -160,7 +160,7 @@ def _write(
         console.print(part.lead, markup=False, highlight=False)
         for table in part.tables:
             console.print(printed(table))
-    console.print(f"open [bold]{target / 'report.html'}[/bold]")
+    ended(f"open [bold]{target / 'report.html'}[/bold]")
     return found
 
 

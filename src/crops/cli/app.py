@@ -57,7 +57,15 @@ class LazyCommand(TyperCommand):
         return loaded
 
     def make_context(self, info_name: str | None, args: list[str], *rest: Any, **extra: Any) -> Any:  # noqa: ANN401
-        """Parse the arguments of the real command."""
+        """Parse the arguments of the real command; its import takes a second or two, and says so."""
+        module = f"crops.cli.{self._row.place.partition(':')[0]}"
+        if module in sys.modules or (not console.is_terminal and "--help" in args):
+            return self.load().make_context(info_name, args, *rest, **extra)
+        if console.is_terminal:
+            with console.status("loading ..."):
+                self._row.function()
+        else:
+            console.print("[dim]·[/dim] load")
         return self.load().make_context(info_name, args, *rest, **extra)
 
 

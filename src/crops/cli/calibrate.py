@@ -14,7 +14,7 @@ import typer
 from numpy.typing import NDArray
 
 from crops.cli.options import DEFAULTS, command
-from crops.outputs import cache_folder, console, publish, write_manifest
+from crops.outputs import cache_folder, console, ended, publish, write_manifest
 from crops.relevance import (
     Calibration,
     Kind,
@@ -89,7 +89,7 @@ def calibrate(
     if store:
         store_calibration(store, kind, model, entry)
     console.print(_printed(page, points, alpha, calibration))
-    console.print(f"open [bold]{out / 'report.html'}[/bold]")
+    ended(f"open [bold]{out / 'report.html'}[/bold]")
     return {**asdict(entry), "alphas": [asdict(point) for point in points]}
 
 

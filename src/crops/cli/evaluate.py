@@ -20,7 +20,7 @@ from crops.config import RunConfig
 from crops.errors import CropsError, RegressionError
 from crops.evaluation import MIN_QUERIES, Evaluation, Slices, TestSets, build_slices
 from crops.evaluation.trec import evaluate_run, read_qrels, read_run, write_qrels, write_run
-from crops.outputs import MANIFEST, console, publish, timed, to_json, write_manifest
+from crops.outputs import MANIFEST, console, ended, publish, timed, to_json, write_manifest
 from crops.pipeline import (
     day_testsets,
     load_documents,
@@ -211,9 +211,7 @@ def finish(
         console.print("with --out FOLDER: a page with these figures and the queries behind them")
     else:
         write_page(evaluation_page(named, names[reference], tested, run, notes), out / PAGE)
-        console.print(
-            f"open [bold]{out / PAGE}[/bold]; next: crops search MODEL QUERY --items LOGS", soft_wrap=True
-        )
+        ended(f"open [bold]{out / PAGE}[/bold]", "crops search MODEL QUERY --items LOGS")
     if against is not None:
         gate(found, against, several=len(results) > 1)
     return results

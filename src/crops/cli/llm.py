@@ -50,7 +50,7 @@ from crops.llm import (
 )
 from crops.llm.batch import quarantine_path
 from crops.llm.endpoint import API_KEY, NO_KEY, SMOKE_MODEL, SMOKE_SHA256
-from crops.outputs import cache_folder, console, publish, write_manifest
+from crops.outputs import cache_folder, console, ended, publish, write_manifest
 from crops.relevance import pair_scorer
 from crops.report import Bar, Figure, Page, Section, Table, write_page
 from crops.report.page import percent
@@ -128,7 +128,7 @@ def generate(
     console.print(", ".join(f"{name} {count:,}" for name, count in counts.items()))
     if any(name.startswith("refused") for name in counts):
         console.print(f"refused requests and answers, with reasons: {quarantine_path(out)}")
-    console.print(f"next: crops mine LOGS OUT --generated {out}")
+    ended(f"documents in [bold]{out}[/bold]", f"crops mine LOGS OUT --generated {out}")
     return counts
 
 
@@ -299,7 +299,7 @@ def judge_report(
         write_page(judge_page(found), folder / "report.html")
         (folder / "judge.json").write_text(json.dumps(found, indent=2) + "\n")
         write_manifest(folder, COMMAND, config={}, seconds={}, sheets=[str(sheet) for sheet in sheets])
-    console.print(f"open [bold]{out / 'report.html'}[/bold]")
+    ended(f"open [bold]{out / 'report.html'}[/bold]")
     return found
 
 

@@ -25,7 +25,7 @@ from crops.errors import CropsError, RejectedError
 from crops.labels import ORIGINS, Source
 from crops.logs import open_logs
 from crops.logs.guess import known_format, write_guess
-from crops.outputs import Scratch, console, publish, write_manifest
+from crops.outputs import Scratch, console, ended, publish, write_manifest
 
 
 @command
@@ -91,7 +91,7 @@ def import_logs(
         kind, source, out, mapping, memory, salt=salt, append=append, replace_days=replace_days
     )
     console.print(logs_room.render_import(report))
-    console.print(f"logs in [bold]{out}[/bold]; next: crops check {out} CHECKED")
+    ended(f"logs in [bold]{out}[/bold]", f"crops check {out} CHECKED")
     return report
 
 
@@ -99,15 +99,14 @@ def _guess(kind: str | None, source: Path, out: Path) -> Path | None:
     """Write the map of unknown logs; return it, None where the format is known and needs none."""
     kind = kind if kind not in (None, "table") else known_format(source)
     if kind is not None:
-        console.print(
-            f"{source} is {kind}, which needs no map; next: crops import {kind} {source} --out LOGS"
-        )
+        ended(f"{source} is {kind}, which needs no map", f"crops import {kind} {source} --out LOGS")
         return None
     for note in write_guess(source, out).notes:
         console.print(f"· {note}", markup=False)
     folder = source if source.is_dir() else source.parent
-    console.print(f"map in [bold]{out}[/bold]: look it over;", end=" ")
-    console.print(f"next: crops import table {folder} --mapping {out} --out LOGS")
+    ended(
+        f"map in [bold]{out}[/bold]: look it over", f"crops import table {folder} --mapping {out} --out LOGS"
+    )
     return out
 
 
@@ -139,8 +138,8 @@ def check(
     if results:
         console.print(_would_help(report, logs, out, page, run))
     if out is not None:
-        mining = f"; next: crops mine {out / 'accepted'} MINED" if results else ""
-        console.print(f"accepted rows in [bold]{out / 'accepted'}[/bold]{mining}")
+        mining = f"crops mine {out / 'accepted'} MINED" if results else None
+        ended(f"accepted rows in [bold]{out / 'accepted'}[/bold]", mining)
     worst = max(report.tables, key=lambda name: report.tables[name].share)
     lost = report.tables[worst]
     if allowed is not None and lost.share > allowed:
@@ -313,7 +312,7 @@ def mine(
         console.print(f"kept for evaluation: [bold]{spans(held)}[/bold], later with: {then}", soft_wrap=True)
     elif not (daily or named):
         console.print("no day is kept for evaluation: the logs hold one day, or --holdout is 0")
-    console.print(f"samples in [bold]{samples}[/bold]; next: crops train {samples} MODEL", soft_wrap=True)
+    ended(f"samples in [bold]{samples}[/bold]", f"crops train {samples} MODEL")
     return report
 
 
@@ -505,5 +504,5 @@ def engine_report(
         write_manifest(folder, "engine-report", config={}, seconds={}, samples=str(samples), owner=owner)
     for table in (one for section in page.sections for one in section.tables):
         console.print(printed(table))
-    console.print(f"open [bold]{target / 'report.html'}[/bold]")
+    ended(f"open [bold]{target / 'report.html'}[/bold]")
     return found

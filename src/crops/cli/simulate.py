@@ -18,7 +18,7 @@ from crops.cli.options import Options, command
 from crops.config import RunConfig
 from crops.errors import CropsError
 from crops.logs import check
-from crops.outputs import MANIFEST, console, publish, read_manifest, to_json, write_manifest
+from crops.outputs import MANIFEST, console, ended, publish, read_manifest, to_json, write_manifest
 from crops.pipeline import BM25, mine_day, packaged_documents, require_encoder, train_model
 from crops.platform import ANCHORS, BUBBLE, ROUTES, Days, distributions, observe
 from crops.report import Figure, Line, Page, Section, Table, printed, write_page
@@ -67,7 +67,7 @@ def simulate(
     if null:
         run = run.model_copy(update={"platform": run.platform.model_copy(update={"informative": False})})
     pipeline.simulate(out, run)
-    console.print(f"platform in [bold]{out}[/bold]; next: crops check {out / 'logs'} {out / 'checked'}")
+    ended(f"platform in [bold]{out}[/bold]", f"crops check {out / 'logs'} {out / 'checked'}")
     return out
 
 
@@ -115,7 +115,7 @@ def platform_report(
     for section in page.sections:
         for table in section.tables:
             console.print(printed(table))
-    console.print(f"open [bold]{out / 'report' / 'report.html'}[/bold]")
+    ended(f"open [bold]{out / 'report' / 'report.html'}[/bold]")
     return out / "report" / "report.html"
 
 
@@ -299,7 +299,7 @@ def reproduce(
     for section in made.page.sections:
         for table in section.tables[:1]:  # the others are in the files
             console.print(printed(table, lines=True))
-    console.print(f"open [bold]{tables / PAGE}[/bold]")
+    ended(f"open [bold]{tables / PAGE}[/bold]")
     if made.failed:
         label, why = next(iter(made.failed.items()))
         raise CropsError(

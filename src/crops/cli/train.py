@@ -12,7 +12,7 @@ from crops.cli.options import Options, command
 from crops.config import RunConfig
 from crops.errors import CropsError
 from crops.labels import ALL_SOURCES, parse_sources
-from crops.outputs import RESOLVED_CONFIG, cache_folder, console
+from crops.outputs import RESOLVED_CONFIG, cache_folder, ended
 from crops.pipeline import day_testsets, document_texts, with_readable_encoder
 from crops.report import write_page
 from crops.report.training import training_page
@@ -103,9 +103,9 @@ def train(
     )
     if training.is_first_process():
         write_page(training_page([out]), out / "report.html")
-        console.print(
-            f"model in [bold]{out}[/bold], its curves in report.html; "
-            f"next: crops evaluate {out} --logs LOGS --day DAY"
+        ended(
+            f"model in [bold]{out}[/bold], its curves in report.html",
+            f"crops evaluate {out} --logs LOGS --day DAY",
         )
     return learned
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from crops.database import Connection, failing_as, literal, open_database, path_literal, quoted
-from crops.errors import CropsError, nearest
+from crops.errors import CropsError, nearest, nearest_path
 from crops.logs.days import DAY_US, day_of, is_day
 from crops.outputs import MANIFEST
 from crops.schema import EARLIEST_US, LATEST_US, LOG_TABLES, SEARCHES, Column, Table
@@ -188,7 +188,9 @@ def holds_searches_only(path: str | Path) -> bool:
 def _opened(path: Path, wanted: Sequence[Table]) -> Logs:
     path = path.absolute()
     if not path.is_dir():
-        raise CropsError(f"{path} is not a folder; name the folder that holds items.parquet")
+        raise CropsError(
+            f"{path} is not a folder; name the folder that holds items.parquet{nearest_path(path)}"
+        )
     tables: dict[str, TableFiles] = {}
     faults: list[FileFault] = []
     for table in wanted:

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from crops.engine.documents import require_lag
-from crops.errors import CropsError, UnknownItemError
+from crops.errors import CropsError, UnknownItemError, nearest_path
 from crops.logs.sources import parquet_schema
 from crops.logs.tables import column_faults, kind, refuse_lake_tables
 from crops.schema import ARROW_TYPES, ITEMS
@@ -196,7 +196,9 @@ def item_files(path: Path) -> list[Path]:
     parts = next((parts for name in ("items.parquet", "items") if (parts := path / name).is_dir()), path)
     files = sorted(parts.glob("*.parquet"))
     if not files:
-        raise CropsError(f"{path}: no items.parquet and no folder items/ with Parquet files in it")
+        raise CropsError(
+            f"{path}: no items.parquet and no folder items/ with Parquet files in it{nearest_path(path)}"
+        )
     return files
 
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from crops.config import IndexConfig
-from crops.errors import CropsError
+from crops.errors import CropsError, nearest_path
 from crops.outputs import MANIFEST
 from crops.retrieval import structures
 from crops.retrieval.catalogue import (
@@ -207,7 +207,7 @@ def current_name(root: Path) -> str:
         name = (root / CURRENT).read_bytes().strip()
     except OSError as error:
         fault = f"is no index (no file {CURRENT})" if root.exists() else "does not exist"
-        raise CropsError(f"{root} {fault}; make an index with `crops index`") from error
+        raise CropsError(f"{root} {fault}; make an index with `crops index`{nearest_path(root)}") from error
     if not name.isdigit():
         raise CropsError(
             f"{root / CURRENT} is damaged: it holds {name[:20]!r} and no version; {_remedy(root, '')}"
