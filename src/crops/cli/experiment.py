@@ -405,8 +405,9 @@ def bubble_section(logs: Path, truth: Path) -> Section:
     days = sorted(measured)
     lines = []
     for tone, (key, (label, _)) in enumerate(_FORMING.items(), 1):
-        known = {at: 100 * v for at, day in enumerate(days, 1) if (v := measured[day][key].value) is not None}
-        lines.append(Line(label, list(known), list(known.values()), tone))
+        found_on = enumerate((measured[day][key].value for day in days), 1)
+        points = [(day, 100 * value) for day, value in found_on if value is not None]
+        lines.append(Line(label, [day for day, _ in points], [value for _, value in points], tone))
     head = ["Day", *(f"{label}\n%, n = {count_range(counts[key])}" for key, (label, _) in _FORMING.items())]
     terms = list(_FORMING.values())
     note = (

@@ -266,8 +266,8 @@ def side_by_side(asked: ChosenQuery, before: Named, after: Named, reasons: Reaso
     lists = []
     for _, retriever in (before, after):
         ids, scores = retriever.search([asked.text], SHOWN)
-        found = zip(ids[0].tolist(), scores[0].tolist(), strict=True)
-        lists.append([(item, score) for item, score in found if item >= 0])
+        pairs = zip(ids[0].tolist(), scores[0].tolist(), strict=True)
+        lists.append([(item, score) for item, score in pairs if item >= 0])
     columns: list[list[Hit]] = []
     for found, others in zip(lists, reversed(lists), strict=True):
         known = {item for item, _ in others}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import importlib.resources
 import json
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -115,8 +116,10 @@ class Explorer:
         ranks: dict[str, dict[int, int]] = {}
         for name, slot in slots.items():
             answer, deep = slot.searcher.answer([job, job._replace(k=_DEEP, texts=False)])
-            if isinstance(answer, Exception) or isinstance(deep, Exception):
-                raise answer if isinstance(answer, Exception) else deep
+            if isinstance(answer, Exception):
+                raise answer
+            if isinstance(deep, Exception):
+                raise deep
             results[name] = slot.searcher.name, answer
             ranks[name] = {item: rank for rank, item in enumerate(deep.ids, 1)}
         explained, stages, like, shown = Explained(False, (), {}), None, None, ""
@@ -165,7 +168,7 @@ class Explorer:
         if not given:
             raise BadRequestError(422, "no result was judged; choose a grade for at least one")
         for name, grade in given.items():
-            if not name.lstrip("-").isascii() or not name.lstrip("-").isdigit() or grade not in GRADES:
+            if not re.fullmatch("-?[0-9]{1,18}", name) or grade not in GRADES:
                 raise BadRequestError(
                     422, f"{name[:20]} = {grade[:20]!r} is no grade of an item, 0 to {TOP_GRADE}"
                 )
