@@ -123,4 +123,5 @@ def test_where_few_people_searched_the_first_page_says_why_nothing_is_told(world
         page = " ".join(client.get("/").text.split())
     assert "Why little evidence is shown" in page
     assert "<bdi>jaguar</bdi>" in page
-    assert "consumed after rewording: 2 positives of 5 people" in page
+    # "jaguar" with items 3 and 5, the secret query with 5
+    assert "consumed after rewording: 3 positives of 5 people" in page

@@ -113,7 +113,7 @@ def test_the_nearest_pairs_by_hand(service):
 def test_what_is_far_from_all_training_queries_has_no_evidence(service, client):
     assert service.explainer.explain("ficus", [6]).queries == ()
     page = client.get("/", params={"q": "ficus", "open": 6}).text
-    assert "No training query of at least 3 people is near." in page
+    assert "No training query is near (of those that at least 3 people searched)" in page
     assert "the model found it by its text" in page
 
 
