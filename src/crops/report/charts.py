@@ -143,8 +143,9 @@ def _percent(value: float) -> str:
 def _dot_chart(figure: Figure, dots: Sequence[Dot]) -> Markup:
     """Return differences in points as dots with their intervals, on one axis around zero."""
     check_finite(figure.title, [(one.name, v) for one in dots for v in (one.value, *_ends(one))])
-    above = any(clip(one.name, _NAMES) != one.name for one in dots)  # long names get lines of their own
-    left = _EDGE if above else _NAMES + 8
+    room = max(sum(map(_ems, one.name)) for one in dots) * FONT * _CHAR
+    above = room > _NAMES  # long names get lines of their own
+    left = _EDGE if above else room + 12
     values = [v for one in dots for v in (one.value, *_ends(one))]
     x = axis([0.0, *(values if any(values) else [0.01])], left, WIDTH - 52, about=4, round_ends=True)
     drawn, told, y, group = [], [], 4.0, ""
@@ -155,7 +156,7 @@ def _dot_chart(figure: Figure, dots: Sequence[Dot]) -> Markup:
         y += 36 if above else 21
         at, value, ends = x.at(one.value), signed(one.value), _ends(one)
         parts = [
-            text(one.name, _EDGE, y - (15 if above else 0), WIDTH - 60 if above else _NAMES),
+            text(one.name, _EDGE, y - (15 if above else 0), WIDTH - 60 if above else room + 1),
             text(value, WIDTH - _EDGE, y, 48, class_="number", anchor="end"),
         ]
         sentence = f"{group} {one.name}: {value}".strip()
@@ -173,8 +174,8 @@ def _dot_chart(figure: Figure, dots: Sequence[Dot]) -> Markup:
     return drawing(f"{figure.title}, in points", "; ".join(told), bottom + 14, *grid, zero, *drawn)
 
 
-_NAMES = 124.0
-"""Room for names beside dots."""
+_NAMES = 175.0
+"""The most room for names beside dots."""
 
 
 def _ends(one: Dot) -> tuple[float, ...]:

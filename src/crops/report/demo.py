@@ -57,7 +57,8 @@ def demo_page(
 
     Args:
         arms: the arms, the baseline first and the fullest last.
-        results: evaluation by model name; holds the arms' names.
+        results: evaluation by model name; from the baseline on they are the arms and what is compared with
+            them, before it the models that are known only.
         not_tested: arms that were left out, with the reason.
         bubble: what the logs show of the bubble, day by day.
         cases: queries before and after.
@@ -67,6 +68,7 @@ def demo_page(
 
     columns = simulated_columns(run.evaluation)
     names = [arm.name for arm in arms]
+    drawn = list(results)[list(results).index(names[0]) :]
     against = differences(results, names[0], run)
     made = [
         *_made(run, seconds),
@@ -80,7 +82,7 @@ def demo_page(
         results,
         against,
         names[0],
-        coloured=names,
+        coloured=drawn,
         not_tested=not_tested,
         note=coverage_text(mined),
     )
@@ -90,7 +92,7 @@ def demo_page(
     answer = answered(against[names[-1]].get(truth), results[names[0]].summary[truth].mean)
     return Page(
         f"Does the filter bubble break? {answer}.",
-        _headline(columns, results, against, arms, mined),
+        _headline(columns, results, against, arms, mined, drawn[len(arms) :]),
         [result, bubble, *examples, sources_section(mined), replace(training, folded=True)],
         made,
         [
@@ -201,6 +203,7 @@ def _headline(
     against: Mapping[str, Mapping[str, Difference]],
     arms: Sequence[Arm],
     mined: dict[str, Any],
+    more: Sequence[str],
 ) -> list[str]:
     first, last = arms[0].name, arms[-1].name
     fullest = last.rpartition("= ")[2]
@@ -212,6 +215,12 @@ def _headline(
                 f"{column.label}, the {column.explanation}: {100 * before:.1f} % with search labels only, "
                 f"{100 * after:.1f} % with {fullest} ({points(change)}): {said_of(change)}."
             )
+    truth = columns[-1]
+    sentences += [
+        f"{truth.label} with “{name}”: {percent(results[name].summary[truth.key].mean)} % ({points(change)})."
+        for name in more[-1:]
+        if (change := against[name].get(truth.key)) is not None
+    ]
     added = {
         name: found
         for name, found in mined["novelty"].items()
