@@ -184,7 +184,7 @@ def test_file_appears_whole_or_not_at_all(tmp_path, monkeypatch):
 def test_result_cells_hold_mean_interval_and_what_is_sure():
     html = shown(result())
     assert cells(html, "BM25") == ["▼ significantly worse, −10.0 40.0 [35.0, 45.0]", "–"]
-    ct, qr = cells(html, "CroPS")
+    ct, qr = cells(html, "CroPS</th")
     assert ct == "▲ significantly better, +11.2 61.2 (best) [56.0, 66.0]"
     assert qr == "30.0 (best) no interval: n = 8"
     assert {"%, n = 800", "%, n = 8–90"} <= set(Parsed(html).texts("small"))
