@@ -137,7 +137,7 @@ def logs(tmp_path, write_logs):
     """Two days with the same queries: what is searched by its title is clicked."""
     words = ["ficus", "guitar", "bread", "kite"]
     items = [
-        {"item_id": i + 1, "ocr_cover": f"how to {word}", "uploaded_at": NOON - DAY}
+        {"item_id": i + 1, "ocr_cover": f"how to {word}", "uploaded_at": NOON - DAY, "source_id": f"A{i}"}
         for i, word in enumerate(words)
     ]
     rows = [
@@ -164,6 +164,7 @@ def test_rankings_and_test_sets_as_trec_files(tmp_path, logs):
     qrels = list(ir_measures.read_trec_qrels(str(tmp_path / "out" / "ct.qrels")))
     run = list(ir_measures.read_trec_run(str(tmp_path / "out" / "bm25.run")))
     assert ir_measures.calc_aggregate([R @ 100], qrels, run)[R @ 100] == pytest.approx(ours) == 1.0
+    assert {one.doc_id for one in [*qrels, *run]} == {"A0", "A1", "A2", "A3"}  # as their source calls them
     assert found["bm25"].summary["never_shown@100"].mean == 0  # each was shown for its query in training
     assert (tmp_path / "out" / "summary.json").exists()
     again = evaluate([str(tmp_path / "out" / "bm25.run")], qrels=tmp_path / "out" / "ct.qrels")
