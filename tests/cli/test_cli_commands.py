@@ -49,7 +49,8 @@ def demo(tmp_path_factory, settings) -> Path:
 
 def test_demo_writes_a_report_with_every_arm(demo):
     page = (demo / "report.html").read_text()
-    for words in ("BM25", "deployed", "baseline: search labels only", "+ P1", "P2", "true recall@100"):
+    rows = ("BM25", "deployed", "baseline: search labels only", "+ P1", "P2", "ours: recommended")
+    for words in (*rows, "true recall@100"):
         assert words in page
     # As many of the three rules as find a query of five people in so small a world.
     assert 1 <= page.count('<article class="case">') <= 3
