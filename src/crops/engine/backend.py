@@ -7,6 +7,7 @@ The SQL of this package keeps to the common subset of DuckDB and Spark; whatever
 from __future__ import annotations
 
 import contextlib
+import itertools
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -99,13 +100,26 @@ class DuckDBBackend:
         self._connection.close()
         self._spill.cleanup()
 
-    def check_workers(self, folder: Path, logs: Logs, scorers: Sequence[CachedScorer]) -> None:
+    def check_workers(
+        self, folder: Path, logs: Logs, scorers: Sequence[CachedScorer], others: Sequence[Path] = ()
+    ) -> None:
         """Raise where a machine that will work on the job has not what it needs: this process has.
 
         Args:
             folder: where the job writes.
             logs: what it reads.
             scorers: what it scores with, and where the scores are kept.
+            others: further files that it reads.
+        """
+
+    def keep_in(self, work: Path, build: Callable[[], str]) -> None:
+        """Keep the tables of a job as stages of a build (see `crops.engine.stages`), on a cluster only.
+
+        A job in one process is short but for its scores, which outlive it.
+
+        Args:
+            work: the folder of the stages, which the job alone uses.
+            build: makes the name of the build, `crops.engine.stages.build_key`.
         """
 
     def read_logs(self, name: str, logs: Logs, table: str, days: Collection[str] | None) -> None:
@@ -132,6 +146,16 @@ class DuckDBBackend:
     def table(self, name: str, query: str) -> None:
         """Run a query once and keep its rows."""
         self._execute(f"create or replace table {name} as {query}")
+
+    def stage(self, name: str, query: Callable[[], str], key: str) -> None:
+        """Keep the rows of a query, which is made and run only where the stage is not there: always, here.
+
+        Args:
+            name: the table.
+            query: makes the SQL; tables that it makes on its way are gone afterwards.
+            key: what decides the rows, besides the job.
+        """
+        self.table(name, query())
 
     def append(self, name: str, query: str) -> None:
         """Add a query's rows to a table, which is made if it is not there."""
@@ -166,6 +190,17 @@ class DuckDBBackend:
         """Drop tables, where they are there."""
         for name in names:
             self._execute(f"drop table if exists {name}")
+
+    def load_lines(self, name: str, file: Path, function: BatchFunction, schema: pa.Schema) -> None:
+        """Keep what a Python function makes of the lines of a file.
+
+        Args:
+            name: the new table.
+            file: its lines are given in batches of one binary column, `line`, with their ends.
+            function: batches in, batches of `schema` out.
+            schema: of the new table.
+        """
+        self.load(name, schema, function(line_batches(file)))
 
     def load(self, name: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
         """Keep the rows of Arrow batches as a table, one batch in memory at a time.
@@ -248,6 +283,13 @@ class DuckDBBackend:
         return explained(f"engine.memory = '{self._given}'", self._files, disk=disk)
 
 
+def line_batches(file: Path) -> Iterator[pa.RecordBatch]:
+    """Yield the lines of a file, with their ends, as batches of one binary column `line`."""
+    with file.open("rb") as lines:
+        while block := list(itertools.islice(lines, BATCH_ROWS)):
+            yield pa.record_batch({"line": pa.array(block, pa.binary())})
+
+
 _UNITS = {"": 1, "B": 1}
 _UNITS |= {f"{prefix}B": 1000**power for power, prefix in enumerate("KMGT", 1)}
 _UNITS |= {f"{prefix}IB": 1024**power for power, prefix in enumerate("KMGT", 1)}
@@ -316,9 +358,18 @@ def check_rows(files: Sequence[Path], counted: int, target: Path) -> None:
     """Compare the rows that files say they hold with the rows that were counted before they were written.
 
     Raises:
-        CropsError: some are missing (or too many): what wrote the files did not see the driver's folder.
+        CropsError: a file cannot be read, or some rows are missing (or too many): what wrote the files did
+            not see the driver's folder.
     """
-    written = sum(pq.read_metadata(file).num_rows for file in files)
+    written = 0
+    for file in files:
+        try:
+            written += pq.read_metadata(file).num_rows
+        except (OSError, pa.ArrowException) as error:
+            raise CropsError(
+                f"{file} is half-written ({error}), so nothing is published; run the command again, on a "
+                "disk that keeps what is written"
+            ) from error
     if written != counted:
         raise CropsError(
             f"{target.name}: {written:,} of {counted:,} rows arrived in {target.parent}, so nothing is "

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 
 import pyarrow as pa
 
 from crops.config import KnowledgeConfig
-from crops.engine.backend import BATCH_ROWS, SQL_TYPES, Backend
-from crops.engine.merge import random_order
+from crops.engine.backend import SQL_TYPES, Backend
+from crops.engine.merge import PRIME, random_order
 from crops.errors import CropsError
 from crops.schema import ARROW_TYPES, SYNTHETIC_ITEMS
 from crops.text import DOCUMENT_FIELDS, content_id, has_text, query_id
@@ -38,30 +38,31 @@ def load_generated(backend: Backend, generated: Path | None, config: KnowledgeCo
     Raises:
         CropsError: the file is missing, or a line is not an object with texts, or has no document.
     """
-    batches = iter(()) if generated is None else _batches(generated)
-    backend.load("generated", _SCHEMA, batches)
+    if generated is None:
+        backend.load("generated", _SCHEMA, [])
+    else:
+        try:
+            backend.load_lines("generated", generated, functools.partial(_parsed, path=generated), _SCHEMA)
+        except OSError as error:
+            raise CropsError(f"{generated}: cannot read the generated documents: {error}") from error
     chance = random_order("query_id", "item_id", seed)
     backend.table(
-        "p3",
+        "p3_placed",
         f"""
-        select query_id, item_id from (
-            select query_id, item_id, row_number() over (
-                order by place, {chance}, query_id, item_id
-            ) as total
+        select query_id, item_id, place, chance from (
+            select query_id, item_id, {chance} as chance, row_number() over (
+                partition by query_id order by {chance}, item_id
+            ) as place
             from (
-                select query_id, item_id, row_number() over (
-                    partition by query_id order by {chance}, item_id
-                ) as place
-                from (
-                    select distinct g.query_id, g.item_id
-                    from generated g join queries q on q.query_id = g.query_id
-                ) pairs
-            ) placed
-            where place <= {config.max_per_query}
-        ) counted
-        where total <= {config.max_pairs}
+                select distinct g.query_id, g.item_id
+                from generated g join queries q on q.query_id = g.query_id
+            ) pairs
+        ) placed
+        where place <= {config.max_per_query}
         """,
     )
+    backend.table("p3", _first_sql(backend, config.max_pairs))
+    backend.drop_tables("p3_placed")
     backend.view(
         "generated_groups",
         "select g.group_id, p.query_id, p.item_id from p3 p join groups g on g.query_id = p.query_id",
@@ -94,14 +95,42 @@ def _synthetic_sql() -> str:
     """
 
 
-def _batches(path: Path) -> Iterator[pa.RecordBatch]:
-    try:
-        with path.open("rb") as lines:
-            rows = (row for number, line in enumerate(lines, 1) if (row := _row(path, number, line)))
-            while block := list(islice(rows, BATCH_ROWS)):
-                yield pa.RecordBatch.from_pylist(block, schema=_SCHEMA)
-    except OSError as error:
-        raise CropsError(f"{path}: cannot read the generated documents: {error}") from error
+_STRIPE = PRIME >> 12
+"""Chances are counted in 4,096 stripes: one of 35 million pairs holds 10,000 and is sorted by one task."""
+
+
+def _first_sql(backend: Backend, most: int) -> str:
+    """Return the SELECT of the first `most` pairs of `p3_placed` by place, chance and ids.
+
+    They are counted by place and stripe of chances, and only the stripe in which the last one lies is sorted:
+    a cluster would sort all of them in one task.
+    """
+    for row in backend.rows(
+        f"select place, floor(chance / {_STRIPE}) as stripe, count(*) as n from p3_placed "
+        "group by place, stripe order by place, stripe"
+    ):
+        if row["n"] > most:
+            low = int(row["stripe"]) * _STRIPE
+            within = f"place = {row['place']} and chance >= {low}"
+            return f"""
+            select query_id, item_id from p3_placed
+            where place < {row["place"]} or (place = {row["place"]} and chance < {low})
+            union all select query_id, item_id from (
+                select query_id, item_id from p3_placed where {within} and chance < {low + _STRIPE}
+                order by chance, query_id, item_id limit {most}
+            ) last
+            """
+        most -= row["n"]
+    return "select query_id, item_id from p3_placed"
+
+
+def _parsed(batches: Iterator[pa.RecordBatch], *, path: Path) -> Iterator[pa.RecordBatch]:
+    number = 0
+    for batch in batches:
+        lines = batch.column("line").to_pylist()
+        rows = [row for place, line in enumerate(lines, number + 1) if (row := _row(path, place, line))]
+        number += len(lines)
+        yield pa.RecordBatch.from_pylist(rows, schema=_SCHEMA)
 
 
 def _row(path: Path, number: int, line: bytes) -> dict[str, int | str | None] | None:

@@ -7,7 +7,9 @@ these follow each other in the order of the output: results do not depend on the
 
 from __future__ import annotations
 
+import functools
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -36,6 +38,7 @@ from crops.engine.report import PairCounts, build_report
 from crops.engine.scoring import CachedScorer, cached, key_documents, scorer_names
 from crops.engine.search import staged_sql
 from crops.engine.spark import SparkBackend
+from crops.engine.stages import build_key, work_folder
 from crops.engine.without import Without, count_left_out
 from crops.labels import Origin, Source, parse_sources
 from crops.logs import Logs
@@ -88,19 +91,36 @@ def mine(
         CropsError: an unknown source, no search on the days, unusable `generated` or `out`, a scorer broke
             its contract, or the engine cannot be reached or runs out of memory or disk.
     """
-    generated = None if generated is None else Path(generated)
+    generated = None if generated is None else Path(generated).absolute()
     wanted = parse_sources(config.sources)
     seconds: dict[str, float] = {}
     clicks, counted = None, None
-    if document is not None and document.counts_clicks:
-        with timed(seconds, "click queries"), open_backend(config) as backend:
-            history = history or dict.fromkeys(logs.search_days, logs)
-            first = min(config.days or logs.search_days, default="")
-            clicks, counted = count_click_queries(backend, history, first, document, config.bots, without)
     with open_backend(config) as backend, publish(out, "mine") as folder:
         scratch = folder / ".scores"
         theta, intent = cached(relevance, scratch / "relevance"), cached(similarity, scratch / "similarity")
-        backend.check_workers(folder, logs, [scorer for scorer in (theta, intent) if scorer])
+        counts = document is not None and document.counts_clicks
+        history = (history or dict.fromkeys(logs.search_days, logs)) if counts else {}
+        others = [generated] if generated and generated.exists() else []
+        backend.check_workers(folder, logs, [scorer for scorer in (theta, intent) if scorer], others)
+        read = [(logs, config.days), *((of_day, [day]) for day, of_day in history.items())]
+        build = functools.partial(
+            build_key,
+            {file for one, days in read for table in one.tables.values() for file in table.on(days).files},
+            others,
+            config.model_dump(exclude={"engine", "master", "memory"}),
+            (seed, document, sorted(history), without and without.digest()),
+            # A scorer without a cache of its own has no name, so no other job can take its stages.
+            [one and (one.folder.name, one in (relevance, similarity) or folder) for one in (theta, intent)],
+        )
+        work = work_folder(Path(os.path.realpath(out)))
+        if document is not None and counts:
+            with timed(seconds, "click queries"), open_backend(config) as counting:
+                counting.keep_in(work / "clicks", build)
+                first = min(config.days or logs.search_days, default="")
+                clicks, counted = count_click_queries(
+                    counting, history, first, document, config.bots, without
+                )
+        backend.keep_in(work / "mined", build)
         run = Run(
             backend, logs, folder, config, wanted, theta, intent, generated, seed, without, miners(wanted)
         )
@@ -147,12 +167,13 @@ def mine(
             seconds=seconds,
             logs=str(logs.path.absolute()),
             days=report["days"],
-            generated=None if generated is None else str(generated.absolute()),
+            generated=None if generated is None else str(generated),
             scorers=scorer_names(relevance, similarity),
             rules=RULES,
             **{"without": without.digest() if without else "", **(noted or {})},
             **({} if counted is None else {COUNTED: counted}),
         )
+        shutil.rmtree(work, ignore_errors=True)
     return report
 
 

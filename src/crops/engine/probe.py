@@ -5,7 +5,9 @@ Only what every Python has is used here, and pyarrow, without which Spark itself
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
+import importlib.util
 import json
 import os
 import pickle
@@ -30,14 +32,20 @@ def seen(token: str, by: str = "driver") -> str:
 
 
 def versions() -> dict[str, str | None]:
-    """Return the versions on this machine, None for what is not installed."""
+    """Return the versions on this machine, None for what is not installed, and a hash of crops' code."""
     found: dict[str, str | None] = {"python": ".".join(map(str, sys.version_info[:2]))}
     for name, distribution in PACKAGES.items():
         try:
             found[name] = importlib.metadata.version(distribution)
         except importlib.metadata.PackageNotFoundError:
             found[name] = None
-    return found
+    spec, digest = importlib.util.find_spec("crops"), hashlib.sha256()
+    root = spec.submodule_search_locations[0] if spec and spec.submodule_search_locations else ""
+    for folder, _, names in sorted(os.walk(root)):
+        for name in sorted(name for name in names if name.endswith(".py")):
+            with open(os.path.join(folder, name), "rb") as file:
+                digest.update(f"{os.path.relpath(folder, root)}/{name}".encode() + file.read())
+    return {**found, "the code of crops": digest.hexdigest()[:12]}
 
 
 def probe(batches: Iterable[pa.RecordBatch], expected: dict[str, Any]) -> Iterator[pa.RecordBatch]:

@@ -89,6 +89,13 @@ def score_pairs(
     Raises:
         CropsError: the scorer lost rows or gave a score outside [0, 1], or the cache cannot be read.
     """
+    scored = functools.partial(_scored_sql, backend, name, pairs, right, scorer, also)
+    backend.stage(name, scored, f"{pairs} {scorer.folder.name}")
+    backend.drop_tables(f"{name}_found", f"{name}_missing", f"{name}_new")
+
+
+def _scored_sql(backend: Backend, name: str, pairs: str, right: str, scorer: CachedScorer, also: str) -> str:
+    """Return the SELECT of the scores of all pairs, after the unknown ones were scored."""
     known, found, missing = f"{name}_known", f"{name}_found", f"{name}_missing"
     asked = backend.rows(f"select count(*) as n, min(left_id) as low, max(left_id) as high from ({pairs}) p")[
         0
@@ -119,8 +126,7 @@ def score_pairs(
             f"from {found} f join {name}_new n "
             "on n.left_key = f.left_id and n.right_key = f.right_key where f.score is null"
         )
-    backend.table(name, scored)
-    backend.drop_tables(found, missing, f"{name}_new")
+    return scored
 
 
 def _texts(missing: str, right: str) -> str:

@@ -1,5 +1,7 @@
 """The same SQL on Spark: an existing cluster, or threads of this machine (`local[n]`).
 
+On a cluster every table that is kept is a stage (`crops.engine.stages`); `local[n]` keeps its tables itself.
+
 Before a job the workers are asked whether they see its folders, run the same code and hold the same model.
 """
 
@@ -9,6 +11,7 @@ import functools
 import importlib.util
 import itertools
 import json
+import mmap
 import os
 import re
 import secrets
@@ -18,7 +21,7 @@ import socket
 import sys
 import threading
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -28,6 +31,7 @@ import pyarrow as pa
 from crops.engine import backend as shared
 from crops.engine import probe as on_worker
 from crops.engine.backend import check_rows, concatenate, parse_memory
+from crops.engine.stages import Stages
 from crops.errors import CropsError, MissingExtraError
 from crops.logs import Logs
 from crops.outputs import console, timed
@@ -45,7 +49,7 @@ _DAY_US = 86_400_000_000
 
 
 class SparkBackend:
-    """Tables are kept by the executors, in memory or on their disks; Spark itself bounds their memory."""
+    """Tables are stages on the shared disk, or kept by Spark (`local[n]`), which bounds its own memory."""
 
     memory: int | None = None
 
@@ -66,6 +70,8 @@ class SparkBackend:
 
         self._owned = SparkSession.getActiveSession() is None
         self._spark = _session(master, size)
+        self._local = master.startswith("local")
+        self._stages: Stages | None = None
         self._tables: dict[str, list[DataFrame]] = {}
         self._emitted: dict[Path, list[Path]] = {}
         self._counted: Counter[Path] = Counter()
@@ -91,9 +97,16 @@ class SparkBackend:
         if isinstance(error, _failures()):
             raise CropsError(explain_failure(str(error))) from error
 
-    def check_workers(self, folder: Path, logs: Logs, scorers: Sequence[CachedScorer]) -> None:
+    def keep_in(self, work: Path, build: Callable[[], str]) -> None:
+        """Keep the tables of a job from now on as stages of a build; `local[n]` dies with its driver."""
+        self._stages = None if self._local else Stages(work, build())
+
+    def check_workers(
+        self, folder: Path, logs: Logs, scorers: Sequence[CachedScorer], others: Sequence[Path] = ()
+    ) -> None:
         """Run a task on every executor that looks for what the job needs."""
         files = [file for table in logs.tables.values() for file in table.files]
+        files = [*files[:: len(files) // _MOST_FILES + 1], *others]
         sizes = {str(file): file.stat().st_size for file in files}
         folders = [folder, *(scorer.folder for scorer in scorers)]
         with timed({}, "workers"):
@@ -128,12 +141,22 @@ class SparkBackend:
 
     def table(self, name: str, query: str) -> None:
         """Run a query once and keep its rows."""
+        self.stage(name, lambda: query, query)
+
+    def stage(self, name: str, query: Callable[[], str], key: str) -> None:
+        """Keep the rows of a query, which is made and run only where the stage is not there.
+
+        Args:
+            name: the table.
+            query: makes the SQL; tables that it makes on its way are gone afterwards.
+            key: what decides the rows, besides the job.
+        """
         self.drop_tables(name)
-        self._keep(name, self._spark.sql(query))
+        self._keep(name, lambda: self._spark.sql(query()), key)
 
     def append(self, name: str, query: str) -> None:
         """Add a query's rows to a table, which is made if it is not there."""
-        self._keep(name, self._spark.sql(query))
+        self._keep(name, lambda: self._spark.sql(query), query)
 
     def append_partitioned(self, name: str, query: str, partitions: int) -> None:
         """Add a query's rows to a table; Spark partitions its tables itself."""
@@ -145,17 +168,32 @@ class SparkBackend:
             self._tables.pop(name, None)
             self._spark.catalog.dropTempView(name)
 
+    def load_lines(self, name: str, file: Path, function: shared.BatchFunction, schema: pa.Schema) -> None:
+        """Keep what a Python function makes, in the workers, of the lines of a file."""
+        lines = self._spark.read.option("lineSep", "\n").text(_pattern(file))
+        # The last line may have been torn off by a kill: what tells is that it has no end.
+        torn = f"cast(value as BINARY) = X'{_after_last_end(file).hex()}'"
+        line = f"concat(cast(value as BINARY), case when {torn} then X'' else X'0A' end) as line"
+        in_worker = functools.partial(_in_worker, function=function, names=schema.names)
+        self.drop_tables(name)
+        try:
+            self._keep(name, lambda: lines.selectExpr(line).mapInArrow(in_worker, _ddl(schema)), str(schema))
+        except _failures():
+            for _ in function(shared.line_batches(file)):
+                pass  # a worker does not know the number of its first line: this names the line that is wrong
+            raise
+
     def load(self, name: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
         """Keep the rows of Arrow batches, which the driver holds, as a table."""
-        rows = pa.Table.from_batches(list(batches), schema)
         self.drop_tables(name)
-        self._keep(name, self._spark.createDataFrame(rows, _ddl(schema)))
+        rows = pa.Table.from_batches(list(batches), schema)
+        self._keep(name, lambda: self._spark.createDataFrame(rows, _ddl(schema)), str(schema))
 
     def map_batches(self, name: str, query: str, function: shared.BatchFunction, schema: pa.Schema) -> None:
         """Stream a query's rows through a Python function in the workers."""
         self.drop_tables(name)
         in_worker = functools.partial(_in_worker, function=function, names=schema.names)
-        self._keep(name, self._spark.sql(query).mapInArrow(in_worker, _ddl(schema)))
+        self._keep(name, lambda: self._spark.sql(query).mapInArrow(in_worker, _ddl(schema)), query)
 
     def rows(self, query: str) -> list[dict[str, Any]]:
         """Return the few rows of a query as dicts."""
@@ -189,11 +227,29 @@ class SparkBackend:
         for folder in folders:
             shutil.rmtree(folder)
 
-    def _keep(self, name: str, frame: DataFrame) -> None:
-        frames = self._tables.setdefault(name, [])
+    def _keep(self, name: str, make: Callable[[], DataFrame], key: str) -> None:
         # Plans that contain all plans before them would soon take longer to analyse than to run.
-        frames.append(frame.localCheckpoint())
+        stages = self._stages
+        kept = make().localCheckpoint() if stages is None else self._staged(stages, name, make, key)
+        frames = self._tables.setdefault(name, [])
+        frames.append(kept)
         functools.reduce(lambda left, right: left.union(right), frames).createOrReplaceTempView(name)
+
+    def _staged(self, stages: Stages, name: str, make: Callable[[], DataFrame], key: str) -> DataFrame:
+        from pyspark.sql import Observation
+        from pyspark.sql import functions as sql
+        from pyspark.sql.types import StructType
+
+        place = stages.place(name, key)
+        if not stages.is_there(place):
+            with stages.within():
+                counted = Observation()
+                frame = make().observe(counted, sql.count(sql.lit(1)).alias("rows"))
+                written = stages.writing(place)
+                frame.write.parquet(written.as_uri())
+            stages.keep(written, place, counted.get["rows"], frame.schema.json())
+        schema = StructType.fromJson(json.loads(stages.schema(place)))
+        return self._spark.read.schema(schema).parquet(place.as_uri())
 
 
 def _check_installed() -> None:
@@ -294,6 +350,14 @@ def _pattern(file: Path) -> str:
     return "file://" + re.sub(r"([\\\[\]{}*?,])", r"\\\1", str(file))
 
 
+def _after_last_end(file: Path) -> bytes:
+    """Return what follows the last end of a line."""
+    if not file.stat().st_size:
+        return b""
+    with file.open("rb") as lines, mmap.mmap(lines.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        return mapped[mapped.rfind(b"\n") + 1 :]
+
+
 def _log_columns(table: Table, found: dict[str, str], day: str | None) -> list[str]:
     columns = []
     for column in table.columns:
@@ -323,6 +387,8 @@ def _ddl(schema: pa.Schema) -> str:
 
 _ROUNDS = 5
 """Spark chooses where a task runs: so often several are tried for every core, until no executor is left."""
+_MOST_FILES = 400
+"""So many of the logs' files are looked for: their names travel in every task that asks."""
 _MAX_CHARS = 400
 
 
@@ -333,7 +399,7 @@ def check_workers(
 
     Each looks for a file that the driver wrote into each folder, and writes one that the driver looks for. It
     compares the versions of Python, crops and pyarrow, the bytes of the logs' files, and the hashes of the
-    scorers' models (`identity`, where they have one).
+    scorers' models (of their `spec`, where they have one).
 
     Args:
         spark: the session.
@@ -347,7 +413,7 @@ def check_workers(
     from pyspark.cloudpickle import dumps
 
     token = secrets.token_hex(8)
-    identities = [one for scorer in scorers if (one := getattr(scorer, "identity", None))]
+    identities = [spec.identity for scorer in scorers if (spec := getattr(scorer, "spec", None))]
     expected = {
         "token": token,
         "folders": [str(folder) for folder in folders],
@@ -373,10 +439,16 @@ def _check(worker: Mapping[str, Any], folders: Sequence[Path], token: str) -> No
     if worker["fault"]:
         raise CropsError(f"{where} {worker['fault']}")
     for folder in folders:
-        if not (folder / on_worker.seen(token, worker["nonce"])).exists():
+        file = folder / on_worker.seen(token, worker["nonce"])
+        if not file.exists():
             raise CropsError(
                 f"the driver does not see what {where} wrote into {folder}; "
                 "name a folder that all machines share"
+            )
+        if not os.access(file, os.R_OK):
+            raise CropsError(
+                f"the driver cannot read what {where} wrote into {folder}; set its umask to 022, or run both "
+                "as one user"
             )
 
 
@@ -410,6 +482,16 @@ def _executors(spark: SparkSession) -> int:
     return max(1, len(listed) - 1)
 
 
+_AGAIN = "; nothing is published, and the same command goes on at the stage that failed"
+_KNOWN = {
+    "No space left on device": "the Spark job failed: a disk is full, that of a worker (SPARK_LOCAL_DIRS) or "
+    f"that of the output: free it{_AGAIN}",
+    "ExecutorLostFailure": "the Spark job failed: one task lost its worker four times: give the executors "
+    f"more memory (spark.executor.memoryOverhead){_AGAIN}",
+}
+"""What to do, by words of a failure."""
+
+
 def explain_failure(text: str) -> str:
     """Return what Spark, Java or a worker's Python reported, as one sentence with its cause."""
     own = re.findall(r"crops\.errors\.\w*Error: (.+)", text)
@@ -420,6 +502,9 @@ def explain_failure(text: str) -> str:
             f"the Spark job failed: a worker's Python has no module {missing[1]}; install it there, or set "
             "PYSPARK_PYTHON to a Python that has it"
         )
+    for words, sentence in _KNOWN.items():
+        if words in text:
+            return sentence
     # The last exception of a worker's Python, the first cause of Java, or whatever was said first.
     python = re.findall(r"^(\w[\w.]*(?:Error|Exception|Interrupt): .+)$", text, re.MULTILINE)
     causes = re.findall(r"^Caused by: (?:[\w$]+\.)*([\w$]+: .+)$", text, re.MULTILINE)

