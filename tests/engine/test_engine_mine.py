@@ -108,12 +108,14 @@ def test_a_day_by_hand(tmp_path):
             },
             "p2": {"theta": 0.6, "candidates": 2, "after_relevance": 2, "kept": 2},
             "p3": {"candidates": 1, "of_mined_queries": 1, "kept": 1},
+            "p4": {"theta": 0.8, "candidates": 0, "after_relevance": 0, "kept": 0},
         },
         "labels": {"5": 1, "4": 7, "1": 1},
         "novelty": {
             "p0": {"positives": 4, "never_shown": 0, "share": 0.0},
             "p1": {"positives": 1, "never_shown": 1, "share": 1.0},
             "p2": {"positives": 2, "never_shown": 2, "share": 1.0},
+            "p4": {"positives": 0, "never_shown": 0, "share": None},
             "all": {"positives": 7, "never_shown": 3, "share": 0.428571},
         },
         "rescued": {"pairs": 1, "3": 0, "2": 1, "1": 0},
@@ -217,8 +219,8 @@ def test_days_are_a_setting(tmp_path):
     assert list(labels(tables, ["b"])) == [("b", 2)]
     with pytest.raises(CropsError, match="2026-01-09"):
         run(tmp_path / "late", searches, days=("2026-01-09",))
-    with pytest.raises(CropsError, match="unknown source 'p4'"):
-        run(tmp_path / "source", searches, sources=("search", "p4"))
+    with pytest.raises(CropsError, match="unknown source 'p6'"):
+        run(tmp_path / "source", searches, sources=("search", "p6"))
     with pytest.raises(CropsError, match=r"unknown source 'clicks'.* Did you mean 'search'\?"):
         run(tmp_path / "source", searches, sources=("clicks",))
 

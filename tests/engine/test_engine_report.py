@@ -47,10 +47,11 @@ def test_disagreements_by_hand(mined):
     rows = {row["source"]: row for row in insights(mined, owner=True)["disagreements"]}
     stages = ("clicked", "exposed", "unexposed", "filtered", "nothing")
     for source, positives, also, search in (
-        ("p0", 5, {"p1": 0, "p2": 1, "p3": 0}, (5, 0, 0, 0, 0)),
-        ("p1", 4, {"p0": 0, "p2": 1, "p3": 0}, (0, 1, 1, 1, 1)),
-        ("p2", 3, {"p0": 1, "p1": 1, "p3": 0}, (1, 1, 0, 0, 1)),
-        ("p3", 1, {"p0": 0, "p1": 0, "p2": 0}, (0, 0, 0, 0, 1)),
+        ("p0", 5, {"p1": 0, "p2": 1, "p3": 0, "p4": 0}, (5, 0, 0, 0, 0)),
+        ("p1", 4, {"p0": 0, "p2": 1, "p3": 0, "p4": 0}, (0, 1, 1, 1, 1)),
+        ("p2", 3, {"p0": 1, "p1": 1, "p3": 0, "p4": 0}, (1, 1, 0, 0, 1)),
+        ("p3", 1, {"p0": 0, "p1": 0, "p2": 0, "p4": 0}, (0, 0, 0, 0, 1)),
+        ("p4", 0, {"p0": 0, "p1": 0, "p2": 0, "p3": 0}, (0, 0, 0, 0, 0)),
     ):
         where = dict(zip(stages, search, strict=True))
         assert rows[source] == {"source": source, "positives": positives, "also": also, "search": where}
@@ -76,7 +77,7 @@ def test_head_torso_and_tail_by_hand(tmp_path, group_by):
     """18 searches: before a come 0 of them, before b and c 6, before d 12 and before e and f 16."""
     counts = {"a": 6, "b": 3, "c": 3, "d": 4, "e": 1, "f": 1}
     found = frequencies(tmp_path, counts, {"a", "b", "f"}, group_by)
-    none = {"p1": 0.0, "p2": 0.0, "p3": 0.0}
+    none = {"p1": 0.0, "p2": 0.0, "p3": 0.0, "p4": 0.0}
     # a (0 < 6), d (6 is not < 6, < 12), b and c (10 < 12), e and f (16).
     assert found == {
         "head": (1, 6, 6, 6, {"p0": 1.0, **none, "any": 1.0}),
@@ -123,9 +124,9 @@ def test_k_in_a_shared_report(together, tmp_path):
     # jaguar and big cat (head) rest on three users; owl and night bird (torso and tail: one row) on user 4.
     head, tail = found["coverage"]
     assert (head["queries"], head["searches"], head["most"], head["least"]) == (None, None, 3, 3)
-    assert head["shares"] == {"p0": 0.5, "p1": 0.5, "p2": 1.0, "p3": 0.0, "any": 1.0}
+    assert head["shares"] == {"p0": 0.5, "p1": 0.5, "p2": 1.0, "p3": 0.0, "p4": 0.0, "any": 1.0}
     assert (tail["queries"], tail["searches"], tail["most"], tail["least"]) == (None, None, None, None)
-    assert tail["shares"] == {"p0": None, "p1": None, "p2": 0.0, "p3": 0.0, "any": None}
+    assert tail["shares"] == {"p0": None, "p1": None, "p2": 0.0, "p3": 0.0, "p4": 0.0, "any": None}
     # Four users in blocks of three: the total less the block would be what user 4 did.
     assert found["influence"] == {
         "users": 4,
@@ -207,7 +208,7 @@ def test_sums_of_the_parts(tmp_path):
     run(tmp_path, searches, feed, relevance=FakeScorer(lambda left, right: 0.9))
     found = insights(tmp_path / "mined", owner=True)
     kept = {"p0": found["sources"]["search"]["clicked"]["kept"]}
-    kept |= {name: found["sources"][name]["kept"] for name in ("p1", "p2", "p3")}
+    kept |= {name: found["sources"][name]["kept"] for name in ("p1", "p2", "p3", "p4")}
     for row in found["disagreements"]:
         assert row["positives"] == kept[row["source"]] == sum(row["search"].values())
     rescued = sum(found["rescued"][label] for label in ("1", "2", "3"))

@@ -21,7 +21,7 @@ from crops.engine import mine
 from crops.engine.report import insights
 from crops.logs import open_logs
 folder = Path(sys.argv[1])
-config = EngineConfig(sources=("search", "p4"), k=1)
+config = EngineConfig(sources=("search", "p5"), k=1)
 mine(open_logs(folder / "logs"), folder / "mined", config, relevance=None, similarity=None)
 print(insights(folder / "mined", owner=True)["disagreements"][-1])
 """
@@ -65,9 +65,9 @@ def test_three_files_are_a_source(tmp_path):
     samples = {
         row["item_id"]: (row["label"], row["sources"]) for row in read_tables(tmp_path / "mined")["samples"]
     }
-    assert samples == {7: (4, 8 | 4 | 128), 8: (4, 128)}
+    assert samples == {7: (4, 8 | 4 | 256), 8: (4, 256)}
     report = json.loads((tmp_path / "mined" / "report.json").read_text())
-    assert report["sources"]["p4"] == {"theta": "none", "candidates": 2, "after_relevance": 2, "kept": 2}
+    assert report["sources"]["p5"] == {"theta": "none", "candidates": 2, "after_relevance": 2, "kept": 2}
     assert report["rescued"] == {"pairs": 0, "3": 0, "2": 0, "1": 0}
-    assert "P4: theta = none, candidates are not filtered by relevance" in report["notes"]
-    assert "'source': 'p4', 'positives': 2, 'also': {'p0': 1" in done.stdout
+    assert "P5: theta = none, candidates are not filtered by relevance" in report["notes"]
+    assert "'source': 'p5', 'positives': 2, 'also': {'p0': 1" in done.stdout

@@ -111,6 +111,20 @@ def test_recall_over_queries_and_over_events():
     assert not any("true_recall" in metric or "ndcg" in metric for metric in evaluation.summary)
 
 
+def test_recall_stands_at_shallower_cuts_too_and_qr_by_theta_comes_last(monkeypatch):
+    monkeypatch.setattr(sys.modules[evaluate.__module__], "CUTOFFS", (1, 3))
+    one = table("query_id search_id item_id", (-5, 1, 3))
+    sets = make_sets(ct=CT, qr=one, truth=truth_sets(qr=one, qr_editor=one))
+    evaluation = evaluate(RETRIEVER, sets, CONFIG, seed=0)
+    assert values(evaluation, "recall@1/ct") == pytest.approx({-5: 1 / 3, 10: 1})
+    assert (values(evaluation, "recall@1/qr_truth"), values(evaluation, "recall@3/qr_truth")) == (
+        {-5: 0},
+        {-5: 1},
+    )
+    shown = [name for name in evaluation.summary if name.startswith("recall@3") and "events" not in name]
+    assert shown == ["recall@3/ct", "recall@3/qr_truth", "recall@3/qr_editor", "recall@3/qr"]
+
+
 def test_qr_by_an_independent_theta_stands_beside_qr():
     first, second = (table("query_id search_id item_id", (-5, 1, item)) for item in (1, 5))
     summary = evaluate(RETRIEVER, make_sets(qr=first, qr_independent=second), CONFIG, seed=0).summary

@@ -109,6 +109,54 @@ def test_senses_are_those_that_the_test_searches_meant(day, tmp_path):
         load_slices(tmp_path)
 
 
+def test_clicks_are_told_by_what_was_shown_before_and_by_words(tmp_path, write_logs):
+    """Training: ape shown 1, bee (of the same sense) 2. Test: ape clicked 1, 2, 3 and cow, the band, 2."""
+    rows = [("ape", 1, TRAIN, 1), ("bee", 2, TRAIN, 2), ("cow", 4, TRAIN, 4)]
+    impressions = [
+        {"search_id": search, "query": text, "item_id": item, "searched_at": at}
+        for text, item, at, search in rows
+    ] + [
+        {"search_id": search, "query": text, "item_id": item, "searched_at": TEST, "clicked": True}
+        for text, search, item in (("ape", 20, 1), ("ape", 20, 2), ("ape", 20, 3), ("cow", 22, 2))
+    ]
+    impressions.append({"search_id": 21, "query": "bees", "item_id": 4, "searched_at": TEST})
+    titles = {1: "apes!", 2: "a bee or cow", 3: "it is so good", 4: "ape"}
+    items = [{"item_id": item, "ocr_cover": title} for item, title in titles.items()]
+    logs, truth = write_logs(tmp_path / "logs", items, impressions), tmp_path / "truth"
+    truth.mkdir()
+    for name, columns in {
+        "needs": {"need_id": [0, 1, 2], "head": ["ape"] * 3, "sense": ["zoo", "zoo", "band"]},
+        "searches": {"search_id": [1, 2, 4, 20, 21, 22], "need_id": [0, 1, 2, 0, 1, 2]},
+        "grades": {"need_id": [0], "item_id": [1], "grade": [3]},
+    }.items():
+        pq.write_table(pa.table(columns), truth / f"{name}.parquet")
+    ct = ([IDS["ape"]] * 3 + [IDS["cow"]], [20, 20, 20, 22], [1, 2, 3, 2])
+    testsets = sets(ct=ct)
+    slices = build_slices(logs, "2026-01-05", testsets, truth, "500MB")
+    told = {
+        (row["query_id"], row["item_id"]): (row["shown"], row["wordless"])
+        for row in slices.clicks.to_pylist()
+    }
+    # The zoo was asked for as "ape" and "bees", the band as "cow": stems count, item 3 has no word of either.
+    assert told == {
+        (IDS["ape"], 1): ("text", False),
+        (IDS["ape"], 2): ("meaning", False),
+        (IDS["ape"], 3): ("never", True),
+        (IDS["cow"], 2): ("never", False),
+    }
+    ids = testsets.queries["query_id"].to_numpy()
+    rankings = Rankings(Fixed([2, 3, -1]), ids, testsets.queries["query"].to_pylist(), 3)
+    found = METRICS["recall_by_click"](RankedDay(testsets, rankings, None, slices, 3, 3))
+    values = {name: dict(zip(q.tolist(), v.tolist(), strict=True)) for name, (q, v, _) in found.items()}
+    assert values == {
+        "recall@3/ct|words=some": {IDS["ape"]: 1 / 2, IDS["cow"]: 1},
+        "recall@3/ct|words=none": {IDS["ape"]: 1},
+        "recall@3/ct|shown=text": {IDS["ape"]: 0},
+        "recall@3/ct|shown=meaning": {IDS["ape"]: 1},
+        "recall@3/ct|shown=never": {IDS["ape"]: 1, IDS["cow"]: 1},
+    }
+
+
 class Fixed:
     """Answers every query with the same items."""
 

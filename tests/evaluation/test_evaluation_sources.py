@@ -118,18 +118,20 @@ def theta(batches):
 def test_precision_by_hand(mined, truth):
     found = source_precision(mined, truth, [0.6], catalogue=Nearest(), theta=theta)
     assert found == [
-        Precision("clicks", None, 1, 1),
-        # P1: item 2 was consumed by who wanted the car: wrong; item 4 is wrong. Above .6 only item 2.
-        Precision("P1", None, 2, 0),
-        Precision("P1", 0.6, 1, 0),
+        Precision("clicks", None, 1, 1, 1),
+        # P1: item 2 was consumed by who wanted the car: wrong for them, right for the query, as others wanted
+        # the cat; item 4 is wrong. Above .6 only item 2.
+        Precision("P1", None, 2, 0, 1),
+        Precision("P1", 0.6, 1, 0, 1),
         # P2: items 1 and 3 right, 4 wrong; the comparison is strict, so above .6 only item 1.
-        Precision("P2", None, 3, 2),
-        Precision("P2", 0.6, 1, 1),
+        Precision("P2", None, 3, 2, 2),
+        Precision("P2", 0.6, 1, 1, 1),
         # P3: Spots stands for item 1, which somebody wanted; Flour for 4, which nobody did.
-        Precision("P3", None, 2, 1),
-        Precision("P3", 0.6, 1, 1),
+        Precision("P3", None, 2, 1, 1),
+        Precision("P3", 0.6, 1, 1, 1),
     ]
     assert found[3].share == pytest.approx(2 / 3)
+    assert found[1].share_for_query == pytest.approx(1 / 2)
     rows = source_precision(mined, truth, [0.99])
     assert {row.source for row in rows} == {"clicks", "P1", "P2"}  # without a catalogue P3 is left out
     assert [row.share for row in rows if row.alpha == 0.99] == [None, None]  # nothing is above it

@@ -132,6 +132,19 @@ def test_qr_by_truth_needs_no_theta(logs, truth):
     assert rows(testsets.truth.qr) == [(PIE, 11, 4)]
 
 
+def test_qr_by_an_editor_takes_what_any_need_of_the_query_would(tmp_path, logs, truth):
+    """Need 2 is search 21's: with grade 2 for it, item 3 is right for the pie, but not for search 11."""
+    pq.write_table(pq.read_table(truth / "searches.parquet"), tmp_path / "searches.parquet")
+    needs, items, grades = zip(*GRADES, (2, 3, 2), strict=True)
+    pq.write_table(
+        pa.table({"need_id": needs, "item_id": items, "grade": grades}), tmp_path / "grades.parquet"
+    )
+    found = build(logs, tmp_path)
+    assert rows(found.truth.qr) == [(PIE, 11, 4)]
+    assert rows(found.truth.qr_editor) == [(PIE, 11, 3), (PIE, 11, 4)]
+    assert found.counts["qr_editor_queries"] == 1
+
+
 def test_qr_by_an_independent_theta_uses_its_own_relevance_and_similarity(logs):
     # The candidates are 3 and 4 of "apple pie". The thetas keep one each; no pair is kept by both.
     testsets = build(logs, relevance=all_but(4), independent=(all_but(3), always(0.5)))
@@ -231,6 +244,8 @@ def test_saved_and_loaded_sets_are_equal(tmp_path, logs, truth):
         folder.mkdir()
         save_testsets(testsets, folder)
         assert load_testsets(folder) == testsets
+    (tmp_path / "with" / "truth_qr_editor.parquet").unlink()  # sets that were built before there was one
+    assert load_testsets(tmp_path / "with").truth.qr_editor is None
 
 
 def test_a_damaged_folder_is_refused(tmp_path, logs):
@@ -240,6 +255,13 @@ def test_a_damaged_folder_is_refused(tmp_path, logs):
     (tmp_path / "ct.parquet").write_bytes(b"half")
     with pytest.raises(CropsError, match="does not hold test sets"):
         load_testsets(tmp_path)
+
+
+def test_an_annotators_file_is_no_truth(tmp_path, logs):
+    judged = tmp_path / "judgements.csv"
+    judged.write_text("day,query,item_id,grade\n")
+    with pytest.raises(CropsError, match="is a file and no truth: judgements of an annotator err"):
+        build(logs, judged)
 
 
 def test_faulty_truth_is_refused(tmp_path, logs, truth):

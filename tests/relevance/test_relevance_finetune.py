@@ -9,7 +9,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
-from crops.cli.calibrate import calibrate
+from crops.cli.theta import theta_calibrate
 from crops.config import RelevanceConfig
 from crops.errors import CropsError
 from crops.relevance import (
@@ -100,7 +100,7 @@ def calibrated(trained, judged, tmp_path_factory):
         for q, d, r in zip(judged.left, judged.right, judged.relevant, strict=True)
     ]
     (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found = calibrate(
+    found = theta_calibrate(
         folder / "pairs.jsonl",
         folder / "out",
         "made by hand",

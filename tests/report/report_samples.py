@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import numpy as np
 import pyarrow as pa
 
-from crops.cli.calibrate import calibration_page
 from crops.cli.llm import judge_page
 from crops.cli.simulate import World, realism_page
+from crops.cli.theta import calibration_page
 from crops.config import EngineConfig, RunConfig
 from crops.evaluation import Difference, Interval, TestSets
 from crops.evaluation.evaluate import metric_values, summarise

@@ -1,13 +1,16 @@
 """Tables and verdicts from cells written by hand."""
 
+import json
+
 import pytest
 from handmade_cells import write_cell
 
 from crops.errors import CropsError
 from crops.evaluation import Difference
-from crops.reproduce.design import CT, LAYOUTS, NDCG, QR, QR_TRUTH
+from crops.reproduce.design import CT, LAYOUTS, METRICS_VERSION, NDCG, QR, QR_TRUTH
+from crops.reproduce.make import remove_outdated
 from crops.reproduce.tables import (
-    breakdown_table,
+    breakdown_tables,
     converged_at,
     convergence,
     cost_table,
@@ -101,6 +104,27 @@ def test_a_missing_method_is_said_not_guessed(table3, tmp_path):
     assert table.rows[2][:2] == ["+ P2", "not tested: step 3: the loss is nan"]
     (verdict, *_) = (v for v in judge(read_rules({}), "table3", own, {}) if v.claim == "P2 adds to P1")
     assert (verdict.ruling, verdict.why) == ("not tested", "no cell of plus_p2 for every seed")
+
+
+@pytest.mark.parametrize(
+    ("oracle", "ruling"), [(0.004, "no headroom"), (-0.01, "no headroom"), (0.02, "not reproduced")]
+)
+def test_a_claim_has_no_headroom_where_the_oracle_moves_nothing(tmp_path, oracle, ruling):
+    """P1 loses a point; an oracle that gains less than half a point leaves nothing to reproduce."""
+    gains = {"fs_lr": 0.0, "plus_p1": -0.01, "oracle_source": oracle}
+    cells = [write_cell(tmp_path, name, 0, {CT: spread(0.5, gain)}) for name, gain in gains.items()]
+    found = judge(read_rules({}), "table3", group(cells, list(gains), [0]), {})
+    verdict = found[0]
+    assert (verdict.claim, verdict.metric) == ("P1 adds to the baseline", "CT recall@100")
+    assert verdict.ruling == ruling
+    assert f"oracle source {100 * oracle:+.1f} points" in verdict.why
+
+
+def test_what_is_reproduced_stays_so_whatever_the_oracle_does(tmp_path):
+    gains = {"fs_lr": 0.0, "plus_p1": 0.02, "oracle_source": 0.0}
+    cells = [write_cell(tmp_path, name, 0, {CT: spread(0.5, gain)}) for name, gain in gains.items()]
+    found = judge(read_rules({}), "table3", group(cells, list(gains), [0]), {})
+    assert found[0].ruling == "reproduced"
 
 
 def one(mean, low, high, p):
@@ -205,7 +229,7 @@ def test_cost_and_breakdown(tmp_path):
     cost = cost_table(LAYOUTS["table2"], own)
     assert cost.rows[0][:5] == ["BM25", "–", "–", "–", "50.0"]
     assert cost.rows[1][:4] == ["CroPS", "30.0", "40.0", "600 × 10.0"]
-    table = breakdown_table(LAYOUTS["table2"], own)
+    (table,) = breakdown_tables(LAYOUTS["table2"], own)  # cells of old: no other breakdown
     found = dict(zip(table.head, table.rows[1], strict=True))
     assert found["CT: head (n = 30)"] == "100.0"
     assert found["CT: unseen (n = 30)"] == "0.0"
@@ -227,3 +251,15 @@ def test_every_claim_of_the_paper_is_there():
         known = {row.method for row in LAYOUTS[claim.table].rows} if claim.table in LAYOUTS else {""}
         assert set(claim.methods) <= known, claim.text
     assert "CroPS finds more than TriSampler" in {one.text for one in rules.claims}
+
+
+def test_cells_of_older_metrics_are_removed_to_be_made_again(tmp_path):
+    for version in (METRICS_VERSION, 1, None):
+        cell = write_cell(tmp_path, f"v{version}", 0, {CT: [0.5]})
+        facts = cell.info | ({} if version is None else {"metrics_version": version})
+        (cell.folder / "cell.json").write_text(json.dumps(facts))
+    (tmp_path / "tests" / "sets").mkdir(parents=True)
+    assert remove_outdated(tmp_path) == 2
+    assert [folder.name for folder in (tmp_path / "cells").iterdir()] == [f"v{METRICS_VERSION}-0"]
+    assert not (tmp_path / "tests" / "sets").exists()
+    assert remove_outdated(tmp_path) == 0

@@ -107,8 +107,8 @@ def test_plan_of_the_tables():
     design = Design(load_config(), {"dpr": {"negatives": 4}})
     methods = [one.method for one in design.cells("all", world)]
     distinct = {one.name() for one in design.cells("all", world)}
-    # 8 + 7 + 4 rows, of which FS-LR and CroPS are in two and three; 3 watched cells; 9 of other texts
-    assert len(distinct) == 8 + 7 + 4 - 3 + 3 + 9
+    # 8 + 7 + 4 rows, of which FS-LR and CroPS are in two and three; 3 watched cells; 9 of other texts; 2 oracles
+    assert len(distinct) == 8 + 7 + 4 - 3 + 3 + 9 + 2
     assert {"bm25", "nce", "adore", "p1_at_4", "softmax_ce"} <= set(methods)
     (dpr,) = (one for one in design.cells("table2", world) if one.method == "dpr")
     assert dpr.point == {"negatives": 4}
@@ -120,12 +120,12 @@ def test_an_ablation_has_the_settings_of_what_it_ablates():
     own, shared = {"docs_per_source": 4}, {"docs_per_source": 1}
     design = Design(load_config(), {"fs_lr": own, "plus_p1": own, "crops": shared})
     *steps, recipe = [one.point for one in design.cells("table3", world)]
-    assert steps == [shared] * 12
+    assert steps == [shared] * 14
     assert recipe == {}
     rivals = {one.method: one.point for one in design.cells("table2", world)}
     assert (rivals["fs_lr"], rivals["crops"]) == (own, shared)
     # FS-LR as a rival and as the baseline of the ablation are two cells now
-    assert len({one.name() for one in design.cells("all", world)}) == 8 + 7 + 4 - 2 + 3 + 9
+    assert len({one.name() for one in design.cells("all", world)}) == 8 + 7 + 4 - 2 + 3 + 9 + 2
 
 
 def test_more_generated_documents_leave_the_cells_of_other_sources(tmp_path):

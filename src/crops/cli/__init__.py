@@ -14,7 +14,10 @@ LEARNING = "Train and evaluate"
 SERVING = "Serve"
 SIMULATION = "Simulate and reproduce"
 ONLINE = "Online"
-GROUPS = {"judge": (LOGS, "Are the positives relevant? By people, by an LLM, by truth.")}
+GROUPS = {
+    "judge": (LOGS, "Are the positives relevant? By people, by an LLM, by truth."),
+    "theta": (LOGS, "Teach the relevance model by judgements."),
+}
 """What commands of two words begin with: panel and help."""
 
 
@@ -55,7 +58,8 @@ COMMANDS = (
     Command("judge llm", "llm:judge_llm", LOGS, "Have an LLM grade them, too."),
     Command("judge report", "llm:judge_report", LOGS, "Report grades by source, and how far raters agree."),
     Command("judge truth", "llm:judge_truth", LOGS, "Grade the sources by a simulator's truth."),
-    Command("calibrate", "calibrate:calibrate", LOGS, "Fit what the relevance model's scores mean."),
+    Command("theta calibrate", "theta:theta_calibrate", LOGS, "Fit what the scores of a text model mean."),
+    Command("theta fit", "theta:theta_fit", LOGS, "Fit a theta that reads the evidence of logs, too."),
     Command("split", "train:split", LEARNING, "Write samples in buckets, for training on several machines."),
     Command("train", "train:train", LEARNING, "Train a retriever on mined samples."),
     Command("evaluate", "evaluate:evaluate", LEARNING, "Compare models on a later day of the logs."),
@@ -65,6 +69,7 @@ COMMANDS = (
     Command("serve", "serve:serve", SERVING, "Search over HTTP and in a browser, with the evidence."),
     Command("demo", "demo:demo", SIMULATION, "See a filter bubble form and break, in minutes."),
     Command("simulate", "simulate:simulate", SIMULATION, "Simulate search and feed logs, with their truth."),
+    Command("annotate", "simulate:annotate", SIMULATION, "Have a simulated editor judge mined pairs."),
     Command(
         "platform-report",
         "simulate:platform_report",

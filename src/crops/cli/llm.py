@@ -440,10 +440,10 @@ def judge_truth(
         catalogue=BM25Retriever(*load_items(samples)),
         theta=pair_scorer("relevance", run.relevance, cache_folder() / "relevance"),
     )
-    table = rich.table.Table("source", "theta above", "pairs", "right, %", title="Precision by truth")
+    heads = ("source", "theta above", "pairs", "right for the searcher, %", "for the query, %")
+    table = rich.table.Table(*heads, title="Precision by truth")
     for row in rows:
-        share = "–" if row.share is None else f"{100 * row.share:.1f}"
         above = "before" if row.alpha is None else f"{row.alpha:.1f}"
-        table.add_row(row.source, above, f"{row.pairs:,}", share)
+        table.add_row(row.source, above, f"{row.pairs:,}", percent(row.share), percent(row.share_for_query))
     console.print(table)
-    return [{**asdict(row), "share": row.share} for row in rows]
+    return [{**asdict(row), "share": row.share, "share_for_query": row.share_for_query} for row in rows]

@@ -290,6 +290,11 @@ def mine(
     days, held = _days(open_logs(accepted), first, last, run, daily=daily)
     named = bool(run.engine.days or last)
     run = run.model_copy(update={"engine": run.engine.model_copy(update={"days": days or None})})
+    if daily and run.relevance.evidence:
+        raise CropsError(
+            "relevance.evidence is not read in daily builds, where each day has an evidence of its own; mine "
+            "the days without --daily, or leave it out"
+        )
     if daily:
         job = mining_job(accepted, run, generated, left_out)
         report = mine_daily(open_logs(accepted), out, job, days, rebuild=rebuild)

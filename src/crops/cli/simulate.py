@@ -12,10 +12,11 @@ from typing import Annotated, Any
 import typer
 from markupsafe import Markup
 
-from crops import pipeline
+from crops import pipeline, platform
 from crops.cli.evaluate import evaluate
 from crops.cli.options import Options, command
 from crops.config import RunConfig
+from crops.engine.mined import read_mined
 from crops.errors import CropsError
 from crops.logs import check
 from crops.outputs import MANIFEST, console, ended, publish, read_manifest, to_json, write_manifest
@@ -34,7 +35,7 @@ from crops.reproduce.design import (
     parse_worlds,
     stored_points,
 )
-from crops.reproduce.make import opened
+from crops.reproduce.make import opened, remove_outdated
 from crops.reproduce.produce import PAGE, produce, produce_map, tuned, write_all, write_docs
 
 
@@ -68,6 +69,42 @@ def simulate(
         run = run.model_copy(update={"platform": run.platform.model_copy(update={"informative": False})})
     pipeline.simulate(out, run)
     ended(f"platform in [bold]{out}[/bold]", f"crops check {out / 'logs'} {out / 'checked'}")
+    return out
+
+
+@command
+def annotate(
+    world: Annotated[Path, typer.Argument(help="Folder that `crops simulate` wrote.")],
+    samples: Annotated[Path, typer.Argument(help="A mining of its training day: its pairs are judged.")],
+    out: Annotated[Path, typer.Option(help="CSV to write: day, query, item_id, grade.")],
+    budget: Annotated[int, typer.Option(help="Judgements.", min=1)] = 2000,
+    noise: Annotated[float, typer.Option(help="Share of wrong grades.", min=0, max=1)] = 0.1,
+    seed: Annotated[int, typer.Option(help="Of the pairs and of the errors.")] = 0,
+) -> Path:
+    """Have a simulated editor judge pairs of query and item: grades of 0 to 3, some of them wrong.
+
+    The editor reads both and knows no searcher: an item is as good as it is for any need that the query was
+    searched with. Pairs are drawn alike from all origins. The file is no truth; learning may read it
+    (`crops theta fit`). The test day is refused.
+    """
+    mined = read_mined(samples)
+    days = read_manifest(world, "simulate")["days"]
+    if days["test"] in mined.report["days"]:
+        raise CropsError(f"{samples} was mined from {days['test']}, the test day: nobody judges its answers")
+    ((logs, _), *_) = mined.open_logs(None)
+    judged = platform.annotate(
+        mined.folder,
+        logs.path,
+        mined.report["days"],
+        world / "truth",
+        out,
+        budget=budget,
+        noise=noise,
+        seed=seed,
+    )
+    console.print(
+        f"{len(judged):,} judgements in [bold]{out}[/bold]; next: crops theta fit {out} --samples {samples}"
+    )
     return out
 
 
@@ -264,6 +301,9 @@ def reproduce(
     judged: Annotated[
         Path | None, typer.Option(help="Docs, queries and qrels of the world `judged`, as Parquet.")
     ] = None,
+    again: Annotated[
+        bool, typer.Option("--again", help="First remove cells that were evaluated before all metrics were.")
+    ] = False,
     jobs: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
     docs: Annotated[
         Path | None,
@@ -286,6 +326,8 @@ def reproduce(
     require_encoder(run.training)
     tables = out / (target if worlds == DEFAULT else f"{target}-{worlds.replace(',', '-')}")
     with opened(out):
+        if again:
+            console.print(f"{remove_outdated(out):,} cells of older metrics removed")
         design = Design(run, stored_points(run.training.encoder), documents)
         if tune:
             design = tuned(design, target, wanted[0][0], out, folds)

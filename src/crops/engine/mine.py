@@ -40,6 +40,7 @@ from crops.engine.search import staged_sql
 from crops.engine.spark import SparkBackend
 from crops.engine.stages import build_key, work_folder
 from crops.engine.without import Without, count_left_out
+from crops.errors import CropsError
 from crops.labels import Origin, Source, parse_sources
 from crops.logs import Logs
 from crops.logs.days import spans
@@ -93,6 +94,11 @@ def mine(
     """
     generated = None if generated is None else Path(generated).absolute()
     wanted = parse_sources(config.sources)
+    if Source.PROMOTED & wanted and relevance is None:
+        raise CropsError(
+            "engine.sources holds p4, which promotes what theta finds right, and there is no theta; name one "
+            "in relevance.model or relevance.evidence (crops theta fit), or leave p4 out"
+        )
     seconds: dict[str, float] = {}
     clicks, counted = None, None
     with open_backend(config) as backend, publish(out, "mine") as folder:
@@ -315,7 +321,8 @@ def key_texts(run: Run) -> None:
     """Hash the document texts that will be scored."""
     if run.theta:
         tables = [f"({NO_CANDIDATES}) c", *run.candidates().values()]
-        key_documents(run.backend, " union ".join(f"select item_id from {table}" for table in tables))
+        items = " union ".join(f"select item_id from {table}" for table in tables)
+        key_documents(run.backend, items, by_item=run.theta.by_item)
 
 
 def sample_search(run: Run, partition: Partition) -> None:

@@ -43,6 +43,11 @@ class CachedScorer:
     def __post_init__(self) -> None:
         object.__setattr__(self, "folder", Path(self.folder))  # text will do
 
+    @property
+    def by_item(self) -> bool:
+        """Whether `right_key` is the id of the item: for a scorer that reads more of it than its text."""
+        return bool(getattr(self.scorer, "by_item", False))
+
 
 def cached(scorer: PairScorer | CachedScorer | None, folder: Path) -> CachedScorer | None:
     """Return the scorer with a cache: its own, or one in `folder` for the time of a job."""
@@ -62,13 +67,18 @@ def scorer_names(
     return {kind: scorer.folder.name if scorer else "none" for kind, scorer in known.items()}
 
 
-def key_documents(backend: Backend, items: str) -> None:
-    """Make `document_keys(item_id, key)`: the hash of each item's text.
+def key_documents(backend: Backend, items: str, *, by_item: bool = False) -> None:
+    """Make `document_keys(item_id, key)`: the hash of each item's text, or its id.
 
     Args:
         backend: holds `documents`.
         items: SELECT of distinct `item_id`; those without a document are left out.
+        by_item: whether the key is the id.
     """
+    if by_item:
+        own = f"select d.item_id, d.item_id as key from documents d join ({items}) i on i.item_id = d.item_id"
+        backend.table("document_keys", own)
+        return
     texts = f"select d.item_id, d.text from documents d join ({items}) i on i.item_id = d.item_id"
     backend.map_batches("document_keys", texts, _keys, _KEY_SCHEMA)
 

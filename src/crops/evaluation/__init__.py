@@ -25,6 +25,7 @@ from crops.evaluation.significance import (
 from crops.evaluation.testsets import (
     AGES,
     FREQUENCIES,
+    SHOWN,
     Slices,
     TestSets,
     TruthSets,
@@ -41,6 +42,7 @@ __all__ = [
     "FREQUENCIES",
     "METRICS",
     "MIN_QUERIES",
+    "SHOWN",
     "Measured",
     "RankedDay",
     "Difference",

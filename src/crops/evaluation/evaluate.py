@@ -29,7 +29,7 @@ from crops.evaluation.metrics import (
     reciprocal_rank,
 )
 from crops.evaluation.significance import Difference, Interval, bootstrap_interval, paired_bootstrap
-from crops.evaluation.testsets import AGES, RELEVANT_GRADE, Slices, TestSets, grouped
+from crops.evaluation.testsets import AGES, RELEVANT_GRADE, SHOWN, Slices, TestSets, grouped
 from crops.logs import Judged
 from crops.outputs import console
 from crops.protocols import Retriever
@@ -37,6 +37,8 @@ from crops.protocols import Retriever
 _NOTHING: Ids = np.empty(0, dtype=np.int64)
 _NDCG_K = 10
 """NDCG on judged collections is also reported at this cut-off, beside the configured one."""
+CUTOFFS = (20, 50)
+"""Recall is also reported at these, where they are below the configured cut-off."""
 _BLOCK = 10_000
 """Rankings compared at a time: a busy day has many more events than queries."""
 
@@ -93,13 +95,25 @@ Measured = tuple[Ids, Values, Values | None]
 
 
 def recall(day: RankedDay) -> dict[str, Measured]:
-    """Return recall of CT and QR, of QR by the independent theta and by truth where they are known.
+    """Return recall of CT and, with truth, of QR by truth and by an editor.
 
-    - `recall@k/ct`, `recall@k/qr`, ...: over queries; relevant = union over the events of the query;
+    - `recall@k/ct`, `recall@k/qr_truth`, ...: over queries; relevant = union over the events of the query;
+      also at `CUTOFFS`;
     - `recall@k/ct_events`, ...: over events, weighted by their number; relevant = that event's own items.
     """
-    sets = {"ct": day.testsets.ct, "qr": day.testsets.qr, "qr_independent": day.testsets.qr_independent}
-    sets["qr_truth"] = None if day.testsets.truth is None else day.testsets.truth.qr
+    truth = day.testsets.truth
+    return _recalls(
+        day,
+        {"ct": day.testsets.ct, "qr_truth": truth and truth.qr, "qr_editor": truth and truth.qr_editor},
+    )
+
+
+def recall_by_theta(day: RankedDay) -> dict[str, Measured]:
+    """Return recall of QR, and of QR by the independent theta where it is known, as `recall` does."""
+    return _recalls(day, {"qr": day.testsets.qr, "qr_independent": day.testsets.qr_independent})
+
+
+def _recalls(day: RankedDay, sets: Mapping[str, pa.Table | None]) -> dict[str, Measured]:
     found: dict[str, Measured] = {}
     for name, pairs in sets.items():
         if pairs is None:
@@ -113,6 +127,9 @@ def recall(day: RankedDay) -> dict[str, Measured]:
         means, counts = _mean_by_query(query_ids, owners, by_event, np.ones(len(owners)))
         found[f"recall@{day.k}/{name}"] = (query_ids, _recall(day, query_ids, union), None)
         found[f"recall@{day.k}/{name}_events"] = (query_ids, means, counts)
+        for k in CUTOFFS:
+            if k < day.k:
+                found[f"recall@{k}/{name}"] = (query_ids, _recall(day, query_ids, union, k=k), None)
     return found
 
 
@@ -192,6 +209,20 @@ def recall_by_age(day: RankedDay) -> dict[str, Measured]:
     return found
 
 
+def recall_by_click(day: RankedDay) -> dict[str, Measured]:
+    """Return `recall@k/ct|words=...`, `recall@k/ct|shown=...`, with slices and truth: of such clicks only."""
+    if day.slices is None or (clicks := day.slices.clicks) is None:
+        return {}
+    parts = {"words=some": ~pc.field("wordless"), "words=none": pc.field("wordless")}
+    parts |= {f"shown={one}": pc.field("shown") == one for one in SHOWN}
+    return {
+        f"recall@{day.k}/ct|{name}": _over_pairs(
+            day, clicks.filter(part), lambda top, relevant: recall_at_k(top, relevant, day.k)
+        )
+        for name, part in parts.items()
+    }
+
+
 def never_shown(day: RankedDay) -> dict[str, Measured]:
     """Return `never_shown@k`, with slices.
 
@@ -254,11 +285,14 @@ METRICS: dict[str, Callable[[RankedDay], dict[str, Measured]]] = {
     "catalogue_ndcg": catalogue_ndcg,
     "mrr": mrr,
     "recall_by_age": recall_by_age,
+    "recall_by_click": recall_by_click,
     "never_shown": never_shown,
     "senses": senses,
     "recall_of_never_shown": recall_of_never_shown,
+    "recall_by_theta": recall_by_theta,
 }
-"""All metrics, in the order of the results; a function may give several, by name, or none."""
+"""All metrics, in the order of the results; a function may give several, by name, or none. QR by theta comes
+last: where theta chose what was trained on, it is its own witness."""
 
 
 def _over_pairs(day: RankedDay, pairs: pa.Table, metric: Callable[[Ids, list[Ids]], Values]) -> Measured:
@@ -267,11 +301,13 @@ def _over_pairs(day: RankedDay, pairs: pa.Table, metric: Callable[[Ids, list[Ids
     return queries, metric(day.rankings.of(queries), [np.unique(own) for own in items]), None
 
 
-def _recall(day: RankedDay, query_ids: Ids, relevant: list[Ids], *, capped: bool = False) -> Values:
-    """Return `recall_at_k` [n] of known queries [n] (repeated at will), block by block."""
+def _recall(
+    day: RankedDay, query_ids: Ids, relevant: list[Ids], *, capped: bool = False, k: int | None = None
+) -> Values:
+    """Return `recall_at_k` [n] of known queries [n] (repeated at will), block by block; k is the day's."""
     blocks = [slice(start, start + _BLOCK) for start in range(0, len(query_ids), _BLOCK)]
     values = [
-        recall_at_k(day.rankings.of(query_ids[block]), relevant[block], day.k, capped=capped)
+        recall_at_k(day.rankings.of(query_ids[block]), relevant[block], k or day.k, capped=capped)
         for block in blocks
     ]
     return np.concatenate([np.empty(0), *values])

@@ -23,11 +23,19 @@ from crops.protocols import PairScorer, Retriever
 from crops.text import document_text
 
 _LOGGED = """
+with needs as (
+    select distinct e.query_id, s.need_id
+    from read_parquet($evidence) e join read_parquet($searches) s using (search_id)
+), answers as (
+    select distinct n.query_id, g.item_id from needs n join read_parquet($grades) g using (need_id)
+    where g.grade >= $relevant
+)
 select e.source, e.query_id, e.item_id, max(e.theta) as theta,
-    bool_or(coalesce(g.grade, 0) >= $relevant) as relevant
+    bool_or(coalesce(g.grade, 0) >= $relevant) as relevant, bool_or(a.item_id is not null) as for_query
 from read_parquet($evidence) e
 left join read_parquet($searches) s using (search_id)
 left join read_parquet($grades) g on g.need_id = s.need_id and g.item_id = e.item_id
+left join answers a on a.query_id = e.query_id and a.item_id = e.item_id
 where e.source in (select unnest($bits)) and e.search_id is not null
 group by e.source, e.query_id, e.item_id
 """
@@ -54,11 +62,19 @@ class Precision:
     """None: before theta."""
     pairs: int
     right: int
+    """For the need behind a search that they are credited to."""
+    right_for_query: int
+    """For the need behind any search of the query with evidence: what an editor could know."""
 
     @property
     def share(self) -> float | None:
         """Share of the pairs that are right; None without pairs."""
         return self.right / self.pairs if self.pairs else None
+
+    @property
+    def share_for_query(self) -> float | None:
+        """Share of the pairs that are right for the query; None without pairs."""
+        return self.right_for_query / self.pairs if self.pairs else None
 
 
 def source_precision(
@@ -71,10 +87,11 @@ def source_precision(
 ) -> list[Precision]:
     """Return the precision of clicks, P1, P2 and P3 by truth, before theta and above each of `alphas`.
 
-    A logged pair is right when the item has grade >= 2 for the need behind a search it is credited to. A
-    generated document has no grade: it counts as the real item nearest to its text, and is right when that
-    one has grade >= 2 for a need behind a search of the query. That measures where P3 points, not whether
-    what it says is true. Clicks have no theta, so they have no precision after it.
+    A logged pair is right when the item has grade >= 2 for the need behind a search it is credited to, and
+    right for the query when it has that for the need of any search of the query with evidence. A generated
+    document has no grade: it counts as the real item nearest to its text, and is right when that one has
+    grade >= 2 for a need behind a search of the query. That measures where P3 points, not whether what it
+    says is true. Clicks have no theta, so they have no precision after it.
 
     Args:
         samples: output of `crops mine`; see above on its settings.
@@ -107,27 +124,33 @@ def _logged(
     found = []
     for name, source in logged.items():
         own = rows["source"] == int(source)
-        right = np.asarray(rows["relevant"][own], np.bool_)
+        if source is Source.PROMOTED and not own.any():
+            continue  # nobody asked for it
+        right, for_query = (np.asarray(rows[column][own], np.bool_) for column in ("relevant", "for_query"))
         scores = np.ma.filled(np.ma.asarray(rows["theta"][own], np.float64), np.nan)
         if source is Source.CLICKED:
-            found.append(Precision(name, None, len(right), int(right.sum())))
+            found += _by_alpha(name, right, for_query, None, alphas)
         elif np.isnan(scores).any():
             raise CropsError(f"{samples}: {name} was mined without theta; mine with a relevance model")
         else:
-            found += _by_alpha(name, right, scores, alphas)
+            found += _by_alpha(name, right, for_query, scores, alphas)
     return found
 
 
 def _by_alpha(
-    name: str, right: NDArray[np.bool_], scores: NDArray[np.float64] | None, alphas: Sequence[float]
+    name: str,
+    right: NDArray[np.bool_],
+    for_query: NDArray[np.bool_],
+    scores: NDArray[np.float64] | None,
+    alphas: Sequence[float],
 ) -> list[Precision]:
-    found = [Precision(name, None, len(right), int(right.sum()))]
+    passing: dict[float | None, NDArray[np.bool_]] = {None: np.ones(len(right), np.bool_)}
     if scores is not None:
-        found += [
-            Precision(name, alpha, int((scores > alpha).sum()), int(right[scores > alpha].sum()))
-            for alpha in alphas
-        ]
-    return found
+        passing |= {alpha: scores > alpha for alpha in alphas}
+    return [
+        Precision(name, alpha, *(int(one.sum()) for one in (kept, right[kept], for_query[kept])))
+        for alpha, kept in passing.items()
+    ]
 
 
 def _written(
@@ -160,4 +183,5 @@ def _written(
         batch = pa.RecordBatch.from_pydict({"left": [row["query"] for row in rows], "right": texts})
         (scored,) = theta(iter([batch]))
         scores = scored.column("score").to_numpy()[judged]
-    return _by_alpha("P3", np.asarray(met["relevant"], np.bool_), scores, alphas)
+    right = np.asarray(met["relevant"], np.bool_)
+    return _by_alpha("P3", right, right, scores, alphas)

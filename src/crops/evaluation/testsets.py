@@ -9,6 +9,8 @@ One set of relevant items per distinct normalised query of the test day: the uni
 A simulator's truth (which need was behind a search, which items meet it) adds:
 
 - QR by truth: consumed after a reformulation, grade >= 2 for the need of the first search; no theta;
+- QR by an editor, who knows the query and not the searcher: grade >= 2 for a need that the day's searches of
+  the query had;
 - needs: what true recall asks for, the needs behind the searches of each query;
 - annotation: for each query its most frequent need of the day (ties: the smaller need_id) and the list that
   the old system ranked at the first event with that need: exposed by rank, then unexposed by pre_score.
@@ -42,11 +44,14 @@ from crops.logs import Logs, open_logs
 from crops.logs.days import spans
 from crops.logs.tables import add_texts
 from crops.protocols import PairScorer
+from crops.retrieval.bm25 import splitter, tokeniser_for
+from crops.text import document_text_sql
 
 _INDEX = "testsets.json"
 _TABLES = ("queries", "candidates", "ct", "qr")
 _INDEPENDENT = "qr_independent"
 _TRUTH_TABLES = ("qr", "needs", "annotation", "grades")
+_EDITOR = "truth_qr_editor.parquet"
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,8 @@ class TruthSets:
     """query_id, need_id, position (1-based in the old system's list), item_id, grade."""
     grades: pa.Table
     """need_id, item_id, grade: all candidates with a grade above 0 for the needs of the tables above."""
+    qr_editor: pa.Table | None = None
+    """query_id, search_id, item_id: as `qr`, relevant to any need that the query had; None in sets of old."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +161,7 @@ def build_testsets(
             backend.load("later_any", later_any.schema, later_any.to_batches())
             sets, truth_counts = build_truth_sets(backend, truth, config, seed)
             counts |= truth_counts
-            used += [sets.qr, sets.needs, sets.annotation]
+            used += [sets.qr, sets.needs, sets.annotation, *([sets.qr_editor] if sets.qr_editor else [])]
         queries = _queries(backend, used, seen)
         candidates = backend.arrow("select item_id from candidates order by item_id")
     return TestSets(tuple(days), seed, queries, candidates, ct, qr, sets, counts, other)
@@ -168,6 +175,8 @@ def save_testsets(testsets: TestSets, folder: str | Path) -> None:
     if testsets.truth is not None:
         for name in _TRUTH_TABLES:
             pq.write_table(getattr(testsets.truth, name), folder / f"truth_{name}.parquet")
+        if testsets.truth.qr_editor is not None:
+            pq.write_table(testsets.truth.qr_editor, folder / _EDITOR)
     if testsets.qr_independent is not None:
         pq.write_table(testsets.qr_independent, folder / f"{_INDEPENDENT}.parquet")
     index = {
@@ -194,7 +203,8 @@ def load_testsets(folder: str | Path) -> TestSets:
         truth = None
         if index["truth"]:
             truth = TruthSets(
-                **{name: pq.read_table(folder / f"truth_{name}.parquet") for name in _TRUTH_TABLES}
+                **{name: pq.read_table(folder / f"truth_{name}.parquet") for name in _TRUTH_TABLES},
+                qr_editor=pq.read_table(folder / _EDITOR) if (folder / _EDITOR).exists() else None,
             )
     except (OSError, ValueError, KeyError) as error:
         raise CropsError(f"{folder} does not hold test sets: {error}; build them again") from error
@@ -300,6 +310,7 @@ def build_truth_sets(
     counts = {
         "searches_without_need": backend.count("searches") - backend.count("event_needs"),
         "qr_truth_queries": backend.count(f"(select distinct query_id from ({_QR}))"),
+        "qr_editor_queries": backend.count(f"(select distinct query_id from ({_QR_EDITOR}))"),
         "needs_queries": backend.count("(select distinct query_id from query_needs)"),
         "annotated_queries": backend.count("(select distinct query_id from annotated)"),
     }
@@ -312,6 +323,7 @@ def build_truth_sets(
         needs=needs,
         annotation=annotation,
         grades=grades.filter(pc.is_in(grades["need_id"], used.unique())),
+        qr_editor=sample_queries(_sorted(backend, f"({_QR_EDITOR})"), config.max_qr, seed),
     )
     return sets, counts
 
@@ -333,6 +345,9 @@ join event_needs e on e.search_id = l.search_id
 join need_grades g on g.need_id = e.need_id and g.item_id = l.item_id
 where g.grade >= {RELEVANT_GRADE}
 """
+_QR_EDITOR = _QR.replace(
+    "event_needs e on e.search_id = l.search_id", "query_needs e on e.query_id = l.query_id"
+)
 
 
 def _annotated_sql(pool: int) -> str:
@@ -365,6 +380,11 @@ def _sorted(backend: DuckDBBackend, relation: str) -> pa.Table:
 
 
 def _scan(truth: Path, name: str, columns: tuple[str, ...]) -> str:
+    if truth.is_file():
+        raise CropsError(
+            f"{truth} is a file and no truth: judgements of an annotator err. Truth is the folder that "
+            "`crops simulate` wrote"
+        )
     file = truth / f"{name}.parquet"
     if not file.is_file():
         raise CropsError(f"{file} is missing: give the truth/ folder that `crops simulate` wrote, or none")
@@ -378,6 +398,9 @@ FREQUENCIES = ("head", "torso", "tail", "unseen")
 AGES = ("new", "recent", "old")
 """Uploaded after the training day ended; within `RECENT_DAYS` before that; earlier."""
 RECENT_DAYS = 7
+SHOWN = ("text", "meaning", "never")
+"""Whether what was clicked had been shown up to the training day: for this query, for another with its
+meaning, or for neither."""
 _DAY_US = 86_400_000_000
 
 
@@ -393,6 +416,9 @@ class Slices:
     """item_id, age (one of `AGES`, null if the upload time is not known) of the candidates."""
     senses: pa.Table | None
     """query_id, sense, item_id: candidates of each sense that the query's test searches meant."""
+    clicks: pa.Table | None = None
+    """query_id, item_id, shown (one of `SHOWN`), wordless (no word of the item is in a test query of the
+    meaning) of the pairs of CT; None without truth, and in slices of old."""
 
 
 def build_slices(
@@ -422,17 +448,20 @@ def build_slices(
         db.execute(_SLICE_TABLES.format(searched=searched, train=train_day, test="', '".join(testsets.days)))
         ages = _arrow(db, _AGES.format(items=items, end=end, recent=end - RECENT_DAYS * _DAY_US))
         senses = None if truth is None else _arrow(db, _senses_sql(truth))
+        clicks: pa.Table | None = None
         counted = "select null::BIGINT as query_id, null::BIGINT as senses where false"
-        if senses is not None:
+        if truth is not None and senses is not None:
             db.register("senses", senses)
+            clicks = _clicks(db, truth, searched, items, train_day, testsets)
             counted = "select query_id, count(distinct sense) as senses from senses group by query_id"
-        return Slices(_arrow(db, _QUERIES.format(senses=counted)), _arrow(db, _SHOWN), ages, senses)
+        queries = _arrow(db, _QUERIES.format(senses=counted))
+        return Slices(queries, _arrow(db, _SHOWN), ages, senses, clicks)
 
 
 def save_slices(slices: Slices, folder: str | Path) -> None:
     """Write the tables as Parquet files into an existing folder."""
     folder = Path(folder)
-    for name in ("queries", "shown", "ages", "senses"):
+    for name in ("queries", "shown", "ages", "senses", "clicks"):
         if (table := getattr(slices, name)) is not None:
             pq.write_table(table, folder / f"facts_{name}.parquet")
 
@@ -448,8 +477,10 @@ def load_slices(folder: str | Path) -> Slices:
         tables = {
             name: pq.read_table(folder / f"facts_{name}.parquet") for name in ("queries", "shown", "ages")
         }
-        senses = folder / "facts_senses.parquet"
-        return Slices(**tables, senses=pq.read_table(senses) if senses.exists() else None)
+        for name in ("senses", "clicks"):
+            file = folder / f"facts_{name}.parquet"
+            tables[name] = pq.read_table(file) if file.exists() else None
+        return Slices(**tables)
     except (OSError, ValueError) as error:
         raise CropsError(
             f"{folder} does not hold the slices of test sets: {error}; build them again"
@@ -500,6 +531,54 @@ def _senses_sql(truth: Path) -> str:
     select m.query_id, m.head || ' / ' || m.sense as sense, a.item_id
     from meant m join about a using (head, sense) order by all
     """
+
+
+_CLICKS = """
+create table meant as
+    select search_id, n.head || ' / ' || n.sense as meaning from {searches} join {needs} n using (need_id);
+create table met as
+    select distinct m.meaning, f.item_id from {searched} f join meant m using (search_id)
+    where f.stage = 'exposed' and f.day <= '{train}';
+create table clicked as
+    select distinct c.query_id, c.item_id, m.meaning from ct c join meant m using (search_id);
+"""
+_MEANING_TEXTS = """
+select meaning, string_agg(query, ' ') as text from (
+    select distinct m.meaning, e.query from tested e join meant m using (search_id)
+) group by meaning order by meaning
+"""
+_PLACED = """
+select c.query_id, c.item_id,
+    case when bool_or(e.item_id is not null) then 'text' when bool_or(m.item_id is not null) then 'meaning'
+         else 'never' end as shown, bool_and(s.item_id is null) as wordless
+from clicked c join wanted w using (query_id)
+left join exposed e on e.query = w.query and e.item_id = c.item_id
+left join met m on m.meaning = c.meaning and m.item_id = c.item_id
+left join said s on s.meaning = c.meaning and s.item_id = c.item_id
+group by c.query_id, c.item_id order by c.query_id, c.item_id
+"""
+
+
+def _clicks(
+    db: Connection, truth: Path, searched: str, items: str, train_day: str, testsets: TestSets
+) -> pa.Table:
+    """Return `Slices.clicks`; meanings are senses: head and sense of a need."""
+    searches, needs = (parquet(truth / f"{name}.parquet") for name in ("searches", "needs"))
+    db.register("ct", testsets.ct)
+    db.execute(_CLICKS.format(searches=searches, needs=needs, searched=searched, train=train_day))
+    asked = _arrow(db, _MEANING_TEXTS)
+    texts = _arrow(db, f"select item_id, {document_text_sql()} as text from {items} order by item_id")
+    words = splitter(tokeniser_for([texts["text"], asked["text"]]))
+    known = {
+        meaning: set(own)
+        for meaning, own in zip(asked["meaning"].to_pylist(), words(asked["text"].to_pylist()), strict=True)
+    }
+    own_words = dict(zip(texts["item_id"].to_pylist(), words(texts["text"].to_pylist()), strict=True))
+    pairs = _arrow(db, "select distinct meaning, item_id from clicked").to_pylist()
+    said = [one for one in pairs if not known[one["meaning"]].isdisjoint(own_words[one["item_id"]])]
+    schema = pa.schema([("meaning", pa.string()), ("item_id", pa.int64())])
+    db.register("said", pa.Table.from_pylist(said, schema=schema))
+    return _arrow(db, _PLACED)
 
 
 def _arrow(db: Connection, sql: str) -> pa.Table:

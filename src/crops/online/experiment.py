@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from crops.config import RECIPES, RunConfig, TrainingConfig, with_recipe
 from crops.errors import CropsError, nearest
-from crops.labels import SEARCH_SOURCES, SOURCE_GROUPS, Source, parse_sources
+from crops.labels import CROPS_SOURCES, SEARCH_SOURCES, SOURCE_GROUPS, Source, parse_sources
 from crops.online.assignment import (
     BUCKETS,
     Experiment,
@@ -216,8 +216,8 @@ EFFECTS: Mapping[str, Mapping[str, tuple[float, float, float]]] = {
 
 
 BASELINE = "baseline"
-_ADDED = [group for group in SOURCE_GROUPS if group != "search"]
-_ALL = parse_sources(SOURCE_GROUPS)
+_ADDED = [group for group in CROPS_SOURCES if group != "search"]
+_ALL = parse_sources(CROPS_SOURCES)
 SOURCES = {
     BASELINE: SEARCH_SOURCES,
     **{f"+{_ADDED[n]}": parse_sources(["search", *_ADDED[: n + 1]]) for n in range(len(_ADDED) - 1)},

@@ -1,5 +1,6 @@
 """The simulated short-video platform: it emits the tables of the contracts, and the truth next to them."""
 
+from crops.platform.annotator import annotate, query_grades
 from crops.platform.day import (
     FEED,
     IMPRESSIONS,
@@ -40,6 +41,7 @@ __all__ = [
     "Served",
     "Size",
     "World",
+    "annotate",
     "build_platform",
     "day_file",
     "day_name",
@@ -47,6 +49,7 @@ __all__ = [
     "fit_id_model",
     "observe",
     "platform_version",
+    "query_grades",
     "replay_day",
     "same_for_all",
     "sessions_per_day",

@@ -302,7 +302,7 @@ Head = Literal["bi", "cross"]
 """Cosine of two vectors, or one logit of both texts read together."""
 _SCALE, _SHIFT = 8.0, -2.5
 """Where the logit of a cosine starts: near MiniLM's packaged calibration. Both are learned, then dropped:
-`crops calibrate` fits them again on pairs that were not trained on."""
+`crops theta calibrate` fits them again on pairs that were not trained on."""
 _WARMUP = 0.1
 """Share of the steps."""
 
@@ -320,8 +320,8 @@ def fine_tune(
 ) -> list[float]:
     """Train on the log-loss of the judgements, both classes weighing the same, and save the model.
 
-    What comes out has no calibration yet, and is refused without one: run `crops calibrate` on other pairs.
-    Returned is the mean loss of each epoch.
+    What comes out has no calibration yet, and is refused without one: run `crops theta calibrate` on other
+    pairs. Returned is the mean loss of each epoch.
 
     Args:
         pairs: judged pairs, of both classes.

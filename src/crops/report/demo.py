@@ -151,14 +151,14 @@ def simulated_columns(config: EvaluationConfig) -> list[Column]:
             f"recall@{k}/ct", f"CT recall@{k}", "share of the items clicked on the test day that are found"
         ),
         Column(
-            f"recall@{k}/qr",
-            f"QR recall@{k}",
-            "share of the items consumed after rewording, kept by θ, that the first wording finds",
-        ),
-        Column(
             f"recall@{k}/qr_truth",
             f"QR recall@{k}, truth",
-            "the same, kept by truth in place of θ",
+            "share of the items consumed after rewording, right by truth, that the first wording finds",
+        ),
+        Column(
+            f"recall@{k}/qr_editor",
+            f"QR recall@{k}, editor",
+            "the same, right for the query, whoever asks it",
         ),
         Column(
             f"ndcg_exp2@{m}/pool",
@@ -169,6 +169,11 @@ def simulated_columns(config: EvaluationConfig) -> list[Column]:
             f"true_recall@{k}",
             f"true recall@{k}",
             "share of all that answers the searcher's need that is found",
+        ),
+        Column(
+            f"recall@{k}/qr",
+            f"QR recall@{k}, θ",
+            "the same, kept by θ: last, as θ is its own witness where it chose what was trained on",
         ),
     ]
 

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from crops.config import RunConfig
 from crops.evaluation import FREQUENCIES, MIN_QUERIES, Difference, Evaluation, Slices, TestSets, compare
+from crops.evaluation.evaluate import CUTOFFS
 from crops.evaluation.significance import holm
 from crops.report.demo import Column, differences, points, result_section, said_of, simulated_columns
 from crops.report.page import Page, Section, Table
@@ -39,7 +40,15 @@ class Basis:
 
 def main_metrics(results: Mapping[str, Evaluation]) -> list[str]:
     """Return the metrics that tables show and that a regression counts in, in order of evaluation."""
-    return [name for name in next(iter(results.values())).summary if not _DETAIL.search(name)]
+    shown = [name for name in next(iter(results.values())).summary if not _DETAIL.search(name)]
+    deepest = max(map(_cutoff, shown), default=0)
+    return [name for name in shown if _cutoff(name) in (0, deepest)]
+
+
+def _cutoff(metric: str) -> int:
+    """Return the cut-off of a recall, 0 of another metric."""
+    found = re.match(r"recall@(\d+)", metric)
+    return int(found[1]) if found else 0
 
 
 def evaluation_page(
@@ -64,6 +73,8 @@ def evaluation_page(
         )
         tables = breakdown_tables(results, tested.slices, run.evaluation.recall_k)
         sections.append(Section("By frequency of the query and age of the item", lead, tables))
+    if tables := cutoff_tables(results, run.evaluation.recall_k):
+        sections.append(Section("Nearer the top", "Recall at shallower cuts, means in %.", tables))
     if queries := gain_tables(results, reference, tested, run.evaluation.recall_k):
         lead = (
             f"The {MOST} queries whose recall rose most and the {MOST} whose recall fell most, of those that "
@@ -194,6 +205,19 @@ def breakdown_tables(results: Mapping[str, Evaluation], slices: Slices, k: int) 
         if "|age=" in name and not name.endswith(("/seen", "/unseen"))
     }
     return [*tables, _part_table(f"Recall@{k} of clicked items by their age, %", results, ages)]
+
+
+def cutoff_tables(results: Mapping[str, Evaluation], k: int) -> list[Table]:
+    """Return recall at `CUTOFFS` beside that at k, a table for each test set."""
+    known = next(iter(results.values())).summary
+    sets = [name.partition("/")[2] for name in main_metrics(results) if name.startswith(f"recall@{k}/")]
+    return [
+        _part_table(
+            f"Recall of {one}, %", results, {str(at): (f"recall@{at}/{one}", None) for at in (*CUTOFFS, k)}
+        )
+        for one in sets
+        if all(f"recall@{at}/{one}" in known for at in CUTOFFS)
+    ]
 
 
 def _part_table(

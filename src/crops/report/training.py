@@ -76,9 +76,10 @@ def sources_section(mined: dict[str, Any]) -> Section:
     sources = {
         row: mined["sources"].get(row.key) or mined["sources"]["search"][row.stage]
         for row in POSITIVE_ORIGINS
+        if not row.extra or mined["sources"].get(row.key, {}).get("candidates")
     }
     coverage = mined["p3_coverage"]
-    never_shown = {row: mined["novelty"].get(row.key, {}).get("never_shown") for row in POSITIVE_ORIGINS}
+    never_shown = {row: mined["novelty"].get(row.key, {}).get("never_shown") for row in sources}
     columns = {
         "Found": "candidates",
         "Similar query": "after_similarity",
@@ -128,11 +129,17 @@ def why_empty(mined: dict[str, Any], config: EngineConfig) -> list[str]:
         "p2": {"candidates": near, "after_relevance": f"theta is above {p2.relevance:g} for no pair"},
     }
     steps["p0"] = {"candidates": "no result was clicked or liked"}
+    steps["p4"] = {
+        "candidates": "search found nothing that it did not show",
+        "after_relevance": f"theta is above {config.promotion.relevance:g} for no such pair",
+    }
     told = {row.key for row in POSITIVE_ORIGINS if row.key not in steps}  # by the notes
     if not mined["input"]["feed_events"]:
         told.add("p2")
     found = []
     for row in POSITIVE_ORIGINS:
+        if row.extra and not row.bit & wanted:
+            continue  # nobody asked for it
         counts, why = sources.get(row.key) or sources["search"][row.stage], []
         if not row.bit & wanted:
             why = ["it is not among engine.sources"]
@@ -161,10 +168,12 @@ def _labels_table(mined: dict[str, Any]) -> Table:
 
 
 def _disagreements_section(found: dict[str, Any]) -> Section:
-    names = [row.key for row in POSITIVE_ORIGINS]
+    extra = {row.key for row in POSITIVE_ORIGINS if row.extra}
+    told = [row for row in found["disagreements"] if row["positives"] or row["source"] not in extra]
+    names = [row["source"] for row in told]
     negatives = [str(row.bit.name).lower() for row in ORIGINS if not row.key]
     rows, bars = [], []
-    for row in found["disagreements"]:
+    for row in told:
         also = [count(row["also"].get(name)) for name in names]
         search = [count(row["search"][stage]) for stage in _SEARCH_SAID]
         rows.append([_named(row["source"]), count(row["positives"]), *also, *search])
@@ -187,7 +196,9 @@ def _disagreements_section(found: dict[str, Any]) -> Section:
 
 
 def _coverage_section(found: dict[str, Any]) -> Section:
-    names = list(dict.fromkeys(name for row in found["coverage"] for name in row["shares"]))
+    extra = {row.key for row in POSITIVE_ORIGINS if row.extra}
+    told = ((name, share) for row in found["coverage"] for name, share in row["shares"].items())
+    names = list(dict.fromkeys(name for name, share in told if share or name not in extra))
     rows, figures = [], []
     for row in found["coverage"]:
         each = "–"
@@ -198,7 +209,7 @@ def _coverage_section(found: dict[str, Any]) -> Section:
         bars = [
             Bar(_named(name), share, tone=_TONES.get(name, 5))
             for name, share in row["shares"].items()
-            if share is not None
+            if share is not None and name in names
         ]
         figures.append(Figure(f"Queries with a positive, {row['part']}", bars, upper=1.0))
     table = Table(

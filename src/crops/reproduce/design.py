@@ -17,7 +17,17 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from crops.config import RECIPES, DocumentConfig, PlatformConfig, RunConfig, TrainingConfig, with_settings
+from crops.config import (
+    RECIPES,
+    DecayConfig,
+    DocumentConfig,
+    PlatformConfig,
+    PromotionConfig,
+    RunConfig,
+    Section,
+    TrainingConfig,
+    with_settings,
+)
 from crops.errors import CropsError, nearest
 from crops.labels import Source
 from crops.pipeline import rewordings_only
@@ -137,11 +147,12 @@ def mined_name(cell: Cell) -> str:
     return named(
         cell.world.label,
         world=world_name(cell.world),
-        engine=cell.run.engine.model_dump(mode="json"),
-        relevance=cell.run.relevance.model_dump(mode="json"),
+        engine=_dumped(cell.run.engine),
+        relevance=_dumped(cell.run.relevance),
         generated=cell.generated,
         results=RESULTS_VERSION,
         **_text(cell.run.document),
+        **({"oracle": cell.method} if cell.method in ORACLES else {}),
     )
 
 
@@ -150,6 +161,23 @@ def expansion_name(cell: Cell) -> str:
     assert cell.rewordings is not None
     expansion = cell.run.expansion.model_dump(mode="json")
     return named(cell.world.label, mined=mined_name(cell.rewordings), expansion=expansion)
+
+
+_NEWER = {"promotion": PromotionConfig().model_dump(mode="json"), "evidence": None, "p4": DecayConfig().p4}
+"""Settings that cells were named without: a name keeps where they have these values."""
+
+
+def _dumped(section: Section) -> dict[str, Any]:
+    """Return the settings that name a folder."""
+
+    def kept(values: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            name: kept(value) if isinstance(value, Mapping) else value
+            for name, value in values.items()
+            if not (name in _NEWER and value == _NEWER[name])
+        }
+
+    return kept(section.model_dump(mode="json"))
 
 
 def _text(document: DocumentConfig) -> dict[str, Any]:
@@ -163,7 +191,7 @@ def sets_name(cell: Cell) -> str:
         cell.world.label,
         world=world_name(cell.world),
         evaluation=cell.run.evaluation.model_dump(mode="json", exclude={"recall_k", "ndcg_k", "resamples"}),
-        relevance=cell.run.relevance.model_dump(mode="json"),
+        relevance=_dumped(cell.run.relevance),
         results=RESULTS_VERSION,
     )
 
@@ -179,8 +207,11 @@ def named(label: str, **facts: object) -> str:
 
 CT, QR, NDCG = "recall@100/ct", "recall@100/qr", "ndcg_exp2@4/pool"
 """The paper's three columns: Recall@100 on clicks and on reformulations, NDCG@4 on annotated lists."""
-QR_TRUTH, TRUE = "recall@100/qr_truth", "true_recall@100"
+QR_TRUTH, QR_EDITOR, TRUE = "recall@100/qr_truth", "recall@100/qr_editor", "true_recall@100"
 BM25 = "bm25"
+ORACLE_THETA, ORACLE_SOURCE = "oracle_theta", "oracle_source"
+ORACLES = (ORACLE_THETA, ORACLE_SOURCE)
+"""Methods that the truth chooses positives for: what a source, or a theta, could bring at most."""
 
 
 @dataclass(frozen=True)
@@ -246,7 +277,16 @@ class Layout:
         """Return the methods of its rows."""
         return [row.method for row in self.rows]
 
+    def settings_of(self, method: str) -> str | None:
+        """Return the method whose tuned settings a row is trained with; None for its own."""
+        return "crops" if method in ORACLES else self.settings
 
+
+_ORACLE_ROWS = (
+    Row(ORACLE_THETA, "oracle θ: P1 and P2 that are right for the query", None),
+    Row(ORACLE_SOURCE, "oracle source: ten right documents a query", None),
+)
+"""The headroom of a table, with the settings of CroPS: the same cells in each."""
 LAYOUTS: dict[str, Layout] = {
     "table2": Layout(
         "table2",
@@ -264,6 +304,7 @@ LAYOUTS: dict[str, Layout] = {
             Row("bm25_expanded", "ours: BM25, expanded", None),
             Row("bm25_clicks", "ours: BM25, click queries", None),
             Row("bm25_clicks_expanded", "ours: BM25, click queries, expanded", None),
+            *_ORACLE_ROWS,
             Row(*RECOMMENDED),
         ),
     ),
@@ -284,6 +325,7 @@ LAYOUTS: dict[str, Layout] = {
             Row("fs_lr_clicks", "ours: baseline, click queries", None),
             Row("crops_clicks", "ours: CroPS, click queries", None),
             Row("crops_clicks_expanded", "ours: CroPS, click queries, expanded", None),
+            *_ORACLE_ROWS,
             Row(*RECOMMENDED),
         ),
         settings="crops",
@@ -297,6 +339,7 @@ LAYOUTS: dict[str, Layout] = {
             Row("softmax_ce", "Softmax-CE", (65.3, 37.8, 66.8), 89),
             Row("crops", "H-InfoNCE (CroPS)", (69.1, 40.1, 67.0), 88),
             Row("softmax_ce_lower", "ours: Softmax-CE over lower labels", None),
+            *_ORACLE_ROWS,
             Row(*RECOMMENDED),
         ),
     ),
@@ -458,7 +501,7 @@ class Design:
         if target == FIG6_NAME:
             return []
         layout = LAYOUTS[target]
-        cells = [self.cell(world, row.method, settings=layout.settings) for row in layout.rows]
+        cells = [self.cell(world, row.method, settings=layout.settings_of(row.method)) for row in layout.rows]
         if target == "table4":
             cells += [self.cell(world, method, validated=True) for method in SPEED_METHODS]
         return cells
@@ -505,6 +548,9 @@ def generated_files(folder: Path | None, packaged: Path) -> dict[str, Path]:
 
 RESULTS_VERSION = 1
 """Raised by hand when a change of the code changes results: cells of another number are not read."""
+METRICS_VERSION = 2
+"""Raised by hand when an evaluation has more metrics than before: cells of a lower number stay good and lack
+them, until `crops reproduce --again` makes them anew."""
 CODE_VERSION = "cbbea9338c73"
 """Changed by hand when the code from logs to figures changes so that figures may differ in ways that do not
 count (last digits, another order of ties): every cell notes it, and a table of cells that differ says so."""

@@ -44,6 +44,8 @@ from crops.platform import platform_version
 from crops.reproduce.design import (
     BM25,
     CODE_VERSION,
+    METRICS_VERSION,
+    ORACLES,
     RESULTS_VERSION,
     Cell,
     World,
@@ -52,6 +54,7 @@ from crops.reproduce.design import (
     sets_name,
     world_name,
 )
+from crops.reproduce.oracle import mine_oracle
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -70,7 +73,10 @@ def make_samples(cell: Cell, out: Path, generated: Path | None) -> Path:
     folder = out / MINED / mined_name(cell)
     if not is_done(folder):
         world = make_world(cell.world, out)
-        mine_day(world.logs, world.day("train"), folder, cell.run, generated if cell.generated else None)
+        if cell.method in ORACLES:
+            mine_oracle(cell.method, world, folder, cell.run)
+        else:
+            mine_day(world.logs, world.day("train"), folder, cell.run, generated if cell.generated else None)
     return folder
 
 
@@ -177,6 +183,7 @@ def _cell_json(
         "platform": platform_version(),
         "results": RESULTS_VERSION,
         "code": CODE_VERSION,
+        "metrics_version": METRICS_VERSION,
         "settings": cell.run.model_dump(mode="json"),
         "test_day": testsets.day,
         "test_counts": testsets.counts,
@@ -299,6 +306,18 @@ def _identify(out: Path) -> None:
                 f"{out} was made by {name} version {found.get(name)}, this is {value}: their cells must not "
                 "stand in one table; name another --out, or run the version that made it"
             )
+
+
+def remove_outdated(out: Path) -> int:
+    """Remove the cells that lack metrics, and with them all test sets; return how many cells."""
+    cells = [
+        file.parent
+        for file in out.glob(f"{CELLS}/*/cell.json")
+        if json.loads(file.read_text()).get("metrics_version") != METRICS_VERSION
+    ]
+    for folder in [*cells, *(out.glob(f"{TESTS}/*") if cells else ())]:
+        shutil.rmtree(folder)
+    return len(cells)
 
 
 @contextlib.contextmanager

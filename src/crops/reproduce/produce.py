@@ -22,6 +22,7 @@ from crops.reproduce.design import (
     FIG7_METHODS,
     FIG7_NAME,
     LAYOUTS,
+    METRICS_VERSION,
     QR,
     QR_TRUTH,
     SPEED_METHODS,
@@ -108,7 +109,7 @@ def tuned(design: Design, target: str, world: World, out: Path, folds: int) -> D
     """
     layouts = [LAYOUTS[target]] if target in LAYOUTS else list(LAYOUTS.values())
     methods = {
-        layout.settings or row.method: None
+        layout.settings_of(row.method) or row.method: None
         for layout in layouts
         for row in layout.rows
         if row.method not in VARIANTS
@@ -188,6 +189,12 @@ def _page(
         ("crops", versions()["crops"]),
     ]
     notes = [f"{label} failed: {why}" for label, why in outcome.failed.items()]
+    old = sum(one.info.get("metrics_version") != METRICS_VERSION for one in outcome.measured)
+    if old:
+        notes.append(
+            f"{old} of {len(outcome.measured)} cells were evaluated before there was QR by an editor, recall "
+            "at 20 and 50 and clicks by kind, so these columns are missing; --again makes such cells anew"
+        )
     codes = sorted({one.info["code"] for one in outcome.measured})
     if len(codes) > 1:
         notes.append(

@@ -22,20 +22,23 @@ from numpy.typing import NDArray
 from crops.config import RunConfig
 from crops.errors import CropsError
 from crops.evaluation import AGES, FREQUENCIES, Difference, Interval
+from crops.evaluation.evaluate import CUTOFFS
 from crops.evaluation.significance import Resampled, holm, nested_bootstrap
 from crops.report import Bar, Figure, Section, Table
-from crops.reproduce.design import CT, NDCG, QR, QR_TRUTH, TRUE, Layout
+from crops.reproduce.design import CT, NDCG, ORACLES, QR, QR_EDITOR, QR_TRUTH, TRUE, Layout
 from crops.reproduce.make import SCORE
 
 RESULTS = {
     CT: "CT recall@100",
-    QR: "QR recall@100",
-    NDCG: "NDCG@4",
     QR_TRUTH: "QR, by truth",
-    "recall@100/qr_independent": "QR, second theta",
+    QR_EDITOR: "QR, by an editor",
+    NDCG: "NDCG@4",
     TRUE: "true recall@100",
+    "recall@100/qr_independent": "QR, second theta",
+    QR: "QR recall@100, by theta",
 }
-"""The columns of a table, by metric: the paper's three and others; those without any value are left out."""
+"""The columns of a table, by metric: the paper's three and others; those without any value are left out. QR
+by the theta of the training comes last: it chose P1 and P2, and is its own witness."""
 DIVERSITY = {
     "senses@100": "senses covered",
     "never_shown@100": "results never shown",
@@ -43,7 +46,21 @@ DIVERSITY = {
     "mrr@100/ct": "MRR of clicks",
 }
 SIGNIFICANT = 0.05
-_BREAKDOWNS = {
+_Parts = dict[str, tuple[str, dict[str, str]]]
+"""A metric over the queries with these values of columns of `Measured.queries`, by name."""
+_NEARER: _Parts = {
+    f"{name}@{k}": (f"recall@{k}/{of}", {})
+    for name, of in (("CT", "ct"), ("QR, truth", "qr_truth"), ("QR, editor", "qr_editor"))
+    for k in CUTOFFS
+}
+_CLICKS: _Parts = {
+    "wordy": (f"{CT}|words=some", {}),
+    "wordless": (f"{CT}|words=none", {}),
+    "shown for this text": (f"{CT}|shown=text", {}),
+    "shown for this meaning": (f"{CT}|shown=meaning", {}),
+    "never shown": (f"{CT}|shown=never", {}),
+}
+_BREAKDOWNS: _Parts = {
     **{f"CT: {name}": (CT, {"frequency": name}) for name in FREQUENCIES},
     "true recall: one sense": (TRUE, {"senses": "1"}),
     "true recall: two senses": (TRUE, {"senses": "2"}),
@@ -191,8 +208,8 @@ def table_section(
         lead = f"P3 covers {covered} % of the training queries, by seed."
     tables = [result_table(layout, group, failed), cost_table(layout, group)]
     tables += [speed_table(layout, speeds)] if speeds else []
-    tables.append(breakdown_table(layout, group))
-    drawn = [_figure(layout, group, metric) for metric in (CT, QR, TRUE)]
+    tables += breakdown_tables(layout, group)
+    drawn = [_figure(layout, group, metric) for metric in (CT, QR_TRUTH, TRUE)]
     return Section(layout.title, lead, tables, [figure for figure in drawn if figure is not None])
 
 
@@ -238,6 +255,10 @@ def result_table(layout: Layout, group: Group, failed: Mapping[str, str]) -> Tab
     )
     if layout.settings:
         note += " All rows are trained with CroPS's settings: one thing changes a row."
+    if QR in found:
+        note += " QR by theta comes last: theta chose P1 and P2, so it is its own witness."
+    if any(method in group.methods for method in ORACLES):
+        note += " The oracles are no methods: truth chose their positives, which says how much is to gain."
     return Table(layout.title, ["method", *head], rows, note, reference)
 
 
@@ -274,24 +295,35 @@ def _means(group: Group, method: str, found: Iterable[Resampled | None]) -> list
     return ["–" if one is None else f"{100 * one.interval(weights).mean:.1f}" for one in found]
 
 
-def breakdown_table(layout: Layout, group: Group) -> Table:
-    """Return recall by frequency and ambiguity of the query, and by age of the item."""
-    found = {name: group.resampled(metric, part) for name, (metric, part) in _BREAKDOWNS.items()}
-    rows = [
-        [row.title, *_means(group, row.method, found.values())]
-        for row in layout.rows
-        if row.method in group.methods
-    ]
-    head = [
-        "method",
-        *(name if one is None else f"{name} (n = {one.n:,})" for name, one in found.items()),
-    ]
-    note = (
-        "Recall@100 in %. Head, torso, tail: a third of the training day's searches each; unseen: not "
-        "searched on it. New items were uploaded after the training day, recent ones in the week before its "
-        "end."
-    )
-    return Table("Breakdowns", head, rows, note)
+def breakdown_tables(layout: Layout, group: Group) -> list[Table]:
+    """Return recall by query and item, by kind of click, and nearer the top, where cells have it."""
+    tables = {
+        "Breakdowns": (
+            _BREAKDOWNS,
+            "Recall@100 in %. Head, torso, tail: a third of the training day's searches each; unseen: not "
+            "searched on it. New items were uploaded after the training day, recent ones in the week before "
+            "its end.",
+        ),
+        "Clicks by kind": (
+            _CLICKS,
+            "CT recall@100 in %, of such clicks alone. Wordless: no word of the item is in any search of the "
+            "test day with its meaning. Shown: up to the training day, for the same text, or for another "
+            "text with the same meaning.",
+        ),
+        "Nearer the top": (_NEARER, "Recall at 20 and 50 in %."),
+    }
+    made = []
+    for title, (parts, note) in tables.items():
+        found = {name: group.resampled(metric, part) for name, (metric, part) in parts.items()}
+        rows = [
+            [row.title, *_means(group, row.method, found.values())]
+            for row in layout.rows
+            if row.method in group.methods
+        ]
+        heads = (name if one is None else f"{name} (n = {one.n:,})" for name, one in found.items())
+        if any(found.values()):
+            made.append(Table(title, ["method", *heads], rows, note))
+    return made
 
 
 def speed_table(layout: Layout, speeds: Mapping[str, Sequence[Convergence]]) -> Table:

@@ -46,6 +46,7 @@ from crops.training.trainer import Evaluation
 _GRADED = grid({"docs_per_source": 1}, {"docs_per_source": 2}, {"docs_per_source": 4})
 _P1 = SEARCH_SOURCES | Source.REFORMULATION
 _P2 = _P1 | Source.FEED
+_P3 = _P2 | Source.KNOWLEDGE
 _CROPS = "CroPS, AAAI 2026 (arXiv 2511.15443)"
 
 METHODS: dict[str, Method] = {
@@ -60,15 +61,26 @@ METHODS: dict[str, Method] = {
     ),
     "plus_p1": Method("+ P1", _CROPS, "FS-LR and P1 at label 5", _P1, "h_infonce", _GRADED),
     "plus_p2": Method("+ P2", _CROPS, "FS-LR, P1, and P2 at label 4", _P2, "h_infonce", _GRADED),
-    "crops": Method("CroPS", _CROPS, "FS-LR, P1, P2, and P3 at label 4", ALL_SOURCES, "h_infonce", _GRADED),
+    "crops": Method("CroPS", _CROPS, "FS-LR, P1, P2, and P3 at label 4", _P3, "h_infonce", _GRADED),
+    "oracle_theta": Method(
+        "oracle θ", "ours", "FS-LR, and of P1 and P2 what is right by truth", _P2, "h_infonce", _GRADED
+    ),
+    "oracle_source": Method(
+        "oracle source",
+        "ours",
+        "FS-LR, and documents that are right by truth at label 4",
+        SEARCH_SOURCES | Source.PROMOTED,
+        "h_infonce",
+        _GRADED,
+    ),
     "binary": Method(
-        "binary labels", _CROPS, "as CroPS, labels 4 and up alike", ALL_SOURCES, "infonce_binary", _GRADED
+        "binary labels", _CROPS, "as CroPS, labels 4 and up alike", _P3, "infonce_binary", _GRADED
     ),
     "p1_at_4": Method(
         "P1 at label 4",
         _CROPS,
         "as CroPS, P1 at label 4",
-        ALL_SOURCES,
+        _P3,
         "h_infonce",
         _GRADED,
         labels={**DEFAULT_LABELS, Source.REFORMULATION: 4},
@@ -77,15 +89,15 @@ METHODS: dict[str, Method] = {
         "CroPS, high anchors",
         "ours",
         "as CroPS; low labels are negatives only",
-        ALL_SOURCES,
+        _P3,
         "h_infonce",
         tuple({"docs_per_source": most, "min_anchor_label": label} for most in (1, 2) for label in (2, 3, 4)),
         defaults={"min_anchor_label": 3},
     ),
-    "infonce_graded": Method("InfoNCE", _CROPS, "as CroPS", ALL_SOURCES, "infonce_graded", _GRADED),
-    "softmax_ce": Method("Softmax-CE", _CROPS, "as CroPS", ALL_SOURCES, "softmax_ce", _GRADED),
+    "infonce_graded": Method("InfoNCE", _CROPS, "as CroPS", _P3, "infonce_graded", _GRADED),
+    "softmax_ce": Method("Softmax-CE", _CROPS, "as CroPS", _P3, "softmax_ce", _GRADED),
     "softmax_ce_lower": Method(
-        "Softmax-CE over lower labels", "ours", "as CroPS", ALL_SOURCES, "softmax_ce_lower", _GRADED
+        "Softmax-CE over lower labels", "ours", "as CroPS", _P3, "softmax_ce_lower", _GRADED
     ),
     "recommended": Method(
         "recommended",
@@ -97,9 +109,9 @@ METHODS: dict[str, Method] = {
         defaults={"docs_per_source": RECIPES["recommended"]["training.docs_per_source"]},
     ),
 }
-"""The trained rows of Tables 2, 3 and 4, and three of ours: the baselines of `crops.negatives`, and what
-differs in sources, labels or loss. `fs_lr` is also Table 3's baseline; `crops` also its row + P3 and Table
-4's H-InfoNCE."""
+"""The trained rows of Tables 2, 3 and 4, three of ours and two oracles: the baselines of `crops.negatives`, and
+what differs in sources, labels or loss. `fs_lr` is also Table 3's baseline; `crops` also its row + P3 and
+Table 4's H-InfoNCE."""
 COPIED = ("temperature", "docs_per_source", "min_anchor_label", "in_batch")
 """Settings of a method that are settings of the trainer."""
 BUDGET_SOURCES = ALL_SOURCES & ~Source.KNOWLEDGE
