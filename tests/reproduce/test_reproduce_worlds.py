@@ -107,7 +107,8 @@ def test_plan_of_the_tables():
     design = Design(load_config(), {"dpr": {"negatives": 4}})
     methods = [one.method for one in design.cells("all", world)]
     distinct = {one.name() for one in design.cells("all", world)}
-    # 8 + 7 + 4 rows, of which FS-LR and CroPS are in two and three; 3 watched cells; 9 of other texts; 2 oracles
+    # 8 + 7 + 4 rows, of which FS-LR and CroPS are in two and three; 3 watched cells; 9 of other texts;
+    # 2 oracles
     assert len(distinct) == 8 + 7 + 4 - 3 + 3 + 9 + 2
     assert {"bm25", "nce", "adore", "p1_at_4", "softmax_ce"} <= set(methods)
     (dpr,) = (one for one in design.cells("table2", world) if one.method == "dpr")

@@ -109,8 +109,8 @@ METHODS: dict[str, Method] = {
         defaults={"docs_per_source": RECIPES["recommended"]["training.docs_per_source"]},
     ),
 }
-"""The trained rows of Tables 2, 3 and 4, three of ours and two oracles: the baselines of `crops.negatives`, and
-what differs in sources, labels or loss. `fs_lr` is also Table 3's baseline; `crops` also its row + P3 and
+"""The trained rows of Tables 2, 3 and 4, three of ours and two oracles: the baselines of `crops.negatives`,
+and what differs in sources, labels or loss. `fs_lr` is also Table 3's baseline; `crops` also its row + P3 and
 Table 4's H-InfoNCE."""
 COPIED = ("temperature", "docs_per_source", "min_anchor_label", "in_batch")
 """Settings of a method that are settings of the trainer."""
