@@ -119,7 +119,7 @@ def test_each_command_has_a_page_with_every_option_and_default():
             assert re.search(rf"^\| `{option.opts[0]}`.* \| \S.* \|", page, re.MULTILINE), (name, option.opts)
     assert "| `--window` | 7 |" in pages["commands/mine.md"]
     assert "[Engine](../engine.md)" in pages["commands/mine.md"]
-    assert "| `--out` | required |" in pages["commands/calibrate.md"]
+    assert "| `--out` | required |" in pages["commands/theta-calibrate.md"]
 
 
 def test_each_package_has_a_page_and_a_line_in_the_architecture():
