@@ -88,15 +88,15 @@ def demo_page(
     )
     training = training_section({arm.name: read_log(arm.folder) for arm in arms})
     examples = [comparison_section(cases)] if cases.compared else []
-    truth = columns[-1].key
-    answer = answered(against[names[-1]].get(truth), results[names[0]].summary[truth].mean)
+    truth = _truth(columns)
+    answer = answered(against[names[-1]].get(truth.key), results[names[0]].summary[truth.key].mean)
     return Page(
         f"Does the filter bubble break? {answer}.",
         _headline(columns, results, against, arms, mined, drawn[len(arms) :]),
         [result, bubble, *examples, sources_section(mined), replace(training, folded=True)],
         made,
         [
-            f"The answer in the title is about {columns[-1].label}: {ANSWER_RULE}",
+            f"The answer in the title is about {truth.label}: {ANSWER_RULE}",
             *mined["notes"],
             "One world and one seed: intervals cover the choice of queries, not of worlds or seeds.",
             "Grades, topics and true recall come from the simulator's truth, which training never read.",
@@ -178,6 +178,11 @@ def simulated_columns(config: EvaluationConfig) -> list[Column]:
     ]
 
 
+def _truth(columns: Sequence[Column]) -> Column:
+    """Return the column of true recall."""
+    return next(column for column in columns if column.key.startswith("true_recall"))
+
+
 PART, MOST = 0.1, 0.5
 """Shares of what was missed that is found now, from which the answer is "in part" and "mostly"."""
 ANSWER_RULE = (
@@ -213,14 +218,14 @@ def _headline(
     first, last = arms[0].name, arms[-1].name
     fullest = last.rpartition("= ")[2]
     sentences = []
-    for column in (columns[-1], columns[1], columns[0]):
+    truth = _truth(columns)
+    for column in (truth, columns[1], columns[0]):
         if (change := against[last].get(column.key)) is not None:
             before, after = (results[name].summary[column.key].mean for name in (first, last))
             sentences.append(
                 f"{column.label}, the {column.explanation}: {100 * before:.1f} % with search labels only, "
                 f"{100 * after:.1f} % with {fullest} ({points(change)}): {said_of(change)}."
             )
-    truth = columns[-1]
     sentences += [
         f"{truth.label} with “{name}”: {percent(results[name].summary[truth.key].mean)} % ({points(change)})."
         for name in more[-1:]
