@@ -54,6 +54,7 @@ def assert_equal(out):
         assert theirs.equals(own), name
 
 
+@pytest.mark.verify
 def test_a_job_whose_driver_and_worker_were_killed_has_the_rows_of_one_process(tmp_path, cluster):
     logs, generated = write_job(tmp_path, 60)
     given = {"theta": True, "generated": str(generated)}
