@@ -10,7 +10,7 @@ import concurrent.futures
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import duckdb
 
@@ -46,9 +46,20 @@ def open_database(
     if threads is not None:
         config["threads"] = threads
     try:
-        return duckdb.connect(str(file or ":memory:"), config=config)
+        connection = duckdb.connect(str(file or ":memory:"), config=config)
     except (duckdb.ParserException, duckdb.InvalidInputException) as error:
         raise CropsError(f"memory limit {memory!r}: {error}; give a size such as 2GB") from error
+    for system in _file_systems:
+        connection.register_filesystem(system)
+    return connection
+
+
+_file_systems: list[Any] = []
+
+
+def read_through(file_system: Any) -> None:  # noqa: ANN401 (of fsspec, untyped)
+    """Let every database that is opened from now on read the URIs of an fsspec file system."""
+    _file_systems.append(file_system)
 
 
 @contextlib.contextmanager
@@ -65,7 +76,7 @@ def failing_as(what: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def explained(limit: str, files: Iterable[Path] = (), *, disk: bool = True) -> Iterator[None]:
+def explained(limit: str, files: Iterable[Path | str] = (), *, disk: bool = True) -> Iterator[None]:
     """Turn failures of long work, in DuckDB or on the disk, into errors that a user can act on.
 
     Args:
@@ -91,9 +102,9 @@ def explained(limit: str, files: Iterable[Path] = (), *, disk: bool = True) -> I
         raise
 
 
-def _blame_file(files: Iterable[Path], error: Exception) -> None:
+def _blame_file(files: Iterable[Path | str], error: Exception) -> None:
     """Raise a CropsError for the first file that cannot be read to its end, if there is one."""
-    with duckdb.connect() as connection:
+    with open_database() as connection:
         for file in files:
             try:
                 connection.execute(f"select bit_xor(hash(t)) from {parquet(file)} t").fetchall()
@@ -138,14 +149,14 @@ def literal(value: str | Path) -> str:
     return "'{}'".format(str(value).replace("'", "''"))
 
 
-def pattern(path: Path) -> str:
-    """Return a path for a parameter of DuckDB's readers, which take each path for a pattern.
+def pattern(path: Path | str) -> str:
+    """Return a path, or a URI, for a parameter of DuckDB's readers, which take each path for a pattern.
 
     A folder stands for the Parquet files in it, in the order of their names: a table is one file or several.
     """
     # In brackets the special characters stand for themselves.
     one = "".join(f"[{letter}]" if letter in "[*?" else letter for letter in str(path))
-    return f"{one}/*.parquet" if path.is_dir() else one
+    return f"{one}/*.parquet" if isinstance(path, Path) and path.is_dir() else one
 
 
 def parquet_files(table: Path) -> list[Path]:
@@ -153,11 +164,11 @@ def parquet_files(table: Path) -> list[Path]:
     return sorted(table.glob("*.parquet")) if table.is_dir() else [table]
 
 
-def path_literal(path: Path) -> str:
-    """Return the path of a file that is read as an SQL string."""
+def path_literal(path: Path | str) -> str:
+    """Return the path or URI of a file that is read as an SQL string."""
     return literal(pattern(path))
 
 
-def parquet(*files: Path) -> str:
+def parquet(*files: Path | str) -> str:
     """Return the relation of Parquet files, at least one; a folder `day=...` above them is no column."""
     return f"read_parquet([{', '.join(map(path_literal, files))}], hive_partitioning=false)"

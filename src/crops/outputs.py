@@ -92,8 +92,8 @@ def check_local(path: Path) -> None:
     """Raise `CropsError` if a path is the address of another store: it would be a folder named `s3:`."""
     if _SCHEME.match(str(path)):
         raise CropsError(
-            f"{path} is no path of this machine: crops reads and writes local and mounted folders only; "
-            "mount or copy it, and name the folder"
+            f"{path} is no path of this machine: only the logs of `crops check` and `crops mine` may be "
+            "URIs, as text; mount or copy it, and name the folder"
         )
 
 

@@ -358,9 +358,9 @@ def _deciding(run: RunConfig) -> dict[str, Any]:
 # Check and mine
 
 
-def accepted_logs(logs: Path, checked: Path, run: RunConfig) -> Path:
+def accepted_logs(logs: str | Path, checked: Path, run: RunConfig) -> Path:
     """Return a folder of accepted rows: `logs` if a check wrote it, else the result of checking it now."""
-    if logs.name == "accepted" and is_done(logs.parent):
+    if isinstance(logs, Path) and logs.name == "accepted" and is_done(logs.parent):
         return logs
     console.print(render(check(logs, checked, run.engine.memory)))
     return checked / "accepted"

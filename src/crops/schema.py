@@ -111,6 +111,11 @@ class Table:
         """Whether the table is partitioned by day."""
         return self.time is not None
 
+    @property
+    def times(self) -> tuple[str, ...]:
+        """The columns that are times."""
+        return tuple(column.name for column in self.columns if column.name.endswith("_at"))
+
     def names(self) -> list[str]:
         """Return the column names in order."""
         return [column.name for column in self.columns]

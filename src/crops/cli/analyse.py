@@ -77,7 +77,7 @@ def analyse(
     target, ratios = out or logs.with_name(f"{logs.name}.{COMMAND}"), _ratios(ratio, treatment)
     bits = route_bits(logs, route)
     opened = open_logs(accepted_logs(logs, target.with_name(f"{target.name}.checked"), run))
-    how, known = reading(opened.path, run, bits), [truth] if truth else ()
+    how, known = reading(Path(opened.path), run, bits), [truth] if truth else ()
     table = user_days(opened, how, truth=known)
     ours = arms_of(table, experiment) if experiment else table
     past = table if pre is None else user_days(open_logs(pre), how, truth=known)
@@ -212,7 +212,7 @@ def experiment_analyses(
         )
     bits = {name: ROUTES.index(name) for name in _routes(plan)}
     world = Simulated(folder).world
-    how, static = reading(live.path, run, bits), world / "truth"
+    how, static = reading(Path(live.path), run, bits), world / "truth"
     table = user_days(live, how, days, [folder / LIVE / "truth", static])
     before = user_days(open_logs(world / "logs"), how, truth=[static])
     analyses = []
@@ -349,7 +349,7 @@ def power(
         raise CropsError(f"--share {share:g}: two arms have at most half of the users each, and some")
     bits = route_bits(logs, route)
     opened = open_logs(accepted_logs(logs, logs.with_name(f"{logs.name}.checked"), run))
-    people = everybody(user_days(opened, reading(opened.path, run, bits)))
+    people = everybody(user_days(opened, reading(Path(opened.path), run, bits)))
     if unknown := sorted(set(pre_day or ()) - set(people.days)):
         raise CropsError(f"--pre-day {unknown[0]}: no search; the days there are: {', '.join(people.days)}")
     users = int(share * len(people.users))

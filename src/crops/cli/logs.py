@@ -27,6 +27,9 @@ from crops.logs import open_logs
 from crops.logs.guess import known_format, write_guess
 from crops.outputs import Scratch, console, ended, publish, write_manifest
 
+LOGS = "LOGS"
+URIS = "s3://..., delta:..., iceberg:..., hive:..., or logs.toml that names each table."
+
 
 @command
 def import_logs(
@@ -112,7 +115,10 @@ def _guess(kind: str | None, source: Path, out: Path) -> Path | None:
 
 @command
 def check(
-    logs: Annotated[Path, typer.Argument(help="Folder with items, search_impressions and feed_events.")],
+    logs: Annotated[
+        str,
+        typer.Argument(metavar=LOGS, help=f"Folder with items, search_impressions and feed_events; {URIS}"),
+    ],
     out: Annotated[
         Path | None, typer.Argument(help="Folder for accepted/ and rejects/; without it, only report.")
     ] = None,
@@ -167,7 +173,7 @@ def _share(text: str) -> float:
 
 
 def _would_help(
-    report: logs_room.CheckReport, logs: Path, out: Path | None, page: Path | None, run: RunConfig
+    report: logs_room.CheckReport, logs: str, out: Path | None, page: Path | None, run: RunConfig
 ) -> Group:
     """Count what the accepted rows would bring, write the page if one is wanted, and return it as text."""
     from crops.evaluation.outlook import outlook
@@ -176,13 +182,13 @@ def _would_help(
     from crops.report.outlook import outlook_page
 
     with Scratch("crops-accepted-") as scratch:
-        accepted = logs if out is None else out / "accepted"
+        accepted = (logs if logs_room.is_uri(logs) else Path(logs)) if out is None else out / "accepted"
         if out is None and not report.clean:
             logs_room.check(logs, Path(scratch) / "checked", run.engine.memory)
             accepted = Path(scratch) / "checked" / "accepted"
         opened = open_logs(accepted)
         try:
-            days = usual_days(logs, opened.search_days, run.engine.daily.window)
+            days = usual_days(opened.path, opened.search_days, run.engine.daily.window)
         except CropsError as error:  # which days are meant is not clear: all
             console.print(f"[yellow]all days are counted:[/yellow] {escape(str(error))}")
             days = list(opened.search_days)
@@ -201,7 +207,9 @@ def _would_help(
 
 @command
 def mine(
-    logs: Annotated[Path, typer.Argument(help="Logs folder, raw or accepted by `crops check`.")],
+    logs: Annotated[
+        str, typer.Argument(metavar=LOGS, help=f"Logs folder, raw or accepted by `crops check`; {URIS}")
+    ],
     out: Annotated[Path, typer.Argument(help="Folder for samples, queries, evidence and items.")],
     generated: Annotated[
         Path | None, typer.Option(help="JSON lines of documents that an LLM wrote (P3).")
@@ -286,7 +294,8 @@ def mine(
                 "--day, --to or --daily nothing is kept: say --holdout 0"
             )
     left_out = None if without is None else read_without(without, salt)
-    accepted = accepted_logs(logs, out.with_name(f"{out.name}.checked"), run)
+    place = logs if logs_room.is_uri(logs) else Path(logs)
+    accepted = accepted_logs(place, out.with_name(f"{out.name}.checked"), run)
     days, held = _days(open_logs(accepted), first, last, run, daily=daily)
     named = bool(run.engine.days or last)
     run = run.model_copy(update={"engine": run.engine.model_copy(update={"days": days or None})})

@@ -83,7 +83,7 @@ class DuckDBBackend:
         """
         self.memory = parse_memory(memory)
         self._given = memory
-        self._files: list[Path] = []
+        self._files: list[Path | str] = []
         self._writers: dict[Path, pq.ParquetWriter] = {}
         self._counted: Counter[Path] = Counter()
         self._spill = Scratch("crops-engine-")

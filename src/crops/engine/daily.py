@@ -249,7 +249,7 @@ def _due_again(
             what = "; ".join(f"{name} was {was.get(name)}, now {now.get(name)}" for name in changed)
             raise CropsError(f"{folder} was built from other settings: {what}; {_REBUILD}")
         other = f"{folder} was built from other logs of that day; {_REBUILD}"
-        if day in wanted and before.get("inputs") != _inputs(logs, day):
+        if day in wanted and before.get("inputs") != logs.inputs(day):
             raise CropsError(other)
         if day not in in_window or (job.without is None and not before.get("without")):
             continue
@@ -265,7 +265,7 @@ def _due_again(
             )
         if path not in opened:
             opened[path] = open_logs(path)
-        if before.get("inputs") != _inputs(opened[path], day):
+        if before.get("inputs") != opened[path].inputs(day):
             raise CropsError(other)
         if _left_out(opened[path], day, job).digest() != before.get("without", ""):
             generated = before["generated"] and recorded(before["generated"], folder, before.get("made_in"))
@@ -294,20 +294,10 @@ def _flat(values: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]
             yield f"{prefix}{name}", list(value) if isinstance(value, tuple) else value
 
 
-def _inputs(logs: Logs, day: str) -> dict[str, int]:
-    """Return the bytes of the files that hold nothing but the day's rows."""
-    return {
-        str(file.relative_to(logs.path)): file.stat().st_size
-        for files in logs.tables.values()
-        if files.table.partitioned and files.partitioned
-        for file in files.on([day]).files
-    }
-
-
 def _build_day(logs: Logs, out: Path, day: str, job: Job) -> None:
     """Mine one day into its folder, or remove the folder where no search is left on it."""
     found = _left_out(logs, day, job)
-    noted = {"build": secrets.token_hex(8), "inputs": _inputs(logs, day), "without": found.digest()}
+    noted = {"build": secrets.token_hex(8), "inputs": logs.inputs(day), "without": found.digest()}
     try:
         job.mine(
             logs, day_folder(out, day), [day], _history(logs, out) if job.counts_clicks else None, **noted

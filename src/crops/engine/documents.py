@@ -58,7 +58,7 @@ def count_click_queries(
         item_id, click_query (normalised texts, those of most people first), by item_id; items without one
         are left out.
     """
-    earliest, parts = days_before(before, document.click_days), dict[Path, tuple[Logs, list[str]]]()
+    earliest, parts = days_before(before, document.click_days), dict[Path | str, tuple[Logs, list[str]]]()
     for day, logs in sorted(history.items()):
         if earliest <= day < before:
             parts.setdefault(logs.path, (logs, []))[1].append(day)

@@ -115,6 +115,7 @@ def mine(
             others,
             config.model_dump(exclude={"engine", "master", "memory"}),
             (seed, document, sorted(history), without and without.digest()),
+            [one.snapshots() for one, _ in read],
             # A scorer without a cache of its own has no name, so no other job can take its stages.
             [one and (one.folder.name, one in (relevance, similarity) or folder) for one in (theta, intent)],
         )
@@ -171,13 +172,14 @@ def mine(
                 ),
             },
             seconds=seconds,
-            logs=str(logs.path.absolute()),
+            logs=str(logs.path),
             days=report["days"],
             generated=None if generated is None else str(generated),
             scorers=scorer_names(relevance, similarity),
             rules=RULES,
             **{"without": without.digest() if without else "", **(noted or {})},
             **({} if counted is None else {COUNTED: counted}),
+            **({"snapshots": found} if (found := logs.snapshots()) else {}),
         )
         shutil.rmtree(work, ignore_errors=True)
     return report

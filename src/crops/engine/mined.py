@@ -12,7 +12,7 @@ from typing import Any
 from crops.config import EngineConfig
 from crops.engine.backend import SQL_TYPES, Backend
 from crops.errors import CropsError
-from crops.logs import Logs, open_logs
+from crops.logs import Logs, is_uri, open_logs
 from crops.outputs import RESOLVED_CONFIG, read_manifest, recorded
 from crops.schema import ARROW_TYPES, EVIDENCE, ITEMS, QUERIES, SAMPLES, SYNTHETIC_ITEMS, Table
 
@@ -62,9 +62,9 @@ class Mined:
         """
         found = []
         for path, days in [(str(logs), self.report["days"])] if logs else self.logs.items():
-            if not Path(path).is_dir():
+            if not (is_uri(path) or Path(path).is_dir()):
                 raise CropsError(f"{path}: the logs of {self.folder} are not there any more; give --logs")
-            found.append((open_logs(Path(path)), days))
+            found.append((open_logs(path), days))
         return found
 
 
@@ -83,7 +83,7 @@ def read_mined(out: Path) -> Mined:
     logs: dict[str, list[str]] = {}
     of_days = manifest.get("logs_of_days") or {day: manifest["logs"] for day in report["days"]}
     for day, path in of_days.items():
-        now = str(recorded(path, folder, manifest.get("made_in")))
+        now = path if is_uri(path) else str(recorded(path, folder, manifest.get("made_in")))
         logs.setdefault(now, []).append(day)
     return Mined(folder, EngineConfig.model_validate(run["engine"]), report, logs)
 

@@ -34,6 +34,7 @@ from crops.engine.backend import check_rows, concatenate, parse_memory
 from crops.engine.stages import Stages
 from crops.errors import CropsError, MissingExtraError
 from crops.logs import Logs
+from crops.logs.tables import distinct_names
 from crops.outputs import console, timed
 from crops.schema import ARROW_TYPES, EARLIEST_US, LATEST_US, Column, Table
 
@@ -105,7 +106,8 @@ class SparkBackend:
         self, folder: Path, logs: Logs, scorers: Sequence[CachedScorer], others: Sequence[Path] = ()
     ) -> None:
         """Run a task on every executor that looks for what the job needs."""
-        files = [file for table in logs.tables.values() for file in table.files]
+        found = (file for table in logs.tables.values() for file in table.files)
+        files = [file for file in found if isinstance(file, Path)]  # a store is the same for all
         files = [*files[:: len(files) // _MOST_FILES + 1], *others]
         sizes = {str(file): file.stat().st_size for file in files}
         folders = [folder, *(scorer.folder for scorer in scorers)]
@@ -118,11 +120,13 @@ class SparkBackend:
         groups: dict[tuple[str | None, tuple[tuple[str, str], ...]], list[str]] = {}
         for file, day, footer in zip(files.files, files.days, files.footers, strict=True):
             found = tuple((field.name, str(field.type)) for field in footer)
-            groups.setdefault((day, found), []).append(_pattern(file))
-        frames = [
-            self._spark.read.parquet(*paths).selectExpr(*_log_columns(contract, dict(found), day))
-            for (day, found), paths in groups.items()
-        ]
+            groups.setdefault((day, found), []).append(file_uri(file))
+        frames = []
+        for (day, found), paths in groups.items():
+            # By their places, as a lake table may name a column otherwise than its files do.
+            frame = self._spark.read.parquet(*paths).toDF(*distinct_names([name for name, _ in found]))
+            frame = frame.selectExpr(*_log_columns(contract, dict(frame.dtypes), dict(found), day))
+            frames.append(frame)
         empty = self._spark.createDataFrame([], _log_schema(contract))
         frame = functools.reduce(lambda left, right: left.unionByName(right), frames or [empty])
         if contract.partitioned and days is not None:
@@ -131,7 +135,7 @@ class SparkBackend:
 
     def read_parquet(self, name: str, files: Sequence[Path], schema: pa.Schema) -> None:
         """Name Parquet files of one schema."""
-        paths = [_pattern(file) for file in files]
+        paths = [file_uri(file) for file in files]
         frame = self._spark.read.parquet(*paths) if paths else self._spark.createDataFrame([], _ddl(schema))
         frame.selectExpr(*shared.columns_of(schema, frame.columns)).createOrReplaceTempView(name)
 
@@ -170,7 +174,7 @@ class SparkBackend:
 
     def load_lines(self, name: str, file: Path, function: shared.BatchFunction, schema: pa.Schema) -> None:
         """Keep what a Python function makes, in the workers, of the lines of a file."""
-        lines = self._spark.read.option("lineSep", "\n").text(_pattern(file))
+        lines = self._spark.read.option("lineSep", "\n").text(file_uri(file))
         # The last line may have been torn off by a kill: what tells is that it has no end.
         torn = f"cast(value as BINARY) = X'{_after_last_end(file).hex()}'"
         line = f"concat(cast(value as BINARY), case when {torn} then X'' else X'0A' end) as line"
@@ -306,6 +310,7 @@ def _session(master: str, memory: int) -> SparkSession:
         "spark.sql.adaptive.autoBroadcastJoinThreshold": "10MB",
         "spark.sql.execution.arrow.maxRecordsPerBatch": str(shared.BATCH_ROWS),
         "spark.sql.session.timeZone": "UTC",
+        "spark.sql.legacy.parquet.nanosAsLong": "true",
     }
     if master.startswith("local"):
         # Nobody else connects, and names of a laptop often do not resolve.
@@ -345,9 +350,10 @@ def _in_worker(
             yield batch.select(names)
 
 
-def _pattern(file: Path) -> str:
-    """Return the URI of a file, safe from Hadoop's wildcards."""
-    return "file://" + re.sub(r"([\\\[\]{}*?,])", r"\\\1", str(file))
+def file_uri(file: Path | str) -> str:
+    """Return the URI of a file, safe from Hadoop's wildcards; its client of S3 is called s3a."""
+    start = "file://" if isinstance(file, Path) else ""
+    return start + re.sub(r"([\\\[\]{}*?,])", r"\\\1", re.sub("^s3:", "s3a:", str(file)))
 
 
 def _after_last_end(file: Path) -> bytes:
@@ -358,10 +364,14 @@ def _after_last_end(file: Path) -> bytes:
         return mapped[mapped.rfind(b"\n") + 1 :]
 
 
-def _log_columns(table: Table, found: dict[str, str], day: str | None) -> list[str]:
+def _log_columns(
+    table: Table, types: Mapping[str, str], footer: Mapping[str, str], day: str | None
+) -> list[str]:
     columns = []
     for column in table.columns:
-        value = f"`{column.name}`" if column.name in found else "null"
+        value = f"`{column.name}`" if column.name in types else "null"
+        if column.name in table.times:
+            value = microseconds(value, types.get(column.name, ""), footer.get(column.name, ""))
         columns.append(f"cast({value} as {_type(column)}) as {column.name}")
     if not table.partitioned:
         return columns
@@ -370,6 +380,14 @@ def _log_columns(table: Table, found: dict[str, str], day: str | None) -> list[s
     time = table.time
     date = f"cast(date_from_unix_date(cast({time} div {_DAY_US} as INTEGER)) as STRING)"
     return [*columns, f"case when {time} between {EARLIEST_US} and {LATEST_US} then {date} end as day"]
+
+
+def microseconds(value: str, type_: str, footer: str) -> str:
+    """Return a time as the contract counts it, of a column of Spark's type and the type of the footer."""
+    if type_ in ("timestamp", "timestamp_ntz", "date"):
+        return f"unix_micros(cast({value} as TIMESTAMP))"
+    # Nanoseconds are read as whole numbers, see `_session`.
+    return f"{value} div 1000" if footer.startswith("timestamp[ns") and type_ == "bigint" else value
 
 
 def _log_schema(table: Table) -> str:

@@ -29,13 +29,16 @@ def work_folder(out: Path) -> Path:
     return out.with_name(f".{out.name}.work")
 
 
-def build_key(logs: Iterable[Path], others: Iterable[Path], *settings: object) -> str:
+def build_key(logs: Iterable[Path | str], others: Iterable[Path], *settings: object) -> str:
     """Return the name of a build: a hash of the code, the settings and the files that it reads.
 
-    A file is known by its path, bytes and time of change.
+    A file is known by its path, bytes and time of change; one of a store by its URI.
     """
-    files = sorted([*logs, *others])
-    read = [(str(file), (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files]
+    files = sorted([*logs, *others], key=str)
+    read = [
+        (str(file), (stat := file.stat()).st_size, stat.st_mtime_ns) if isinstance(file, Path) else (file,)
+        for file in files
+    ]
     return hashlib.sha256(repr((probe.versions(), settings, read)).encode()).hexdigest()[:16]
 
 

@@ -3,6 +3,7 @@
 from crops.logs.check import CheckReport, LogSummary, RowFault, TableCounts, check, render
 from crops.logs.importing import FORMATS, ImportCounts, ImportReport, import_logs, render_import
 from crops.logs.judged import Judged, load_judged
+from crops.logs.lake import is_uri
 from crops.logs.mapping import TOKENS, Dataset, Importer, MappedTable
 from crops.logs.tables import Logs, open_logs, text_kind
 
@@ -22,6 +23,7 @@ __all__ = [
     "TableCounts",
     "check",
     "import_logs",
+    "is_uri",
     "load_judged",
     "open_logs",
     "render",

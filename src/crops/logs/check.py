@@ -21,7 +21,9 @@ from crops.labels import DEFAULT_LABELS, Source
 from crops.logs.days import spans, today
 from crops.logs.rules import (
     KNOWN_ITEMS,
+    controlled,
     count,
+    file_rules,
     keep_accepted,
     keep_rejects,
     relative_sql,
@@ -198,7 +200,11 @@ class CheckReport:
         return json.dumps(_plain(asdict(self)), indent=2) + "\n"
 
 
-def check(logs: str | Path, out: str | Path | None = None, memory: str = "2GB") -> CheckReport:
+def check(
+    logs: str | Path,
+    out: str | Path | None = None,
+    memory: str = "2GB",
+) -> CheckReport:
     """Check every row of a logs folder against the contracts of `crops.schema`.
 
     Accepted rows become the logs folder `out/accepted`; rejected rows keep all their columns in
@@ -208,7 +214,8 @@ def check(logs: str | Path, out: str | Path | None = None, memory: str = "2GB") 
     texts of items become spaces, counted.
 
     Args:
-        logs: the logs folder.
+        logs: the logs folder, or logs by URI (`crops.logs.lake`): then days whose rows are all accepted stay
+            where they are, and `out/accepted` lists their files.
         out: where to write, whole or not at all; None only reports.
         memory: memory limit of DuckDB, e.g. "2GB"; what does not fit spills to disk.
 
@@ -220,7 +227,6 @@ def check(logs: str | Path, out: str | Path | None = None, memory: str = "2GB") 
             are left (the rejected rows are then in `<out>.failed/rejects`), or `out` cannot be written.
     """
     out = None if out is None else Path(out)
-    logs = Path(logs)
     source = open_searches(logs) if holds_searches_only(logs) else open_logs(logs)
     files = [file for table in source.tables.values() for file in table.files]
     limit = f"a memory limit of {memory}"
@@ -228,7 +234,7 @@ def check(logs: str | Path, out: str | Path | None = None, memory: str = "2GB") 
     if out is None:
         with Scratch("crops-check-") as spill, explained(limit, files), open_database(memory, spill) as db:
             return interruptible(db, lambda: _check(db, source, None, seconds))
-    if source.path.resolve().is_relative_to(Path(out).resolve()):
+    if isinstance(source.path, Path) and source.path.resolve().is_relative_to(Path(out).resolve()):
         raise CropsError(f"{out} holds the logs that are checked; name another folder for the output")
     with publish(Path(out), "check") as staging:
         with (
@@ -250,11 +256,17 @@ def check(logs: str | Path, out: str | Path | None = None, memory: str = "2GB") 
             logs=str(source.path),
             rows=rows,
             text=text_kind(source.path),
+            **({"snapshots": found} if (found := source.snapshots()) else {}),
         )
     return report
 
 
-def _check(db: Connection, source: Logs, staging: Path | None, seconds: dict[str, float]) -> CheckReport:
+def _check(
+    db: Connection,
+    source: Logs,
+    staging: Path | None,
+    seconds: dict[str, float],
+) -> CheckReport:
     tables: dict[str, TableCounts] = {}
     merged: dict[str, int] = {}
     faults: list[RowFault] = []
@@ -274,17 +286,20 @@ def _check(db: Connection, source: Logs, staging: Path | None, seconds: dict[str
         if name == "items":
             db.execute(f"create temp table {KNOWN_ITEMS} as select item_id from accepted_items")
     with timed(seconds, "count searches"):
-        facts = (_facts_of_searches if "searches" in tables else _facts)(db, source, tables)
+        if "searches" in tables:
+            facts = _facts_of_searches(db, source, tables)
+        else:
+            facts = _facts(db, source, tables)
     return CheckReport(str(source.path), tables, tuple(faults), facts, merged, seconds, control_characters)
 
 
 def _check_table(
     db: Connection, source: Logs, files: TableFiles, staging: Path | None
 ) -> tuple[TableCounts, list[RowFault], dict[str, int]]:
-    rules = split(db, files)
-    name = files.table.name
+    name, accepted = files.table.name, staging and staging / "accepted"
+    split(db, files)
+    spaced = keep_accepted(db, files, accepted, controlled(db, files))
     rejected = count(db, f"rejected_{name}")
-    spaced = keep_accepted(db, files, staging and staging / "accepted")
     counts = TableCounts(files.rows, count(db, f"accepted_{name}"), rejected)
     if counts.rows != counts.accepted + counts.rejected:
         raise CropsError(
@@ -294,8 +309,9 @@ def _check_table(
     if not rejected:
         return counts, [], spaced
     if staging:
-        write_rejects(db, files, source.path, staging / "rejects" / name)
-    return counts, _row_faults(db, files, source.path, rules), spaced
+        parted = bool(files.source)
+        write_rejects(db, files, source.path, staging / "rejects" / name, parted)
+    return counts, _row_faults(db, files, source.path), spaced
 
 
 class NothingLeftError(CropsError):
@@ -309,7 +325,7 @@ def _nothing_left(source: Logs, name: str, counts: TableCounts, faults: list[Row
     return NothingLeftError("\n  ".join(lines + [explain(fault) for fault in faults]))
 
 
-def _row_faults(db: Connection, files: TableFiles, logs: Path, rules: list[Rule]) -> list[RowFault]:
+def _row_faults(db: Connection, files: TableFiles, logs: Path | str) -> list[RowFault]:
     """Return the count of each reason with its first row by file and row number as the example."""
     name = files.table.name
     values = ", ".join(f"{column} := {column}" for column in files.table.names())
@@ -321,7 +337,7 @@ def _row_faults(db: Connection, files: TableFiles, logs: Path, rules: list[Rule]
         group by reason"""
     found: dict[str, tuple[Any, ...]] = {row[0]: row[1:] for row in db.execute(query).fetchall()}
     faults = []
-    for rule in rules:
+    for rule in file_rules(files):
         if rule.reason in found:
             rows, n_files, file, row, example = found[rule.reason]
             kept = {column: _cut(value) for column, value in example.items() if value is not None}

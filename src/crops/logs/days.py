@@ -32,7 +32,7 @@ def runs(days: Collection[str], window: int) -> list[list[str]]:
     return found
 
 
-def usual_days(logs: Path, days: Collection[str], window: int, newest: str | None = None) -> list[str]:
+def usual_days(logs: Path | str, days: Collection[str], window: int, newest: str | None = None) -> list[str]:
     """Return the days of the logs that may be taken unasked; those that may not are named on the terminal.
 
     No day after today is taken, and none that is more than `window` days after the day before it: one row
@@ -64,7 +64,7 @@ def usual_days(logs: Path, days: Collection[str], window: int, newest: str | Non
     return sorted(set(days) - set(left))
 
 
-def named_days(logs: Path, named: Sequence[str], days: Collection[str]) -> list[str]:
+def named_days(logs: Path | str, named: Sequence[str], days: Collection[str]) -> list[str]:
     """Return the days that are named one by one, or as a range.
 
     Args:
@@ -90,7 +90,7 @@ def named_days(logs: Path, named: Sequence[str], days: Collection[str]) -> list[
     return sorted(set(found))
 
 
-def hold_out(logs: Path, days: Sequence[str], holdout: int, gap: int) -> tuple[list[str], list[str]]:
+def hold_out(logs: Path | str, days: Sequence[str], holdout: int, gap: int) -> tuple[list[str], list[str]]:
     """Return the days to mine, and the last ones, which are kept for evaluation; a lone day is mined.
 
     Args:
@@ -113,12 +113,12 @@ def hold_out(logs: Path, days: Sequence[str], holdout: int, gap: int) -> tuple[l
     return list(days[:last]), list(days[len(days) - holdout :])
 
 
-def newest_day(logs: Path, days: Collection[str], window: int) -> str:
+def newest_day(logs: Path | str, days: Collection[str], window: int) -> str:
     """Return the newest of the days that may be taken unasked (see `usual_days`)."""
     return usual_days(logs, days, window)[-1]
 
 
-def _last(logs: Path, days: Collection[str], found: Sequence[Sequence[str]], window: int) -> str:
+def _last(logs: Path | str, days: Collection[str], found: Sequence[Sequence[str]], window: int) -> str:
     if not days:
         raise CropsError(f"{logs}: no day holds a search")
     if not found:

@@ -18,9 +18,10 @@ from crops.logs.tables import (
     contract_rows,
     day_sql,
     inspect,
-    rows_of,
+    list_files,
     select_sql,
     table_days,
+    table_rows,
     typed,
 )
 from crops.outputs import publish, write_manifest
@@ -50,10 +51,7 @@ def contract_rules(table: Table) -> list[Rule]:
         column.name: "float" if column.measure or column.type == "DOUBLE" else "integer"
         for column in table.columns
     }
-    rules = list(_rules(table, measures, partitioned=table.partitioned))
-    if table.agreement:
-        rules.append(agreement_rule(table.agreement, table.time))
-    return [*rules, duplicate_rule(table)] if table.key else rules
+    return _all_rules(table, list(_rules(table, measures, partitioned=table.partitioned)))
 
 
 def row_rules(files: TableFiles) -> list[Rule]:
@@ -63,6 +61,18 @@ def row_rules(files: TableFiles) -> list[Rule]:
     `KNOWN_ITEMS` must exist for tables other than items.
     """
     return list(_rules(files.table, files.found, partitioned=files.partitioned))
+
+
+def file_rules(files: TableFiles) -> list[Rule]:
+    """Return every rule that rows of the files may break, in the order of the reasons."""
+    return _all_rules(files.table, row_rules(files))
+
+
+def _all_rules(table: Table, rules: list[Rule]) -> list[Rule]:
+    """Return rules of one row, and those of several."""
+    if table.agreement:
+        rules.append(agreement_rule(table.agreement, table.time))
+    return [*rules, duplicate_rule(table)] if table.key else rules
 
 
 def duplicate_rule(table: Table) -> Rule:
@@ -173,16 +183,13 @@ class _Suspects:
     rule: Rule
 
 
-def split(db: Connection, files: TableFiles) -> list[Rule]:
+def split(db: Connection, files: TableFiles) -> None:
     """Create the table `rejected_<name>`: all columns of the rows, `_file`, `_row` and the list `_reasons`.
 
     And the table `merged_<name>`: `_file`, `_row`, `_day` and the new values of the rows that are kept of
     several with one key, where these differ. It has no rows where the contract keeps whole rows.
 
     Tables other than items read the relation `KNOWN_ITEMS` of accepted item ids.
-
-    Returns:
-        the rules that were applied, in the order of the reasons.
     """
     name, rules = files.table.name, row_rules(files)
     reasons = ", ".join(f"case when {rule.bad} then {literal(rule.reason)} end" for rule in rules)
@@ -206,7 +213,6 @@ def split(db: Connection, files: TableFiles) -> list[Rule]:
     _merge(db, files)
     if suspects:
         db.execute(f"delete from rejected_{name} where len(_reasons) = 0")
-    return [*rules, *(one.rule for one in suspects)]
 
 
 def count(db: Connection, relation: str) -> int:
@@ -231,7 +237,7 @@ def rows_sql(files: TableFiles) -> str:
     columns += ["_file", "_row"]
     if files.table.partitioned:
         columns.append(f"{day_sql(files)} as _day")
-    return f"(select {', '.join(columns)} from {rows_of(files.files, files.footers, read)})"
+    return f"(select {', '.join(columns)} from {table_rows(files, read)})"
 
 
 def merged_columns(files: TableFiles) -> list[str]:
@@ -299,7 +305,16 @@ def _repeats(db: Connection, files: TableFiles) -> list[_Suspects]:
 # What a split found is written: the accepted rows as a logs folder, the rejected ones with their reasons.
 
 
-def keep_accepted(db: Connection, files: TableFiles, folder: Path | None) -> dict[str, int]:
+Days = dict[str | None, int]
+"""Rows by day; None where the table has no days."""
+
+
+def keep_accepted(
+    db: Connection,
+    files: TableFiles,
+    folder: Path | None,
+    touched: Mapping[str, Days],
+) -> dict[str, int]:
     """Create the view `accepted_<name>` over the rows that were not rejected.
 
     Control characters in what people wrote become spaces.
@@ -308,38 +323,58 @@ def keep_accepted(db: Connection, files: TableFiles, folder: Path | None) -> dic
         db: where the table was split.
         files: the table.
         folder: a logs folder to write the rows to; without one the view reads the source again.
+        touched: what `controlled` found.
 
     Returns:
         the rows whose text was changed, by column.
     """
-    changed = _controlled(db, files)
+    changed = {name: sum(days.values()) for name, days in touched.items()}
     if folder is None:
         select = _accepted(db, files, changed)
     else:
-        _write_accepted(db, files, folder, changed)
+        _write_accepted(db, files, folder, touched)
         select = select_sql(inspect(folder, files.table)[0])
     db.execute(f"create temp view accepted_{files.table.name} as {select}")
     return changed
 
 
-def _controlled(db: Connection, files: TableFiles) -> dict[str, int]:
-    """Return in how many accepted rows each column of prose has control characters, where it has."""
+def controlled(db: Connection, files: TableFiles) -> dict[str, Days]:
+    """Return in how many accepted rows each column of prose has control characters, where it has, by day."""
     prose = [column.name for column in files.table.columns if column.prose and column.name in files.found]
     if not prose:
         return {}
     counts = ", ".join(f"count(*) filter (where regexp_matches({name}, '{CONTROL}'))" for name in prose)
     rows = f"{_with_merged(db, files, None)} rows{_without_rejected(db, files)}"
-    (found,) = db.execute(f"select {counts} from {rows}").fetchall()
-    return {name: rows for name, rows in zip(prose, found, strict=True) if rows}
+    day = "_day" if files.table.partitioned else "null"
+    found: dict[str, Days] = {}
+    for row in db.execute(f"select {day} as on_day, {counts} from {rows} group by on_day").fetchall():
+        for name, number in zip(prose, row[1:], strict=True):
+            if number:
+                found.setdefault(name, {})[row[0]] = number
+    return found
 
 
-def write_rejects(db: Connection, files: TableFiles, logs: Path, folder: Path) -> None:
-    """Write the rejected rows in the order of the files, with `reasons`, `file` (below `logs`) and `row`."""
+def write_rejects(
+    db: Connection, files: TableFiles, logs: Path | str, folder: Path, partitioned: bool = False
+) -> None:
+    """Write the rejected rows in the order of the files, with `reasons`, `file` (below `logs`) and `row`.
+
+    With `partitioned` in folders by day (`none` without one) and by the first of the reasons.
+    """
     columns = [quoted(column) for column in files.table.names() if column in files.found]
     columns += [f"extra_{number} as {quoted(name)}" for number, name in enumerate(_extra_names(files))]
     columns += ["_reasons as reasons", f"{relative_sql(logs)} as file", "_row as row"]
-    select = f"select {', '.join(columns)} from rejected_{files.table.name} order by _file, _row"
-    write_parquet(db, select, folder / "rejects.parquet")
+    rejected = f"rejected_{files.table.name}"
+    select = f"select {', '.join(columns)} from {rejected}"
+    if not partitioned:
+        write_parquet(db, f"{select} order by _file, _row", folder / "rejects.parquet")
+        return
+    day = "coalesce(_day, 'none')" if files.table.partitioned else "'none'"
+    groups = f"select distinct {day} as day, _reasons[1] as reason from {rejected}"
+    for found, reason in db.execute(groups).fetchall():
+        where = f"{day} = {literal(found)} and _reasons[1] = {literal(reason)}"
+        target = folder / f"day={found}" / f"reason={reason}" / "rejects.parquet"
+        write_parquet(db, f"{select} where {where} order by _file, _row", target)
 
 
 def keep_rejects(staging: Path, out: Path, command: str) -> str:
@@ -365,25 +400,50 @@ def _extra_names(files: TableFiles) -> list[str]:
     return names
 
 
-def _write_accepted(db: Connection, files: TableFiles, folder: Path, changed: Collection[str]) -> None:
-    """Write one file per day: partitioned writes of DuckDB hold every day open and cost twice the CPU."""
+def _write_accepted(
+    db: Connection,
+    files: TableFiles,
+    folder: Path,
+    touched: Mapping[str, Days],
+) -> None:
+    """Write one file per day: partitioned writes of DuckDB hold every day open and cost twice the CPU.
+
+    Days of a source by URI whose rows are all accepted as they are stay where they are, and are listed.
+    """
     table = files.table
+    if files.source and not files.renamed:
+        if files.partitioned:
+            days = {day for day in files.days if day}
+            left = {day for day in days if _as_it_is(db, files, touched, day)}
+            if left:
+                list_files(folder, files.on(left))
+            files = files.on(days - left)
+        elif _as_it_is(db, files, touched, None):
+            list_files(folder, files)
+            return
+        if not files.files:
+            return
     # The rows keep the order of the files: one thread, and no join whose sides are swapped.
     db.execute("set threads=1")
     db.execute("set disabled_optimizers='build_side_probe_side'")
     for day in table_days(files) if table.partitioned else (None,):
         target = folder / (f"{table.name}/day={day}/part-0.parquet" if day else f"{table.name}.parquet")
         part = files.on(day and [day])
-        clean = not changed and not any(
-            count(db, f"{kind}_{table.name}{_on(day)}") for kind in ("rejected", "merged")
-        )
-        if clean and part.exact and len(part.files) == 1 and (files.partitioned or not day):
+        alone = len(part.files) == 1 and (files.partitioned or not day)
+        if alone and part.exact and not (files.source or touched) and _as_it_is(db, files, touched, day):
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(part.files[0], target)
-        elif not write_parquet(db, _accepted(db, files, changed, day), target):
+        elif not write_parquet(db, _accepted(db, files, touched, day), target):
             target.unlink()
     db.execute("reset disabled_optimizers")
     db.execute("reset threads")
+
+
+def _as_it_is(db: Connection, files: TableFiles, touched: Mapping[str, Days], day: str | None) -> bool:
+    """Return whether all rows, or those of a day, are accepted unchanged."""
+    tables = (f"{kind}_{files.table.name}{_on(day)}" for kind in ("rejected", "merged"))
+    spaced = any(day is None or day in days for days in touched.values())
+    return not spaced and not any(count(db, table) for table in tables)
 
 
 def _accepted(db: Connection, files: TableFiles, changed: Collection[str], day: str | None = None) -> str:
@@ -434,6 +494,9 @@ def _on(day: str | None) -> str:
     return f" where _day = {literal(day)}" if day else ""
 
 
-def relative_sql(logs: Path) -> str:
-    """Return the SQL of `_file` as a path below the logs folder."""
-    return f"substr(_file, {len(str(logs)) + 2})"
+def relative_sql(logs: Path | str) -> str:
+    """Return the SQL of `_file` as a path below the logs, as it is where it lies elsewhere."""
+    below = f"{str(logs).rstrip('/')}/"
+    return (
+        f"case when starts_with(_file, {literal(below)}) then substr(_file, {len(below) + 1}) else _file end"
+    )

@@ -8,6 +8,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -17,7 +18,18 @@ import pyarrow.parquet as pq
 from crops.database import Connection, failing_as, literal, open_database, path_literal, quoted
 from crops.errors import CropsError, nearest, nearest_path
 from crops.logs.days import DAY_US, day_of, is_day
-from crops.outputs import MANIFEST
+from crops.logs.lake import (
+    DataFile,
+    TableSource,
+    data_file,
+    digest,
+    find_source,
+    is_uri,
+    open_store,
+    stamp_now,
+    table_uris,
+)
+from crops.outputs import MANIFEST, check_local
 from crops.schema import EARLIEST_US, LATEST_US, LOG_TABLES, SEARCHES, Column, Table
 from crops.text import normalised_texts
 
@@ -48,10 +60,10 @@ class TableFiles:
     """The files of one table and what their footers say."""
 
     table: Table
-    files: tuple[Path, ...] = ()
-    """Sorted by path."""
+    files: tuple[Path | str, ...] = ()
+    """Sorted by path; URIs of stores are text."""
     days: tuple[str | None, ...] = ()
-    """The hive partition of each file, YYYY-MM-DD; None where the file is not in one."""
+    """The partition of each file, YYYY-MM-DD; None where the file is not in one."""
     footers: tuple[pa.Schema, ...] = ()
     """The columns of each file."""
     rows: int = 0
@@ -60,11 +72,23 @@ class TableFiles:
     """The contract's columns that hold values in some file: `integer`, `float`, `boolean` or `text`."""
     extra: tuple[str, ...] = ()
     """Columns that the contract does not know; they are carried into the rejects only."""
+    source: str = ""
+    """The URI of the table, with its version; empty for a local folder."""
+    stamps: tuple[str, ...] = ()
+    """Of each file of a source by URI what changes with it: see `crops.logs.lake.DataFile`."""
+    renamed: bool = False
+    """Whether columns have other names in the table than in its files."""
 
     @property
     def partitioned(self) -> bool:
         """Whether the files lie in hive partitions by day."""
         return any(self.days)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the path of a file does not tell its day as `day=YYYY-MM-DD`."""
+        told = (str(file).rpartition("/day=")[2].partition("/")[0] for file in self.files)
+        return self.partitioned and tuple(told) != self.days
 
     def on(self, days: Collection[str] | None) -> TableFiles:
         """Return the files that may hold rows of the days, with the columns that they have.
@@ -83,7 +107,13 @@ class TableFiles:
             footers=footers,
             found=found,
             extra=extra,
+            stamps=tuple(self.stamps[i] for i in kept) if self.source else (),
         )
+
+    def version(self, day: str | None = None) -> str:
+        """Return a hash of the files of a source by URI, or of those of one day."""
+        part = self.on(day and [day])
+        return digest((str(file), stamp) for file, stamp in zip(part.files, part.stamps, strict=True))
 
     @property
     def exact(self) -> bool:
@@ -101,7 +131,8 @@ def _columns(table: Table, footers: Iterable[pa.Schema]) -> tuple[dict[str, str]
     kinds: dict[str, set[str]] = {}
     for footer in footers:
         for column in footer:
-            kinds.setdefault(column.name, set()).add(kind(column.type))
+            time = column.name in table.times and pa.types.is_temporal(column.type)
+            kinds.setdefault(column.name, set()).add("integer" if time else kind(column.type))
     known = {name: kinds[name] - {"null"} for name in table.names() if name in kinds}
     found = {name: "float" if "float" in seen else min(seen) for name, seen in known.items() if seen}
     return found, tuple(name for name in kinds if name not in known)
@@ -125,8 +156,8 @@ def kind(type_: pa.DataType) -> str:
 class Logs:
     """An opened logs folder whose files have the columns and types of the contract."""
 
-    path: Path
-    """Absolute, as are the paths of the files."""
+    path: Path | str
+    """Absolute, as are the paths of the files; or the URI as it was given."""
     tables: Mapping[str, TableFiles]
     """By table name; an absent feed has no files."""
     search_days: tuple[str, ...]
@@ -137,6 +168,26 @@ class Logs:
     def absent(self) -> dict[str, tuple[str, ...]]:
         """Return the optional columns that no file has, by table, leaving out absent tables."""
         return {name: files.absent() for name, files in self.tables.items() if files.files}
+
+    def snapshots(self) -> dict[str, dict[str, str]]:
+        """Return what was read of each table that is named by a URI: its source, and a hash of its files."""
+        return {
+            name: {"source": files.source, "files": files.version()}
+            for name, files in self.tables.items()
+            if files.source and files.files
+        }
+
+    def inputs(self, day: str) -> dict[str, int | str]:
+        """Return what changes with each file that holds nothing but the day's rows, by its name."""
+        found: dict[str, int | str] = {}
+        for files in self.tables.values():
+            if files.table.partitioned and files.partitioned:
+                part = files.on([day])
+                for file, stamp in zip(part.files, part.stamps or [""] * len(part.files), strict=True):
+                    inside = isinstance(file, Path) and file.is_relative_to(self.path)
+                    name = os.path.relpath(file, self.path) if inside else str(file)
+                    found[name] = file.stat().st_size if isinstance(file, Path) and inside else stamp
+        return found
 
     def sql(self, table: str, days: Collection[str] | None = None) -> str:
         """Return a DuckDB SELECT of the table's columns in order, partitioned ones with `day` VARCHAR.
@@ -160,45 +211,56 @@ class Logs:
 
 
 def open_logs(path: str | Path) -> Logs:
-    """Open a logs folder, looking at the footers of its Parquet files.
+    """Open a logs folder, or logs by URI (`crops.logs.lake`), looking at the footers of its Parquet files.
 
     Raises:
         CropsError: the folder is missing, or any of its files is missing, unreadable, or has a missing or
-            wrongly typed column; all such faults are named together, with remedies.
+            wrongly typed column; all such faults are named together, with remedies. Or a store, a catalogue
+            or a snapshot of a URI cannot be read.
     """
     if holds_searches_only(path):
         raise CropsError(
             f"{path} holds searches and nothing of their results: crops check counts what was reworded; for"
             " the rest, import items and which of them each search showed"
         )
-    return _opened(Path(path), LOG_TABLES)
+    return _opened(path, LOG_TABLES)
 
 
 def open_searches(path: str | Path) -> Logs:
     """Open a folder of searches without results, as `open_logs` does."""
-    return _opened(Path(path), (SEARCHES,))
+    return _opened(path, (SEARCHES,))
 
 
 def holds_searches_only(path: str | Path) -> bool:
     """Return whether a logs folder holds searches and nothing of their results."""
+    if is_uri(path):
+        known = table_uris(str(path)) if str(path).endswith(".toml") else {}
+        return SEARCHES.name in known and not known.keys() & {"items", "search_impressions"}
     names = {file.stem for file in Path(path).iterdir()} if Path(path).is_dir() else set()
     return SEARCHES.name in names and not names & {"items", "search_impressions"}
 
 
-def _opened(path: Path, wanted: Sequence[Table]) -> Logs:
-    path = path.absolute()
-    if not path.is_dir():
+def _opened(logs: str | Path, wanted: Sequence[Table]) -> Logs:
+    tables: dict[str, TableFiles] = {}
+    faults: list[FileFault] = []
+    if not is_uri(logs):
+        check_local(Path(logs))
+    path = str(logs) if is_uri(logs) else Path(logs).absolute()
+    uris = table_uris(path) if isinstance(path, str) else {}
+    if isinstance(path, Path) and not path.is_dir():
         raise CropsError(
             f"{path} is not a folder; name the folder that holds items.parquet{nearest_path(path)}"
         )
-    tables: dict[str, TableFiles] = {}
-    faults: list[FileFault] = []
     for table in wanted:
-        tables[table.name], found = inspect(path, table)
+        if isinstance(path, str):
+            tables[table.name], found = inspect_source(path, uris.get(table.name), table)
+        else:
+            tables[table.name], found = inspect(path, table)
         faults += found
     if faults:
-        inside = [f"did you mean {path / 'logs'}?"] if (path / "logs").is_dir() else []
-        raise CropsError("\n  ".join([f"{path}: the logs cannot be read:", *describe(faults), *inside]))
+        inside = isinstance(path, Path) and (path / "logs").is_dir()
+        hints = [f"did you mean {path}/logs?"] if inside else []
+        raise CropsError("\n  ".join([f"{path}: the logs cannot be read:", *describe(faults), *hints]))
     days = {name: table_days(files) for name, files in tables.items() if files.table.partitioned}
     searched = days.get("search_impressions", days.get(SEARCHES.name, ()))
     return Logs(path, tables, searched, days.get("feed_events", ()))
@@ -206,6 +268,8 @@ def _opened(path: Path, wanted: Sequence[Table]) -> Logs:
 
 def text_kind(logs: str | Path) -> str:
     """Return what the texts of a logs folder are, as its import or check noted: `plain` when nobody did."""
+    if is_uri(logs):
+        return PLAIN
     logs = Path(logs)
     for folder in (logs, logs.parent) if logs.name == "accepted" else (logs,):
         if (folder / MANIFEST).exists():
@@ -248,6 +312,9 @@ def inspect(folder: Path, table: Table) -> tuple[TableFiles, list[FileFault]]:
             FileFault(os.path.relpath(path, folder), _lake_problem(format_), _LAKE_REMEDY)
             for format_, path in lakes
         ]
+    listed = folder / f"{table.name}{LISTED}"
+    if listed.exists():
+        return _inspect_listed(listed, table, files)
     if not files:
         missing = [] if table.name in OPTIONAL_TABLES else [_missing_table(folder, table)]
         return TableFiles(table), missing
@@ -267,6 +334,102 @@ def inspect(folder: Path, table: Table) -> tuple[TableFiles, list[FileFault]]:
         faults += [FileFault(name, *fault) for fault in column_faults(table, footers[-1])]
     found, extra = _columns(table, footers)
     return TableFiles(table, tuple(files), tuple(days), tuple(footers), rows, found, extra), faults
+
+
+LISTED = ".files.json"
+"""Behind a table's name: the files of its source that `crops check` left where they are, as all of their rows
+are accepted."""
+
+
+def list_files(folder: Path, files: TableFiles) -> None:
+    """Note files of a source as part of the table of a logs folder."""
+    rows = [
+        {"path": str(file), "stamp": stamp, "day": day}
+        for file, stamp, day in zip(files.files, files.stamps, files.days, strict=True)
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    listed = {"source": files.source, "files": rows}
+    (folder / f"{files.table.name}{LISTED}").write_text(json.dumps(listed, indent=1) + "\n")
+
+
+def _inspect_listed(listed: Path, table: Table, own: list[Path]) -> tuple[TableFiles, list[FileFault]]:
+    """Read the footers of listed files and of those of the folder."""
+    noted = json.loads(listed.read_text())
+    there = [data_file(row["path"], row["stamp"], row["day"]) for row in noted["files"]]
+    days, faults = _days(listed.parent, table, own)
+    there += [DataFile(file, str(file.stat().st_size), day) for file, day in zip(own, days, strict=True)]
+    found, more = _with_footers(TableSource(noted["source"], tuple(there)), table)
+    return found, faults + more
+
+
+_FOOTERS_AT_ONCE = 16
+"""A store answers slowly, and many questions at a time."""
+
+
+def inspect_source(logs: str, uri: str | None, table: Table) -> tuple[TableFiles, list[FileFault]]:
+    """Find the files of a table by its URI and read their footers, as `inspect` does in a folder.
+
+    Args:
+        logs: named in faults.
+        uri: of the table; None where the logs name none for it.
+        table: the contract.
+    """
+    source = find_source(uri, table) if uri else None
+    if source is None or not source.files:
+        if table.name in OPTIONAL_TABLES and not (uri and source is None and logs.endswith(".toml")):
+            return TableFiles(table), []
+        what = "holds no Parquet file" if source else "is not there: it was moved, or is named otherwise"
+        remedy = (
+            f'name it in a logs.toml, such as {table.name} = "delta:s3://bucket/table", or correct the URI'
+        )
+        return TableFiles(table), [FileFault(uri or table.name, what if uri else "is not named", remedy)]
+    return _with_footers(source, table)
+
+
+def _with_footers(source: TableSource, table: Table) -> tuple[TableFiles, list[FileFault]]:
+    files = tuple(file.path for file in source.files)
+    days = tuple(file.day for file in source.files) if table.partitioned else (None,) * len(files)
+    faults = []
+    if any(days) and not all(days):
+        name = str(files[days.index(None)])
+        faults.append(FileFault(name, "has no partition by day, and others have", "move it into one, or out"))
+    with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
+        read = list(pool.map(_footer, source.files))
+    footers, renamed = [], False
+    for file, (footer, _, error) in zip(files, read, strict=True):
+        if footer is None:
+            remedy = "check or open the table as it is now, or write the file again"
+            faults.append(FileFault(str(file), error, remedy))
+            continue
+        names = [source.named(column) for column in footer]
+        renamed |= names != footer.names
+        # What the table has dropped keeps its place, without a name or values.
+        columns = zip(names, footer, strict=True)
+        footer = pa.schema(
+            [pa.field("", pa.null()) if name is None else pa.field(name, one.type) for name, one in columns]
+        )
+        footers.append(footer)
+        faults += [FileFault(str(file), *fault) for fault in column_faults(table, footer, times=True)]
+    found, extra = _columns(table, footers)
+    rows, stamps = sum(rows for _, rows, _ in read), tuple(file.stamp for file in source.files)
+    return TableFiles(
+        table, files, days, tuple(footers), rows, found, extra, source.uri, stamps, renamed
+    ), faults
+
+
+def _footer(file: DataFile) -> tuple[pa.Schema | None, int, str]:
+    """Return the columns of a file and its rows, or what is wrong with it."""
+    try:
+        store, inside = open_store(str(file.path))
+        if (now := stamp_now(file)) != file.stamp:
+            what = (
+                "is gone: it was deleted, or moved" if now is None else "was overwritten since it was listed"
+            )
+            return None, 0, what
+        with store.open_input_file(inside) as opened, pq.ParquetFile(opened) as parquet:
+            return parquet.schema_arrow, parquet.metadata.num_rows, ""
+    except (pa.ArrowException, OSError) as error:
+        return None, 0, f"cannot be read as Parquet ({' '.join(str(error).split())})"
 
 
 def _parquet_files(root: Path) -> list[Path]:
@@ -315,8 +478,11 @@ def describe(faults: Iterable[FileFault]) -> list[str]:
     ]
 
 
-def column_faults(table: Table, footer: pa.Schema) -> list[tuple[str, str]]:
-    """Return (problem, remedy) of each missing, repeated or wrongly typed column of one file."""
+def column_faults(table: Table, footer: pa.Schema, *, times: bool = False) -> list[tuple[str, str]]:
+    """Return (problem, remedy) of each missing, repeated or wrongly typed column of one file.
+
+    With `times` a time may be a timestamp, which is UTC where it has no zone.
+    """
     types = {column.name: column.type for column in footer}
     faults = [
         (f"column {name} is there {count} times", "keep one, or rename the others")
@@ -330,7 +496,9 @@ def column_faults(table: Table, footer: pa.Schema) -> list[tuple[str, str]]:
                 hint = nearest(column.name, set(types) - set(table.names()))
                 remedy = "add or rename it" + (f".{hint}" if hint else "")
                 faults.append((f"column {column.name} is missing ({expected})", remedy))
-        elif not _accepts(column, types[column.name]):
+        elif not (
+            _accepts(column, types[column.name]) or (times and _is_time(table, column, types[column.name]))
+        ):
             found = types[column.name]
             problem = f"column {column.name} is {found}, expected {expected}"
             faults.append((problem, _type_remedy(column, found)))
@@ -344,8 +512,16 @@ def _accepts(column: Column, type_: pa.DataType) -> bool:
     return found in _KINDS[column.type] or (found == "float" and column.measure)
 
 
+def _is_time(table: Table, column: Column, type_: pa.DataType) -> bool:
+    """Return whether a column is a time that is read as one; the time of an event is more than a date."""
+    date = pa.types.is_date(type_) and column.name != table.time
+    return column.name in table.times and (pa.types.is_timestamp(type_) or date)
+
+
 def _type_remedy(column: Column, found: pa.DataType) -> str:
     name = column.name
+    if pa.types.is_date(found) and name.endswith("_at"):
+        return "a date has no time of day: give the time of the event, in integer microseconds UTC"
     if pa.types.is_temporal(found) and name.endswith("_at"):
         return f"write integer microseconds UTC, e.g. epoch_us({name}) in SQL"
     if pa.types.is_floating(found):
@@ -414,10 +590,23 @@ def typed(files: TableFiles, column: Column, cast: str = "cast") -> str:
 
 def contract_rows(files: TableFiles) -> str:
     """Return the relation of the contract's columns that the files hold, typed as there; see `rows_of`."""
-    return rows_of(files.files, files.footers, {name: name for name in files.found})
+    return table_rows(files, {name: name for name in files.found})
 
 
-def rows_of(files: Sequence[Path], footers: Sequence[pa.Schema], columns: Mapping[str, str]) -> str:
+def table_rows(files: TableFiles, columns: Mapping[str, str]) -> str:
+    """Return the relation of the named columns of a table; see `rows_of`."""
+    days = files.days if files.labelled else ()
+    return rows_of(files.files, files.footers, columns, times=files.table.times, days=days)
+
+
+def rows_of(
+    files: Sequence[Path | str],
+    footers: Sequence[pa.Schema],
+    columns: Mapping[str, str],
+    *,
+    times: Collection[str] = (),
+    days: Sequence[str | None] = (),
+) -> str:
     """Return the relation of the named columns of Parquet files, with `_file` (path) and `_row` (from 0).
 
     Other columns may have any name: columns are read by their place, for DuckDB takes names that differ in
@@ -428,20 +617,29 @@ def rows_of(files: Sequence[Path], footers: Sequence[pa.Schema], columns: Mappin
         footers: their columns, no name twice in one file.
         columns: name in the relation -> column of the files; NULL where a file lacks it, text where the
             files disagree on what it is.
+        times: names whose timestamps and dates become microseconds.
+        days: of the files, where the relation has a column `_day` that their paths do not tell.
     """
-    mixed = {column for column in columns.values() if len(_kinds(column, footers)) > 1}
+    mixed = mixed_columns(columns, footers, times)
     parts = []
-    for _, run in itertools.groupby(zip(files, footers, strict=True), key=_layout):
+    read = zip(files, footers, days or (None,) * len(files), strict=True)
+    for _, run in itertools.groupby(read, key=_layout):
         alike = list(run)
         footer = alike[0][1]
         names = dict(zip(footer.names, distinct_names(footer.names), strict=True))
+        types = {column.name: column.type for column in footer}
         values = {column.name: quoted(names[column.name]) for column in footer if kind(column.type) != "null"}
         chosen = []
         for name, column in columns.items():
             value = values.get(column, "null")
-            value = f"cast({value} as VARCHAR)" if column in mixed else value
+            if name in times and column in values and pa.types.is_temporal(types[column]):
+                date = pa.types.is_date(types[column])
+                value = f"epoch_us(cast({value} as TIMESTAMP))" if date else f"epoch_us({value})"
+            value = f"cast({value} as VARCHAR)" if name in mixed else value
             chosen.append(f"{value} as {quoted(name)}")
-        parts.append(_select([file for file, _ in alike], list(names.values()), chosen))
+        if days:
+            chosen.append(f"{literal(alike[0][2] or '')} as _day")
+        parts.append(_select([file for file, _, _ in alike], list(names.values()), chosen))
     return f"({' union all '.join(parts)})"
 
 
@@ -456,7 +654,7 @@ def distinct_names(names: Sequence[str]) -> list[str]:
     ]
 
 
-def _select(files: Sequence[Path], names: Sequence[str], chosen: Sequence[str]) -> str:
+def _select(files: Sequence[Path | str], names: Sequence[str], chosen: Sequence[str]) -> str:
     """Return the SELECT of rows of files of one layout, whose columns get the names in their order."""
     taken = {name.lower() for name in names}
     file = "_file"
@@ -470,16 +668,24 @@ def _select(files: Sequence[Path], names: Sequence[str], chosen: Sequence[str]) 
     return f"select {fields} from read_parquet([{paths}], {options}) files({', '.join(map(quoted, names))})"
 
 
-def _layout(file: tuple[Path, pa.Schema]) -> tuple[object, ...]:
+def _layout(file: tuple[Path | str, pa.Schema, str | None]) -> tuple[object, ...]:
     """Return what files share that are read by one call; one with an own `file_row_number` stands alone."""
-    path, footer = file
+    path, footer, day = file
     alone = path if _ROW_NUMBER in (name.lower() for name in footer.names) else None
-    return alone, *((column.name, str(column.type)) for column in footer)
+    return alone, day, *((column.name, str(column.type)) for column in footer)
 
 
-def _kinds(name: str, footers: Iterable[pa.Schema]) -> set[str]:
+def mixed_columns(
+    columns: Mapping[str, str], footers: Sequence[pa.Schema], times: Collection[str]
+) -> set[str]:
+    """Return the names that are read as text, as the files disagree on what their columns are."""
+    return {name for name, column in columns.items() if len(_kinds(column, footers, name in times)) > 1}
+
+
+def _kinds(name: str, footers: Iterable[pa.Schema], time: bool) -> set[str]:
     """Return the kinds of a column's values in the files; numbers are one, and so are lists, and structs."""
     types = [column.type for footer in footers for column in footer if column.name == name]
+    types = [pa.int64() if time and pa.types.is_temporal(one) else one for one in types]
     found = {"nested" if pa.types.is_nested(one) else kind(one) for one in types}
     return {"number" if one in ("integer", "float") else one for one in found - {"null"}}
 
@@ -489,6 +695,8 @@ def day_sql(files: TableFiles) -> str:
 
     It is NULL where the time is out of range.
     """
+    if files.labelled:
+        return "_day"
     if files.partitioned:
         # The last match: a folder above the logs may be a partition too.
         return "regexp_extract(_file, '.*/day=([0-9-]+)/', 1)"
