@@ -158,7 +158,9 @@ def test_other_partition_columns_and_shuffled_files_change_nothing(server, logs,
     assert_checked_alike(tmp_path / "logs.toml", logs, tmp_path)
 
 
-@pytest.mark.parametrize("type_", [pa.timestamp("ms"), pa.timestamp("us", "UTC"), pa.timestamp("ns")])
+@pytest.mark.parametrize(
+    "type_", [pa.timestamp("ms"), pa.timestamp("us", "UTC"), pa.timestamp("ns"), pa.timestamp("ns", "UTC")]
+)
 def test_times_are_read_as_timestamps(logs, expected, tmp_path, type_):
     """Of whole milliseconds here, so that all units hold them."""
     millis = {}

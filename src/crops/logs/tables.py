@@ -633,8 +633,8 @@ def rows_of(
         for name, column in columns.items():
             value = values.get(column, "null")
             if name in times and column in values and pa.types.is_temporal(types[column]):
-                date = pa.types.is_date(types[column])
-                value = f"epoch_us(cast({value} as TIMESTAMP))" if date else f"epoch_us({value})"
+                zoned = pa.types.is_timestamp(types[column]) and types[column].tz
+                value = f"epoch_us(cast({value} as {'TIMESTAMPTZ' if zoned else 'TIMESTAMP'}))"
             value = f"cast({value} as VARCHAR)" if name in mixed else value
             chosen.append(f"{value} as {quoted(name)}")
         if days:
