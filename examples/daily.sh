@@ -29,7 +29,7 @@ run() {
       --config run.toml
     ;;
   serve)
-    crops index "$MODEL" checked/accepted --out index
+    crops index "$MODEL" checked/accepted --out index --config run.toml
     ln -sfn "$DAY" models/current
     ;;
   *) echo "no step $1" >&2 && exit 2 ;;

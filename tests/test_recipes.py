@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 
+import crops
+from crops.cli.options import of_recipe
 from crops.config import RECIPES, RunConfig, load_config, with_recipe
 from crops.errors import CropsError
+from crops.pipeline import own_training
 
 
 def of(run, names):
@@ -26,6 +29,7 @@ def test_a_recipe_sets_its_settings_and_leaves_the_others(recipe):
     assert of(run, RECIPES[recipe]) == RECIPES[recipe]
     assert (run.training.steps, run.training.learning_rate) == (7, 2e-5)
     assert with_recipe(load_config(training__encoder="minilm", training__steps=7), recipe) == run
+    assert (of_recipe(run), of_recipe(RunConfig())) == (f" --recipe {recipe}", "")
 
 
 def test_an_option_that_says_the_same_is_no_contradiction_and_another_is_refused_by_its_name():
@@ -60,3 +64,17 @@ def test_a_file_that_contradicts_is_named(tmp_path):
     file.write_text('recipe = "paper"\nengine = 3\n')
     with pytest.raises(CropsError, match="'engine' = 3"):
         load_config(file)
+
+
+def test_a_recipe_does_not_change_the_simulated_platform():
+    plain = own_training(load_config(training__steps=7))
+    assert (plain.loss, plain.docs_per_source, plain.steps) == ("infonce_binary", 4, 7)
+    assert {own_training(load_config(recipe=recipe, training__steps=7)) for recipe in RECIPES} == {plain}
+
+
+def test_a_demo_refuses_what_belongs_to_its_other_kind(tmp_path):
+    with pytest.raises(CropsError, match="--positive-label .* --judged"):
+        crops.demo(tmp_path / "out", positive_label=2)
+    with pytest.raises(CropsError, match="--recipe is of the simulation"):
+        crops.demo(tmp_path / "out", judged=tmp_path, recipe="recommended")
+    assert not (tmp_path / "out").exists()

@@ -38,6 +38,7 @@ from crops.config import (
     RelevanceConfig,
     RunConfig,
     TrainingConfig,
+    with_recipe,
     with_settings,
 )
 from crops.engine import CachedScorer, mine
@@ -236,7 +237,7 @@ def _train_deployed(folder: Path, platform: Platform, run: RunConfig) -> Path:
     """Train the platform's own retriever on the first day's clicks, as the self-reinforcing loop does."""
     write_items(folder / "logs", platform)
     run = with_readable_encoder(sample_texts(folder / "logs"), run)
-    settings = TrainingConfig(**{**run.training.model_dump(), "loss": "infonce_binary"})
+    settings = own_training(run)
     model = folder / "deployed_model"
     with tempfile.TemporaryDirectory() as scratch:
         mined = Path(scratch) / "clicks"
@@ -248,6 +249,12 @@ def _train_deployed(folder: Path, platform: Platform, run: RunConfig) -> Path:
         del manifest[gone]
     (model / MANIFEST).write_text(to_json(manifest))
     return model
+
+
+def own_training(run: RunConfig) -> TrainingConfig:
+    """Return the settings of the platform's own model: clicked or not, and no recipe of ours."""
+    plain = run if run.recipe is None else with_recipe(run, "paper")
+    return TrainingConfig(**{**plain.training.model_dump(), "loss": "infonce_binary"})
 
 
 def _write_rejects(folder: Path, platform: Platform) -> None:
@@ -794,15 +801,20 @@ def document_texts(
 
 def say_other_fields(model: str | Path, fields: Sequence[str]) -> None:
     """Say so where a model of ours was trained on other texts than it is to read now."""
+    if (trained := trained_fields(model)) and set(trained) != set(fields):
+        console.print(
+            f"[yellow]{model} was trained on other texts:[/yellow] --fields {','.join(trained)}; here it "
+            f"reads {','.join(fields)}",
+            soft_wrap=True,
+        )
+
+
+def trained_fields(model: str | Path) -> tuple[str, ...]:
+    """Return the fields of the texts that a model of ours was trained on; none of any other."""
     resolved = Path(model) / RESOLVED_CONFIG
-    if resolved.is_file():
-        trained = tomllib.loads(resolved.read_text()).get("document", {}).get("fields", DOCUMENT_FIELDS)
-        if set(trained) != set(fields):
-            console.print(
-                f"[yellow]{model} was trained on other texts:[/yellow] --fields {','.join(trained)}; here it "
-                f"reads {','.join(fields)}",
-                soft_wrap=True,
-            )
+    if not resolved.is_file():
+        return ()
+    return tuple(tomllib.loads(resolved.read_text()).get("document", {}).get("fields", DOCUMENT_FIELDS))
 
 
 def click_queries(logs: Path, run: RunConfig, before: str | None = None) -> pa.Table:

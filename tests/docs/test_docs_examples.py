@@ -26,6 +26,7 @@ from typer.testing import CliRunner
 
 import crops
 from crops.cli.app import app
+from crops.config import RECIPES
 
 SCRIPTS = ROOT / "examples"
 sys.path.append(str(SCRIPTS / "logs"))
@@ -218,7 +219,8 @@ def test_a_day_of_the_pipeline_ends_with_a_tested_model_in_the_index(airflow, tm
             csv.writer(file).writerows([head, *(row for row in rows if row[3].startswith(day))])
     shutil.copy(MAP, tmp_path / "map.toml")
     small = (SCRIPTS / "logs/small.toml").read_text()
-    (tmp_path / "run.toml").write_text(small + '[relevance]\nmodel = "none"\n')
+    recipe = 'recipe = "recommended"\n'
+    (tmp_path / "run.toml").write_text(f'{recipe}{small}[relevance]\nmodel = "none"\n')
     runpy.run_path(str(SCRIPTS / "daily_dag.py"))
     steps = [task.line for task in airflow]
     assert len(steps) == 6
@@ -236,6 +238,8 @@ def test_a_day_of_the_pipeline_ends_with_a_tested_model_in_the_index(airflow, tm
     assert set(summary) == {f"models/{DAYS[2]}", "models/current"}
     assert json.loads(Path("mined/window/report.json").read_text())["days"] == list(DAYS[:2])
     assert Path("index/current").read_text().strip() == "000002"
+    indexed = json.loads(Path("index/versions/000002/manifest.json").read_text())
+    assert tuple(indexed["fields"]) == RECIPES["recommended"]["document.fields"]
     by_cron = commands_of(f"sh {SCRIPTS}/daily.sh all {DAYS[2]}", tmp_path)
     by_steps = [commands_of(step.replace("{{ ds }}", DAYS[2]), tmp_path) for step in steps]
     assert by_cron == [words for calls in by_steps for words in calls]

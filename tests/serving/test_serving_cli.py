@@ -5,6 +5,8 @@ import importlib
 import json
 import shutil
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from served_world import MODELS, fake_load_model
 from typer.testing import CliRunner
@@ -114,6 +116,21 @@ def test_the_indexes_of_a_demo_are_built_once_and_again_for_a_new_model(world, t
     loaded["127"] = MODELS["old"]
     demo_indexes(tmp_path)
     assert open_index(indexes["index"][0]).manifest.version == "000002"
+    fields = ["ocr_cover", "click_query"]
+    (tmp_path / "models/127/config.toml").write_text(f"[document]\nfields = {fields}\n")
+    items = pq.read_table(world / "logs/items.parquet", columns=["item_id", "ocr_cover"])
+    clicks = pa.array(["asked before"] * items.num_rows)
+    pq.write_table(items.append_column("click_query", clicks), tmp_path / "samples/items.parquet")
+    pq.write_table(pa.table({"query_id": pa.array([], pa.int64())}), tmp_path / "samples/samples.parquet")
+    mined = {"command": "mine", "days": ["2026-01-06"], "click_query_days": ["2026-01-05"]}
+    (tmp_path / "samples/manifest.json").write_text(json.dumps(mined))
+    demo_indexes(tmp_path)
+    index = open_index(indexes["index"][0])
+    assert list(index.manifest.fields) == fields
+    known = index.items(items["item_id"].to_numpy()[:2])
+    assert known["click_query"].to_pylist() == ["asked before"] * 2
+    for option in ("--baseline", "--samples", "--logs", "--truth"):
+        assert f"its own {option}" in refusal(tmp_path, option, world / "old")
 
 
 def _toml(folder, text):

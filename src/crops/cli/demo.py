@@ -15,6 +15,7 @@ from crops.cli.experiment import bubble_section
 from crops.cli.options import Options, command, option
 from crops.config import RunConfig, TrainingConfig, with_recipe
 from crops.engine.documents import NothingToAddError
+from crops.errors import CropsError
 from crops.evaluation import Evaluation, Fold, TestSets, evaluate_judged, folds, pool_evaluations
 from crops.labels import SEARCH_SOURCES, Source
 from crops.logs import Judged, load_judged
@@ -95,7 +96,11 @@ def demo(
     simulated = run  # the platform's own model is what its settings say, whatever encoder the arms have
     if encoder is not None:
         run = run.model_copy(update={"training": run.training.changed(encoder=encoder)})
+    if judged is None and positive_label is not None:
+        raise CropsError("--positive-label is the grade of a collection; name it with --judged")
     if judged is not None:
+        if run.recipe is not None:
+            raise CropsError("--recipe is of the simulation; --judged compares two losses on given grades")
         return judged_demo(judged, out, run, positive_label)
     start = time.perf_counter()
     require_encoder(run.training)
@@ -106,6 +111,8 @@ def demo(
     train_day, test_day = world.day("train"), world.day("test")
     mined = mine_day(logs, train_day, samples, run, packaged_documents())
     tested, not_tested = choose_arms(mined["p3_coverage"]["share_of_queries"] or 0.0)
+    if "p3" not in run.engine.sources:
+        not_tested = dict.fromkeys(not_tested, "p3 is not among engine.sources")
     arms = []
     for name, sources in tested.items():
         console.print(f"[bold]{name}[/bold]")

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from crops import logs as logs_room
-from crops.cli.options import DEFAULTS, LogsOption, Options, command, option
+from crops.cli.options import DEFAULTS, LogsOption, Options, command, of_recipe, option
 from crops.config import RunConfig
 from crops.engine.evidence import Explanation, Positive, Trail
 from crops.engine.evidence import explain as explain_query
@@ -322,11 +322,11 @@ def mine(
         console.print(f"· {sentence}", highlight=False, markup=False)
     if held:
         test = "..".join(dict.fromkeys((held[0], held[-1])))
-        then = f"crops evaluate MODEL --logs {accepted} --samples {samples} --day {test}"
+        then = f"crops evaluate MODEL --logs {accepted} --samples {samples} --day {test}{of_recipe(run)}"
         console.print(f"kept for evaluation: [bold]{spans(held)}[/bold], later with: {then}", soft_wrap=True)
     elif not (daily or named):
         console.print("no day is kept for evaluation: the logs hold one day, or --holdout is 0")
-    ended(f"samples in [bold]{samples}[/bold]", f"crops train {samples} MODEL")
+    ended(f"samples in [bold]{samples}[/bold]", f"crops train {samples} MODEL{of_recipe(run)}")
     return report
 
 

@@ -152,6 +152,11 @@ def _plain(value: Any) -> Any:  # noqa: ANN401
     return value
 
 
+def of_recipe(run: RunConfig) -> str:
+    """Return the option that the next command needs, too."""
+    return "" if run.recipe is None else f" --recipe {run.recipe}"
+
+
 def _flat(value: Any) -> Any:  # noqa: ANN401
     """Return a list with its values cut at commas, None for an empty one; any other value as it is."""
     if not isinstance(value, list):

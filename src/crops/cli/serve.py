@@ -14,12 +14,18 @@ from rich.markup import escape
 from rich.table import Table
 
 from crops.cli.options import LogsOption, Options, command
-from crops.config import IndexConfig, RunConfig
+from crops.config import DocumentConfig, IndexConfig, RunConfig
 from crops.engine.documents import read_expansion
 from crops.errors import CropsError, MissingExtraError
 from crops.labels import SEARCH_SOURCES, SOURCE_GROUPS, Source
 from crops.outputs import console, timed
-from crops.pipeline import document_texts, load_retriever, require_readable, say_other_fields
+from crops.pipeline import (
+    document_texts,
+    load_retriever,
+    require_readable,
+    say_other_fields,
+    trained_fields,
+)
 from crops.report.side_by_side import SIMULATED_USERS
 from crops.retrieval import (
     IndexManifest,
@@ -235,6 +241,12 @@ def serve(
     if key is not None:
         server.check_key(key)
     if is_demo(Path(target)):
+        given = {"--baseline": baseline, "--samples": samples, "--logs": logs, "--truth": truth}
+        if own := [name for name, value in given.items() if value is not None]:
+            raise CropsError(
+                f"{target} is an output of `crops demo`, which brings its own {', '.join(own)}; leave it out, "
+                "or name an index"
+            )
         indexes = demo_indexes(Path(target))
         samples, logs = Path(target) / "samples", Path(target) / "checked" / "accepted"
         truth = Path(target) / "world" / "truth"
@@ -282,18 +294,20 @@ def demo_indexes(demo: Path) -> dict[str, tuple[str, str]]:
 def _demo_index(demo: Path, mask: int) -> str:
     from crops.retrieval import build_index, load_model, open_index
 
-    folder = demo / "index" / f"{mask:03d}"
-    model = load_model(str(demo / "models" / f"{mask:03d}"))
+    folder, trained = demo / "index" / f"{mask:03d}", demo / "models" / f"{mask:03d}"
+    model, samples = load_model(str(trained)), demo / "samples"
+    fields = {"fields": trained_fields(trained) or DocumentConfig().fields}
+    texts = document_texts(samples, RunConfig.model_validate({"document": fields}))
     try:
         built = open_index(str(folder))
         built.close()
-        fresh = built.manifest.model_hash == model.hash
+        fresh = (built.manifest.model_hash, built.manifest.fields) == (model.hash, texts.fields)
     except CropsError:
         fresh = False
     if not fresh:
         console.print(f"[dim]·[/dim] index the items with {_arm(Source(mask))}")
         try:
-            build_index(f"faiss:{folder}", model, demo / "samples", IndexConfig())
+            build_index(f"faiss:{folder}", model, samples, IndexConfig(), texts=texts)
         except OSError as error:
             raise CropsError(f"{folder} cannot be written: {error}") from error
     return str(folder)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from crops.cli.options import Options, command
+from crops.cli.options import Options, command, of_recipe
 from crops.config import RunConfig
 from crops.errors import CropsError
 from crops.labels import ALL_SOURCES, parse_sources
@@ -105,7 +105,7 @@ def train(
         write_page(training_page([out]), out / "report.html")
         ended(
             f"model in [bold]{out}[/bold], its curves in report.html",
-            f"crops evaluate {out} --logs LOGS --day DAY",
+            f"crops evaluate {out} --logs LOGS --day DAY{of_recipe(run)}",
         )
     return learned
 
