@@ -244,8 +244,8 @@ def serve(
         given = {"--baseline": baseline, "--samples": samples, "--logs": logs, "--truth": truth}
         if own := [name for name, value in given.items() if value is not None]:
             raise CropsError(
-                f"{target} is an output of `crops demo`, which brings its own {', '.join(own)}; leave it out, "
-                "or name an index"
+                f"{target} is an output of `crops demo`, which brings its own {', '.join(own)}; "
+                "leave it out, or name an index"
             )
         indexes = demo_indexes(Path(target))
         samples, logs = Path(target) / "samples", Path(target) / "checked" / "accepted"

@@ -206,7 +206,10 @@ def expand(
         name_later_queries(backend, found)
         seen = backend.rows("select count(*) as events, count(theta) as scored from own")[0]
         if not seen["events"]:
-            raise NothingToAddError(f"{found.folder} has no evidence of {names} to add; mine these sources")
+            raise NothingToAddError(
+                f"{found.folder} has no evidence of {names} to add, of queries that {config.users} or "
+                "more people searched; mine these sources, or lower expansion.users"
+            )
         if config.relevance > 0 and not seen["scored"]:
             raise CropsError(
                 f"{found.folder} was mined without theta, so expansion.relevance = {config.relevance} is of "
