@@ -405,7 +405,7 @@ def mine_logs(
     return job.mine(open_logs(logs), samples, run.engine.days, **noted)
 
 
-def evidence_of(logs: Path, days: Sequence[str], run: RunConfig) -> tuple[Evidence, str]:
+def evidence_of(logs: Path | str, days: Sequence[str], run: RunConfig) -> tuple[Evidence, str]:
     """Return what accepted logs say of pairs on some days, and the hash of the text model beside it.
 
     Raises:

@@ -194,6 +194,7 @@ def delta_tables(logs, root, **options):
 
 
 def test_delta_tables_are_read_at_a_version(logs, expected, tmp_path):
+    tmp_path = tmp_path / "its 100 %"
     delta_tables(logs, tmp_path / "lake")
     uri = f"delta:{tmp_path}/lake"
     opened = open_logs(uri)
@@ -214,6 +215,30 @@ def test_delta_tables_are_read_at_a_version(logs, expected, tmp_path):
         before.tables["search_impressions"].version() != open_logs(uri).tables["search_impressions"].version()
     )
     assert_checked_alike(tmp_path / "logs.toml", logs, tmp_path)
+
+
+def test_a_column_whose_values_only_partitions_hold_is_refused(logs, tmp_path):
+    """It would read as NULL: of a Delta Lake table, and of folders."""
+    rows = read_days(logs, "search_impressions", "dt")
+    place = rows.schema.get_field_index("arm")
+    rows = rows.set_column(place, "arm", pa.array(["a"] * len(rows)))
+    deltalake.write_deltalake(f"{tmp_path}/table", rows, partition_by=["dt", "arm"])
+    with pytest.raises(CropsError, match=r"column arm is a partition, and not in the files; write it into"):
+        open_one(tmp_path, logs, f"delta:{tmp_path}/table")
+    pq.write_to_dataset(rows, f"{tmp_path}/folders", partition_cols=["dt", "arm"])
+    with pytest.raises(CropsError, match=r"dt=2026-01-05/arm=a/.*column arm is a partition"):
+        open_one(tmp_path, logs, f"{tmp_path}/folders")
+    rows = rows.drop_columns("dt")
+    pq.write_to_dataset(rows, f"{tmp_path}/local/search_impressions", partition_cols=["arm"])
+    shutil.copy(logs / "items.parquet", tmp_path / "local")
+    with pytest.raises(CropsError, match=r"arm=a/.*column arm is a partition"):
+        open_logs(tmp_path / "local")
+
+
+def open_one(folder, logs, impressions):
+    """Open logs whose impressions have a URI of their own."""
+    (folder / "logs.toml").write_text(f'items = "{logs}/items"\nsearch_impressions = "{impressions}"\n')
+    return open_logs(folder / "logs.toml")
 
 
 def test_delta_tables_in_a_store(server, logs, expected):
@@ -248,16 +273,19 @@ def catalogue(server, tmp_path, monkeypatch):
 
 
 def test_iceberg_tables_are_read_at_a_snapshot(logs, expected, catalogue, tmp_path):
-    """Partitioned by the day of a timestamp, with a column that was renamed and one that was dropped."""
+    """Partitioned by the day of a timestamp, with a column that was renamed and two that were dropped."""
     from pyiceberg.transforms import DayTransform
 
-    items = pq.read_table(logs / "items.parquet").append_column("secret", pa.array(["x"] * 19))
+    items = pq.read_table(logs / "items.parquet")
+    for place, name in enumerate(("secret", "other")):
+        items = items.add_column(2 * place, name, pa.array(["x"] * 19))
     items = items.rename_columns([name.replace("ocr_cover", "title") for name in items.column_names])
     table = catalogue.create_table("shop.items", items.schema)
     table.append(items)
     with table.update_schema(allow_incompatible_changes=True) as change:
         change.rename_column("title", "ocr_cover")
         change.delete_column("secret")
+        change.delete_column("other")
     for name, time in (("search_impressions", "searched_at"), ("feed_events", "watched_at")):
         rows = times_as(read_days(logs, name).drop_columns("day"), pa.timestamp("us", "UTC"), time)
         table = catalogue.create_table(f"shop.{name}", rows.schema)

@@ -127,6 +127,8 @@ def test_the_scorer_reads_ids(evidence):
         ("2026-01-08,cat,1,3", "row 3, column day: 2026-01-08 is not what was mined .2026-01-05."),
         ("2026-01-05,cat,1,4", "row 3, column grade: '4'"),
         ("2026-01-05,cat,one,3", "row 3: query 'cat', item_id 'one'"),
+        ("2026-01-05,cat,²,3", "row 3: query 'cat', item_id '²'"),
+        (f"2026-01-05,cat,{2**63},3", f"row 3: query 'cat', item_id '{2**63}'"),
     ],
 )
 def test_judgements_that_cannot_be_are_refused_by_name(tmp_path, line, said):
@@ -138,9 +140,9 @@ def test_judgements_that_cannot_be_are_refused_by_name(tmp_path, line, said):
 
 def test_judgements_are_read_and_a_truth_is_none(tmp_path):
     path = tmp_path / "judged.csv"
-    path.write_text("grade,day,query,item_id\n2,2026-01-05,cat,7\n1,2026-01-05,car,8\n")
+    path.write_text("grade,day,query,item_id\n2,2026-01-05,cat,-7\n1,2026-01-05,car,8\n")
     queries, items, relevant = read_judgements(path, [DAY])
-    assert (queries, items.tolist(), relevant.tolist()) == (["cat", "car"], [7, 8], [True, False])
+    assert (queries, items.tolist(), relevant.tolist()) == (["cat", "car"], [-7, 8], [True, False])
     (tmp_path / "truth").mkdir()
     with pytest.raises(CropsError, match="is a simulator's truth"):
         read_judgements(tmp_path / "truth" / "grades.csv", [DAY])

@@ -103,7 +103,8 @@ def annotate(
         seed=seed,
     )
     console.print(
-        f"{len(judged):,} judgements in [bold]{out}[/bold]; next: crops theta fit {out} --samples {samples}"
+        f"{len(judged):,} judgements in [bold]{out}[/bold]; "
+        f"next: crops theta fit {out} --samples {samples} --out THETA"
     )
     return out
 

@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 from crops.cli.options import DEFAULTS, Options, command
 from crops.config import RunConfig
 from crops.engine.mined import read_mined
+from crops.errors import CropsError
 from crops.labels import Source
+from crops.logs.days import spans
 from crops.outputs import cache_folder, console, ended, publish, write_manifest
 from crops.pipeline import EVIDENCE_COMMAND, evidence_of
 from crops.relevance import (
@@ -250,9 +252,20 @@ def theta_fit(
     mined = read_mined(samples)
     days = mined.report["days"]
     queries, items, relevant = read_judgements(judgements, days)
-    ((opened, _), *_) = mined.open_logs(logs)
+    (opened, _), *others = mined.open_logs(logs)
+    if others:
+        raise CropsError(
+            f"{samples} merges days from several logs folders, and evidence is read from one; give --logs "
+            "with a folder that holds them all"
+        )
     evidence, identity = evidence_of(opened.path, days, run)
     ids = np.array([query_id(text) for text in queries], np.int64)
+    for text, known in zip(queries, ids.tolist(), strict=True):
+        if not evidence.knows(known):
+            raise CropsError(
+                f"{judgements}: query '{text}' was not searched on the days that evidence is counted on "
+                f"({spans(days)}); leave its judgements out"
+            )
     features = evidence.features(ids, items)
     scores = {_TEXT: features[:, FEATURES.index("cosine")]}
     scores |= {

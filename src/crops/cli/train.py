@@ -43,7 +43,7 @@ def split(
 
     found = training.split(samples, store, buckets, run.engine.memory)
     rows = sum(bucket["rows"]["samples"] for bucket in found["buckets"])
-    ended(f"{rows:,} samples in {buckets} buckets in [bold]{store}[/bold]", f"crops train {store}")
+    ended(f"{rows:,} samples in {buckets} buckets in [bold]{store}[/bold]", f"crops train {store} MODEL")
     return found
 
 

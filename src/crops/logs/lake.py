@@ -70,6 +70,8 @@ class TableSource:
     files: tuple[DataFile, ...]
     named: Callable[[pa.Field], str | None] = field(default=lambda column: str(column.name))
     """The table's name of a column of a file; None for one that the table has dropped."""
+    parted: frozenset[str] = frozenset()
+    """Partition columns, whose values the files may not hold."""
 
 
 def is_uri(logs: str | Path) -> bool:
@@ -256,7 +258,7 @@ def day_of_partition(values: Mapping[str, object]) -> str | None:
     return next(filter(None, (as_day(values[name]) for name in DAY_COLUMNS if name in values)), None)
 
 
-def _path_values(path: str) -> dict[str, object]:
+def path_values(path: str) -> dict[str, object]:
     """Return the partition columns that folders `name=value` of a path name."""
     parts = (part.partition("=") for part in path.split("/")[:-1])
     return {name: unquote(value) for name, found, value in parts if found}
@@ -272,7 +274,7 @@ def _plain(uri: str) -> TableSource | None:
         bucket = base.partition("/")[0]
         if not infos and bucket and store.get_file_info(bucket).type == stores.FileType.NotFound:
             raise FileNotFoundError(f"the bucket does not exist: {bucket}")
-    found = []
+    found, parted = [], set[str]()
     for info in sorted((one for one in infos if one.is_file), key=lambda one: str(one.path)):
         below = info.path.removeprefix(f"{base}/") if info.path.startswith(f"{base}/") else info.base_name
         if match := re.match(r"(?:.*/)?(?:(_delta_log|\.hoodie)/|metadata/.*\.metadata\.json)", below):
@@ -282,10 +284,12 @@ def _plain(uri: str) -> TableSource | None:
                 f"since; name its snapshot as {kind}:..."
             )
         if info.path.endswith(".parquet") and not any(part[:1] in ("_", ".") for part in below.split("/")):
-            day = day_of_partition(_path_values(below))
+            values = path_values(below)
+            parted |= values.keys()
+            day = day_of_partition(values)
             full = uri.rstrip("/") + info.path[len(base) :]
             found.append(data_file(full, f"{info.size} {info.mtime_ns}", day))
-    return TableSource(uri, tuple(found)) if found else None
+    return TableSource(uri, tuple(found), parted=frozenset(parted)) if found else None
 
 
 # Table formats: the files of one snapshot.
@@ -330,7 +334,7 @@ def _delta(name: str, version: str | None, table: Table) -> TableSource | None:
         one.metadata.get("delta.columnMapping.physicalName", one.name): one.name
         for one in opened.schema().fields
     }
-    root = opened.table_uri.rstrip("/")
+    root = unquote(opened.table_uri).rstrip("/")
     files = []
     for action in sorted(actions, key=lambda one: str(one["path"])):
         path = unquote(action["path"])
@@ -341,7 +345,9 @@ def _delta(name: str, version: str | None, table: Table) -> TableSource | None:
         }
         full = path if "://" in path else f"{root}/{path}"
         files.append(data_file(full, str(action["size_bytes"]), day_of_partition(values)))
-    return TableSource(f"{uri}@{opened.version()}", tuple(files), lambda column: names.get(column.name))
+    parted = frozenset(opened.metadata().partition_columns)
+    source = f"{uri}@{opened.version()}"
+    return TableSource(source, tuple(files), lambda column: names.get(column.name), parted)
 
 
 def _iceberg(name: str, version: str | None, table: Table) -> TableSource | None:
@@ -382,13 +388,14 @@ def _iceberg(name: str, version: str | None, table: Table) -> TableSource | None
     # As other engines do: the newest rows under the names of now, former ones under those of then.
     schemas, then = opened.schemas(), snapshot.schema_id
     schema = schemas[then] if version is not None and then in schemas else opened.schema()
-    files = []
+    files, parted = [], set[str]()
     for task in sorted(tasks, key=lambda one: str(one.file.file_path)):
         values: dict[str, object] = {}
         for place, part in enumerate(opened.specs()[task.file.spec_id].fields):
             source, value = schema.find_column_name(part.source_id), task.file.partition[place]
             if isinstance(part.transform, IdentityTransform):
                 values[str(source)] = value
+                parted.add(str(source))
             elif isinstance(part.transform, DayTransform) and source == table.time and value is not None:
                 values["day"] = day_of(value) if isinstance(value, int) else value
         path = str(task.file.file_path)
@@ -400,7 +407,7 @@ def _iceberg(name: str, version: str | None, table: Table) -> TableSource | None
         # Files that were added as they are have no ids, and are read by their names.
         return str(column.name) if id_ is None else schema.find_column_name(int(id_))
 
-    return TableSource(f"{uri}@{snapshot.snapshot_id}", tuple(files), named)
+    return TableSource(f"{uri}@{snapshot.snapshot_id}", tuple(files), named, frozenset(parted))
 
 
 def _lend(path: str, io: Any) -> None:  # noqa: ANN401 (of any catalogue)
@@ -442,8 +449,9 @@ def _hive(name: str, version: str | None, table: Table) -> TableSource | None:
     for path in found:
         store, inside = open_store(re.sub(r"^file:(//)?", "", path))
         info = store.get_file_info(inside)
-        files.append(data_file(path, f"{info.size} {info.mtime_ns}", day_of_partition(_path_values(path))))
-    return TableSource(uri, tuple(files))
+        files.append(data_file(path, f"{info.size} {info.mtime_ns}", day_of_partition(path_values(path))))
+    parted = frozenset(value for path in found for value in path_values(path))
+    return TableSource(uri, tuple(files), parted=parted)
 
 
 def digest(files: Iterator[tuple[str, str]]) -> str:

@@ -26,6 +26,7 @@ from crops.logs.lake import (
     find_source,
     is_uri,
     open_store,
+    path_values,
     stamp_now,
     table_uris,
 )
@@ -331,7 +332,8 @@ def inspect(folder: Path, table: Table) -> tuple[TableFiles, list[FileFault]]:
         except (pa.ArrowException, OSError) as error:
             faults.append(FileFault(name, f"is not readable as Parquet ({error})", "write the file again"))
             continue
-        faults += [FileFault(name, *fault) for fault in column_faults(table, footers[-1])]
+        parts = _parted_faults(table, footers[-1], path_values(name))
+        faults += [FileFault(name, *fault) for fault in (*parts, *column_faults(table, footers[-1]))]
     found, extra = _columns(table, footers)
     return TableFiles(table, tuple(files), tuple(days), tuple(footers), rows, found, extra), faults
 
@@ -409,7 +411,10 @@ def _with_footers(source: TableSource, table: Table) -> tuple[TableFiles, list[F
             [pa.field("", pa.null()) if name is None else pa.field(name, one.type) for name, one in columns]
         )
         footers.append(footer)
-        faults += [FileFault(str(file), *fault) for fault in column_faults(table, footer, times=True)]
+        parts = _parted_faults(table, footer, source.parted)
+        faults += [
+            FileFault(str(file), *fault) for fault in (*parts, *column_faults(table, footer, times=True))
+        ]
     found, extra = _columns(table, footers)
     rows, stamps = sum(rows for _, rows, _ in read), tuple(file.stamp for file in source.files)
     return TableFiles(
@@ -478,6 +483,15 @@ def describe(faults: Iterable[FileFault]) -> list[str]:
     ]
 
 
+def _parted_faults(table: Table, footer: pa.Schema, parted: Collection[str]) -> list[tuple[str, str]]:
+    """Return the faults of columns whose values are in the paths of a file, and not in it."""
+    return [
+        (f"column {name} is a partition, and not in the files", "write it into the files as well")
+        for name in table.names()
+        if name in parted and name not in footer.names
+    ]
+
+
 def column_faults(table: Table, footer: pa.Schema, *, times: bool = False) -> list[tuple[str, str]]:
     """Return (problem, remedy) of each missing, repeated or wrongly typed column of one file.
 
@@ -487,7 +501,7 @@ def column_faults(table: Table, footer: pa.Schema, *, times: bool = False) -> li
     faults = [
         (f"column {name} is there {count} times", "keep one, or rename the others")
         for name, count in Counter(footer.names).items()
-        if count > 1
+        if count > 1 and name
     ]
     for column in table.columns:
         expected = f"{column.type}: {column.doc}"
@@ -626,7 +640,8 @@ def rows_of(
     for _, run in itertools.groupby(read, key=_layout):
         alike = list(run)
         footer = alike[0][1]
-        names = dict(zip(footer.names, distinct_names(footer.names), strict=True))
+        places = distinct_names(footer.names)
+        names = dict(zip(footer.names, places, strict=True))
         types = {column.name: column.type for column in footer}
         values = {column.name: quoted(names[column.name]) for column in footer if kind(column.type) != "null"}
         chosen = []
@@ -639,7 +654,7 @@ def rows_of(
             chosen.append(f"{value} as {quoted(name)}")
         if days:
             chosen.append(f"{literal(alike[0][2] or '')} as _day")
-        parts.append(_select([file for file, _, _ in alike], list(names.values()), chosen))
+        parts.append(_select([file for file, _, _ in alike], places, chosen))
     return f"({' union all '.join(parts)})"
 
 

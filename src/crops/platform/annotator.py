@@ -87,7 +87,7 @@ def draw_pairs(samples: Path, budget: int, seed: int) -> pa.Table:
 
 def annotate(
     samples: Path,
-    logs: Path,
+    logs: Path | str,
     days: Sequence[str],
     truth: Path,
     out: Path,

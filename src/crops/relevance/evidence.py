@@ -8,6 +8,7 @@ it is read.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,13 +123,17 @@ class Evidence:
             np.asarray(counts.sum(axis=0), np.float64).ravel() for counts in (self._shows, self._clicks)
         )
 
+    def knows(self, query: int) -> bool:
+        """Return whether a query was searched on the days."""
+        return query in self._place
+
     def features(self, query_ids: Ids, item_ids: Ids) -> Floats:
         """Return `FEATURES` of pairs, [n, features].
 
         Raises:
             CropsError: a query was not searched on the days, or an item is not in the catalogue.
         """
-        if unknown := [query for query in query_ids.tolist() if query not in self._place]:
+        if unknown := [query for query in query_ids.tolist() if not self.knows(query)]:
             raise CropsError(
                 f"query_id {unknown[0]} was not searched on the days that evidence is counted on"
             )
@@ -310,7 +315,7 @@ def read_judgements(path: Path, days: Sequence[str]) -> tuple[list[str], Ids, Fl
             )
         if grade not in ("0", "1", "2", "3"):
             raise CropsError(f"{where}, column grade: '{grade}'; write 0, 1, 2 or 3")
-        if not query or not (item or "").isdigit():
+        if not query or not re.fullmatch(r"-?[0-9]{1,19}", item or "") or abs(int(item)) >= 2**63:
             raise CropsError(f"{where}: query '{query}', item_id '{item}'; give both, as in the logs")
     queries, items, grades = ([row[column] for row in rows] for column in (1, 2, 3))
     return queries, np.array(items, np.int64), np.array(grades, np.int64) >= 2

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -189,7 +190,8 @@ class SplitSamples:
         """
         if not (folder / sha256).exists():
             store, root = _opened(self.uri)
-            folder.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(folder, ignore_errors=True)  # of a former split, with what says that it is there
+            folder.mkdir(parents=True)
             with _explained(self.uri):
                 stores.copy_files(f"{root}/bucket={number:03d}", str(folder), source_filesystem=store)
             digest = hashlib.sha256()
