@@ -46,7 +46,7 @@ def query_grades(logs: str | Path, days: Sequence[str], truth: str | Path) -> pa
         days: the days whose searches count, YYYY-MM-DD.
         truth: the folder `truth` of that world.
     """
-    opened, truth = open_logs(Path(logs)), Path(truth)
+    opened, truth = open_logs(logs), Path(truth)
     impressions = f"({opened.sql('search_impressions')})"
     with open_database() as db:
         add_texts(db, f"select query from {impressions}")
