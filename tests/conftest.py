@@ -18,10 +18,9 @@ Row = Mapping[str, Any]
 
 
 def pytest_configure() -> None:
-    """Prepare a worker of pytest-xdist: no width of a terminal that there is not, one thread each."""
+    """Set no width of a terminal that there is not, and one thread: a fork of more would hang."""
     os.environ.pop("COLUMNS", None)
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 
 NOON_US = 1_767_614_400_000_000

@@ -169,8 +169,8 @@ _given: dict[str, stores.FileSystem] = {}
 def open_store(uri: str) -> tuple[stores.FileSystem, str]:
     """Return the store of a URI and the path in it; of a local path the local one."""
     scheme, found, rest = uri.partition("://")
-    if not found:
-        return stores.LocalFileSystem(), uri
+    if not found or scheme == "file":
+        return stores.LocalFileSystem(), rest if found else uri
     scheme = {"s3a": "s3", "s3n": "s3"}.get(scheme, scheme)
     authority, _, path = rest.partition("/")
     root = f"{scheme}://{authority}"

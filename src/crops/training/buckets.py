@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 from crops.config import TrainingConfig
 from crops.database import Connection, explained, open_database, parquet
 from crops.errors import CropsError
+from crops.logs.lake import open_store
 from crops.outputs import MANIFEST, Scratch
 from crops.retrieval.catalogue import SAMPLED
 from crops.training.groups import Groups, GroupStore
@@ -41,22 +42,23 @@ def is_split(path: str | Path) -> bool:
     return "://" in str(path) or (Path(path) / STORE).is_file()
 
 
-def split(mined: Path, uri: str, buckets: int, memory: str) -> dict[str, Any]:
+def split(mined: str | Path, uri: str, buckets: int, memory: str) -> dict[str, Any]:
     """Write the samples of a mined folder in buckets; return what `store.json` says.
 
     One process writes to a store at a time; a split that is written again is absent until it is whole.
 
     Args:
         mined: an output of `crops mine`.
-        uri: where to: a folder, or a URI that pyarrow opens.
+        uri: where to: a folder, or a URI of a store (`crops.logs.lake.open_store`).
         buckets: how many, of equally many queries.
         memory: limit of DuckDB.
 
     Raises:
         CropsError: a table is missing, there are fewer queries than buckets, or the store refuses.
     """
+    mined = Path(mined)
     files = {table: Samples(mined).files(table) for table in _TABLES}
-    store, root = _opened(uri)
+    store, root = open_store(uri)
     found: list[dict[str, Any]] = []
     with (
         Scratch("crops-split-") as spill,
@@ -84,7 +86,7 @@ def split(mined: Path, uri: str, buckets: int, memory: str) -> dict[str, Any]:
                 with store.open_output_stream(f"{folder}/{MANIFEST}") as stream:
                     stream.write((mined / MANIFEST).read_bytes())
             found.append({"rows": rows, "sha256": digest.hexdigest()})
-        days = Path(mined) / "report.json"
+        days = mined / "report.json"
         whole = {"days": json.loads(days.read_text())["days"] if days.exists() else [], "buckets": found}
         with store.open_output_stream(f"{root}/{STORE}") as stream:
             stream.write(json.dumps(whole, indent=2).encode())
@@ -136,15 +138,6 @@ def _write(database: Connection, query: str, stream: _Hashed) -> int:
     return rows
 
 
-def _opened(uri: str) -> tuple[stores.FileSystem, str]:
-    """Return the file system of a URI, or of a local path, and the path in it."""
-    if "://" not in uri:
-        return stores.LocalFileSystem(), str(Path(uri).absolute())
-    with _explained(uri):
-        store, root = stores.FileSystem.from_uri(uri)
-    return store, root
-
-
 class _explained:  # noqa: N801  (used as a function)
     """Turn a store's refusals into one sentence."""
 
@@ -174,7 +167,7 @@ class SplitSamples:
         Raises:
             CropsError: there is no whole split.
         """
-        store, root = _opened(self.uri)
+        store, root = open_store(self.uri)
         with _explained(self.uri):
             if store.get_file_info(f"{root}/{STORE}").type != stores.FileType.File:
                 raise CropsError(f"{self.uri} is not a whole output of `crops split` (no {STORE} in it)")
@@ -189,7 +182,7 @@ class SplitSamples:
             CropsError: the bucket is missing or not what was written.
         """
         if not (folder / sha256).exists():
-            store, root = _opened(self.uri)
+            store, root = open_store(self.uri)
             shutil.rmtree(folder, ignore_errors=True)  # of a former split, with what says that it is there
             folder.mkdir(parents=True)
             with _explained(self.uri):
@@ -208,7 +201,7 @@ class SplitSamples:
 
     def sample_texts(self) -> list[str]:
         """Return the first queries of the first bucket, 5,000 at most."""
-        store, root = _opened(self.uri)
+        store, root = open_store(self.uri)
         with _explained(self.uri), store.open_input_file(f"{root}/bucket=000/queries.parquet") as file:
             batch = next(pq.ParquetFile(file).iter_batches(SAMPLED, columns=["query"]), None)
         return [] if batch is None else [str(text) for text in batch["query"].to_pylist() if text is not None]
