@@ -1,6 +1,7 @@
 """Logs by URI: a store, Delta Lake, Iceberg and a metastore give what the same rows give in a folder."""
 
 import json
+import pickle
 import random
 import shutil
 import socket
@@ -314,6 +315,44 @@ def test_iceberg_tables_are_read_at_a_snapshot(logs, expected, catalogue, tmp_pa
 
 
 # What cannot be read is one sentence with its remedy.
+
+
+WRITE_TABLES = """
+import sys
+from pyspark.sql import SparkSession
+spark = SparkSession.builder.master("local[1]").enableHiveSupport().getOrCreate()
+spark.sql("create database shop")
+for table in ("items.parquet", "search_impressions", "feed_events"):
+    rows = spark.read.parquet(f"{sys.argv[1]}/{table}").write
+    (rows.partitionBy("day") if table[-1] == "s" else rows).saveAsTable(f"shop.{table.partition('.')[0]}")
+spark.sql("create database seen")
+for table in ("items", "search_impressions"):
+    spark.sql(f"create view seen.{table} as select * from shop.{table} where item_id > 3")
+"""
+READ_TABLES = """
+import pickle, sys
+from crops.database import open_database
+from crops.errors import CropsError
+from crops.logs import open_logs
+logs, database = open_logs("hive:shop"), open_database()
+read = {table: sorted(database.execute(logs.sql(table)).fetchall(), key=repr) for table in logs.tables}
+try:
+    open_logs("hive:seen")
+except CropsError as error:
+    read["view"] = str(error)
+pickle.dump(read, open(sys.argv[1], "wb"))
+"""
+
+
+@pytest.mark.verify
+def test_tables_of_a_metastore_are_read_and_views_refused(logs, expected, tmp_path):
+    """Two processes in one folder, where Spark keeps its metastore and its tables."""
+    pytest.importorskip("pyspark")
+    for script, path in ((WRITE_TABLES, logs), (READ_TABLES, tmp_path / "read")):
+        subprocess.run([sys.executable, "-c", script, path], cwd=tmp_path, check=True)
+    read = pickle.loads((tmp_path / "read").read_bytes())
+    assert " is a view: the files below it " in read.pop("view")
+    assert read == expected
 
 
 def test_what_is_not_there(server, logs, tmp_path):

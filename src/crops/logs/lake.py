@@ -438,6 +438,11 @@ def _hive(name: str, version: str | None, table: Table) -> TableSource | None:
         try:
             if not spark.catalog.tableExists(name):
                 return None
+            if spark.catalog.getTable(name).tableType in ("VIEW", "TEMPORARY"):
+                raise CropsError(
+                    f"{uri} is a view: the files below it do not show what it leaves out or computes; write "
+                    f"it as a table: CREATE TABLE ... USING parquet AS SELECT * FROM {name}"
+                )
             found = sorted(unquote(one) for one in spark.table(name).inputFiles())
             other = [one for one in found if re.search(r"\.(orc|avro|json|csv|txt|gz)$", one)]
         finally:
