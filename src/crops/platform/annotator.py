@@ -86,11 +86,11 @@ def draw_pairs(samples: Path, budget: int, seed: int) -> pa.Table:
 
 
 def annotate(
-    samples: Path,
-    logs: Path | str,
+    samples: str | Path,
+    logs: str | Path,
     days: Sequence[str],
-    truth: Path,
-    out: Path,
+    truth: str | Path,
+    out: str | Path,
     *,
     budget: int,
     noise: float,
@@ -111,6 +111,7 @@ def annotate(
     Raises:
         CropsError: the file would lie in the truth.
     """
+    samples, truth, out = Path(samples), Path(truth), Path(out)
     if out.resolve().parent == truth.resolve():
         raise CropsError(f"{out}: judgements err, and are no truth; name a file outside {truth}")
     drawn = draw_pairs(samples, budget, seed)
