@@ -32,8 +32,9 @@ from crops.evaluation.testsets import (
     save_testsets,
 )
 from crops.labels import SEARCH_SOURCES, Source
-from crops.outputs import console
+from crops.outputs import console, read_manifest
 from crops.pipeline import (
+    EVIDENCE_COMMAND,
     day_testsets,
     evidence_of,
     is_done,
@@ -149,7 +150,7 @@ def tell_theta(out: Path, run: RunConfig, truth: Path) -> None:
     days = mined.report["days"]
     ((logs, _), *_) = mined.open_logs(None)
     evidence, _ = evidence_of(logs.path, days, run)
-    model = fitted(out / "theta", "trees")
+    model = fitted(out / "theta", read_manifest(out / "theta", EVIDENCE_COMMAND)["model"])
     pairs = pq.read_table(out / "wide" / "samples.parquet", columns=["query_id", "item_id", "sources"])
     judged = pq.read_table(out / "theta" / "judged.parquet", columns=["query_id", "item_id"])
     pairs = pairs.join(judged, ["query_id", "item_id"], join_type="left anti")

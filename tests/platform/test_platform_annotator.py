@@ -78,5 +78,6 @@ def test_a_tenth_of_the_grades_is_wrong_and_no_file_lies_in_the_truth(tmp_path, 
     wrong = np.mean(right["grade"].to_numpy() != said["grade"].to_numpy())
     assert 0.08 < wrong < 0.12  # three standard errors of 2,000 draws
     assert set(said["grade"].to_pylist()) == {0, 1, 2, 3}
-    with pytest.raises(CropsError, match="judgements err, and are no truth"):
-        annotate(mined, world[0], [DAY], world[1], world[1] / "judgements.csv", noise=0.1, **say)
+    for inside in ("judgements.csv", "more/judgements.csv"):
+        with pytest.raises(CropsError, match="judgements err, and are no truth"):
+            annotate(mined, world[0], [DAY], world[1], world[1] / inside, noise=0.1, **say)

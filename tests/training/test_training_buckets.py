@@ -200,6 +200,9 @@ def test_what_cannot_be_read_or_shared_out_is_one_sentence(mined, store, config,
         file.write(b"half")
     with pytest.raises(CropsError, match="bucket=003 is not what was written; `crops split` it again"):
         train(data, tmp_path / "model", config, seed=0)
+    (store / "bucket=003" / "queries.parquet").unlink()
+    with pytest.raises(CropsError, match="queries.parquet.*; check the address"):
+        train(data, tmp_path / "model", config, seed=0)
     (store / "store.json").unlink()
     with pytest.raises(CropsError, match=r"not a whole output of `crops split` \(no store.json in it\)"):
         train(data, tmp_path / "model", config, seed=0)

@@ -21,6 +21,7 @@ from crops.errors import CropsError
 from crops.labels import ORIGINS
 from crops.logs import open_logs
 from crops.logs.tables import add_texts
+from crops.outputs import write_text
 from crops.text import content_id
 
 TOP_GRADE = 3
@@ -112,7 +113,7 @@ def annotate(
         CropsError: the file would lie in the truth.
     """
     samples, truth, out = Path(samples), Path(truth), Path(out)
-    if out.resolve().parent == truth.resolve():
+    if out.resolve().is_relative_to(truth.resolve()):
         raise CropsError(f"{out}: judgements err, and are no truth; name a file outside {truth}")
     drawn = draw_pairs(samples, budget, seed)
     names = pq.read_table(samples / "queries.parquet", columns=["query_id", "query"])
@@ -129,5 +130,7 @@ def annotate(
     judged = pa.table(
         {"day": [max(days)] * len(rows), "query": rows["query"], "item_id": rows["item_id"], "grade": said}
     )
-    pa.csv.write_csv(judged, out)
+    text = pa.BufferOutputStream()
+    pa.csv.write_csv(judged, text)
+    write_text(out, text.getvalue().to_pybytes().decode())
     return judged

@@ -8,6 +8,7 @@ buckets b with b % W = r, and reads no other.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -138,20 +139,15 @@ def _write(database: Connection, query: str, stream: _Hashed) -> int:
     return rows
 
 
-class _explained:  # noqa: N801  (used as a function)
+@contextlib.contextmanager
+def _explained(uri: str) -> Iterator[None]:
     """Turn a store's refusals into one sentence."""
-
-    def __init__(self, uri: str) -> None:
-        self._uri = uri
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, OSError | pa.ArrowException):
-            raise CropsError(
-                f"{self._uri}: {error}; check the address, and that you may read and write there"
-            ) from error
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        raise CropsError(
+            f"{uri}: {error}; check the address, and that you may read and write there"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -187,11 +183,11 @@ class SplitSamples:
             folder.mkdir(parents=True)
             with _explained(self.uri):
                 stores.copy_files(f"{root}/bucket={number:03d}", str(folder), source_filesystem=store)
-            digest = hashlib.sha256()
-            for table in _TABLES:
-                with (folder / f"{table}.parquet").open("rb") as file:
-                    while block := file.read(2**20):
-                        digest.update(block)
+                digest = hashlib.sha256()
+                for table in _TABLES:
+                    with (folder / f"{table}.parquet").open("rb") as file:
+                        while block := file.read(2**20):
+                            digest.update(block)
             if digest.hexdigest() != sha256:
                 raise CropsError(
                     f"{self.uri}/bucket={number:03d} is not what was written; `crops split` it again"
