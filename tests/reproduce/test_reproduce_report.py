@@ -49,15 +49,15 @@ def test_precision_is_told_by_seed_and_drawn_as_mean(tmp_path):
     folders = []
     for seed, right in ((0, 60), (1, 80)):
         rows = [
-            {"source": "P1", "alpha": None, "pairs": 100, "right": right, "share": right / 100},
-            {"source": "P3", "alpha": 0.6, "pairs": 0, "right": 0, "share": None},
+            {"source": "P1", "alpha": None, "pairs": 100, "share": right / 100, "for_query": right / 80},
+            {"source": "P3", "alpha": 0.6, "pairs": 0, "share": None},  # of before "for_query"
         ]
         (tmp_path / str(seed)).mkdir()
         (tmp_path / str(seed) / "precision.json").write_text(json.dumps(rows))
         folders.append(tmp_path / str(seed))
     section = precision_section(folders)
-    assert section.tables[0].rows[0] == ["P1", "all found", "100", "60.0, 80.0"]
-    assert section.tables[0].rows[1] == ["P3", "theta above 0.6", "0", "–, –"]
+    assert section.tables[0].rows[0] == ["P1", "all found", "100", "60.0, 80.0", "75.0, 100.0"]
+    assert section.tables[0].rows[1] == ["P3", "theta above 0.6", "0", "–, –", "–, –"]
     assert [bar.value for bar in section.figures[0].series] == [pytest.approx(0.7)]
     assert "81.3 % very relevant" in section.lead
     # it is of all that theta would reject
