@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -128,3 +129,32 @@ def test_evaluation_during_the_training_reads_the_days_catalogue(mined, tmp_path
     assert json.loads(lines[0])["eval_recall@100/ct"] == 1.0
     page = (tmp_path / "model" / "report.html").read_text()
     assert "recall@100/ct on the validation day: 100.0 % at step 2, at best 100.0 % at step 2." in page
+
+
+def test_a_recipe_refuses_sources_and_samples_that_are_not_its_own(mined, tmp_path, monkeypatch):
+    from crops.config import RunConfig, with_recipe
+    from crops.outputs import write_manifest
+
+    samples = tmp_path / "samples"
+    shutil.copytree(mined, samples)
+    (samples / "report.json").write_text('{"pairs": 0, "days": []}')
+
+    def mined_with(recipe):
+        run = with_recipe(RunConfig(), recipe)
+        write_manifest(samples, "mine", config=run.dump(), seconds={}, logs="logs")
+
+    mined_with("paper")
+    with pytest.raises(CropsError, match="--sources contradicts --recipe recommended, which learns"):
+        crops.train(samples, tmp_path / "model", recipe="recommended", sources="search,p1")
+    said = r"mined with engine.sources = .*'p3'\), --recipe recommended has .*'p2'\); mine with --recipe rec"
+    with pytest.raises(CropsError, match=said):
+        crops.train(samples, tmp_path / "model", recipe="recommended")
+    mined_with("recommended")
+    trained = {}
+    monkeypatch.setattr(
+        "crops.training.train", lambda data, out, settings, **_: trained.update(loss=settings.loss)
+    )
+    monkeypatch.setattr(train_command, "write_page", lambda *_: None)
+    monkeypatch.setattr(train_command, "training_page", lambda *_: None)
+    crops.train(samples, tmp_path / "model", recipe="recommended", sources="p2,search,p1")
+    assert trained == {"loss": "softmax_ce_lower"}

@@ -14,7 +14,7 @@ from crops.cli.evaluate import write_results
 from crops.cli.experiment import bubble_section
 from crops.cli.options import Options, command, option
 from crops.config import RunConfig, TrainingConfig, with_recipe
-from crops.engine.documents import NothingToAddError
+from crops.engine.documents import NothingToAddError, expand
 from crops.errors import CropsError
 from crops.evaluation import Evaluation, Fold, TestSets, evaluate_judged, folds, pool_evaluations
 from crops.labels import SEARCH_SOURCES, Source
@@ -24,7 +24,6 @@ from crops.pipeline import (
     BM25,
     day_testsets,
     evaluate_models,
-    expand_rewordings,
     load_retriever,
     make_world,
     mine_day,
@@ -162,11 +161,11 @@ def _ours(
     """
     own = with_recipe(run, "recommended")
     samples, model, expanded = out / "samples", out / "model", out / "expanded"
+    mine_day(logs, day, samples, own)
     try:
-        expand_rewordings(logs, day, expanded, own)
+        expand(samples, expanded, own.expansion)  # its rewordings are not filtered by theta
     except NothingToAddError as error:
         return {}, dict.fromkeys((EXPANDED, RECOMMENDED), str(error))
-    mine_day(logs, day, samples, own)
     console.print(f"[bold]{RECOMMENDED}[/bold]")
     train_model(samples, model, own.training, own.seed, fields=own.document.fields)
     found = evaluate_models({EXPANDED: baseline.folder}, logs, testsets, run, expanded)[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from crops.cli.options import Options, command, of_recipe
-from crops.config import RunConfig
+from crops.config import RECIPES, RunConfig
+from crops.engine.mined import read_mined
 from crops.errors import CropsError
-from crops.labels import ALL_SOURCES, parse_sources
+from crops.labels import ALL_SOURCES, Source, parse_sources
 from crops.outputs import RESOLVED_CONFIG, cache_folder, ended
 from crops.pipeline import day_testsets, document_texts, with_readable_encoder
 from crops.report import write_page
@@ -91,6 +93,8 @@ def train(
     from crops import training  # torch takes seconds to import: not for --help
 
     keep = parse_sources(sources.split(",")) if sources else ALL_SOURCES
+    if run.recipe is not None:
+        _require_recipe(samples, keep if sources else None, run, split=training.is_split(samples))
     arm = training.Samples(Path(samples), keep, run.engine.memory, fields=run.document.fields)
     data = training.SplitSamples(samples, arm) if training.is_split(samples) else arm
     if isinstance(data, training.SplitSamples) and eval_logs is not None:
@@ -108,6 +112,27 @@ def train(
             f"crops evaluate {out} --logs LOGS --day DAY{of_recipe(run)}",
         )
     return learned
+
+
+def _require_recipe(samples: str, keep: Source | None, run: RunConfig, *, split: bool) -> None:
+    """Refuse a recipe beside sources that are not its own, or samples that were mined otherwise.
+
+    What is split does not say how it was mined.
+    """
+    recipe, remedy = f"--recipe {run.recipe}", "leave one of the two out"
+    if keep is not None and keep != parse_sources(run.engine.sources):
+        own = ",".join(run.engine.sources)
+        raise CropsError(f"--sources contradicts {recipe}, which learns from {own}; {remedy}")
+    if split:
+        return
+    mined = read_mined(Path(samples)).config
+    for setting in (name for name in RECIPES[str(run.recipe)] if name.startswith("engine.")):
+        of = operator.attrgetter(setting.removeprefix("engine."))
+        if of(mined) != of(run.engine):
+            raise CropsError(
+                f"{samples} was mined with {setting} = {of(mined)!r}, {recipe} has {of(run.engine)!r}; "
+                f"mine with {recipe}, or train without it"
+            )
 
 
 def _preset_of(model: Path) -> str:
