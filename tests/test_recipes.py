@@ -75,6 +75,7 @@ def test_a_recipe_does_not_change_the_simulated_platform():
 def test_a_demo_refuses_what_belongs_to_its_other_kind(tmp_path):
     with pytest.raises(CropsError, match="--positive-label .* --judged"):
         crops.demo(tmp_path / "out", positive_label=2)
-    with pytest.raises(CropsError, match="--recipe is of the simulation"):
-        crops.demo(tmp_path / "out", judged=tmp_path, recipe="recommended")
+    for option, value in {"recipe": "recommended", "size": "tiny", "language": "zh"}.items():
+        with pytest.raises(CropsError, match=f"--{option} is of the simulation"):
+            crops.demo(tmp_path / "out", judged=tmp_path, **{option: value})
     assert not (tmp_path / "out").exists()

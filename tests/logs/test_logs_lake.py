@@ -384,6 +384,12 @@ def test_what_is_not_there(server, logs, tmp_path):
         find_source("s3://lake/part/items", ITEMS)
 
 
+def test_parquet_files_of_another_name_are_told(server, logs):
+    put(pq.read_table(logs / "items.parquet"), "s3://lake/plainly/items/000000_0")
+    with pytest.raises(CropsError, match=r"no file named \*.parquet, but 1 others such as 000000_0"):
+        find_source("s3://lake/plainly/items", ITEMS)
+
+
 def test_refused_credentials(server, monkeypatch):
     request = urllib.request.Request(f"{server}/moto-api/reset-auth", b"0", {"Content-Type": "text/plain"})
     urllib.request.urlopen(request).read()

@@ -7,14 +7,18 @@ import re
 from html.parser import HTMLParser
 from importlib import resources
 
+import numpy as np
+import pyarrow as pa
 import pytest
 from report_samples import NAN, columns, graded, judged, log, mined, pages, result, results, side_by_side
 
 from crops.cli.llm import judge_page
 from crops.errors import CropsError
-from crops.evaluation import Difference
+from crops.evaluation import Difference, Slices
+from crops.evaluation.evaluate import metric_values, summarise
 from crops.report import Page, Section, Table, printed, render_page, write_page
 from crops.report.demo import Column, answered
+from crops.report.evaluation import breakdown_tables
 from crops.report.side_by_side import Cases, Hit, comparison_section
 from crops.report.training import sources_section, training_section
 
@@ -336,3 +340,18 @@ def test_colours_are_readable_in_both_schemes_and_in_print():
             assert contrast(colours[name], paper) >= 4.5, (name, paper)
         for name in ("neutral", "t1", "t2", "t3", "t4", "t5", "t6"):  # graphics
             assert contrast(colours[name], paper) >= 3, (name, paper)
+
+
+def test_a_breakdown_that_measured_nothing_is_left_out():
+    """Two head queries with CT, none with QR, and a catalogue that does not know when items were uploaded."""
+    values = {
+        "recall@100/ct": metric_values("recall@100/ct", np.array([1, 2]), np.array([0.5, 1.0])),
+        "recall@100/ct|age=new": metric_values("recall@100/ct|age=new", np.empty(0, int), np.empty(0)),
+    }
+    queries = pa.table({"query_id": [1, 2], "frequency": ["head", "head"]})
+    nothing = pa.table({"query_id": pa.array([], pa.int64())})
+    (table,) = breakdown_tables(
+        {"a": summarise(values, 100, 0)}, Slices(queries, nothing, nothing, None), 100
+    )
+    assert table.title == "Recall@100 of CT by frequency of the query, %"
+    assert table.rows == [["a", "75.0", "–", "–", "–"]]

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from crops import retrieval
 from crops.cli.app import app
+from crops.config import ServingConfig
 from crops.errors import CropsError
 from crops.labels import SEARCH_SOURCES
 from crops.retrieval import open_index
@@ -33,7 +34,8 @@ def served(monkeypatch, fake_models):
 
 
 def run(*arguments, **environment):
-    return CliRunner().invoke(app, ["serve", *map(str, arguments)], env=environment)
+    port = () if "--port" in arguments else ("--port", 0)
+    return CliRunner().invoke(app, ["serve", *map(str, (*arguments, *port))], env=environment)
 
 
 def test_options_reach_the_server(world, served, tmp_path):
@@ -62,6 +64,13 @@ def test_what_is_missing_is_named_before_the_server_starts(world, served, tmp_pa
     assert "truth" in refusal(world / "new", "--truth", tmp_path)
     assert "gone" in refusal(world / "new", "--samples", world / "samples", "--logs", tmp_path / "gone")
     assert "prt" in refusal(world / "new", "--config", _toml(tmp_path, "[serving]\nprt = 1\n"))
+    assert served == []
+
+
+def test_a_taken_port_is_told_before_anything_is_loaded(tmp_path, served):
+    with server.listen(ServingConfig(port=0)) as taken:
+        port = taken.getsockname()[1]
+        assert f"cannot listen on 127.0.0.1 port {port}" in refusal(tmp_path / "nowhere", "--port", port)
     assert served == []
 
 

@@ -210,6 +210,16 @@ def test_what_cannot_be_read_or_shared_out_is_one_sentence(mined, store, config,
         split(mined, "s4://there/is", 2, "500MB")
 
 
+def test_fewer_buckets_leave_none_of_the_former_split(mined, tmp_path):
+    for buckets in (3, 2):
+        split(mined, str(tmp_path / "store"), buckets, "500MB")
+    assert sorted(path.name for path in (tmp_path / "store").iterdir()) == [
+        "bucket=000",
+        "bucket=001",
+        "store.json",
+    ]
+
+
 @pytest.mark.verify
 def test_the_documented_command_line_trains_on_two_nodes(store, random_encoder, tmp_path):
     (line,) = re.findall(r"^(torchrun .*--rdzv.*)$", DOCS.read_text(), re.MULTILINE)

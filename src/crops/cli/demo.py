@@ -98,8 +98,11 @@ def demo(
     if judged is None and positive_label is not None:
         raise CropsError("--positive-label is the grade of a collection; name it with --judged")
     if judged is not None:
-        if run.recipe is not None:
-            raise CropsError("--recipe is of the simulation; --judged compares two losses on given grades")
+        simulation = sorted(run.platform.model_fields_set & {"size", "language"})
+        if simulation := [*simulation, *(["recipe"] if run.recipe is not None else [])]:
+            raise CropsError(
+                f"--{simulation[0]} is of the simulation; --judged compares two losses on given grades"
+            )
         return judged_demo(judged, out, run, positive_label)
     start = time.perf_counter()
     require_encoder(run.training)

@@ -240,6 +240,7 @@ def serve(
     key = os.environ.get("CROPS_API_KEY") if api_key is None else api_key  # an empty one is no absent one
     if key is not None:
         server.check_key(key)
+    server.listen(serving).close()  # a taken port is told before the models are loaded
     if is_demo(Path(target)):
         given = {"--baseline": baseline, "--samples": samples, "--logs": logs, "--truth": truth}
         if own := [name for name, value in given.items() if value is not None]:

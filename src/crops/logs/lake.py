@@ -274,7 +274,7 @@ def _plain(uri: str) -> TableSource | None:
         bucket = base.partition("/")[0]
         if not infos and bucket and store.get_file_info(bucket).type == stores.FileType.NotFound:
             raise FileNotFoundError(f"the bucket does not exist: {bucket}")
-    found, parted = [], set[str]()
+    found, parted, others = [], set[str](), list[str]()
     for info in sorted((one for one in infos if one.is_file), key=lambda one: str(one.path)):
         below = info.path.removeprefix(f"{base}/") if info.path.startswith(f"{base}/") else info.base_name
         if match := re.match(r"(?:.*/)?(?:(_delta_log|\.hoodie)/|metadata/.*\.metadata\.json)", below):
@@ -283,12 +283,21 @@ def _plain(uri: str) -> TableSource | None:
                 f"{uri} is a table of a lake format: its files also hold rows that were deleted or replaced "
                 f"since; name its snapshot as {kind}:..."
             )
-        if info.path.endswith(".parquet") and not any(part[:1] in ("_", ".") for part in below.split("/")):
+        if any(part[:1] in ("_", ".") for part in below.split("/")):
+            continue
+        if not info.path.endswith(".parquet"):
+            others.append(below)
+        else:
             values = path_values(below)
             parted |= values.keys()
             day = day_of_partition(values)
             full = uri.rstrip("/") + info.path[len(base) :]
             found.append(data_file(full, f"{info.size} {info.mtime_ns}", day))
+    if others and not found:
+        raise CropsError(
+            f"{uri} holds no file named *.parquet, but {len(others):,} others such as {others[0]}; "
+            "name Parquet files so, or make them Parquet"
+        )
     return TableSource(uri, tuple(found), parted=frozenset(parted)) if found else None
 
 

@@ -186,7 +186,10 @@ def differences_table(found: Compared, reference: str) -> Table:
 
 
 def breakdown_tables(results: Mapping[str, Evaluation], slices: Slices, k: int) -> list[Table]:
-    """Return recall by frequency of the query, for CT and QR, and of clicked items by age: means in %."""
+    """Return recall by frequency of the query, for CT and QR, and of clicked items by age: means in %.
+
+    A table of which nothing was measured, as ages without `uploaded_at`, is left out.
+    """
     groups = {
         name: slices.queries.filter(pc.field("frequency") == name)["query_id"].to_numpy()
         for name in FREQUENCIES
@@ -204,7 +207,8 @@ def breakdown_tables(results: Mapping[str, Evaluation], slices: Slices, k: int) 
         for name in next(iter(results.values())).summary
         if "|age=" in name and not name.endswith(("/seen", "/unseen"))
     }
-    return [*tables, _part_table(f"Recall@{k} of clicked items by their age, %", results, ages)]
+    tables.append(_part_table(f"Recall@{k} of clicked items by their age, %", results, ages))
+    return [table for table in tables if any(set(row[1:]) - {"–"} for row in table.rows)]
 
 
 def cutoff_tables(results: Mapping[str, Evaluation], k: int) -> list[Table]:

@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import itertools
 import json
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -87,6 +88,9 @@ def split(mined: str | Path, uri: str, buckets: int, memory: str) -> dict[str, A
                 with store.open_output_stream(f"{folder}/{MANIFEST}") as stream:
                     stream.write((mined / MANIFEST).read_bytes())
             found.append({"rows": rows, "sha256": digest.hexdigest()})
+        for info in store.get_file_info(stores.FileSelector(root)):  # of a former split into more
+            if (bucket := re.fullmatch(r"bucket=(\d+)", info.base_name)) and int(bucket[1]) >= buckets:
+                store.delete_dir(info.path)
         days = mined / "report.json"
         whole = {"days": json.loads(days.read_text())["days"] if days.exists() else [], "buckets": found}
         with store.open_output_stream(f"{root}/{STORE}") as stream:
