@@ -355,3 +355,13 @@ def test_a_breakdown_that_measured_nothing_is_left_out():
     )
     assert table.title == "Recall@100 of CT by frequency of the query, %"
     assert table.rows == [["a", "75.0", "–", "–", "–"]]
+
+
+@pytest.mark.parametrize(
+    ("leading", "heads"), [((), ["baseline", "CroPS"]), (("CroPS", "BM25"), ["baseline", "CroPS", "BM25"])]
+)
+def test_metrics_are_explained_with_the_models_that_lead(leading, heads):
+    table = result(leading=leading).tables[0]
+    assert table.head == ["Metric", *(f"{name}\n%" for name in heads)]
+    values = {"baseline": "50.0", "CroPS": "61.2", "BM25": "40.0"}
+    assert table.rows[0][1:] == [values[name] for name in heads]

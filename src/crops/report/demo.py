@@ -83,6 +83,7 @@ def demo_page(
         against,
         names[0],
         coloured=drawn,
+        leading=[names[-1], drawn[-1]],
         not_tested=not_tested,
         note=coverage_text(mined),
     )
@@ -306,6 +307,7 @@ def result_section(
     reference: str,
     *,
     coloured: Sequence[str],
+    leading: Sequence[str] = (),
     not_tested: Mapping[str, str] | None = None,
     note: str = "",
 ) -> Section:
@@ -318,6 +320,7 @@ def result_section(
         against: what `differences` returns.
         reference: the model that others are compared with.
         coloured: models to draw, in the order of their colours; the table has the others too.
+        leading: models beside the reference where the metrics are explained; when empty the last one drawn.
         not_tested: models without figures, and why.
         note: what else is to be known.
     """
@@ -335,7 +338,7 @@ def result_section(
     )
     dots = _dots(columns, against, coloured)
     tables = [
-        _metrics_table(columns, means, reference, dots),
+        _metrics_table(columns, means, [reference, *leading], dots),
         _means_table(title, columns, means, against, reference, not_tested or {}),
         _differences_table(columns, against, reference),
     ]
@@ -360,9 +363,10 @@ def _dots(
     return Figure("Differences on the same queries", dots)
 
 
-def _metrics_table(columns: Sequence[Column], means: Means, reference: str, dots: Figure) -> Table:
-    """Return what each metric is, from the reference to the model that is drawn last."""
-    shown = list(dict.fromkeys([reference, *[str(one.name) for one in dots.series][-1:]]))
+def _metrics_table(columns: Sequence[Column], means: Means, models: Sequence[str], dots: Figure) -> Table:
+    """Return what each metric is, with the reference and what leads; with the model drawn last if alone."""
+    last = [str(one.name) for one in dots.series][-1:] if len(models) == 1 else []
+    shown = list(dict.fromkeys([*models, *last]))
     rows = [
         [
             f"{column.label}\n{column.explanation}",
