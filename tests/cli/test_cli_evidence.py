@@ -2,16 +2,18 @@
 
 import json
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from crops.cli.logs import mine
 from crops.cli.simulate import annotate
-from crops.cli.theta import theta_fit
+from crops.cli.theta import brought_by, theta_fit
 from crops.errors import CropsError
 from crops.labels import Source
 from crops.outputs import write_manifest
+from crops.text import query_id
 
 TRAIN, TEST, NOON = "2026-01-05", "2026-01-07", 1_767_614_400_000_000
 ANIMALS = ("cat", "dog", "owl", "fox", "cow", "bee", "ape", "eel", "emu", "hen", "jay", "koi")
@@ -82,3 +84,19 @@ def test_the_test_day_is_neither_judged_nor_learnt(world, tmp_path):
     judged.write_text(f"day,query,item_id,grade\n{TEST},cat,1,3\n")
     with pytest.raises(CropsError, match="column day: 2026-01-07 is not what was mined .2026-01-05."):
         theta_fit(judged, samples=wide, out=tmp_path / "theta")
+
+
+def test_pairs_of_a_source_are_found_in_groups_of_one_event_too(tmp_path):
+    """Two searches for “fox” are two groups: one has item 1 of P1, the other item 1 of P2 and item 2."""
+    p1, p2, shown = int(Source.REFORMULATION), int(Source.FEED), int(Source.EXPOSED)
+    samples = {"query_id": [70, 71, 71, 72], "item_id": [1, 1, 2, 1], "sources": [p1, p2 | shown, shown, p2]}
+    pq.write_table(pa.table(samples), tmp_path / "samples.parquet")
+    pq.write_table(
+        pa.table({"query_id": [70, 71, 72], "query": ["fox", "fox", "hen"]}), tmp_path / "queries.parquet"
+    )
+    asked = np.array([query_id("fox"), query_id("fox"), query_id("hen"), query_id("owl")])
+    found = brought_by(tmp_path, asked, np.array([1, 2, 1, 1]))
+    assert {name: own.tolist() for name, own in found.items()} == {
+        "P1": [True, False, False, False],
+        "P2": [True, False, True, False],
+    }

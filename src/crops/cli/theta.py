@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import rich.table
 import typer
@@ -273,7 +273,7 @@ def theta_fit(
     }
     losses = {name: log_loss(scores[name], relevant) for name in models()}
     best = min(losses, key=lambda name: losses[name])
-    parts = {"all": np.ones(len(ids), np.bool_)} | _by_source(mined.folder, ids, items)
+    parts = {"all": np.ones(len(ids), np.bool_)} | brought_by(mined.folder, ids, items)
     worth = {name: _worth(score, relevant, parts) for name, score in scores.items()}
     with publish(out, EVIDENCE_COMMAND) as folder:
         save_judged(folder, ids, items, relevant, features)
@@ -302,14 +302,21 @@ def theta_fit(
     return {"model": best, "worth": worth}
 
 
-def _by_source(
+def brought_by(
     samples: Path, queries: NDArray[np.int64], items: NDArray[np.int64]
 ) -> dict[str, NDArray[np.bool_]]:
-    """Return which pairs P1 and P2 brought, [n] each."""
-    mined = pq.read_table(samples / "samples.parquet", columns=["query_id", "item_id", "sources"])
-    asked = pa.table({"query_id": queries, "item_id": items, "place": np.arange(len(items))})
-    found = asked.join(mined, ["query_id", "item_id"], join_type="left outer").sort_by("place")
-    masks = found["sources"].fill_null(0).to_numpy()
+    """Return which pairs P1 and P2 brought, [n] each; of groups of one event, to any search of the text."""
+    found = pq.read_table(samples / "samples.parquet", columns=["query_id", "item_id", "sources"])
+    bits = int(Source.REFORMULATION | Source.FEED)
+    found = found.filter(pc.not_equal(pc.bit_wise_and(found["sources"], bits), 0))
+    texts = pq.read_table(samples / "queries.parquet", columns=["query_id", "query"]).to_pydict()
+    asked = {group: query_id(text) for group, text in zip(texts["query_id"], texts["query"], strict=True)}
+    brought: dict[tuple[int, int], int] = {}
+    for group, item, sources in zip(*(column.to_pylist() for column in found.columns), strict=True):
+        pair = asked[group], item
+        brought[pair] = brought.get(pair, 0) | sources
+    pairs = zip(queries.tolist(), items.tolist(), strict=True)
+    masks = np.array([brought.get(pair, 0) for pair in pairs], np.int64)
     return {"P1": (masks & Source.REFORMULATION) != 0, "P2": (masks & Source.FEED) != 0}
 
 
