@@ -175,6 +175,13 @@ def test_copy_is_a_share_of_the_words_that_are_not_the_query():
     assert check_answer({**GOOD, "ocr_cover": "榕树 for beginners"}, request("榕树 care"), PROMPT) is None
 
 
+def test_an_echo_has_more_than_six_of_ten_words_from_the_query():
+    query = "one two three four five six"
+    answer = {**GOOD, "ocr_cover": query, "photo_caption": "alpha beta gamma delta"}
+    assert check_answer(answer, request(query), PROMPT) is None
+    assert check_answer({**answer, "photo_caption": "alpha beta gamma one"}, request(query), PROMPT) == "echo"
+
+
 def test_the_shipped_documents_are_one_per_normalised_query_of_the_shipped_prompt():
     path = importlib.resources.files("crops.llm") / "data" / "documents.jsonl"
     documents = [json.loads(line) for line in path.read_text().splitlines()]

@@ -17,7 +17,7 @@ from crops.errors import CropsError
 from crops.evaluation import Difference, Slices
 from crops.evaluation.evaluate import metric_values, summarise
 from crops.report import Page, Section, Table, printed, render_page, write_page
-from crops.report.demo import Column, answered
+from crops.report.demo import Column, answered, said_of
 from crops.report.evaluation import breakdown_tables
 from crops.report.side_by_side import Cases, Hit, comparison_section
 from crops.report.training import sources_section, training_section
@@ -234,6 +234,10 @@ def test_the_title_is_answered_by_its_rule():
         assert answered(Difference(mean, mean, mean, 90, 0.04), 0.6) == word
     for unsure in (None, Difference(0.3, NAN, NAN, 3, NAN), Difference(0.3, -0.1, 0.7, 90, 0.05)):
         assert answered(unsure, 0.6) == "Not measurably"
+    assert said_of(Difference(0.3, 0.0, 0.6, 90, 0.05)) == "no significant difference"
+    assert said_of(Difference(0.3, 0.1, 0.6, 90, 0.049)) == "a significant gain"
+    assert said_of(Difference(-0.3, -0.6, -0.1, 90, 0.049)) == "a significant loss"
+    assert said_of(Difference(0.3, NAN, NAN, 3, NAN)) == "too few queries to tell"
 
 
 # Sources, training, side by side, judgements.
