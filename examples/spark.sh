@@ -1,7 +1,7 @@
 #!/bin/sh
 # Mining on Spark
 #
-# The same samples, row for row, from logs that one machine cannot hold. It needs Java 17 and
+# The same accepted rows and samples, row for row, from logs that one machine cannot hold. It needs Java 17 and
 # `pip install 'crops-retrieval[spark]'`.
 #
 #     sh spark.sh LOGS OUT                                    # two threads of this machine, to try it
@@ -12,5 +12,5 @@
 # executors have what the cluster gives them. What Spark does with it: [engine](../docs/engine.md#duckdb-or-spark).
 set -eu
 export XDG_CACHE_HOME="${CACHE:-$(dirname "$2")/cache}"
-crops check "$1" "$2.checked"
+crops check "$1" "$2.checked" --engine spark --master "${MASTER:-local[2]}" --memory "${MEMORY:-2GB}"
 crops mine "$2.checked/accepted" "$2" --engine spark --master "${MASTER:-local[2]}" --memory "${MEMORY:-2GB}"

@@ -139,6 +139,12 @@ def write_parquet(connection: Connection, query: str, file: Path) -> int:
     return int(rows)
 
 
+def count(connection: Connection, relation: str) -> int:
+    """Return the number of rows of a relation."""
+    ((rows,),) = connection.execute(f"select count(*) from {relation}").fetchall()
+    return int(rows)
+
+
 def quoted(name: str) -> str:
     """Return `name` as an SQL identifier."""
     return '"{}"'.format(name.replace('"', '""'))

@@ -52,6 +52,7 @@ from crops.engine.documents import (
 )
 from crops.engine.mine import open_backend
 from crops.engine.mined import REPORT
+from crops.engine.spark_rows import rows_engine
 from crops.engine.without import Without
 from crops.errors import CropsError, nearest
 from crops.evaluation import Evaluation, ScoringRetriever, TestSets, build_testsets, evaluate
@@ -369,7 +370,7 @@ def accepted_logs(logs: str | Path, checked: Path, run: RunConfig) -> Path:
     """Return a folder of accepted rows: `logs` if a check wrote it, else the result of checking it now."""
     if isinstance(logs, Path) and logs.name == "accepted" and is_done(logs.parent):
         return logs
-    console.print(render(check(logs, checked, run.engine.memory)))
+    console.print(render(check(logs, checked, run.engine.memory, rows_engine(run.engine))))
     return checked / "accepted"
 
 

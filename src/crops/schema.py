@@ -30,7 +30,7 @@ MAX_QUERY_CHARS = 1000
 MAX_DURATION_MS = 604_800_000
 """Seven days: longer durations are in a wrong unit."""
 VISIBLE = rf"[^\s\p{{Z}}\p{{Cc}}\p{{Cf}}\p{{M}}{FILLERS}]"
-"""Regular expression (RE2) of a character to read, as in `crops.text.has_text`."""
+"""Regular expression (RE2, Java) of a character to read, as in `crops.text.has_text`."""
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 """What decoders leave where bytes were not of the encoding they expected."""
 STAGES = ("exposed", "unexposed", "filtered")
@@ -56,6 +56,11 @@ class Column:
     """The id whose text in the source this is, null where that is the number itself: see `crops.ids`."""
 
     @property
+    def sql(self) -> str:
+        """The type by the name that DuckDB and Spark both know."""
+        return "STRING" if self.type == "VARCHAR" else self.type
+
+    @property
     def measure(self) -> bool:
         """Whether this integer counts something, so that tools may hand it over as floats.
 
@@ -68,7 +73,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Rule:
-    """A row rule: `bad` is a DuckDB predicate that is true where the row must be rejected."""
+    """A row rule: `bad` is a predicate of DuckDB and Spark that is true where the row must be rejected."""
 
     reason: str
     column: str
@@ -139,7 +144,7 @@ def blank(text: str) -> str:
     U+9FFF.
     """
     visible = f"({text} >= '!' and {text} < chr(127) or {text} >= '\u3400' and {text} < '\ua000')"
-    return f"not {visible} and not regexp_matches({text}, '{VISIBLE}')"
+    return f"not {visible} and regexp_extract({text}, '{VISIBLE}', 0) = ''"
 
 
 def optional(name: str, type_: str, doc: str, merge: Merge = "min", *, prose: bool = False) -> Column:

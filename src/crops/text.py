@@ -18,7 +18,8 @@ MINED_QUERY = "mined_query"
 SEPARATOR = "|"
 """Between queries in one column."""
 CONTROL = r"[\x00-\x08\x0E-\x1B\x7F-\x84\x86-\x9F]"
-"""Regular expression (Python, RE2) of a control character that is no white space: it reads as a space."""
+"""Regular expression (Python, RE2, Java) of a control character that is no white space: it reads as a
+space."""
 FILLERS = "\u115f\u1160\u2800\u3164\uffa0"
 """Letters and symbols that are drawn as nothing: Hangul fillers and the blank Braille pattern."""
 SPACELESS = (
@@ -48,6 +49,12 @@ def has_text(text: str) -> bool:
 def spaced(text: str) -> str:
     """Return `text` with each control character that is no white space replaced by a space."""
     return text.translate(_SPACES)
+
+
+def spaced_sql(text: str) -> str:
+    """Return the SQL expression (DuckDB, Spark) of `spaced`."""
+    null, *others = map(chr, _SPACES)  # a null would end the text of a query
+    return f"translate({text}, chr({ord(null)}) || '{''.join(others)}', '{' ' * len(_SPACES)}')"
 
 
 def normalise_query(text: str) -> str:

@@ -35,33 +35,6 @@ TEXT = DocumentConfig(fields=("ocr_cover", "click_query"), click_users=2)
 TABLES = ("samples", "queries", "evidence", "items", "synthetic_items")
 
 
-FOR_FEW_ROWS = {
-    "spark.sql.shuffle.partitions": "2",
-    "spark.sql.codegen.wholeStage": "false",  # compiling takes longer than these rows
-    "spark.sql.adaptive.enabled": "false",
-    "spark.sql.autoBroadcastJoinThreshold": "10MB",
-}
-
-
-@pytest.fixture(scope="module")
-def started():
-    """One Spark for all tests: every job would start its own."""
-    backend = SparkBackend("local[2]", "1GB")
-    yield backend._spark
-    backend._spark.stop()
-
-
-@pytest.fixture
-def session(started):
-    """The Spark with settings under which small jobs are fast."""
-    usual = {name: started.conf.get(name) for name in FOR_FEW_ROWS}
-    for name, value in FOR_FEW_ROWS.items():
-        started.conf.set(name, value)
-    yield
-    for name, value in usual.items():
-        started.conf.set(name, value)
-
-
 def scorer():
     """Return a pseudo-random scorer that Spark can send to its workers (a test module is not importable
     there)."""

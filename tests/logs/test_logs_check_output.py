@@ -108,9 +108,9 @@ def test_an_interrupted_check_leaves_what_was_there(write_logs, tmp_path, monkey
 def test_ctrl_c_stops_a_query_at_once(write_logs, tmp_path, monkeypatch):
     logs = write_logs(tmp_path / "logs")
 
-    def endless(connection, *_):
+    def endless(db, *_):
         threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
-        connection.execute("select sum(sqrt(range)) from range(1000000000000)")
+        db.rows("select sum(sqrt(range)) from range(1000000000000)")
 
     monkeypatch.setattr(CHECK, "split", endless)
     # A test run in the background of a shell inherits that SIGINT is ignored.
@@ -153,7 +153,7 @@ def test_too_little_memory_is_an_error_that_names_the_limit(write_logs, tmp_path
 
 def test_counts_that_do_not_balance_stop_the_check(write_logs, tmp_path, monkeypatch):
     logs = write_logs(tmp_path / "logs")
-    monkeypatch.setattr(CHECK, "count", lambda _, relation: 7 if relation == "accepted_items" else 0)
+    monkeypatch.setattr(CHECK, "keep_accepted", lambda *_: 7)
     with pytest.raises(CropsError, match="of 1 rows of items 7 were accepted and 0 rejected"):
         check(logs, tmp_path / "out")
     assert not (tmp_path / "out").exists()

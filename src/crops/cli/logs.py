@@ -130,15 +130,24 @@ def check(
         Path | None, typer.Option(help="HTML page to write.", show_default="report.html in OUT")
     ] = None,
     *,
-    run: Annotated[RunConfig, Options(memory="engine.memory")],
+    run: Annotated[
+        RunConfig, Options(engine="engine.engine", master="engine.master", memory="engine.memory")
+    ],
 ) -> logs_room.CheckReport:
     """Check logs against the table contracts, and say what they would bring: will this help?
 
     Rejected rows go aside with their reasons, nothing is lost. What the sources would bring is counted from
     the accepted rows alone, without a model; the last day counts as held out.
+
+    With --engine spark the rules run on Spark and reject the same rows; OUT must be on a disk that all
+    workers see. What the sources would bring is counted by DuckDB, from OUT.
     """
+    from crops.engine.spark_rows import rows_engine
+
     allowed = None if max_rejected is None else _share(max_rejected)
-    report = logs_room.check(logs, out, run.engine.memory)
+    if out is None and run.engine.engine == "spark":
+        raise CropsError("--engine spark writes what it accepts: name OUT, a folder that all workers see")
+    report = logs_room.check(logs, out, run.engine.memory, rows_engine(run.engine))
     console.print(logs_room.render(report))
     results = report.facts.reworded is None
     if results:

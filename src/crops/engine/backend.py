@@ -377,14 +377,17 @@ def check_rows(files: Sequence[Path], counted: int, target: Path) -> None:
         )
 
 
-def concatenate(files: Sequence[Path], target: Path) -> None:
+def concatenate(files: Sequence[Path], target: Path, names: Sequence[str] | None = None) -> None:
     """Make one Parquet file of the rows of files, in their order; the files are gone afterwards.
 
-    One row group is in memory at a time.
+    One row group is in memory at a time. With `names` the columns get these instead of their own.
     """
-    with open_parquet(target, pq.read_schema(files[0])) as writer:
+    schema = pq.read_schema(files[0])
+    if names is not None:
+        schema = pa.schema([field.with_name(name) for field, name in zip(schema, names, strict=True)])
+    with open_parquet(target, schema) as writer:
         for file in files:
             with pq.ParquetFile(file) as parquet_file:
                 for batch in parquet_file.iter_batches(ROW_GROUP):
-                    writer.write_batch(batch.cast(writer.schema))
+                    writer.write_batch(batch.rename_columns(schema.names).cast(writer.schema))
             file.unlink()

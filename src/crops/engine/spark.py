@@ -34,7 +34,7 @@ from crops.engine.backend import check_rows, concatenate, parse_memory
 from crops.engine.stages import Stages
 from crops.errors import CropsError, MissingExtraError
 from crops.logs import Logs
-from crops.logs.tables import distinct_names
+from crops.logs.tables import TableFiles, distinct_names
 from crops.outputs import console, timed
 from crops.schema import ARROW_TYPES, EARLIEST_US, LATEST_US, Column, Table
 
@@ -116,16 +116,16 @@ class SparkBackend:
 
     def read_logs(self, name: str, logs: Logs, table: str, days: Collection[str] | None) -> None:
         """Name a table of the logs."""
-        contract, files = logs.tables[table].table, logs.tables[table].on(days)
-        groups: dict[tuple[str | None, tuple[tuple[str, str], ...]], list[str]] = {}
-        for file, day, footer in zip(files.files, files.days, files.footers, strict=True):
-            found = tuple((field.name, str(field.type)) for field in footer)
-            groups.setdefault((day, found), []).append(file_uri(file))
-        frames = []
-        for (day, found), paths in groups.items():
+        self.read_files(name, logs.tables[table], days)
+
+    def read_files(self, name: str, files: TableFiles, days: Collection[str] | None) -> None:
+        """Name the rows of files that keep the contract of their table, of some days (all when None)."""
+        contract, frames = files.table, []
+        for (day, columns), paths in layouts(files.on(days)).items():
             # By their places, as a lake table may name a column otherwise than its files do.
-            frame = self._spark.read.parquet(*paths).toDF(*distinct_names([name for name, _ in found]))
-            frame = frame.selectExpr(*_log_columns(contract, dict(frame.dtypes), dict(found), day))
+            frame = self._spark.read.parquet(*paths).toDF(*distinct_names([one for one, _ in columns]))
+            found = {column: str(type_) for column, type_ in columns}
+            frame = frame.selectExpr(*_log_columns(contract, dict(frame.dtypes), found, day))
             frames.append(frame)
         empty = self._spark.createDataFrame([], _log_schema(contract))
         frame = functools.reduce(lambda left, right: left.unionByName(right), frames or [empty])
@@ -141,7 +141,7 @@ class SparkBackend:
 
     def view(self, name: str, query: str) -> None:
         """Name a query; it runs each time it is read."""
-        self._spark.sql(query).createOrReplaceTempView(name)
+        self._sql(query).createOrReplaceTempView(name)
 
     def table(self, name: str, query: str) -> None:
         """Run a query once and keep its rows."""
@@ -156,11 +156,11 @@ class SparkBackend:
             key: what decides the rows, besides the job.
         """
         self.drop_tables(name)
-        self._keep(name, lambda: self._spark.sql(query()), key)
+        self._keep(name, lambda: self._sql(query()), key)
 
     def append(self, name: str, query: str) -> None:
         """Add a query's rows to a table, which is made if it is not there."""
-        self._keep(name, lambda: self._spark.sql(query), query)
+        self._keep(name, lambda: self._sql(query), query)
 
     def append_partitioned(self, name: str, query: str, partitions: int) -> None:
         """Add a query's rows to a table; Spark partitions its tables itself."""
@@ -197,7 +197,7 @@ class SparkBackend:
         """Stream a query's rows through a Python function in the workers."""
         self.drop_tables(name)
         in_worker = functools.partial(_in_worker, function=function, names=schema.names)
-        self._keep(name, lambda: self._spark.sql(query).mapInArrow(in_worker, _ddl(schema)), query)
+        self._keep(name, lambda: self._sql(query).mapInArrow(in_worker, _ddl(schema)), query)
 
     def rows(self, query: str) -> list[dict[str, Any]]:
         """Return the few rows of a query as dicts."""
@@ -210,23 +210,23 @@ class SparkBackend:
 
     def arrow(self, query: str) -> pa.Table:
         """Return all rows of a query."""
-        return self._spark.sql(query).toArrow()
+        return self._sql(query).toArrow()
 
     def emit(self, query: str, order: str, target: Path) -> None:
         """Add a query's rows, in an order, to the rows that will be written to a Parquet file."""
         folders = self._emitted.setdefault(target, [])
         folder = target.with_name(f".{target.name}.{len(folders)}.emitted")
         self._counted[target] += self.count(f"({query}) counted")
-        self._spark.sql(f"{query} order by {order}").write.parquet(folder.as_uri())
+        self._sql(f"{query} order by {order}").write.parquet(f"file://{folder}")
         folders.append(folder)
 
-    def write(self, target: Path) -> None:
-        """Write what was emitted for a file, in the order of the calls."""
+    def write(self, target: Path, names: Sequence[str] | None = None) -> None:
+        """Write what was emitted for a file, in the order of the calls; its columns may get other names."""
         folders, counted = self._emitted.pop(target), self._counted.pop(target)
         # Spark numbers the files of sorted rows in their order.
         files = [file for folder in folders for file in sorted(folder.glob("part-*.parquet"))]
         check_rows(files, counted, target)
-        concatenate(files, target)
+        concatenate(files, target, names)
         check_rows([target], counted, target)
         for folder in folders:
             shutil.rmtree(folder)
@@ -240,20 +240,39 @@ class SparkBackend:
         functools.reduce(lambda left, right: left.union(right), frames).createOrReplaceTempView(name)
 
     def _staged(self, stages: Stages, name: str, make: Callable[[], DataFrame], key: str) -> DataFrame:
-        from pyspark.sql import Observation
-        from pyspark.sql import functions as sql
         from pyspark.sql.types import StructType
 
         place = stages.place(name, key)
         if not stages.is_there(place):
             with stages.within():
-                counted = Observation()
-                frame = make().observe(counted, sql.count(sql.lit(1)).alias("rows"))
-                written = stages.writing(place)
-                frame.write.parquet(written.as_uri())
-            stages.keep(written, place, counted.get["rows"], frame.schema.json())
+                frame, written = make(), stages.writing(place)
+                rows = write_parts(frame, written)
+            stages.keep(written, place, rows, frame.schema.json())
         schema = StructType.fromJson(json.loads(stages.schema(place)))
-        return self._spark.read.schema(schema).parquet(place.as_uri())
+        return self._spark.read.schema(schema).parquet(file_uri(place))
+
+    def _sql(self, query: str) -> DataFrame:
+        return self._spark.sql(spark_texts(query))
+
+
+def spark_texts(query: str) -> str:
+    """Return a query whose texts Spark reads as standard SQL does: it takes backslashes for escapes."""
+
+    def escaped(text: re.Match[str]) -> str:
+        return "'{}'".format(text[1].replace("\\", "\\\\").replace("''", "\\'"))
+
+    return re.sub(r"'((?:[^']|'')*)'", escaped, query)
+
+
+def write_parts(frame: DataFrame, folder: Path) -> int:
+    """Write rows as Parquet files of a new folder, by the workers; return how many rows were made."""
+    from pyspark.sql import Observation
+    from pyspark.sql import functions as sql
+
+    counted = Observation()
+    frame.observe(counted, sql.count(sql.lit(1)).alias("rows")).write.parquet(f"file://{folder}")
+    rows: int = counted.get["rows"]
+    return rows
 
 
 def _check_installed() -> None:
@@ -364,6 +383,15 @@ def _after_last_end(file: Path) -> bytes:
         return mapped[mapped.rfind(b"\n") + 1 :]
 
 
+def layouts(files: TableFiles) -> dict[tuple[str | None, tuple[tuple[str, pa.DataType], ...]], list[str]]:
+    """Return the URIs of files by what those share that are read at once: a day, and columns with types."""
+    groups: dict[tuple[str | None, tuple[tuple[str, pa.DataType], ...]], list[str]] = {}
+    for file, day, footer in zip(files.files, files.days, files.footers, strict=True):
+        columns = tuple((field.name, field.type) for field in footer)
+        groups.setdefault((day, columns), []).append(file_uri(file))
+    return groups
+
+
 def _log_columns(
     table: Table, types: Mapping[str, str], footer: Mapping[str, str], day: str | None
 ) -> list[str]:
@@ -377,9 +405,13 @@ def _log_columns(
         return columns
     if day is not None:
         return [*columns, f"'{day}' as day"]
-    time = table.time
+    return [*columns, f"{day_of_time(str(table.time))} as day"]
+
+
+def day_of_time(time: str) -> str:
+    """Return the SQL of the UTC day of a time, null where it is out of range."""
     date = f"cast(date_from_unix_date(cast({time} div {_DAY_US} as INTEGER)) as STRING)"
-    return [*columns, f"case when {time} between {EARLIEST_US} and {LATEST_US} then {date} end as day"]
+    return f"case when {time} between {EARLIEST_US} and {LATEST_US} then {date} end"
 
 
 def microseconds(value: str, type_: str, footer: str) -> str:

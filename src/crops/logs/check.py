@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import tempfile
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import date, timedelta
 from pathlib import Path
@@ -15,33 +17,30 @@ from rich.table import Column as RichColumn
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from crops.database import Connection, explained, interruptible, literal, open_database, quoted
+from crops.database import explained, literal, open_database
 from crops.errors import CropsError
 from crops.labels import DEFAULT_LABELS, Source
 from crops.logs.days import spans, today
+from crops.logs.rows import DuckDBRows, RowEngine
 from crops.logs.rules import (
     KNOWN_ITEMS,
-    controlled,
-    count,
+    SAME_TEXT,
+    Split,
+    bits,
     file_rules,
     keep_accepted,
     keep_rejects,
-    relative_sql,
+    relative,
     split,
     write_rejects,
 )
-from crops.logs.tables import (
-    Logs,
-    TableFiles,
-    add_texts,
-    holds_searches_only,
-    open_logs,
-    open_searches,
-    text_kind,
-)
+from crops.logs.tables import Logs, TableFiles, holds_searches_only, open_logs, open_searches, text_kind
 from crops.outputs import Scratch, publish, timed, write_manifest
-from crops.schema import LOG_TABLES, SEARCHES, STAGES, Rule, within_sql
+from crops.schema import LOG_TABLES, SEARCHES, STAGES, within_sql
+from crops.text import normalise_query
 
+Engine = Callable[[], contextlib.AbstractContextManager[RowEngine]]
+"""Opens what the rules run in."""
 _EXAMPLE_CHARS = 100
 WINDOW_S = 90
 """Other words that come later than this, in seconds, are no rewording: the default of mining."""
@@ -204,6 +203,7 @@ def check(
     logs: str | Path,
     out: str | Path | None = None,
     memory: str = "2GB",
+    engine: Engine | None = None,
 ) -> CheckReport:
     """Check every row of a logs folder against the contracts of `crops.schema`.
 
@@ -218,6 +218,8 @@ def check(
             where they are, and `out/accepted` lists their files.
         out: where to write, whole or not at all; None only reports.
         memory: memory limit of DuckDB, e.g. "2GB"; what does not fit spills to disk.
+        engine: opens another engine than DuckDB, such as Spark (`crops.engine.spark_rows`). It accepts and
+            rejects the same rows; accepted ones of a day may be several files, in another order.
 
     Returns:
         the counts, the faults and the facts of the accepted rows.
@@ -228,22 +230,21 @@ def check(
     """
     out = None if out is None else Path(out)
     source = open_searches(logs) if holds_searches_only(logs) else open_logs(logs)
-    files = [file for table in source.tables.values() for file in table.files]
-    limit = f"a memory limit of {memory}"
     seconds: dict[str, float] = {}
     if out is None:
-        with Scratch("crops-check-") as spill, explained(limit, files), open_database(memory, spill) as db:
-            return interruptible(db, lambda: _check(db, source, None, seconds))
+        with Scratch("crops-check-") as spill, _open(engine, source, memory, spill) as db:
+            db.prepare(source, None, None)
+            return _check(db, source, None, seconds)
     if isinstance(source.path, Path) and source.path.resolve().is_relative_to(Path(out).resolve()):
         raise CropsError(f"{out} holds the logs that are checked; name another folder for the output")
     with publish(Path(out), "check") as staging:
         with (
             tempfile.TemporaryDirectory(dir=staging) as spill,
-            explained(limit, files),
-            open_database(memory, spill) as db,
+            _open(engine, source, memory, spill) as db,
         ):
+            db.prepare(source, staging, out)
             try:
-                report = interruptible(db, lambda: _check(db, source, staging, seconds))
+                report = _check(db, source, staging, seconds)
             except NothingLeftError as error:
                 raise NothingLeftError(f"{error}{keep_rejects(staging, out, 'check')}") from error
         (staging / "report.json").write_text(report.to_json())
@@ -261,8 +262,21 @@ def check(
     return report
 
 
+def _open(
+    engine: Engine | None, source: Logs, memory: str, spill: str
+) -> contextlib.AbstractContextManager[RowEngine]:
+    return _embedded(source, memory, spill) if engine is None else engine()
+
+
+@contextlib.contextmanager
+def _embedded(source: Logs, memory: str, spill: str) -> Iterator[RowEngine]:
+    files = [file for table in source.tables.values() for file in table.files]
+    with explained(f"a memory limit of {memory}", files), open_database(memory, spill) as db:
+        yield DuckDBRows(db)
+
+
 def _check(
-    db: Connection,
+    db: RowEngine,
     source: Logs,
     staging: Path | None,
     seconds: dict[str, float],
@@ -275,16 +289,16 @@ def _check(
         if not files.files:
             continue
         with timed(seconds, f"check {name}"):
-            tables[name], found, spaced = _check_table(db, source, files, staging)
+            tables[name], found, changed = _check_table(db, source, files, staging)
         faults += found
-        if spaced:
-            control_characters[name] = spaced
-        if rows := count(db, f"merged_{name}"):
+        if changed.spaced:
+            control_characters[name] = {column: sum(days.values()) for column, days in changed.spaced.items()}
+        if rows := sum(changed.merged.values()):
             merged[name] = rows
         if name != "feed_events" and not tables[name].accepted:
             raise _nothing_left(source, name, tables[name], found)
         if name == "items":
-            db.execute(f"create temp table {KNOWN_ITEMS} as select item_id from accepted_items")
+            db.table(KNOWN_ITEMS, "select item_id as known_id from accepted_items")
     with timed(seconds, "count searches"):
         if "searches" in tables:
             facts = _facts_of_searches(db, source, tables)
@@ -294,24 +308,23 @@ def _check(
 
 
 def _check_table(
-    db: Connection, source: Logs, files: TableFiles, staging: Path | None
-) -> tuple[TableCounts, list[RowFault], dict[str, int]]:
-    name, accepted = files.table.name, staging and staging / "accepted"
-    split(db, files)
-    spaced = keep_accepted(db, files, accepted, controlled(db, files))
-    rejected = count(db, f"rejected_{name}")
-    counts = TableCounts(files.rows, count(db, f"accepted_{name}"), rejected)
+    db: RowEngine, source: Logs, files: TableFiles, staging: Path | None
+) -> tuple[TableCounts, list[RowFault], Split]:
+    name = files.table.name
+    found = split(db, files)
+    accepted = keep_accepted(db, files, staging and staging / "accepted", found)
+    counts = TableCounts(files.rows, accepted, sum(found.rejected.values()))
     if counts.rows != counts.accepted + counts.rejected:
         raise CropsError(
             f"{source.path}: of {counts.rows} rows of {name} {counts.accepted} were accepted"
             f" and {counts.rejected} rejected; did the files change meanwhile? check again"
         )
-    if not rejected:
-        return counts, [], spaced
+    if not counts.rejected:
+        return counts, [], found
     if staging:
         parted = bool(files.source)
         write_rejects(db, files, source.path, staging / "rejects" / name, parted)
-    return counts, _row_faults(db, files, source.path), spaced
+    return counts, _row_faults(db, files, source.path), found
 
 
 class NothingLeftError(CropsError):
@@ -325,37 +338,65 @@ def _nothing_left(source: Logs, name: str, counts: TableCounts, faults: list[Row
     return NothingLeftError("\n  ".join(lines + [explain(fault) for fault in faults]))
 
 
-def _row_faults(db: Connection, files: TableFiles, logs: Path | str) -> list[RowFault]:
+def _row_faults(db: RowEngine, files: TableFiles, logs: Path | str) -> list[RowFault]:
     """Return the count of each reason with its first row by file and row number as the example."""
-    name = files.table.name
-    values = ", ".join(f"{column} := {column}" for column in files.table.names())
-    first = "row(_file, _row)"
-    query = f"""
-        select reason, count(*), count(distinct _file), min_by({relative_sql(logs)}, {first}),
-               min_by(_row, {first}), min_by(struct_pack({values}), {first})
-        from (select unnest(_reasons) as reason, * from rejected_{name})
-        group by reason"""
-    found: dict[str, tuple[Any, ...]] = {row[0]: row[1:] for row in db.execute(query).fetchall()}
+    rejected = f"rejected_{files.table.name}"
+    groups = db.rows(
+        f"select _faults, _file, count(*) as n, min(_row) as first from {rejected} group by _faults, _file"
+    )
+    having = {
+        reason: found
+        for reason, bit in bits(files).items()
+        if (found := [row for row in groups if row["_faults"] & bit])
+    }
+    places = {reason: min((row["_file"], row["first"]) for row in found) for reason, found in having.items()}
+    where = " or ".join(f"_file = {literal(file)} and _row = {row}" for file, row in {*places.values()})
+    names = ", ".join(["_file", "_row", *files.table.names()])
+    examples = {
+        (row.pop("_file"), row.pop("_row")): {
+            name: _cut(value) for name, value in row.items() if value is not None
+        }
+        for row in db.rows(f"select {names} from {rejected} where {where}")
+    }
+    values = _values(db, files, having)
     faults = []
     for rule in file_rules(files):
-        if rule.reason in found:
-            rows, n_files, file, row, example = found[rule.reason]
-            kept = {column: _cut(value) for column, value in example.items() if value is not None}
-            place = (rows, n_files, file, row, kept)
-            found_values = _values(db, name, rule)
-            faults.append(RowFault(name, rule.reason, rule.column, *place, rule.remedy, found_values))
+        if rule.reason in having:
+            found = having[rule.reason]
+            rows, n_files = sum(row["n"] for row in found), len({row["_file"] for row in found})
+            file, row = place = places[rule.reason]
+            counted = (rows, n_files, relative(file, logs), row, examples[place])
+            shown = values.get(rule.reason, ())
+            faults.append(RowFault(files.table.name, rule.reason, rule.column, *counted, rule.remedy, shown))
     return faults
 
 
-def _values(db: Connection, name: str, rule: Rule) -> tuple[str, ...]:
-    """Return the first three different values of a rule's column that it rejected."""
-    if ", " in rule.column:
-        return ()
-    query = f"""
-        select cast({quoted(rule.column)} as VARCHAR) as value from rejected_{name}
-        where list_contains(_reasons, {literal(rule.reason)}) and {quoted(rule.column)} is not null
-        group by value order by min(row(_file, _row)) limit 3"""
-    return tuple(str(_cut(value)) for (value,) in db.execute(query).fetchall())
+def _values(db: RowEngine, files: TableFiles, found: Collection[str]) -> dict[str, tuple[str, ...]]:
+    """Return the first three different values of the column of each rule that rejected rows."""
+    bit = bits(files)
+    rules = [rule for rule in file_rules(files) if rule.reason in found and ", " not in rule.column]
+    if not rules:
+        return {}
+    numbers = ", ".join(f"(cast({bit[rule.reason]} as BIGINT))" for rule in rules)
+    cases = " ".join(f"when {bit[rule.reason]} then cast({rule.column} as STRING)" for rule in rules)
+    rows = db.rows(f"""
+        with rejected as (
+            select bit, case bit {cases} end as value, _file, _row
+            from rejected_{files.table.name} join (values {numbers}) bits(bit) on _faults & bit <> 0),
+        firsts as (
+            select *, row_number() over (partition by bit, value order by _file, _row) as place
+            from rejected where value is not null),
+        numbered as (
+            select *, row_number() over (partition by bit order by _file, _row) as number
+            from firsts where place = 1)
+        select bit, value from numbered where number <= 3 order by bit, number""")
+    values: dict[str, tuple[str, ...]] = {}
+    for rule in rules:
+        texts = [row["value"] for row in rows if row["bit"] == bit[rule.reason]]
+        if files.found.get(rule.column) == "float":  # which engines write each in their own way
+            texts = [str(float(text)) for text in texts]
+        values[rule.reason] = tuple(str(_cut(text)) for text in texts)
+    return values
 
 
 def _cut(value: object) -> object:
@@ -363,23 +404,24 @@ def _cut(value: object) -> object:
     return f"{value[:_EXAMPLE_CHARS]}..." if isinstance(value, str) and len(value) > _EXAMPLE_CHARS else value
 
 
-def _facts(db: Connection, source: Logs, tables: dict[str, TableCounts]) -> LogSummary:
-    (row,) = db.execute("""
-        select count(*), count(*) filter (where not clicked), count(distinct user_id)
+def _facts(db: RowEngine, source: Logs, tables: dict[str, TableCounts]) -> LogSummary:
+    (row,) = db.rows("""
+        select count(*) as searches, count(*) filter (where not clicked) as unclicked,
+            count(distinct user_id) as users
         from (select search_id, min(user_id) as user_id, bool_or(clicked) as clicked
-              from accepted_search_impressions group by search_id)""").fetchall()
-    seen = db.execute("select distinct stage, day from accepted_search_impressions").fetchall()
-    stages = {stage for stage, _ in seen}
+              from accepted_search_impressions group by search_id) q""")
+    seen = db.rows("select distinct stage, day from accepted_search_impressions")
+    stages = {one["stage"] for one in seen}
     feed = "feed_events" in tables and tables["feed_events"].accepted > 0
-    found = db.execute("select distinct day from accepted_feed_events").fetchall() if feed else []
+    found = db.rows("select distinct day from accepted_feed_events") if feed else []
     days = {
-        "search_impressions": tuple(sorted({day for _, day in seen})),
-        "feed_events": tuple(sorted(day for (day,) in found)),
+        "search_impressions": tuple(sorted({one["day"] for one in seen})),
+        "feed_events": tuple(sorted(one["day"] for one in found)),
     }
     return LogSummary(
-        searches=row[0],
-        searches_without_click=row[1],
-        users=row[2],
+        searches=row["searches"],
+        searches_without_click=row["unclicked"],
+        users=row["users"],
         stages=tuple(stage for stage in STAGES if stage in stages),
         absent_labels=tuple(label for stage, label in _STAGE_LABELS.items() if stage not in stages),
         p2=feed,
@@ -391,25 +433,27 @@ def _facts(db: Connection, source: Logs, tables: dict[str, TableCounts]) -> LogS
     )
 
 
-def _facts_of_searches(db: Connection, source: Logs, tables: dict[str, TableCounts]) -> LogSummary:
+def _facts_of_searches(db: RowEngine, source: Logs, tables: dict[str, TableCounts]) -> LogSummary:
     """Return the facts of searches without results; of a run of one text, as of paging, the last counts."""
-    add_texts(db, "select query from accepted_searches")
-    ((users, reworded),) = db.execute(f"""
+    db.function(SAME_TEXT, normalise_query)
+    db.table("distinct_queries", "select distinct query as raw from accepted_searches")
+    db.table("texts", f"select raw, {SAME_TEXT}(raw) as said from distinct_queries")
+    (row,) = db.rows(f"""
         with typed as (
-            select user_id, searched_at, search_id, texts.query as said
-            from accepted_searches join texts on raw = accepted_searches.query),
+            select user_id, searched_at, search_id, said
+            from accepted_searches join texts on raw = query where said <> ''),
         runs as (
             select *, lead(said) over (partition by user_id order by searched_at, search_id) as next,
                 lead(searched_at) over (partition by user_id order by searched_at, search_id) as next_at
             from typed)
-        select (select count(distinct user_id) from typed), count(*) from runs
-        where next <> said and {within_sql("searched_at", "next_at", WINDOW_S)}""").fetchall()
-    found = db.execute("select distinct day from accepted_searches").fetchall()
-    days = tuple(sorted(day for (day,) in found))
+        select (select count(distinct user_id) from typed) as users, count(*) as reworded from runs
+        where next <> said and {within_sql("searched_at", "next_at", WINDOW_S)}""")
+    found = db.rows("select distinct day from accepted_searches")
+    days = tuple(sorted(one["day"] for one in found))
     return LogSummary(
         searches=tables["searches"].accepted,
         searches_without_click=0,
-        users=users,
+        users=row["users"],
         stages=(),
         absent_labels=(),
         p2=False,
@@ -418,7 +462,7 @@ def _facts_of_searches(db: Connection, source: Logs, tables: dict[str, TableCoun
         missing_days=_missing_days({"searches": days}),
         absent_columns=source.absent(),
         other_case=_other_case(source),
-        reworded=reworded,
+        reworded=row["reworded"],
     )
 
 

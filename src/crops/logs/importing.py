@@ -21,6 +21,7 @@ from rich.text import Text
 
 from crops.database import (
     Connection,
+    count,
     explained,
     interruptible,
     literal,
@@ -35,7 +36,7 @@ from crops.logs.appending import earlier_imports, former_import, join_former
 from crops.logs.days import DAY_US, day_of
 from crops.logs.mapped import OWN_TABLES, packaged
 from crops.logs.mapping import Dataset, Importer, MappedTable, MappingFile, load_mapping
-from crops.logs.rules import count, keep_rejects
+from crops.logs.rules import keep_rejects
 from crops.logs.sources import LISTS, nested_message
 from crops.logs.tables import OPTIONAL_TABLES
 from crops.logs.ubi import UBI

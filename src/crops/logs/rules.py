@@ -1,42 +1,31 @@
-"""The rules of a table, from its contract, and the split of its rows by them, in DuckDB.
+"""The rules of a table, from its contract, and the split of its rows by them, in the SQL of DuckDB and Spark.
 
 Rules are about nulls, types, values, days, other tables and other rows. Only rejected rows, and rows that may
-repeat or contradict others, are materialised: memory follows the faults, not the logs.
+repeat or contradict others, are materialised: memory follows the faults, not the logs. The reasons of a row
+are a bit mask, in the order of `file_rules`.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from crops.database import Connection, literal, quoted, write_parquet
-from crops.logs.days import day_bounds
-from crops.logs.tables import (
-    TableFiles,
-    contract_rows,
-    day_sql,
-    inspect,
-    list_files,
-    select_sql,
-    table_days,
-    table_rows,
-    typed,
-)
+from crops.database import literal
+from crops.logs.days import DAY_US, day_bounds
+from crops.logs.rows import RowEngine
+from crops.logs.tables import TableFiles, inspect, list_files, table_days
 from crops.outputs import publish, write_manifest
 from crops.schema import EARLIEST_US, ITEMS, LATEST_US, LOG_TABLES, STAGES, Agreement, Column, Rule, Table
-from crops.text import CONTROL, normalise_query
+from crops.text import CONTROL, normalise_query, spaced_sql
 
 KNOWN_ITEMS = "known_items"
-"""The relation of accepted item ids that `unknown_item` looks into."""
+"""The table of accepted item ids, `known_id`, which the split joins for `unknown_item`."""
 SAME_TEXT = "same_text"
 """The SQL function under which texts that mean the same are equal."""
 _BOUNDS = {"INTEGER": (-(2**31), 2**31), "BIGINT": (-(2**63), 2**63)}
 _HOUR_US = 3_600_000_000
-_ROWS_PER_PASS = 500_000
-_MAX_PASSES = 16
-"""Keys are searched for repeats in passes over shards, each of about that many rows: bounded memory."""
 _ADDED = ("reasons", "file", "row")
 """Columns that the rejects add; an own column of such a name, or of one that differs from another's in case
 only, gets a `_` behind it."""
@@ -57,8 +46,8 @@ def contract_rules(table: Table) -> list[Rule]:
 def row_rules(files: TableFiles) -> list[Rule]:
     """Return the rules that a row can break on its own, those of the column types first.
 
-    The predicates read the contract's columns in the types of the files, absent ones as NULL, and `_day`;
-    `KNOWN_ITEMS` must exist for tables other than items.
+    The predicates read the contract's columns in the types of the files, absent ones as NULL, `_day` and, for
+    tables other than items, `known_id` of `KNOWN_ITEMS`.
     """
     return list(_rules(files.table, files.found, partitioned=files.partitioned))
 
@@ -80,20 +69,26 @@ def duplicate_rule(table: Table) -> Rule:
 
     Which one does not depend on the order of the files: the latest one by `Table.latest_by`, or any, since
     its values are merged with those of the others (see `merged_sql`); it is then the first of the earliest
-    day. Its predicate reads the split's columns `_repeated`, `_reasons`, `_file`, `_row` and, by the table,
-    `_day`.
+    day. Its predicate reads the split's column `_place`, see `_place_sql`.
     """
     names = ", ".join(table.key)
+    kept = (
+        "the one with the highest counters was kept"
+        if table.latest_by
+        else "their signals were merged into the one that was kept"
+    )
+    return Rule("duplicate_key", names, "_place > 1", f"keep one row per ({names}); {kept}")
+
+
+def _place_sql(table: Table) -> str:
+    """Return the place of a row among those of its key, from 1: those without another fault come first."""
     if table.latest_by:
         others = [name for name in table.names() if name not in (*table.key, *table.latest_by)]
         order = [f"{name} desc nulls last" for name in (*table.latest_by, *others)]
-        remedy = f"keep one row per ({names}); the one with the highest counters was kept"
     else:
-        order = ["_day"] if table.partitioned else []
-        remedy = f"keep one row per ({names}); their signals were merged into the one that was kept"
-    ordered = ", ".join(["len(_reasons) > 0", *order, "_file", "_row"])
-    bad = f"_repeated and row_number() over (partition by {names} order by {ordered}) > 1"
-    return Rule("duplicate_key", names, bad, remedy)
+        order = ["_day nulls last"] if table.partitioned else []
+    ordered = ", ".join(["_agreed <> 0", *order, "_file", "_row"])
+    return f"row_number() over (partition by {', '.join(table.key)} order by {ordered})"
 
 
 def merged_sql(column: Column) -> str:
@@ -107,10 +102,11 @@ def merged_sql(column: Column) -> str:
 def agreement_rule(agreement: Agreement, time: str | None) -> Rule:
     """Return the rule of an agreement: the earliest row without another fault, by `time`, decides.
 
-    Its predicate reads the split's columns `_mixed` and `_reasons`, and `SAME_TEXT`.
+    Its predicate reads the split's columns `_mixed` and `_own`, the faults of the row itself, and
+    `SAME_TEXT`.
     """
     values = [f"{SAME_TEXT}({name})" if name == "query" else name for name in agreement.columns]
-    order = ", ".join(["len(_reasons) > 0", *([time] if time else []), *values])
+    order = ", ".join(["_own <> 0", *(f"{name} nulls last" for name in [*([time] if time else []), *values])])
     window = f"(partition by {agreement.key} order by {order})"
     differs = " or ".join(f"{value} is distinct from first_value({value}) over {window}" for value in values)
     return Rule(
@@ -131,14 +127,14 @@ def _rules(table: Table, found: Mapping[str, str], *, partitioned: bool) -> Iter
         yield Rule(
             "unknown_item",
             "item_id",
-            f"item_id not in (select item_id from {KNOWN_ITEMS})",
+            "item_id is not null and known_id is null",
             "add the item to items, or correct its row there if it was rejected",
         )
 
 
 def _day_rule(time: str) -> Rule:
     """Return the rule of the partition: local days of all time zones fit, skewed clocks do not."""
-    start = "epoch_us(cast(_day as timestamp))"
+    start = f"cast(cast(_day as DATE) - cast('1970-01-01' as DATE) as BIGINT) * {DAY_US}"
     on_day = f"{time} between {start} - {14 * _HOUR_US} and {start} + {36 * _HOUR_US}"
     return Rule(
         "wrong_day",
@@ -154,15 +150,15 @@ def _column_rules(column: Column, found: str | None) -> Iterator[Rule]:
         yield Rule(f"null_{name}", name, f"{name} is null", f"every row needs {name}: {column.doc}")
     if found == "float":
         remedy = f"leave {name} null where it is not known" if column.nullable else f"give {name} a number"
-        yield Rule(f"nan_{name}", name, f"not isfinite({name})", remedy)
+        yield Rule(f"nan_{name}", name, f"not {_finite(name)}", remedy)
     if column.type in _BOUNDS and found == "float":
-        fraction = f"isfinite({name}) and {name} <> floor({name})"
+        fraction = f"{_finite(name)} and {name} % 1 <> 0"
         yield Rule(
             f"fractional_{name}", name, fraction, f"{name} is a whole number: check its unit and round it"
         )
     if column.type == "INTEGER" or (column.type == "BIGINT" and found == "float"):
         low, high = _BOUNDS[column.type]
-        finite = f"isfinite({name}) and " if found == "float" else ""
+        finite = f"{_finite(name)} and " if found == "float" else ""
         outside = f"{finite}({name} < {low} or {name} >= {high})"
         yield Rule(
             f"out_of_range_{name}",
@@ -170,6 +166,34 @@ def _column_rules(column: Column, found: str | None) -> Iterator[Rule]:
             outside,
             f"{name} does not fit {column.type}: correct it or make it null",
         )
+
+
+def _finite(name: str) -> str:
+    """Return whether a number is neither infinite nor NaN; statistics of a file leave NaN out."""
+    return f"(not isnan({name}) and abs({name}) < cast('infinity' as DOUBLE))"
+
+
+Days = dict[str | None, int]
+"""Rows by day; None where a row, or the table, has none."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """What a split found, beside its tables."""
+
+    rejected: Days
+    merged: Days
+    """Rows that are kept of several with one key, where these differ."""
+    spaced: Mapping[str, Days]
+    """Accepted rows with control characters in a column of prose, by column."""
+
+    def touched(self, day: str | None) -> bool:
+        """Return whether not all rows, or not all those of a day, are accepted unchanged."""
+        return any(_on_day(days, day) for days in (self.rejected, self.merged, *self.spaced.values()))
+
+
+def _on_day(days: Days, day: str | None) -> int:
+    return sum(days.values()) if day is None else days.get(day, 0)
 
 
 @dataclass(frozen=True)
@@ -183,61 +207,57 @@ class _Suspects:
     rule: Rule
 
 
-def split(db: Connection, files: TableFiles) -> None:
-    """Create the table `rejected_<name>`: all columns of the rows, `_file`, `_row` and the list `_reasons`.
+def bits(files: TableFiles) -> dict[str, int]:
+    """Return the bit of each reason in `_faults`."""
+    return {rule.reason: 1 << place for place, rule in enumerate(file_rules(files))}
 
-    And the table `merged_<name>`: `_file`, `_row`, `_day` and the new values of the rows that are kept of
-    several with one key, where these differ. It has no rows where the contract keeps whole rows.
 
-    Tables other than items read the relation `KNOWN_ITEMS` of accepted item ids.
+def split(db: RowEngine, files: TableFiles) -> Split:
+    """Create the view `rejected_<name>`: all columns of the rows, `_file`, `_row` and the mask `_faults`.
+
+    And, where there are any, the table `merged_<name>`: `_file`, `_row`, `_day` and the new values of the
+    rows that are kept of several with one key, where these differ.
+
+    Tables other than items read the table `KNOWN_ITEMS` of accepted item ids.
     """
-    name, rules = files.table.name, row_rules(files)
-    reasons = ", ".join(f"case when {rule.bad} then {literal(rule.reason)} end" for rule in rules)
+    name, rules, bit = files.table.name, row_rules(files), bits(files)
     # Contradictions first: a row that one of those rejects must not displace its duplicate.
     suspects = [*_contradictions(db, files), *_repeats(db, files)]
     joins = "".join(f" left join {one.name} on {one.key} = {one.name}.suspect" for one in suspects)
-    columns = ", ".join(["rows.*", *(one.flag for one in suspects)])
+    columns = ["r.*", *(one.flag for one in suspects)]
+    if files.table in LOG_TABLES and files.table is not ITEMS:
+        joins += f" left join {KNOWN_ITEMS} on item_id = known_id"
+    faults = " + ".join(["cast(0 as BIGINT)", *(_fault(rule, bit) for rule in rules)])
     where = " or ".join([*(f"({rule.bad})" for rule in rules), *(one.flag for one in suspects)])
-    db.execute(
-        f"create temp table rejected_{name} as"
-        f" select {columns}, list_filter([{reasons}], lambda reason: reason is not null) as _reasons"
-        f" from {rows_sql(files)} rows{joins} where {where}"
-    )
-    for one in suspects:
-        more = f"list_append(_reasons, {literal(one.rule.reason)})"
-        reasons = f"case when {one.rule.bad} then {more} else _reasons end as _reasons"
-        db.execute(
-            f"create or replace temp table rejected_{name} as"
-            f" select * exclude ({one.flag}) replace ({reasons}) from rejected_{name}"
-        )
-    _merge(db, files)
-    if suspects:
-        db.execute(f"delete from rejected_{name} where len(_reasons) = 0")
+    found = f"select {', '.join(columns)}, {faults} as _own from {db.relation(files)} r{joins} where {where}"
+    by_flag = {one.flag: one.rule for one in suspects}
+    mixed, repeated = by_flag.get("_mixed"), by_flag.get("_repeated")
+    agreed = f"_own + {_fault(mixed, bit)}" if mixed else "_own"
+    place = f"case when _repeated then {_place_sql(files.table)} end" if repeated else "cast(null as INTEGER)"
+    all_faults = f"_agreed + {_fault(repeated, bit)}" if repeated else "_agreed"
+    found = f"select q.*, {agreed} as _agreed from ({found}) q"
+    found = f"select q.*, {place} as _place from ({found}) q"
+    db.table(f"judged_{name}", f"select q.*, {all_faults} as _faults from ({found}) q")
+    db.view(f"rejected_{name}", f"select * from judged_{name} where _faults <> 0")
+    rejected = _by_day(db, f"rejected_{name}", files)
+    merged = _merge(db, files, bit["duplicate_key"]) if repeated else {}
+    return Split(rejected, merged, _controlled(db, files, Split(rejected, merged, {})))
 
 
-def count(db: Connection, relation: str) -> int:
-    """Return the number of rows of a relation."""
-    ((rows,),) = db.execute(f"select count(*) from {relation}").fetchall()
-    return int(rows)
+def _fault(rule: Rule, bit: Mapping[str, int]) -> str:
+    return f"case when {rule.bad} then {bit[rule.reason]} else 0 end"
 
 
-def rows_sql(files: TableFiles) -> str:
-    """Return the relation of all rows: the contract's columns as the files type them, absent ones as NULL.
+def reasons_sql(files: TableFiles) -> str:
+    """Return the SQL expression of the list of reasons that `_faults` stands for."""
+    names = (f"case when _faults & {bit} <> 0 then {literal(name)} end" for name, bit in bits(files).items())
+    return f"split(concat_ws(' ', {', '.join(names)}), ' ')"
 
-    Besides the columns that the contract does not know, as `extra_0` and so on in the order of `files.extra`,
-    it has `_file`, `_row` and, by the table, `_day`.
-    """
-    read = {name: name for name in files.found}
-    read |= {f"extra_{number}": name for number, name in enumerate(files.extra)}
-    columns = []
-    for column in files.table.columns:
-        present = column.name in files.found and column.type != "VARCHAR"
-        columns.append(f"{quoted(column.name) if present else typed(files, column)} as {quoted(column.name)}")
-    columns += [f"extra_{number}" for number in range(len(files.extra))]
-    columns += ["_file", "_row"]
-    if files.table.partitioned:
-        columns.append(f"{day_sql(files)} as _day")
-    return f"(select {', '.join(columns)} from {table_rows(files, read)})"
+
+def _by_day(db: RowEngine, relation: str, files: TableFiles) -> Days:
+    day = "_day" if files.table.partitioned else "cast(null as STRING)"
+    rows = db.rows(f"select {day} as on_day, count(*) as n from {relation} group by {day}")
+    return {row["on_day"]: row["n"] for row in rows}
 
 
 def merged_columns(files: TableFiles) -> list[str]:
@@ -248,133 +268,122 @@ def merged_columns(files: TableFiles) -> list[str]:
     return [name for name in table.names() if name in files.found and name not in table.key]
 
 
-def _merge(db: Connection, files: TableFiles) -> None:
-    """Make `merged_<name>` before the rows that are kept leave `rejected_<name>`."""
+def _merge(db: RowEngine, files: TableFiles, duplicate: int) -> Days:
+    """Make `merged_<name>` where the contract merges rows; `duplicate` is the bit of one that is left out."""
     table, names = files.table, merged_columns(files)
     if not names:
-        columns = "_file VARCHAR, _row BIGINT, _day VARCHAR"
-        db.execute(f"create temp table merged_{table.name} ({columns})")
-        return
-    # As in `duplicate_rule`: the row that is kept is the first of these.
-    first = "min(struct_pack(day := _day, file := _file, row := _row))"
+        return {}
+    kept = [f"min_by({name}, _place) as {name}" for name in ("_file", "_row", "_day")]
     merged = [f"{merged_sql(column)} as {column.name}" for column in table.columns if column.name in names]
     differ = (f"min({name}) <> max({name}) or count({name}) not in (0, count(*))" for name in names)
-    db.execute(
-        f"create temp table merged_{table.name} as"
-        f" select kept.file as _file, kept.row as _row, kept.day as _day, {', '.join(names)} from ("
-        f" select {first} as kept, {', '.join(merged)} from rejected_{table.name}"
-        " where list_has_all(['duplicate_key'], _reasons)"
-        f" group by {', '.join(table.key)} having count(*) > 1 and ({' or '.join(differ)}))"
+    db.table(
+        f"merged_{table.name}",
+        f"select {', '.join([*kept, *merged])} from judged_{table.name} where _faults in (0, {duplicate})"
+        f" and _place is not null group by {', '.join(table.key)}"
+        f" having count(*) > 1 and ({' or '.join(differ)})",
     )
+    return _by_day(db, f"merged_{table.name}", files)
 
 
-def _contradictions(db: Connection, files: TableFiles) -> list[_Suspects]:
+def _contradictions(db: RowEngine, files: TableFiles) -> list[_Suspects]:
     """Find the keys whose rows disagree where the table says that they must not."""
     agreement = files.table.agreement
     if agreement is None:
         return []
-    name, flag = f"mixed_{files.table.name}", "_mixed"
-    differs = " or ".join(f"min(hash({column})) <> max(hash({column}))" for column in agreement.columns)
-    db.execute(
-        f"create temp table {name} as select {agreement.key} as suspect, true as {flag}"
-        f" from {contract_rows(files)} group by {agreement.key} having {differs}"
+    name, hashed = f"mixed_{files.table.name}", [f"{db.hash}({column})" for column in agreement.columns]
+    differs = " or ".join(f"min({one}) <> max({one})" for one in hashed)
+    db.table(
+        name,
+        f"select {agreement.key} as suspect, true as _mixed from {db.relation(files)} r"
+        f" group by {agreement.key} having {differs}",
     )
-    if not count(db, name):
+    if not db.count(name):
         return []
-    db.create_function(SAME_TEXT, normalise_query, ["VARCHAR"], "VARCHAR")
-    return [_Suspects(name, flag, agreement.key, agreement_rule(agreement, files.table.time))]
+    db.function(SAME_TEXT, normalise_query)
+    return [_Suspects(name, "_mixed", agreement.key, agreement_rule(agreement, files.table.time))]
 
 
-def _repeats(db: Connection, files: TableFiles) -> list[_Suspects]:
+def _repeats(db: RowEngine, files: TableFiles) -> list[_Suspects]:
     """Find the keys that occur more than once, by their hash: eight bytes a key in memory."""
     if not files.table.key:
         return []
-    name, flag, key = f"repeated_{files.table.name}", "_repeated", f"hash({', '.join(files.table.key)})"
+    name, key = f"repeated_{files.table.name}", f"{db.hash}({', '.join(files.table.key)})"
     known = " and ".join(f"{column} is not null" for column in files.table.key)
-    passes = min(_MAX_PASSES, 1 + files.rows // _ROWS_PER_PASS)
-    db.execute(f"create temp table {name} (suspect UBIGINT, {flag} BOOLEAN)")
+    passes = db.passes(files.rows)
     for shard in range(passes):
-        db.execute(
-            f"insert into {name} select suspect, true from"
-            f" (select {key} as suspect from {contract_rows(files)} where {known})"
-            f" where suspect % {passes} = {shard} group by suspect having count(*) > 1"
+        db.table(
+            f"{name}_{shard}",
+            f"select suspect, true as _repeated from (select {key} as suspect from {db.relation(files)} r"
+            f" where {known}) q where suspect % {passes} = {shard} group by suspect having count(*) > 1",
         )
-    return [_Suspects(name, flag, key, duplicate_rule(files.table))] if count(db, name) else []
+    db.view(name, " union all ".join(f"select * from {name}_{shard}" for shard in range(passes)))
+    return [_Suspects(name, "_repeated", key, duplicate_rule(files.table))] if db.count(name) else []
+
+
+def _controlled(db: RowEngine, files: TableFiles, found: Split) -> dict[str, Days]:
+    """Return in how many accepted rows each column of prose has control characters, where it has, by day."""
+    prose = [column.name for column in files.table.columns if column.prose and column.name in files.found]
+    if not prose:
+        return {}
+    counts = ", ".join(
+        f"count(*) filter (where regexp_extract({name}, '{CONTROL}', 0) <> '') as {name}" for name in prose
+    )
+    rows = f"{_with_merged(db, files, found, None)} r{_without_rejected(files, found, None)}"
+    day = "_day" if files.table.partitioned else "cast(null as STRING)"
+    spaced: dict[str, Days] = {}
+    for row in db.rows(f"select {day} as on_day, {counts} from {rows} group by {day}"):
+        for name in prose:
+            if row[name]:
+                spaced.setdefault(name, {})[row["on_day"]] = row[name]
+    return spaced
 
 
 # What a split found is written: the accepted rows as a logs folder, the rejected ones with their reasons.
 
 
-Days = dict[str | None, int]
-"""Rows by day; None where the table has no days."""
-
-
-def keep_accepted(
-    db: Connection,
-    files: TableFiles,
-    folder: Path | None,
-    touched: Mapping[str, Days],
-) -> dict[str, int]:
-    """Create the view `accepted_<name>` over the rows that were not rejected.
+def keep_accepted(db: RowEngine, files: TableFiles, folder: Path | None, found: Split) -> int:
+    """Name `accepted_<name>`, the rows that were not rejected; return how many there are.
 
     Control characters in what people wrote become spaces.
 
     Args:
         db: where the table was split.
         files: the table.
-        folder: a logs folder to write the rows to; without one the view reads the source again.
-        touched: what `controlled` found.
-
-    Returns:
-        the rows whose text was changed, by column.
+        folder: a logs folder to write the rows to; without one the source is read again.
+        found: what the split found.
     """
-    changed = {name: sum(days.values()) for name, days in touched.items()}
+    name = f"accepted_{files.table.name}"
     if folder is None:
-        select = _accepted(db, files, changed)
-    else:
-        _write_accepted(db, files, folder, touched)
-        select = select_sql(inspect(folder, files.table)[0])
-    db.execute(f"create temp view accepted_{files.table.name} as {select}")
-    return changed
-
-
-def controlled(db: Connection, files: TableFiles) -> dict[str, Days]:
-    """Return in how many accepted rows each column of prose has control characters, where it has, by day."""
-    prose = [column.name for column in files.table.columns if column.prose and column.name in files.found]
-    if not prose:
-        return {}
-    counts = ", ".join(f"count(*) filter (where regexp_matches({name}, '{CONTROL}'))" for name in prose)
-    rows = f"{_with_merged(db, files, None)} rows{_without_rejected(db, files)}"
-    day = "_day" if files.table.partitioned else "null"
-    found: dict[str, Days] = {}
-    for row in db.execute(f"select {day} as on_day, {counts} from {rows} group by on_day").fetchall():
-        for name, number in zip(prose, row[1:], strict=True):
-            if number:
-                found.setdefault(name, {})[row[0]] = number
-    return found
+        db.view(name, _accepted(db, files, found))
+        return db.count(name)
+    _write_accepted(db, files, folder, found)
+    written = inspect(folder, files.table)[0]
+    db.read(name, written)
+    return written.rows
 
 
 def write_rejects(
-    db: Connection, files: TableFiles, logs: Path | str, folder: Path, partitioned: bool = False
+    db: RowEngine, files: TableFiles, logs: Path | str, folder: Path, partitioned: bool = False
 ) -> None:
     """Write the rejected rows in the order of the files, with `reasons`, `file` (below `logs`) and `row`.
 
     With `partitioned` in folders by day (`none` without one) and by the first of the reasons.
     """
-    columns = [quoted(column) for column in files.table.names() if column in files.found]
-    columns += [f"extra_{number} as {quoted(name)}" for number, name in enumerate(_extra_names(files))]
-    columns += ["_reasons as reasons", f"{relative_sql(logs)} as file", "_row as row"]
+    columns = {column: column for column in files.table.names() if column in files.found}
+    columns |= {name: f"extra_{number}" for number, name in enumerate(_extra_names(files))}
+    columns |= {"reasons": reasons_sql(files), "file": relative_sql(logs), "row": "_row"}
     rejected = f"rejected_{files.table.name}"
-    select = f"select {', '.join(columns)} from {rejected}"
     if not partitioned:
-        write_parquet(db, f"{select} order by _file, _row", folder / "rejects.parquet")
+        db.write_rejects(columns, rejected, folder / "rejects.parquet")
         return
     day = "coalesce(_day, 'none')" if files.table.partitioned else "'none'"
-    groups = f"select distinct {day} as day, _reasons[1] as reason from {rejected}"
-    for found, reason in db.execute(groups).fetchall():
-        where = f"{day} = {literal(found)} and _reasons[1] = {literal(reason)}"
-        target = folder / f"day={found}" / f"reason={reason}" / "rejects.parquet"
-        write_parquet(db, f"{select} where {where} order by _file, _row", target)
+    first = "_faults & (0 - _faults)"
+    names = {bit: reason for reason, bit in bits(files).items()}
+    for row in db.rows(f"select distinct {day} as on_day, {first} as bit from {rejected}"):
+        where = f"{day} = {literal(row['on_day'])} and {first} = {row['bit']}"
+        part = f"(select * from {rejected} where {where}) q"
+        target = folder / f"day={row['on_day']}" / f"reason={names[row['bit']]}" / "rejects.parquet"
+        db.write_rejects(columns, part, target)
 
 
 def keep_rejects(staging: Path, out: Path, command: str) -> str:
@@ -400,13 +409,8 @@ def _extra_names(files: TableFiles) -> list[str]:
     return names
 
 
-def _write_accepted(
-    db: Connection,
-    files: TableFiles,
-    folder: Path,
-    touched: Mapping[str, Days],
-) -> None:
-    """Write one file per day: partitioned writes of DuckDB hold every day open and cost twice the CPU.
+def _write_accepted(db: RowEngine, files: TableFiles, folder: Path, found: Split) -> None:
+    """Write each day by itself: partitioned writes of DuckDB hold every day open and cost twice the CPU.
 
     Days of a source by URI whose rows are all accepted as they are stay where they are, and are listed.
     """
@@ -414,79 +418,65 @@ def _write_accepted(
     if files.source and not files.renamed:
         if files.partitioned:
             days = {day for day in files.days if day}
-            left = {day for day in days if _as_it_is(db, files, touched, day)}
+            left = {day for day in days if not found.touched(day)}
             if left:
                 list_files(folder, files.on(left))
             files = files.on(days - left)
-        elif _as_it_is(db, files, touched, None):
+        elif not found.touched(None):
             list_files(folder, files)
             return
         if not files.files:
             return
-    # The rows keep the order of the files: one thread, and no join whose sides are swapped.
-    db.execute("set threads=1")
-    db.execute("set disabled_optimizers='build_side_probe_side'")
     for day in table_days(files) if table.partitioned else (None,):
         target = folder / (f"{table.name}/day={day}/part-0.parquet" if day else f"{table.name}.parquet")
         part = files.on(day and [day])
         alone = len(part.files) == 1 and (files.partitioned or not day)
-        if alone and part.exact and not (files.source or touched) and _as_it_is(db, files, touched, day):
+        if alone and part.exact and not (files.source or found.spaced or found.touched(day)):
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(part.files[0], target)
-        elif not write_parquet(db, _accepted(db, files, touched, day), target):
-            target.unlink()
-    db.execute("reset disabled_optimizers")
-    db.execute("reset threads")
+        else:
+            db.write_accepted(_accepted(db, files, found, day), target)
 
 
-def _as_it_is(db: Connection, files: TableFiles, touched: Mapping[str, Days], day: str | None) -> bool:
-    """Return whether all rows, or those of a day, are accepted unchanged."""
-    tables = (f"{kind}_{files.table.name}{_on(day)}" for kind in ("rejected", "merged"))
-    spaced = any(day is None or day in days for days in touched.values())
-    return not spaced and not any(count(db, table) for table in tables)
-
-
-def _accepted(db: Connection, files: TableFiles, changed: Collection[str], day: str | None = None) -> str:
+def _accepted(db: RowEngine, files: TableFiles, found: Split, day: str | None = None) -> str:
     """Return the SELECT of the accepted rows: of one day, or of all days with the column `day`."""
     columns = []
     for column in files.table.columns:
         if column.name in files.found:
             # The rules left whole numbers only, but DuckDB may cast rows that the join has yet to drop.
             cast = "try_cast" if files.found[column.name] == "float" else "cast"
-            value = quoted(column.name)
-            if column.name in changed:
-                value = f"regexp_replace({value}, '{CONTROL}', ' ', 'g')"
-            columns.append(f"{cast}({value} as {column.type}) as {quoted(column.name)}")
+            value = spaced_sql(column.name) if column.name in found.spaced else column.name
+            columns.append(f"{cast}({value} as {column.sql}) as {column.name}")
     if files.table.partitioned and day is None:
         columns.append("_day as day")
-    select = f"select {', '.join(columns)} from {_with_merged(db, files, day)}"
-    select += _without_rejected(db, files, day)
+    select = f"select {', '.join(columns)} from {_with_merged(db, files, found, day)} r"
+    select += _without_rejected(files, found, day)
     if day and not files.partitioned:
         first, last = day_bounds(day)
         select += f" where {files.table.time} between {first} and {last}"
     return select
 
 
-def _without_rejected(db: Connection, files: TableFiles, day: str | None = None) -> str:
+def _without_rejected(files: TableFiles, found: Split, day: str | None) -> str:
     """Return the join that leaves the rejected rows out, if there are any."""
-    rejected = f"rejected_{files.table.name}{_on(day)}"
-    if not count(db, rejected):
+    if not _on_day(found.rejected, day):
         return ""
-    return f" anti join (select _file, _row from {rejected}) using (_file, _row)"
+    rejected = f"select _file as in_file, _row as in_row from rejected_{files.table.name}{_on(day)}"
+    return f" anti join ({rejected}) rejected on _file = in_file and _row = in_row"
 
 
-def _with_merged(db: Connection, files: TableFiles, day: str | None) -> str:
+def _with_merged(db: RowEngine, files: TableFiles, found: Split, day: str | None) -> str:
     """Return the relation of all rows of a day, or of all days, those of several with one key merged."""
-    rows, merged = rows_sql(files.on(day and [day])), f"merged_{files.table.name}"
-    if not count(db, f"{merged}{_on(day)}"):
+    rows = db.relation(files.on(day and [day]))
+    if not _on_day(found.merged, day):
         return rows
-    values = ", ".join(
-        f"case when m._row is null then r.{name} else m.{name} end as {name}"
-        for name in merged_columns(files)
-    )
+    merged = merged_columns(files)
+    either = "case when m._row is null then r.{0} else m.{0} end as {0}"
+    names = [*files.table.names(), "_file", "_row", "_day"]
+    values = [either.format(name) if name in merged else f"r.{name}" for name in names]
     return (
-        f"(select r.* replace ({values}) from {rows} r"
-        f" left join (select * from {merged}{_on(day)}) m on m._file = r._file and m._row = r._row)"
+        f"(select {', '.join(values)} from {rows} r left join"
+        f" (select * from merged_{files.table.name}{_on(day)}) m on m._file = r._file and m._row = r._row)"
     )
 
 
@@ -494,9 +484,17 @@ def _on(day: str | None) -> str:
     return f" where _day = {literal(day)}" if day else ""
 
 
+def relative(file: str, logs: Path | str) -> str:
+    """Return a `_file` as a path below the logs, as it is where it lies elsewhere."""
+    return file.removeprefix(_below(logs))
+
+
 def relative_sql(logs: Path | str) -> str:
-    """Return the SQL of `_file` as a path below the logs, as it is where it lies elsewhere."""
-    below = f"{str(logs).rstrip('/')}/"
-    return (
-        f"case when starts_with(_file, {literal(below)}) then substr(_file, {len(below) + 1}) else _file end"
-    )
+    """Return the SQL of `relative`."""
+    below = _below(logs)
+    inside = f"substr(_file, 1, {len(below)}) = {literal(below)}"
+    return f"case when {inside} then substr(_file, {len(below) + 1}) else _file end"
+
+
+def _below(logs: Path | str) -> str:
+    return f"{str(logs).rstrip('/')}/"

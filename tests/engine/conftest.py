@@ -1,0 +1,35 @@
+"""One Spark for the tests of a module."""
+
+import os
+
+import pytest
+
+from crops.engine.spark import SparkBackend
+
+FOR_FEW_ROWS = {
+    "spark.sql.shuffle.partitions": "2",
+    "spark.sql.codegen.wholeStage": "false",  # compiling takes longer than these rows
+    "spark.sql.adaptive.enabled": "false",
+    "spark.sql.autoBroadcastJoinThreshold": "10MB",
+}
+
+
+@pytest.fixture(scope="module")
+def started():
+    """One Spark for all tests: every job would start its own."""
+    # What lives for seconds is not worth the better compiler.
+    os.environ.setdefault("JAVA_TOOL_OPTIONS", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC")
+    backend = SparkBackend("local[2]", "1GB")
+    yield backend._spark
+    backend._spark.stop()
+
+
+@pytest.fixture
+def session(started):
+    """The Spark with settings under which small jobs are fast."""
+    usual = {name: started.conf.get(name) for name in FOR_FEW_ROWS}
+    for name, value in FOR_FEW_ROWS.items():
+        started.conf.set(name, value)
+    yield
+    for name, value in usual.items():
+        started.conf.set(name, value)
