@@ -422,6 +422,10 @@ PYTHON = """org.apache.spark.api.python.PythonException: Traceback (most recent 
         (PYTHON.format("crops.errors.CropsError: theta broke"), "theta broke"),
         ("Answer from Java side is empty", "the Spark job failed: Answer from Java side is empty"),
         ("", "the Spark job failed: nothing was said"),
+        (
+            "An error occurred while calling o57.sql.\n: org.apache.spark.SparkException: no such column",
+            "the Spark job failed: org.apache.spark.SparkException: no such column",
+        ),
         ("x" * 2_000, f"the Spark job failed: {'x' * 400}"),
     ],
 )

@@ -558,6 +558,7 @@ def explain_failure(text: str) -> str:
     # The last exception of a worker's Python, the first cause of Java, or whatever was said first.
     python = re.findall(r"^(\w[\w.]*(?:Error|Exception|Interrupt): .+)$", text, re.MULTILINE)
     causes = re.findall(r"^Caused by: (?:[\w$]+\.)*([\w$]+: .+)$", text, re.MULTILINE)
-    lines = [line.strip(": ") for line in text.splitlines() if line.strip(": ")]
+    called = "An error occurred while calling "  # of no use to anybody but PySpark
+    lines = [line for one in text.splitlines() if (line := one.strip(": ")) and not line.startswith(called)]
     said = (causes or python or lines or ["nothing was said"])[-1 if causes or python else 0]
     return f"the Spark job failed: {said[:_MAX_CHARS]}"

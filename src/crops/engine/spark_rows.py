@@ -62,7 +62,7 @@ class SparkRows(SparkBackend):
             return
         self.check_workers(folder, logs, [])
         self._work = work_folder(Path(os.path.realpath(out)))
-        files = (file for table in logs.tables.values() for file in table.files)
+        files = [file for table in logs.tables.values() for file in table.files]
         self.keep_in(self._work, functools.partial(build_key, files, [], "check", logs.snapshots()))
 
     def passes(self, rows: int) -> int:
