@@ -45,7 +45,8 @@ class Cluster:
             self.port = free.getsockname()[1]
         self.master = f"spark://127.0.0.1:{self.port}"
         deploy = "org.apache.spark.deploy"
-        self.start([f"{deploy}.master.Master", "--host", "127.0.0.1", "--port", str(self.port)], "master")
+        command = [f"{deploy}.master.Master", "--host", "127.0.0.1", "--port", str(self.port)]
+        self.process = self.start(command, "master")
         self.wait("master", "I have been elected leader")
 
     def worker(self, name: str, first: str = "true", **more: str) -> subprocess.Popen:
@@ -113,7 +114,7 @@ def scored(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
 
 
 def drive(logs: str, out: str, master: str, given: dict[str, Any]) -> dict[str, Any]:
-    """Mine, and return the names of the `stages` that were written and the bytes of the `largest_task`.
+    """Mine; return the `stages` that were written, bytes of the `largest_task`, number of `executors_killed`.
 
     Args:
         logs: their folder.
@@ -121,12 +122,14 @@ def drive(logs: str, out: str, master: str, given: dict[str, Any]) -> dict[str, 
         master: of the cluster.
         given: `config`, `theta` ("minilm" or a pseudo-random one) with the folder of its `scores`,
             `generated`; `driver_dies_at` a stage that is written and not in its place yet, `executors_die`
-            after so many stages or "always"; `unasked`: workers are not asked what they have.
+            after so many stages, `executors_die_every` so many; `unasked`: workers are not asked what they
+            have.
     """
     from pyspark.serializers import CloudPickleSerializer
 
     kept: list[str] = []
     tasks: list[int] = []
+    killed: list[int] = []
 
     def dumps(self: CloudPickleSerializer, task: Any, dumps=CloudPickleSerializer.dumps) -> bytes:
         pickled = dumps(self, task)
@@ -140,8 +143,9 @@ def drive(logs: str, out: str, master: str, given: dict[str, Any]) -> dict[str, 
         kept.append(place.name)
 
     def writing(self: Stages, place: Path, writing=Stages.writing) -> Path:
-        if given.get("executors_die") in ("always", len(kept)):
-            threading.Timer(0.3, _kill_executor, [len(kept)]).start()
+        every = given.get("executors_die_every")
+        if given.get("executors_die") == len(kept) or (every and len(kept) % every == every - 1):
+            threading.Timer(0.3, _kill_executor, [killed]).start()
         return writing(self, place)
 
     Stages.keep, Stages.writing, CloudPickleSerializer.dumps = keep, writing, dumps
@@ -156,10 +160,10 @@ def drive(logs: str, out: str, master: str, given: dict[str, Any]) -> dict[str, 
     config = EngineConfig(engine="spark", master=master, **given.get("config", {}))
     documents, models = given.get("generated"), {"relevance": relevance, "similarity": similarity}
     mine(open_logs(logs), out, config, generated=documents, seed=3, **models)
-    return {"stages": kept, "largest_task": max(tasks)}
+    return {"stages": kept, "largest_task": max(tasks), "executors_killed": len(killed)}
 
 
-def _kill_executor(turn: int) -> None:
+def _kill_executor(killed: list[int]) -> None:
     from pyspark import SparkContext
 
     application = SparkContext._active_spark_context.applicationId
@@ -170,7 +174,9 @@ def _kill_executor(turn: int) -> None:
             if "CoarseGrainedExecutorBackend" in command and application in command:
                 own.append(int(pid))
     if own:
-        os.kill(sorted(own)[turn % len(own)], signal.SIGKILL)
+        victim = sorted(own)[len(killed) % len(own)]
+        os.kill(victim, signal.SIGKILL)
+        killed.append(victim)
 
 
 if __name__ == "__main__":

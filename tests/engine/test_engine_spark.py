@@ -14,10 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from days import DAYS
-from handmade import Row, assert_signals_agree, clicked, shown, write_logs
+from handmade import NOON, Row, assert_signals_agree, clicked, shown, write_logs
 from large_logs import large_logs
 
 from crops.config import DocumentConfig, EngineConfig, RelevanceConfig
+from crops.database import open_database
 from crops.engine import CachedScorer, mine, probe
 from crops.engine.scoring import _score
 from crops.engine.spark import SparkBackend, _check, _check_master, check_workers, explain_failure
@@ -26,6 +27,7 @@ from crops.errors import CropsError, MissingExtraError
 from crops.logs import open_logs
 from crops.relevance import model_hash, scorers
 from crops.relevance.score import load_scorer
+from crops.schema import SEARCH_IMPRESSIONS
 
 needs_spark = pytest.mark.skipif(
     importlib.util.find_spec("pyspark") is None or shutil.which("java") is None,
@@ -163,6 +165,55 @@ def test_parity_of_groups_of_one_event(tmp_path, session):
 def test_parity_on_100k_searches(tmp_path, started, settings):
     """With the settings of production."""
     assert_parity(tmp_path, 100_000, **settings)
+
+
+TIMES = {
+    "us, UTC": pa.timestamp("us", "UTC"),
+    "us": pa.timestamp("us"),
+    "ns, UTC": pa.timestamp("ns", "UTC"),
+    "ns": pa.timestamp("ns"),
+    "ms": pa.timestamp("ms"),
+    "int96": pa.timestamp("ns"),
+    "number": pa.int64(),
+}
+
+
+@needs_spark
+def test_files_of_many_writers_in_one_table_are_read_alike(tmp_path, session):
+    """A day whose files give their times in every unit, and other columns in the types of other writers."""
+    at = [NOON + second * 1_000_000 + 7_000 for second in range(3)]
+    for number, (kind, type_) in enumerate(TIMES.items()):
+        other = number % 2 == 1
+        rows = {
+            "user_id": pa.array([1, 2, 3], pa.uint32() if other else pa.int64()),
+            "search_id": pa.array([3 * number + n for n in range(3)]),
+            "query": pa.array(["a", None, "b"]).dictionary_encode() if number % 3 else ["a", "", "b"],
+            "item_id": pa.array([1, 2, 3], pa.int16() if other else pa.int64()),
+            "stage": ["exposed"] * 3,
+            "clicked": [True, False, None],
+            "play_ms": pa.nulls(3) if other else [1, 2, None],
+            "searched_at": pa.array(at).cast(pa.timestamp("us", "UTC")).cast(type_),
+        }
+        if kind.startswith("ns"):  # what is less than a microsecond is cut off
+            rows["searched_at"] = pa.array([1000 * time + 999 for time in at]).cast(type_)
+        folder = tmp_path / "search_impressions" / "dt=2026-01-05"
+        folder.mkdir(parents=True, exist_ok=True)
+        file, old = folder / f"{number}.parquet", kind == "int96"
+        pq.write_table(pa.table(rows), file, use_deprecated_int96_timestamps=old)
+    pq.write_table(pa.table({"item_id": [1, 2, 3], "ocr_cover": ["a", "b", "c"]}), tmp_path / "items.parquet")
+    (tmp_path / "logs.toml").write_text(
+        'items = "items.parquet"\nsearch_impressions = "search_impressions"\n'
+    )
+    logs = open_logs(tmp_path / "logs.toml")
+    columns = [*SEARCH_IMPRESSIONS.names(), "day"]
+    select = f"select {', '.join(columns)} from read_rows order by search_id"
+    with open_database() as db:
+        ours = db.sql(f"with read_rows as ({logs.sql('search_impressions')}) {select}").fetchall()
+    with SparkBackend("local[2]", "1GB") as backend:
+        backend.read_logs("read_rows", logs, "search_impressions", None)
+        theirs = [tuple(row.values()) for row in backend.rows(select)]
+    assert [row[columns.index("searched_at")] for row in ours] == at * len(TIMES)
+    assert theirs == ours
 
 
 @needs_spark

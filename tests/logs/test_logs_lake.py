@@ -187,6 +187,24 @@ def test_times_are_read_as_timestamps(logs, expected, tmp_path, type_):
     assert {row[uploaded] for row in rows_of(opened, "items")} == {midnight}
 
 
+@pytest.mark.parametrize("zone", [None, "UTC"])
+def test_what_is_less_than_a_microsecond_is_cut_off(logs, tmp_path, zone):
+    """Rounded up, the last nanosecond of a day would be one of the next day."""
+    rows = read_days(logs, "feed_events").drop_columns("day").slice(0, 1)
+    last = (NOON + DAY_US // 2) * 1000 - 1
+    rows = rows.set_column(
+        rows.schema.get_field_index("watched_at"), "watched_at", pa.array([last], pa.timestamp("ns", zone))
+    )
+    pq.write_table(rows, tmp_path / "feed.parquet")
+    (tmp_path / "logs.toml").write_text(
+        f'items = "{logs}/items.parquet"\nsearch_impressions = "{logs}/search_impressions"\n'
+        'feed_events = "feed.parquet"\n'
+    )
+    ((*_, day),) = read = rows_of(open_logs(tmp_path / "logs.toml"), "feed_events")
+    assert last // 1000 in read[0]
+    assert day == "2026-01-05"
+
+
 def delta_tables(logs, root, **options):
     deltalake.write_deltalake(f"{root}/items", pq.read_table(logs / "items.parquet"), **options)
     for table in TABLES[1:]:

@@ -432,9 +432,23 @@ def _footer(file: DataFile) -> tuple[pa.Schema | None, int, str]:
             )
             return None, 0, what
         with store.open_input_file(inside) as opened, pq.ParquetFile(opened) as parquet:
-            return parquet.schema_arrow, parquet.metadata.num_rows, ""
+            return _with_old_times(parquet), parquet.metadata.num_rows, ""
     except (pa.ArrowException, OSError) as error:
         return None, 0, f"cannot be read as Parquet ({' '.join(str(error).split())})"
+
+
+def _with_old_times(parquet: pq.ParquetFile) -> pa.Schema:
+    """Return the columns of a file, its INT96 (the times of Spark and Hive) as timestamps of seconds.
+
+    Arrow gives INT96 and nanoseconds one type, and Spark must not read files of both at once. Parquet itself
+    has no seconds.
+    """
+    schema: pa.Schema = parquet.schema_arrow
+    for column in map(parquet.schema.column, range(len(parquet.schema))):
+        if column.physical_type == "INT96" and schema.names.count(column.path) == 1:
+            place = schema.get_field_index(column.path)
+            schema = schema.set(place, schema.field(place).with_type(pa.timestamp("s")))
+    return schema
 
 
 def _parquet_files(root: Path) -> list[Path]:
@@ -648,14 +662,22 @@ def rows_of(
         for name, column in columns.items():
             value = values.get(column, "null")
             if name in times and column in values and pa.types.is_temporal(types[column]):
-                zoned = pa.types.is_timestamp(types[column]) and types[column].tz
-                value = f"epoch_us(cast({value} as {'TIMESTAMPTZ' if zoned else 'TIMESTAMP'}))"
+                value = _microseconds(value, types[column])
             value = f"cast({value} as VARCHAR)" if name in mixed else value
             chosen.append(f"{value} as {quoted(name)}")
         if days:
             chosen.append(f"{literal(alike[0][2] or '')} as _day")
         parts.append(_select([file for file, _, _ in alike], places, chosen))
     return f"({' union all '.join(parts)})"
+
+
+def _microseconds(value: str, type_: pa.DataType) -> str:
+    """Return a timestamp or date as the contract counts it; what is less than a microsecond is cut off."""
+    stamp = pa.types.is_timestamp(type_)
+    if stamp and type_.unit == "ns":
+        return f"epoch_ns({value}) // 1000"  # a cast would round
+    zoned = stamp and type_.tz
+    return f"epoch_us(cast({value} as {'TIMESTAMPTZ' if zoned else 'TIMESTAMP'}))"
 
 
 def distinct_names(names: Sequence[str]) -> list[str]:
