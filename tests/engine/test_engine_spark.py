@@ -6,6 +6,8 @@ import json
 import pickle
 import shutil
 import socket
+import subprocess
+import sys
 import time
 from dataclasses import replace
 
@@ -313,6 +315,54 @@ def test_the_workers_are_asked_before_the_work(started, tmp_path):
         check_workers(started, [tmp_path / "out"], {str(file): 6}, [])
 
 
+def other_python() -> str | None:
+    """Return a Python of another minor version, if there is one."""
+    for minor in range(9, 16):
+        found = shutil.which(f"python3.{minor}")
+        if found and minor != sys.version_info.minor:
+            asked = subprocess.run([found, "-c", "import sys; print(sys.executable)"], capture_output=True)
+            if asked.returncode == 0:
+                return asked.stdout.decode().strip()
+    return None
+
+
+@needs_spark
+@pytest.mark.parametrize(
+    ("python", "message"),
+    [
+        ("/nowhere/python", "a worker has no Python at /nowhere/python; set PYSPARK_PYTHON to one that all"),
+        (
+            other_python(),
+            r"the workers run Python 3.\d+, and the driver 3.\d+; set PYSPARK_PYTHON to the same",
+        ),
+    ],
+)
+def test_a_python_of_the_workers_that_will_not_do_is_named(
+    tmp_path, session, started, monkeypatch, python, message
+):
+    if python is None:
+        pytest.skip("needs a Python of another minor version")
+    logs = write_logs(tmp_path / "logs", [shown(1, 1, "a", 0, 1), clicked(2, 1, "b", 30, 2)])
+    monkeypatch.setattr(started.sparkContext, "pythonExec", python)
+    config = EngineConfig(engine="spark", master="local[2]")
+    with pytest.raises(CropsError, match=f"^the Spark job failed: {message}"):
+        mine(logs, tmp_path / "out", config, relevance=None, similarity=None)
+    assert [path.name for path in tmp_path.iterdir()] == ["logs"]
+
+
+@needs_spark
+def test_a_store_that_spark_has_no_client_of_is_named(tmp_path, session):
+    logs = write_logs(tmp_path / "logs", [shown(1, 1, "a", 0, 1), clicked(2, 1, "b", 30, 2)])
+    stored = replace(logs.tables["items"], files=("s3://bucket/items.parquet",))
+    logs = replace(logs, tables={**logs.tables, "items": stored})
+    config = EngineConfig(engine="spark", master="local[2]")
+    with pytest.raises(
+        CropsError, match="^the Spark job failed: Spark has no client of the store; name it in"
+    ):
+        mine(logs, tmp_path / "out", config, relevance=None, similarity=None)
+    assert [path.name for path in tmp_path.iterdir()] == ["logs"]
+
+
 def test_a_master_that_does_not_answer_is_said_soon(monkeypatch):
     def silent(address, timeout):
         raise TimeoutError(f"timed out after {timeout} s")
@@ -468,6 +518,12 @@ PYTHON = """org.apache.spark.api.python.PythonException: Traceback (most recent 
             "java.io.IOException: No space left on device\nCaused by: x",
             "the Spark job failed: a disk is full, that of a worker (SPARK_LOCAL_DIRS) or that of the output:"
             " free it; nothing is published, and the same command goes on at the stage that failed",
+        ),
+        (
+            "java.nio.file.AccessDeniedException: s3a://b/x: software.amazon.awssdk.services.s3.model."
+            "S3Exception: null (Service: S3, Status Code: 403, Request ID: 1)",
+            "the Spark job failed: the store refuses what the workers know of it; give them credentials with "
+            "the right to list and read (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or spark.hadoop.fs.s3a.*)",
         ),
         (PYTHON.format("ValueError: bad row"), "the Spark job failed: ValueError: bad row"),
         (PYTHON.format("crops.errors.CropsError: theta broke"), "theta broke"),

@@ -534,12 +534,36 @@ def _executors(spark: SparkSession) -> int:
 
 _AGAIN = "; nothing is published, and the same command goes on at the stage that failed"
 _KNOWN = {
-    "No space left on device": "the Spark job failed: a disk is full, that of a worker (SPARK_LOCAL_DIRS) or "
-    f"that of the output: free it{_AGAIN}",
-    "ExecutorLostFailure": "the Spark job failed: one task lost its worker four times: give the executors "
-    f"more memory (spark.executor.memoryOverhead){_AGAIN}",
+    r"ModuleNotFoundError: No module named '([\w.]+)'": (
+        "a worker's Python has no module {}; install it there, or set PYSPARK_PYTHON to a Python that has it"
+    ),
+    r"Python in worker has different version: ([\d.]+) than that in driver: ([\d.]+)": (
+        "the workers run Python {}, and the driver {}; set PYSPARK_PYTHON to the same Python on all machines, "
+        "with crops installed"
+    ),
+    r'Cannot run program "([^"]+)"': (
+        "a worker has no Python at {}; set PYSPARK_PYTHON to one that all machines have, with crops installed"
+    ),
+    r"Class \S+ not found|No FileSystem for scheme": (
+        "Spark has no client of the store; name it in spark.jars.packages, of s3:// "
+        "org.apache.hadoop:hadoop-aws in the version of Spark's Hadoop, or mine with --engine duckdb"
+    ),
+    r"Status Code: 40[13]\b": (
+        "the store refuses what the workers know of it; give them credentials with the right to list and "
+        "read (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or spark.hadoop.fs.s3a.*)"
+    ),
+    r"InvalidClassException|serialVersionUID": (
+        "the cluster runs another version of Spark than the driver; install the pyspark of its version"
+    ),
+    "No space left on device": (
+        f"a disk is full, that of a worker (SPARK_LOCAL_DIRS) or that of the output: free it{_AGAIN}"
+    ),
+    "ExecutorLostFailure": (
+        "one task lost its worker four times: give the executors more memory (spark.executor.memoryOverhead)"
+        f"{_AGAIN}"
+    ),
 }
-"""What to do, by words of a failure."""
+"""What to do, by patterns of a failure, whose groups the sentence has."""
 
 
 def explain_failure(text: str) -> str:
@@ -547,14 +571,9 @@ def explain_failure(text: str) -> str:
     own = re.findall(r"crops\.errors\.\w*Error: (.+)", text)
     if own:
         return str(own[-1])
-    if missing := re.search(r"ModuleNotFoundError: No module named '([\w.]+)'", text):
-        return (
-            f"the Spark job failed: a worker's Python has no module {missing[1]}; install it there, or set "
-            "PYSPARK_PYTHON to a Python that has it"
-        )
-    for words, sentence in _KNOWN.items():
-        if words in text:
-            return sentence
+    for pattern, sentence in _KNOWN.items():
+        if found := re.search(pattern, text):
+            return f"the Spark job failed: {sentence.format(*found.groups())}"
     # The last exception of a worker's Python, the first cause of Java, or whatever was said first.
     python = re.findall(r"^(\w[\w.]*(?:Error|Exception|Interrupt): .+)$", text, re.MULTILINE)
     causes = re.findall(r"^Caused by: (?:[\w$]+\.)*([\w$]+: .+)$", text, re.MULTILINE)
