@@ -523,7 +523,8 @@ PYTHON = """org.apache.spark.api.python.PythonException: Traceback (most recent 
             "java.nio.file.AccessDeniedException: s3a://b/x: software.amazon.awssdk.services.s3.model."
             "S3Exception: null (Service: S3, Status Code: 403, Request ID: 1)",
             "the Spark job failed: the store refuses what the workers know of it; give them credentials with "
-            "the right to list and read (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or spark.hadoop.fs.s3a.*)",
+            "the right to list and read (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
+            "spark.hadoop.fs.s3a.*)",
         ),
         (PYTHON.format("ValueError: bad row"), "the Spark job failed: ValueError: bad row"),
         (PYTHON.format("crops.errors.CropsError: theta broke"), "theta broke"),

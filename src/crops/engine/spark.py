@@ -538,8 +538,8 @@ _KNOWN = {
         "a worker's Python has no module {}; install it there, or set PYSPARK_PYTHON to a Python that has it"
     ),
     r"Python in worker has different version: ([\d.]+) than that in driver: ([\d.]+)": (
-        "the workers run Python {}, and the driver {}; set PYSPARK_PYTHON to the same Python on all machines, "
-        "with crops installed"
+        "the workers run Python {}, and the driver {}; set PYSPARK_PYTHON to the same Python on all "
+        "machines, with crops installed"
     ),
     r'Cannot run program "([^"]+)"': (
         "a worker has no Python at {}; set PYSPARK_PYTHON to one that all machines have, with crops installed"
