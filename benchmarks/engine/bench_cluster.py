@@ -59,7 +59,9 @@ def main() -> None:
 
         spent, whole = mine("whole")
         stages = len(whole["stages"])
-        print(f"undisturbed: {spent}, {stages} stages, largest task {whole['largest_task']:,} bytes")
+        print(
+            f"undisturbed: {spent}, {stages} stages, largest task {whole['largest_task']:,} bytes", flush=True
+        )
         for share in given.shares:
             killed, _ = mine(f"at-{share}", driver_dies_at=round(share * stages))
             resumed, rest = mine(f"at-{share}")
