@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
@@ -21,6 +22,11 @@ def pytest_configure() -> None:
     """Set no width of a terminal that there is not, and one thread: a fork of more would hang."""
     os.environ.pop("COLUMNS", None)
     os.environ["OMP_NUM_THREADS"] = "1"
+
+
+def pytest_collection_finish() -> None:
+    """Take what the imports made out of the garbage collector's sight: trainers call it again and again."""
+    gc.freeze()
 
 
 NOON_US = 1_767_614_400_000_000

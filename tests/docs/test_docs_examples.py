@@ -16,6 +16,8 @@ import nbformat
 import pyarrow.parquet as pq
 import pytest
 import torch
+from IPython.core.interactiveshell import InteractiveShell
+from IPython.display import Markdown
 from nbclient import NotebookClient
 from sentence_transformers import SentenceTransformer
 from sitegen.examples import example_pages
@@ -46,7 +48,9 @@ def commands_of(line, folder, **environment):
     noted = folder / "noted"
     noted.mkdir(exist_ok=True)
     (noted / "crops").write_text(f"#!/bin/sh\nprintf '%s\\0' \"$@\" >>{noted}/calls\necho >>{noted}/calls\n")
-    (noted / "crops").chmod(0o755)
+    (noted / "torchrun").write_text("#!/bin/sh\nuntil [ $1 = crops ]; do shift; done\nexec $*\n")
+    for name in ("crops", "torchrun"):
+        (noted / name).chmod(0o755)
     path = f"{noted}:{os.environ['PATH']}"
     subprocess.run(line, shell=True, cwd=folder, check=True, env={**os.environ, **environment, "PATH": path})
     calls = (noted / "calls").read_text()
@@ -123,7 +127,12 @@ def test_the_loss_trains_in_the_trainer_of_sentence_transformers(mined, qwen, tm
     assert abs(before.encode("desk lamp") - after.encode("desk lamp")).max() > 1e-4
 
 
-def test_judgements_become_a_comparison_of_losses_that_knows_their_grades(tmp_path, monkeypatch):
+@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.verify)])
+def test_judgements_become_a_comparison_of_losses_that_knows_their_grades(tmp_path, monkeypatch, whole):
+    """In short up to the comparison, which `crops demo --judged` has a test of its own for."""
+    compared = []
+    if not whole:
+        monkeypatch.setattr(crops, "demo", lambda *given, **named: compared.append((given, named)))
     source, rng = tmp_path / "source", random.Random(0)
     (source / "qrels").mkdir(parents=True)
     docs = [{"_id": f"d{n}", "title": title, "text": ""} for n, (title, _) in make_logs.ITEMS.items()]
@@ -141,6 +150,14 @@ def test_judgements_become_a_comparison_of_losses_that_knows_their_grades(tmp_pa
     settings = tmp_path / "run.toml"
     settings.write_text("[training]\nsteps = 3\nbatch_queries = 8\n[evaluation]\nresamples = 100\n")
     script("judged.py", source, tmp_path / "out", 2, settings, monkeypatch=monkeypatch)
+    if not whole:
+        written = tmp_path / "out" / "judged"
+        told = {"judged": written, "positive_label": 2, "out": tmp_path / "out/demo", "config": str(settings)}
+        assert compared == [((), told)]
+        rows = {name: pq.read_table(written / f"{name}.parquet") for name in ("docs", "queries", "qrels")}
+        assert [len(table) for table in rows.values()] == [len(docs), len(queries), len(grades) - 1]
+        assert rows["qrels"].to_pylist()[0].keys() == {"query_id", "doc_id", "grade"}
+        return
     found = json.loads((tmp_path / "out/demo/evaluation/summary.json").read_text())
     assert {"BM25", "infonce_binary", "h_infonce"} <= set(found)
     recall = next(one for name, one in found["h_infonce"].items() if name.startswith("recall"))
@@ -148,6 +165,17 @@ def test_judgements_become_a_comparison_of_losses_that_knows_their_grades(tmp_pa
     assert (tmp_path / "out/demo/report.html").exists()
 
 
+def test_a_language_model_trains_by_the_command_for_gpus(mined, qwen, tmp_path):
+    start = qwen / "models--Qwen--Qwen2.5-0.5B" / "snapshots" / "small"
+    sizes = {"MODEL": str(start), "CHUNK": "8", "QUERIES": "8", "STEPS": "2"}
+    (words,) = commands_of(f"sh {SCRIPTS}/gpu.sh {mined} {tmp_path}/model", tmp_path, **sizes)
+    call(words)
+    assert SentenceTransformer(str(tmp_path / "model"), device="cpu").encode(["desk lamp"]).shape == (1, 16)
+    log = [json.loads(line) for line in (tmp_path / "model/training_log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in log] == [1, 2]
+
+
+@pytest.mark.verify
 def test_a_language_model_trains_in_two_processes_by_the_command_for_gpus(mined, qwen, tmp_path):
     sizes = {"PROCESSES": "2", "CHUNK": "8", "QUERIES": "8", "STEPS": "2", "OMP_NUM_THREADS": "1"}
     known = {"HF_HUB_CACHE": str(qwen), "HF_HUB_OFFLINE": "1"}
@@ -159,12 +187,16 @@ def test_a_language_model_trains_in_two_processes_by_the_command_for_gpus(mined,
     assert [line["step"] for line in log] == [1, 2]
 
 
-def test_spark_mines_what_this_process_mines(logs, mined, tmp_path):
+@pytest.mark.parametrize("engine", ["duckdb", pytest.param("spark", marks=pytest.mark.verify)])
+def test_spark_mines_what_this_process_mines(logs, mined, tmp_path, engine):
+    """The command of the script, in short with the engine that starts at once."""
     settings = tmp_path / "none.toml"
     settings.write_text('[relevance]\nmodel = "none"\n')
     checked, on_spark = commands_of(f"sh {SCRIPTS}/spark.sh {logs} {tmp_path}/mined", tmp_path)
     call(checked)
-    call([*on_spark, "--config", str(settings)])
+    place = on_spark.index("--engine") + 1
+    assert on_spark[place : place + 3] == ["spark", "--master", "local[2]"]
+    call([*on_spark[:place], engine, *on_spark[place + 1 :], "--config", str(settings)])
     order = [("query_id", "ascending"), ("item_id", "ascending")]
     tables = [pq.read_table(one / "samples.parquet").sort_by(order) for one in (mined, tmp_path / "mined")]
     assert tables[0].equals(tables[1])
@@ -280,7 +312,9 @@ def test_an_ab_test_finds_the_arm_that_is_clicked_more(tmp_path, monkeypatch):
     assert 0.3 < ctr["effect"]["absolute"] < 0.5
 
 
-def test_the_notebook_runs_from_logs_to_its_table_and_keeps_what_it_showed(tmp_path, monkeypatch):
+@pytest.mark.parametrize("kernel", [False, pytest.param(True, marks=pytest.mark.verify)])
+def test_the_notebook_runs_from_logs_to_its_table_and_keeps_what_it_showed(tmp_path, monkeypatch, kernel):
+    """In short in this process, which has its libraries already."""
     file = SCRIPTS / "before_after.ipynb"
     kept = example_pages()["examples/before_after.md"]
     assert kept.count("data:image/png;base64,") == 2
@@ -290,13 +324,21 @@ def test_the_notebook_runs_from_logs_to_its_table_and_keeps_what_it_showed(tmp_p
     for name, place in (("WORLD", "world"), ("OUT", "out"), ("CONFIG", "run.toml")):
         monkeypatch.setenv(name, str(tmp_path / place))
     notebook = nbformat.read(file, as_version=4)
-    NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
-    tables = [
-        output["data"]["text/markdown"]
-        for cell in notebook.cells
-        for output in cell.get("outputs", ())
-        if "text/markdown" in output.get("data", {})
-    ]
+    if kernel:
+        NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
+        tables = [
+            output["data"]["text/markdown"]
+            for cell in notebook.cells
+            for output in cell.get("outputs", ())
+            if "text/markdown" in output.get("data", {})
+        ]
+    else:
+        monkeypatch.setattr("matplotlib.pyplot.show", lambda: None)
+        shell = InteractiveShell()
+        ran = [shell.run_cell(cell.source) for cell in notebook.cells if cell.cell_type == "code"]
+        for one in ran:
+            one.raise_error()
+        tables = [one.result.data for one in ran if isinstance(one.result, Markdown)]
     assert [len(table.splitlines()) for table in tables[1:]] == [6, 6]
     assert "| rewordings (P1) | " in tables[0]
     assert "| true recall@100 | " in tables[1]

@@ -9,6 +9,7 @@ from crops.engine.spark import SparkBackend
 FOR_FEW_ROWS = {
     "spark.sql.shuffle.partitions": "2",
     "spark.sql.codegen.wholeStage": "false",  # compiling takes longer than these rows
+    "spark.sql.codegen.factoryMode": "NO_CODEGEN",
     "spark.sql.adaptive.enabled": "false",
     "spark.sql.autoBroadcastJoinThreshold": "10MB",
 }
@@ -25,11 +26,15 @@ def started():
 
 
 @pytest.fixture
-def session(started):
-    """The Spark with settings under which small jobs are fast."""
-    usual = {name: started.conf.get(name) for name in FOR_FEW_ROWS}
+def session(started, monkeypatch):
+    """The Spark with settings under which small jobs are fast, which a job would otherwise set anew."""
+    usual = {name: started.conf.get(name, None) for name in FOR_FEW_ROWS}
     for name, value in FOR_FEW_ROWS.items():
         started.conf.set(name, value)
+    monkeypatch.setattr("crops.engine.spark._session", lambda master, memory: started)
     yield
     for name, value in usual.items():
-        started.conf.set(name, value)
+        if value is None:
+            started.conf.unset(name)
+        else:
+            started.conf.set(name, value)

@@ -22,6 +22,7 @@ from large_logs import large_logs
 from crops.config import DocumentConfig, EngineConfig, RelevanceConfig
 from crops.database import open_database
 from crops.engine import CachedScorer, mine, probe
+from crops.engine.knowledge import _SCHEMA, _parsed
 from crops.engine.scoring import _score
 from crops.engine.spark import SparkBackend, _check, _check_master, check_workers, explain_failure
 from crops.engine.without import Without
@@ -221,16 +222,16 @@ def test_files_of_many_writers_in_one_table_are_read_alike(tmp_path, session):
 @needs_spark
 @pytest.mark.parametrize("tail", ['{"query": "b", "ocr', ""])
 def test_documents_are_read_by_the_workers_and_a_bad_line_is_named(tmp_path, session, tail):
-    logs = write_logs(tmp_path / "logs", [shown(1, 1, "a", 0, 1), clicked(2, 1, "b", 30, 2)])
     lines = [json.dumps({"query": "b", "ocr_cover": f"text {n}"}) for n in range(3)]
-    path, config = tmp_path / "generated.jsonl", EngineConfig(engine="spark", master="local[2]")
+    path = tmp_path / "generated.jsonl"
     path.write_bytes("\r\n\n".join([*lines, tail]).encode())
-    given = {"relevance": None, "similarity": None, "generated": path}
-    report = mine(logs, tmp_path / "out", config, **given)
-    assert report["sources"]["p3"]["kept"] == 3
-    path.write_text("\n".join([*lines, "{no}", lines[0]]))
-    with pytest.raises(CropsError, match=r"generated.jsonl, line 4: not JSON"):
-        mine(logs, tmp_path / "out", config, **given)
+    given = "generated", path, functools.partial(_parsed, path=path), _SCHEMA
+    with SparkBackend("local[2]", "1GB") as backend:
+        backend.load_lines(*given)
+        assert backend.count("generated") == 3
+        path.write_text("\n".join([*lines, "{no}", lines[0]]))
+        with pytest.raises(CropsError, match=r"generated.jsonl, line 4: not JSON"):
+            backend.load_lines(*given)
 
 
 @needs_spark
@@ -287,22 +288,17 @@ def test_what_scores_in_a_worker_travels_as_a_spec_however_much_the_driver_has_r
 
 
 @needs_spark
-def test_rows_that_a_worker_wrote_elsewhere_are_missed(tmp_path, session, monkeypatch):
+def test_rows_that_a_worker_wrote_elsewhere_are_missed(tmp_path, session):
     """One of its tasks wrote into a folder that only its machine has."""
-    write = SparkBackend.write
-
-    def lossy(self, target):
-        if target.name == "evidence.parquet":
-            for folder in self._emitted[target]:
-                max(folder.glob("part-*.parquet"), key=lambda part: pq.read_metadata(part).num_rows).unlink()
-        write(self, target)
-
-    monkeypatch.setattr(SparkBackend, "write", lossy)
-    logs = write_logs(tmp_path / "logs", [shown(1, 1, "a", 0, 1), clicked(2, 1, "b", 30, 2)])
-    config = EngineConfig(engine="spark", master="local[2]")
-    with pytest.raises(CropsError, match=r"evidence.parquet: \d of 2 rows arrived in .*nothing is published"):
-        mine(logs, tmp_path / "out", config, relevance=None, similarity=None)
-    assert [path.name for path in tmp_path.iterdir()] == ["logs"]
+    target = tmp_path / "evidence.parquet"
+    with SparkBackend("local[2]", "1GB") as backend:
+        for first in (0, 10):
+            backend.emit(f"select id from range({first}, {first + 2})", "id", target)
+        for folder in backend._emitted[target]:
+            max(folder.glob("part-*.parquet"), key=lambda part: pq.read_metadata(part).num_rows).unlink()
+        with pytest.raises(CropsError, match=r"evidence.parquet: \d of 4 rows arrived in .*nothing is publ"):
+            backend.write(target)
+    assert not target.exists()
 
 
 @needs_spark

@@ -1,10 +1,7 @@
 """Two processes that gather their documents do what one does on the same batch."""
 
-import os
-import pickle
+import multiprocessing
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -55,17 +52,21 @@ def configs(random_encoder, tiny_transformer):
 def two(ragged, configs, tmp_path_factory):
     """The folder that two processes wrote."""
     out = tmp_path_factory.mktemp("two")
-    (out / "job").write_bytes(pickle.dumps((ragged, configs, configs[0])))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, worker.__file__, str(out / "job"), str(out)]
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     started = [
-        subprocess.Popen(command, env={**os.environ, **shared, "RANK": rank, "LOCAL_RANK": rank})
+        multiprocessing.get_context("fork").Process(
+            target=worker.run, args=(ragged, configs, out, {**shared, "RANK": rank, "LOCAL_RANK": rank})
+        )
         for rank in "01"
     ]
-    assert [process.wait(timeout=300) for process in started] == [0, 0]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(300)
+    assert [process.exitcode for process in started] == [0, 0]
     return out
 
 
@@ -91,7 +92,7 @@ def test_a_run_of_two_processes_equals_a_run_of_one(ragged, configs, two, tmp_pa
     one, both = (SentenceTransformer(str(folder / "model"), device="cpu") for folder in (tmp_path, two))
     texts = ragged.docs["text"].to_pylist()
     np.testing.assert_allclose(one.encode(texts), both.encode(texts), atol=1e-4)
-    assert sorted(Path(two).iterdir()) == [two / name for name in ("job", "model", "rank0.pt", "rank1.pt")]
+    assert sorted(Path(two).iterdir()) == [two / name for name in ("model", "rank0.pt", "rank1.pt")]
 
 
 def test_queries_are_shared_out_whole_and_evenly():

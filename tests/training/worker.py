@@ -1,11 +1,11 @@
-"""One process of the tests with two: `python worker.py JOB OUT`, under the environment of torchrun."""
+"""One process of the tests with two, forked from the tests as torchrun would have started it."""
 
-import pickle
-import sys
+import os
 import tempfile
 from pathlib import Path
 
 import torch
+from accelerate.state import AcceleratorState, PartialState
 from by_hand import stored
 from torch.nn.parallel import DistributedDataParallel
 
@@ -39,15 +39,13 @@ def gradients(data, config):
     }
 
 
-def main() -> None:
+def run(data, configs, out, environment):
+    """Leave the gradients of the first step of each configuration, and train with the first."""
+    os.environ |= environment
+    for state in (AcceleratorState, PartialState):
+        state._reset_state()
     torch.set_num_threads(1)
-    data, configs, run = pickle.loads(Path(sys.argv[1]).read_bytes())
-    out = Path(sys.argv[2])
     join_processes()
     rank, _ = processes()
     torch.save([gradients(data, config) for config in configs], out / f"rank{rank}.pt")
-    train(data, out / "model", run, seed=0)
-
-
-if __name__ == "__main__":
-    main()
+    train(data, out / "model", configs[0], seed=0)
