@@ -44,7 +44,7 @@ demo: $(VENV)/.demo$(LANGUAGE)  ## simulate, mine, train, evaluate; writes out/d
 	$(BIN)/crops demo --out $(OUT) $(if $(LANGUAGE),--language $(LANGUAGE) --size compact)
 
 test: $(VENV)/.dev  ## the test suite with coverage
-	$(BIN)/python -m pytest -n auto --dist loadfile --cov --cov-report=term -m 'not verify and not smoke'
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --cov --cov-report=term -m 'not verify and not smoke'
 
 smoke: $(VENV)/.dev  ## 20,000 items from logs to two evaluated retrievers, in minutes
 	$(BIN)/python -m pytest -m smoke
