@@ -182,6 +182,7 @@ TIMES = {
 
 
 @needs_spark
+@pytest.mark.verify
 def test_files_of_many_writers_in_one_table_are_read_alike(tmp_path, session):
     """A day whose files give their times in every unit, and other columns in the types of other writers."""
     at = [NOON + second * 1_000_000 + 7_000 for second in range(3)]
