@@ -2,8 +2,10 @@
 
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +19,7 @@ from crops import pipeline
 from crops.cli import main
 from crops.cli.app import app
 from crops.cli.demo import choose_arms
+from crops.cli.serve import is_demo
 from crops.config import load_config
 from crops.errors import CropsError
 from crops.labels import SEARCH_SOURCES, Source
@@ -208,3 +211,16 @@ def test_judged_demo_compares_both_losses_by_query(judged, tmp_path):
     # the queries repeat the words of their documents: the words alone find all three
     assert summary["BM25"]["recall@3"]["mean"] == 1.0
     assert len(list((tmp_path / "out" / "models").iterdir())) == 10
+
+
+def test_a_demo_that_stops_leaves_nothing_of_the_former_beside_a_new_world(
+    demo, tmp_path, settings, monkeypatch
+):
+    out = tmp_path / "out"
+    shutil.copytree(demo, out)
+    assert is_demo(out)
+    monkeypatch.setattr("crops.cli.demo.mine_day", Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        crops.demo(out, config=settings, seed=4)
+    assert sorted(path.name for path in out.iterdir()) == ["checked", "world"]
+    assert not is_demo(out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -24,6 +25,7 @@ from crops.pipeline import (
     BM25,
     day_testsets,
     evaluate_models,
+    is_done,
     load_retriever,
     make_world,
     mine_day,
@@ -107,6 +109,10 @@ def demo(
     start = time.perf_counter()
     require_encoder(run.training)
     seconds: dict[str, float] = {}
+    if is_done(out / "world"):  # nothing of a former demo may stand beside another world
+        for name in _MADE:
+            shutil.rmtree(out / name, ignore_errors=True)
+        (out / REPORT).unlink(missing_ok=True)
     world = make_world(out, simulated, again=True)
     logs, truth, samples = world.logs, world.truth, out / "samples"
     run = with_readable_encoder(sample_texts(logs), with_readable_theta(logs, run))
@@ -143,15 +149,18 @@ def demo(
     seconds["total"] = time.perf_counter() - start
     bubble = bubble_section(logs, truth)
     page = demo_page(run, mined, arms, results, not_tested, bubble, cases, seconds)
-    write_page(page, out / "report.html")
+    write_page(page, out / REPORT)
     _print_means(results, f"test day {test_day}. {coverage_text(mined)}")
     ended(
         f"open [bold]{out / 'report.html'}[/bold] ({seconds['total'] / 60:.1f} minutes)",
         f"crops serve {out}    # before and after in a browser, e.g. “{EXAMPLES[run.platform.language]}”",
     )
-    return out / "report.html"
+    return out / REPORT
 
 
+REPORT = "report.html"
+_MADE = ("index", "models", "samples", "recommended", "evaluation")
+"""Folders that a demo makes of its world."""
 EXPANDED, RECOMMENDED = "ours: baseline, expanded", "ours: recommended"
 
 
@@ -223,10 +232,10 @@ def judged_demo(folder: Path, out: Path, run: RunConfig, positive_label: int | N
     with publish(out / "evaluation", "evaluate") as staging:
         write_results(staging, results)
         write_manifest(staging, "evaluate", config=run.dump(), seconds=seconds, rejects=judged.rejects)
-    write_page(judged_page(run, judged, results, seconds), out / "report.html")
+    write_page(judged_page(run, judged, results, seconds), out / REPORT)
     _print_means(results, f"{folder.name}, {len(judged.queries)} queries in {FOLDS} folds")
     ended(f"open [bold]{out / 'report.html'}[/bold]")
-    return out / "report.html"
+    return out / REPORT
 
 
 def _cross_validated(loss: str, judged: Judged, parts: list[Fold], out: Path, run: RunConfig) -> Evaluation:
