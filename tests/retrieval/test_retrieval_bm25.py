@@ -69,7 +69,7 @@ def test_scores_of_given_candidates_equal_those_of_the_search():
             [1],
             ["cat"],
             {"tokeniser": "bigram"},
-            r"unknown tokeniser 'bigram'; known: english, bigrams\..*bigrams",
+            r"unknown tokeniser 'bigram'; known: english, folded, bigrams\..*bigrams",
         ),
     ],
 )
@@ -110,7 +110,19 @@ def test_chinese_is_found_by_bigrams_where_english_words_find_nothing():
         (["shoes 养猫", "cat"], "bigrams"),  # 2 of 10
         (["สวัสดี"], "bigrams"),
         (["бег по утрам", "كيف أطبخ"], "english"),
+        (["sábanas de algodón"], "folded"),
+        (["sábanas".replace("á", "a\u0301")], "folded"),  # decomposed
+        ([f"{'plain words ' * 60}in a café, 2 × 3"], "english"),  # 1 of some 600 letters
     ],
 )
 def test_the_script_of_the_texts_decides_what_a_word_is(texts, tokeniser):
     assert BM25Retriever(range(len(texts)), texts).tokeniser == tokeniser
+
+
+def test_who_types_without_accents_finds_what_has_them_and_the_reverse():
+    retriever = BM25Retriever([1, 2, 3], ["Juego de sábanas", "Colchón 150", "Toalla"])
+    assert retriever.search(["sabana"], 2)[0].tolist() == [[1, -1]]
+    assert retriever.search(["colchon", "TOÁLLA"], 1)[0].tolist() == [[2], [3]]
+    # vowel signs of other scripts are letters, and Korean syllables stay whole
+    assert splitter("folded")(["हिन्दी"]) == splitter("english")(["हिन्दी"])
+    assert splitter("folded")(["한국어 über"]) == [["한국어", "uber"]]

@@ -288,4 +288,4 @@ def test_texts_without_a_token_have_zero_vectors_and_are_counted(tmp_path, capsy
     assert "1 of 2 documents have no token for this model" in capsys.readouterr().err
     retriever = BM25Retriever([1, 2], ["moss pot", "fern"])
     Rankings(retriever, np.array([1, 2, 3]), ["moss", "lichen", "?"], 2)
-    assert "2 of 3 queries found nothing" in capsys.readouterr().err
+    assert "2 of 3 queries found nothing with BM25: no known word" in capsys.readouterr().err

@@ -422,7 +422,8 @@ class Rankings:
         nothing = int((self._ranked < 0).all(axis=1).sum())
         if nothing:
             console.print(
-                f"[yellow]{nothing:,} of {len(texts):,} queries found nothing:[/yellow] no known word"
+                f"[yellow]{nothing:,} of {len(texts):,} queries found nothing[/yellow] "
+                f"with {type(retriever).__name__.removesuffix('Retriever')}: no known word"
             )
 
     def of(self, query_ids: Ids) -> Ids:

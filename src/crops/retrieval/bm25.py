@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
@@ -23,14 +25,18 @@ from crops.retrieval.catalogue import (
 )
 from crops.text import SPACELESS, terms
 
-Tokeniser = Literal["english", "bigrams"]
+Tokeniser = Literal["english", "folded", "bigrams"]
 """`english`: runs of at least two letters or digits, in lower case, without English stop words, cut by the
-English Snowball stemmer. `bigrams`: two neighbouring characters each of a run of Chinese, Japanese, Korean,
-Thai and the like, one that stands alone as it is, and other words whole (`crops.text.terms`)."""
+English Snowball stemmer. `folded`: the same of texts without accents, as people type them. `bigrams`: two
+neighbouring characters each of a run of Chinese, Japanese, Korean, Thai and the like, one that stands alone
+as it is, and other words whole (`crops.text.terms`)."""
 Splitter = Callable[[Sequence[str]], list[list[str]]]
 BIGRAMS_FROM = 0.1
 """Share of letters without spaces between words from which `bigrams` is chosen: to `english` a run of them is
 one word that no query repeats, while English words lose only their stems."""
+FOLDED_FROM = 0.002
+"""Share of Latin letters with an accent from which `folded` is chosen; English texts have fewer."""
+_ACCENTS = re.compile("[\u0300-\u036f]")
 
 
 class BM25Retriever:
@@ -115,7 +121,10 @@ def tokeniser_for(columns: Sequence[pa.Array]) -> Tokeniser:
         return sum(pc.sum(pc.count_substring_regex(column, letters)).as_py() or 0 for column in columns)
 
     spaceless = count(f"[{SPACELESS}]")
-    return "bigrams" if spaceless and spaceless >= BIGRAMS_FROM * count(r"\pL") else "english"
+    if spaceless and spaceless >= BIGRAMS_FROM * count(r"\pL"):
+        return "bigrams"
+    accented = count("[\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f\u0300-\u036f]")
+    return "folded" if accented and accented >= FOLDED_FROM * count(r"\pL") else "english"
 
 
 def splitter(tokeniser: Tokeniser) -> Splitter:
@@ -124,15 +133,23 @@ def splitter(tokeniser: Tokeniser) -> Splitter:
     Raises:
         CropsError: there is no such tokeniser.
     """
+    stemmer = Stemmer.Stemmer("english")
     if tokeniser == "english":
-        stemmer = Stemmer.Stemmer("english")
         return lambda texts: _english(texts, stemmer)
+    if tokeniser == "folded":
+        return lambda texts: _english([_without_accents(text) for text in texts], stemmer)
     if tokeniser == "bigrams":
         return lambda texts: [terms(text) for text in texts]
     known = get_args(Tokeniser)
     raise CropsError(
         f"unknown tokeniser '{tokeniser}'; known: {', '.join(known)}.{nearest(tokeniser, known)}"
     )
+
+
+def _without_accents(text: str) -> str:
+    """Return a text without the accents of its letters; vowel signs of other scripts stay."""
+    plain = _ACCENTS.sub("", unicodedata.normalize("NFD", text))
+    return unicodedata.normalize("NFC", plain)
 
 
 def _english(texts: Sequence[str], stemmer: Stemmer.Stemmer) -> list[list[str]]:
