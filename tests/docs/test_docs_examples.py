@@ -111,7 +111,7 @@ def test_every_script_has_a_page_with_its_title_its_words_and_its_code():
     assert {f"examples/{path.name}" for path in SCRIPTS.glob("*.*")} <= set(EXAMPLES)
     assert set(pages) == set(EXAMPLES.values())
     page = pages["examples/spark.md"]
-    assert page.startswith("# Mining on Spark\n\nThe same samples, row for row")
+    assert page.startswith("# Mining on Spark\n\nThe same accepted rows and samples, row for row")
     assert "\n    sh spark.sh LOGS OUT " in page
     assert "```sh\nset -eu\n" in page
     assert pages["examples/judged.md"].startswith("# Graded judgements: any documents, queries and qrels\n")
