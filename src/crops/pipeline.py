@@ -383,7 +383,12 @@ def mine_day(
 
 
 def mine_logs(
-    logs: Path, samples: Path, run: RunConfig, generated: Path | None, without: Without | None = None
+    logs: Path,
+    samples: Path,
+    run: RunConfig,
+    generated: Path | None,
+    without: Without | None = None,
+    held: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Mine accepted logs with theta and the query similarity of the run's relevance model.
 
@@ -393,16 +398,17 @@ def mine_logs(
         run: the settings; `engine.days` names the days.
         generated: JSON lines of documents that an LLM wrote (P3).
         without: users and items that are left out.
+        held: the days that are kept for evaluation; the manifest names them.
 
     Returns:
         The report of the mining.
     """
     job = mining_job(logs, run, generated, without)
-    noted: dict[str, Any] = {}
+    noted: dict[str, Any] = {"held_out": list(held)} if held else {}
     if (folder := run.relevance.evidence) is not None:
         opened = open_logs(logs)
         job = replace(job, relevance=evidence_theta(logs, run.engine.days or opened.search_days, run))
-        noted = {"evidence": str(Path(folder).absolute())}
+        noted["evidence"] = str(Path(folder).absolute())
     return job.mine(open_logs(logs), samples, run.engine.days, **noted)
 
 

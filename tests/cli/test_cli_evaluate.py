@@ -19,7 +19,18 @@ from crops.config import load_config
 from crops.errors import CropsError, RegressionError
 from crops.evaluation import TestSets
 from crops.evaluation.evaluate import metric_values, summarise
-from crops.report.evaluation import Basis, compared, differences_table, gain_tables, means_tables
+from crops.report import render_page
+from crops.report.demo import simulated_columns
+from crops.report.evaluation import (
+    Basis,
+    compared,
+    differences_table,
+    evaluation_page,
+    gain_tables,
+    headline,
+    means_tables,
+    saturation,
+)
 
 RUN = load_config(evaluation__resamples=999)
 DAY = 86_400_000_000
@@ -68,7 +79,7 @@ def test_a_gate_without_enough_queries_is_refused_and_says_nothing_of_a_metric_w
     with pytest.raises(CropsError, match="no metric has 10 queries to compare with old on"):
         gate({"new": evaluation(ct=few), "old": evaluation(ct=[0.9] * 9)}, "old", ["ct"])
     results = {"new": evaluation(ct=more, qr=few), "old": evaluation(ct=more, qr=[0.9] * 9)}
-    table = differences_table(gate(results, "old", ["ct", "qr"]), "old")
+    table = differences_table(gate(results, "old", ["ct", "qr"]))
     assert table.rows[1] == ["new", "qr", "-80.0", "no interval: n = 9", "–"]
 
 
@@ -236,9 +247,87 @@ def test_results_fit_into_80_columns_and_leave_a_page(tmp_path, logs, capsys):
     samples = mined(tmp_path, logs, "2026-01-05")
     evaluate(["bm25", "bm25:bigrams"], logs=logs, samples=samples, relevance="none", out=tmp_path / "out")
     page, said = (tmp_path / "out" / "report.html").read_text(), capsys.readouterr().err
-    assert "Against bm25, on the same queries" in said
+    assert "Against bm25-bigrams, on the same queries" in said
+    assert "BM25 against bm25-bigrams: CT recall@100 +0.0 points" in " ".join(said.split())
     assert "…" not in said
     assert "Evaluation on 2026-01-06" in page
+
+
+def told(results, against=None, **settings):
+    run = load_config(evaluation__resamples=999, **settings)
+    found = compared(results, against, ["recall@100/ct", "recall@100/qr"], run)
+    return headline(results, found, run), found
+
+
+def test_the_first_model_is_the_one_that_is_asked_about():
+    """It is compared with each other one; only with --against are these compared with one in use."""
+    results = {
+        "model": evaluation(**{"recall@100/ct": around(0.6)}),
+        "base": evaluation(**{"recall@100/ct": around(0.5)}),
+        "BM25": evaluation(**{"recall@100/ct": around(0.2)}),
+    }
+    sentences, found = told(results)
+    assert sentences[1].startswith("model against base: CT recall@100 +10.0 points")
+    assert sentences[2].startswith("model against BM25: CT recall@100 +40.0 points")
+    assert all(sentence.endswith("a significant gain.") for sentence in sentences[1:])
+    table = differences_table(found)
+    assert table.title == "model against the others, on the same queries"
+    assert [row[:3] for row in table.rows] == [
+        ["base", "recall@100/ct", "+10.0"],
+        ["BM25", "recall@100/ct", "+40.0"],
+    ]
+    sentences, _ = told(results, "base")
+    assert [sentence.partition(":")[0] for sentence in sentences[1:]] == [
+        "model against base",
+        "BM25 against base",
+    ]
+
+
+@pytest.mark.parametrize("others", [["BM25"], ["BM25", "base"]])
+def test_terminal_and_page_have_one_p_value_for_a_test(others):
+    """It is corrected by Holm: with as many resamples as the number of tests needs."""
+    noise = np.random.default_rng(1).normal(0.03, 0.08, 40)
+    sets = {"model": evaluation(**{"recall@100/ct": 0.5 + noise})}
+    sets |= {name: evaluation(**{"recall@100/ct": [0.5] * 40}) for name in others}
+    found = compared(sets, None, ["recall@100/ct"], RUN)
+    page = render_page(evaluation_page(sets, None, Basis("a day"), RUN, []))
+    for _, p in found.values():
+        assert 0 < p < 1
+        assert f"p = {p:.3f}" in page
+    assert "p-values are corrected for the number of comparisons (Holm)" in page
+    many = {str(i): evaluation(**{"recall@100/ct": around(0.1 if i else 0.9)}) for i in range(60)}
+    assert all(p < 0.05 for _, p in told(many)[1].values())
+
+
+@pytest.mark.parametrize(
+    ("mean", "items", "k", "said"),
+    [
+        (
+            0.5,
+            1000,
+            100,
+            "100 places are 10% of the 1,000 items: evaluate nearer the top, with recall_k = 10 ",
+        ),
+        (0.5, 60, 100, "100 places are 100% of the 60 items: evaluate nearer the top, with recall_k = 3 "),
+        (0.96, 9000, 100, "the best model has 96% of recall@100/ct"),
+        (0.94, 1001, 100, None),
+        (0.99, 9000, 10, None),
+    ],
+)
+def test_a_cut_off_that_cannot_tell_models_apart_is_said_with_the_setting(mean, items, k, said):
+    results = {"m": evaluation(**{f"recall@{k}/ct": [mean] * 20})}
+    candidates = pa.table({"item_id": range(items)})
+    empty = pa.table({"query_id": [], "search_id": [], "item_id": []})
+    sets = TestSets(("2026-01-05",), 0, empty, candidates, empty, empty, None, {})
+    found = saturation(results, Basis("", sets), load_config(evaluation__recall_k=k))
+    assert found is None if said is None else said in found
+    assert said is None or "under [evaluation] in the file of --config" in found
+
+
+def test_every_metric_is_explained_by_itself():
+    for column in simulated_columns(RUN.evaluation):
+        assert not column.explanation.startswith("the same")
+        assert "last," not in column.explanation
 
 
 def test_several_days_are_pooled(tmp_path, logs):

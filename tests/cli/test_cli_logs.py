@@ -241,3 +241,41 @@ def test_what_a_mining_found_is_told_with_the_reasons_for_what_it_did_not(tmp_pa
 def test_days_that_cannot_be_mined_are_named(tmp_path, write_logs, options, said):
     with pytest.raises(CropsError, match=said):
         crops.mine(write_logs(tmp_path / "logs"), tmp_path / "mined", relevance="none", **options)
+
+
+def test_each_command_ends_with_the_next_one_as_it_can_be_typed(tmp_path, write_logs, monkeypatch, capsys):
+    """Paths, the held-out day and the options are those of the mining; the baseline is named beside."""
+    monkeypatch.chdir(tmp_path)
+    rows = [
+        {"search_id": n, "query": query, "item_id": item, "clicked": clicked, "searched_at": at}
+        for n, (query, item, clicked, at) in enumerate(
+            (text, item, text == "b", (TRAIN_S + (958 + day) * DAY_S + 20 * place) * 1_000_000)
+            for day in range(2)
+            for place, (text, item) in enumerate((("a", 1), ("b", 2)))
+        )
+    ]
+    items = [{"item_id": 1, "ocr_cover": "how to a"}, {"item_id": 2, "ocr_cover": "how to b"}]
+    logs = write_logs(tmp_path / "logs", items, rows)
+
+    def last(*names):
+        capsys.readouterr()
+        return lambda: [line for line in capsys.readouterr().err.splitlines() if line.startswith(names)]
+
+    said = last("next", "did", "and then")
+    crops.mine(logs, "mined", relevance="none")
+    rest = "--logs mined.checked/accepted --samples mined --day 2026-01-06 --relevance none"
+    assert said() == [
+        "next: crops train mined MODEL",
+        "did the new sources help? crops train mined BASE --sources search",
+        f"and then: crops evaluate MODEL BASE bm25 {rest}",
+    ]
+    crops.train("mined", "model", steps=2, batch_queries=2)
+    assert said() == [
+        f"next: crops evaluate model bm25 {rest}",
+        "did the new sources help? crops train mined model-base --sources search",
+        f"and then: crops evaluate model model-base bm25 {rest}",
+    ]
+    crops.train("mined", "base", sources="search", steps=2, batch_queries=2)
+    assert said() == [f"next: crops evaluate MODEL base bm25 {rest}"]
+    crops.index("model", "mined.checked/accepted", out="index")
+    assert said() == ["next: crops serve index --samples mined"]

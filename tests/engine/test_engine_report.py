@@ -179,7 +179,7 @@ def test_the_page_and_the_files(tmp_path):
     run(tmp_path, SEARCHES, FEED, generated=GENERATED, k=1, **scorers)
     done = CliRunner().invoke(app, ["engine-report", str(out)], env={"COLUMNS": "200"})
     assert done.exit_code == 0, done.output
-    for words in ("Agreement and disagreement", "users 1–1", "head", "P1"):
+    for words in ("another source makes positive too", "users 1–1", "head", "P1"):
         assert words in done.output
     page = (tmp_path / "mined.report" / "report.html").read_text()
     for words in ("Where the sources disagree", "Which queries have positives", "Whom the positives rest on"):

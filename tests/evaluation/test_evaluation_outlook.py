@@ -112,10 +112,33 @@ def test_the_verdict_comes_first(logs):
         "for their query."
     )
     # 2.8016 * 0.23 / sqrt(701.2)
-    assert page.headline[-1] == (
+    assert page.headline[-2] == (
         "A held-out day such as 2026-01-06 has about 2 queries with a click (too few to show any difference) "
         "and about 700 queries with something consumed after a rewording (shows 2.4 points)."
     )
+
+
+@pytest.mark.parametrize(
+    ("fresh", "clicked", "queries", "said"),
+    [
+        (
+            9.9,
+            100,
+            700,
+            "CroPS has little to add on these logs, as about 10 new positives had never been shown",
+        ),
+        (19.9, 1000, 700, "CroPS has little to add on these logs"),
+        (20, 1000, 700, "it is worth a try, as about 20 new positives had never been shown for their query"),
+        (20, 0, 700, "it is worth a try"),
+        (20, 1000, 9, "it may help"),
+    ],
+)
+def test_the_conclusion_follows_its_rule(logs, fresh, clicked, queries, said):
+    """At least 10 new positives and 2 % of the clicked ones; CT has 2 queries, which show nothing."""
+    found, nothing = outlook(logs, EngineConfig(), DAYS), Expected(0, 0, 0, 0)
+    sources = {"p0": Expected(clicked, clicked, 0, 1), "p1": Expected(1, 1, fresh, 1), "p2": nothing}
+    page = outlook_page(replace(found, sources=sources, qr=Expected(1, 1, 1, queries)), EngineConfig())
+    assert page.headline[-1].startswith(f"Conclusion: {said}")
 
 
 @pytest.mark.parametrize(

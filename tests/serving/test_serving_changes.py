@@ -11,7 +11,7 @@ from starlette.testclient import TestClient
 from crops.engine.evidence import TrainingQuery
 from crops.evaluation.trec import read_qrels
 from crops.serving.app import make_app
-from crops.serving.changes import Truth, compare_answers
+from crops.serving.changes import Change, Changes, Truth, compare_answers
 from crops.text import query_id
 
 JAGUAR = query_id("jaguar")
@@ -64,6 +64,12 @@ def test_queries_that_gained_and_lost_most_come_first(truth):
     assert found.mean_gain == pytest.approx((won.gain + lost.gain) / 2)
     assert [one.query.text for one in found.renewed] == ["jaguar", "spotted cat"]
     assert compare_answers(before, after, SimpleNamespace(queries=queries), None).mean_gain is None
+
+
+def test_a_difference_that_is_shown_as_0_is_none():
+    query = TrainingQuery(1, "a", 9, 9)
+    found = Changes([Change(query, 1, gain) for gain in (0.04, -0.04, -1e-17, 0.05, -0.05)])
+    assert ([one.gain for one in found.gained], [one.gain for one in found.lost]) == ([0.05], [-0.05])
 
 
 @pytest.fixture

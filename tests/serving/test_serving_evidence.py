@@ -129,6 +129,18 @@ def test_a_page_explains_the_result_that_is_open_and_no_other(service, client, m
     assert asked == [[], [3], [99], []]
 
 
+def test_a_reason_says_whose_evidence_it_is_and_what_shows_the_rest(client):
+    """Item 3 was itself consumed after "jaguar"; for 6, which nobody chose, items like it speak."""
+    own = " ".join(client.get("/", params={"q": "jaguar", "open": 3}).text.split())
+    assert "this result, consumed after rewording as" in own
+    other = " ".join(client.get("/", params={"q": "jaguar", "open": 6}).text.split())
+    assert "a similar item, “<bdi>" in other
+    assert "this result, " not in other
+    hidden = " ".join(client.get("/", params={"q": "jaguar", "open": 5}).text.split())
+    assert "this result, consumed after rewording, by fewer than 3 people; searched as this query" in hidden
+    assert "<code>crops serve … --shown-users N</code> sets another limit" in hidden
+
+
 def test_a_query_is_explained_with_three_look_ups_at_most(own_service, monkeypatch):
     """Queries are in memory; the pairs that are named, their trails and new texts are looked up."""
     asked = []

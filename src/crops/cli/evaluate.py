@@ -15,13 +15,14 @@ import pyarrow.parquet as pq
 import typer
 
 from crops import evaluation
-from crops.cli.options import Options, command
+from crops.cli.options import Options, command, of_recipe, shown
 from crops.config import RunConfig
 from crops.errors import CropsError, RegressionError
 from crops.evaluation import MIN_QUERIES, Evaluation, Slices, TestSets, build_slices
 from crops.evaluation.trec import evaluate_run, read_qrels, read_run, write_qrels, write_run
 from crops.outputs import MANIFEST, console, ended, publish, timed, to_json, write_manifest
 from crops.pipeline import (
+    BM25,
     day_testsets,
     load_documents,
     load_retriever,
@@ -37,8 +38,10 @@ from crops.report.evaluation import (
     differences_table,
     evaluation_page,
     gain_tables,
+    headline,
     main_metrics,
     means_tables,
+    saturation,
 )
 from crops.report.side_by_side import SIMULATED_USERS
 from crops.retrieval import own_ids
@@ -97,10 +100,10 @@ def evaluate(
 ) -> dict[str, Evaluation]:
     """Evaluate models on a later day: clicks (CT), reformulations (QR) and, with truth, what is relevant.
 
-    Several days are pooled: what a query asks for is then what was clicked for it on any of them. Every other
-    model is compared with the first one, or that of --against, on the same queries. With --samples also by
-    frequency of the query. With --against a significant loss on any metric of the table (p < 0.05, corrected
-    by Holm) raises `crops.errors.RegressionError`.
+    Several days are pooled: what a query asks for is then what was clicked for it on any of them. The first
+    model is compared with each other one, or all with that of --against, on the same queries. With --samples
+    also by frequency of the query. With --against a significant loss on any metric of the table (p < 0.05,
+    corrected by Holm) raises `crops.errors.RegressionError`.
     """
     models = list(dict.fromkeys([*model, *([against] if against else [])]))
     if trec and out is None:
@@ -116,7 +119,9 @@ def evaluate(
     results = _of_day(models, logs, testsets, slices, run, out, trec, expanded)
     # Nobody is behind what a simulation shows.
     k = run.engine.k if truth is None else min(run.engine.k, SIMULATED_USERS)
-    return finish(results, against, Basis(testsets.day, testsets, slices, k), run, out)
+    served = next((one for one in models if one.partition(":")[0] != BM25), None)
+    then = None if served is None else f"crops index {shown(served)} {shown(logs)}{of_recipe(run)}"
+    return finish(results, against, Basis(testsets.day, testsets, slices, k), run, out, then)
 
 
 def _of_runs(models: Sequence[str], qrels: Path, run: RunConfig, out: Path | None) -> dict[str, Evaluation]:
@@ -183,37 +188,56 @@ def _of_day(
 
 
 def finish(
-    results: dict[str, Evaluation], against: str | None, tested: Basis, run: RunConfig, out: Path | None
+    results: dict[str, Evaluation],
+    against: str | None,
+    tested: Basis,
+    run: RunConfig,
+    out: Path | None,
+    then: str | None = None,
 ) -> dict[str, Evaluation]:
     """Print the results, leave their page in `out`, and compare them with the model in use.
+
+    Args:
+        results: by model.
+        against: the model in use.
+        tested: what they were evaluated on.
+        run: the settings.
+        out: folder of the page.
+        then: the command that comes next.
 
     Raises:
         RegressionError: another model is significantly worse.
     """
-    reference, names = against or next(iter(results)), file_names(list(results))
+    names = file_names(list(results))
+    if "BM25" not in names.values():
+        names |= {BM25: "BM25"} if BM25 in names else {}
     notes = []
     if tested.testsets is not None and tested.testsets.qr_independent is not None:
         notes.append(agreement(tested.testsets.counts, run))
-    found = compared(results, reference, main_metrics(results), run)
     named = {names[name]: one for name, one in results.items()}
+    if (saturated := saturation(named, tested, run)) is not None:
+        notes.append(saturated)
+    other = None if against is None else names[against]
+    found = compared(named, other, main_metrics(named), run)
     tables = list(means_tables(named, tested.title))
     if found:
-        short = {(names[name], metric): one for (name, metric), one in found.items()}
-        tables.append(differences_table(short, names[reference]))
+        tables.append(differences_table(found))
     if tested.slices is not None:
         tables += breakdown_tables(named, tested.slices, run.evaluation.recall_k)
-    tables += gain_tables(named, names[reference], tested, run.evaluation.recall_k)
+    tables += gain_tables(named, other, tested, run.evaluation.recall_k)
+    for sentence in headline(named, found, run):
+        console.print(sentence, markup=False, highlight=False)
     for table in tables:
         console.print(printed(table))
     for note in notes:
-        console.print(note)
+        console.print(note, markup=False)
     if out is None:
         console.print("with --out FOLDER: a page with these figures and the queries behind them")
     else:
-        write_page(evaluation_page(named, names[reference], tested, run, notes), out / PAGE)
-        ended(f"open [bold]{out / PAGE}[/bold]", "crops search MODEL QUERY --items LOGS")
-    if against is not None:
-        gate(found, against, several=len(results) > 1)
+        write_page(evaluation_page(named, other, tested, run, notes, found), out / PAGE)
+        ended(f"open [bold]{out / PAGE}[/bold]", then)
+    if other is not None:
+        gate(found, other, several=len(results) > 1)
     return results
 
 
@@ -258,7 +282,7 @@ def gate(found: Compared, against: str, *, several: bool) -> None:
         )
     losses = [
         f"{name} loses {-100 * one.mean:.2f} points of {metric} {one.ends('+.1f')}, p = {p:.3f}"
-        for (name, metric), (one, p) in found.items()
+        for (name, _, metric), (one, p) in found.items()
         if one.mean < 0 and p < SIGNIFICANT
     ]
     if losses:

@@ -13,7 +13,18 @@ from rich.table import Table
 from rich.text import Text
 
 from crops import logs as logs_room
-from crops.cli.options import DEFAULTS, LogsOption, Options, command, of_recipe, option
+from crops.cli.options import (
+    DEFAULTS,
+    LogsOption,
+    Options,
+    brought,
+    command,
+    of_recipe,
+    option,
+    say_baseline,
+    shown,
+    verdict,
+)
 from crops.config import RunConfig
 from crops.engine.evidence import Explanation, Positive, Trail
 from crops.engine.evidence import explain as explain_query
@@ -204,14 +215,15 @@ def _would_help(
         made = outlook_page(outlook(opened, run.engine, days), run.engine, report.notes())
     if target := page or (out and out / "report.html"):
         write_page(made, target)
-    shown: list[RenderableType] = [Text("\nWould it help?", style="bold"), *map(Text, made.headline)]
+    *sentences, conclusion = made.headline
+    told: list[RenderableType] = [Text("\nWould it help?", style="bold"), *map(Text, sentences)]
     for section in made.sections:
-        shown.append(Text(f"\n{section.lead}" if section.lead else ""))
+        told.append(Text(f"\n{section.lead}" if section.lead else ""))
         for table in section.tables:
-            shown += [printed(table), *([Text(table.below, style="dim")] if table.below else [])]
+            told += [printed(table), *([Text(table.below, style="dim")] if table.below else [])]
     if target:
-        shown.append(Text(f"the same as a page: {target}"))
-    return Group(*shown)
+        told.append(Text(f"the same as a page: {target}"))
+    return Group(*told, Text(f"\n{conclusion}", style="bold"))
 
 
 @command
@@ -286,7 +298,7 @@ def mine(
     """
     from crops.engine.daily import mine_daily
     from crops.logs.days import spans
-    from crops.pipeline import accepted_logs, mine_logs, mining_job
+    from crops.pipeline import NO_THETA, accepted_logs, mine_logs, mining_job
     from crops.report import printed
     from crops.report.training import sources_section, why_empty
 
@@ -317,7 +329,7 @@ def mine(
         job = mining_job(accepted, run, generated, left_out)
         report = mine_daily(open_logs(accepted), out, job, days, rebuild=rebuild)
     else:
-        report = mine_logs(accepted, out, run, generated, left_out)
+        report = mine_logs(accepted, out, run, generated, left_out, held)
     if without is not None:
         left = report.get("input", {}).get("without", {})
         rows = ", ".join(f"{n:,} of {table}" for table, n in left.items() if n)
@@ -329,13 +341,15 @@ def mine(
         console.print(printed(table))
     for sentence in [*why_empty(report, run.engine), *report["notes"]]:
         console.print(f"· {sentence}", highlight=False, markup=False)
+    options = of_recipe(run) + (" --relevance none" if run.relevance.model == NO_THETA else "")
     if held:
-        test = "..".join(dict.fromkeys((held[0], held[-1])))
-        then = f"crops evaluate MODEL --logs {accepted} --samples {samples} --day {test}{of_recipe(run)}"
+        then = verdict("MODEL", samples, accepted, held, options)
         console.print(f"kept for evaluation: [bold]{spans(held)}[/bold], later with: {then}", soft_wrap=True)
     elif not (daily or named):
         console.print("no day is kept for evaluation: the logs hold one day, or --holdout is 0")
-    ended(f"samples in [bold]{samples}[/bold]", f"crops train {samples} MODEL{of_recipe(run)}")
+    ended(f"samples in [bold]{samples}[/bold]", f"crops train {shown(samples)} MODEL{of_recipe(run)}")
+    if run.recipe is None and brought(report):
+        say_baseline(samples, "BASE", verdict("MODEL BASE", samples, accepted, held, options))
     return report
 
 

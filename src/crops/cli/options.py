@@ -10,7 +10,8 @@ import functools
 import inspect
 import numbers
 import os
-from collections.abc import Callable, Iterable
+import shlex
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Literal, ParamSpec, TypeVar, get_args, get_origin, get_type_hints
@@ -23,7 +24,8 @@ from typer.models import OptionInfo, ParameterInfo
 
 from crops.config import RunConfig, load_config
 from crops.errors import CropsError
-from crops.outputs import check_local
+from crops.labels import POSITIVE_ORIGINS
+from crops.outputs import check_local, console
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -155,6 +157,52 @@ def _plain(value: Any) -> Any:  # noqa: ANN401
 def of_recipe(run: RunConfig) -> str:
     """Return the option that the next command needs, too."""
     return "" if run.recipe is None else f" --recipe {run.recipe}"
+
+
+def shown(path: str | Path) -> str:
+    """Return a path as it may be typed where the command was called, quoted for the shell."""
+    text, here = str(path), os.getcwd()
+    if os.path.isabs(text) and text.startswith(here + os.sep):
+        text = os.path.relpath(text, here)
+    return shlex.quote(text)
+
+
+def verdict(
+    model: str | Path, samples: Path, logs: str | Path | None, days: Sequence[str], options: str = ""
+) -> str:
+    """Return the command that says what a model is worth.
+
+    Args:
+        model: the model, or several as they are typed.
+        samples: what it was trained on.
+        logs: accepted logs, None where they are not known.
+        days: of the test, ascending; empty where they are not known.
+        options: what else the command needs.
+    """
+    day = "..".join(dict.fromkeys((days[0], days[-1]))) if days else "DAY"
+    place = "LOGS" if logs is None else shown(logs)
+    return f"crops evaluate {model} bm25 --logs {place} --samples {shown(samples)} --day {day}{options}"
+
+
+def brought(report: Mapping[str, Any]) -> bool:
+    """Return whether the report of a mining has positives of other sources than the clicks of search."""
+    return any(report.get("sources", {}).get(row.key, {}).get("kept") for row in POSITIVE_ORIGINS)
+
+
+def say_baseline(samples: Path, base: str, then: str) -> None:
+    """Say how to see whether the new sources helped: the same training on clicks and stages alone.
+
+    Args:
+        samples: output of a mining.
+        base: the model to train on them.
+        then: the command that compares.
+    """
+    console.print(
+        f"did the new sources help? crops train {shown(samples)} {base} --sources search\nand then: {then}",
+        soft_wrap=True,
+        markup=False,
+        highlight=False,
+    )
 
 
 def _flat(value: Any) -> Any:  # noqa: ANN401

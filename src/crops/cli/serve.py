@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from types import ModuleType
@@ -13,12 +14,12 @@ from numpy.typing import NDArray
 from rich.markup import escape
 from rich.table import Table
 
-from crops.cli.options import LogsOption, Options, command
+from crops.cli.options import LogsOption, Options, command, shown
 from crops.config import DocumentConfig, IndexConfig, RunConfig
 from crops.engine.documents import read_expansion
 from crops.errors import CropsError, MissingExtraError
 from crops.labels import SEARCH_SOURCES, SOURCE_GROUPS, Source
-from crops.outputs import console, timed
+from crops.outputs import MANIFEST, console, ended, recorded, timed
 from crops.pipeline import (
     document_texts,
     load_retriever,
@@ -39,6 +40,7 @@ from crops.retrieval import (
 )
 from crops.retrieval.catalogue import read_item_columns, sample_texts
 from crops.retrieval.uri import Texts
+from crops.schema import SAMPLES
 from crops.text import PLAIN, normalise_query
 
 ExpandedOption = Annotated[
@@ -100,8 +102,20 @@ def index(
         else:
             gone = _ids(delete) if delete else np.empty(0, dtype=np.int64)
             manifest = update_index(out, loaded, update, gone, texts)
-    console.print(summary(manifest))
+    samples = _samples_of(model, items)
+    then = f"crops serve {shown(out)}" + (f" --samples {shown(samples)}" if samples else "")
+    ended(summary(manifest), then + (f" --expanded {shown(expanded)}" if expanded else ""))
     return manifest
+
+
+def _samples_of(model: str, items: Path | None) -> Path | None:
+    """Return the mining behind an index, where it is there: what its model was trained on, or its items."""
+    named = [items] if items is not None else []
+    if (Path(model) / MANIFEST).is_file():
+        made = json.loads((Path(model) / MANIFEST).read_text())
+        if isinstance(samples := made.get("samples"), str):
+            named.insert(0, recorded(samples, model, made.get("made_in")))
+    return next((one for one in named if (one / f"{SAMPLES.name}.parquet").is_file()), None)
 
 
 def _ids(text: str) -> NDArray[np.int64] | list[str]:

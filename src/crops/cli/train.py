@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import operator
 import tomllib
 from pathlib import Path
@@ -9,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from crops.cli.options import Options, command, of_recipe
+from crops.cli.options import Options, brought, command, of_recipe, say_baseline, shown, verdict
 from crops.config import RECIPES, RunConfig
 from crops.engine.mined import read_mined
 from crops.errors import CropsError
-from crops.labels import ALL_SOURCES, Source, parse_sources
-from crops.outputs import RESOLVED_CONFIG, cache_folder, ended
+from crops.labels import ALL_SOURCES, SEARCH_SOURCES, Source, parse_sources
+from crops.outputs import RESOLVED_CONFIG, cache_folder, ended, read_manifest
 from crops.pipeline import day_testsets, document_texts, with_readable_encoder
 from crops.report import write_page
 from crops.report.training import training_page
@@ -107,11 +108,31 @@ def train(
     )
     if training.is_first_process():
         write_page(training_page([out]), out / "report.html")
-        ended(
-            f"model in [bold]{out}[/bold], its curves in report.html",
-            f"crops evaluate {out} --logs LOGS --day DAY{of_recipe(run)}",
-        )
+        made = f"model in [bold]{out}[/bold], its curves in report.html"
+        if training.is_split(samples):
+            ended(made, verdict(shown(out), Path("MINED"), None, (), of_recipe(run)))
+        else:
+            _ended(made, Path(samples), out, keep, run)
     return learned
+
+
+def _ended(made: str, samples: Path, out: Path, keep: Source, run: RunConfig) -> None:
+    """Say what comes next, as exactly as the mining knows it: the verdict, and the baseline to see by."""
+    logs, held, report, options = None, (), {}, of_recipe(run)
+    with contextlib.suppress(CropsError):  # samples that are no mining train a model, too
+        mined = read_mined(samples)
+        samples, report = mined.folder, mined.report
+        logs = next(iter(mined.logs)) if len(mined.logs) == 1 else None
+        held = read_manifest(mined.folder, "mine").get("held_out", ())
+    if report.get("sources", {}).get("p1", {}).get("theta") == "none":
+        options += " --relevance none"
+    if not keep & ~SEARCH_SOURCES:
+        ended(made, verdict(f"MODEL {shown(out)}", samples, logs, held, options))
+        return
+    ended(made, verdict(shown(out), samples, logs, held, options))
+    if run.recipe is None and brought(report):
+        base = shown(out.with_name(f"{out.name}-base"))
+        say_baseline(samples, base, verdict(f"{shown(out)} {base}", samples, logs, held, options))
 
 
 def _require_recipe(samples: str, keep: Source | None, run: RunConfig, *, split: bool) -> None:

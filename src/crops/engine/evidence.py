@@ -249,6 +249,11 @@ class Pair:
     """The language model that wrote the document; None for what people made."""
     trails: tuple[Trail, ...] = ()
 
+    @property
+    def hidden(self) -> bool:
+        """Whether fewer than k people are behind some of it."""
+        return any(trail.events is None for trail in self.trails)
+
 
 _POSITIVES_OF_A_QUERY = 60
 """Positives of a training query that are looked at: of the highest labels and weights."""

@@ -66,7 +66,7 @@ def demo_page(
     """
     from crops.training import read_log  # torch takes seconds to import: not for --help
 
-    columns = simulated_columns(run.evaluation)
+    columns = [one for one in simulated_columns(run.evaluation) if not one.key.endswith("/qr_independent")]
     names = [arm.name for arm in arms]
     drawn = list(results)[list(results).index(names[0]) :]
     against = differences(results, names[0], run)
@@ -115,7 +115,7 @@ def judged_page(
             f"recall@{k}", f"Recall@{k}", f"share of the documents of grade {judged.positive_label}+ found"
         ),
         Column(f"ndcg_exp2@{m}/catalogue", f"NDCG@{m}", "order of the top results against human grades"),
-        Column("ndcg_exp2@10/catalogue", "NDCG@10", "the same, ten results deep"),
+        Column("ndcg_exp2@10/catalogue", "NDCG@10", "order of the top ten results against human grades"),
         Column("ndcg_exp2@10/judged", "NDCG@10, judged", "only the query's judged documents are ranked"),
     ]
     reference, names = "infonce_binary", list(results)
@@ -159,7 +159,8 @@ def simulated_columns(config: EvaluationConfig) -> list[Column]:
         Column(
             f"recall@{k}/qr_editor",
             f"QR recall@{k}, editor",
-            "the same, right for the query, whoever asks it",
+            "share of the items consumed after rewording, right for the query by an editor who does not know "
+            "who asks, that the first wording finds",
         ),
         Column(
             f"ndcg_exp2@{m}/pool",
@@ -174,7 +175,14 @@ def simulated_columns(config: EvaluationConfig) -> list[Column]:
         Column(
             f"recall@{k}/qr",
             f"QR recall@{k}, θ",
-            "the same, kept by θ: last, as θ is its own witness where it chose what was trained on",
+            "share of the items consumed after rewording, right by θ, that the first wording finds; θ is its "
+            "own witness where it also chose what was trained on",
+        ),
+        Column(
+            f"recall@{k}/qr_independent",
+            f"QR recall@{k}, 2nd θ",
+            "share of the items consumed after rewording, right by a second θ that chose no training data, "
+            "that the first wording finds",
         ),
     ]
 
@@ -310,6 +318,7 @@ def result_section(
     leading: Sequence[str] = (),
     not_tested: Mapping[str, str] | None = None,
     note: str = "",
+    corrected: bool = False,
 ) -> Section:
     """Return models against metrics: what each metric is beside the differences drawn, then all figures.
 
@@ -323,6 +332,7 @@ def result_section(
         leading: models beside the reference where the metrics are explained; when empty the last one drawn.
         not_tested: models without figures, and why.
         note: what else is to be known.
+        corrected: whether the p-values of `against` are corrected for their number.
     """
     means = {
         name: {
@@ -340,7 +350,7 @@ def result_section(
     tables = [
         _metrics_table(columns, means, [reference, *leading], dots),
         _means_table(title, columns, means, against, reference, not_tested or {}),
-        _differences_table(columns, against, reference),
+        _differences_table(columns, against, reference, corrected=corrected),
     ]
     return Section(title, " ".join(filter(None, [lead if dots.series else "", note])), tables)
 
@@ -440,7 +450,11 @@ def _mean_cell(found: Interval | None, change: Difference | None, best: str | No
 
 
 def _differences_table(
-    columns: Sequence[Column], against: Mapping[str, Mapping[str, Difference]], reference: str
+    columns: Sequence[Column],
+    against: Mapping[str, Mapping[str, Difference]],
+    reference: str,
+    *,
+    corrected: bool,
 ) -> Table:
     rows = []
     for name, own in against.items():
@@ -458,6 +472,9 @@ def _differences_table(
         f"All differences to “{reference}”, with intervals and p-values",
         ["Model", *(f"{column.label}\npoints" for column in columns)],
         rows,
-        below="Paired bootstrap over queries; p-values are not corrected for the number of comparisons.",
+        below="Paired bootstrap over queries; p-values are "
+        + ("corrected" if corrected else "not corrected")
+        + " for the number of comparisons"
+        + (" (Holm)." if corrected else "."),
         folded=True,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow.compute as pc
@@ -14,7 +14,7 @@ from crops.config import RunConfig
 from crops.evaluation import FREQUENCIES, MIN_QUERIES, Difference, Evaluation, Slices, TestSets, compare
 from crops.evaluation.evaluate import CUTOFFS
 from crops.evaluation.significance import holm
-from crops.report.demo import Column, differences, points, result_section, said_of, simulated_columns
+from crops.report.demo import Column, points, result_section, said_of, simulated_columns
 from crops.report.page import Page, Section, Table
 
 _DETAIL = re.compile(r"_events|/catalogue|/seen|/unseen|mrr@|never_shown|senses@|\|")
@@ -23,6 +23,10 @@ ACROSS = 4
 """Metrics side by side in a table: with their intervals, so many fit into 80 columns."""
 MOST = 3
 """Queries that are shown of those that gained, and of those that lost."""
+FINEST = 100
+"""Resamples for each test at least: Holm multiplies the smallest p-value, 2 / (resamples + 1), by tests."""
+SHALLOW, FOUND = 0.1, 0.95
+"""Recall@k can hardly differ from this share of k among the candidates on, or from this recall on."""
 
 
 @dataclass(frozen=True)
@@ -52,21 +56,30 @@ def _cutoff(metric: str) -> int:
 
 
 def evaluation_page(
-    results: Mapping[str, Evaluation], reference: str, tested: Basis, run: RunConfig, notes: Sequence[str]
+    results: Mapping[str, Evaluation],
+    against: str | None,
+    tested: Basis,
+    run: RunConfig,
+    notes: Sequence[str],
+    found: Compared | None = None,
 ) -> Page:
     """Return the page of an evaluation.
 
     Args:
         results: by model, on the same queries.
-        reference: the model that the others are compared with.
+        against: the model in use, if one is named (see `pairs`).
         tested: what they were evaluated on.
         run: the settings.
         notes: what else is to be known, as sentences.
+        found: what `compared` returns, where that is known.
     """
     columns = _columns(results, run)
-    against = differences(results, reference, run)
+    found = compared(results, against, main_metrics(results), run) if found is None else found
+    reference, differences = _seen_from(list(results), against, found)
     title, names = f"Results on {tested.title}", list(results)
-    sections = [result_section(title, columns, results, against, reference, coloured=names)]
+    sections = [
+        result_section(title, columns, results, differences, reference, coloured=names, corrected=True)
+    ]
     if tested.slices is not None:
         lead = (
             "Head: the queries of a third of the training searches, the most frequent ones; torso: the next."
@@ -75,7 +88,7 @@ def evaluation_page(
         sections.append(Section("By frequency of the query and age of the item", lead, tables))
     if tables := cutoff_tables(results, run.evaluation.recall_k):
         sections.append(Section("Nearer the top", "Recall at shallower cuts, means in %.", tables))
-    if queries := gain_tables(results, reference, tested, run.evaluation.recall_k):
+    if queries := gain_tables(results, against, tested, run.evaluation.recall_k):
         lead = (
             f"The {MOST} queries whose recall rose most and the {MOST} whose recall fell most, of those that "
             f"at least {tested.k} user{'s' * (tested.k > 1)} searched."
@@ -88,8 +101,7 @@ def evaluation_page(
         ("seed", str(run.seed)),
         *((_COUNTED.get(name, name.replace("_", " ")), f"{number:,}") for name, number in counts.items()),
     ]
-    headline = _headline(columns, results, against, reference)
-    return Page(f"Evaluation on {tested.title}", headline, sections, made, notes)
+    return Page(f"Evaluation on {tested.title}", headline(results, found, run), sections, made, notes)
 
 
 _COUNTED = {
@@ -107,23 +119,75 @@ def _columns(results: Mapping[str, Evaluation], run: RunConfig) -> list[Column]:
     return [known.get(name, Column(name, name, "higher is better")) for name in main_metrics(results)]
 
 
-def _headline(
-    columns: Sequence[Column],
-    results: Mapping[str, Evaluation],
-    against: Mapping[str, Mapping[str, Difference]],
-    reference: str,
-) -> list[str]:
-    first = {column.label: results[reference].summary[column.key] for column in columns[:2]}
-    known = [f"{label} {100 * found.mean:.1f} %" for label, found in first.items() if found.n]
-    sentences = [f"{reference}: {', '.join(known)}."] if known else []
-    for name, own in against.items():
+def pairs(names: Sequence[str], against: str | None) -> list[tuple[str, str]]:
+    """Return which model is compared with which: the first with each other one, or each with `against`.
+
+    The first is the one that the reader asks about, unless a model in use is named.
+    """
+    if against is not None:
+        return [(name, against) for name in names if name != against]
+    return [(names[0], other) for other in names[1:]]
+
+
+def _seen_from(
+    names: Sequence[str], against: str | None, found: Compared
+) -> tuple[str, dict[str, dict[str, Difference]]]:
+    """Return one reference for all differences, and each other model's by metric, p-values corrected.
+
+    It is the model that all are compared with; where the first is compared with several, that one.
+    """
+    wanted = pairs(names, against)
+    references = {other for _, other in wanted}
+    reference = references.pop() if len(references) == 1 else against or names[0]
+    seen: dict[str, dict[str, Difference]] = {name: {} for name in names if name != reference}
+    for (name, other, metric), (one, p) in found.items():
+        if other == reference:
+            seen[name][metric] = replace(one, p=p)
+        else:
+            seen[other][metric] = Difference(-one.mean, -one.ci_high, -one.ci_low, one.n, p)
+    return reference, seen
+
+
+def headline(results: Mapping[str, Evaluation], found: Compared, run: RunConfig) -> list[str]:
+    """Return what was found in sentences: what the first model finds, and each comparison."""
+    columns = _columns(results, run)[:2]
+    name = next(iter(results))
+    first = {column.label: results[name].summary[column.key] for column in columns}
+    known = [f"{label} {100 * mean.mean:.1f} %" for label, mean in first.items() if mean.n]
+    sentences = [f"{name}: {', '.join(known)}."] if known else []
+    for own, other in dict.fromkeys((own, other) for own, other, _ in found):
         changes = [
-            f"{column.label} {points(change)}, {said_of(change)}"
-            for column in columns[:2]
-            if (change := own.get(column.key)) is not None
+            f"{column.label} {points(one)}, {said_of(replace(one, p=p))}"
+            for column in columns
+            if (pair := found.get((own, other, column.key))) is not None
+            for one, p in [pair]
         ]
-        sentences.append(f"{name} against {reference}: {'; '.join(changes)}.")
+        if changes:
+            sentences.append(f"{own} against {other}: {'; '.join(changes)}.")
     return sentences
+
+
+def saturation(results: Mapping[str, Evaluation], tested: Basis, run: RunConfig) -> str | None:
+    """Return why recall@k can hardly differ on these test sets, and what lowers k; None where it can."""
+    k = run.evaluation.recall_k
+    items = 0 if tested.testsets is None else len(tested.testsets.candidates)
+    full = []
+    for metric in main_metrics(results):
+        best = max((one.summary[metric].mean for one in results.values()), default=0.0)
+        if re.match(rf"recall@{k}(/|$)", metric) and best >= FOUND:
+            full.append(f"{best:.0%} of {metric}")
+    why = []
+    if items and k >= SHALLOW * items:
+        why.append(f"{k} places are {min(1.0, k / items):.0%} of the {items:,} items")
+    if full:
+        why.append(f"the best model has {', '.join(full)}")
+    lower = max(1, min(10, items // 20 or 10))
+    if not why or lower >= k:
+        return None
+    return (
+        f"Recall@{k} can hardly differ between models here, as {' and '.join(why)}: evaluate nearer the top, "
+        f"with recall_k = {lower} under [evaluation] in the file of --config."
+    )
 
 
 def means_tables(results: Mapping[str, Evaluation], title: str) -> Iterator[Table]:
@@ -150,39 +214,45 @@ def _mean_cell(one: Evaluation, metric: str) -> str:
     return f"{100 * found.mean:.1f} ±{half}"
 
 
-Compared = dict[tuple[str, str], tuple[Difference, float]]
-"""Difference to the reference and its corrected p-value, by model and metric."""
+Compared = dict[tuple[str, str, str], tuple[Difference, float]]
+"""Difference of a model to another and its corrected p-value, by model, other and metric."""
 
 
 def compared(
-    results: Mapping[str, Evaluation], reference: str, metrics: Sequence[str], run: RunConfig
+    results: Mapping[str, Evaluation], against: str | None, metrics: Sequence[str], run: RunConfig
 ) -> Compared:
-    """Compare each model with the reference on the same queries; p-values are corrected by Holm."""
+    """Compare models (see `pairs`) on the same queries; p-values are corrected by Holm over all of it."""
+    wanted = pairs(list(results), against)
+    resamples = max(run.evaluation.resamples, FINEST * len(wanted) * len(metrics))
     found = {
-        (name, metric): difference
-        for name, one in results.items()
-        if name != reference
-        for metric, difference in compare(one, results[reference], run.evaluation.resamples, run.seed).items()
+        (name, other, metric): difference
+        for name, other in wanted
+        for metric, difference in compare(results[name], results[other], resamples, run.seed).items()
         if metric in metrics and difference.n > 0
     }
     corrected = holm([one.p for one in found.values()])
     return {key: (one, p) for (key, one), p in zip(found.items(), corrected, strict=True)}
 
 
-def differences_table(found: Compared, reference: str) -> Table:
+def differences_table(found: Compared) -> Table:
     """Return the differences in points, with intervals and corrected p-values."""
+    whole = [list(dict.fromkeys(key[place] for key in found)) for place in (0, 1)]
+    asked, others = whole
     rows = [
         [
-            name,
+            name if len(others) == 1 else other,
             metric,
             f"{100 * one.mean:+.1f}",
             one.ends("+.1f"),
             "–" if one.n < MIN_QUERIES else f"{p:.3f}",
         ]
-        for (name, metric), (one, p) in found.items()
+        for (name, other, metric), (one, p) in found.items()
     ]
-    head = ["model", "metric", "points", "95 % interval", "p"]
-    return Table(f"Against {reference}, on the same queries", head, rows, "p: corrected by Holm")
+    title, first = f"Against {others[0]}, on the same queries", "model"
+    if len(others) > 1:
+        title, first = f"{asked[0]} against the others, on the same queries", "against"
+    head = [first, "metric", "points", "95 % interval", "p"]
+    return Table(title, head, rows, "p: corrected by Holm for the number of comparisons")
 
 
 def breakdown_tables(results: Mapping[str, Evaluation], slices: Slices, k: int) -> list[Table]:
@@ -243,21 +313,20 @@ def _values(one: Evaluation, metric: str, ids: np.ndarray | None) -> np.ndarray:
     return np.array([found[query] for query in wanted])
 
 
-def gain_tables(results: Mapping[str, Evaluation], reference: str, tested: Basis, k: int) -> list[Table]:
-    """Return, for each model, the queries whose recall rose and fell most against the reference.
+def gain_tables(results: Mapping[str, Evaluation], against: str | None, tested: Basis, k: int) -> list[Table]:
+    """Return, for each comparison (see `pairs`), the queries whose recall rose and fell most.
 
     Of CT, or of QR where nothing was clicked. Of equal differences the more searched query comes first.
     """
     if (testsets := tested.testsets) is None:
         return []
-    of, pairs = ("ct", testsets.ct) if len(testsets.ct) else ("qr", testsets.qr)
-    wanted = set(zip(pairs["query_id"].to_pylist(), pairs["item_id"].to_pylist(), strict=True))
+    of, answers = ("ct", testsets.ct) if len(testsets.ct) else ("qr", testsets.qr)
+    wanted = set(zip(answers["query_id"].to_pylist(), answers["item_id"].to_pylist(), strict=True))
     items = Counter(query for query, _ in wanted)
     told = {row["query_id"]: row for row in testsets.queries.to_pylist() if row["users"] >= tested.k}
     metric, tables = f"recall@{k}/{of}", []
-    before = _by_query(results[reference], metric)
-    for name, one in results.items():
-        after = _by_query(one, metric)
+    for name, other in pairs(list(results), against):
+        before, after = _by_query(results[other], metric), _by_query(results[name], metric)
         change = {query: after[query] - before[query] for query in told if query in after}
         ordered = sorted(change, key=lambda query: (-change[query], -told[query]["searches"], query))
         rows = [
@@ -270,17 +339,21 @@ def gain_tables(results: Mapping[str, Evaluation], reference: str, tested: Basis
             ]
             for query in _ends(ordered, change)
         ]
-        if name != reference and rows:
-            head = ["Query", f"{reference}\n%", f"{name}\n%", "To find", "Searches"]
-            title = f"Gained and lost most against {reference}: recall@{k} of {of.upper()}"
+        if rows:
+            head = ["Query", f"{other}\n%", f"{name}\n%", "To find", "Searches"]
+            title = f"Gained and lost most with {name} against {other}: recall@{k} of {of.upper()}"
             tables.append(Table(title, head, rows))
     return tables
 
 
+_SEEN = 0.005
+"""A smaller difference is 0 in the whole % that are shown."""
+
+
 def _ends(ordered: Sequence[int], change: Mapping[int, float]) -> list[int]:
     """Return the queries that gained most, then those that lost most, the worst last."""
-    gained = [query for query in ordered if change[query] > 0][:MOST]
-    return gained + [query for query in ordered if change[query] < 0][-MOST:]
+    gained = [query for query in ordered if change[query] >= _SEEN][:MOST]
+    return gained + [query for query in ordered if change[query] <= -_SEEN][-MOST:]
 
 
 def _by_query(one: Evaluation, metric: str) -> dict[int, float]:

@@ -66,7 +66,28 @@ def verdict(found: Outlook, missing: Sequence[Missing]) -> list[str]:
         if clicked.found
         else "There are no clicked positives."
     )
-    return [*sentences, _tested(found)]
+    return [*sentences, _tested(found), conclusion(found)]
+
+
+LITTLE = 0.02
+"""New positives are few below this share of the clicked ones."""
+FEW = 10
+"""And below this number."""
+
+
+def conclusion(found: Outlook) -> str:
+    """Return the answer by its rule: whether there are positives that clicks could not have taught."""
+    new, clicked = sum(found.sources[key].fresh for key in ("p1", "p2")), found.sources["p0"].found
+    said = f"about {about(new)} new positives had never been shown for their query"
+    rule = f"the rule: at least {FEW}, and {100 * LITTLE:g} % of the {count(clicked)} clicked ones"
+    if new < FEW or new < LITTLE * clicked:
+        return f"Conclusion: CroPS has little to add on these logs, as {said} ({rule})."
+    if all(visible is None for *_, visible in _test_sets(found)) or found.tested is None:
+        return (
+            f"Conclusion: it may help, as {said} ({rule}); yet no held-out day could show it: log more days "
+            "or searches."
+        )
+    return f"Conclusion: it is worth a try, as {said} ({rule}); crops evaluate then says whether it helped."
 
 
 def _promise(one: Expected, name: str) -> str:

@@ -23,10 +23,10 @@ MAX_POINTS = 60
 """A curve with more points is drawn as means over equal windows, or the noise hides it."""
 _SEARCH_SAID = {
     "clicked": "clicked",
-    "exposed": "shown, no click",
-    "unexposed": "ranked, not shown",
+    "exposed": "shown",
+    "unexposed": "ranked",
     "filtered": "filtered",
-    "nothing": "not considered",
+    "nothing": "not found",
 }
 _TONES = {row.key: row.tone for row in POSITIVE_ORIGINS}
 
@@ -172,25 +172,36 @@ def _disagreements_section(found: dict[str, Any]) -> Section:
     told = [row for row in found["disagreements"] if row["positives"] or row["source"] not in extra]
     names = [row["source"] for row in told]
     negatives = [str(row.bit.name).lower() for row in ORIGINS if not row.key]
-    rows, bars = [], []
+    agreed, reached, bars = [], [], []
     for row in told:
         also = [count(row["also"].get(name)) for name in names]
         search = [count(row["search"][stage]) for stage in _SEARCH_SAID]
-        rows.append([_named(row["source"]), count(row["positives"]), *also, *search])
+        agreed.append([_named(row["source"]), count(row["positives"]), *also])
+        reached.append([_named(row["source"]), *search])
         rescued = sum(row["search"][stage] for stage in negatives)
         bars.append(SplitBar(_named(row["source"]), row["positives"], rescued, _TONES[row["source"]]))
-    table = Table(
-        "Agreement and disagreement",
-        ["Source", "Positives", *(f"Also {_named(name)}" for name in names), *_SEARCH_SAID.values()],
-        rows,
-        headed=False,
-    )
+    tables = [
+        Table(
+            "Positives that another source makes positive too",
+            ["Source", "Positives", *(f"Also\n{_named(name)}" for name in names)],
+            agreed,
+            narrow=True,
+        ),
+        Table(
+            "How far the positives had come in search",
+            ["Source", *_SEARCH_SAID.values()],
+            reached,
+            below="Shown: without a click; ranked: and not shown; filtered: found, and dropped before the "
+            "ranking; not found: not among what search considered for the query.",
+            narrow=True,
+        ),
+    ]
     return Section(
         "Where the sources disagree",
         "For the positives of each source: how many another source makes positive too, and how far they had "
         "come in search. A positive that search showed without a click, or dropped on the way, would have "
         "been a false negative.",
-        [table],
+        tables,
         [Figure("Positives, of them rescued from the negatives of search", bars, marked="rescued")],
     )
 
@@ -214,7 +225,7 @@ def _coverage_section(found: dict[str, Any]) -> Section:
         figures.append(Figure(f"Queries with a positive, {row['part']}", bars, upper=1.0))
     table = Table(
         "Queries with a positive, in %",
-        ["Queries", "Number", "Searches", "Searches each", *(f"{_named(name)}\n%" for name in names)],
+        ["Queries", "Number", "Searches", "Searches\neach", *(f"{_named(name)}\n%" for name in names)],
         rows,
         headed=False,
     )

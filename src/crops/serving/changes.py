@@ -23,6 +23,8 @@ DEPTH = 10
 _QUERIES = 500
 """Training queries that are compared, the most searched ones."""
 _AT_ONCE = 100
+_SEEN = 0.05
+"""A smaller gain is 0.0 in the one decimal that is shown."""
 
 
 class Truth:
@@ -125,13 +127,17 @@ class Changes:
 
     @property
     def gained(self) -> list[Change]:
-        """Return the queries that gained, the most first."""
-        return sorted((one for one in self.compared if (one.gain or 0) > 0), key=lambda one: -(one.gain or 0))
+        """Return the queries that gained, by at least `_SEEN`, the most first."""
+        return sorted(
+            (one for one in self.compared if (one.gain or 0) >= _SEEN), key=lambda one: -(one.gain or 0)
+        )
 
     @property
     def lost(self) -> list[Change]:
-        """Return the queries that lost, the most first."""
-        return sorted((one for one in self.compared if (one.gain or 0) < 0), key=lambda one: one.gain or 0)
+        """Return the queries that lost, by at least `_SEEN`, the most first."""
+        return sorted(
+            (one for one in self.compared if (one.gain or 0) <= -_SEEN), key=lambda one: one.gain or 0
+        )
 
     @property
     def renewed(self) -> list[Change]:

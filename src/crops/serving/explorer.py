@@ -335,6 +335,8 @@ class Line:
     """What a source says for a result, over all pairs that are named for it."""
 
     source: str
+    like: NearPair | None
+    """The nearest pair of another item that is like this result; None where it was the result itself."""
     events: int | None
     """Of the trails that are told; None where none is."""
     via: tuple[str, ...]
@@ -343,17 +345,25 @@ class Line:
     """Training queries of the pairs, the nearest first."""
 
 
-def by_source(pairs: Sequence[NearPair]) -> list[Line]:
-    """Return one line for each source that speaks for a result, the most telling first."""
+def by_source(pairs: Sequence[NearPair], item: int) -> list[Line]:
+    """Return what speaks for a result, the most telling source first: of the item itself, then of others."""
     lines = []
     for source, name in SOURCE_NAMES.items():
-        own = [near for near in pairs if source in near.pair.sources]
-        if own:
+        for itself in (True, False):
+            own = [
+                near
+                for near in pairs
+                if source in near.pair.sources and (near.pair.item_id == item) == itself
+            ]
+            if not own:
+                continue
             trails = [trail for near in own for trail in near.pair.trails if trail.source == source]
             counts = [trail.events for trail in trails if trail.events is not None]
             via = dict.fromkeys(text for trail in trails for text in trail.via)
             queries = {near.near.query.query_id: near.near for near in own}
-            lines.append(Line(name, sum(counts) if counts else None, tuple(via), tuple(queries.values())))
+            like = None if itself else max(own, key=lambda near: near.similarity)
+            told = sum(counts) if counts else None
+            lines.append(Line(name, like, told, tuple(via), tuple(queries.values())))
     return lines
 
 

@@ -27,7 +27,7 @@ from crops.config import ServingConfig
 from crops.engine.evidence import TrainingEvidence
 from crops.errors import CropsError, UnknownItemError
 from crops.ids import known_numbers, number_of, numbers_of
-from crops.outputs import recorded, timed
+from crops.outputs import console, recorded, timed
 from crops.retrieval import IndexManifest, Model, load_model
 from crops.retrieval.index import check_model
 from crops.retrieval.uri import Location, current_version, locate, open_index, open_retriever
@@ -248,6 +248,12 @@ def open_service(
     if samples is not None:
         with timed(seconds, "read the evidence"):
             evidence = TrainingEvidence(samples, logs, k=config.shown_users, limit=config.evidence_queries)
+        if len(evidence.queries) < min(evidence.asked, config.evidence_queries):
+            console.print(
+                f"evidence is shown for {len(evidence.queries):,} of {evidence.asked:,} training queries, "
+                f"those of at least {evidence.k} people; --shown-users N sets another limit",
+                highlight=False,
+            )
     return Service(slots, config, evidence, known, expansion)
 
 
