@@ -225,14 +225,14 @@ def _coverage_section(found: dict[str, Any]) -> Section:
         figures.append(Figure(f"Queries with a positive, {row['part']}", bars, upper=1.0))
     table = Table(
         "Queries with a positive, in %",
-        ["Queries", "Number", "Searches", "Searches\neach", *(f"{_named(name)}\n%" for name in names)],
+        ["Part", "Queries", "Searches", "Each", *(f"{_named(name)}\n%" for name in names)],
         rows,
         headed=False,
     )
     return Section(
         "Which queries have positives",
         "Head: the most frequent queries, which make a third of all searches; torso: the next third; tail: "
-        "the rest.",
+        "the rest. Each: the fewest and the most searches of one of them.",
         [table],
         figures,
     )
