@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,7 +36,7 @@ from crops.engine.without import read_without
 from crops.errors import CropsError, RejectedError
 from crops.labels import ORIGINS, Source
 from crops.logs import open_logs
-from crops.logs.guess import known_format, write_guess
+from crops.logs.guess import UnsureError, known_format, write_guess
 from crops.outputs import Scratch, console, ended, publish, write_manifest
 
 LOGS = "LOGS"
@@ -115,13 +116,22 @@ def _guess(kind: str | None, source: Path, out: Path) -> Path | None:
     if kind is not None:
         ended(f"{source} is {kind}, which needs no map", f"crops import {kind} {source} --out LOGS")
         return None
-    for note in write_guess(source, out).notes:
-        console.print(f"· {note}", markup=False)
+    try:
+        notes: Sequence[str] = write_guess(source, out).notes
+    except UnsureError as unsure:
+        _tell(unsure.notes)
+        raise
+    _tell(notes)
     folder = source if source.is_dir() else source.parent
     ended(
         f"map in [bold]{out}[/bold]: look it over", f"crops import table {folder} --mapping {out} --out LOGS"
     )
     return out
+
+
+def _tell(notes: Sequence[str]) -> None:
+    for note in notes:
+        console.print(f"· {note}", markup=False)
 
 
 @command
@@ -212,7 +222,8 @@ def _would_help(
         except CropsError as error:  # which days are meant is not clear: all
             console.print(f"[yellow]all days are counted:[/yellow] {escape(str(error))}")
             days = list(opened.search_days)
-        made = outlook_page(outlook(opened, run.engine, days), run.engine, report.notes())
+        rejected = report.facts.rejected_stages
+        made = outlook_page(outlook(opened, run.engine, days), run.engine, report.notes(), rejected)
     if target := page or (out and out / "report.html"):
         write_page(made, target)
     *sentences, conclusion = made.headline

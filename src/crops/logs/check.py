@@ -107,6 +107,8 @@ class LogSummary:
     """Optional columns that no file has, by table."""
     other_case: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Columns that differ from one of those in case only, and are not read, by table."""
+    rejected_stages: tuple[str, ...] = ()
+    """Stages of rejected rows that no accepted row has."""
     reworded: int | None = None
     """Searches that other words of their user follow in time, of logs without results."""
 
@@ -127,8 +129,14 @@ class LogSummary:
             f"stages present: {', '.join(self.stages)}",
         ]
         lines += [
-            f"label {label} will be absent: the logs hold no documents of that stage"
-            for label in self.absent_labels
+            f"label {label} will be absent: "
+            + (
+                f"all rows of the stage {stage} were rejected"
+                if stage in self.rejected_stages
+                else "the logs hold no documents of that stage"
+            )
+            for stage, label in _STAGE_LABELS.items()
+            if label in self.absent_labels
         ]
         if not self.p2:
             lines.append("feed (P2) will be absent: there are no feed events")
@@ -372,13 +380,21 @@ def _row_faults(db: RowEngine, files: TableFiles, logs: Path | str) -> list[RowF
 
 
 def _values(db: RowEngine, files: TableFiles, found: Collection[str]) -> dict[str, tuple[str, ...]]:
-    """Return the first three different values of the column of each rule that rejected rows."""
+    """Return the first three different values of the column of each rule that rejected rows.
+
+    Of ids, those of the source.
+    """
     bit = bits(files)
     rules = [rule for rule in file_rules(files) if rule.reason in found and ", " not in rule.column]
     if not rules:
         return {}
     numbers = ", ".join(f"(cast({bit[rule.reason]} as BIGINT))" for rule in rules)
-    cases = " ".join(f"when {bit[rule.reason]} then cast({rule.column} as STRING)" for rule in rules)
+    own = {column.own_of: column.name for column in files.table.columns if column.own_of}
+    said = {
+        rule.column: ", ".join(filter(None, (own.get(rule.column), f"cast({rule.column} as STRING)")))
+        for rule in rules
+    }
+    cases = " ".join(f"when {bit[rule.reason]} then coalesce({said[rule.column]})" for rule in rules)
     rows = db.rows(f"""
         with rejected as (
             select bit, case bit {cases} end as value, _file, _row
@@ -412,6 +428,9 @@ def _facts(db: RowEngine, source: Logs, tables: dict[str, TableCounts]) -> LogSu
               from accepted_search_impressions group by search_id) q""")
     seen = db.rows("select distinct stage, day from accepted_search_impressions")
     stages = {one["stage"] for one in seen}
+    lost = tables["search_impressions"].rejected
+    refused = db.rows("select distinct stage from rejected_search_impressions") if lost else []
+    rejected = {one["stage"] for one in refused} - stages
     feed = "feed_events" in tables and tables["feed_events"].accepted > 0
     found = db.rows("select distinct day from accepted_feed_events") if feed else []
     days = {
@@ -430,6 +449,7 @@ def _facts(db: RowEngine, source: Logs, tables: dict[str, TableCounts]) -> LogSu
         missing_days=_missing_days(days),
         absent_columns=source.absent(),
         other_case=_other_case(source),
+        rejected_stages=tuple(stage for stage in STAGES if stage in rejected),
     )
 
 

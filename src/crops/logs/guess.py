@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,19 +23,24 @@ from crops.logs.roles import (
     SAID,
     WHOLE_NAME,
     Choice,
+    Linked,
     act,
     exploded,
     header,
+    links,
     members,
     roles,
     truth,
     words_of,
+    yes_no,
 )
-from crops.logs.sheets import ISO, NUMBER, OFTEN, ROWS, START, Column, Sheet, look, one_line
+from crops.logs.sheets import ISO, NUMBER, OFTEN, ROWS, START, Column, Sheet, inside, look, one_line
 
 _TEXTS = {"ocr_cover": "title", "photo_caption": "description", "keyword": "keyword", "category": "category"}
 _NEEDED = ("user_id", "query", "searched_at", "watched_at", "item_id", "clicked")
 """Columns that are left open rather than taken from an unlikely column."""
+MOST_NAMED = 20
+"""Files that are not used beyond these are counted only."""
 _HEAD = """# A guess from the first rows of {source}. Correct what is wrong; then:
 #   crops import table {folder} --mapping {out} --out LOGS
 # It shows values of your logs: keep it as safe as they are.
@@ -50,6 +55,14 @@ def toml(value: Any) -> str:  # noqa: ANN401 (any value of a map)
     if isinstance(value, list):
         return f"[{', '.join(map(toml, value))}]"
     return one_line(value)
+
+
+class UnsureError(CropsError):
+    """A map is written, and something is left open; `notes` tell the rest."""
+
+    def __init__(self, message: str, notes: Sequence[str]) -> None:
+        super().__init__(message)
+        self.notes = notes
 
 
 @dataclass(frozen=True)
@@ -80,6 +93,8 @@ class Guess:
     at: str = "items"
     where: dict[str, list[str]] = field(default_factory=dict)
     """Of a log of events, those that are about items."""
+    used: set[str] = field(default_factory=set)
+    """Patterns of the files that are read."""
 
     def head(self, line: str) -> None:
         """Put a line before the tables, unless its key is there."""
@@ -91,6 +106,7 @@ class Guess:
         given = {"files": sheet.files, **sheet.layout, **{key: one for key, one in options.items() if one}}
         lines = [f"[{table}{join and '.join.'}{join}]    # {sheet.rows:,} rows looked at"]
         self.at = table
+        self.used.add(sheet.files)
         before = self.parts[table] if join else []
         self.parts[table] = [*before, *lines, *(f"{key} = {toml(value)}" for key, value in given.items())]
 
@@ -116,9 +132,8 @@ class Guess:
         more |= {"tokens": True} if role in ("query", "title") and choice.column.tokens else {}
         seen = [one for one in (choice.column, choice.rival) if one]
         values = [{"column": prefix + one.name, **more} if more else prefix + one.name for one in seen]
-        unsure = (
-            doubt or choice.rival or (choice.header == 0 and not table.sheet.bare and not table.sheet.explode)
-        )
+        told = choice.header > 0 or choice.linked or table.sheet.bare or table.sheet.explode
+        unsure = doubt or choice.rival or not told
         if unsure and name in _NEEDED:
             columns = " or ".join(f"`{one.name}` ({one.samples()})" for one in seen)
             self.ask(name, f"is it {columns}{doubt}?", values)
@@ -147,13 +162,15 @@ def write_guess(source: Path, out: Path) -> Guess:
         raise CropsError(f"{out} is there already, perhaps with your corrections: name another with --out")
     guess = guess_map(source)
     folder = source if source.is_dir() else source.parent
-    parts = "\n\n".join("\n".join(part) for part in (guess.top, *guess.parts.values()) if part)
+    notes = [f"# {' '.join(note.split())}" for note in guess.notes]
+    parts = "\n\n".join("\n".join(part) for part in (notes, guess.top, *guess.parts.values()) if part)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(_HEAD.format(source=source, folder=folder, out=out) + f"\n{parts}\n", encoding="utf-8")
     if guess.open:
-        raise CropsError(
+        raise UnsureError(
             f"{out} is written, but not everything could be told. {' '.join(guess.open)}"
-            f" Correct its lines marked TO DO; then: crops import table {folder} --mapping {out} --out LOGS"
+            f" Correct its lines marked TO DO; then: crops import table {folder} --mapping {out} --out LOGS",
+            guess.notes,
         )
     return guess
 
@@ -192,12 +209,15 @@ def guess_map(source: Path) -> Guess:
             searches.
     """
     guess, sheets = Guess(), look(source)
+    linked = links(sheets)
     catalogues = [
-        one for one in (_Table(sheet, roles(sheet, CATALOGUE)) for sheet in sheets) if _is_catalogue(one)
+        one
+        for one in (_Table(sheet, roles(sheet, CATALOGUE, linked=linked)) for sheet in sheets)
+        if _is_catalogue(one)
     ]
     items = set().union(*(one.ids("item_id") for one in catalogues))
     logs = [exploded(sheet) for sheet in sheets if all(sheet is not one.sheet for one in catalogues)]
-    tables = [_log(sheet, items) for sheet in logs]
+    tables = [_log(sheet, items, linked) for sheet in logs]
     asked = [one for one in tables if "query" in one.roles and {"time", "user_id"} & set(one.roles)]
     shown = [one for one in asked if "item_id" in one.roles]
     if not asked:
@@ -232,16 +252,24 @@ def guess_map(source: Path) -> Guess:
             guess.choose("item_id", one, "item_id")
             _when(guess, "watched_at", one)
             _what(guess, one)
-        others = [one for one in others if one not in (*used, *feeds[:1])]
     else:
         guess.begin("search_impressions", main.sheet)
         _who_when(guess, main, main, "", {})
         guess.notes.append("no table has items: these searches can be checked, not mined")
-    if others:
-        guess.notes.append(f"not used: {', '.join(one.sheet.files for one in others)}")
+    if unused := _unused(source, guess.used):
+        guess.notes.append(f"not used: {', '.join(unused)}")
     if any(line.startswith("text") for line in guess.top):
         guess.notes.append("no relevance model reads ids or token ids: crops mine needs --relevance none")
     return guess
+
+
+def _unused(source: Path, used: Collection[str]) -> list[str]:
+    """Return the files of the source that the map does not read, of many the first."""
+    if not source.is_dir():
+        return []
+    read = {file for pattern in used for file in source.glob(pattern)}
+    left = [str(file.relative_to(source)) for file in inside(source) if file not in read]
+    return [*left[:MOST_NAMED], *([f"and {len(left) - MOST_NAMED} more"] if left[MOST_NAMED:] else [])]
 
 
 def _is_catalogue(one: _Table) -> bool:
@@ -254,9 +282,9 @@ def _is_catalogue(one: _Table) -> bool:
     return said["user_id"] < SAID and (said["query"] < SAID or "title" in found)
 
 
-def _log(sheet: Sheet, items: set[str]) -> _Table:
+def _log(sheet: Sheet, items: set[str], linked: Linked) -> _Table:
     """Return a table of what happened; the key of its rows is no id of a search."""
-    table = _Table(sheet, roles(sheet, LOG, items))
+    table = _Table(sheet, roles(sheet, LOG, items, linked))
     if sheet.explode or not {"search_id", "item_id", "query"} <= set(table.roles):
         return table
     key = table.roles["search_id"].column
@@ -264,7 +292,8 @@ def _log(sheet: Sheet, items: set[str]) -> _Table:
     events = any(act(one) == "clicked" for one in table.ids("kind"))
     if len(set(key.cells)) < sheet.rows or (len(alike) > 0.9 * sheet.rows and not events):
         return table
-    return _log(replace(sheet, columns={k: one for k, one in sheet.columns.items() if one is not key}), items)
+    rest = {name: one for name, one in sheet.columns.items() if one is not key}
+    return _log(replace(sheet, columns=rest), items, linked)
 
 
 def _meet(one: _Table, other: _Table) -> bool:
@@ -331,6 +360,8 @@ def _searches(guess: Guess, table: _Table, asked: _Table, others: list[_Table]) 
             guess.ask(what, "which list has the clicked items?", [{"in": one.name} for one in lists])
         elif lists:
             guess.add(what, {"in": lists[0].name}, "its items are among those shown", lists[0])
+    if not kinds:
+        _shown(guess, table)
     if kinds:
         for what in filter(kinds.get, ("clicked", "liked")):
             guess.add(what, {"column": name("kind"), "equals": kinds[what]}, "kinds of events")
@@ -341,6 +372,33 @@ def _searches(guess: Guess, table: _Table, asked: _Table, others: list[_Table]) 
         _clicked(guess, table)
     _what(guess, table)
     return clicks
+
+
+def _shown(guess: Guess, table: _Table) -> None:
+    """Offer a column that may say whether the item was shown: without it all rows count as shown."""
+    taken = [one.column for one in table.roles.values()]
+    for one in table.sheet.columns.values():
+        words = yes_no(one) if one not in taken and header(one.name, "visible") >= SAID else None
+        if words is None:
+            continue
+        stages = ("exposed", "unexposed")
+        ways = (dict(zip(words, stages, strict=True)), dict(zip(words[::-1], stages[::-1], strict=True)))
+        how = next((way for way in ways if all(_replaced(word, way) == way[word] for word in words)), None)
+        note = f"`{one.name}` ({one.samples()}) may say whether an item was shown: all rows count as shown"
+        if how:
+            line = f"stage = {toml({'column': one.name, 'replace': how})}"
+            guess.parts[guess.at].append(
+                f"# {line}    # was it shown? Without this line all rows count as shown"
+            )
+            note += f" unless the map has {line}"
+        guess.notes.append(note)
+
+
+def _replaced(text: str, by: dict[str, str]) -> str:
+    """Return a text as `replace` of a map makes it."""
+    for old, new in by.items():
+        text = text.replace(old, new)
+    return text
 
 
 def _clicked(guess: Guess, table: _Table) -> None:

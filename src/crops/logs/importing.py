@@ -35,9 +35,9 @@ from crops.ids import LEAST_HASHED, number_sql, read_salt, salt_keys, salt_mark,
 from crops.logs.appending import earlier_imports, former_import, join_former
 from crops.logs.days import DAY_US, day_of
 from crops.logs.mapped import OWN_TABLES, packaged
-from crops.logs.mapping import Dataset, Importer, MappedTable, MappingFile, load_mapping
+from crops.logs.mapping import Dataset, Importer, MappedTable, MappingFile, demand_filled, load_mapping
 from crops.logs.rules import keep_rejects
-from crops.logs.sources import LISTS, nested_message
+from crops.logs.sources import LISTS, missing_in_lines, nested_message
 from crops.logs.tables import OPTIONAL_TABLES
 from crops.logs.ubi import UBI
 from crops.logs.values import given
@@ -51,6 +51,8 @@ FORMATS = tuple(IMPORTERS)
 COMMAND = "import"
 _FIRST = ("searched_at", "watched_at", "search_id", "rank")
 """Rows are ordered by these and then by the other columns: equal sources give equal files."""
+_LOST = {"rank": "unreadable or of rows that were not shown"}
+"""Why a value became null, where it may be for another reason than that it cannot be read."""
 KEPT = "kept"
 HASHED = "hashed"
 SALTED = "salted"
@@ -68,7 +70,8 @@ class ImportCounts:
     reasons: Mapping[str, int]
     """Rejected rows by reason; a row may have several."""
     lost: Mapping[str, int]
-    """Unreadable values of optional columns, by column: null in rows that were imported."""
+    """Values of optional columns that are null in rows that were imported, by column: what cannot be read, and
+    ranks of what was not shown."""
     others: int = 0
     """Rows of another kind, which the mapping leaves out."""
 
@@ -136,6 +139,8 @@ def import_logs(
             f"{importer.name} has a mapping of its own; leave --mapping out, or import it as `table`"
         )
     columns = load_mapping(Path(mapping)) if mapping else MappingFile()
+    if mapping:
+        demand_filled(Path(mapping), columns)
     key, notes = _salt(out, salt, append=append or replace_days)
     if source.resolve().is_relative_to(out.resolve()):
         raise CropsError(f"{out} holds the source; name another folder for the output")
@@ -251,7 +256,7 @@ def _import(
     scratch: Path,
     seconds: dict[str, float],
 ) -> ImportReport:
-    tables = {}
+    tables, notes = {}, [*dataset.notes]
     for statement in dataset.setup:
         db.execute(statement)
     for mapped in dataset.tables:
@@ -260,9 +265,10 @@ def _import(
                 db.execute(statement)
             _read(db, mapped)
             _refuse_lists(db, mapped)
+            notes += _demand_columns(db, mapped, scratch)
             _demand_values(db, mapped)
             tables[mapped.table.name] = _count(db, mapped)
-        _demand_rows(mapped.table, tables[mapped.table.name])
+        _demand_rows(db, mapped, tables[mapped.table.name], scratch)
     with timed(seconds, "number the ids"):
         ids = _number_ids(db, dataset.tables, salt)
     for mapped in dataset.tables:
@@ -270,7 +276,7 @@ def _import(
             _write(db, mapped, ids, staging)
             _write_rejects(db, mapped.table, tables[mapped.table.name], staging / "rejects")
     lines = _write_lines(db, scratch, staging / "rejects")
-    return ImportReport(name, tables, lines, ids, dataset.text, dataset.notes)
+    return ImportReport(name, tables, lines, ids, dataset.text, tuple(notes))
 
 
 def _read(db: Connection, mapped: MappedTable) -> None:
@@ -335,6 +341,29 @@ def _refuse_lists(db: Connection, mapped: MappedTable) -> None:
             )
 
 
+def _demand_columns(db: Connection, mapped: MappedTable, scratch: Path) -> list[str]:
+    """Refuse a required column that no line of JSON has; return what to say of the other ones."""
+    table = f"mapped_{mapped.table.name}"
+    rows = db.execute(f"select distinct unnest(_given) from {table}").fetchall()
+    given_ = {name for (name,) in rows}
+    required = {column.name for column in mapped.table.columns if not column.nullable}
+    notes = []
+    for name, value in mapped.columns.items():
+        if value.raw is None or name in given_:
+            continue
+        read = {path: mapped.origins[path] for path in _paths(value.raw) if path in mapped.origins}
+        for said in missing_in_lines(db, read, scratch).values():
+            if name in required and count(db, table):
+                raise CropsError(said)
+            notes.append(said)
+    return notes
+
+
+def _paths(raw: str) -> list[str]:
+    """Return the columns that a text is made of."""
+    return list(dict.fromkeys(re.findall('"([^"]+)"', raw)))
+
+
 def _demand_values(db: Connection, mapped: MappedTable) -> None:
     """Refuse a column that says something in some rows and can be read in none."""
     table = f"mapped_{mapped.table.name}"
@@ -353,7 +382,7 @@ def _demand_values(db: Connection, mapped: MappedTable) -> None:
             f"select {value.raw} as raw, min(_file) from ({mapped.rows}) where {given(value.raw)}"
             " group by raw order by raw limit 3"
         ).fetchall()
-        source = ", ".join(dict.fromkeys(re.findall('"([^"]+)"', value.raw))) or value.raw
+        source = ", ".join(_paths(value.raw)) or value.raw
         raise CropsError(
             f"{mapped.table.name}: no value for {name} can be read, of {rows:,}, such as"
             f" {', '.join(repr(_short(raw)) for raw, _ in found)} in {found[0][1]}, column {source};"
@@ -382,9 +411,12 @@ def _count(db: Connection, mapped: MappedTable) -> ImportCounts:
     return ImportCounts(rows, imported, rows - imported, dict(reasons), dict(lost), others)
 
 
-def _demand_rows(table: Table, counts: ImportCounts) -> None:
+def _demand_rows(db: Connection, mapped: MappedTable, counts: ImportCounts, scratch: Path) -> None:
+    table = mapped.table
     if counts.imported or table.name in OPTIONAL_TABLES:
         return
+    for said in missing_in_lines(db, mapped.origins, scratch).values():
+        raise CropsError(said)
     found = [f"{reason} ({rows:,} rows)" for reason, rows in counts.reasons.items()]
     found += [f"{counts.others:,} rows of another kind"] if counts.others else []
     why = ", ".join(found) or "no rows"
@@ -508,7 +540,7 @@ def render_import(report: ImportReport) -> RenderableType:
     table = RichTable("table", *counts, Column("why, and values lost", overflow="fold"), title=report.format)
     for name, one in report.tables.items():
         why = [f"{reason} {rows:,}" for reason, rows in one.reasons.items()]
-        why += [f"{column} unreadable {rows:,}" for column, rows in one.lost.items()]
+        why += [f"{column} {_LOST.get(column, 'unreadable')} {rows:,}" for column, rows in one.lost.items()]
         why += [f"rows of another kind {one.others:,}"] if one.others else []
         table.add_row(name, f"{one.rows:,}", f"{one.imported:,}", f"{one.rejected:,}", ", ".join(why))
     ids = ", ".join(f"{column} {kind}" for column, kind in report.ids.items())

@@ -38,11 +38,12 @@ from crops.logs.values import (
     time,
     tokens,
 )
-from crops.schema import FEED_EVENTS, ITEMS, SEARCH_IMPRESSIONS, SEARCHES, Column, Table
+from crops.schema import FEED_EVENTS, ITEMS, SEARCH_IMPRESSIONS, SEARCHES, STAGES, Column, Table
 
 _IDS = ("user_id", "item_id", "search_id")
 _KINDS = ("column", "columns", "value", "in", "found", "position", "row")
 """Where a value can come from."""
+_UNSHOWN = f"({', '.join(literal(stage) for stage in STAGES if stage != 'exposed')})"
 
 
 def own_tables(folder: Path, mapping: MappingFile, scratch: Path) -> Dataset:
@@ -126,12 +127,34 @@ def mapped_table(
     if len(section.explode) > 1:  # whole lists, of rows that are rejected, say nothing of their elements
         columns = {name: _unread_elsewhere(value) for name, value in columns.items()}
     refused = {reason: f"_problem = {literal(reason)}" for reason in reasons}
-    return MappedTable(table, rows, columns, refused, tuple(setup), others)
+    return MappedTable(table, rows, columns, refused, tuple(setup), others, _origins(plan))
+
+
+def _origins(plan: _Plan) -> dict[str, tuple[tuple[Path, ...], str]]:
+    """Return the columns that files must have, those of joins and conditions too."""
+    section = plan.section
+    optional = {path for one in plan.how.values() if one.optional for path in one.paths()}
+    wanted = [*plan.paths, *section.where]
+    for name, join in section.join.items():
+        wanted += [f"{name}.{path}" for path in (*join.pairs.values(), *join.where)]
+    found = {}
+    for path in dict.fromkeys(wanted):
+        join_name = plan.join_of(path)
+        source = section.join[join_name] if join_name else section
+        inner = path.partition(".")[2] if join_name else path
+        if path not in optional:
+            found[path] = (find_files(plan.folder, source.files), inner)
+    return found
 
 
 def _unread_elsewhere(value: Value) -> Value:
     unread = value.unread or f"{given(value.raw)} and {value.sql} is null" if value.raw else None
     return replace(value, unread=unread and f"_problem is null and ({unread})")
+
+
+def _written(table: Table) -> str:
+    """Return the section of a table as maps have it: searches without results are in that of all."""
+    return SEARCH_IMPRESSIONS.name if table is SEARCHES else table.name
 
 
 def _demand_columns(table: Table, section: TableMapping) -> dict[str, ColumnMapping]:
@@ -141,12 +164,12 @@ def _demand_columns(table: Table, section: TableMapping) -> dict[str, ColumnMapp
         found.setdefault("stage", ColumnMapping(value="exposed"))
     for name in found:
         if name not in known:
-            raise CropsError(f"[{table.name}.columns] {name} is no column of it.{nearest(name, known)}")
+            raise CropsError(f"[{_written(table)}.columns] {name} is no column of it.{nearest(name, known)}")
     for column in table.columns:
         if not column.optional and column.name not in found:
             several = '; it may be made of several: { columns = ["user", "session", "query"] }'
             hint = several if column.name == "search_id" else ""
-            raise CropsError(f"[{table.name}.columns] lacks {column.name}: {column.doc}{hint}")
+            raise CropsError(f"[{_written(table)}.columns] lacks {column.name}: {column.doc}{hint}")
     return {name: ColumnMapping(column=one) if isinstance(one, str) else one for name, one in found.items()}
 
 
@@ -193,10 +216,10 @@ class _Plan:
 def _demand_sense(plan: _Plan) -> None:
     section = plan.section
     for name, one in plan.how.items():
-        where = f"[{plan.table.name}.columns] {name}"
+        where = f"[{_written(plan.table)}.columns] {name}"
         if one.found is not None and one.found not in section.join:
             hint = nearest(one.found, section.join)
-            raise CropsError(f"{where}: there is no [{plan.table.name}.join.{one.found}].{hint}")
+            raise CropsError(f"{where}: there is no [{_written(plan.table)}.join.{one.found}].{hint}")
         if one.position is not None and one.position not in section.explode:
             raise CropsError(f'{where}: a position is one in a list: explode = "{one.position}"')
         if one.listed is not None and not ("item_id" in plan.how and plan.how["item_id"].column):
@@ -406,7 +429,19 @@ def _exploded(plan: _Plan, rows: str) -> str:
 
 
 def _value(plan: _Plan, column: Column, how: ColumnMapping, offset_minutes: int, rows: str) -> Value:
-    where = f"[{plan.table.name}.columns] {column.name}"
+    """Return what a column becomes; a rank beside a row that was not shown is none, and counted as lost."""
+    found = _plain_value(plan, column, how, offset_minutes, rows)
+    stage = plan.how.get("stage")
+    if column.name != "rank" or stage is None or stage.value == "exposed":
+        return found
+    (of_stage,) = (one for one in plan.table.columns if one.name == "stage")
+    unshown = f"{_plain_value(plan, of_stage, stage, offset_minutes, rows).sql} in {_UNSHOWN}"
+    unread = f"{given(found.raw)} and {found.sql} is null" if found.raw else None
+    return replace(found, sql=f"case when {unshown} then null else {found.sql} end", unread=unread)
+
+
+def _plain_value(plan: _Plan, column: Column, how: ColumnMapping, offset_minutes: int, rows: str) -> Value:
+    where = f"[{_written(plan.table)}.columns] {column.name}"
     given = how.model_dump(include={"listed", *_KINDS}, exclude_defaults=True)
     if len(given) != 1:
         raise CropsError(f"{where}: say one of {', '.join(_KINDS)}")

@@ -43,6 +43,8 @@ class MappedTable:
     """SQL statements that make what `rows` reads."""
     others: str = ""
     """SQL that counts the rows of the source that are of another kind; empty where there are none."""
+    origins: MappingType[str, tuple[tuple[Path, ...], str]] = field(default_factory=dict)
+    """Column of `rows` -> the files that must have it, and its path there."""
 
 
 @dataclass(frozen=True)
@@ -248,6 +250,29 @@ class MappingFile(_Section):
                 f"utc_offset = '{self.utc_offset}': write it as +08:00, between -14:00 and +14:00"
             )
         return -minutes if match[1] == "-" else minutes
+
+
+def demand_filled(path: Path, mapping: MappingFile) -> None:
+    """Refuse a map of `crops import --guess` with a line that is still to do: its column is not there.
+
+    Raises:
+        CropsError: there is one.
+    """
+    section, left = "", []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if found := re.match(r"\[(\w+)", line):
+            section = found[1]
+        one: TableMapping | None = (
+            getattr(mapping, section, None) if section in mapping.model_fields_set else None
+        )
+        asked = re.match(r"# TO DO, (\w+):", line)
+        if asked and not (one and asked[1] in one.columns):
+            left.append(f"{asked[1]} of [{section}] (line {number})")
+    if left:
+        raise CropsError(
+            f"{path} has lines marked TO DO that nobody has filled in: {', '.join(left)}; take the # off one of"
+            " the lines below each and correct it, or delete what you can do without"
+        )
 
 
 def load_mapping(path: Path) -> MappingFile:

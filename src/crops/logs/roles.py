@@ -11,7 +11,7 @@ import itertools
 import re
 import tomllib
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 
@@ -33,7 +33,14 @@ MOST = 0.8
 """Share of the searches: fewer have a click."""
 _YES = {"1", "true", "t", "yes", "y", "1.0"}
 _NO = {"0", "false", "f", "no", "n", "0.0"}
-_YES_ELSEWHERE = {"ja", "j", "si", "sí", "oui", "sim", "да", "是", "はい", "예"}
+_YES_ELSEWHERE = {"ja", "j", "si", "sí", "s", "oui", "o", "sim", "да", "是", "はい", "예"}
+_NO_ELSEWHERE = {"nein", "não", "nao", "non", "нет", "否", "いいえ", "아니요"}
+_REFERS = 0.8
+"""Share of the ids of a column that are in the key of another table, of which only the first rows are seen."""
+_FEW = 50
+"""Whole numbers must be more than these to be told from places and counts."""
+Linked = tuple[Collection[tuple[str, str]], Collection[tuple[str, str]]]
+"""Columns with ids of items, and with ids of any other table: see `links`."""
 
 
 @functools.cache
@@ -110,6 +117,59 @@ def truth(column: Column) -> list[str] | None:
     return yes if yes and len(yes) < len(lower) else None
 
 
+def yes_no(column: Column) -> tuple[str, str] | None:
+    """Return the texts for yes and no of a column that has only these; None of any other."""
+    words = sorted(set(column.texts))
+    yes = [one for one in words if one.lower() in _YES | _YES_ELSEWHERE]
+    no = [one for one in words if one.lower() in _NO | _NO_ELSEWHERE]
+    return (yes[0], no[0]) if len(words) == 2 and len(yes) == len(no) == 1 else None
+
+
+def links(sheets: Sequence[Sheet]) -> Linked:
+    """Return the columns that hold ids of items by their values, and all that hold ids of another table.
+
+    Both as (files, name). A column refers to the key of another table, a column without repeats, if most of
+    its values are there. That key is of items unless a header says that either is of users or searches, or
+    another column that refers to its table, or is its key, is called an item.
+    """
+    refers = [
+        (sheet, key, other, column)
+        for sheet, other in itertools.permutations(sheets, 2)
+        for key in sheet.columns.values()
+        if len(key.distinct) >= max(2, OFTEN * sheet.rows) and _fit("item_id", key, sheet) > 0.5
+        for column in other.columns.values()
+        if _refers(column, key)
+    ]
+    other_roles = [role for role in LOG.split() if role not in ("item_id", "keyword", "category")]
+
+    def of_items(*columns: Column) -> bool:
+        return max(header(one.name, role) for one in columns for role in other_roles) < SAID
+
+    def named(columns: Iterable[Column]) -> bool:
+        return any(header(one.name, "item_id") >= SAID for one in columns)
+
+    items = set()
+    for sheet in sheets:
+        mine = [one for one in refers if one[0] is sheet and of_items(one[1], one[3])]
+        if mine and not sheet.bare and not named(one[1] for one in mine):
+            key = max((one[1] for one in mine), key=lambda key: sum(one[1] is key for one in mine))
+            items.add((sheet.files, key.name))
+    for other in sheets:
+        mine = [one for one in refers if one[2] is other and of_items(one[1], one[3])]
+        if mine and not other.bare and not named(one[3] for one in mine):
+            items |= {(other.files, one[3].name) for one in mine[:1]}
+    return items, {(other.files, column.name) for _, _, other, column in refers}
+
+
+def _refers(column: Column, key: Column) -> bool:
+    if not column.distinct or column.lists or (column.times and column.name != key.name):
+        return False
+    numbers = column.share(WHOLE.fullmatch) > 0.5
+    if column.name != key.name and numbers and len(column.distinct) <= _FEW:
+        return False
+    return len(column.distinct & key.distinct) >= _REFERS * len(column.distinct)
+
+
 def _fit(role: str, column: Column, sheet: Sheet) -> float:
     """Return how well values suit a role, from 0 to 1."""
     share = column.share
@@ -139,6 +199,8 @@ def _fit(role: str, column: Column, sheet: Sheet) -> float:
             return share(NUMBER.fullmatch) >= OFTEN
         case "kind":
             return 1 < len(column.distinct) <= 40 and (1 if any(map(act, column.distinct)) else 0.3)
+        case "query" if yes_no(column):
+            return 0.0
         case "query" | "title" | "description" | "keyword" | "category":
             long = role == "query" and sum(map(len, column.texts)) > 200 * len(column.texts)
             letters = 0.8 + 0.2 * column.letters if role == "category" else column.letters
@@ -180,15 +242,33 @@ class Choice:
     header: float
     rival: Column | None = None
     """Another column that suits as well."""
+    linked: bool = False
+    """Whether its values are ids of another table."""
 
     @property
     def why(self) -> str:
         """What speaks for it."""
-        return "its name" if self.header > 0.8 else "part of its name" if self.header else "its values only"
+        if self.header > 0.8:
+            return "its name"
+        if self.linked:
+            return "its values are those of another table"
+        return "part of its name" if self.header else "its values only"
 
 
-def roles(sheet: Sheet, wanted: str, items: Collection[str] = ()) -> dict[str, Choice]:
-    """Return the column of each role that has one; the best fit chooses first."""
+def roles(
+    sheet: Sheet,
+    wanted: str,
+    items: Collection[str] = (),
+    linked: Linked = ((), ()),
+) -> dict[str, Choice]:
+    """Return the column of each role that has one; the best fit chooses first.
+
+    Args:
+        sheet: the table.
+        wanted: the roles.
+        items: ids of the catalogue.
+        linked: what `links` says of all tables.
+    """
     scores = []
     named = {
         column: max(header(column.name, role) for role in wanted.split()) for column in sheet.columns.values()
@@ -197,11 +277,16 @@ def roles(sheet: Sheet, wanted: str, items: Collection[str] = ()) -> dict[str, C
         said = 0.0 if sheet.bare else header(column.name, role)
         if role == "item_id" and column.name == sheet.shown:
             said = 2.0
+        place = (sheet.files, column.name)
+        by_values = WHOLE_NAME if role == "item_id" and place in linked[0] else 0.0
         if role in ("keyword", "category") and wanted is LOG:
             said *= 0.9
         values = _BY_VALUES.get(role, 0) if sheet.bare and (role != "title" or wanted is CATALOGUE) else 0
         score = _fit(role, column, sheet) * max(
-            said, values, 0.12 * (role == "query" and named[column] < 0.3)
+            said,
+            values,
+            by_values,
+            0.12 * (role == "query" and named[column] < 0.3 and place not in linked[1]),
         )
         score *= 0.5 + 0.5 * sum(cell is not None for cell in column.cells) / len(column.cells)
         if role == "item_id" and items and column.distinct:
@@ -218,7 +303,9 @@ def roles(sheet: Sheet, wanted: str, items: Collection[str] = ()) -> dict[str, C
             alike = [o for s, _, r, o in scores if r == role == best[o] and s >= near and o is not column]
             if role == "item_id":  # what was clicked is no rival of what was shown
                 alike = [o for o in alike if header(o.name, "clicks") < SAID]
-            found[role] = Choice(column, said, next((o for o in alike if not _same(role, column, o)), None))
+            rival = next((o for o in alike if not _same(role, column, o)), None)
+            by_values = role == "item_id" and (sheet.files, column.name) in linked[0]
+            found[role] = Choice(column, said, rival, by_values)
     return found
 
 

@@ -23,7 +23,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from crops.errors import CropsError
+from crops.errors import CropsError, nearest_path
 from crops.schema import EARLIEST_US, LATEST_US
 
 ROWS = 20_000
@@ -167,15 +167,24 @@ class Sheet:
         return max(len(column.cells) for column in self.columns.values())
 
 
+def inside(source: Path) -> list[Path]:
+    """Return the files of a folder, or the file itself, without hidden ones."""
+    folder = source if source.is_dir() else source.parent
+    found = sorted(source.rglob("*")) if source.is_dir() else [source]
+    return [path for path in found if path.is_file() and path.relative_to(folder).parts[0][0] not in "._"]
+
+
 def look(source: Path) -> list[Sheet]:
     """Return the tables of a folder, or of one file, as far as `ROWS` rows tell.
 
     Raises:
         CropsError: there is no file to read, or one cannot be read.
     """
-    folder = source if source.is_dir() else source.parent
-    inside = sorted(source.rglob("*")) if source.is_dir() else [source]
-    there = [path for path in inside if path.is_file() and path.relative_to(folder).parts[0][0] not in "._"]
+    if not source.exists():
+        raise CropsError(
+            f"{source} does not exist; name the folder or the file of your logs{nearest_path(source)}"
+        )
+    folder, there = source if source.is_dir() else source.parent, inside(source)
     if not there:
         raise CropsError(f"{source}: no files; name the folder or the file that holds your logs")
     files = [path for path in there if _kind(path) in _READ]

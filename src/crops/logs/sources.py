@@ -18,8 +18,8 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from crops.database import failing_as, literal, open_database, path_literal, quoted
-from crops.errors import CropsError, nearest
+from crops.database import Connection, failing_as, literal, open_database, path_literal, quoted
+from crops.errors import CropsError, nearest, nearest_path
 from crops.logs.tables import distinct_names, refuse_lake_tables, rows_of
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -63,7 +63,8 @@ def find_files(folder: Path, pattern: str) -> tuple[Path, ...]:
             or Hudi.
     """
     if not folder.is_dir():
-        raise CropsError(f"{folder} is not a folder; name the folder that holds {pattern}")
+        wrong = "is not a folder" if folder.exists() else "does not exist"
+        raise CropsError(f"{folder} {wrong}; name the folder that holds {pattern}{nearest_path(folder)}")
     known = (*_DELIMITERS, *_LINES, ".parquet", *_PLAIN)
     found: set[Path] = set()
     for path in folder.absolute().glob(pattern):
@@ -142,6 +143,32 @@ def read_sql(
         for name, column in columns.items()
     ]
     return f"select {', '.join(fields)}, cast(null as VARCHAR) as _problem, _file, _row from {rows}"
+
+
+def missing_in_lines(
+    db: Connection, origins: Mapping[str, tuple[tuple[Path, ...], str]], scratch: Path
+) -> dict[str, str]:
+    """Return what to say of the columns of JSON that no line has, with the nearest name that one has.
+
+    Of other files `read_sql` knows it beforehand.
+
+    Args:
+        db: where it is counted.
+        origins: name -> files and path, see `crops.logs.mapping.MappedTable`.
+        scratch: folder for clean copies.
+    """
+    keys: dict[tuple[Path, ...], list[str]] = {}
+    said = {}
+    for name, (files, path) in origins.items():
+        if _kind(files[0]) != "json":
+            continue
+        if files not in keys:
+            found = f"select distinct unnest(json_keys(doc)) as key from ({lines_sql(files, scratch)})"
+            keys[files] = [key for (key,) in db.execute(f"{found} order by key").fetchall()]
+        if _column_of(path, keys[files]) is None:
+            of = files[0] if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"
+            said[name] = f"{of}: column {path} is missing: no line has it.{nearest(path, keys[files])}"
+    return said
 
 
 def _column_of(path: str, header: Collection[str]) -> str | None:

@@ -249,9 +249,8 @@ def _opened(logs: str | Path, wanted: Sequence[Table]) -> Logs:
     path = str(logs) if is_uri(logs) else Path(logs).absolute()
     uris = table_uris(path) if isinstance(path, str) else {}
     if isinstance(path, Path) and not path.is_dir():
-        raise CropsError(
-            f"{path} is not a folder; name the folder that holds items.parquet{nearest_path(path)}"
-        )
+        wrong = "is not a folder" if path.exists() else "does not exist"
+        raise CropsError(f"{path} {wrong}; name the folder that holds items.parquet{nearest_path(path)}")
     for table in wanted:
         if isinstance(path, str):
             tables[table.name], found = inspect_source(path, uris.get(table.name), table)
@@ -259,8 +258,8 @@ def _opened(logs: str | Path, wanted: Sequence[Table]) -> Logs:
             tables[table.name], found = inspect(path, table)
         faults += found
     if faults:
-        inside = isinstance(path, Path) and (path / "logs").is_dir()
-        hints = [f"did you mean {path}/logs?"] if inside else []
+        inside = (name for name in ("logs", "accepted") if isinstance(path, Path) and (path / name).is_dir())
+        hints = [f"did you mean {path}/{name}?" for name in inside][:1]
         raise CropsError("\n  ".join([f"{path}: the logs cannot be read:", *describe(faults), *hints]))
     days = {name: table_days(files) for name, files in tables.items() if files.table.partitioned}
     searched = days.get("search_impressions", days.get(SEARCHES.name, ()))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
 from crops.config import EngineConfig
@@ -24,15 +24,18 @@ class Missing(NamedTuple):
     """The key of the source that cannot help without it."""
 
 
-def outlook_page(found: Outlook, config: EngineConfig, notes: Sequence[str] = ()) -> Page:
+def outlook_page(
+    found: Outlook, config: EngineConfig, notes: Sequence[str] = (), rejected: Collection[str] = ()
+) -> Page:
     """Return the page of an outlook, the verdict first.
 
     Args:
         found: what was counted.
         config: the settings that it was counted with.
         notes: what else is known of the logs, as sentences.
+        rejected: stages all of whose rows the check has rejected.
     """
-    missing = list(_missing(found, config))
+    missing = list(_missing(found, config, rejected))
     rows = [(one.what, one.effect) for one in missing]
     table = Table("What is missing", ["Missing", "Effect"], rows, words=[0, 1], headed=False)
     gaps = [Section("What is missing, and its effect", tables=[table])] if rows else []
@@ -129,7 +132,7 @@ def about(number: float) -> str:
     return f"{round(whole, min(0, 2 - len(str(whole)))):,}"
 
 
-def _missing(found: Outlook, config: EngineConfig) -> Iterator[Missing]:
+def _missing(found: Outlook, config: EngineConfig, rejected: Collection[str]) -> Iterator[Missing]:
     counts = found.counts
     yield from _missing_rewordings(found, f"{config.reformulation.window_s:g} s")
     yield from _missing_feed(found, f"{config.feed.window_s / 60:g} minutes")
@@ -139,6 +142,8 @@ def _missing(found: Outlook, config: EngineConfig) -> Iterator[Missing]:
     for stage, label in (("unexposed", 2), ("filtered", 1)):
         if not found.stages.get(stage):
             what = f"no results that were {_STAGES[stage]}: label {label} is absent"
+            if stage in rejected:
+                what = f"all results that were {_STAGES[stage]} are rejected: label {label} is absent"
             yield Missing(what, "fewer hard negatives: shown results and other queries' documents remain")
     if not counts["llm_queries"]:
         what = f"no query of {config.knowledge.min_users} users"

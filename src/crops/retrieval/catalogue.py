@@ -83,7 +83,8 @@ def load_items(
     path = Path(path)
     if CLICK_QUERY in rendering.columns and queries is None:
         require_lag(path)
-    ids, texts = sorted_catalogue(*_read_items(path, rendering, queries))
+    read = _read_items(path, rendering, queries)
+    ids, texts = sorted_catalogue(*read, lambda number: own_ids(path).get(number, str(number)))
     if MINED_QUERY in rendering.columns and queries is not None:
         added = queries.filter(queries[MINED_QUERY].is_valid())["item_id"].to_numpy()
         if 2 * (unknown := np.setdiff1d(added, ids)).size > len(added):
@@ -197,9 +198,16 @@ def item_files(path: Path) -> list[Path]:
     files = sorted(parts.glob("*.parquet"))
     if not files:
         raise CropsError(
-            f"{path}: no items.parquet and no folder items/ with Parquet files in it{nearest_path(path)}"
+            f"{path}: no items.parquet and no folder items/ with Parquet files in it{_hint(path)}"
         )
     return files
+
+
+def _hint(path: Path) -> str:
+    """Return what was perhaps meant: the accepted rows in the folder of a check, or a name nearby."""
+    if (path / "accepted").is_dir():
+        return f"; did you mean {path / 'accepted'}?"
+    return nearest_path(path)
 
 
 def load_queries(path: str | Path) -> tuple[NDArray[np.int64], list[str]]:
@@ -304,9 +312,16 @@ def _literal(value: int | str) -> str:
 
 
 def sorted_catalogue(
-    item_ids: NDArray[np.int64] | Sequence[int], texts: Sequence[str]
+    item_ids: NDArray[np.int64] | Sequence[int],
+    texts: Sequence[str],
+    own_id: Callable[[int], str] = str,
 ) -> tuple[NDArray[np.int64], list[str]]:
     """Return a catalogue in the order of its ids.
+
+    Args:
+        item_ids: [n].
+        texts: n.
+        own_id: the source's own id of an item, for a message.
 
     Raises:
         CropsError: it is empty, ids and texts differ in number, or an id is repeated or negative
@@ -325,7 +340,8 @@ def sorted_catalogue(
     order = np.argsort(ids, kind="stable")
     ids = ids[order]
     if (repeated := ids[1:][ids[1:] == ids[:-1]]).size:
-        raise CropsError(f"item_id {repeated[0]} is in the catalogue more than once; run `crops check` first")
+        named = own_id(int(repeated[0]))
+        raise CropsError(f"item_id {named} is in the catalogue more than once; run `crops check` first")
     return ids, [texts[position] for position in order]
 
 
