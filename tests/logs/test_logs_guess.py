@@ -311,7 +311,9 @@ def test_a_guess_that_is_not_sure_asks_and_imports_nothing(text, said, left, tmp
         write_guess(tmp_path / "log.csv", tmp_path / "map.toml")
     written = (tmp_path / "map.toml").read_text()
     assert all(any(one in line for line in written.splitlines() if line.startswith("# ")) for one in left)
-    with pytest.raises(CropsError, match=r"\[(items|search_impressions).columns\] lacks"):
+    with pytest.raises(
+        CropsError, match=r"lines marked TO DO .*of \[(items|search_impressions)\] .line \d+.*take the # off"
+    ):
         import_logs("table", tmp_path, tmp_path / "logs", tmp_path / "map.toml")
     with pytest.raises(CropsError, match="map.toml is there already, perhaps with your corrections"):
         write_guess(tmp_path / "log.csv", tmp_path / "map.toml")
@@ -414,3 +416,66 @@ def test_the_command_tells_the_kind_or_what_to_type_next(tmp_path, monkeypatch):
     said = told("--guess", "impressions/impressions.csv")
     assert said.endswith("next: crops import table impressions --mapping map.toml --out LOGS")
     assert "say where the logs go: --out LOGS" in told("table", "impressions")
+
+
+def spanish_shop(folder):
+    """Sixty searches of three results each, the first one clicked, the third never on screen."""
+    folder.mkdir()
+    products = [f"REF-{n:04d};producto {chr(97 + n % 26)} {n};hogar" for n in range(60)]
+    (folder / "productos.csv").write_text("\n".join(["referencia;nombre;categoria", *products]))
+    shown, clicks = [], ["id_busqueda,referencia,fecha"]
+    for n in range(60):
+        for place in range(3):
+            row = {
+                "id_busqueda": f"B{n}",
+                "usuario": f"u{n % 9}",
+                "consulta": f"producto {chr(97 + n % 26)} barato",
+                "fecha": f"2026-01-0{1 + n % 3}T10:{n:02d}:00",
+                "referencia": f"REF-{(n + place) % 60:04d}",
+                "posicion": place + 1,
+                "visto": "no" if place == 2 else "si",
+            }
+            shown.append(json.dumps(row))
+        clicks.append(f"B{n},REF-{n:04d},2026-01-0{1 + n % 3}T10:{n:02d}:30")
+    (folder / "impresiones.jsonl").write_text("\n".join(shown))
+    (folder / "clics.csv").write_text("\n".join(clicks))
+    (folder / "leeme.pdf").write_text("x")
+    return folder
+
+
+def test_a_spanish_shop_is_joined_by_what_its_columns_hold(tmp_path):
+    folder = spanish_shop(tmp_path / "shop")
+    notes = "\n".join(write_guess(folder, tmp_path / "map.toml").notes)
+    assert "not used: leeme.pdf" in notes
+    assert "`visto`" in notes
+    assert "all rows count as shown unless the map has stage" in notes
+    import_logs("table", folder, tmp_path / "logs", tmp_path / "map.toml")
+    rows = pq.read_table(tmp_path / "logs/search_impressions", partitioning=None).to_pylist()
+    assert len(rows) == 180
+    assert sum(row["clicked"] for row in rows) == 60
+    assert {row["query"] for row in rows} == {f"producto {chr(97 + n)} barato" for n in range(26)}
+    assert pq.read_table(tmp_path / "logs/items.parquet").num_rows == 60
+
+
+def test_a_map_says_what_was_not_shown_and_loses_its_ranks_only(tmp_path):
+    folder = spanish_shop(tmp_path / "shop")
+    write_guess(folder, tmp_path / "map.toml")
+    lines = (tmp_path / "map.toml").read_text().splitlines()
+    taken = [line.removeprefix("# ") if line.startswith("# stage = ") else line for line in lines]
+    assert taken != lines
+    (tmp_path / "map.toml").write_text("\n".join(taken))
+    import_logs("table", folder, tmp_path / "logs", tmp_path / "map.toml")
+    rows = pq.read_table(tmp_path / "logs/search_impressions", partitioning=None).to_pylist()
+    assert {(row["stage"], row["rank"]) for row in rows} == {
+        ("exposed", 1),
+        ("exposed", 2),
+        ("unexposed", None),
+    }
+    wrong = "\n".join(taken).replace('query = "consulta"', 'query = "consultas"')
+    (tmp_path / "wrong.toml").write_text(wrong)
+    with pytest.raises(
+        CropsError, match="column consultas is missing: no line has it. Did you mean 'consulta'"
+    ):
+        import_logs("table", folder, tmp_path / "other", tmp_path / "wrong.toml")
+    with pytest.raises(CropsError, match="does not exist"):
+        write_guess(tmp_path / "nowhere", tmp_path / "none.toml")

@@ -185,7 +185,7 @@ def test_types_that_read_without_loss_are_accepted(write_logs, tmp_path, name, v
 
 
 def test_a_missing_folder_table_and_partition_name(write_logs, tmp_path):
-    with pytest.raises(CropsError, match="is not a folder"):
+    with pytest.raises(CropsError, match="does not exist"):
         open_logs(tmp_path / "nowhere")
     folder = write_logs(tmp_path / "logs")
     (folder / "items.parquet").rename(folder / "item.parquet")

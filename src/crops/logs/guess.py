@@ -360,12 +360,11 @@ def _searches(guess: Guess, table: _Table, asked: _Table, others: list[_Table]) 
             guess.ask(what, "which list has the clicked items?", [{"in": one.name} for one in lists])
         elif lists:
             guess.add(what, {"in": lists[0].name}, "its items are among those shown", lists[0])
-    if not kinds:
-        _shown(guess, table)
     if kinds:
         for what in filter(kinds.get, ("clicked", "liked")):
             guess.add(what, {"column": name("kind"), "equals": kinds[what]}, "kinds of events")
         return []
+    _shown(guess, table)
     if clicks:
         guess.add("clicked", {"found": "clicks"}, f"a row of {clicks[0].sheet.files}")
     elif not told:

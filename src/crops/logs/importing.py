@@ -70,8 +70,8 @@ class ImportCounts:
     reasons: Mapping[str, int]
     """Rejected rows by reason; a row may have several."""
     lost: Mapping[str, int]
-    """Values of optional columns that are null in rows that were imported, by column: what cannot be read, and
-    ranks of what was not shown."""
+    """Values of optional columns that are null in rows that were imported, by column: what cannot be read,
+    and ranks of what was not shown."""
     others: int = 0
     """Rows of another kind, which the mapping leaves out."""
 

@@ -270,8 +270,8 @@ def demand_filled(path: Path, mapping: MappingFile) -> None:
             left.append(f"{asked[1]} of [{section}] (line {number})")
     if left:
         raise CropsError(
-            f"{path} has lines marked TO DO that nobody has filled in: {', '.join(left)}; take the # off one of"
-            " the lines below each and correct it, or delete what you can do without"
+            f"{path} has lines marked TO DO that nobody has filled in: {', '.join(left)}; take the # off one "
+            "of the lines below each and correct it, or delete what you can do without"
         )
 
 

@@ -36,7 +36,7 @@ _NO = {"0", "false", "f", "no", "n", "0.0"}
 _YES_ELSEWHERE = {"ja", "j", "si", "sí", "s", "oui", "o", "sim", "да", "是", "はい", "예"}
 _NO_ELSEWHERE = {"nein", "não", "nao", "non", "нет", "否", "いいえ", "아니요"}
 _REFERS = 0.8
-"""Share of the ids of a column that are in the key of another table, of which only the first rows are seen."""
+"""Share of the ids of a column that are in the key of another table, as far as its first rows are seen."""
 _FEW = 50
 """Whole numbers must be more than these to be told from places and counts."""
 Linked = tuple[Collection[tuple[str, str]], Collection[tuple[str, str]]]
