@@ -30,7 +30,7 @@ def test_bm25_takes_its_tokeniser_behind_a_colon():
     assert load_retriever("bm25:bigrams", *catalogue).search(["养猫"], 1)[0].tolist() == [[1]]
     assert load_retriever("bm25", *catalogue).search(["养猫"], 1)[0].tolist() == [[1]]
     assert load_retriever("bm25:english", *catalogue).search(["养猫"], 1)[0].tolist() == [[-1]]
-    with pytest.raises(CropsError, match="unknown tokeniser 'jieba'; known: english, bigrams"):
+    with pytest.raises(CropsError, match="unknown tokeniser 'jieba'; known: english, folded, bigrams"):
         load_retriever("bm25:jieba", *catalogue)
 
 

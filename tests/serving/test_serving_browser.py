@@ -109,7 +109,7 @@ def test_search_and_compare(open_page, address):
 def test_open_the_evidence_and_follow_it_to_the_training_group(open_page, address):
     page = open_page(f"{address}/?q=jaguar")
     hit = page.locator("#index-3")
-    evidence = hit.get_by_text("consumed after rewording as “spotted cat”, 4 times; of this query")
+    evidence = hit.get_by_text("consumed after rewording as “spotted cat”, 4 times")
     pair = hit.get_by_text("consumed after rewording as “spotted cat”: 4 times by 4 people")
     assert evidence.count() == 0
     hit.get_by_role("link", name="Why?").click()
