@@ -219,10 +219,12 @@ def test_a_demo_that_stops_leaves_nothing_of_the_former_beside_a_new_world(
     out = tmp_path / "out"
     shutil.copytree(demo, out)
     assert is_demo(out)
+    (out / "models" / "my own").mkdir()
     monkeypatch.setattr("crops.cli.demo.mine_day", Mock(side_effect=KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         crops.demo(out, config=settings, seed=4)
     left = {path.name for path in out.iterdir()}
     assert {"checked", "world"} <= left
-    assert left.isdisjoint({"models", "samples", "recommended", "evaluation", "index", "report.html"})
+    assert left.isdisjoint({"samples", "recommended", "evaluation", "report.html"})
+    assert [path.name for path in (out / "models").iterdir()] == ["my own"]
     assert not is_demo(out)

@@ -110,8 +110,8 @@ def demo(
     require_encoder(run.training)
     seconds: dict[str, float] = {}
     if is_done(out / "world"):  # nothing of a former demo may stand beside another world
-        for name in _MADE:
-            shutil.rmtree(out / name, ignore_errors=True)
+        for folder in (one for pattern in _MADE for one in out.glob(pattern)):
+            shutil.rmtree(folder)
         (out / REPORT).unlink(missing_ok=True)
     world = make_world(out, simulated, again=True)
     logs, truth, samples = world.logs, world.truth, out / "samples"
@@ -159,8 +159,8 @@ def demo(
 
 
 REPORT = "report.html"
-_MADE = ("index", "models", "samples", "recommended", "evaluation")
-"""Folders that a demo makes of its world."""
+_MADE = ("index/[0-9][0-9][0-9]", "models/[0-9][0-9][0-9]", "samples", "recommended", "evaluation")
+"""Folders that a demo makes of its world; what else lies in index/ and models/ is somebody's own."""
 EXPANDED, RECOMMENDED = "ours: baseline, expanded", "ours: recommended"
 
 
