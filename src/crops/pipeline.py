@@ -449,13 +449,14 @@ def evidence_theta(logs: Path, days: Sequence[str], run: RunConfig) -> PairScore
     return EvidenceScorer(fitted(folder, manifest["model"]), evidence)
 
 
-def expand_rewordings(logs: Path, day: str, out: Path, run: RunConfig) -> None:
-    """Write the queries that the rewordings of a day add to the texts of items (`crops expand`).
+def expand_rewordings(logs: Path, days: Sequence[str], out: Path, run: RunConfig) -> None:
+    """Write the queries that the rewordings of some days add to the texts of items (`crops expand`).
 
     They are mined for it without theta, into a folder beside `out`.
     """
     mined = out.with_name(f"{out.name}-rewordings")
-    mine_day(logs, day, mined, rewordings_only(run))
+    only = with_settings(rewordings_only(run), {"engine.days": tuple(days)})
+    mine_logs(logs, mined, only, None)
     expand(mined, out, run.expansion)
 
 

@@ -43,7 +43,7 @@ def done(monkeypatch):
         samples.mkdir(exist_ok=True)
         (samples / "clicks").write_text(str(sum(shown["clicked"].to_pylist())))
 
-    def train(arm, samples, model, training, seed):
+    def train(arm, samples, model, training, seed, fields):
         done.append(("train", arm, model.name))
         model.mkdir(parents=True)
         (model / "salt").write_text(arm + (samples / "clicks").read_text())
@@ -61,7 +61,8 @@ def make_loop(out, world):
     samples.mkdir(parents=True, exist_ok=True)
     (samples / "clicks").write_text("first")
     run = RunConfig()
-    return Loop(out / "arms", world, samples, "dense", run, run.training, out / "documents.jsonl")
+    first = dict.fromkeys(("a", "b"), samples)
+    return Loop(out / "arms", world, first, "dense", run, run.training, out / "documents.jsonl")
 
 
 def files(folder):
@@ -194,7 +195,7 @@ def test_observables_by_hand(tmp_path, write_logs):
         "satisfied": [False, False, True, False, False, True],
     }
     pq.write_table(pa.table(columns), outcomes / "part-0.parquet")
-    evidence = SimulatedDays((logs,), (f"{truth}/searches.parquet",), truth, 10, 0, tmp_path / "arm")
+    evidence = SimulatedDays(logs, (f"{truth}/searches.parquet",), truth, 10, 0, tmp_path / "arm")
     keys = ("catalogue", "senses", "satisfied", "reformulated")
     measured = measure_days(evidence, keys)["2026-01-05"]
     assert measured["catalogue"].value == pytest.approx(3 / 10)

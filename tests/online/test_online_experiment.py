@@ -12,10 +12,13 @@ import pytest
 from online_hand import SESSIONS, Pick, make_start
 
 from crops.cli.experiment import bubble_loop, experiment
+from crops.engine.documents import COUNTED
 from crops.errors import CropsError
 from crops.online.assignment import Experiment, Trial, assign, log_exposures, name_arms, route_traffic, split
 from crops.online.experiment import in_own_layer, online_day, preregister, run_live, run_paired
-from crops.platform import ROUTES, same_for_all, simulate_day
+from crops.outputs import read_manifest
+from crops.pipeline import FIRST_DAY, TRAIN, WARM_UP
+from crops.platform import ROUTES, day_name, same_for_all, simulate_day
 
 HALF = split({"control": 0.4, "treatment": 0.4})
 
@@ -207,7 +210,11 @@ def test_a_folder_of_another_plan_is_refused(start, tmp_path):
             {"arms": "baseline,expanded"},
             "expanded changes the texts of items; use --models dense",
         ),
-        (bubble_loop, {"arms": "crops,recommended"}, "recommended changes the texts.*use crops experiment"),
+        (
+            bubble_loop,
+            {"arms": "crops,recommended", "model": "sparse"},
+            "recommended changes the texts.*use --model dense",
+        ),
         (bubble_loop, {"arms": "crops,-p9"}, "unknown arm '-p9'"),
         (bubble_loop, {"model": "both"}, "unknown model 'both'"),
         (bubble_loop, {"days": 40}, "40"),
@@ -219,12 +226,36 @@ def test_impossible_experiments_are_refused_before_any_work(tmp_path, command, o
     assert not (tmp_path / "out").exists()
 
 
-def test_a_tiny_experiment_from_nothing_to_logs_and_back(tmp_path, monkeypatch):
-    settings = tmp_path / "run.toml"
-    settings.write_text(
+@pytest.fixture
+def settings(tmp_path):
+    """Settings of a platform with few searches, and of trainings of two steps."""
+    file = tmp_path / "run.toml"
+    file.write_text(
         '[training]\nsteps = 2\nbatch_queries = 8\n[relevance]\nmodel = "none"\n[platform]\nsessions = 60\n'
-        "[expansion]\nusers = 1\n"
+        "[expansion]\nusers = 1\n[document]\nclick_users = 1\n"
     )
+    return file
+
+
+def test_a_tiny_loop_expands_with_all_days_before(tmp_path, settings):
+    options = {"size": "tiny", "days": 2, "arms": "baseline,recommended"}
+    out = bubble_loop(tmp_path / "out", **options, config=settings).parent
+    folder = out / "arms"
+    day, after = (day_name(FIRST_DAY + n) for n in range(2))
+    expanded = folder / "recommended" / "expanded"
+    assert read_manifest(expanded / day, "expand")["days"] == [day_name(TRAIN)]
+    assert read_manifest(expanded / after, "expand")["days"] == [day_name(TRAIN), day]
+    # The click queries that the recipe trains on are those of all days before, too.
+    mined = read_manifest(folder / "recommended" / "samples", "mine")
+    assert mined[COUNTED] == [day_name(WARM_UP), day_name(TRAIN)]
+    assert not (folder / "baseline" / "expanded").exists()
+    measured = json.loads((out / "loop.json").read_text())
+    assert {arm: sorted(days) for arm, days in measured.items()} == dict.fromkeys(measured, [day, after])
+    own = [found[after]["own"]["value"] for found in measured.values()]
+    assert own[0] != own[1]
+
+
+def test_a_tiny_experiment_from_nothing_to_logs_and_back(tmp_path, settings, monkeypatch):
     analysed = []
     module = sys.modules["crops.cli.experiment"]
     monkeypatch.setattr(module, "analyse_experiment", lambda out, *_: analysed.append(out))

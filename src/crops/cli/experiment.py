@@ -10,7 +10,6 @@ from typing import Annotated
 
 import numpy as np
 import typer
-from numpy.typing import NDArray
 
 from crops.cli.analyse import analyse_experiment
 from crops.cli.options import Options, command
@@ -25,6 +24,7 @@ from crops.online.experiment import (
     LIVE,
     PAIRED,
     arm_run,
+    arm_texts,
     arm_training,
     in_own_layer,
     preregister,
@@ -40,9 +40,6 @@ from crops.pipeline import (
     Simulated,
     Start,
     days_before,
-    expand_rewordings,
-    is_done,
-    load_documents,
     load_retriever,
     mine_day,
     packaged_documents,
@@ -93,10 +90,10 @@ def experiment(
         start = days_before(out, run)
     experiments = [in_own_layer(kind, names, share, start) for kind in kinds]
     experiments.append(in_own_layer(A_A, ("a", "b"), share, start))
-    samples = mined_samples(out, run, generated or packaged_documents())
-    arms_of = {kind: _train(kind, names, samples, out, start, run) for kind in kinds}
+    samples = {name: arm_samples(out, name, run, generated or packaged_documents()) for name in names}
+    arms_of = {kind: _train(kind, samples, out, start, run) for kind in kinds}
     trials = [Trial(one, arms_of.get(one.name, {})) for one in experiments]
-    preregister(out, trials, _facts(run, days, samples, kinds))
+    preregister(out, trials, _facts(run, days, samples[names[0]], kinds))
     with timed(seconds, "A/B days"):
         run_live(out / LIVE, start, trials, days)
     if paired:
@@ -125,7 +122,7 @@ def arm_names(arms: str) -> list[str]:
 
 
 def _require_texts(names: Sequence[str], there: bool, remedy: str) -> None:
-    """Refuse arms that change the texts of items where a model reads ids, or texts are made only once."""
+    """Refuse arms that change the texts of items where a model reads ids."""
     if not there and (changed := [name for name in names if name in EXPANDED]):
         raise CropsError(f"--arms: {', '.join(changed)} changes the texts of items; use {remedy}")
 
@@ -139,31 +136,18 @@ def _kinds(models: str) -> list[str]:
 
 
 def _train(
-    kind: str, names: list[str], samples: Path, out: Path, start: Start, run: RunConfig
+    kind: str, samples: Mapping[str, Path], out: Path, start: Start, run: RunConfig
 ) -> dict[str, Routes]:
-    """Train the arms' models of one kind; return the routes that each arm swaps."""
+    """Train the arms' models of one kind on the arms' samples; return the routes that each arm swaps."""
     training = run.training.changed(encoder=MODELS[kind]) if kind == "sparse" else run.training
-    texts = start.platform.world.corpus.document_texts()
-    ids = np.arange(1, len(texts) + 1)
     routes: dict[str, Routes] = {}
-    for name in names:
-        folder, own = out / "models" / kind / name, arm_run(name, run)
-        learned, known = samples, (ids, texts)
-        if name in EXPANDED:
-            if own != run:
-                learned = mined_samples(out, own, packaged_documents(), f"samples-{name}")
-            known = _expanded_texts(out, own, ids)
-        train_arm(name, learned, folder, training, run.seed, own.document.fields)
-        routes[name] = {kind: load_retriever(folder, *known, Simulated(out).world / "logs")}
+    for name, mined in samples.items():
+        folder = out / "models" / kind / name
+        train_arm(name, mined, folder, training, run.seed, arm_run(name, run).document.fields)
+        texts = arm_texts(name, start, Simulated(out).logs, FIRST_DAY, out / "expanded", run)
+        ids = np.arange(1, len(texts) + 1)
+        routes[name] = {kind: load_retriever(folder, ids, texts, Simulated(out).world / "logs")}
     return routes
-
-
-def _expanded_texts(out: Path, run: RunConfig, ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], list[str]]:
-    """Return the texts of items on the first morning, with the queries of the training day's rewordings."""
-    logs, expanded = Simulated(out).logs, out / "expanded"
-    if not is_done(expanded):
-        expand_rewordings(logs, day_name(TRAIN), expanded, run)
-    return load_documents(logs, run, day_name(FIRST_DAY), ids, expanded=expanded)
 
 
 def _facts(run: RunConfig, days: int, samples: Path, kinds: list[str]) -> dict[str, object]:
@@ -196,11 +180,12 @@ def with_days(run: RunConfig, days: int) -> RunConfig:
     return run.model_copy(update={"platform": platform})
 
 
-def mined_samples(out: Path, run: RunConfig, generated: Path, name: str = "samples") -> Path:
-    """Mine the training day with all sources into OUT/NAME, unless that is done; return the folder."""
-    samples = out / name
+def arm_samples(out: Path, arm: str, run: RunConfig, generated: Path) -> Path:
+    """Return the samples of an arm, which most arms share; mine the training day for it unless that is done."""
+    own = arm_run(arm, run)
+    samples = out / ("samples" if own == run else f"samples-{arm}")
     if not (samples / REPORT).exists():
-        mine_day(Simulated(out).logs, day_name(TRAIN), samples, run, generated)
+        mine_day(Simulated(out).logs, day_name(TRAIN), samples, own, generated)
     return samples
 
 
@@ -254,11 +239,11 @@ def bubble_loop(
     """
     run = with_days(run, days)
     names = arm_names(arms)
-    _require_texts(names, False, "crops experiment")
     if model not in MODELS:
         raise CropsError(f"unknown model '{model}'; models: {', '.join(MODELS)}.{nearest(model, MODELS)}")
+    _require_texts(names, model == "dense", "--model dense")
     start, documents = days_before(out, run), generated or packaged_documents()
-    samples = mined_samples(out, run, documents)
+    samples = {name: arm_samples(out, name, run, documents) for name in names}
     training = run.training.changed(encoder=MODELS[model])
     loop = Loop(out / "arms", Simulated(out).world, samples, model, run, training, documents)
     facts = {
@@ -388,7 +373,7 @@ def bubble_section(logs: Path, truth: Path) -> Section:
         truth: its truth; tells what the searchers needed.
     """
     evidence = SimulatedDays(
-        logs=(logs,),
+        logs=logs,
         searches=(f"{truth}/searches.parquet",),
         truth=truth,
         items=load_items(logs)[0].size,

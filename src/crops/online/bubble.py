@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,10 +18,11 @@ from crops.config import ReformulationConfig, RunConfig, TrainingConfig
 from crops.database import literal, open_database
 from crops.evaluation import recall_at_k
 from crops.logs.tables import add_texts
-from crops.online.experiment import live_through, open_world, train_arm
+from crops.online.experiment import arm_run, arm_texts, live_through, open_world, train_arm
 from crops.outputs import console, write_text
 from crops.pipeline import Start, load_retriever, mine_day
 from crops.platform import (
+    FEED,
     IMPRESSIONS,
     ROUTES,
     SEARCHES,
@@ -106,8 +108,7 @@ class Measured:
 class SimulatedDays:
     """Where the days are."""
 
-    logs: Sequence[Path]
-    """Logs folders; the days of all are read as one history."""
+    logs: Path
     searches: Sequence[str]
     """Globs of search_id and need_id by truth."""
     truth: Path
@@ -123,7 +124,7 @@ class SimulatedDays:
 def measure_days(days: SimulatedDays, observables: Iterable[str]) -> dict[str, dict[str, Measured]]:
     """Return observables, named as in `SHARES`, by day (YYYY-MM-DD) and name."""
     settings = {
-        "impressions": _list(f"{logs}/search_impressions/*/*.parquet" for logs in days.logs),
+        "impressions": literal(f"{days.logs}/search_impressions/*/*.parquet"),
         "searches": _list(days.searches),
         "grades": literal(f"{days.truth}/grades.parquet"),
         "needs": literal(f"{days.truth}/needs.parquet"),
@@ -168,13 +169,16 @@ _SAMPLE = 2_000
 
 @dataclass(frozen=True)
 class Loop:
-    """A closed loop on disk: a folder per arm with logs/, truth/, recall.json and the model in use."""
+    """A closed loop on disk: a folder per arm with logs/, truth/, recall.json and the model in use.
+
+    An arm's logs begin with the days before, which all arms share.
+    """
 
     out: Path
     world: Path
     """The days before, with the truth of the world."""
-    samples: Path
-    """Mined from the last of them: what the first model learns from."""
+    samples: Mapping[str, Path]
+    """By arm; mined from the last of them: what the first model learns from."""
     route: str
     """The text route that the arm's model serves."""
     run: RunConfig
@@ -193,6 +197,9 @@ def run_loop(loop: Loop, start: Start, arms: Sequence[str], days: int) -> Iterat
     platforms = {arm: start.fork() for arm in arms}
     for arm, platform in platforms.items():
         open_world(loop.out / arm, platform)
+        for table in (IMPRESSIONS, FEED):
+            for day in range(start.first_day):
+                _link(day_file(loop.world, table, day), day_file(loop.out / arm, table, day))
     for day in range(start.first_day, start.first_day + days):
         for arm, platform in platforms.items():
             folder, routes, model = loop.out / arm, dict(start.deployed), None
@@ -205,21 +212,27 @@ def run_loop(loop: Loop, start: Start, arms: Sequence[str], days: int) -> Iterat
         yield day
 
 
+def _link(file: Path, target: Path) -> None:
+    """Let a file be read from a second place."""
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.link(file, target)
+
+
 def _model_of(loop: Loop, start: Start, arm: str, platform: Platform, day: int) -> Retriever:
     """Return the model trained on the logs of the day before; make it unless it is there, drop older ones."""
-    folder = loop.out / arm
-    first = day == start.first_day
-    logs = (loop.world if first else folder) / "logs"
-    model = folder / "models" / day_name(day)
+    folder, own = loop.out / arm, arm_run(arm, loop.run)
+    logs, model = folder / "logs", folder / "models" / day_name(day)
     if not model.exists():
-        samples = loop.samples if first else folder / "samples"
-        if not first:
+        samples = loop.samples[arm]
+        if day > start.first_day:
+            samples = folder / "samples"
             write_items(logs, platform)
-            mine_day(logs, day_name(day - 1), samples, loop.run, loop.generated)
+            mine_day(logs, day_name(day - 1), samples, own, loop.generated)
         console.print(f"[bold]{arm}, {day_name(day)}[/bold]")
-        train_arm(arm, samples, model, loop.training, loop.run.seed)
+        train_arm(arm, samples, model, loop.training, loop.run.seed, own.document.fields)
     shutil.rmtree(folder / "models" / day_name(day - 1), ignore_errors=True)
-    texts = platform.world.corpus.document_texts()
+    texts = arm_texts(arm, start, logs, day, folder / "expanded" / day_name(day), loop.run)
     return load_retriever(model, np.arange(1, len(texts) + 1), texts, logs)
 
 
@@ -264,7 +277,7 @@ def read_days(loop: Loop, start: Start, arm: str) -> dict[str, dict[str, Measure
     """Return all observables of an arm's days, by day and name; `recall` is that of the day's model."""
     folder = loop.out / arm
     simulated = SimulatedDays(
-        logs=(loop.world / "logs", folder / "logs"),
+        logs=folder / "logs",
         searches=(f"{loop.world}/truth/searches.parquet", f"{folder}/{SEARCHES}/*/*.parquet"),
         truth=loop.world / "truth",
         items=len(start.platform.world.corpus),

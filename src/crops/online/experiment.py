@@ -29,7 +29,7 @@ from crops.online.assignment import (
     split,
 )
 from crops.outputs import console
-from crops.pipeline import Start, is_done, train_model
+from crops.pipeline import Start, expand_rewordings, is_done, load_documents, train_model
 from crops.platform import (
     FEED,
     IMPRESSIONS,
@@ -274,3 +274,31 @@ def train_arm(
         return
     console.print(f"[bold]{out.parent.name} {out.name}[/bold]")
     train_model(samples, out, arm_training(arm, training), seed, SOURCES[arm], fields)
+
+
+def arm_texts(arm: str, start: Start, logs: Path, day: int, out: Path, run: RunConfig) -> list[str]:
+    """Return what stands for each item on the morning of a day.
+
+    In the arms of `EXPANDED` the queries of rewordings join it: of the days since the training day, at most
+    those that a window of daily builds holds.
+
+    Args:
+        arm: a name in `SOURCES`.
+        start: the platform before the first day.
+        logs: of the days before.
+        day: number of the day.
+        out: gets the queries that join the texts, unless they are there.
+        run: the settings of the experiment.
+
+    Raises:
+        CropsError: there is no rewording to expand with.
+    """
+    texts = start.platform.world.corpus.document_texts()
+    if arm not in EXPANDED:
+        return texts
+    own = arm_run(arm, run)
+    if not is_done(out):
+        first = max(start.first_day - 1, day - own.engine.daily.window)
+        expand_rewordings(logs, [day_name(one) for one in range(first, day)], out, own)
+    ids = np.arange(1, len(texts) + 1)
+    return load_documents(logs, own, day_name(day), ids, expanded=out)[1]
