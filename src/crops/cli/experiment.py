@@ -181,7 +181,7 @@ def with_days(run: RunConfig, days: int) -> RunConfig:
 
 
 def arm_samples(out: Path, arm: str, run: RunConfig, generated: Path) -> Path:
-    """Return the samples of an arm, which most arms share; mine the training day for it unless that is done."""
+    """Return the samples of an arm, which most arms share; mine the training day unless that is done."""
     own = arm_run(arm, run)
     samples = out / ("samples" if own == run else f"samples-{arm}")
     if not (samples / REPORT).exists():
