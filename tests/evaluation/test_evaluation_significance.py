@@ -136,6 +136,20 @@ def test_worlds_that_disagree_are_no_evidence():
     assert (interval.ci_low, interval.ci_high) == (-1, 1)
 
 
+def test_trainings_are_drawn_too():
+    """Two trainings differ by 2 everywhere: half the resamples hold both, a quarter one of them twice."""
+    world = np.stack([columns(np.full(50, 3.0), np.zeros(50)), columns(np.full(50, 1.0), np.zeros(50))])
+    found = nested_bootstrap([world], 2000, seed=0)
+    assert found.means == pytest.approx([2.0, 0.0])
+    assert found.n == 50
+    shares = [(found.draws[:, 0] == value).mean() for value in (1, 2, 3)]
+    assert shares == pytest.approx([0.25, 0.5, 0.25], abs=0.04)
+    # Trainings that agree add nothing to the spread over queries.
+    values = np.random.default_rng(0).random((60, 1))
+    once, twice = (nested_bootstrap([made], 3000, seed=0) for made in (values, np.stack([values, values])))
+    assert twice.draws.std() == pytest.approx(once.draws.std(), rel=0.05)
+
+
 def test_chunks_do_not_change_the_spread(monkeypatch):
     """The standard error of a mean of n uniform values is sqrt(1 / 12 / n)."""
     monkeypatch.setattr("crops.evaluation.significance._CHUNK", 1000)

@@ -22,9 +22,10 @@ def write_cell(
     scores: dict[int, float] | None = None,
     p3: float = 0.5,
     log: list[float] | None = None,
+    repeat: int = 0,
 ) -> Measured:
     """Write a cell's folder; query ids are 1, 2, ... and None is a query without a value."""
-    folder = out / "cells" / f"{method}-{seed}{'-validated' if scores else ''}"
+    folder = out / "cells" / f"{method}-{seed}{'-validated' if scores else ''}{f'-{repeat}' * bool(repeat)}"
     folder.mkdir(parents=True)
     parts = [
         metric_values(
@@ -50,6 +51,7 @@ def write_cell(
     facts = {
         "method": method,
         "seed": seed,
+        "repeat": repeat,
         "code": "abc",
         "training": {} if method == "bm25" else training,
         "p3_coverage": {"share_of_queries": p3},

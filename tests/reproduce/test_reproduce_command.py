@@ -74,6 +74,7 @@ def test_bad_requests_make_nothing(tmp_path):
     out = tmp_path / "out"
     for arguments, message in (
         ({"what": "table5"}, "unknown table 'table5'"),
+        ({"what": "map", "trainings": 2}, "--trainings 2: map has one training a world"),
         ({"what": "table2", "seeds": "1,1"}, "1 is named twice"),
         ({"what": "table2", "size": "huge"}, "unknown size 'huge'"),
         ({"what": "table2", "worlds": "judged"}, "needs --judged FOLDER"),

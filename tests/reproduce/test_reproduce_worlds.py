@@ -116,6 +116,20 @@ def test_plan_of_the_tables():
     assert design.cells("fig6", world) == []
 
 
+def test_a_second_training_is_a_cell_of_its_own():
+    world = build_world("default", "tiny", 0)
+    once, twice = (Design(load_config(), trainings=n).cells("table4", world) for n in (1, 2))
+    assert [one.name() for one in once if not one.validated] == [one.name() for one in twice[: len(once) - 3]]
+    again = [one for one in twice if one.repeat]
+    assert [(one.method, one.repeat) for one in again] == [
+        (one.method, 1) for one in once if not one.validated
+    ]
+    assert not {one.name() for one in again} & {one.name() for one in once}
+    assert {mined_name(one) for one in again} <= {mined_name(one) for one in once}
+    rivals = Design(load_config(), trainings=2).cells("table2", world)
+    assert [one.repeat for one in rivals if one.method == "bm25"] == [0]
+
+
 def test_an_ablation_has_the_settings_of_what_it_ablates():
     world = build_world("default", "tiny", 0)
     own, shared = {"docs_per_source": 4}, {"docs_per_source": 1}

@@ -24,7 +24,9 @@ from crops.pipeline import BM25, mine_day, packaged_documents, require_encoder, 
 from crops.platform import ANCHORS, BUBBLE, ROUTES, Days, distributions, observe
 from crops.report import Figure, Line, Page, Section, Table, printed, write_page
 from crops.reproduce.design import (
+    ALL,
     DEFAULT,
+    LAYOUTS,
     MAP_NAME,
     TARGETS,
     Design,
@@ -292,6 +294,9 @@ def reproduce(
     folds: Annotated[
         int, typer.Option(min=1, max=10, help="Tenths of the queries that --tune holds out, in turn.")
     ] = 1,
+    trainings: Annotated[
+        int, typer.Option(min=1, max=10, help="Trainings of each row of a table in each world.")
+    ] = 1,
     generated: Annotated[
         Path | None,
         typer.Option(
@@ -322,6 +327,8 @@ def reproduce(
     tables.json and verdicts.json.
     """
     target, numbers = parse_target(what), parse_seeds(seeds)
+    if trainings > 1 and target not in (*LAYOUTS, ALL):
+        raise CropsError(f"--trainings {trainings}: {target} has one training a world; name a table, or all")
     wanted = [[build_world(name, size, seed, judged) for seed in numbers] for name in parse_worlds(worlds)]
     documents = generated_files(generated, packaged_documents())
     require_encoder(run.training)
@@ -329,7 +336,7 @@ def reproduce(
     with opened(out):
         if again:
             console.print(f"{remove_outdated(out):,} cells of older metrics removed")
-        design = Design(run, stored_points(run.training.encoder), documents)
+        design = Design(run, stored_points(run.training.encoder), documents, trainings)
         if tune:
             design = tuned(design, target, wanted[0][0], out, folds)
         if target == MAP_NAME:

@@ -184,22 +184,24 @@ class Resampled:
 
 
 def nested_bootstrap(worlds: Sequence[Values], resamples: int, seed: int) -> Resampled:
-    """Resample worlds, then the queries of each.
+    """Resample worlds, then the trainings and the queries of each.
 
     Args:
-        worlds: for each of W worlds, the values [queries, A] of A systems on the same queries, finite.
+        worlds: for each of W worlds, the values [queries, A] of A systems on the same queries, finite; or
+            [trainings, queries, A], whose mean over the trainings counts.
         resamples: R.
         seed: of the draws.
 
     Raises:
         CropsError: there is no world, a world has no query, or a value is not finite.
     """
-    if not worlds or any(not len(values) for values in worlds):
+    worlds = [values[np.newaxis] if values.ndim == 2 else values for values in worlds]
+    if not worlds or any(not values.shape[1] for values in worlds):
         raise CropsError("a mean over worlds needs at least one world, and a query in each")
     if not all(np.isfinite(values).all() for values in worlds):
         raise CropsError("a bootstrap needs finite values: leave queries without a value out and count them")
-    means = np.mean([values.mean(axis=0) for values in worlds], axis=0)
-    total = sum(len(values) for values in worlds)
+    means = np.mean([values.mean(axis=(0, 1)) for values in worlds], axis=0)
+    total = sum(values.shape[1] for values in worlds)
     if total < MIN_QUERIES:
         return Resampled(means, np.empty((0, len(means))), total)
     rng = np.random.default_rng(seed)
@@ -213,15 +215,21 @@ def nested_bootstrap(worlds: Sequence[Values], resamples: int, seed: int) -> Res
 
 
 def _query_means(values: Values, count: int, rng: np.random.Generator) -> Values:
-    """Return `count` means [count, A] of as many queries as there are, drawn with replacement."""
-    n = len(values)
-    found = np.empty((count, values.shape[1]))
+    """Return `count` means [count, A] of as many trainings and queries as there are, drawn at random."""
+    trainings, n, systems = values.shape
+    found = np.empty((count, systems))
     rows = max(1, _NESTED_CHUNK // n)
     for start in range(0, count, rows):
         size = min(rows, count - start)
         places = rng.integers(n, size=(size, n)) + n * np.arange(size)[:, None]
         times = np.bincount(places.ravel(), minlength=size * n).reshape(size, n)
-        found[start : start + size] = times @ values / n
+        if trainings == 1:
+            found[start : start + size] = times @ values[0] / n
+            continue
+        shares = rng.multinomial(trainings, np.full(trainings, 1 / trainings), size) / trainings
+        found[start : start + size] = sum(
+            share[:, None] * (times @ own) / n for share, own in zip(shares.T, values, strict=True)
+        )
     return found
 
 

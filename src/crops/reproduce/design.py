@@ -70,6 +70,8 @@ class Cell:
     """Tuned settings of the method; its own defaults where empty."""
     validated: bool = False
     """Train without the validation queries, and evaluate on them along the way."""
+    repeat: int = 0
+    """Which training of the method in its world: each has a seed of its own."""
 
     @property
     def trained(self) -> str:
@@ -100,6 +102,8 @@ class Cell:
             }
         if self.rewordings is not None:
             added = {"expanded": expansion_name(self)}
+        if self.repeat:
+            added["repeat"] = str(self.repeat)
         return named(
             f"{self.method}-{self.world.label}" + ("-validated" if self.validated else ""),
             **added,
@@ -468,6 +472,8 @@ class Design:
     """Tuned settings by method."""
     generated: Mapping[str, Path] = field(default_factory=dict)
     """File of documents that an LLM wrote, by the label of the world; `""` stands for all others."""
+    trainings: int = 1
+    """Trainings of each cell of a table; one of those that are watched or drawn."""
 
     def documents(self, world: World) -> Path | None:
         """Return the file of generated documents of a world."""
@@ -502,6 +508,8 @@ class Design:
             return []
         layout = LAYOUTS[target]
         cells = [self.cell(world, row.method, settings=layout.settings_of(row.method)) for row in layout.rows]
+        trained = [cell for cell in cells if cell.trained != BM25]
+        cells += [replace(cell, repeat=n) for n in range(1, self.trainings) for cell in trained]
         if target == "table4":
             cells += [self.cell(world, method, validated=True) for method in SPEED_METHODS]
         return cells

@@ -180,6 +180,7 @@ def _cell_json(
         "encoder": cell.run.training.encoder,
         "point": dict(cell.point),
         "validated": cell.validated,
+        "repeat": cell.repeat,
         "platform": platform_version(),
         "results": RESULTS_VERSION,
         "code": CODE_VERSION,
@@ -200,6 +201,8 @@ def _cell_json(
 
 WATCHED_STEPS = 25
 """Steps between two looks at the validation queries."""
+_APART = 1_000_000
+"""Between the seeds of two trainings in one world: no world has that of another's second training."""
 SCORE = "score"
 """Mean of validation recall@100 on clicks and on reformulations (`crops.training.methods`)."""
 
@@ -236,7 +239,7 @@ def learn(cell: Cell, samples: Path, model: Path) -> dict[str, Any]:
         samples,
         model,
         config,
-        seed=cell.run.seed,
+        seed=cell.run.seed + _APART * cell.repeat,
         cache=cache_folder(),
         point=cell.point or None,
         fields=cell.run.document.fields,

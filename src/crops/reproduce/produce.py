@@ -128,7 +128,8 @@ def _world_sections(
     verdicts: list[Verdict] = []
     for layout in [LAYOUTS[target]] if target in LAYOUTS else list(LAYOUTS.values()) if target == ALL else []:
         found = _made(layout.name, seeds, design, outcome)
-        cells = group([one for cell, one in found if not cell.validated], layout.methods, numbers)
+        plain = [one for cell, one in found if not cell.validated]
+        cells = group(plain, layout.methods, numbers, design.trainings)
         speeds: dict[str, list[Convergence]] = {}
         if layout.name == "table4":
             # Of each method that has a watched cell for every seed.
@@ -136,7 +137,7 @@ def _world_sections(
             for method in SPEED_METHODS:
                 if method in cells.methods and all((method, seed) in watched for seed in numbers):
                     speeds[method] = [
-                        convergence(cells.cells[method, seed], watched[method, seed]) for seed in numbers
+                        convergence(cells.cells[method, seed][0], watched[method, seed]) for seed in numbers
                     ]
         failed = {
             cell.method: outcome.failed[cell.name()]

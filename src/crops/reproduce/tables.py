@@ -92,6 +92,11 @@ class Measured:
         """Return the seed of its world."""
         return int(self.info["seed"])
 
+    @property
+    def training(self) -> int:
+        """Return which training of the method in its world it is: 0 is the first."""
+        return int(self.info.get("repeat", 0))
+
     @cached_property
     def values(self) -> pa.Table:
         """Return the values per query (`crops.evaluation.evaluate.VALUES`)."""
@@ -125,19 +130,21 @@ class Group:
     """The cells of a table in one world: methods against seeds, all there."""
 
     methods: tuple[str, ...]
-    cells: Mapping[tuple[str, int], Measured]
-    """By method and seed."""
+    cells: Mapping[tuple[str, int], Sequence[Measured]]
+    """By method and seed, one for each training."""
     seeds: tuple[int, ...]
+    trainings: int = 1
     known: dict[tuple[str, str], Resampled | None] = field(default_factory=dict, repr=False)
     """What was resampled already."""
 
     def folders(self, *methods: str) -> list[str]:
         """Return the names of the cells of the methods: what a verdict rests on."""
-        return [self.cells[method, seed].folder.name for method in methods for seed in self.seeds]
+        keys = [(method, seed) for method in methods for seed in self.seeds]
+        return [cell.folder.name for key in keys for cell in self.cells[key]]
 
     def info(self, method: str) -> list[dict[str, Any]]:
         """Return what cell.json says of a method's cells, seed by seed."""
-        return [self.cells[method, seed].info for seed in self.seeds]
+        return [cell.info for seed in self.seeds for cell in self.cells[method, seed]]
 
     def resampled(self, metric: str, part: Mapping[str, str] | None = None) -> Resampled | None:
         """Return the resampled means of all methods over the queries that have a value of each.
@@ -148,7 +155,7 @@ class Group:
         key = (metric, str(part))
         if key not in self.known:
             worlds = [self._matrix(metric, seed, part or {}) for seed in self.seeds] if self.methods else []
-            empty = not worlds or any(not len(matrix) for matrix in worlds)
+            empty = not worlds or any(not matrix.shape[1] for matrix in worlds)
             self.known[key] = None if empty else nested_bootstrap(worlds, RESAMPLES, seed=0)
         return self.known[key]
 
@@ -157,22 +164,36 @@ class Group:
         return np.array([weights.get(method, 0.0) for method in self.methods])
 
     def _matrix(self, metric: str, seed: int, part: Mapping[str, str]) -> NDArray[np.float64]:
-        columns = [self.cells[method, seed].of(metric) for method in self.methods]
-        common = columns[0][0]
-        for ids, _ in columns[1:]:
-            common = np.intersect1d(common, ids, assume_unique=True)
-        queries = self.cells[self.methods[0], seed].queries
+        """Return the values [trainings, queries, methods] of a world; BM25 has the same in each training."""
+        cells = [self.cells[method, seed] for method in self.methods]
+        columns = [[one.of(metric) for one in own] for own in cells]
+        common = columns[0][0][0]
+        for own in columns:
+            for ids, _ in own:
+                common = np.intersect1d(common, ids, assume_unique=True)
+        queries = cells[0][0].queries
         for name, wanted in part.items():
             keep = np.array([str(value) == wanted for value in queries[name].to_pylist()])
             common = np.intersect1d(common, queries["query_id"].to_numpy()[keep])
-        return np.column_stack([values[np.searchsorted(ids, common)] for ids, values in columns])
+        found = [[values[np.searchsorted(ids, common)] for ids, values in own] for own in columns]
+        return np.stack(
+            [np.column_stack([own[n % len(own)] for own in found]) for n in range(self.trainings)]
+        )
 
 
-def group(cells: Sequence[Measured], methods: Sequence[str], seeds: Sequence[int]) -> Group:
-    """Return the cells of some methods; a method without a cell for each seed is left out."""
-    found = {(cell.method, cell.seed): cell for cell in cells}
-    whole = tuple(method for method in methods if all((method, seed) in found for seed in seeds))
-    return Group(whole, {key: found[key] for key in found if key[0] in whole}, tuple(seeds))
+def group(
+    cells: Sequence[Measured], methods: Sequence[str], seeds: Sequence[int], trainings: int = 1
+) -> Group:
+    """Return the cells of some methods; one without a cell for each seed and training is left out.
+
+    BM25 is not trained: it has one cell for each seed.
+    """
+    found: dict[tuple[str, int], list[Measured]] = {}
+    for cell in sorted(cells, key=lambda one: one.training):
+        found.setdefault((cell.method, cell.seed), []).append(cell)
+    whole = {key for key, own in found.items() if len(own) == (trainings if own[0].info["training"] else 1)}
+    kept = tuple(method for method in methods if all((method, seed) in whole for seed in seeds))
+    return Group(kept, {key: own for key, own in found.items() if key[0] in kept}, tuple(seeds), trainings)
 
 
 def means(resampled: Resampled, group: Group) -> dict[str, Interval]:
@@ -249,7 +270,8 @@ def result_table(layout: Layout, group: Group, failed: Mapping[str, str]) -> Tab
     reference = next((i for i, row in enumerate(layout.rows) if row.method == layout.reference), None)
     title = layout.reference if reference is None else layout.rows[reference].title
     note = (
-        f"Means in % over {len(group.seeds)} world{'s' * (len(group.seeds) > 1)} and their queries, 95 % "
+        f"Means in % over {len(group.seeds)} world{'s' * (len(group.seeds) > 1)}"
+        f"{f', {group.trainings} trainings in each,' * (group.trainings > 1)} and their queries, 95 % "
         f"intervals in brackets; then the difference to “{title}”, * where p < {SIGNIFICANT} "
         "(paired by query, corrected by Holm over this table); then the paper's figure."
     )
@@ -413,7 +435,18 @@ def convergence(plain: Measured, watched: Measured) -> Convergence:
 # The cells behind a page of results as one CSV: what each was, and what it found.
 
 
-_COLUMNS = ("method", "world", "size", "seed", "encoder", "validated", "code", "platform", "test_day")
+_COLUMNS = (
+    "method",
+    "world",
+    "size",
+    "seed",
+    "encoder",
+    "repeat",
+    "validated",
+    "code",
+    "platform",
+    "test_day",
+)
 _TRAINING = ("queries_seen", "documents_seen", "cpu_seconds", "loss", "temperature")
 
 
@@ -432,7 +465,11 @@ def cells_csv(cells: Sequence[Measured]) -> str:
     defaults = RunConfig().model_dump(mode="json")
     for cell in sorted(cells, key=lambda one: one.folder.name):
         info, training = cell.info, cell.info["training"]
-        row = [cell.folder.name, *(_portable(info[name]) for name in _COLUMNS), json.dumps(info["point"])]
+        row = [
+            cell.folder.name,
+            *(_portable(info.get(name, 0)) for name in _COLUMNS),
+            json.dumps(info["point"]),
+        ]
         row += [json.dumps(_changed(info["settings"], defaults)), info["p3_coverage"]["share_of_queries"]]
         row += [training.get(name) for name in _TRAINING]
         found = [info["metrics"].get(metric, {}) for metric in metrics]
