@@ -12,7 +12,7 @@ LANGUAGE ?=
 COMMA := ,
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test smoke verify lint types bench docs clean
+.PHONY: help demo test coverage smoke verify lint types bench docs clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -43,8 +43,13 @@ $(VENV)/.dev: $(VENV)/.base pyproject.toml
 demo: $(VENV)/.demo$(LANGUAGE)  ## simulate, mine, train, evaluate; writes out/demo/report.html; in Chinese with LANGUAGE=zh
 	$(BIN)/crops demo --out $(OUT) $(if $(LANGUAGE),--language $(LANGUAGE) --size compact)
 
-test: $(VENV)/.dev  ## the test suite with coverage
-	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --cov --cov-report=term -m 'not verify and not smoke'
+PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m 'not verify and not smoke'
+
+test: $(VENV)/.dev  ## the test suite
+	$(PYTEST)
+
+coverage: $(VENV)/.dev  ## the test suite with coverage: half as long again
+	$(PYTEST) --cov --cov-report=term
 
 smoke: $(VENV)/.dev  ## 20,000 items from logs to two evaluated retrievers, in minutes
 	$(BIN)/python -m pytest -m smoke
