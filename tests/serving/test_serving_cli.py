@@ -155,7 +155,6 @@ def _toml(folder, text):
 def test_a_server_that_others_reach_without_a_key_says_so(service, monkeypatch, host, key, warned):
     said = []
     monkeypatch.setattr(server.uvicorn.Server, "run", lambda self, sockets: sockets[0].close())
-    monkeypatch.setattr(server, "log_to_stdout", lambda: None)
     monkeypatch.setattr(server.signal, "signal", lambda *_: None)
     monkeypatch.setattr(server.console, "print", said.append)
     reached = copy.copy(service)

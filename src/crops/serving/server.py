@@ -20,7 +20,7 @@ from crops.config import ServingConfig
 from crops.errors import CropsError
 from crops.outputs import console
 from crops.serving.app import check_key, make_app, too_long
-from crops.serving.service import LOGGER, Service, log_event, log_to_stdout, watching
+from crops.serving.service import LOGGER, Service, log_event, logging_to_stdout, watching
 
 if TYPE_CHECKING:
     from asyncio import TimerHandle
@@ -32,6 +32,7 @@ _LINGER_S = 0.5
 _LOCAL = ("127.0.0.1", "0.0.0.0", "::", "::1")
 
 
+@logging_to_stdout()
 def run(service: Service, api_key: str | None = None) -> None:
     """Serve until SIGTERM or Ctrl-C; requests under way get their answers first.
 
@@ -41,7 +42,6 @@ def run(service: Service, api_key: str | None = None) -> None:
     config = service.config
     if api_key is not None:
         check_key(api_key)
-    log_to_stdout()
     listening = listen(config)
     settings = uvicorn.Config(
         make_app(service, api_key, partial(watching, service)),

@@ -14,7 +14,7 @@ import sys
 import time
 import traceback
 import unicodedata
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -485,12 +485,22 @@ class JsonLines(logging.Formatter):
         return json.dumps(line, ensure_ascii=True, default=str)
 
 
-def log_to_stdout() -> None:
-    """Send the server's log, and uvicorn's warnings, to stdout as lines of JSON."""
+@contextlib.contextmanager
+def logging_to_stdout() -> Iterator[None]:
+    """Send the server's log, and uvicorn's warnings, to stdout as lines of JSON, until the end of the block.
+
+    A handler that is left keeps this module alive until the process is gone, which DuckDB reports as leaks.
+    """
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(JsonLines())
-    for name, level in (("crops.serving", logging.INFO), ("uvicorn", logging.WARNING)):
+    loggers = {"crops.serving": logging.INFO, "uvicorn": logging.WARNING}
+    for name, level in loggers.items():
         logger = logging.getLogger(name)
         logger.handlers[:] = [handler]
         logger.setLevel(level)
         logger.propagate = False
+    try:
+        yield
+    finally:
+        for name in loggers:
+            logging.getLogger(name).handlers.clear()
