@@ -55,6 +55,18 @@ def test_document_text_is_one_definition_in_python_and_sql():
     assert [text for (text,) in found] == in_python
 
 
+def test_queries_stand_first_where_a_long_text_is_cut_last():
+    item = {
+        "ocr_cover": "Title",
+        "photo_caption": "long " * 200,
+        "click_query": "red shoes|heels",
+        "mined_query": "a|b",
+    }
+    found = document_text(item, ("ocr_cover", "photo_caption", "click_query", "mined_query"))
+    assert found.startswith("red shoes heels a b Title long long ")
+    assert document_text(item, ("photo_caption", "ocr_cover")).endswith("long Title")
+
+
 def test_queries_with_nothing_to_read_are_the_empty_query():
     for text in (
         "",

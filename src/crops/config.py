@@ -109,7 +109,8 @@ class DocumentConfig(Section):
 
     fields: tuple[str, ...] = DOCUMENT_FIELDS
     """Columns of items that are a document's text, in this order: ocr_cover, photo_caption, keyword and, as
-    in the paper's record, click_query, which is counted anew: what led to clicks on the days before."""
+    in the paper's record, click_query, which is counted anew: what led to clicks on the days before. That
+    stands before the others, so that a long text is cut elsewhere (`training.max_tokens`)."""
     click_queries: int = Field(3, ge=1)
     """Most click queries of a document, those of most people first."""
     click_chars: int = Field(120, ge=1)
@@ -371,6 +372,7 @@ class TrainingConfig(Section):
     positive_label: int = Field(4, ge=1)
     """Lowest label that counts as positive (infonce_binary, nce, reports)."""
     max_tokens: int = Field(128, ge=4)
+    """A longer text is cut at its end. Click queries and mined ones stand at its beginning."""
     buffer_groups: int = Field(65_536, ge=2)
     """Groups that are in memory and shuffled together."""
     encode_chunk: int | None = Field(None, ge=1)

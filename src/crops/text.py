@@ -15,6 +15,8 @@ CLICK_QUERY = "click_query"
 """The column of queries that led to clicks, which can be a part of the text, too."""
 MINED_QUERY = "mined_query"
 """The same for queries that the mining adds (`crops expand`); no column of the contract."""
+QUERIES = (CLICK_QUERY, MINED_QUERY)
+"""They stand before the other fields: an encoder cuts a long text at its end (`training.max_tokens`)."""
 SEPARATOR = "|"
 """Between queries in one column."""
 CONTROL = r"[\x00-\x08\x0E-\x1B\x7F-\x84\x86-\x9F]"
@@ -117,11 +119,13 @@ def document_text(item: Mapping[str, str | None], fields: Sequence[str] = DOCUME
 
     Args:
         item: one row of `items` or `synthetic_items`.
-        fields: the columns that are read; queries in one of them become words like any others.
+        fields: the columns that are read, in their order but for `QUERIES`, which come first and become words
+            like any others.
     """
+    fields = sorted(fields, key=lambda field: field not in QUERIES)
     texts = (spaced(item.get(field) or "") for field in fields)
     plain = (
-        text.replace(SEPARATOR, " ") if field in (CLICK_QUERY, MINED_QUERY) else text
+        text.replace(SEPARATOR, " ") if field in QUERIES else text
         for field, text in zip(fields, texts, strict=True)
     )
     return " ".join(text for one in plain if (text := one.strip(" ")))
@@ -168,10 +172,10 @@ class Rendering(NamedTuple):
         if self is not PLAIN or tuple(fields) == DOCUMENT_FIELDS:
             return self
 
-        def chosen_fields(item: Mapping[str, Any]) -> str:
+        def queries_first(item: Mapping[str, Any]) -> str:
             return document_text(item, fields)
 
-        return Rendering(tuple(fields), chosen_fields, str)
+        return Rendering(tuple(fields), queries_first, str)
 
 
 PLAIN = Rendering(DOCUMENT_FIELDS, document_text, str)

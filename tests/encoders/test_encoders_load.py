@@ -8,7 +8,7 @@ from sentence_transformers.sentence_transformer.modules import Normalize, Poolin
 from transformers import AutoTokenizer, Qwen2Model
 
 from crops.config import RunConfig, TrainingConfig, load_config
-from crops.encoders import encode, load, load_encoder, save_encoder, tokenise
+from crops.encoders import encode, load, load_encoder, longest, save_encoder, tokenise
 from crops.errors import CropsError
 
 
@@ -29,8 +29,9 @@ def test_static_is_distilled_once_per_width(tiny_minilm, tmp_path):
     assert isinstance(first[0], StaticEmbedding)
     assert len(tiny_minilm) == 1
     np.testing.assert_array_equal(first.encode("red cat"), again.encode("red cat"))
-    load_encoder(TrainingConfig(dim=8, max_tokens=5), tmp_path)
+    short = load_encoder(TrainingConfig(dim=8, max_tokens=5), tmp_path)
     assert len(tiny_minilm) == 2
+    assert (longest(first), longest(short)) == (128, 5)
 
 
 def test_an_interrupted_distillation_leaves_no_cache_entry(tiny_minilm, tmp_path, monkeypatch):
@@ -46,7 +47,7 @@ def test_an_interrupted_distillation_leaves_no_cache_entry(tiny_minilm, tmp_path
 def test_a_transformer_gets_unit_length_and_the_token_limit(tiny_minilm, tiny_base):
     encoder = load_encoder(TrainingConfig(encoder="minilm", max_tokens=6))
     assert isinstance(encoder[-1], Normalize)
-    assert encoder.max_seq_length == 6
+    assert longest(encoder) == encoder.max_seq_length == 6
     assert np.linalg.norm(encoder.encode("the red cat")) == pytest.approx(1)
     assert load_encoder(TrainingConfig(encoder=str(tiny_base))).max_seq_length == 32
 

@@ -93,7 +93,7 @@ def test_click_queries_that_were_counted_are_a_part_of_the_text(tmp_path, items)
     counted = pa.table({"item_id": [5, 9], "click_query": ["red shoes|heels", "boots"]})
     fields = ("ocr_cover", "click_query")
     build_index(uri, model, items, IndexConfig(), texts=Texts(fields, counted))
-    assert model.encoder.encoded == ["title 3", "title 5 red shoes heels", "title 7", "title 9 boots"]
+    assert model.encoder.encoded == ["title 3", "red shoes heels title 5", "title 7", "boots title 9"]
     update = write_items(tmp_path / "new.parquet", [7, 11])
     with pytest.raises(CropsError, match="was built from ocr_cover, click_query, not from ocr_cover, photo"):
         update_index(uri, model, update, NONE)
@@ -102,7 +102,7 @@ def test_click_queries_that_were_counted_are_a_part_of_the_text(tmp_path, items)
         build_index(uri, model, items, IndexConfig(), texts=Texts(("ocr_cover", "mined_query"), strange))
     counted = pa.table({"item_id": [11], "click_query": ["pumps"]})
     update_index(uri, model, update, np.array([9]), Texts(fields, counted))
-    assert model.encoder.encoded[4:] == ["title 7", "title 11 pumps"]
+    assert model.encoder.encoded[4:] == ["title 7", "pumps title 11"]
     kept = open_index(uri).items(np.array([3, 5, 11]))
     assert kept["click_query"].to_pylist() == [None, "red shoes|heels", "pumps"]
     found = open_retriever(f"bm25:{uri}").search(["heels", "pumps", "boots"], 1)[0]

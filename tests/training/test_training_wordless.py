@@ -67,6 +67,16 @@ def test_a_training_says_what_it_left_out(mined, tmp_path, capsys, tiny_transfor
     said = " ".join(capsys.readouterr().err.split())
     assert "2 queries have no token for this encoder and are left out" in said
     assert "2 documents have no token for this encoder and are left out" in said
+    assert facts["cut_documents"] == 0
+
+
+def test_a_training_says_how_many_documents_it_cuts(mined, tmp_path, capsys, tiny_transformer):
+    """Items 1, 3, 5 and 7 are in a group with a token: two words and two marks each."""
+    config = TrainingConfig(encoder=str(tiny_transformer), steps=2, batch_queries=2, max_tokens=4)
+    facts = train(Samples(mined), tmp_path / "model", config, seed=0)
+    said = " ".join(capsys.readouterr().err.split())
+    assert facts["cut_documents"] == 4
+    assert "4 documents fill the 4 tokens of training.max_tokens: what is longer is cut" in said
 
 
 def test_a_mined_catalogue_loses_them_too(mined, random_encoder, tmp_path):

@@ -1,7 +1,7 @@
 """Dual encoders: presets, towers, prompts, adapters, the two-tower on ids; texts tokenised once."""
 
 from crops.encoders.load import distill, encoder_folder, load_encoder, rendering_for, save_encoder
-from crops.encoders.tokens import TokenisedTexts, encode, only_used_tokens, tokenise
+from crops.encoders.tokens import TokenisedTexts, encode, longest, only_used_tokens, tokenise
 from crops.encoders.towers import Role, asymmetric, over_dims
 from crops.encoders.two_tower import rendering_of
 
@@ -13,6 +13,7 @@ __all__ = [
     "encode",
     "encoder_folder",
     "load_encoder",
+    "longest",
     "only_used_tokens",
     "over_dims",
     "rendering_for",

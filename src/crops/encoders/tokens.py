@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from torch import Tensor
 
@@ -65,6 +66,15 @@ def tokenise(encoder: SentenceTransformer, texts: Sequence[str], role: Role = "d
     return TokenisedTexts(
         np.concatenate([*parts, np.empty(0, np.int64)]), np.concatenate([[0], np.cumsum(sizes)])
     )
+
+
+def longest(encoder: SentenceTransformer) -> int | None:
+    """Return the most tokens of a document that an encoder reads; None where it does not count tokens."""
+    module = input_module(encoder, "document")
+    if isinstance(module, StaticEmbedding):
+        truncation = module.tokenizer.truncation
+        return None if truncation is None else int(truncation["max_length"])
+    return module.max_seq_length if isinstance(module, Transformer) else None
 
 
 def _ids(

@@ -12,10 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from sentence_transformers import SentenceTransformer
 
 from crops.config import TrainingConfig
-from crops.encoders import load_encoder, rendering_of, save_encoder
+from crops.encoders import load_encoder, longest, rendering_of, save_encoder
 from crops.errors import CropsError
 from crops.outputs import console, publish, timed, write_manifest
 from crops.text import PLAIN
@@ -227,11 +228,12 @@ def _learn(
     with used as pool:
         sampler, share = _drawing(run, config, seed)
         contrast = contrast_of(Steps(sampler, pool, config.steps, wanted)[0], config.in_batch)
-        counts = _counts(run)
+        limit = longest(run.encoder)
+        counts = _counts(run, limit)
         if run.buckets is not None:
             contrast["queries"] = sum(part["queries"] for part in exchanged(contrast))
         if is_first_process():
-            console.print(_start_line(contrast, counts))
+            console.print(_start_line(contrast, counts, limit))
         steps = Steps(sampler, pool, config.steps, wanted, share)
         model = GroupLoss(run.encoder, pool, config)
         join = None
@@ -265,6 +267,7 @@ def _learn(
         "groups": counts["groups"],
         "dropped_groups": counts["dropped"],
         "without_token": {name: counts[f"{name} left out"] for name in run.left_out},
+        "cut_documents": counts["cut"],
         "contrast": contrast,
         **({} if join is None else join.summary()),
     }
@@ -284,10 +287,12 @@ def _checkpoint_of_all(work: Path) -> Path | None:
     return next((path for path in reversed(checkpoints(work)) if path.name in everywhere), None)
 
 
-def _counts(run: _Run) -> Counter[str]:
-    """Return how many groups there are and what was left out, in the buckets of all processes."""
+def _counts(run: _Run, limit: int | None) -> Counter[str]:
+    """Return how many groups there are and what was left out or cut, in the buckets of all processes."""
     own = {name: getattr(run.groups, name) for name in ("groups", "dropped", "undocumented", "one_label")}
     own |= {f"{name} left out": count for name, count in run.left_out.items()}
+    lengths = np.concatenate([np.diff(side.tokens.offsets) for side in run.pool.sides])
+    own["cut"] = 0 if limit is None else int((lengths[run.groups.queries :] >= limit).sum())
     counts: Counter[str] = Counter()
     for part in exchanged(own) if run.buckets is not None else [own]:
         counts.update(part)
@@ -298,7 +303,7 @@ def _counts(run: _Run) -> Counter[str]:
     return counts
 
 
-def _start_line(contrast: dict[str, float], counts: Counter[str]) -> str:
+def _start_line(contrast: dict[str, float], counts: Counter[str], limit: int | None) -> str:
     line = (
         f"{counts['groups']:,} groups; a step draws {contrast['queries']:,} queries and "
         f"{contrast['documents']:,} documents ({contrast['texts']:,} distinct texts); "
@@ -312,6 +317,7 @@ def _start_line(contrast: dict[str, float], counts: Counter[str]) -> str:
         (counts["dropped"], "groups have no anchor and are left out"),
         (counts["undocumented"], "queries have no document and are left out"),
         (counts["one_label"], "groups have one label only: other queries' documents are their only contrast"),
+        (counts["cut"], f"documents fill the {limit} tokens of training.max_tokens: what is longer is cut"),
     )
     return "; ".join([line, *(f"{count:,} {remark}" for count, remark in remarks if count)])
 
