@@ -50,8 +50,6 @@ if TYPE_CHECKING:
     from crops.training import TrainingData
 
 BASELINE = "baseline: search labels only"
-EXAMPLES = {"en": "mercury", "zh": "苹果"}
-"""A query of each world to try next."""
 MIN_P3_COVERAGE = 0.05
 """Below this share of training queries with a generated document, +P3 is not tested."""
 
@@ -151,9 +149,10 @@ def demo(
     page = demo_page(run, mined, arms, results, not_tested, bubble, cases, seconds)
     write_page(page, out / REPORT)
     _print_means(results, f"test day {test_day}. {coverage_text(mined)}")
+    example = f", e.g. “{chosen[-1].text}”" if chosen else ""
     ended(
         f"open [bold]{out / 'report.html'}[/bold] ({seconds['total'] / 60:.1f} minutes)",
-        f"crops serve {out}    # before and after in a browser, e.g. “{EXAMPLES[run.platform.language]}”",
+        f"crops serve {out}    # before and after in a browser{example}",
     )
     return out / REPORT
 
