@@ -34,9 +34,8 @@ def main() -> None:
     scales = {key: 100 if one["share"] else 1 for key, one in metrics.items()}
     levels = {key: [run["levels"][run["control"]][key]["value"] for run in runs] for key in TOLD}
     for kind, title in (("paired", "paired worlds"), ("effect", "A/B test")):
-        print(
-            f"\n| {title} | {' | '.join(metrics[key]['label'] for key in TOLD)} |\n|{'---|' * (1 + len(TOLD))}"
-        )
+        heads = (metrics[key]["label"] for key in TOLD)
+        print(f"\n| {title} | {' | '.join(heads)} |\n|{'---|' * (1 + len(TOLD))}")
         told = (f"{scales[key] * mean(levels[key]):.2f}" for key in TOLD)
         print(f"| {runs[0]['control']}: the level | {' | '.join(told)} |")
         for arm in runs[0]["treatments"]:
