@@ -30,21 +30,32 @@ def main() -> None:
     parser.add_argument("folders", nargs="+", type=Path, metavar="OUT")
     files = [folder / "analysis" / "analysis.json" for folder in parser.parse_args().folders]
     runs = [json.loads(file.read_text())["analyses"][0] for file in files]
-    metrics = {one["key"]: one for run in runs for one in run["metrics"] if one["key"] in TOLD}
-    scales = {key: 100 if one["share"] else 1 for key, one in metrics.items()}
-    levels = {key: [run["levels"][run["control"]][key]["value"] for run in runs] for key in TOLD}
+    if len({(one["name"], *one["treatments"], *one["days"]) for one in runs}) > 1:
+        parser.error("the experiments differ in their model, arms or days")
+    metrics = {one["key"]: one for one in runs[0]["metrics"] if one["key"] in TOLD}
     for kind, title in (("paired", "paired worlds"), ("effect", "A/B test")):
-        heads = (metrics[key]["label"] for key in TOLD)
-        print(f"\n| {title} | {' | '.join(heads)} |\n|{'---|' * (1 + len(TOLD))}")
-        told = (f"{scales[key] * mean(levels[key]):.2f}" for key in TOLD)
+        found = {
+            (key, arm): [
+                one[kind]
+                for run in runs
+                for one in run["findings"]
+                if (one["metric"], one["treatment"]) == (key, arm)
+            ]
+            for key in metrics
+            for arm in runs[0]["treatments"]
+        }
+        if None in (one for effects in found.values() for one in effects):
+            continue  # there were no paired worlds, or an arm was refused
+        print(f"\n| {title} | {' | '.join(one['label'] for one in metrics.values())} |")
+        print(f"|{'---|' * (1 + len(metrics))}")
+        scales = {key: 100 if one["share"] else 1 for key, one in metrics.items()}
+        levels = {
+            key: mean(one["control"] for one in found[key, runs[0]["treatments"][0]]) for key in metrics
+        }
+        told = (f"{scale * levels[key]:.2f}" for key, scale in scales.items())
         print(f"| {runs[0]['control']}: the level | {' | '.join(told)} |")
         for arm in runs[0]["treatments"]:
-            cells = []
-            for key in TOLD:
-                found = (one for run in runs for one in run["findings"])
-                effects = [one[kind] for one in found if (one["metric"], one["treatment"]) == (key, arm)]
-                cells.append(cell(effects, scales[key]))
-            print(f"| {arm} | {' | '.join(cells)} |")
+            print(f"| {arm} | {' | '.join(cell(found[key, arm], scale) for key, scale in scales.items())} |")
 
 
 if __name__ == "__main__":

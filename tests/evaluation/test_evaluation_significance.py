@@ -137,13 +137,18 @@ def test_worlds_that_disagree_are_no_evidence():
 
 
 def test_trainings_are_drawn_too():
-    """Two trainings differ by 2 everywhere: half the resamples hold both, a quarter one of them twice."""
+    """Two trainings differ by 2 everywhere: half the resamples hold both, a quarter one of them twice.
+
+    That is 1, 2 or 3, a variance of 1/2; sqrt(2) wider, .586, 2 or 3.414, it is that of a mean of two, 1.
+    """
     world = np.stack([columns(np.full(50, 3.0), np.zeros(50)), columns(np.full(50, 1.0), np.zeros(50))])
     found = nested_bootstrap([world], 2000, seed=0)
     assert found.means == pytest.approx([2.0, 0.0])
     assert found.n == 50
-    shares = [(found.draws[:, 0] == value).mean() for value in (1, 2, 3)]
+    values = (2 - 2**0.5, 2, 2 + 2**0.5)
+    shares = [np.isclose(found.draws[:, 0], value).mean() for value in values]
     assert shares == pytest.approx([0.25, 0.5, 0.25], abs=0.04)
+    assert found.draws[:, 0].var() == pytest.approx(1, abs=0.1)
     # Trainings that agree add nothing to the spread over queries.
     values = np.random.default_rng(0).random((60, 1))
     once, twice = (nested_bootstrap([made], 3000, seed=0) for made in (values, np.stack([values, values])))

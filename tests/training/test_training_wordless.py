@@ -67,7 +67,7 @@ def test_a_training_says_what_it_left_out(mined, tmp_path, capsys, tiny_transfor
     said = " ".join(capsys.readouterr().err.split())
     assert "2 queries have no token for this encoder and are left out" in said
     assert "2 documents have no token for this encoder and are left out" in said
-    assert facts["cut_documents"] == 0
+    assert facts["full_documents"] == 0
 
 
 def test_a_training_says_how_many_documents_it_cuts(mined, tmp_path, capsys, tiny_transformer):
@@ -75,8 +75,13 @@ def test_a_training_says_how_many_documents_it_cuts(mined, tmp_path, capsys, tin
     config = TrainingConfig(encoder=str(tiny_transformer), steps=2, batch_queries=2, max_tokens=4)
     facts = train(Samples(mined), tmp_path / "model", config, seed=0)
     said = " ".join(capsys.readouterr().err.split())
-    assert facts["cut_documents"] == 4
-    assert "4 documents fill the 4 tokens of training.max_tokens: what is longer is cut" in said
+    assert facts["full_documents"] == 4
+    assert "4 documents fill the 4 tokens that the encoder reads: what is longer is cut" in said
+
+
+def test_an_encoder_of_n_grams_trains_and_counts_no_tokens(mined, tmp_path):
+    config = TrainingConfig(encoder="ngrams", dim=8, id_table=4096, steps=2, batch_queries=2)
+    assert train(Samples(mined), tmp_path / "model", config, seed=0)["full_documents"] == 0
 
 
 def test_a_mined_catalogue_loses_them_too(mined, random_encoder, tmp_path):

@@ -149,10 +149,10 @@ def demo(
     page = demo_page(run, mined, arms, results, not_tested, bubble, cases, seconds)
     write_page(page, out / REPORT)
     _print_means(results, f"test day {test_day}. {coverage_text(mined)}")
-    example = f", e.g. “{chosen[-1].text}”" if chosen else ""
+    ambiguous = (f", e.g. “{one.text}”" for one in chosen if one.need_id is None)
     ended(
         f"open [bold]{out / 'report.html'}[/bold] ({seconds['total'] / 60:.1f} minutes)",
-        f"crops serve {out}    # before and after in a browser{example}",
+        f"crops serve {out}    # before and after in a browser{next(ambiguous, '')}",
     )
     return out / REPORT
 

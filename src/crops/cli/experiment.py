@@ -8,7 +8,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import typer
 
 from crops.cli.analyse import analyse_experiment
@@ -93,7 +92,8 @@ def experiment(
     samples = {name: arm_samples(out, name, run, generated or packaged_documents()) for name in names}
     arms_of = {kind: _train(kind, samples, out, start, run) for kind in kinds}
     trials = [Trial(one, arms_of.get(one.name, {})) for one in experiments]
-    preregister(out, trials, _facts(run, days, samples[names[0]], kinds))
+    shared = next((mined for name, mined in samples.items() if arm_run(name, run) == run), samples[names[0]])
+    preregister(out, trials, _facts(run, days, shared, kinds))
     with timed(seconds, "A/B days"):
         run_live(out / LIVE, start, trials, days)
     if paired:
@@ -144,8 +144,7 @@ def _train(
     for name, mined in samples.items():
         folder = out / "models" / kind / name
         train_arm(name, mined, folder, training, run.seed, arm_run(name, run).document.fields)
-        texts = arm_texts(name, start, Simulated(out).logs, FIRST_DAY, out / "expanded", run)
-        ids = np.arange(1, len(texts) + 1)
+        ids, texts = arm_texts(name, start, Simulated(out).logs, FIRST_DAY, out / "expanded", run)
         routes[name] = {kind: load_retriever(folder, ids, texts, Simulated(out).world / "logs")}
     return routes
 

@@ -72,7 +72,7 @@ def longest(encoder: SentenceTransformer) -> int | None:
     """Return the most tokens of a document that an encoder reads; None where it does not count tokens."""
     module = input_module(encoder, "document")
     if isinstance(module, StaticEmbedding):
-        truncation = module.tokenizer.truncation
+        truncation = getattr(module.tokenizer, "truncation", None)  # n-grams have no tokenizer
         return None if truncation is None else int(truncation["max_length"])
     return module.max_seq_length if isinstance(module, Transformer) else None
 

@@ -188,7 +188,8 @@ def nested_bootstrap(worlds: Sequence[Values], resamples: int, seed: int) -> Res
 
     Args:
         worlds: for each of W worlds, the values [queries, A] of A systems on the same queries, finite; or
-            [trainings, queries, A], whose mean over the trainings counts.
+            [trainings, queries, A], whose mean over the trainings counts. What is drawn of T trainings is
+            spread by sqrt(T / (T - 1)), so that few trainings do not look surer than they are.
         resamples: R.
         seed: of the draws.
 
@@ -223,10 +224,10 @@ def _query_means(values: Values, count: int, rng: np.random.Generator) -> Values
         size = min(rows, count - start)
         places = rng.integers(n, size=(size, n)) + n * np.arange(size)[:, None]
         times = np.bincount(places.ravel(), minlength=size * n).reshape(size, n)
-        if trainings == 1:
-            found[start : start + size] = times @ values[0] / n
-            continue
-        shares = rng.multinomial(trainings, np.full(trainings, 1 / trainings), size) / trainings
+        shares = np.ones((size, 1))
+        if trainings > 1:  # a resample of T has (T - 1) / T of their variance
+            drawn = rng.multinomial(trainings, np.full(trainings, 1 / trainings), size) / trainings
+            shares = 1 / trainings + (drawn - 1 / trainings) * np.sqrt(trainings / (trainings - 1))
         found[start : start + size] = sum(
             share[:, None] * (times @ own) / n for share, own in zip(shares.T, values, strict=True)
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from crops.database import literal, open_database
 from crops.evaluation import recall_at_k
 from crops.logs.tables import add_texts
 from crops.online.experiment import arm_run, arm_texts, live_through, open_world, train_arm
-from crops.outputs import console, write_text
+from crops.outputs import console, unique, write_text
 from crops.pipeline import Start, load_retriever, mine_day
 from crops.platform import (
     FEED,
@@ -125,7 +124,7 @@ def measure_days(days: SimulatedDays, observables: Iterable[str]) -> dict[str, d
     """Return observables, named as in `SHARES`, by day (YYYY-MM-DD) and name."""
     settings = {
         "impressions": literal(f"{days.logs}/search_impressions/*/*.parquet"),
-        "searches": _list(days.searches),
+        "searches": f"[{', '.join(literal(path) for path in days.searches)}]",
         "grades": literal(f"{days.truth}/grades.parquet"),
         "needs": literal(f"{days.truth}/needs.parquet"),
         "item_needs": literal(f"{days.truth}/items.parquet"),
@@ -146,11 +145,7 @@ def measure_days(days: SimulatedDays, observables: Iterable[str]) -> dict[str, d
                 # The order of a parallel sum decides its last bits.
                 known = None if value is None else round(float(value), 9)
                 measured.setdefault(str(day), {})[name] = Measured(known, int(n))
-    return measured
-
-
-def _list(paths: Iterable[str]) -> str:
-    return f"[{', '.join(literal(path) for path in paths)}]"
+    return dict(sorted(measured.items()))
 
 
 # The closed loop: each day users search, the day's logs are mined, a model is trained on them and deployed.
@@ -199,7 +194,7 @@ def run_loop(loop: Loop, start: Start, arms: Sequence[str], days: int) -> Iterat
         open_world(loop.out / arm, platform)
         for table in (IMPRESSIONS, FEED):
             for day in range(start.first_day):
-                _link(day_file(loop.world, table, day), day_file(loop.out / arm, table, day))
+                _copy(day_file(loop.world, table, day), day_file(loop.out / arm, table, day))
     for day in range(start.first_day, start.first_day + days):
         for arm, platform in platforms.items():
             folder, routes, model = loop.out / arm, dict(start.deployed), None
@@ -212,11 +207,13 @@ def run_loop(loop: Loop, start: Start, arms: Sequence[str], days: int) -> Iterat
         yield day
 
 
-def _link(file: Path, target: Path) -> None:
-    """Let a file be read from a second place."""
+def _copy(file: Path, target: Path) -> None:
+    """Copy a file, whole or not at all, unless it is there."""
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
-        os.link(file, target)
+        staging = unique(target, "tmp")
+        shutil.copyfile(file, staging)
+        staging.replace(target)
 
 
 def _model_of(loop: Loop, start: Start, arm: str, platform: Platform, day: int) -> Retriever:
@@ -231,9 +228,11 @@ def _model_of(loop: Loop, start: Start, arm: str, platform: Platform, day: int) 
             mine_day(logs, day_name(day - 1), samples, own, loop.generated)
         console.print(f"[bold]{arm}, {day_name(day)}[/bold]")
         train_arm(arm, samples, model, loop.training, loop.run.seed, own.document.fields)
-    shutil.rmtree(folder / "models" / day_name(day - 1), ignore_errors=True)
-    texts = arm_texts(arm, start, logs, day, folder / "expanded" / day_name(day), loop.run)
-    return load_retriever(model, np.arange(1, len(texts) + 1), texts, logs)
+    expanded = folder / "expanded"
+    for old in ("models/{}", "expanded/{}", "expanded/{}-rewordings"):
+        shutil.rmtree(folder / old.format(day_name(day - 1)), ignore_errors=True)
+    ids, texts = arm_texts(arm, start, logs, day, expanded / day_name(day), loop.run)
+    return load_retriever(model, ids, texts, logs)
 
 
 def read_recall(folder: Path) -> dict[str, dict[str, float | None]]:

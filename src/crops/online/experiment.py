@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from crops.config import RECIPES, RunConfig, TrainingConfig, with_recipe
 from crops.errors import CropsError, nearest
@@ -276,8 +277,10 @@ def train_arm(
     train_model(samples, out, arm_training(arm, training), seed, SOURCES[arm], fields)
 
 
-def arm_texts(arm: str, start: Start, logs: Path, day: int, out: Path, run: RunConfig) -> list[str]:
-    """Return what stands for each item on the morning of a day.
+def arm_texts(
+    arm: str, start: Start, logs: Path, day: int, out: Path, run: RunConfig
+) -> tuple[NDArray[np.int64], list[str]]:
+    """Return the ids of all items, and what stands for each on the morning of a day.
 
     In the arms of `EXPANDED` the queries of rewordings join it: of the days since the training day, at most
     those that a window of daily builds holds.
@@ -294,11 +297,11 @@ def arm_texts(arm: str, start: Start, logs: Path, day: int, out: Path, run: RunC
         CropsError: there is no rewording to expand with.
     """
     texts = start.platform.world.corpus.document_texts()
+    ids = np.arange(1, len(texts) + 1)
     if arm not in EXPANDED:
-        return texts
+        return ids, texts
     own = arm_run(arm, run)
     if not is_done(out):
         first = max(start.first_day - 1, day - own.engine.daily.window)
         expand_rewordings(logs, [day_name(one) for one in range(first, day)], out, own)
-    ids = np.arange(1, len(texts) + 1)
-    return load_documents(logs, own, day_name(day), ids, expanded=out)[1]
+    return load_documents(logs, own, day_name(day), ids, expanded=out)

@@ -21,6 +21,7 @@ from scipy.special import betaincinv, ndtri
 
 from crops.config import TOPICS, PlatformConfig
 from crops.errors import CropsError
+from crops.outputs import unique
 from crops.platform.editions import EDITIONS, extent
 from crops.platform.learned import Memory
 from crops.platform.people import (
@@ -563,7 +564,9 @@ def write_items(logs: str | Path, platform: Platform) -> pa.Table:
     memory = platform.memory
     table = items_table(platform.world, platform.first_day_us, counters(memory, rng), click_queries(memory))
     logs.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table, logs / "items.parquet", compression="zstd")
+    staging = unique(logs / "items.parquet", "tmp")  # the rows of a killed run would be read by the next
+    pq.write_table(table, staging, compression="zstd")
+    staging.replace(logs / "items.parquet")
     return table
 
 

@@ -102,6 +102,8 @@ class Cell:
             }
         if self.rewordings is not None:
             added = {"expanded": expansion_name(self)}
+        if self.rewordings is not None or self.run.document.counts_clicks:
+            added["queries"] = "first"  # they once stood last, where long texts are cut
         if self.repeat:
             added["repeat"] = str(self.repeat)
         return named(

@@ -181,6 +181,7 @@ def _page(
         ("worlds", ", ".join(seeds[0].name for seeds in worlds)),
         ("size", worlds[0][0].platform.size),
         ("seeds", ", ".join(str(world.seed) for world in worlds[0])),
+        ("trainings of each row in a world", str(design.trainings)),
         ("encoder", design.config.training.encoder),
         ("steps", f"{design.config.training.steps} of {design.config.training.batch_queries} queries"),
         ("methods with tuned settings", ", ".join(sorted(design.points)) or "none: their defaults"),

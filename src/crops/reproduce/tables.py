@@ -224,7 +224,8 @@ def table_section(
     """
     lead = ""
     if "crops" in group.methods:  # how far the generated documents reach: P3 cannot be judged without it
-        shares = [info["p3_coverage"]["share_of_queries"] or 0.0 for info in group.info("crops")]
+        firsts = [group.cells["crops", seed][0].info for seed in group.seeds]
+        shares = [info["p3_coverage"]["share_of_queries"] or 0.0 for info in firsts]
         covered = ", ".join(f"{100 * share:.1f}" for share in shares)
         lead = f"P3 covers {covered} % of the training queries, by seed."
     tables = [result_table(layout, group, failed), cost_table(layout, group)]
@@ -252,7 +253,7 @@ def result_table(layout: Layout, group: Group, failed: Mapping[str, str]) -> Tab
     rows = []
     for row in layout.rows:
         if row.method not in group.methods:
-            reason = failed.get(row.method, "no cell for every seed")
+            reason = failed.get(row.method, "no cell for every seed and training")
             rows.append([row.title, f"not tested: {reason}", *("–" for _ in list(found)[1:])])
             continue
         texts = []
@@ -303,7 +304,7 @@ def cost_table(layout: Layout, group: Group) -> Table:
         rows.append([row.title, *cost, *_means(group, row.method, diversity.values())])
     head = ["method", "training, CPU-s", "wall, s", "queries × documents a query", *DIVERSITY.values()]
     note = (
-        "Cost is the mean over worlds; documents a query: those drawn in a step for each of its queries. "
+        "Cost is the mean over trainings; documents a query: those drawn in a step for each of its queries. "
         "Senses: share of the meanings of an ambiguous query with an answer in the top 100; never shown: "
         "share of the top 100 that the old system had not shown for the query up to the training day, and "
         "true recall of such answers. All in %."
@@ -467,7 +468,7 @@ def cells_csv(cells: Sequence[Measured]) -> str:
         info, training = cell.info, cell.info["training"]
         row = [
             cell.folder.name,
-            *(_portable(info.get(name, 0)) for name in _COLUMNS),
+            *(_portable({"repeat": 0, **info}[name]) for name in _COLUMNS),
             json.dumps(info["point"]),
         ]
         row += [json.dumps(_changed(info["settings"], defaults)), info["p3_coverage"]["share_of_queries"]]

@@ -200,7 +200,8 @@ def _speed_verdict(claim: Claim, group: Group, speeds: Mapping[str, Sequence[Con
     told = ", ".join(f"{ratio:.2f}" for ratio in ratios)
     why = f"ratio by seed {told}, wanted at least {claim.ratio:g}"
     watched = (one.watched for method in (claim.slow, claim.fast) for one in speeds[method])
-    folders = (*group.folders(claim.slow, claim.fast), *watched)
+    first = [group.cells[name, seed][0] for name in (claim.slow, claim.fast) for seed in group.seeds]
+    folders = (*(cell.folder.name for cell in first), *watched)
     return Verdict(claim.text, "CPU time to convergence", ruling, why, folders)
 
 

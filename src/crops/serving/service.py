@@ -493,14 +493,16 @@ def logging_to_stdout() -> Iterator[None]:
     """
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(JsonLines())
-    loggers = {"crops.serving": logging.INFO, "uvicorn": logging.WARNING}
-    for name, level in loggers.items():
+    before = []
+    for name, level in (("crops.serving", logging.INFO), ("uvicorn", logging.WARNING)):
         logger = logging.getLogger(name)
+        before.append((logger, logger.handlers[:], logger.level, logger.propagate))
         logger.handlers[:] = [handler]
         logger.setLevel(level)
         logger.propagate = False
     try:
         yield
     finally:
-        for name in loggers:
-            logging.getLogger(name).handlers.clear()
+        for logger, handlers, level, logger.propagate in before:
+            logger.handlers[:] = handlers
+            logger.setLevel(level)

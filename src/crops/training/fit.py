@@ -267,7 +267,7 @@ def _learn(
         "groups": counts["groups"],
         "dropped_groups": counts["dropped"],
         "without_token": {name: counts[f"{name} left out"] for name in run.left_out},
-        "cut_documents": counts["cut"],
+        "full_documents": counts["full"],
         "contrast": contrast,
         **({} if join is None else join.summary()),
     }
@@ -291,8 +291,9 @@ def _counts(run: _Run, limit: int | None) -> Counter[str]:
     """Return how many groups there are and what was left out or cut, in the buckets of all processes."""
     own = {name: getattr(run.groups, name) for name in ("groups", "dropped", "undocumented", "one_label")}
     own |= {f"{name} left out": count for name, count in run.left_out.items()}
-    lengths = np.concatenate([np.diff(side.tokens.offsets) for side in run.pool.sides])
-    own["cut"] = 0 if limit is None else int((lengths[run.groups.queries :] >= limit).sum())
+    if limit is not None and run.buckets is None:  # buckets share documents, which would count again
+        lengths = np.concatenate([np.diff(side.tokens.offsets) for side in run.pool.sides])
+        own["full"] = int((lengths[run.groups.queries :] >= limit).sum())
     counts: Counter[str] = Counter()
     for part in exchanged(own) if run.buckets is not None else [own]:
         counts.update(part)
@@ -317,7 +318,7 @@ def _start_line(contrast: dict[str, float], counts: Counter[str], limit: int | N
         (counts["dropped"], "groups have no anchor and are left out"),
         (counts["undocumented"], "queries have no document and are left out"),
         (counts["one_label"], "groups have one label only: other queries' documents are their only contrast"),
-        (counts["cut"], f"documents fill the {limit} tokens of training.max_tokens: what is longer is cut"),
+        (counts["full"], f"documents fill the {limit} tokens that the encoder reads: what is longer is cut"),
     )
     return "; ".join([line, *(f"{count:,} {remark}" for count, remark in remarks if count)])
 
