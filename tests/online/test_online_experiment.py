@@ -262,7 +262,7 @@ def test_a_tiny_experiment_from_nothing_to_logs_and_back(tmp_path, settings, mon
     options = {
         "size": "tiny",
         "days": 1,
-        "arms": "baseline,expanded,recommended",
+        "arms": "baseline,click_queries,expanded,recommended",
         "models": "dense",
         "share": 0.2,
     }
@@ -271,7 +271,7 @@ def test_a_tiny_experiment_from_nothing_to_logs_and_back(tmp_path, settings, mon
     assert [(one["name"], one["route"]) for one in plan["experiments"]] == [("dense", "dense"), ("aa", None)]
     written = {str(path.relative_to(out)): path.stat().st_mtime_ns for path in out.rglob("*.parquet")}
     day = plan["days"][0]
-    for arm in ("baseline", "expanded", "recommended"):
+    for arm in ("baseline", "click_queries", "expanded", "recommended"):
         assert f"paired/dense/{arm}/truth/searches/day={day}/part-0.parquet" in written
     assert f"live/logs/exposures/day={day}/part-0.parquet" in written
 
@@ -282,7 +282,8 @@ def test_a_tiny_experiment_from_nothing_to_logs_and_back(tmp_path, settings, mon
             "item_id"
         ]
 
-    assert not found("baseline").equals(found("expanded"))
+    for arm in ("click_queries", "expanded"):
+        assert not found("baseline").equals(found(arm))
     # again: nothing is simulated, mined or trained anew
     experiment(tmp_path / "out", **options, config=settings)
     assert analysed == [out, out]

@@ -19,9 +19,9 @@ from crops.online.assignment import Routes, Trial, split
 from crops.online.bubble import Loop, Measured, SimulatedDays, measure_days, read_days, run_loop
 from crops.online.experiment import (
     A_A,
-    EXPANDED,
     LIVE,
     PAIRED,
+    TEXTS,
     arm_run,
     arm_texts,
     arm_training,
@@ -123,7 +123,7 @@ def arm_names(arms: str) -> list[str]:
 
 def _require_texts(names: Sequence[str], there: bool, remedy: str) -> None:
     """Refuse arms that change the texts of items where a model reads ids."""
-    if not there and (changed := [name for name in names if name in EXPANDED]):
+    if not there and (changed := [name for name in names if name in TEXTS]):
         raise CropsError(f"--arms: {', '.join(changed)} changes the texts of items; use {remedy}")
 
 

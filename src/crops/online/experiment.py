@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from crops.config import RECIPES, RunConfig, TrainingConfig, with_recipe
+from crops.config import RECIPES, RunConfig, TrainingConfig, with_recipe, with_settings
 from crops.errors import CropsError, nearest
 from crops.labels import CROPS_SOURCES, SEARCH_SOURCES, SOURCE_GROUPS, Source, parse_sources
 from crops.online.assignment import (
@@ -225,15 +225,18 @@ SOURCES = {
     "crops": _ALL,
     **{f"-{group}": _ALL & ~SOURCE_GROUPS[group] for group in _ADDED},
     "clicks": Source.CLICKED,
+    "click_queries": SEARCH_SOURCES,
     "expanded": SEARCH_SOURCES,
     "recommended": parse_sources(RECIPES["recommended"]["engine.sources"]),
 }
 """Arms by name. The baseline is online search alone with its stages as labels (FS-LR); +p1, +p2 and crops add
 one source each; -p1, -p2, -p3 are crops without one; clicks is the platform's own recipe: clicked or not;
-expanded is the baseline, whose texts the queries of rewordings join; recommended is the recipe of that name,
-expanded too."""
+click_queries and expanded are the baseline, whose texts click queries or those of rewordings join;
+recommended is the recipe of that name, expanded too."""
 EXPANDED = ("expanded", "recommended")
 """Arms whose texts the queries of rewordings join."""
+TEXTS = ("click_queries", *EXPANDED)
+"""Arms that change the texts of items."""
 
 
 def arm_training(arm: str, training: TrainingConfig) -> TrainingConfig:
@@ -250,7 +253,9 @@ def arm_training(arm: str, training: TrainingConfig) -> TrainingConfig:
 
 
 def arm_run(arm: str, run: RunConfig) -> RunConfig:
-    """Return the settings of an arm: those of the run, or of the recipe `recommended`."""
+    """Return the settings of an arm: those of the run, with click queries, or of the recipe `recommended`."""
+    if arm == "click_queries":
+        return with_settings(run, {"document.fields": RECIPES["recommended"]["document.fields"]})
     return with_recipe(run, arm) if arm == "recommended" else run
 
 
@@ -298,9 +303,11 @@ def arm_texts(
     """
     texts = start.platform.world.corpus.document_texts()
     ids = np.arange(1, len(texts) + 1)
-    if arm not in EXPANDED:
-        return ids, texts
     own = arm_run(arm, run)
+    if arm not in EXPANDED and own.document.fields == DOCUMENT_FIELDS:
+        return ids, texts
+    if arm not in EXPANDED:
+        return load_documents(logs, own, day_name(day), ids)
     if not is_done(out):
         first = max(start.first_day - 1, day - own.engine.daily.window)
         expand_rewordings(logs, [day_name(one) for one in range(first, day)], out, own)
