@@ -67,12 +67,19 @@ def test_readme_counts_the_verdicts(page):
 
 
 def test_readme_shows_the_means_and_differences_of_the_generated_table():
-    table = {row[0]: row for row in rows("results-base.md") if len(row) == 6 and row[1].count("<br>") > 1}
+    found = list(rows("results-base.md"))
+    (start,) = (place for place, row in enumerate(found) if row[0] == "baseline (FS-LR)" and "<br>" in row[1])
+    head = found[start - 2]
+    columns = [
+        next(place for place, name in enumerate(head) if name.startswith(title))
+        for title in ("CT recall@100 (", "QR, by truth (", "true recall@100 (", "QR recall@100, by theta (")
+    ]
+    table = {row[0]: row for row in found[start:] if len(row) == len(head)}
     expected = []
-    for name in ("baseline (FS-LR)", "+ P1", "+ P2", "+ P3 = CroPS"):
-        cells = [table[name][column].split("<br>") for column in (1, 2, 4, 5)]  # 3 is NDCG
+    for name in ("baseline (FS-LR)", "+ P1", "+ P2", "+ P3 = CroPS", "ours: the recipe `recommended`"):
+        cells = [table[name][column].split("<br>") for column in columns]
         changed = name != "baseline (FS-LR)"
         expected.append([f"{cell[0]} ({cell[2]})" if changed else cell[0] for cell in cells])
     readme = list(rows("../README.md"))
-    (head,) = (place for place, row in enumerate(readme) if row[0] == "trained on")
-    assert [row[1:] for row in readme[head + 1 : head + 5]] == expected
+    (place,) = (place for place, row in enumerate(readme) if row[0] == "trained on")
+    assert [row[1:] for row in readme[place + 1 : place + 6]] == expected
