@@ -74,7 +74,7 @@ def test_readme_shows_the_means_and_differences_of_the_generated_table():
         next(place for place, name in enumerate(head) if name.startswith(title))
         for title in ("CT recall@100 (", "QR, by truth (", "true recall@100 (", "QR recall@100, by theta (")
     ]
-    table = {row[0]: row for row in found[start:] if len(row) == len(head)}
+    table = {row[0]: row for row in reversed(found[start:]) if len(row) == len(head) and "<br>" in row[1]}
     expected = []
     for name in ("baseline (FS-LR)", "+ P1", "+ P2", "+ P3 = CroPS", "ours: the recipe `recommended`"):
         cells = [table[name][column].split("<br>") for column in columns]
