@@ -45,6 +45,10 @@ RESOLVED_CONFIG = "config.toml"
 _PACKAGES = ("duckdb", "numpy", "pyarrow", "sentence-transformers", "torch", "transformers")
 
 
+class BusyError(CropsError):
+    """Another process writes to the folder."""
+
+
 @contextlib.contextmanager
 def publish(target: str | Path, command: str) -> Iterator[Path]:
     """Yield an empty folder that becomes `target` when the block ends well and vanishes otherwise.
@@ -58,7 +62,8 @@ def publish(target: str | Path, command: str) -> Iterator[Path]:
 
     Raises:
         CropsError: `target` is a file or a mount point, names no folder of this machine, or holds anything
-            but an output of this command; another process writes to it; or the disk is full or read-only.
+            but an output of this command; another process writes to it (BusyError); or the disk is full or
+            read-only.
     """
     check_local(Path(target))
     place = Path(os.path.realpath(target))  # a link is followed: it is not what is to be replaced
@@ -138,7 +143,7 @@ def _alone(target: str | Path, place: Path) -> Iterator[None]:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 lock.close()
-                raise CropsError(f"another process writes to {target}; wait until it has ended") from error
+                raise BusyError(f"another process writes to {target}; wait until it has ended") from error
             if path.exists() and os.path.samestat(path.stat(), os.fstat(lock.fileno())):
                 break
             lock.close()  # its owner has just removed it

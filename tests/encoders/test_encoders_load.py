@@ -1,3 +1,5 @@
+import shutil
+
 import huggingface_hub
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from transformers import AutoTokenizer, Qwen2Model
 from crops.config import RunConfig, TrainingConfig, load_config
 from crops.encoders import encode, load, load_encoder, longest, save_encoder, tokenise
 from crops.errors import CropsError
+from crops.outputs import publish
 
 
 @pytest.fixture
@@ -32,6 +35,24 @@ def test_static_is_distilled_once_per_width(tiny_minilm, tmp_path):
     short = load_encoder(TrainingConfig(dim=8, max_tokens=5), tmp_path)
     assert len(tiny_minilm) == 2
     assert (longest(first), longest(short)) == (128, 5)
+
+
+def test_who_comes_second_waits_for_the_distillation(tiny_minilm, tmp_path, monkeypatch):
+    config = TrainingConfig(dim=8)
+    other = load.encoder_folder(config, tmp_path / "other")
+    waited = []
+
+    def wait(seconds):
+        """The other process ends meanwhile."""
+        waited.append(seconds)
+        shutil.copytree(other, tmp_path / other.name)
+
+    monkeypatch.setattr(load.time, "sleep", wait)
+    with publish(tmp_path / other.name, "distill") as staging:
+        load_encoder(config, tmp_path)
+        shutil.copytree(other, staging, dirs_exist_ok=True)
+    assert len(waited) == 1
+    assert len(tiny_minilm) == 1  # nothing was distilled a second time
 
 
 def test_an_interrupted_distillation_leaves_no_cache_entry(tiny_minilm, tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
 
 import torch
@@ -19,7 +20,7 @@ from crops.encoders.ngrams import ngram_encoder
 from crops.encoders.towers import attach_lora, freeze_documents, input_modules, merge_lora, separate_towers
 from crops.encoders.two_tower import FEATURES, hide_ids, rendering_of, two_tower
 from crops.errors import CropsError, nearest
-from crops.outputs import cache_folder, progress, publish, timed, write_manifest
+from crops.outputs import BusyError, cache_folder, progress, publish, timed, write_manifest
 from crops.relevance.encode import is_ngram_folder, local_folder, model_hash
 from crops.text import PLAIN, Rendering
 
@@ -141,17 +142,25 @@ def _for_features(encoder: SentenceTransformer, config: TrainingConfig) -> Sente
 
 
 def _static_folder(config: TrainingConfig, cache: Path | None) -> Path:
-    """Return the folder of the distilled encoder, distilled once per base model, width and length."""
+    """Return the folder of the distilled encoder, distilled once per base model, width and length.
+
+    Where another process is at it, this one waits for it.
+    """
     base = local_folder(BASE)
     key = f"static-{model_hash(base)[:12]}-{config.dim}-{config.max_tokens}"
     kept = (cache or cache_folder()) / key
-    if not kept.exists():
+    while not kept.exists():
         seconds: dict[str, float] = {}
-        with publish(kept, "distill") as staging:
-            with timed(seconds, "distill the static encoder (once)"):
-                encoder = distill(_load(base), config.dim, config.max_tokens)
-            encoder.save(str(staging), create_model_card=False)
-            write_manifest(staging, "distill", config=config.model_dump(exclude_none=True), seconds=seconds)
+        try:
+            with publish(kept, "distill") as staging:
+                with timed(seconds, "distill the static encoder (once)"):
+                    encoder = distill(_load(base), config.dim, config.max_tokens)
+                encoder.save(str(staging), create_model_card=False)
+                write_manifest(
+                    staging, "distill", config=config.model_dump(exclude_none=True), seconds=seconds
+                )
+        except BusyError:
+            time.sleep(0.2)
     return kept
 
 
