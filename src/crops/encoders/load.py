@@ -20,7 +20,7 @@ from crops.encoders.ngrams import ngram_encoder
 from crops.encoders.towers import attach_lora, freeze_documents, input_modules, merge_lora, separate_towers
 from crops.encoders.two_tower import FEATURES, hide_ids, rendering_of, two_tower
 from crops.errors import CropsError, nearest
-from crops.outputs import BusyError, cache_folder, progress, publish, timed, write_manifest
+from crops.outputs import BusyError, cache_folder, console, progress, publish, timed, write_manifest
 from crops.relevance.encode import is_ngram_folder, local_folder, model_hash
 from crops.text import PLAIN, Rendering
 
@@ -149,6 +149,7 @@ def _static_folder(config: TrainingConfig, cache: Path | None) -> Path:
     base = local_folder(BASE)
     key = f"static-{model_hash(base)[:12]}-{config.dim}-{config.max_tokens}"
     kept = (cache or cache_folder()) / key
+    waiting = False
     while not kept.exists():
         seconds: dict[str, float] = {}
         try:
@@ -159,7 +160,10 @@ def _static_folder(config: TrainingConfig, cache: Path | None) -> Path:
                 write_manifest(
                     staging, "distill", config=config.model_dump(exclude_none=True), seconds=seconds
                 )
-        except BusyError:
+        except BusyError as error:
+            if not waiting:
+                console.print(f"[dim]·[/dim] {error}")
+            waiting = True
             time.sleep(0.2)
     return kept
 
