@@ -267,7 +267,7 @@ def _learn(
         "groups": counts["groups"],
         "dropped_groups": counts["dropped"],
         "without_token": {name: counts[f"{name} left out"] for name in run.left_out},
-        "full_documents": counts["full"],
+        **({"full_documents": counts["full"]} if "full" in counts else {}),
         "contrast": contrast,
         **({} if join is None else join.summary()),
     }
