@@ -1,26 +1,67 @@
 """What several runs of one experiment, each a world of its own, say together: effects by arm.
 
     python benchmarks/online/over_seeds.py OUT-0 OUT-1 OUT-2
+    python benchmarks/online/over_seeds.py --add strong --csv docs/online/effects.csv OUT-0 OUT-1 OUT-2
 
 reads the analysis of each `crops experiment --out OUT-SEED` and prints two tables: the effects in the paired
-copies of the worlds, and those of the A/B test. A cell is the mean over the worlds, then each world's: shares
-in points. A star: in every world the 95 % interval lies on the same side of 0.
+copies of the worlds, and those of the A/B test. A cell is the mean over the worlds that have the arm, then
+each world's: shares in points. A star: in each of these worlds the 95 % interval lies on the same side of 0.
+With `--csv` the effects are also written to a file, in place of those that it has under the name.
 """
 
 import argparse
+import csv
 import json
 from pathlib import Path
 from statistics import mean
 
 TOLD = ("ctr", "lpr", "rqr", "satisfied", "senses", "ratio_rank:dense", "ratio_show:dense")
 """Keys of metrics (docs/online-metrics.md)."""
+KINDS = {"paired": "paired worlds", "effect": "A/B test"}
+COLUMNS = ("experiment", "kind", "seed", "arm", "metric", "control", "effect", "low", "high")
 
 
-def cell(effects, scale):
+def effects_of(folder, experiment):
+    """Return a row of `COLUMNS` for each effect of an experiment; shares in points."""
+    run = json.loads((folder / "analysis" / "analysis.json").read_text())["analyses"][0]
+    seed = int(json.loads((folder / "analysis" / "manifest.json").read_text())["seed"])
+    scales = {one["key"]: 100 if one["share"] else 1 for one in run["metrics"]}
+    return [
+        {
+            "experiment": experiment,
+            "kind": kind,
+            "seed": seed,
+            "arm": one["treatment"],
+            "metric": one["metric"],
+            **{
+                column: round(scales[one["metric"]] * one[kind][name], 4)
+                for column, name in zip(COLUMNS[5:], ("control", "absolute", "low", "high"), strict=True)
+            },
+        }
+        for one in run["findings"]
+        for kind in KINDS
+        if one["metric"] in TOLD and one[kind] is not None
+    ]
+
+
+def sure(effects):
+    """Return whether the intervals of all worlds lie on the same side of 0."""
+    return all(one["low"] > 0 for one in effects) or all(one["high"] < 0 for one in effects)
+
+
+def cell(effects):
     """Write the mean and each world's effect."""
-    values = [scale * one["absolute"] for one in effects]
-    agree = all(one["low"] > 0 for one in effects) or all(one["high"] < 0 for one in effects)
-    return f"{mean(values):+.2f}{'*' * agree} ({', '.join(f'{value:+.2f}' for value in values)})"
+    values = [one["effect"] for one in effects]
+    each = ", ".join(f"{value:+.2f}" for value in values)
+    return f"{mean(values):+.2f}{'*' * sure(effects)} ({each})"
+
+
+def level(found, metric):
+    """Return the baseline's mean over the worlds, of lists of rows by (arm, metric)."""
+    of_seed = {
+        one["seed"]: one["control"] for (_, own), rows in found.items() for one in rows if own == metric
+    }
+    return mean(of_seed.values())
 
 
 def main() -> None:
@@ -28,34 +69,32 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folders", nargs="+", type=Path, metavar="OUT")
-    files = [folder / "analysis" / "analysis.json" for folder in parser.parse_args().folders]
-    runs = [json.loads(file.read_text())["analyses"][0] for file in files]
-    if len({(one["name"], *one["treatments"], *one["days"]) for one in runs}) > 1:
-        parser.error("the experiments differ in their model, arms or days")
-    metrics = {one["key"]: one for one in runs[0]["metrics"] if one["key"] in TOLD}
-    for kind, title in (("paired", "paired worlds"), ("effect", "A/B test")):
-        found = {
-            (key, arm): [
-                one[kind]
-                for run in runs
-                for one in run["findings"]
-                if (one["metric"], one["treatment"]) == (key, arm)
-            ]
-            for key in metrics
-            for arm in runs[0]["treatments"]
-        }
-        if None in (one for effects in found.values() for one in effects):
-            continue  # there were no paired worlds, or an arm was refused
-        print(f"\n| {title} | {' | '.join(one['label'] for one in metrics.values())} |")
-        print(f"|{'---|' * (1 + len(metrics))}")
-        scales = {key: 100 if one["share"] else 1 for key, one in metrics.items()}
-        levels = {
-            key: mean(one["control"] for one in found[key, runs[0]["treatments"][0]]) for key in metrics
-        }
-        told = (f"{scale * levels[key]:.2f}" for key, scale in scales.items())
-        print(f"| {runs[0]['control']}: the level | {' | '.join(told)} |")
-        for arm in runs[0]["treatments"]:
-            print(f"| {arm} | {' | '.join(cell(found[key, arm], scale) for key, scale in scales.items())} |")
+    parser.add_argument("--csv", type=Path)
+    parser.add_argument("--add", default="default", help="name of the experiment in the file")
+    args = parser.parse_args()
+    rows = [row for folder in args.folders for row in effects_of(folder, args.add)]
+    rows.sort(key=lambda row: row["seed"])
+    for kind, title in KINDS.items():
+        print(f"\n| {title} | {' | '.join(TOLD)} |\n|{'---|' * (1 + len(TOLD))}")
+        found = {}
+        for row in rows:
+            if row["kind"] == kind:
+                found.setdefault((row["arm"], row["metric"]), []).append(row)
+        arms = dict.fromkeys(row["arm"] for row in rows)
+        told = (f"{level(found, metric):.2f}" for metric in TOLD)
+        print(f"| the baseline's level | {' | '.join(told)} |")
+        for arm in arms:
+            print(f"| {arm} | {' | '.join(cell(found[arm, metric]) for metric in TOLD)} |")
+    if args.csv is not None:
+        args.csv.parent.mkdir(parents=True, exist_ok=True)
+        others = []
+        if args.csv.exists():
+            with args.csv.open(newline="") as file:
+                others = [row for row in csv.DictReader(file) if row["experiment"] != args.add]
+        with args.csv.open("w", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows([*others, *rows])
 
 
 if __name__ == "__main__":
