@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -32,7 +34,11 @@ def counted(real):
         return real(*args, **options)
     return step
 
-Path.rename, Path.write_text = counted(Path.rename), counted(Path.write_text)
+if sys.argv[4] == "rename":
+    test_outputs.outputs._exchange = lambda *_: False  # as on a disk that cannot
+    Path.rename, Path.write_text = counted(Path.rename), counted(Path.write_text)
+else:
+    test_outputs.outputs.shutil.rmtree = counted(test_outputs.outputs.shutil.rmtree)
 test_outputs.write(Path(sys.argv[2]) / "out", "two")
 """
 
@@ -98,17 +104,51 @@ def test_nothing_of_others_is_overwritten(tmp_path, monkeypatch):
     write(tmp_path / "mounted" / "inside")
 
 
+def kill(folder, step, how):
+    command = [sys.executable, "-c", KILLED, str(Path(__file__).parent), str(folder), str(step), how]
+    assert subprocess.run(command).returncode == -signal.SIGKILL
+
+
 @pytest.mark.parametrize("step", range(5))
 def test_what_a_kill_left_is_put_right_by_the_next_run(tmp_path, step):
     """Killed before each of the three files is written, and before each of the two renames."""
     write(tmp_path / "out")
-    command = [sys.executable, "-c", KILLED, str(Path(__file__).parent), str(tmp_path), str(step)]
-    assert subprocess.run(command).returncode == -signal.SIGKILL
+    kill(tmp_path, step, "rename")
     assert len(list(tmp_path.iterdir())) > 1
     with publish(tmp_path / "out", "mine"):
         assert (tmp_path / "out" / "data.txt").read_text() == "one"
         assert len(list(tmp_path.iterdir())) == 3  # the output, the lock, and what is being written
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_kill_after_the_exchange_leaves_the_new_output(tmp_path):
+    write(tmp_path / "out")
+    kill(tmp_path, 0, "exchange")
+    assert (tmp_path / "out" / "data.txt").read_text() == "two"
+    (left,) = (path for path in tmp_path.iterdir() if path.name.endswith(".tmp"))
+    assert (left / "data.txt").read_text() == "one"
+    write(tmp_path / "out", "three")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_reader_always_finds_the_old_output_or_the_new_one(tmp_path):
+    write(tmp_path / "out", "0")
+    if not outputs._exchange(*((tmp_path / name).mkdir() or tmp_path / name for name in "ab")):
+        pytest.skip("this disk cannot exchange names")
+    found, done = [], threading.Event()
+
+    def read() -> None:
+        while not done.is_set():
+            found.append(int((tmp_path / "out" / "data.txt").read_text()))
+
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(read)
+        for number in range(1, 60):
+            write(tmp_path / "out", str(number))
+        done.set()
+        reading.result()  # a missing file would be raised here
+    assert found == sorted(found)
+    assert found[-1] > 0
 
 
 def test_two_processes_of_one_number_do_not_touch_each_others_work(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import functools
@@ -53,8 +54,9 @@ class BusyError(CropsError):
 def publish(target: str | Path, command: str) -> Iterator[Path]:
     """Yield an empty folder that becomes `target` when the block ends well and vanishes otherwise.
 
-    What a killed process left is put right first: its half-written folders go, and where it was killed
-    between the two renames, the former output is back in its place.
+    Where system and disk can exchange two names in one step, a reader always finds the former output or the
+    new one; else it finds none between two renames. What a killed process left is put right first: its
+    half-written folders go, and a former output that it had moved away is back in its place.
 
     Args:
         target: the folder to write; an earlier output of the same command is replaced.
@@ -188,11 +190,24 @@ def _refuse_foreign(target: Path, command: str) -> None:
 
 
 def _swap(staging: Path, target: Path) -> None:
+    """Give a folder the place of another: whoever reads meanwhile finds the old one or the new one."""
+    if target.exists() and _exchange(staging, target):
+        return  # what was there has the name of the staging folder, which is removed
     old = unique(target, "old")
     if target.exists():
         target.rename(old)
     staging.rename(target)
     shutil.rmtree(old, ignore_errors=True)
+
+
+_AT_CWD, _RENAME_EXCHANGE = -100, 2
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two names in one step (Linux's renameat2); return False where system or disk cannot."""
+    function = getattr(ctypes.CDLL(None), "renameat2", None)
+    names = _AT_CWD, os.fsencode(one), _AT_CWD, os.fsencode(other)
+    return function is not None and function(*names, _RENAME_EXCHANGE) == 0
 
 
 class Scratch(tempfile.TemporaryDirectory[str]):
