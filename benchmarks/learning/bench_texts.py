@@ -16,7 +16,7 @@ from typing import Any
 
 from crops.config import DocumentConfig, ExpansionConfig, RunConfig
 from crops.engine.documents import expand
-from crops.evaluation import Evaluation, compare, evaluate
+from crops.evaluation import Evaluation, build_slices, compare, evaluate
 from crops.evaluation.testsets import load_testsets, save_testsets
 from crops.labels import DEFAULT_LABELS, SEARCH_SOURCES, Source
 from crops.outputs import cache_folder, console
@@ -32,7 +32,14 @@ from crops.text import CLICK_QUERY, DOCUMENT_FIELDS
 from crops.training import Samples, train
 
 RESAMPLES = 4000
-METRICS = ("recall@100/ct", "recall@100/qr", "recall@100/qr_truth", "ndcg_exp2@4/pool", "true_recall@100")
+METRICS = (
+    "recall@100/ct",
+    "recall@100/qr",
+    "recall@100/qr_truth",
+    "ndcg_exp2@4/pool",
+    "true_recall@100",
+    "recall@100/ct|age=new",
+)
 P12 = SEARCH_SOURCES | Source.REFORMULATION | Source.FEED
 PLAIN, TEXT = DocumentConfig(), DocumentConfig(fields=(*DOCUMENT_FIELDS, CLICK_QUERY))
 EXPANSIONS = {
@@ -122,6 +129,7 @@ def run_arms(
         (out / "tests").mkdir(exist_ok=True)
         save_testsets(testsets, out / "tests")
     testsets = load_testsets(out / "tests")
+    slices = build_slices(world.logs, world.day("train"), testsets, world.truth, run.engine.memory)
     for name, (mined, settings) in expansions.items():
         if not is_done(out / name):
             expand(out / mined, out / name, ExpansionConfig(**settings))
@@ -146,7 +154,7 @@ def run_arms(
         name = model + own + (f", {expansion}" if expansion else "")
         place = model if model == "bm25" else str(out / "models" / model)
         retriever = load_retriever(place, *texts(document, expansion), world.logs)
-        done[name] = evaluate(retriever, testsets, run.evaluation, run.seed)
+        done[name] = evaluate(retriever, testsets, run.evaluation, run.seed, slices)
         means = " ".join(f"{100 * done[name].summary[metric].mean:5.1f}" for metric in METRICS)
         console.print(f"[bold]{name}[/bold] {means}", soft_wrap=True)
         if against is not None:
