@@ -135,7 +135,6 @@ def encode(
 
     Args:
         encoder: the model that `texts` were tokenised for.
-        texts: the pool of texts.
         rows: which of them, in which order.
         role: what they were tokenised as; decides the tower where there are two.
     """

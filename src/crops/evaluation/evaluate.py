@@ -54,9 +54,7 @@ def evaluate(
 
     Args:
         retriever: indexes exactly `testsets.candidate_ids()`.
-        testsets: the test sets.
         config: cut-offs (k = `recall_k`, m = `ndcg_k`) and the number of resamples.
-        seed: seed of the bootstrap.
         slices: what is known of the queries and items besides their answers, for the metrics that need it.
 
     Raises:
@@ -339,10 +337,8 @@ def evaluate_judged(
 
     Args:
         retriever: indexes exactly the collection's documents.
-        judged: the collection.
         query_ids: the queries to evaluate, e.g. one fold's test part.
         config: cut-offs and the number of resamples.
-        seed: seed of the bootstrap.
 
     Raises:
         CropsError: the retriever searches another catalogue.
@@ -412,10 +408,7 @@ class Rankings:
         """Search once for every query.
 
         Args:
-            retriever: the retriever.
             query_ids: distinct ids [q], ascending.
-            texts: the q query texts.
-            k: length of the rankings.
         """
         self._query_ids = query_ids
         self._ranked, _ = retriever.search(texts, k)
@@ -454,7 +447,6 @@ def grades_by_score(
     """Order the graded items of each query by the retriever's scores, ties by item_id.
 
     Args:
-        retriever: scores the items.
         texts: q query texts.
         items: the graded items of each query.
         grades: their grades, alike in shape.
@@ -511,7 +503,6 @@ def metric_values(
     """Return one metric's rows of `VALUES`, sorted by query_id; NaN becomes null.
 
     Args:
-        metric: name.
         query_ids: distinct ids [n].
         values: values [n].
         weights: weights [n]; 1 when None.

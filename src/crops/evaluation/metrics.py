@@ -52,7 +52,6 @@ def recall_at_k(ranked: Ids, relevant: Sequence[Ids], k: int, *, capped: bool = 
     Args:
         ranked: ids [q, >= k], best first.
         relevant: for each of q queries, the distinct ids to find.
-        k: cut-off.
         capped: divide by min(k, |R|), so that a query with more than k relevant documents can reach 1.
 
     Returns:
@@ -89,7 +88,6 @@ def ndcg_at_k(grades: Grades, k: int, *, gain: Gain = "exp2", ideal: Grades | No
 
     Args:
         grades: grades [q, p] in the order of the ranking, at least 0.
-        k: cut-off.
         gain: `exp2` is 2^grade - 1, `linear` the grade itself.
         ideal: grades [q, m] of all documents that could have been ranked, in any order; `grades` when None.
 

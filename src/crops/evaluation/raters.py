@@ -80,7 +80,6 @@ def write_rating_sheet(samples: Path, sheet: Path, *, each: int, k: int, seed: i
         sheet: CSV for the raters, replaced when it exists without a grade.
         each: pairs drawn of every source that has any; a pair of two sources counts for both.
         k: only queries of at least this many users are shown to raters.
-        seed: of the draw.
 
     Returns:
         The number of pairs.

@@ -59,7 +59,6 @@ def bootstrap_interval(
     Args:
         values: one value per query [n], finite.
         resamples: how often n queries are drawn with replacement.
-        seed: seed of the draws.
         confidence: coverage of the interval.
         weights: weight of each query [n], e.g. its number of events: the mean is then sum(w v) / sum(w), and
             queries are drawn with all their events, which are not independent. Equal when None.
@@ -88,9 +87,6 @@ def paired_bootstrap(
     Args:
         a: one value per query [n] of the first system.
         b: values [n] of the second system, in the same order of queries.
-        resamples: how often n queries are drawn with replacement.
-        seed: seed of the draws.
-        confidence: coverage of the interval.
         weights: weight of each query, as in `bootstrap_interval`.
 
     Raises:
@@ -191,7 +187,6 @@ def nested_bootstrap(worlds: Sequence[Values], resamples: int, seed: int) -> Res
             [trainings, queries, A], whose mean over the trainings counts. What is drawn of T trainings is
             spread by sqrt(T / (T - 1)), so that few trainings do not look surer than they are.
         resamples: R.
-        seed: of the draws.
 
     Raises:
         CropsError: there is no world, a world has no query, or a value is not finite.

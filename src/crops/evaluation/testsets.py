@@ -130,10 +130,8 @@ def build_testsets(
         relevance: theta; None keeps every candidate of QR.
         similarity: P(same intent) of two queries; None lets every later query count.
         truth: the simulator's `truth/` folder; None where there is no truth.
-        seed: seed of the samples of queries.
         independent: relevance and similarity by a theta that training does not use, for a second QR.
         seen: ids of the queries in the training data; None if not known.
-        memory: memory limit of DuckDB.
 
     Raises:
         CropsError: the days hold no search, or a truth file is missing or lacks a column.
@@ -295,8 +293,6 @@ def build_truth_sets(
     Args:
         backend: holds the events of the test day, `candidates` and `later_any` (QR without theta).
         truth: folder of searches.parquet and grades.parquet.
-        config: sizes.
-        seed: seed of the samples.
 
     Raises:
         CropsError: a truth file is missing or lacks a column.
@@ -431,7 +427,6 @@ def build_slices(
         train_day: the training day, YYYY-MM-DD.
         testsets: the test sets; their queries and candidates are described.
         truth: the simulator's `truth/` folder; None where there is no truth.
-        memory: memory limit of DuckDB.
 
     Raises:
         CropsError: the logs or the truth cannot be read.

@@ -41,7 +41,6 @@ def write_run(
     """Write rankings as a run.
 
     Args:
-        path: the file.
         query_ids: [q].
         ids: item ids [q, k], best first; -1 pads.
         scores: [q, k], alike in shape; written so that float32 is read back unchanged.
@@ -65,7 +64,6 @@ def write_qrels(path: Path, pairs: pa.Table, own: Mapping[int, str] | None = Non
     """Write the relevant items of test queries as qrels, of grade 1 unless there is a column `grade`.
 
     Args:
-        path: the file.
         pairs: query_id, item_id, grade?; repeated rows are written once.
         own: as in `write_run`.
     """

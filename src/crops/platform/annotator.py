@@ -67,7 +67,6 @@ def draw_pairs(samples: Path, budget: int, seed: int) -> pa.Table:
     Args:
         samples: a mined folder.
         budget: pairs in all.
-        seed: of the draw.
     """
     pairs = pq.read_table(samples / "samples.parquet", columns=["query_id", "item_id", "sources"])
     real = pairs.filter(pc.field("item_id") > 0)
@@ -104,7 +103,6 @@ def annotate(
         logs: the accepted logs that it was mined from.
         days: the days mined; `day` is the last.
         truth: the folder `truth` of that world.
-        out: the file to write.
         budget: judgements in all.
         noise: P(another grade than the right one), each as likely.
         seed: of the draw and of the errors.

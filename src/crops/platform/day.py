@@ -22,7 +22,6 @@ from scipy.special import betaincinv, ndtri
 from crops.config import TOPICS, PlatformConfig
 from crops.errors import CropsError
 from crops.outputs import unique
-from crops.platform.editions import EDITIONS, extent
 from crops.platform.learned import Memory
 from crops.platform.people import (
     Behaviour,
@@ -54,7 +53,7 @@ from crops.platform.search import (
     recall,
     recall_for_users,
 )
-from crops.platform.topics import Manner, build_topics_world, load_manner
+from crops.platform.topics import EDITIONS, Manner, build_topics_world, extent, load_manner
 from crops.platform.world import DAY_US, Floats, Ints, World, items_table, read_judged_world, uniform
 from crops.protocols import Ranker, Retriever
 
@@ -216,7 +215,6 @@ def simulate_day(
 
     Args:
         day: 0 = the first.
-        sessions: search sessions of the day.
         retrievers: text routes by name (`bm25`, `dense`, `sparse`), or which of them serve whom.
         draws: the random numbers; one stream if None.
     """

@@ -214,7 +214,6 @@ def observe(
 
     Args:
         logs: a logs folder with days as partitions.
-        days: the days that are compared.
         routes: names of the bits of `routes`, lowest first.
         truth: the simulator's truth, for what only it can tell; None for logs of real people.
     """

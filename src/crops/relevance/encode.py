@@ -50,8 +50,6 @@ class TextEncoder:
         """Take the function that computes vectors and, optionally, the store that keeps them.
 
         Args:
-            embed: computes vectors.
-            store: keeps them.
             most: `forget` forgets all vectors when there are more; None never does.
 
         Raises:
@@ -423,7 +421,6 @@ def unread_share(folder: Path, texts: Sequence[str]) -> float | None:
     encoder needs none), and the two-tower encoder, which reads ids.
 
     Args:
-        folder: of the model.
         texts: queries and documents.
     """
     file = next(iter(sorted(folder.rglob("tokenizer.json"))), None)

@@ -213,8 +213,6 @@ def tuned(
     """Return the manifest of a new version, with the least effort that reaches the recall wanted.
 
     Args:
-        catalogue: what the version is made of.
-        config: what it is to be.
         efforts: efforts worth trying, ascending, at least one.
         search: from queries [q, dim] and an effort to the rows [q, 100] of the catalogue that are found; -1
             for none.

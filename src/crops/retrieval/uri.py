@@ -199,8 +199,6 @@ def update_index(
     """Put the items of a table into an index, in place of those with the same ids, and take others out.
 
     Args:
-        uri: of the index.
-        model: the index's.
         items: see `crops.retrieval.load_items`; none are put in when None.
         deleted: what is taken out: numbers, or texts as the source writes ids.
         texts: what stands for a document, as in the index.
