@@ -105,7 +105,7 @@ from crops.retrieval.bm25 import Tokeniser, splitter
 from crops.retrieval.catalogue import sample_texts
 from crops.retrieval.uri import Texts
 from crops.schema import SAMPLES
-from crops.text import DOCUMENT_FIELDS, MINED_QUERY, PLAIN, Rendering
+from crops.text import DOCUMENT_FIELDS, MINED_QUERY, PLAIN
 
 Ids = NDArray[np.int64]
 BM25 = "bm25"
@@ -375,8 +375,7 @@ def mine_day(
     logs: Path, day: str, samples: Path, run: RunConfig, generated: Path | None = None
 ) -> dict[str, Any]:
     """Mine one day (YYYY-MM-DD) of accepted logs; return the report. See `mine_logs`."""
-    engine = run.engine.model_copy(update={"days": (day,)})
-    return mine_logs(logs, samples, run.model_copy(update={"engine": engine}), generated)
+    return mine_logs(logs, samples, with_settings(run, {"engine.days": (day,)}), generated)
 
 
 def mine_logs(
@@ -746,7 +745,6 @@ def load_documents(
     run: RunConfig,
     before: str,
     keep: Ids,
-    rendering: Rendering = PLAIN,
     expanded: Path | None = None,
 ) -> tuple[Ids, list[str]]:
     """Return ids and texts of items as they were known when a day began, for all methods alike.
@@ -754,12 +752,11 @@ def load_documents(
     Args:
         run: what stands for a document.
         before: the day, YYYY-MM-DD.
-        rendering: what an encoder reads.
         expanded: queries that join the texts, of earlier days (`crops.engine.documents.expand`).
     """
     added = None if expanded is None else read_expansion(expanded, before)
     texts = document_texts(logs, run, added, before)
-    return load_items(logs, keep, rendering.of(texts.fields), texts.queries)
+    return load_items(logs, keep, PLAIN.of(texts.fields), texts.queries)
 
 
 def document_texts(

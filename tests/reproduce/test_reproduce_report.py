@@ -187,8 +187,8 @@ def test_the_csv_has_each_cell_with_the_settings_that_are_not_the_defaults(tmp_p
     facts |= {"method": "dpr", "seed": 1, "encoder": "/home/me/model", "settings": settings}
     facts["point"] = {"docs_per_source": 1}
     facts |= {"p3_coverage": {"share_of_queries": 0.25}, "metrics": {CT: {"mean": 0.5, "n": 7}}}
-    trained = Measured(tmp_path / "dpr-1", facts | {"training": {"cpu_seconds": 3.5}})
-    bm25 = Measured(tmp_path / "bm25-1", facts | {"method": "bm25", "training": {}})
+    trained = Measured(tmp_path / "dpr-1", facts | {"training": {"cpu_seconds": 3.5}}, "dpr", 1, 0)
+    bm25 = Measured(tmp_path / "bm25-1", facts | {"method": "bm25", "training": {}}, "bm25", 1, 0)
     first, second = csv.DictReader(io.StringIO(cells_csv([trained, bm25])))
     assert (first["cell"], first["cpu_seconds"]) == ("bm25-1", "")
     assert (second["cell"], second["method"], second["cpu_seconds"]) == ("dpr-1", "dpr", "3.5")

@@ -81,21 +81,11 @@ class Measured:
     folder: Path
     info: dict[str, Any]
     """What cell.json says."""
-
-    @property
-    def method(self) -> str:
-        """Return the method."""
-        return str(self.info["method"])
-
-    @property
-    def seed(self) -> int:
-        """Return the seed of its world."""
-        return int(self.info["seed"])
-
-    @property
-    def training(self) -> int:
-        """Return which training of the method in its world it is: 0 is the first."""
-        return int(self.info.get("repeat", 0))
+    method: str
+    seed: int
+    """Of its world."""
+    training: int
+    """Which training of the method in its world it is: 0 is the first."""
 
     @cached_property
     def values(self) -> pa.Table:
@@ -120,7 +110,8 @@ def read_measured(folder: Path) -> Measured:
         CropsError: its files are damaged.
     """
     try:
-        return Measured(folder, json.loads((folder / "cell.json").read_text()))
+        info = json.loads((folder / "cell.json").read_text())
+        return Measured(folder, info, info["method"], info["seed"], info.get("repeat", 0))
     except (OSError, ValueError) as error:
         raise CropsError(f"{folder} is damaged: {error}; remove it, and it is made again") from error
 
@@ -411,8 +402,8 @@ class Convergence:
         return self.step * self.cpu_per_step
 
 
-def converged_at(folder: Path, near: float = NEAR) -> int:
-    """Return the first evaluated step whose score is at least (1 - near) times the best of the run.
+def converged_at(folder: Path) -> int:
+    """Return the first evaluated step whose score is at least (1 - `NEAR`) times the best of the run.
 
     Raises:
         CropsError: the folder holds no evaluations, or damaged ones.
@@ -423,7 +414,7 @@ def converged_at(folder: Path, near: float = NEAR) -> int:
         scores = read_evaluations(folder)[SCORE]
     except (CropsError, KeyError) as error:
         raise CropsError(f"{folder} is damaged ({error}); remove it to make it again") from error
-    return min(step for step, score in scores.items() if score >= (1 - near) * max(scores.values()))
+    return min(step for step, score in scores.items() if score >= (1 - NEAR) * max(scores.values()))
 
 
 def convergence(plain: Measured, watched: Measured) -> Convergence:

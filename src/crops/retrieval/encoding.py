@@ -65,9 +65,7 @@ def load_model(name: str) -> Model:
     return Model(name, encoder, rendering_of(encoder), identity)
 
 
-def encode_texts(
-    encoder: Encoder, texts: Sequence[str], *, role: str = "document", batch_size: int = 64
-) -> NDArray[np.float32]:
+def encode_texts(encoder: Encoder, texts: Sequence[str], *, role: str = "document") -> NDArray[np.float32]:
     """Encode n texts to unit vectors [n, d], with a progress display if there are many.
 
     The encoder's `encode_query` or `encode_document` is used if it has one (SentenceTransformer: prompts). A
@@ -85,7 +83,7 @@ def encode_texts(
         task = display.add_task(f"encode {role} texts", total=len(read), visible=len(read) > _CHUNK)
         for start in range(0, len(read), _CHUNK):
             chunk = read[start : start + _CHUNK]
-            made = encode(chunk, batch_size=batch_size, normalize_embeddings=True, show_progress_bar=False)
+            made = encode(chunk, batch_size=64, normalize_embeddings=True, show_progress_bar=False)
             chunks.append(np.asarray(made, dtype=np.float32))
             display.advance(task, len(chunk))
     found = np.concatenate(chunks)
