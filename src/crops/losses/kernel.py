@@ -261,19 +261,6 @@ def chunk_bytes(device: torch.device) -> int:
     return max(CHUNK_BYTES, torch.cuda.get_device_properties(device).total_memory // CHUNKS_OF_DEVICE)
 
 
-class Contrast(NamedTuple):
-    """Losses and gradients of one batch."""
-
-    losses: Tensor
-    """[M] of each own document as an anchor, in the layout's order."""
-    query_grad: Tensor | None
-    """[Q, d]"""
-    doc_grad: Tensor | None
-    """[N, d]"""
-    temperature_grad: Tensor | None
-    """Scalar."""
-
-
 def contrast(
     query_emb: Tensor,
     doc_emb: Tensor,
@@ -281,8 +268,11 @@ def contrast(
     layout: Layout,
     objective: Objective,
     weights: Weights | None,
-) -> Contrast:
-    """Return the losses of unit rows [Q, d] and [N, d] and, given weights [M], the gradient of their sum."""
+) -> tuple[Tensor, ...]:
+    """Return the losses [M] of unit rows [Q, d] and [N, d], each own document's as an anchor.
+
+    Given weights [M], there follow the gradients of their sum: of queries, of documents, and of tau.
+    """
     scaled = query_emb / temperature
     query_grad = doc_grad = None
     if weights is not None:
@@ -308,12 +298,12 @@ def contrast(
             # The first chunk overwrites: beta 0 spares the zeros.
             torch.addmm(doc_grad, scores.T, queries, beta=int(rows.start > 0), out=doc_grad)
     joined = losses[0] if len(losses) == 1 else torch.cat(losses)
-    if query_grad is None:
-        return Contrast(joined, None, None, None)
+    if query_grad is None or doc_grad is None:
+        return (joined,)
     query_grad /= temperature
     # Cosines enter divided by tau only, so Euler gives tau's gradient from the queries' one.
     tau_grad = torch.dot(query_emb.reshape(-1), query_grad.view(-1)) / -temperature
-    return Contrast(joined, query_grad, doc_grad, tau_grad)
+    return joined, query_grad, doc_grad, tau_grad
 
 
 def _set_apart(scores: Tensor, chunk: Chunk, layout: Layout, scale: float) -> Tensor:
@@ -362,7 +352,7 @@ class ContrastFunction(torch.autograd.Function):
             ctx.call = tau, layout, objective
             ctx.save_for_backward(query_emb, doc_emb)
             factor, doc = beside(query_emb, layout.factor, layout.doc)
-            losses = contrast(query_emb, doc_emb, tau, layout, objective, None).losses * factor
+            losses = contrast(query_emb, doc_emb, tau, layout, objective, None)[0] * factor
             return query_emb.new_zeros(len(doc_emb)).index_copy_(0, doc, losses.to(query_emb.dtype))
         (weight,) = beside(query_emb, layout.factor * scale)
         needed = Weights(weight, signed=False) if trains and any(ctx.needs_input_grad) else None

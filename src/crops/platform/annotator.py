@@ -22,10 +22,9 @@ from crops.labels import ORIGINS
 from crops.logs import open_logs
 from crops.logs.tables import add_texts
 from crops.outputs import write_text
+from crops.platform.world import TOP_GRADE
 from crops.text import content_id
 
-TOP_GRADE = 3
-"""Grades are 0 to this."""
 _GRADES = """
 with needs as (
     select distinct t.query, n.need_id

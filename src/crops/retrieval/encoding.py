@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -18,7 +17,7 @@ from tokenizers import Tokenizer
 
 from crops.config import TrainingConfig
 from crops.errors import CropsError
-from crops.outputs import cache_folder, console, progress
+from crops.outputs import cache_folder, console, progress, writable
 from crops.text import Rendering, has_text
 
 _PROBE = "?"
@@ -150,7 +149,7 @@ def encode_shards(
 
     Each is kept in the folder `work` under a hash of its texts and the model, and not encoded again.
     """
-    with written(work):
+    with writable(work):
         work.mkdir(parents=True, exist_ok=True)
     shards = [texts[start : start + SHARD] for start in range(0, len(texts), SHARD)]
     files = [work / f"{_digest(model, role, shard)}.npy" for shard in shards]
@@ -161,7 +160,7 @@ def encode_shards(
         if not file.exists():
             vectors = encode_texts(model.encoder, shard, role=role)
             staging = file.with_suffix(".tmp")
-            with written(work):
+            with writable(work):
                 try:
                     with staging.open("wb") as stream:
                         np.save(stream, vectors)
@@ -206,7 +205,7 @@ def write_vectors(
     out = Path(out)
     if out.is_dir():
         raise CropsError(f"{out} is a folder; name a Parquet file for the vectors")
-    with written(out):
+    with writable(out):
         out.parent.mkdir(parents=True, exist_ok=True)
     work, staging = Path(f"{out}.building"), Path(f"{out}.tmp")
     shards = encode_shards(model, texts, work, role)
@@ -217,7 +216,7 @@ def write_vectors(
     fields = [(column, pa.int64()), ("vector", vector), *([("source_id", pa.string())] if own else [])]
     schema = pa.schema(fields, metadata=identity)
     start = 0
-    with written(out), pq.ParquetWriter(staging, schema) as writer:
+    with writable(out), pq.ParquetWriter(staging, schema) as writer:
         for shard in shards:
             flat = pa.array(narrowed(shard, width).ravel())
             some = ids[start : start + len(shard)]
@@ -229,15 +228,3 @@ def write_vectors(
     staging.replace(out)
     shutil.rmtree(work)
     return width
-
-
-@contextlib.contextmanager
-def written(target: Path) -> Iterator[None]:
-    """Turn a disk that is full or cannot be written into a `CropsError`."""
-    try:
-        yield
-    except OSError as error:
-        raise CropsError(
-            f"{target} cannot be written: {error}; free disk space, or name a folder on another disk. "
-            "What was there before is as it was"
-        ) from error

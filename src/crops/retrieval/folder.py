@@ -24,7 +24,7 @@ from pydantic import ValidationError
 
 from crops.config import IndexConfig
 from crops.errors import CropsError, nearest_path
-from crops.outputs import MANIFEST
+from crops.outputs import MANIFEST, writable
 from crops.retrieval import structures
 from crops.retrieval.catalogue import (
     SCAN_BELOW,
@@ -38,7 +38,7 @@ from crops.retrieval.catalogue import (
     search_known,
 )
 from crops.retrieval.dense import FlatIndex, write_flat
-from crops.retrieval.encoding import narrowed, written
+from crops.retrieval.encoding import narrowed
 from crops.retrieval.index import (
     DEPTH,
     Catalogue,
@@ -298,7 +298,7 @@ def publish_version(root: Path, fill: Callable[[Path], IndexManifest]) -> Snapsh
         shutil.rmtree(stale)
     staging = versions / f".{name}.tmp"
     try:
-        with written(root):
+        with writable(root):
             staging.mkdir()
             manifest = fill(staging)
             entries = {}
