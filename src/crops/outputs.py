@@ -107,15 +107,22 @@ def unique(path: Path, kind: str) -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(8)}.{kind}")
 
 
-def write_text(path: Path, text: str, errors: str = "strict") -> None:
-    """Write a text file, and its folder, that appears whole or not at all; `errors` as of `str.encode`."""
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Yield the name of a file that becomes `path` when the block ends well, and vanishes otherwise."""
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = unique(path, "tmp")
     try:
-        staging.write_text(text, encoding="utf-8", errors=errors)
+        yield staging
         staging.replace(path)
     finally:
         staging.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str, errors: str = "strict") -> None:
+    """Write a text file, and its folder, that appears whole or not at all; `errors` as of `str.encode`."""
+    with whole_file(path) as staging:
+        staging.write_text(text, encoding="utf-8", errors=errors)
 
 
 @contextlib.contextmanager

@@ -166,38 +166,17 @@ def hidden_pairs(
     A similar text may be a true negative, an equal id never is: ids alone decide, never similarity. The
     arguments are those of `crops.losses.h_infonce`; `known` needs `doc_id`.
     """
-    pairs = [(query_index[:0], query_index[:0])]
-    if query_id is not None:
-        pairs.append(_same_query_pairs(query_index, query_id))
-    if doc_id is not None:
-        pairs.append(_same_doc_pairs(query_index, doc_id, known))
-    rows, docs = zip(*pairs, strict=True)
-    return torch.cat(rows), torch.cat(docs)
-
-
-def _same_query_pairs(query_index: Tensor, query_id: Tensor) -> tuple[Tensor, Tensor]:
-    """Return (row, document) pairs whose document belongs to another row of the same query."""
-    _, inverse, counts = torch.unique(query_id, return_inverse=True, return_counts=True)
-    repeated = counts[inverse] > 1
-    rows = repeated.nonzero().squeeze(1)
     owned = (query_index >= 0).nonzero().squeeze(1)
-    docs = owned[repeated[query_index[owned]]]
-    row, doc = _join(rows, query_id[rows], docs, query_id[query_index[docs]])
-    foreign = query_index[doc] != row
-    return row[foreign], doc[foreign]
-
-
-def _same_doc_pairs(
-    query_index: Tensor, doc_id: Tensor, known: tuple[Tensor, Tensor] | None = None
-) -> tuple[Tensor, Tensor]:
-    """Return (row, document) pairs whose document is of another group, its id also in the row's group."""
-    _, inverse, counts = torch.unique(doc_id, return_inverse=True, return_counts=True)
-    repeated = (counts[inverse] > 1).nonzero().squeeze(1)
-    members = repeated[query_index[repeated] >= 0]
-    row, doc = _join(query_index[members], doc_id[members], repeated, doc_id[repeated])
-    if known is not None:
-        known_row, known_doc = _join(*known, torch.arange(len(doc_id), device=doc_id.device), doc_id)
-        row, doc = torch.cat([row, known_row]), torch.cat([doc, known_doc])
+    pairs = [(owned[:0], owned[:0])]
+    if query_id is not None:
+        rows = torch.arange(len(query_id), device=query_id.device)
+        pairs.append(_join(rows, query_id, owned, query_id[query_index[owned]]))
+    if doc_id is not None:
+        every = torch.arange(len(doc_id), device=doc_id.device)
+        pairs.append(_join(query_index[owned], doc_id[owned], every, doc_id))
+        if known is not None:
+            pairs.append(_join(*known, every, doc_id))
+    row, doc = (torch.cat(part) for part in zip(*pairs, strict=True))
     foreign = query_index[doc] != row
     return row[foreign], doc[foreign]
 

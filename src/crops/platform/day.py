@@ -21,7 +21,7 @@ from scipy.special import betaincinv, ndtri
 
 from crops.config import TOPICS, PlatformConfig
 from crops.errors import CropsError
-from crops.outputs import unique
+from crops.outputs import whole_file
 from crops.platform.learned import Memory
 from crops.platform.people import (
     Behaviour,
@@ -561,10 +561,8 @@ def write_items(logs: str | Path, platform: Platform) -> pa.Table:
     rng = np.random.default_rng([platform.seed, 2_000_000])
     memory = platform.memory
     table = items_table(platform.world, platform.first_day_us, counters(memory, rng), click_queries(memory))
-    logs.mkdir(parents=True, exist_ok=True)
-    staging = unique(logs / "items.parquet", "tmp")  # the rows of a killed run would be read by the next
-    pq.write_table(table, staging, compression="zstd")
-    staging.replace(logs / "items.parquet")
+    with whole_file(logs / "items.parquet") as staging:  # the rows of a killed run would be read by the next
+        pq.write_table(table, staging, compression="zstd")
     return table
 
 

@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from crops.errors import CropsError, MissingExtraError, nearest
-from crops.outputs import progress, unique
+from crops.outputs import progress, whole_file
 from crops.text import words
 
 if TYPE_CHECKING:
@@ -269,8 +269,6 @@ class VectorStore:
     def append(self, keys: Sequence[bytes], vectors: NDArray[np.float32]) -> None:
         """Write one more part: `keys` and their vectors [n, dim]."""
         name = hashlib.sha256(b"".join(keys)).hexdigest()[:16]
-        self.folder.mkdir(parents=True, exist_ok=True)
-        staging = unique(self.folder / name, "tmp")
         flat = pa.array(np.ascontiguousarray(vectors, np.float32).ravel())
         table = pa.table(
             {
@@ -278,11 +276,8 @@ class VectorStore:
                 "vector": pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1]),
             }
         )
-        try:
+        with whole_file(self.folder / f"part-{name}.parquet") as staging:
             pq.write_table(table, staging, compression="none")
-            staging.replace(self.folder / f"part-{name}.parquet")
-        finally:
-            staging.unlink(missing_ok=True)
 
 
 # Where a text encoder lies on disk, and which one it exactly is.

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 
 from crops.config import TrainingConfig
 from crops.errors import CropsError
-from crops.outputs import cache_folder, console, progress, writable
+from crops.outputs import cache_folder, console, progress, whole_file, writable
 from crops.text import Rendering, has_text
 
 _PROBE = "?"
@@ -159,16 +159,10 @@ def encode_shards(
     for shard, file in zip(shards, files, strict=True):
         if not file.exists():
             vectors = encode_texts(model.encoder, shard, role=role)
-            staging = file.with_suffix(".tmp")
-            with writable(work):
-                try:
-                    with staging.open("wb") as stream:
-                        np.save(stream, vectors)
-                        stream.flush()
-                        os.fsync(stream.fileno())
-                    staging.replace(file)
-                finally:
-                    staging.unlink(missing_ok=True)
+            with writable(work), whole_file(file) as staging, staging.open("wb") as stream:
+                np.save(stream, vectors)
+                stream.flush()
+                os.fsync(stream.fileno())
     blocks = [np.load(file, mmap_mode="r") for file in files]
     say_zero(blocks, "queries" if role == "query" else "documents")
     return blocks
@@ -205,9 +199,7 @@ def write_vectors(
     out = Path(out)
     if out.is_dir():
         raise CropsError(f"{out} is a folder; name a Parquet file for the vectors")
-    with writable(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-    work, staging = Path(f"{out}.building"), Path(f"{out}.tmp")
+    work = Path(f"{out}.building")
     shards = encode_shards(model, texts, work, role)
     width = dims or shards[0].shape[1]
     vector = pa.list_(pa.float32(), width)
@@ -216,7 +208,7 @@ def write_vectors(
     fields = [(column, pa.int64()), ("vector", vector), *([("source_id", pa.string())] if own else [])]
     schema = pa.schema(fields, metadata=identity)
     start = 0
-    with writable(out), pq.ParquetWriter(staging, schema) as writer:
+    with writable(out), whole_file(out) as staging, pq.ParquetWriter(staging, schema) as writer:
         for shard in shards:
             flat = pa.array(narrowed(shard, width).ravel())
             some = ids[start : start + len(shard)]
@@ -225,6 +217,5 @@ def write_vectors(
                 rows.append([own.get(one, str(one)) for one in some.tolist()])
             writer.write_table(pa.table(rows, schema=schema))
             start += len(shard)
-    staging.replace(out)
     shutil.rmtree(work)
     return width

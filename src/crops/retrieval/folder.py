@@ -12,7 +12,7 @@ import fcntl
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -171,32 +171,6 @@ def _updated(
     ), config
 
 
-def publish_catalogue(root: Path, catalogue: Catalogue, config: IndexConfig) -> Snapshot:
-    """Build a version from a catalogue and put it in service; call it inside `writing`."""
-
-    def fill(folder: Path) -> IndexManifest:
-        ids, dim = catalogue.items["item_id"].to_numpy(), config.dims or catalogue.model_dim
-        np.save(folder / IDS, ids)
-        write_flat(folder / VECTORS, (narrowed(block, dim) for block in catalogue.blocks), len(ids), dim)
-        with pa.ipc.new_file(folder / ITEMS, catalogue.items.schema) as writer:
-            writer.write_table(catalogue.items)
-        plain = config.kind == "exact" and not config.int8
-        if plain and dim == catalogue.model_dim:
-            return described(catalogue, config, 0, 1.0, 1.0)
-        structure = structures.build(config, FlatIndex.mapped(ids, folder / VECTORS).faiss)
-        if not plain:
-            # faiss by itself does not always see that a disk is full.
-            (folder / STRUCTURE).write_bytes(faiss.serialize_index(structure.stored).data)
-
-        def found(queries: NDArray[np.float32], effort: int) -> NDArray[np.int64]:
-            return best_results(*structures.search(structure, queries, DEPTH, effort), DEPTH)[0]
-
-        efforts = structures.efforts(config.kind, structures.clusters(len(ids)))
-        return tuned(catalogue, config, efforts, found)
-
-    return publish_version(root, fill)
-
-
 def current_name(root: Path) -> str:
     """Return the name of the version in service.
 
@@ -285,11 +259,8 @@ def writing(root: Path) -> Iterator[None]:
         yield
 
 
-def publish_version(root: Path, fill: Callable[[Path], IndexManifest]) -> Snapshot:
-    """Make a new version and put it in service; call it inside `writing`.
-
-    `fill` writes the files into an empty folder and returns the manifest, without `version` and `files`.
-    """
+def publish_catalogue(root: Path, catalogue: Catalogue, config: IndexConfig) -> Snapshot:
+    """Build a version from a catalogue and put it in service; call it inside `writing`."""
     versions = root / VERSIONS
     versions.mkdir(exist_ok=True)
     names = [path.name for path in versions.iterdir() if path.name.isdigit()]
@@ -300,7 +271,7 @@ def publish_version(root: Path, fill: Callable[[Path], IndexManifest]) -> Snapsh
     try:
         with writable(root):
             staging.mkdir()
-            manifest = fill(staging)
+            manifest = _fill(staging, catalogue, config)
             entries = {}
             for file in sorted(staging.iterdir()):
                 _sync(file)
@@ -326,6 +297,28 @@ def publish_version(root: Path, fill: Callable[[Path], IndexManifest]) -> Snapsh
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return Snapshot(versions / name, manifest)
+
+
+def _fill(folder: Path, catalogue: Catalogue, config: IndexConfig) -> IndexManifest:
+    """Write the files of a version; return its manifest, without `version` and `files`."""
+    ids, dim = catalogue.items["item_id"].to_numpy(), config.dims or catalogue.model_dim
+    np.save(folder / IDS, ids)
+    write_flat(folder / VECTORS, (narrowed(block, dim) for block in catalogue.blocks), len(ids), dim)
+    with pa.ipc.new_file(folder / ITEMS, catalogue.items.schema) as writer:
+        writer.write_table(catalogue.items)
+    plain = config.kind == "exact" and not config.int8
+    if plain and dim == catalogue.model_dim:
+        return described(catalogue, config, 0, 1.0, 1.0)
+    structure = structures.build(config, FlatIndex.mapped(ids, folder / VECTORS).faiss)
+    if not plain:
+        # faiss by itself does not always see that a disk is full.
+        (folder / STRUCTURE).write_bytes(faiss.serialize_index(structure.stored).data)
+
+    def found(queries: NDArray[np.float32], effort: int) -> NDArray[np.int64]:
+        return best_results(*structures.search(structure, queries, DEPTH, effort), DEPTH)[0]
+
+    efforts = structures.efforts(config.kind, structures.clusters(len(ids)))
+    return tuned(catalogue, config, efforts, found)
 
 
 def _sha256(file: Path) -> str:

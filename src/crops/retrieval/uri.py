@@ -177,8 +177,7 @@ def build_index(
             work = cache_folder() / "building" / key
     folder = location.scheme == "faiss"
     with writing(location.folder) if folder else contextlib.nullcontext():
-        catalogue = _encoded(model, rows, documents, work, config, queries)
-        catalogue = catalogue._replace(fields=texts.fields)
+        catalogue = _encoded(model, rows, documents, work, config, queries)._replace(fields=texts.fields)
         if folder:
             manifest = publish_catalogue(location.folder, catalogue, config).manifest
         else:
