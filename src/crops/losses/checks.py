@@ -6,7 +6,7 @@ one pass and one transfer: on a GPU each separate look would wait for the device
 
 from __future__ import annotations
 
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -19,17 +19,6 @@ MAX_LOG_FREQUENCY = 50.0
 """Keeps exp(2 / tau + |log_q|) within double precision."""
 NORM_TOLERANCE = 1e-2
 """Distance of an embedding's length from 1; bfloat16 needs this much."""
-
-
-class Checked(NamedTuple):
-    """What the check of rows and labels learns on the way."""
-
-    strays: bool
-    """Whether a document is of no query."""
-    ordered: bool
-    """Whether the documents stand in the order of their queries."""
-    highest: int
-    """The highest label if none is negative, else -1 (documents of no query may carry any)."""
 
 
 def check_embeddings(query_emb: Tensor, doc_emb: Tensor) -> None:
@@ -88,24 +77,16 @@ def check_values(query_emb: Tensor, doc_emb: Tensor, temperature: Tensor) -> flo
     return float(tau)
 
 
-def check_rows(queries: int, query_index: Tensor, labels: Tensor) -> Checked:
-    """Check rows and labels [N], on the host.
-
-    Raises:
-        CropsError: a row or label is out of its range.
-    """
-    ordered = bool((query_index[1:] >= query_index[:-1]).all())
-    (first, last), (lowest, highest) = (
-        (int(least), int(most)) for least, most in (query_index.aminmax(), labels.aminmax())
-    )
+def check_rows(queries: int, query_index: Tensor, labels: Tensor) -> None:
+    """Raise CropsError unless rows and labels [N] are in their ranges; one of no query may have any label."""
+    first, last = (int(row) for row in query_index.aminmax())
     if first < -1 or last >= queries:
         raise CropsError(
             f"query_index holds {first}..{last} for {queries} queries; "
             "give rows of query_emb, or -1 for a document of no query here"
         )
-    if lowest < 0 and (labels[query_index >= 0] < 0).any():
+    if (labels[query_index >= 0] < 0).any():
         raise CropsError("labels holds a negative label; labels start at 0 (a negative, never an anchor)")
-    return Checked(first < 0, ordered, highest if lowest >= 0 else -1)
 
 
 def check_identity(

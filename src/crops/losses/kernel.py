@@ -22,7 +22,6 @@ from torch import Tensor
 
 from crops.errors import CropsError
 from crops.losses.checks import (
-    Checked,
     check_embeddings,
     check_identity,
     check_ids,
@@ -69,9 +68,9 @@ def prepare(
         temperature = torch.tensor(temperature, dtype=torch.float64)
         temperature = temperature.to(query_emb.device, non_blocking=True)
     query_index, labels = query_index.cpu(), labels.cpu()
-    checked = check_rows(len(query_emb), query_index, labels)
+    check_rows(len(query_emb), query_index, labels)
     lowest, weights = options.get("min_anchor_label", 1), options.get("label_weights")
-    layout = build_layout(len(query_emb), query_index, labels, lowest, checked, weights)
+    layout = build_layout(len(query_emb), query_index, labels, lowest, weights)
     query_id, doc_id, known = options.get("query_id"), options.get("doc_id"), options.get("known")
     if query_id is not None or doc_id is not None or known is not None:
         query_id, doc_id = (None if ids is None else ids.cpu() for ids in (query_id, doc_id))
@@ -198,12 +197,9 @@ def build_layout(
     query_index: Tensor,
     labels: Tensor,
     min_anchor_label: int,
-    checked: Checked,
     label_weights: Mapping[int, float] | None,
 ) -> Layout:
     """Order the own documents by query, rank their labels and mark the anchors.
-
-    `checked` is what `crops.losses.checks.check_rows` learned of the batch.
 
     Warns:
         UserWarning: the batch is one query with one label.
@@ -212,16 +208,12 @@ def build_layout(
         CropsError: a query has no document, no document is an anchor, or a weight is negative.
     """
     row, doc, own_labels = query_index, torch.arange(len(query_index), device=query_index.device), labels
-    if not checked.ordered:
+    if not bool((row[1:] >= row[:-1]).all()):
         row, doc = row.sort(stable=True)
         own_labels = labels.index_select(0, doc)
-    if checked.strays:
-        owned = row >= 0
+    owned = row >= 0
+    if strays := not bool(owned.all()):
         row, doc, own_labels = row[owned], doc[owned], own_labels[owned]
-    rank, levels = own_labels, checked.highest + 1
-    if not 0 <= checked.highest < OWN_RANKS:
-        distinct, rank = torch.unique(own_labels, return_inverse=True)
-        levels = len(distinct)
     anchor = own_labels >= min_anchor_label
     smallest = torch.bincount(row, minlength=queries).min()
     anchors, fewest = torch.stack([anchor.sum(), smallest]).tolist()
@@ -232,12 +224,16 @@ def build_layout(
             f"the batch has no anchor: no document of a query has a label of {min_anchor_label} or more. "
             "Draw groups with positives or lower the bound"
         )
-    if queries == 1 and not checked.strays and bool((own_labels == own_labels[0]).all()):
+    if queries == 1 and not strays and bool((own_labels == own_labels[0]).all()):
         warnings.warn(
             "the batch is one query whose documents all have one label: none is contrasted with a worse one. "
             "Put more queries in a batch",
             stacklevel=4,
         )
+    rank, levels = own_labels, int(own_labels.max()) + 1
+    if levels > OWN_RANKS:
+        distinct, rank = torch.unique(own_labels, return_inverse=True)
+        levels = len(distinct)
     factor = anchor.double()
     for label, weight in (label_weights or {}).items():
         if not 0 <= weight < float("inf"):

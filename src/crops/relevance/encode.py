@@ -58,12 +58,11 @@ class TextEncoder:
         self._embed = embed
         self._store = store
         self._most = most
-        keys, self._matrix = store.load() if store else ([], np.empty((0, 0), np.float32))
+        self._keys, self._matrix = store.load() if store else ([], np.empty((0, 0), np.float32))
         self._row: dict[bytes, int] = {}
-        for row, key in enumerate(keys):
+        for row, key in enumerate(self._keys):
             self._row.setdefault(key, row)
-        self._used = self._saved = len(keys)
-        self._unsaved: list[bytes] = []
+        self._saved = len(self._keys)
 
     def rows(self, texts: Sequence[str]) -> NDArray[np.int64]:
         """Return the row of `vectors` that belongs to each text, computing the new ones."""
@@ -76,7 +75,7 @@ class TextEncoder:
     @property
     def vectors(self) -> NDArray[np.float32]:
         """All vectors so far, unit norm, [n, dim]."""
-        return self._matrix[: self._used]
+        return self._matrix[: len(self._keys)]
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Return the unit vectors of `texts`, [n, dim]."""
@@ -85,30 +84,27 @@ class TextEncoder:
 
     def save(self) -> None:
         """Write what is new to the store; without a store nothing happens."""
-        if self._store and self._unsaved:
-            self._store.append(self._unsaved, self._matrix[self._saved : self._used])
-            self._unsaved = []
-            self._saved = self._used
+        if self._store and len(self._keys) > self._saved:
+            self._store.append(self._keys[self._saved :], self.vectors[self._saved :])
+            self._saved = len(self._keys)
 
     def forget(self) -> None:
         """Forget all vectors if there are too many: rows of `vectors` that were given out are void."""
-        if self._most is not None and self._used > self._most:
+        if self._most is not None and len(self._keys) > self._most:
             self.save()
             self._row.clear()
-            self._used = self._saved = 0
-            self._unsaved = []
+            self._keys, self._saved = [], 0
 
     def _append(self, keys: list[bytes], vectors: NDArray[np.float32]) -> None:
-        end = self._used + len(keys)
+        start, end = len(self._keys), len(self._keys) + len(keys)
         if end > len(self._matrix):
             grown = np.empty((max(end, 2 * len(self._matrix)), vectors.shape[1]), np.float32)
-            grown[: self._used] = self._matrix[: self._used].reshape(self._used, vectors.shape[1])
+            grown[:start] = self.vectors.reshape(start, vectors.shape[1])
             self._matrix = grown
-        self._matrix[self._used : end] = vectors
-        self._row.update(zip(keys, range(self._used, end), strict=True))
-        self._used = end
-        self._unsaved += keys
-        if len(self._unsaved) >= _SAVE_EVERY:
+        self._matrix[start:end] = vectors
+        self._row.update(zip(keys, range(start, end), strict=True))
+        self._keys += keys
+        if end - self._saved >= _SAVE_EVERY:
             self.save()
 
 
