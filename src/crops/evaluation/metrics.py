@@ -27,21 +27,11 @@ def grades_of(ranked: Ids, judged: Sequence[Ids], grades: Sequence[Grades]) -> G
     Returns:
         Grades [q, k]; 0 where an id has no grade.
     """
-    rows = np.repeat(np.arange(len(judged)), [len(ids) for ids in judged])
-    ids = np.concatenate([*judged, np.empty(0, dtype=np.int64)])
-    known, codes = np.unique(ids, return_inverse=True)
-    if known.size == 0:
-        return np.zeros(ranked.shape, dtype=np.int64)
-    # One sortable number for each (query, id) pair.
-    pairs = rows * known.size + codes
-    order = np.argsort(pairs, kind="stable")
-    pairs = pairs[order]
-    places = np.minimum(np.searchsorted(known, ranked), known.size - 1)
-    wanted = np.arange(len(ranked))[:, None] * known.size + places
-    found = np.minimum(np.searchsorted(pairs, wanted), pairs.size - 1)
-    hit = (pairs[found] == wanted) & (known[places] == ranked)
-    flat: Grades = np.concatenate([np.asarray(part, dtype=np.int64) for part in grades])[order]
-    return np.where(hit, flat[found], 0)
+    graded = np.zeros(ranked.shape, dtype=np.int64)
+    for row, top, ids, own in zip(graded, ranked.tolist(), judged, grades, strict=True):
+        known = dict(zip(ids.tolist(), own.tolist(), strict=True))
+        row[:] = [known.get(item, 0) for item in top]
+    return graded
 
 
 def recall_at_k(ranked: Ids, relevant: Sequence[Ids], k: int, *, capped: bool = False) -> Values:
