@@ -55,7 +55,7 @@ from crops.platform.search import (
 )
 from crops.platform.topics import EDITIONS, Manner, build_topics_world, extent, load_manner
 from crops.platform.world import DAY_US, Floats, Ints, World, items_table, read_judged_world, uniform
-from crops.protocols import Ranker, Retriever
+from crops.protocols import Retriever
 
 Rng = np.random.Generator
 READING_US = 4_000_000
@@ -318,7 +318,7 @@ class _Queries:
         bubble, meaning, leaf = self._platform.bubble, self._meaning[query], self._leaf[query]
         return query, recall_for_users(self.routes, self._model, bubble, shared, meaning, leaf, user)
 
-    def ranker(self) -> Ranker:
+    def ranker(self) -> ProductionRanker:
         """Return the ranker of the queries so far."""
         platform = self._platform
         return ProductionRanker(
@@ -343,7 +343,7 @@ def _serve(
     now: Searches,
     query: Ints,
     found: Candidates,
-    ranker: Ranker,
+    ranker: ProductionRanker,
     rng: Rng,
 ) -> tuple[Candidates, Clicks]:
     """Rank, show a page and watch what happens; the candidates come back in the order of the ranked list."""
