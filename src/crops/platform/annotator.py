@@ -21,7 +21,7 @@ from crops.errors import CropsError
 from crops.labels import ORIGINS
 from crops.logs import open_logs
 from crops.logs.tables import add_texts
-from crops.outputs import write_text
+from crops.outputs import whole_file
 from crops.platform.world import TOP_GRADE
 from crops.text import content_id
 
@@ -127,7 +127,6 @@ def annotate(
     judged = pa.table(
         {"day": [max(days)] * len(rows), "query": rows["query"], "item_id": rows["item_id"], "grade": said}
     )
-    text = pa.BufferOutputStream()
-    pa.csv.write_csv(judged, text)
-    write_text(out, text.getvalue().to_pybytes().decode())
+    with whole_file(out) as staging:
+        pa.csv.write_csv(judged, staging)
     return judged

@@ -139,12 +139,10 @@ def text_encoder(
 
 def sentence_embedder(folder: Path, batch_size: int, device: str = "cpu") -> Embed:
     """Return a function that embeds texts with the model in `folder`, which is loaded at the first call."""
-    loaded: list[SentenceTransformer] = []
+    load = cache(lambda: _load(folder, device))
 
     def embed(texts: Sequence[str]) -> NDArray[np.float32]:
-        if not loaded:
-            loaded.append(_load(folder, device))
-        model = loaded[0]
+        model = load()
         vectors = np.empty((len(texts), model.get_embedding_dimension() or 0), np.float32)
         # Longest first: chunks of like length fill their batches, and the time left is never understated.
         order = np.array(sorted(range(len(texts)), key=lambda row: (-len(texts[row]), row)), np.int64)

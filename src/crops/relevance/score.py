@@ -231,21 +231,22 @@ def cross_logits(folder: Path, batch_size: int, device: str = "cpu") -> Logits:
     """Return the logits of the cross-encoder in `folder`, which is loaded at the first call."""
     from sentence_transformers import CrossEncoder  # seconds to import
 
-    loaded: list[CrossEncoder] = []
+    @cache
+    def load() -> CrossEncoder:
+        check_device(device)
+        return CrossEncoder(str(folder), num_labels=1, max_length=MAX_TOKENS, device=device)
 
     def logits(pairs: Sequence[tuple[str, str]]) -> NDArray[np.float64]:
-        if not loaded:
-            check_device(device)
-            loaded.append(CrossEncoder(str(folder), num_labels=1, max_length=MAX_TOKENS, device=device))
         import torch
 
+        model = load()
         values = np.empty(len(pairs), np.float64)
         with progress() as bar:
             task = bar.add_task("scoring pairs", total=len(pairs), visible=len(pairs) > _CHUNK)
             for start in range(0, len(pairs), _CHUNK):
                 part = list(pairs[start : start + _CHUNK])
                 # predict() sorts by length, so batches hold pairs of like length.
-                values[start : start + len(part)] = loaded[0].predict(
+                values[start : start + len(part)] = model.predict(
                     part, batch_size=batch_size, activation_fn=torch.nn.Identity(), show_progress_bar=False
                 )
                 bar.advance(task, len(part))
