@@ -234,7 +234,8 @@ def cross_logits(folder: Path, batch_size: int, device: str = "cpu") -> Logits:
     @cache
     def load() -> CrossEncoder:
         check_device(device)
-        return CrossEncoder(str(folder), num_labels=1, max_length=MAX_TOKENS, device=device)
+        model: CrossEncoder = CrossEncoder(str(folder), num_labels=1, max_length=MAX_TOKENS, device=device)
+        return model
 
     def logits(pairs: Sequence[tuple[str, str]]) -> NDArray[np.float64]:
         import torch

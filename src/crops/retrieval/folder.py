@@ -25,7 +25,6 @@ from pydantic import ValidationError
 from crops.config import IndexConfig
 from crops.errors import CropsError, nearest_path
 from crops.outputs import MANIFEST, writable
-from crops.retrieval import structures
 from crops.retrieval.catalogue import (
     SCAN_BELOW,
     Filter,
@@ -44,10 +43,14 @@ from crops.retrieval.index import (
     Catalogue,
     FileEntry,
     IndexManifest,
+    Structure,
+    build_structure,
     check_update,
     described,
     query_vectors,
     sampled,
+    search_structure,
+    structure_over,
     tuned,
 )
 
@@ -78,12 +81,10 @@ class FolderIndex:
         self._items = read_items(folder)
         self._ids: NDArray[np.int64] = np.load(folder / IDS)
         self._flat = FlatIndex.mapped(self._ids, folder / VECTORS)
-        self._structure: structures.Structure | None = None
+        self._structure: Structure | None = None
         if STRUCTURE in self.manifest.files and not exhaustive:
             stored, manifest = faiss.read_index(str(folder / STRUCTURE)), self.manifest
-            self._structure = structures.structure_over(
-                stored, self._flat.faiss, manifest.kind, int8=manifest.int8
-            )
+            self._structure = structure_over(stored, self._flat.faiss, manifest.kind, int8=manifest.int8)
 
     def search(self, vectors: NDArray[np.float32], k: int, where: Filter | None = None) -> Results:
         """Return ids and scores, each [q, k]; see `VectorIndex.search`."""
@@ -99,7 +100,7 @@ class FolderIndex:
             return no_results(len(queries), k)
         if self._structure is None or matching < SCAN_BELOW * total or k > SCAN_BELOW * matching:
             return self._flat.nearest(queries, k, allowed)
-        rows, scores = structures.search(self._structure, queries, k, self.manifest.effort, allowed)
+        rows, scores = search_structure(self._structure, queries, k, self.manifest.effort, allowed)
         return best_results(np.where(rows < 0, -1, self._ids[np.maximum(rows, 0)]), scores, k)
 
     def vectors(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -309,16 +310,15 @@ def _fill(folder: Path, catalogue: Catalogue, config: IndexConfig) -> IndexManif
     plain = config.kind == "exact" and not config.int8
     if plain and dim == catalogue.model_dim:
         return described(catalogue, config, 0, 1.0, 1.0)
-    structure = structures.build(config, FlatIndex.mapped(ids, folder / VECTORS).faiss)
+    structure = build_structure(config, FlatIndex.mapped(ids, folder / VECTORS).faiss)
     if not plain:
         # faiss by itself does not always see that a disk is full.
         (folder / STRUCTURE).write_bytes(faiss.serialize_index(structure.stored).data)
 
     def found(queries: NDArray[np.float32], effort: int) -> NDArray[np.int64]:
-        return best_results(*structures.search(structure, queries, DEPTH, effort), DEPTH)[0]
+        return best_results(*search_structure(structure, queries, DEPTH, effort), DEPTH)[0]
 
-    efforts = structures.efforts(config.kind, structures.clusters(len(ids)))
-    return tuned(catalogue, config, efforts, found)
+    return tuned(catalogue, config, found)
 
 
 def _sha256(file: Path) -> str:
