@@ -19,7 +19,7 @@ import pairs
 import torch
 from sentence_transformers import SentenceTransformer
 
-from crops.relevance import load_calibration, model_hash, resolve_model
+from crops.relevance import load_calibration, local_folder, model_hash
 from crops.relevance.encode import MAX_TOKENS, sentence_embedder
 
 ROUNDS = 2
@@ -42,7 +42,7 @@ def texts(folder: Path) -> dict[str, list[str]]:
 
 def main() -> None:
     torch.set_num_threads(1)
-    folder = Path(resolve_model("minilm"))
+    folder = local_folder("minilm")
     calibration = load_calibration("relevance", "minilm", model_hash(folder))
     model = SentenceTransformer(str(folder), device="cpu")
     model.max_seq_length = MAX_TOKENS

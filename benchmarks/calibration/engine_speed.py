@@ -23,7 +23,7 @@ from encoder_speed import BATCH, ROUNDS, texts
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from sentence_transformers import SentenceTransformer
 
-from crops.relevance import load_calibration, model_hash, resolve_model
+from crops.relevance import load_calibration, local_folder, model_hash
 from crops.relevance.encode import MAX_TOKENS, sentence_embedder
 
 INPUTS = ["input_ids", "attention_mask"]
@@ -92,7 +92,7 @@ def embedder(model: SentenceTransformer, run: Run) -> Callable[[list[str]], np.n
 
 def main() -> None:
     torch.set_num_threads(1)
-    folder = Path(resolve_model("minilm"))
+    folder = local_folder("minilm")
     calibration = load_calibration("relevance", "minilm", model_hash(folder))
     model = SentenceTransformer(str(folder), device="cpu")
     model.max_seq_length = MAX_TOKENS

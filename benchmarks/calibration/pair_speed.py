@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from crops.relevance import CosineScorer, TextEncoder, load_calibration, model_hash, resolve_model
+from crops.relevance import CosineScorer, TextEncoder, load_calibration, local_folder, model_hash
 from crops.relevance.encode import sentence_embedder
 from crops.text import document_text_sql
 
@@ -41,7 +41,7 @@ def main() -> None:
     files = {name: str(arguments.samples / f"{name}.parquet") for name in ("evidence", "queries", "items")}
     rows = duckdb.execute(SQL.format(text=document_text_sql("i")), files).fetchall()
     left, right = (list(texts) for texts in zip(*rows, strict=True))
-    folder = Path(resolve_model("minilm"))
+    folder = local_folder("minilm")
     calibration = load_calibration("relevance", "minilm", model_hash(folder))
     embed = sentence_embedder(folder, 64)
     embed(["load the weights"])

@@ -47,7 +47,7 @@ from crops.pipeline import (
 from crops.platform import query_grades
 from crops.relevance.evidence import FEATURES, fitted, recall_at_precision
 from crops.reproduce.design import ORACLE_SOURCE, ORACLE_THETA, ORACLES
-from crops.reproduce.oracle import mine_oracle
+from crops.reproduce.make import mine_oracle
 
 RESAMPLES = 4000
 P12 = SEARCH_SOURCES | Source.REFORMULATION | Source.FEED

@@ -136,6 +136,6 @@ def known_numbers(
     return np.array(found, dtype=np.int64)
 
 
-def shown_id(row: Mapping[str, Any], column: str = "item_id", source: str = "source_id") -> str:
-    """Return the id of a row as people read it: the source's own where there is one."""
-    return str(row.get(source) or row[column])
+def shown_id(row: Mapping[str, Any]) -> str:
+    """Return the id of an item's row as people read it: the source's own where there is one."""
+    return str(row.get("source_id") or row["item_id"])

@@ -69,7 +69,7 @@ def publish(target: str | Path, command: str) -> Iterator[Path]:
     """
     check_local(Path(target))
     place = Path(os.path.realpath(target))  # a link is followed: it is not what is to be replaced
-    with _writable(target):
+    with writable(target):
         place.parent.mkdir(parents=True, exist_ok=True)
         if _is_mount(place):
             raise CropsError(f"{target} is a mount point, which cannot be replaced; name a folder inside it")
@@ -79,13 +79,13 @@ def publish(target: str | Path, command: str) -> Iterator[Path]:
             _refuse_foreign(place, command)
         staging = unique(place, "tmp")
         try:
-            with _writable(target):
+            with writable(target):
                 staging.mkdir()
             # An output inside another that is being written leaves its failures to that one.
             inside = place.parent.name.endswith(".tmp")
-            with contextlib.nullcontext() if inside else _writable(target, *_FULL):
+            with contextlib.nullcontext() if inside else writable(target, *_FULL):
                 yield staging
-            with _writable(target):
+            with writable(target):
                 _swap(staging, place)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
@@ -109,19 +109,26 @@ def unique(path: Path, kind: str) -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(8)}.{kind}")
 
 
-def write_text(path: Path, text: str, errors: str = "strict") -> None:
-    """Write a text file, and its folder, that appears whole or not at all; `errors` as of `str.encode`."""
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Yield the name of a file that becomes `path` when the block ends well, and vanishes otherwise."""
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = unique(path, "tmp")
     try:
-        staging.write_text(text, encoding="utf-8", errors=errors)
+        yield staging
         staging.replace(path)
     finally:
         staging.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str, errors: str = "strict") -> None:
+    """Write a text file, and its folder, that appears whole or not at all; `errors` as of `str.encode`."""
+    with whole_file(path) as staging:
+        staging.write_text(text, encoding="utf-8", errors=errors)
+
+
 @contextlib.contextmanager
-def _writable(target: str | Path, *numbers: int) -> Iterator[None]:
+def writable(target: str | Path, *numbers: int) -> Iterator[None]:
     """Turn failures of the disk (with one of `numbers`, if any is given) into a sentence."""
     try:
         yield
@@ -139,7 +146,7 @@ def _alone(target: str | Path, place: Path) -> Iterator[None]:
     """Be the only writer of a folder; the lock dies with its process."""
     path = place.with_name(f".{place.name}.lock")
     while True:
-        with _writable(target):
+        with writable(target):
             lock = path.open("w")
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -105,7 +105,7 @@ from crops.retrieval.bm25 import Tokeniser, splitter
 from crops.retrieval.catalogue import sample_texts
 from crops.retrieval.uri import Texts
 from crops.schema import SAMPLES
-from crops.text import DOCUMENT_FIELDS, MINED_QUERY, PLAIN, Rendering
+from crops.text import DOCUMENT_FIELDS, MINED_QUERY, PLAIN
 
 Ids = NDArray[np.int64]
 BM25 = "bm25"
@@ -154,7 +154,6 @@ def make_world(folder: Path, run: RunConfig, days: int | None = None, *, again: 
 
     Args:
         folder: gets world/ and checked/; what is there stays, unless it is to be made `again`.
-        run: the settings.
         days: how many; those of the settings when None.
         again: make what is there again.
     """
@@ -181,8 +180,6 @@ def simulate(out: Path, run: RunConfig, days: int | None = None) -> None:
     models on that day's clicks and deploys them: from there on it learns from what it showed.
 
     Args:
-        out: the folder to write.
-        run: the settings.
         days: how many, at least up to the training day; those of the settings when None. A world that stops
             early has no test day, and notes the settings that decide it.
 
@@ -378,8 +375,7 @@ def mine_day(
     logs: Path, day: str, samples: Path, run: RunConfig, generated: Path | None = None
 ) -> dict[str, Any]:
     """Mine one day (YYYY-MM-DD) of accepted logs; return the report. See `mine_logs`."""
-    engine = run.engine.model_copy(update={"days": (day,)})
-    return mine_logs(logs, samples, run.model_copy(update={"engine": engine}), generated)
+    return mine_logs(logs, samples, with_settings(run, {"engine.days": (day,)}), generated)
 
 
 def mine_logs(
@@ -393,8 +389,6 @@ def mine_logs(
     """Mine accepted logs with theta and the query similarity of the run's relevance model.
 
     Args:
-        logs: accepted logs.
-        samples: the folder to write.
         run: the settings; `engine.days` names the days.
         generated: JSON lines of documents that an LLM wrote (P3).
         without: users and items that are left out.
@@ -571,10 +565,6 @@ EVIDENCE_COMMAND = "theta fit"
 def theta(logs: Path, run: RunConfig) -> tuple[PairScorer | None, PairScorer | None]:
     """Return the relevance and the similarity scorer of a run, both None for `none`.
 
-    Args:
-        logs: the logs folder whose texts will be scored.
-        run: names the model.
-
     Raises:
         CropsError: the texts are anonymised tokens, which a packaged pre-trained model cannot read, or the
             model or its calibration is missing.
@@ -591,10 +581,6 @@ def theta(logs: Path, run: RunConfig) -> tuple[PairScorer | None, PairScorer | N
 
 def independent_theta(logs: Path, run: RunConfig) -> tuple[PairScorer, PairScorer] | None:
     """Return both scorers of `evaluation.independent_theta`, None where it is absent.
-
-    Args:
-        logs: the logs folder whose texts will be scored.
-        run: names the model.
 
     Raises:
         CropsError: it is theta itself or `none`, or whatever `theta` refuses.
@@ -635,9 +621,6 @@ def train_model(
 
     Args:
         samples: output of a mining with all sources that are wanted.
-        out: the model's folder.
-        training: the settings.
-        seed: of the training.
         sources: what to learn from.
         fields: what stands for a document.
     """
@@ -689,12 +672,10 @@ def day_testsets(
     """Build the test sets of a day of accepted logs, or of several together.
 
     Args:
-        logs: accepted logs.
         day: the test day, YYYY-MM-DD, or several, or a range (see `crops.logs.days.named_days`); the newest
             when None.
         truth: truth of a simulation.
         samples: what the models were trained on: tells seen queries from unseen.
-        run: the settings.
 
     Raises:
         CropsError: the test day was mined for the training samples, or it is not named and not clear.
@@ -751,8 +732,6 @@ def evaluate_models(
     Args:
         models: what `load_retriever` takes, by name.
         logs: the logs that the test sets were built from.
-        testsets: see `day_testsets`.
-        run: the settings.
         expanded: an expansion, whose queries join the texts.
     """
     ids, texts = load_documents(logs, run, testsets.days[0], testsets.candidate_ids(), expanded=expanded)
@@ -766,22 +745,18 @@ def load_documents(
     run: RunConfig,
     before: str,
     keep: Ids,
-    rendering: Rendering = PLAIN,
     expanded: Path | None = None,
 ) -> tuple[Ids, list[str]]:
     """Return ids and texts of items as they were known when a day began, for all methods alike.
 
     Args:
-        logs: accepted logs.
         run: what stands for a document.
         before: the day, YYYY-MM-DD.
-        keep: the ids.
-        rendering: what an encoder reads.
         expanded: queries that join the texts, of earlier days (`crops.engine.documents.expand`).
     """
     added = None if expanded is None else read_expansion(expanded, before)
     texts = document_texts(logs, run, added, before)
-    return load_items(logs, keep, rendering.of(texts.fields), texts.queries)
+    return load_items(logs, keep, PLAIN.of(texts.fields), texts.queries)
 
 
 def document_texts(
@@ -791,7 +766,6 @@ def document_texts(
 
     Args:
         items: accepted logs, or mined samples; where no click queries are wanted, any items.
-        run: the settings.
         added: an expansion, whose queries join the texts.
         before: see `click_queries`.
     """
@@ -829,8 +803,6 @@ def click_queries(logs: Path, run: RunConfig, before: str | None = None) -> pa.T
     """Return the click queries of documents, as `crops.engine.documents.count_click_queries`.
 
     Args:
-        logs: accepted logs.
-        run: the settings.
         before: the day on whose morning they are known; None counts all days up to today.
     """
     opened = open_logs(logs)

@@ -24,20 +24,3 @@ class Retriever(Protocol):
     def search(self, queries: Sequence[str], k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Return item ids and scores, each [queries, k], best first, ties by id; padded with -1 and -inf."""
         ...
-
-
-class Ranker(Protocol):
-    """Scores the candidates of searches for the people who search."""
-
-    def score(
-        self,
-        query_index: NDArray[np.int64],
-        user_index: NDArray[np.int64],
-        candidates: NDArray[np.int64],
-        routes: NDArray[np.int64],
-    ) -> NDArray[np.float64]:
-        """Return scores [n, c] of the candidates (row numbers of the corpus, -1 = none) of n searches.
-
-        `routes` [n, c] is the bit mask of the recall routes that found each.
-        """
-        ...

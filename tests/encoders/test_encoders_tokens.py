@@ -4,7 +4,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from transformers import Qwen2Tokenizer
 
-from crops.encoders import distill, encode, only_used_tokens, tokenise, tokens
+from crops.encoders import distill, encode, only_used_tokens, tokenise, towers
 
 TEXTS = ["the cat sits", "red", "a dog runs of the park s", "blue car", "the red tree house"]
 
@@ -21,8 +21,8 @@ def encoder(request, tiny_base, tiny_decoder):
 
 @pytest.mark.parametrize("batch", [2, 64])
 def test_encoding_tokenised_rows_equals_encoding_the_texts(encoder, monkeypatch, batch):
-    monkeypatch.setattr(tokens, "ENCODE_BATCH", batch)
-    monkeypatch.setattr(tokens, "TOKENISE_BATCH", batch)
+    monkeypatch.setattr(towers, "ENCODE_BATCH", batch)
+    monkeypatch.setattr(towers, "TOKENISE_BATCH", batch)
     rows = np.array([4, 0, 2, 1, 3, 2])
     with torch.no_grad():
         ours = encode(encoder, tokenise(encoder, TEXTS), rows).numpy()

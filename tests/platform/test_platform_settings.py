@@ -8,9 +8,9 @@ from crops.config import PlatformConfig, load_config
 from crops.errors import CropsError
 from crops.platform import SIZES, build_platform
 from crops.platform.day import behaviour, sessions_per_day
-from crops.platform.editions import EDITIONS, extent
 from crops.platform.people import CLICK_MODELS, MODIFIED
 from crops.platform.search import BUBBLES
+from crops.platform.topics import EDITIONS, extent
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import shutil
-from pathlib import Path
 
 import huggingface_hub
 import numpy as np
@@ -15,9 +14,8 @@ from tokenizers import Tokenizer
 
 from crops.config import RelevanceConfig
 from crops.errors import CropsError, MissingExtraError
-from crops.relevance import model_hash, pair_scorer, resolve_model, scorers, text_encoder
+from crops.relevance import local_folder, model_hash, pair_scorer, scorers, text_encoder
 from crops.relevance.calibrate import PACKAGED_CALIBRATIONS
-from crops.relevance.encode import local_folder
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +30,7 @@ def probabilities(scorer, pairs):
 
 
 def test_models_are_found_or_named(monkeypatch, tmp_path):
-    assert (Path(resolve_model("minilm")) / "model.safetensors").is_file()
-    assert resolve_model("some/hub-name") == "some/hub-name"
+    assert (local_folder("minilm") / "model.safetensors").is_file()
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(CropsError, match="no model weights"):
         model_hash(tmp_path)
@@ -46,13 +43,13 @@ def test_models_are_found_or_named(monkeypatch, tmp_path):
         local_folder("some/model")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"crops-retrieval\[demo\]"):
-        resolve_model("minilm")
+        local_folder("minilm")
 
 
 def test_hash_follows_what_decides_a_vector(tmp_path):
     copy = tmp_path / "model"
-    shutil.copytree(resolve_model("minilm"), copy)
-    original = model_hash(resolve_model("minilm"))
+    shutil.copytree(local_folder("minilm"), copy)
+    original = model_hash(local_folder("minilm"))
     (copy / "README.md").write_text("another model card")
     assert model_hash(copy) == original
     for name, old, new in [
@@ -72,14 +69,14 @@ def test_hash_follows_what_decides_a_vector(tmp_path):
 
 def test_packaged_calibrations_belong_to_the_packaged_model():
     stored = json.loads(PACKAGED_CALIBRATIONS.read_text())
-    identity = model_hash(resolve_model("minilm"))
+    identity = model_hash(local_folder("minilm"))
     assert {entry["minilm"]["model_hash"] for entry in stored.values()} == {identity}
 
 
 def test_vectors_equal_sentence_transformers():
     texts = ["cat", "a much longer text about the care of cats " * 40, "two words", "dog", "", "cat"]
     encoder, _ = text_encoder("minilm", batch_size=2)
-    reference = SentenceTransformer(resolve_model("minilm"), device="cpu")
+    reference = SentenceTransformer(str(local_folder("minilm")), device="cpu")
     reference.max_seq_length = 128
     got = encoder.encode(texts)
     np.testing.assert_allclose(got, reference.encode(texts, normalize_embeddings=True), atol=2e-6)
@@ -88,7 +85,7 @@ def test_vectors_equal_sentence_transformers():
 
 
 def test_models_without_padding_work_too(tmp_path):
-    tokenizer = Tokenizer.from_file(str(Path(resolve_model("minilm")) / "tokenizer.json"))
+    tokenizer = Tokenizer.from_file(str(local_folder("minilm") / "tokenizer.json"))
     bag = SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_dim=8)], device="cpu")
     bag.save(str(tmp_path))
     texts = ["cat", "care of cats", "dog"]
@@ -141,7 +138,7 @@ def test_a_device_that_is_not_there_is_named(model, message):
 
 def test_own_calibrations(tmp_path):
     folder, own = tmp_path / "model", tmp_path / "own.json"
-    folder.symlink_to(resolve_model("minilm"))
+    folder.symlink_to(local_folder("minilm"))
     with pytest.raises(CropsError, match="no relevance calibration"):
         scorers(RelevanceConfig(model=str(folder)))
     stored = json.loads(PACKAGED_CALIBRATIONS.read_text())

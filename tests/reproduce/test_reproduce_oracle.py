@@ -3,7 +3,7 @@
 import pyarrow as pa
 
 from crops.labels import Source
-from crops.reproduce.oracle import RightScorer, add_right
+from crops.reproduce.make import RightScorer, add_right
 from crops.schema import SAMPLES
 
 

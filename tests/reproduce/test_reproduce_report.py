@@ -71,23 +71,18 @@ def test_map_changes_one_factor_at_a_time_and_shares_the_default(tmp_path):
     documents = tmp_path / "d.jsonl"
     documents.write_text("".join(f'{{"query": "q{i}", "ocr_cover": "x"}}\n' for i in range(4)))
     design = Design(load_config(), {}, {"": documents})
-    cells = map_cells(design, "tiny", [0], tmp_path)
+    cells, files = map_cells(design, "tiny", [0], tmp_path)
     default = {cell.name() for cell in design.cells("table3", build_world("default", "tiny", 0))}
     for factor in FACTORS:
         at_default = [
-            value
-            for value in factor.values
-            if {c.name() for c in cells.by_value[factor.name, value]} <= default
+            value for value in factor.values if {c.name() for c in cells[factor.name, value]} <= default
         ]
         assert len(at_default) == 1, factor.name
     # of the LLM's factor only CroPS has cells of its own: the others do not learn from what it writes
-    assert (
-        len({c.name() for own in cells.by_value.values() for c in own})
-        == 4 * (1 + 2 + 3 + 2 + 1 + 3 + 2) + 1 * 2
-    )
-    weak = cells.by_value["bubble", "weak"][0].world
+    assert len({c.name() for own in cells.values() for c in own}) == 4 * (1 + 2 + 3 + 2 + 1 + 3 + 2) + 1 * 2
+    weak = cells["bubble", "weak"][0].world
     assert weak == build_world("weak", "tiny", 0)  # the world of `--worlds weak`, made once
-    assert set(cells.files) == {c.generated for own in cells.by_value.values() for c in own}
+    assert set(files) == {c.generated for own in cells.values() for c in own}
 
 
 def test_misplaced_documents_keep_their_texts_and_lose_their_queries(tmp_path):
@@ -106,9 +101,9 @@ def test_map_tells_the_lift_of_each_source(tmp_path, monkeypatch):
     """P1 adds 2 points, P2 1, P3 takes 3; a factor value without all of its cells has no figure."""
     monkeypatch.setattr(produce, "FACTORS", [factor for factor in FACTORS if factor.name == "bubble"])
     design = Design(load_config())
-    cells = map_cells(design, "tiny", [0], tmp_path)
+    cells, _ = map_cells(design, "tiny", [0], tmp_path)
     measured = []
-    for cell in cells.by_value["bubble", "default"]:
+    for cell in cells["bubble", "default"]:
         gain = {"fs_lr": 0.0, "plus_p1": 0.02, "plus_p2": 0.03, "crops": 0.0}[cell.method]
         made = write_cell(tmp_path, cell.method, 0, {CT: [0.5 + gain + 0.01 * (i % 3) for i in range(30)]})
         made.folder.rename(made.folder.with_name(cell.name()))
@@ -187,8 +182,8 @@ def test_the_csv_has_each_cell_with_the_settings_that_are_not_the_defaults(tmp_p
     facts |= {"method": "dpr", "seed": 1, "encoder": "/home/me/model", "settings": settings}
     facts["point"] = {"docs_per_source": 1}
     facts |= {"p3_coverage": {"share_of_queries": 0.25}, "metrics": {CT: {"mean": 0.5, "n": 7}}}
-    trained = Measured(tmp_path / "dpr-1", facts | {"training": {"cpu_seconds": 3.5}})
-    bm25 = Measured(tmp_path / "bm25-1", facts | {"method": "bm25", "training": {}})
+    trained = Measured(tmp_path / "dpr-1", facts | {"training": {"cpu_seconds": 3.5}}, "dpr", 1, 0)
+    bm25 = Measured(tmp_path / "bm25-1", facts | {"method": "bm25", "training": {}}, "bm25", 1, 0)
     first, second = csv.DictReader(io.StringIO(cells_csv([trained, bm25])))
     assert (first["cell"], first["cpu_seconds"]) == ("bm25-1", "")
     assert (second["cell"], second["method"], second["cpu_seconds"]) == ("dpr-1", "dpr", "3.5")

@@ -14,9 +14,7 @@ from crops.reproduce.tables import (
     converged_at,
     convergence,
     cost_table,
-    differences,
     group,
-    means,
     read_measured,
     result_table,
     speed_table,
@@ -47,8 +45,8 @@ def test_means_and_differences_by_hand(table3):
     """Spread over 60 queries: eight rounds of 0 to .006 (sum .021), then 0 to .003 (sum .006)."""
     rest = (8 * 0.021 + 0.006) / 60
     resampled = table3.resampled(CT)
-    assert means(resampled, table3)["fs_lr"].mean == pytest.approx(0.55 + rest)
-    difference = differences(resampled, table3, "fs_lr")["plus_p1"]
+    assert table3.mean(resampled, "fs_lr").mean == pytest.approx(0.55 + rest)
+    difference = table3.gain(resampled, "plus_p1", "fs_lr")
     assert (difference.mean, difference.ci_low, difference.ci_high) == tuple(
         pytest.approx(0.02) for _ in range(3)
     )

@@ -4,13 +4,13 @@ import pytest
 from retrieval_hand import unit
 
 from crops.config import IndexConfig
-from crops.retrieval import structures
+from crops.retrieval import index
 from crops.retrieval.dense import FlatIndex
 from crops.retrieval.index import gather, last_scores, least_effort, recalls, scored
 
 
 def build(config, vectors):
-    return structures.build(IndexConfig(**config), FlatIndex(np.arange(len(vectors)), vectors).faiss)
+    return index.build_structure(IndexConfig(**config), FlatIndex(np.arange(len(vectors)), vectors).faiss)
 
 
 @pytest.mark.parametrize(
@@ -27,12 +27,12 @@ def build(config, vectors):
 )
 def test_recipes(config, expected):
     """sqrt(10^6) = 1000: 1,024 clusters; two of 64 numbers share a code."""
-    assert structures.recipe(IndexConfig(**config), 1_000_000, 64) == expected
+    assert index.factory_recipe(IndexConfig(**config), 1_000_000, 64) == expected
     # 2^8 = 256 for 317, as log2(317) = 8.31; 2^12 for 3,163 (11.63); one cluster for one vector
-    assert [structures.clusters(count) for count in (1, 100_000, 10_000_000)] == [1, 256, 4096]
-    assert structures.efforts("ivf", 24) == [2, 3, 4, 6, 8, 12, 16, 24]
-    assert structures.efforts("ivfpq", 1) == [1]
-    assert structures.efforts("exact", 24) == [0]
+    assert [index.clusters(count) for count in (1, 100_000, 10_000_000)] == [1, 256, 4096]
+    assert index.efforts("ivf", 24) == [2, 3, 4, 6, 8, 12, 16, 24]
+    assert index.efforts("ivfpq", 1) == [1]
+    assert index.efforts("exact", 24) == [0]
 
 
 def test_the_same_seed_builds_the_same_clusters():
@@ -50,8 +50,8 @@ def test_every_kind_holds_few_vectors(kind, count, capfd):
     """A 4-bit code is learned from at least 16 points."""
     vectors = unit(count, 8)
     structure = build({"kind": kind}, vectors)
-    effort = structures.efforts(kind, structures.clusters(count))[-1]
-    rows, scores = structures.search(structure, vectors, 1, effort)
+    effort = index.efforts(kind, index.clusters(count))[-1]
+    rows, scores = index.search_structure(structure, vectors, 1, effort)
     best = np.take_along_axis(rows, np.argmax(scores, axis=1)[:, None], axis=1)
     assert best[:, 0].tolist() == list(range(count))
     assert "WARNING" not in capfd.readouterr().err
@@ -62,8 +62,10 @@ def test_codes_are_scored_again_with_the_vectors():
     vectors, queries = unit(2000, 32), unit(30, 32, 1)
     structure = build({"kind": "ivfpq"}, vectors)
     best = np.argsort(-queries @ vectors.T, axis=1)[:, :10]
-    alone, _ = structures.search(structure._replace(searched=structure.stored, refined=1), queries, 10, 64)
-    rows, scores = structures.search(structure, queries, 10, 64)
+    alone, _ = index.search_structure(
+        structure._replace(searched=structure.stored, refined=1), queries, 10, 64
+    )
+    rows, scores = index.search_structure(structure, queries, 10, 64)
     shares = [
         np.mean([len(np.intersect1d(a, b[:10])) / 10 for a, b in zip(best, found, strict=True)])
         for found in (alone, rows)

@@ -1,8 +1,16 @@
 """Dual encoders: presets, towers, prompts, adapters, the two-tower on ids; texts tokenised once."""
 
 from crops.encoders.load import distill, encoder_folder, load_encoder, rendering_for, save_encoder
-from crops.encoders.tokens import TokenisedTexts, encode, longest, only_used_tokens, tokenise
-from crops.encoders.towers import Role, asymmetric, over_dims
+from crops.encoders.towers import (
+    Role,
+    TokenisedTexts,
+    asymmetric,
+    encode,
+    longest,
+    only_used_tokens,
+    over_dims,
+    tokenise,
+)
 from crops.encoders.two_tower import rendering_of
 
 __all__ = [

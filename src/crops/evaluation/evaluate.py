@@ -54,9 +54,7 @@ def evaluate(
 
     Args:
         retriever: indexes exactly `testsets.candidate_ids()`.
-        testsets: the test sets.
         config: cut-offs (k = `recall_k`, m = `ndcg_k`) and the number of resamples.
-        seed: seed of the bootstrap.
         slices: what is known of the queries and items besides their answers, for the metrics that need it.
 
     Raises:
@@ -118,10 +116,9 @@ def _recalls(day: RankedDay, sets: Mapping[str, pa.Table | None]) -> dict[str, M
     for name, pairs in sets.items():
         if pairs is None:
             continue
-        queries, events, items = (pairs[column].to_numpy() for column in ("query_id", "search_id", "item_id"))
-        query_ids, (relevant,) = grouped(queries, items)
-        union = [np.unique(ids) for ids in relevant]
-        _, (event_queries, event_items) = grouped(events, queries, items)
+        columns = (pairs[column].to_numpy() for column in ("search_id", "query_id", "item_id"))
+        _, (event_queries, event_items) = grouped(*columns)
+        query_ids, union = _items_by_query(pairs)
         owners = np.array([owner[0] for owner in event_queries], dtype=np.int64)
         by_event = _recall(day, owners, event_items)
         means, counts = _mean_by_query(query_ids, owners, by_event, np.ones(len(owners)))
@@ -140,11 +137,9 @@ def true_recall(day: RankedDay) -> dict[str, Measured]:
     """
     if (truth := day.testsets.truth) is None:
         return {}
-    grades = truth.grades.filter(pc.field("grade") >= RELEVANT_GRADE)
-    needs, (items,) = grouped(grades["need_id"].to_numpy(), grades["item_id"].to_numpy())
-    relevant = dict(zip(needs.tolist(), items, strict=True))
+    answers = truth.grades.filter(pc.field("grade") >= RELEVANT_GRADE)
+    (sought,) = _of_keys(answers, truth.needs["need_id"].to_numpy(), "item_id")
     owners = truth.needs["query_id"].to_numpy()
-    sought = [relevant.get(need, _NOTHING) for need in truth.needs["need_id"].to_pylist()]
     query_ids = np.unique(owners)
     searches = truth.needs["searches"].to_numpy().astype(np.float64)
     means, _ = _mean_by_query(query_ids, owners, _recall(day, owners, sought, capped=True), searches)
@@ -171,14 +166,10 @@ def catalogue_ndcg(day: RankedDay) -> dict[str, Measured]:
     query_ids, (needs,) = grouped(
         truth.annotation["query_id"].to_numpy(), truth.annotation["need_id"].to_numpy()
     )
-    known, (items, grades) = grouped(
-        *(truth.grades[name].to_numpy() for name in ("need_id", "item_id", "grade"))
-    )
-    by_need = {need: pair for need, *pair in zip(known.tolist(), items, grades, strict=True)}
-    judged = [by_need.get(int(own[0]), [_NOTHING, _NOTHING]) for own in needs]
-    judged_items, judged_grades = [pair[0] for pair in judged], [pair[1] for pair in judged]
-    ranked = grades_of(day.rankings.of(query_ids)[:, : day.m], judged_items, judged_grades)
-    values = ndcg_at_k(ranked, day.m, ideal=pad(judged_grades, 0))
+    first = np.array([own[0] for own in needs], dtype=np.int64)
+    items, grades = _of_keys(truth.grades, first, "item_id", "grade")
+    ranked = grades_of(day.rankings.of(query_ids)[:, : day.m], items, grades)
+    values = ndcg_at_k(ranked, day.m, ideal=pad(grades, 0))
     return {f"ndcg_exp2@{day.m}/catalogue": (query_ids, values, None)}
 
 
@@ -186,13 +177,12 @@ def mrr(day: RankedDay) -> dict[str, Measured]:
     """Return `mrr@k/ct`, `mrr@k/qr`, with slices: one over the rank of the first relevant result, or 0."""
     if day.slices is None:
         return {}
-    sets = {"ct": day.testsets.ct, "qr": day.testsets.qr}
-    return {
-        f"mrr@{day.k}/{name}": _over_pairs(
-            day, pairs, lambda top, relevant: reciprocal_rank(top[:, : day.k], relevant)
-        )
-        for name, pairs in sets.items()
-    }
+    found: dict[str, Measured] = {}
+    for name, pairs in (("ct", day.testsets.ct), ("qr", day.testsets.qr)):
+        queries, relevant = _items_by_query(pairs)
+        values = reciprocal_rank(day.rankings.of(queries)[:, : day.k], relevant)
+        found[f"mrr@{day.k}/{name}"] = (queries, values, None)
+    return found
 
 
 def recall_by_age(day: RankedDay) -> dict[str, Measured]:
@@ -202,10 +192,7 @@ def recall_by_age(day: RankedDay) -> dict[str, Measured]:
     found, ages, ct = {}, day.slices.ages, day.testsets.ct
     for age in AGES:
         items = ages.filter(pc.field("age") == age)["item_id"].combine_chunks()
-        own = ct.filter(pc.is_in(ct["item_id"], items))
-        found[f"recall@{day.k}/ct|age={age}"] = _over_pairs(
-            day, own, lambda top, relevant: recall_at_k(top, relevant, day.k)
-        )
+        found[f"recall@{day.k}/ct|age={age}"] = _recall_of(day, ct.filter(pc.is_in(ct["item_id"], items)))
     return found
 
 
@@ -215,12 +202,7 @@ def recall_by_click(day: RankedDay) -> dict[str, Measured]:
         return {}
     parts = {"words=some": ~pc.field("wordless"), "words=none": pc.field("wordless")}
     parts |= {f"shown={one}": pc.field("shown") == one for one in SHOWN}
-    return {
-        f"recall@{day.k}/ct|{name}": _over_pairs(
-            day, clicks.filter(part), lambda top, relevant: recall_at_k(top, relevant, day.k)
-        )
-        for name, part in parts.items()
-    }
+    return {f"recall@{day.k}/ct|{name}": _recall_of(day, clicks.filter(part)) for name, part in parts.items()}
 
 
 def never_shown(day: RankedDay) -> dict[str, Measured]:
@@ -232,14 +214,12 @@ def never_shown(day: RankedDay) -> dict[str, Measured]:
     if day.slices is None:
         return {}
     query_ids = day.testsets.queries["query_id"].to_numpy()
-    shown = day.slices.shown
-    known, (items,) = grouped(shown["query_id"].to_numpy(), shown["item_id"].to_numpy())
-    by_query = dict(zip(known.tolist(), items, strict=True))
+    (shown,) = _of_keys(day.slices.shown, query_ids, "item_id")
     values = np.full(len(query_ids), np.nan)
-    for row, (query, top) in enumerate(zip(query_ids.tolist(), day.rankings.of(query_ids), strict=True)):
+    for row, (own, top) in enumerate(zip(shown, day.rankings.of(query_ids), strict=True)):
         results = top[: day.k][top[: day.k] >= 0]
         if results.size:
-            values[row] = 1 - np.isin(results, by_query.get(query, _NOTHING)).mean()
+            values[row] = 1 - np.isin(results, own).mean()
     return {f"never_shown@{day.k}": (query_ids, values, None)}
 
 
@@ -274,8 +254,7 @@ def recall_of_never_shown(day: RankedDay) -> dict[str, Measured]:
     answers = truth.grades.filter(pc.field("grade") >= RELEVANT_GRADE).select(["need_id", "item_id"])
     pairs = truth.needs.select(["query_id", "need_id"]).join(answers, "need_id", join_type="inner")
     pairs = pairs.join(day.slices.shown, ["query_id", "item_id"], join_type="left anti")
-    found = _over_pairs(day, pairs, lambda top, relevant: recall_at_k(top, relevant, day.k, capped=True))
-    return {f"true_recall@{day.k}|never_shown": found}
+    return {f"true_recall@{day.k}|never_shown": _recall_of(day, pairs, capped=True)}
 
 
 METRICS: dict[str, Callable[[RankedDay], dict[str, Measured]]] = {
@@ -295,10 +274,24 @@ METRICS: dict[str, Callable[[RankedDay], dict[str, Measured]]] = {
 last: where theta chose what was trained on, it is its own witness."""
 
 
-def _over_pairs(day: RankedDay, pairs: pa.Table, metric: Callable[[Ids, list[Ids]], Values]) -> Measured:
-    """Return a metric over each query's distinct items."""
+def _items_by_query(pairs: pa.Table) -> tuple[Ids, list[Ids]]:
+    """Return the queries of pairs, ascending, and the distinct items of each."""
     queries, (items,) = grouped(pairs["query_id"].to_numpy(), pairs["item_id"].to_numpy())
-    return queries, metric(day.rankings.of(queries), [np.unique(own) for own in items]), None
+    return queries, [np.unique(own) for own in items]
+
+
+def _of_keys(table: pa.Table, keys: Ids, *columns: str) -> list[list[Ids]]:
+    """Return what columns hold for each key of a table's first column; nothing where it has no row."""
+    known, values = grouped(*(table[name].to_numpy() for name in (table.column_names[0], *columns)))
+    place = {key: row for row, key in enumerate(known.tolist())}
+    rows = [place.get(key) for key in keys.tolist()]
+    return [[_NOTHING if row is None else column[row] for row in rows] for column in values]
+
+
+def _recall_of(day: RankedDay, pairs: pa.Table, *, capped: bool = False) -> Measured:
+    """Return recall over each query's distinct items."""
+    queries, relevant = _items_by_query(pairs)
+    return queries, _recall(day, queries, relevant, capped=capped), None
 
 
 def _recall(
@@ -339,10 +332,8 @@ def evaluate_judged(
 
     Args:
         retriever: indexes exactly the collection's documents.
-        judged: the collection.
         query_ids: the queries to evaluate, e.g. one fold's test part.
         config: cut-offs and the number of resamples.
-        seed: seed of the bootstrap.
 
     Raises:
         CropsError: the retriever searches another catalogue.
@@ -351,7 +342,7 @@ def evaluate_judged(
     texts = [judged.queries[query - 1] for query in query_ids]
     check_catalogue(retriever, judged.item_ids())
     rankings = Rankings(retriever, query_ids, texts, max(config.recall_k, config.ndcg_k, _NDCG_K))
-    items, grades = _of_queries(judged, query_ids)
+    items, grades = _of_keys(judged.judgements, query_ids, "item_id", "grade")
     ranked = rankings.of(query_ids)
     positives = [own[grade >= judged.positive_label] for own, grade in zip(items, grades, strict=True)]
     in_catalogue = grades_of(ranked, items, grades)
@@ -362,16 +353,6 @@ def evaluate_judged(
         measured[f"ndcg_exp2@{m}/judged"] = ndcg_at_k(among_judged, m)
     tables = {metric: metric_values(metric, query_ids, values) for metric, values in measured.items()}
     return summarise(tables, config.resamples, seed)
-
-
-def _of_queries(judged: Judged, query_ids: Ids) -> tuple[list[Ids], list[Ids]]:
-    """Return the judged items and grades of each query, empty where it has none."""
-    known, (items, grades) = grouped(
-        *(judged.judgements[name].to_numpy() for name in judged.judgements.column_names)
-    )
-    own = {query: pair for query, *pair in zip(known.tolist(), items, grades, strict=True)}
-    pairs = [own.get(query, [_NOTHING, _NOTHING]) for query in query_ids.tolist()]
-    return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
 
 
 @dataclass(frozen=True)
@@ -412,10 +393,7 @@ class Rankings:
         """Search once for every query.
 
         Args:
-            retriever: the retriever.
             query_ids: distinct ids [q], ascending.
-            texts: the q query texts.
-            k: length of the rankings.
         """
         self._query_ids = query_ids
         self._ranked, _ = retriever.search(texts, k)
@@ -454,7 +432,6 @@ def grades_by_score(
     """Order the graded items of each query by the retriever's scores, ties by item_id.
 
     Args:
-        retriever: scores the items.
         texts: q query texts.
         items: the graded items of each query.
         grades: their grades, alike in shape.
@@ -511,7 +488,6 @@ def metric_values(
     """Return one metric's rows of `VALUES`, sorted by query_id; NaN becomes null.
 
     Args:
-        metric: name.
         query_ids: distinct ids [n].
         values: values [n].
         weights: weights [n]; 1 when None.
@@ -582,12 +558,8 @@ def compare(a: Evaluation, b: Evaluation, resamples: int, seed: int) -> dict[str
 
 
 def _summary(rows: pa.Table, resamples: int, seed: int) -> Summary:
-    defined = _defined(rows)
+    defined = rows.filter(pc.field("value").is_valid())
     interval = bootstrap_interval(
         defined["value"].to_numpy(), resamples, seed, weights=defined["weight"].to_numpy()
     )
-    return Summary(interval.mean, interval.ci_low, interval.ci_high, interval.n, len(rows) - len(defined))
-
-
-def _defined(rows: pa.Table) -> pa.Table:
-    return rows.filter(pc.field("value").is_valid())
+    return Summary(**vars(interval), excluded=len(rows) - len(defined))

@@ -7,7 +7,6 @@ has no value (NaN): the caller leaves it out of the mean and counts it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +14,6 @@ from numpy.typing import NDArray
 Ids = NDArray[np.int64]
 Grades = NDArray[np.int64]
 Values = NDArray[np.float64]
-Gain = Literal["exp2", "linear"]
 
 
 def grades_of(ranked: Ids, judged: Sequence[Ids], grades: Sequence[Grades]) -> Grades:
@@ -29,21 +27,11 @@ def grades_of(ranked: Ids, judged: Sequence[Ids], grades: Sequence[Grades]) -> G
     Returns:
         Grades [q, k]; 0 where an id has no grade.
     """
-    rows = np.repeat(np.arange(len(judged)), [len(ids) for ids in judged])
-    ids = np.concatenate([*judged, np.empty(0, dtype=np.int64)])
-    known, codes = np.unique(ids, return_inverse=True)
-    if known.size == 0:
-        return np.zeros(ranked.shape, dtype=np.int64)
-    # One sortable number for each (query, id) pair.
-    pairs = rows * known.size + codes
-    order = np.argsort(pairs, kind="stable")
-    pairs = pairs[order]
-    places = np.minimum(np.searchsorted(known, ranked), known.size - 1)
-    wanted = np.arange(len(ranked))[:, None] * known.size + places
-    found = np.minimum(np.searchsorted(pairs, wanted), pairs.size - 1)
-    hit = (pairs[found] == wanted) & (known[places] == ranked)
-    flat: Grades = np.concatenate([np.asarray(part, dtype=np.int64) for part in grades])[order]
-    return np.where(hit, flat[found], 0)
+    graded = np.zeros(ranked.shape, dtype=np.int64)
+    for row, top, ids, own in zip(graded, ranked.tolist(), judged, grades, strict=True):
+        known = dict(zip(ids.tolist(), own.tolist(), strict=True))
+        row[:] = [known.get(item, 0) for item in top]
+    return graded
 
 
 def recall_at_k(ranked: Ids, relevant: Sequence[Ids], k: int, *, capped: bool = False) -> Values:
@@ -52,7 +40,6 @@ def recall_at_k(ranked: Ids, relevant: Sequence[Ids], k: int, *, capped: bool = 
     Args:
         ranked: ids [q, >= k], best first.
         relevant: for each of q queries, the distinct ids to find.
-        k: cut-off.
         capped: divide by min(k, |R|), so that a query with more than k relevant documents can reach 1.
 
     Returns:
@@ -82,23 +69,21 @@ def reciprocal_rank(ranked: Ids, relevant: Sequence[Ids]) -> Values:
     return np.where(size > 0, values, np.nan)
 
 
-def ndcg_at_k(grades: Grades, k: int, *, gain: Gain = "exp2", ideal: Grades | None = None) -> Values:
+def ndcg_at_k(grades: Grades, k: int, *, ideal: Grades | None = None) -> Values:
     """Normalised discounted cumulative gain (Järvelin & Kekäläinen 2002; gain 2^g - 1: Burges et al. 2005).
 
-    DCG@k = sum over ranks r <= k of gain(grade_r) / log2(r + 1), divided by the DCG@k of the ideal order.
+    DCG@k = sum over ranks r <= k of (2^grade_r - 1) / log2(r + 1), divided by the DCG@k of the ideal order.
 
     Args:
         grades: grades [q, p] in the order of the ranking, at least 0.
-        k: cut-off.
-        gain: `exp2` is 2^grade - 1, `linear` the grade itself.
         ideal: grades [q, m] of all documents that could have been ranked, in any order; `grades` when None.
 
     Returns:
         NDCG [q]; NaN for a query with no grade above 0.
     """
     best = -np.sort(-(grades if ideal is None else ideal), axis=1)
-    reachable = _dcg(best[:, :k], gain)
-    return _dcg(grades[:, :k], gain) / np.where(reachable > 0, reachable, np.nan)
+    reachable = _dcg(best[:, :k])
+    return _dcg(grades[:, :k]) / np.where(reachable > 0, reachable, np.nan)
 
 
 def pad(parts: Sequence[NDArray[np.int64]], fill: int) -> NDArray[np.int64]:
@@ -113,6 +98,5 @@ def _hits(ranked: Ids, relevant: Sequence[Ids]) -> NDArray[np.bool_]:
     return grades_of(ranked, relevant, [np.ones(len(ids), dtype=np.int64) for ids in relevant]) > 0
 
 
-def _dcg(grades: Grades, gain: Gain) -> Values:
-    gains = np.exp2(grades) - 1 if gain == "exp2" else grades.astype(np.float64)
-    return gains @ (1 / np.log2(np.arange(grades.shape[1]) + 2))
+def _dcg(grades: Grades) -> Values:
+    return (np.exp2(grades) - 1) @ (1 / np.log2(np.arange(grades.shape[1]) + 2))

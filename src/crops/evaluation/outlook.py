@@ -64,7 +64,6 @@ def outlook(logs: Logs, config: EngineConfig, days: Collection[str]) -> Outlook:
     """Count what the logs would bring.
 
     Args:
-        logs: accepted logs.
         config: settings of the sources, and the memory.
         days: the days of the logs that count, YYYY-MM-DD; the last one is held out.
 

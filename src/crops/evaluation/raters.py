@@ -6,10 +6,12 @@ The key next to the sheet says where each pair comes from, so that raters do not
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
+from statistics import median_low
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ from crops.engine.evidence import told_queries_sql
 from crops.engine.mined import mined_folder
 from crops.errors import CropsError
 from crops.labels import POSITIVE_LABEL, POSITIVE_ORIGINS, Source
+from crops.outputs import write_text
 from crops.retrieval.catalogue import own_ids
 from crops.schema import ITEMS
 
@@ -80,7 +83,6 @@ def write_rating_sheet(samples: Path, sheet: Path, *, each: int, k: int, seed: i
         sheet: CSV for the raters, replaced when it exists without a grade.
         each: pairs drawn of every source that has any; a pair of two sources counts for both.
         k: only queries of at least this many users are shown to raters.
-        seed: of the draw.
 
     Returns:
         The number of pairs.
@@ -101,7 +103,6 @@ def write_rating_sheet(samples: Path, sheet: Path, *, each: int, k: int, seed: i
         (name, _harmless(row[0]), row[1], *(_harmless(text or "") for text in row[2:5]), "")
         for name, row in zip(names, rows, strict=True)
     ]
-    sheet.parent.mkdir(parents=True, exist_ok=True)
     _write(sheet, COLUMNS, shown)
     _write(
         key_path(sheet),
@@ -140,12 +141,9 @@ def _shown(text: str) -> str:
 
 
 def _write(path: Path, columns: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
-    staging = path.with_name(f".{path.name}.tmp")
-    with staging.open("w", newline="", encoding="utf-8-sig") as file:
-        writer = csv.writer(file)
-        writer.writerow(columns)
-        writer.writerows(rows)
-    staging.replace(path)
+    text = io.StringIO()
+    csv.writer(text).writerows([columns, *rows])
+    write_text(path, "\ufeff" + text.getvalue())
 
 
 def read_rating_sheet(path: Path) -> list[RatedPair]:
@@ -303,9 +301,4 @@ def common_counts(raters: Mapping[str, Ratings], grades: int) -> NDArray[np.int6
 def middle_grades(raters: Sequence[Ratings]) -> dict[str, int]:
     """Return the median grade of each pair, the lower one of two middle ones."""
     names = sorted(set().union(*raters))
-    return {
-        name: sorted(ratings[name] for ratings in raters if name in ratings)[
-            (sum(name in ratings for ratings in raters) - 1) // 2
-        ]
-        for name in names
-    }
+    return {name: median_low(own[name] for own in raters if name in own) for name in names}

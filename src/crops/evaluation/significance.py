@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from crops.errors import CropsError
 
 Values = NDArray[np.float64]
+CONFIDENCE = 0.95
+"""Coverage of all intervals."""
 MIN_QUERIES = 10
 """Fewer queries carry no interval and no test: resamples of a handful show too little spread."""
-_CHUNK = 2_000_000
-"""Numbers drawn at a time: bounds the memory at 16 MB whatever the number of queries."""
-_NESTED_CHUNK = 4_000_000
-"""Numbers drawn at a time: bounds the memory whatever the number of queries."""
+_CHUNK, _NESTED_CHUNK = 2_000_000, 4_000_000
+"""Numbers drawn at a time: bounds the memory at 16 and 32 MB whatever the number of queries."""
 
 
 @dataclass(frozen=True)
@@ -52,15 +52,13 @@ class Difference(Interval):
 
 
 def bootstrap_interval(
-    values: Values, resamples: int, seed: int, *, confidence: float = 0.95, weights: Values | None = None
+    values: Values, resamples: int, seed: int, *, weights: Values | None = None
 ) -> Interval:
     """Return the mean over queries and its percentile bootstrap interval.
 
     Args:
         values: one value per query [n], finite.
         resamples: how often n queries are drawn with replacement.
-        seed: seed of the draws.
-        confidence: coverage of the interval.
         weights: weight of each query [n], e.g. its number of events: the mean is then sum(w v) / sum(w), and
             queries are drawn with all their events, which are not independent. Equal when None.
 
@@ -68,17 +66,11 @@ def bootstrap_interval(
         CropsError: a value is not finite, or values and weights differ in length.
     """
     mean, means = _resampled_means(values, resamples, seed, weights)
-    return Interval(mean, *_percentiles(means, confidence), len(values))
+    return Interval(mean, *_percentiles(means), len(values))
 
 
 def paired_bootstrap(
-    a: Values,
-    b: Values,
-    resamples: int,
-    seed: int,
-    *,
-    confidence: float = 0.95,
-    weights: Values | None = None,
+    a: Values, b: Values, resamples: int, seed: int, *, weights: Values | None = None
 ) -> Difference:
     """Compare two systems on the same queries: mean difference a - b, interval, two-sided p-value.
 
@@ -88,9 +80,6 @@ def paired_bootstrap(
     Args:
         a: one value per query [n] of the first system.
         b: values [n] of the second system, in the same order of queries.
-        resamples: how often n queries are drawn with replacement.
-        seed: seed of the draws.
-        confidence: coverage of the interval.
         weights: weight of each query, as in `bootstrap_interval`.
 
     Raises:
@@ -99,7 +88,7 @@ def paired_bootstrap(
     if len(a) != len(b):
         raise CropsError(f"a paired comparison needs the same queries: {len(a)} values against {len(b)}")
     mean, means = _resampled_means(a - b, resamples, seed, weights)
-    return Difference(mean, *_percentiles(means, confidence), len(a), _two_sided(means))
+    return Difference(mean, *_percentiles(means), len(a), _two_sided(means))
 
 
 def _resampled_means(
@@ -124,10 +113,10 @@ def _resampled_means(
     return float(weighted.sum() / weights.sum()), means
 
 
-def _percentiles(means: Values, confidence: float) -> tuple[float, float]:
+def _percentiles(means: Values) -> tuple[float, float]:
     if not len(means):
         return float("nan"), float("nan")
-    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return float(low), float(high)
 
 
@@ -137,24 +126,19 @@ def _two_sided(means: Values) -> float:
     return min(1.0, 2 * (min(below, above) + 1) / (len(means) + 1)) if len(means) else float("nan")
 
 
-def smallest_difference(
-    queries: float, spread: float, *, level: float = 0.05, power: float = 0.8
-) -> float | None:
-    """Return the smallest mean difference between two systems that a paired test on so many queries finds.
+def smallest_difference(queries: float, spread: float) -> float | None:
+    """Return the mean difference that a paired two-sided test at 0.05 finds with a chance of 0.8.
 
-    (z(1 - level / 2) + z(power)) spread / sqrt(queries), the normal approximation; None for fewer than
-    `MIN_QUERIES`.
+    (z(0.975) + z(0.8)) spread / sqrt(queries), the normal approximation; None for fewer than `MIN_QUERIES`.
 
     Args:
         queries: how many have a value.
-        spread: standard deviation over queries of the difference between the two.
-        level: of the two-sided test.
-        power: chance to find it.
+        spread: standard deviation over queries of the difference between the two systems.
     """
     if queries < MIN_QUERIES:
         return None
     normal = NormalDist()
-    return float((normal.inv_cdf(1 - level / 2) + normal.inv_cdf(power)) * spread / queries**0.5)
+    return float((normal.inv_cdf(0.975) + normal.inv_cdf(0.8)) * spread / queries**0.5)
 
 
 @dataclass(frozen=True)
@@ -168,19 +152,17 @@ class Resampled:
     n: int
     """Queries in all worlds."""
 
-    def interval(self, weights: Values, confidence: float = 0.95) -> Interval:
+    def interval(self, weights: Values) -> Interval:
         """Return the mean and percentile interval of a weighted sum [A] of the systems."""
-        return Interval(float(self.means @ weights), *_percentiles(self.draws @ weights, confidence), self.n)
+        return Interval(float(self.means @ weights), *_percentiles(self.draws @ weights), self.n)
 
-    def contrast(self, weights: Values, confidence: float = 0.95) -> Difference:
+    def contrast(self, weights: Values) -> Difference:
         """Return the interval and two-sided p-value of a weighted sum [A] of the systems against 0.
 
         p is as of `paired_bootstrap`: never 0, at least 2 / (R + 1).
         """
         sums = self.draws @ weights
-        return Difference(
-            float(self.means @ weights), *_percentiles(sums, confidence), self.n, _two_sided(sums)
-        )
+        return Difference(float(self.means @ weights), *_percentiles(sums), self.n, _two_sided(sums))
 
 
 def nested_bootstrap(worlds: Sequence[Values], resamples: int, seed: int) -> Resampled:
@@ -191,7 +173,6 @@ def nested_bootstrap(worlds: Sequence[Values], resamples: int, seed: int) -> Res
             [trainings, queries, A], whose mean over the trainings counts. What is drawn of T trainings is
             spread by sqrt(T / (T - 1)), so that few trainings do not look surer than they are.
         resamples: R.
-        seed: of the draws.
 
     Raises:
         CropsError: there is no world, a world has no query, or a value is not finite.

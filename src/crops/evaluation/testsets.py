@@ -22,9 +22,8 @@ it is shown to a model.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 
@@ -41,17 +40,16 @@ from crops.engine.backend import DuckDBBackend
 from crops.engine.events import load_events
 from crops.errors import CropsError
 from crops.logs import Logs, open_logs
-from crops.logs.days import spans
+from crops.logs.days import DAY_US, day_bounds, spans
 from crops.logs.tables import add_texts
 from crops.protocols import PairScorer
 from crops.retrieval.bm25 import splitter, tokeniser_for
 from crops.text import document_text_sql
 
 _INDEX = "testsets.json"
-_TABLES = ("queries", "candidates", "ct", "qr")
-_INDEPENDENT = "qr_independent"
-_TRUTH_TABLES = ("qr", "needs", "annotation", "grades")
-_EDITOR = "truth_qr_editor.parquet"
+_TABLES, _INDEPENDENT = ("queries", "candidates", "ct", "qr"), "qr_independent"
+_TRUTH_TABLES, _EDITOR = ("qr", "needs", "annotation", "grades"), "qr_editor"
+_FACTS, _FACTS_BY_TRUTH = ("queries", "shown", "ages"), ("senses", "clicks")
 
 
 @dataclass(frozen=True)
@@ -130,10 +128,8 @@ def build_testsets(
         relevance: theta; None keeps every candidate of QR.
         similarity: P(same intent) of two queries; None lets every later query count.
         truth: the simulator's `truth/` folder; None where there is no truth.
-        seed: seed of the samples of queries.
         independent: relevance and similarity by a theta that training does not use, for a second QR.
         seen: ids of the queries in the training data; None if not known.
-        memory: memory limit of DuckDB.
 
     Raises:
         CropsError: the days hold no search, or a truth file is missing or lacks a column.
@@ -170,15 +166,9 @@ def build_testsets(
 def save_testsets(testsets: TestSets, folder: str | Path) -> None:
     """Write the tables of the test sets as Parquet files and the rest as JSON into an existing folder."""
     folder = Path(folder)
-    for name in _TABLES:
-        pq.write_table(getattr(testsets, name), folder / f"{name}.parquet")
+    _write_tables(folder, "", testsets, (*_TABLES, _INDEPENDENT))
     if testsets.truth is not None:
-        for name in _TRUTH_TABLES:
-            pq.write_table(getattr(testsets.truth, name), folder / f"truth_{name}.parquet")
-        if testsets.truth.qr_editor is not None:
-            pq.write_table(testsets.truth.qr_editor, folder / _EDITOR)
-    if testsets.qr_independent is not None:
-        pq.write_table(testsets.qr_independent, folder / f"{_INDEPENDENT}.parquet")
+        _write_tables(folder, "truth_", testsets.truth, (*_TRUTH_TABLES, _EDITOR))
     index = {
         "days": testsets.days,
         "seed": testsets.seed,
@@ -198,24 +188,27 @@ def load_testsets(folder: str | Path) -> TestSets:
     folder = Path(folder)
     try:
         index = json.loads((folder / _INDEX).read_text())
-        tables = {name: pq.read_table(folder / f"{name}.parquet") for name in _TABLES}
-        other = pq.read_table(folder / f"{_INDEPENDENT}.parquet") if index.get("independent") else None
-        truth = None
-        if index["truth"]:
-            truth = TruthSets(
-                **{name: pq.read_table(folder / f"truth_{name}.parquet") for name in _TRUTH_TABLES},
-                qr_editor=pq.read_table(folder / _EDITOR) if (folder / _EDITOR).exists() else None,
-            )
+        tables = _read_tables(folder, "", (*_TABLES, *([_INDEPENDENT] if index.get("independent") else [])))
+        truth = (
+            TruthSets(**_read_tables(folder, "truth_", _TRUTH_TABLES, _EDITOR)) if index["truth"] else None
+        )
+        days = tuple(index["days"])
+        return TestSets(days, index["seed"], truth=truth, counts=index["counts"], **tables)
     except (OSError, ValueError, KeyError) as error:
         raise CropsError(f"{folder} does not hold test sets: {error}; build them again") from error
-    return TestSets(
-        tuple(index["days"]),
-        index["seed"],
-        **tables,
-        truth=truth,
-        counts=index["counts"],
-        qr_independent=other,
-    )
+
+
+def _write_tables(folder: Path, prefix: str, tables: object, names: Sequence[str]) -> None:
+    """Write the tables of these attributes, as far as there are such."""
+    for name in names:
+        if (table := getattr(tables, name)) is not None:
+            pq.write_table(table, folder / f"{prefix}{name}.parquet")
+
+
+def _read_tables(folder: Path, prefix: str, names: Sequence[str], *optional: str) -> dict[str, pa.Table]:
+    """Return tables by name; of the optional ones those that are there."""
+    files = {name: folder / f"{prefix}{name}.parquet" for name in (*names, *optional)}
+    return {name: pq.read_table(file) for name, file in files.items() if name in names or file.exists()}
 
 
 CLICKED = """
@@ -262,11 +255,7 @@ def _independent_qr(
 
 def candidates_sql(day: str) -> str:
     """Return the SELECT of the catalogue of a test day: uploaded before it ends, or at an unknown time."""
-    end = datetime.strptime(day, "%Y-%m-%d").replace(tzinfo=UTC) + timedelta(days=1)
-    return f"""
-    select item_id from log_items
-    where uploaded_at is null or uploaded_at < {int(end.timestamp()) * 1_000_000}
-    """
+    return f"select item_id from log_items where uploaded_at is null or uploaded_at <= {day_bounds(day)[1]}"
 
 
 def _queries(backend: DuckDBBackend, used: list[pa.Table], seen: Collection[int] | None) -> pa.Table:
@@ -295,8 +284,6 @@ def build_truth_sets(
     Args:
         backend: holds the events of the test day, `candidates` and `later_any` (QR without theta).
         truth: folder of searches.parquet and grades.parquet.
-        config: sizes.
-        seed: seed of the samples.
 
     Raises:
         CropsError: a truth file is missing or lacks a column.
@@ -401,7 +388,6 @@ RECENT_DAYS = 7
 SHOWN = ("text", "meaning", "never")
 """Whether what was clicked had been shown up to the training day: for this query, for another with its
 meaning, or for neither."""
-_DAY_US = 86_400_000_000
 
 
 @dataclass(frozen=True)
@@ -414,7 +400,7 @@ class Slices:
     """query_id, item_id: shown for that query up to the training day."""
     ages: pa.Table
     """item_id, age (one of `AGES`, null if the upload time is not known) of the candidates."""
-    senses: pa.Table | None
+    senses: pa.Table | None = None
     """query_id, sense, item_id: candidates of each sense that the query's test searches meant."""
     clicks: pa.Table | None = None
     """query_id, item_id, shown (one of `SHOWN`), wordless (no word of the item is in a test query of the
@@ -431,14 +417,12 @@ def build_slices(
         train_day: the training day, YYYY-MM-DD.
         testsets: the test sets; their queries and candidates are described.
         truth: the simulator's `truth/` folder; None where there is no truth.
-        memory: memory limit of DuckDB.
 
     Raises:
         CropsError: the logs or the truth cannot be read.
     """
     truth = None if truth is None else Path(truth)
     logs = Path(logs)
-    end = int(datetime.strptime(train_day, "%Y-%m-%d").replace(tzinfo=UTC).timestamp()) * 1_000_000 + _DAY_US
     opened = open_logs(logs)
     searched, items = f"({opened.sql('search_impressions')})", f"({opened.sql('items')})"
     with failing_as(f"{logs}: cannot read what the breakdowns need"), open_database(memory) as db:
@@ -446,7 +430,8 @@ def build_slices(
         db.register("wanted", testsets.queries)
         db.register("candidates", testsets.candidates)
         db.execute(_SLICE_TABLES.format(searched=searched, train=train_day, test="', '".join(testsets.days)))
-        ages = _arrow(db, _AGES.format(items=items, end=end, recent=end - RECENT_DAYS * _DAY_US))
+        end = day_bounds(train_day)[1] + 1
+        ages = _arrow(db, _AGES.format(items=items, end=end, recent=end - RECENT_DAYS * DAY_US))
         senses = None if truth is None else _arrow(db, _senses_sql(truth))
         clicks: pa.Table | None = None
         counted = "select null::BIGINT as query_id, null::BIGINT as senses where false"
@@ -460,10 +445,7 @@ def build_slices(
 
 def save_slices(slices: Slices, folder: str | Path) -> None:
     """Write the tables as Parquet files into an existing folder."""
-    folder = Path(folder)
-    for name in ("queries", "shown", "ages", "senses", "clicks"):
-        if (table := getattr(slices, name)) is not None:
-            pq.write_table(table, folder / f"facts_{name}.parquet")
+    _write_tables(Path(folder), "facts_", slices, (*_FACTS, *_FACTS_BY_TRUTH))
 
 
 def load_slices(folder: str | Path) -> Slices:
@@ -472,15 +454,8 @@ def load_slices(folder: str | Path) -> Slices:
     Raises:
         CropsError: a file is missing or damaged.
     """
-    folder = Path(folder)
     try:
-        tables = {
-            name: pq.read_table(folder / f"facts_{name}.parquet") for name in ("queries", "shown", "ages")
-        }
-        for name in ("senses", "clicks"):
-            file = folder / f"facts_{name}.parquet"
-            tables[name] = pq.read_table(file) if file.exists() else None
-        return Slices(**tables)
+        return Slices(**_read_tables(Path(folder), "facts_", _FACTS, *_FACTS_BY_TRUTH))
     except (OSError, ValueError) as error:
         raise CropsError(
             f"{folder} does not hold the slices of test sets: {error}; build them again"

@@ -22,6 +22,7 @@ from crops.config import EvaluationConfig
 from crops.errors import CropsError, MissingExtraError
 from crops.evaluation.evaluate import Evaluation, metric_values, summarise
 from crops.evaluation.metrics import Ids, grades_of, ndcg_at_k, pad, recall_at_k, reciprocal_rank
+from crops.ids import plain_number
 from crops.text import content_id
 
 Run = Mapping[str, Sequence[str]]
@@ -41,7 +42,6 @@ def write_run(
     """Write rankings as a run.
 
     Args:
-        path: the file.
         query_ids: [q].
         ids: item ids [q, k], best first; -1 pads.
         scores: [q, k], alike in shape; written so that float32 is read back unchanged.
@@ -65,7 +65,6 @@ def write_qrels(path: Path, pairs: pa.Table, own: Mapping[int, str] | None = Non
     """Write the relevant items of test queries as qrels, of grade 1 unless there is a column `grade`.
 
     Args:
-        path: the file.
         pairs: query_id, item_id, grade?; repeated rows are written once.
         own: as in `write_run`.
     """
@@ -186,7 +185,5 @@ def evaluate_run(run: Run, qrels: Qrels, config: EvaluationConfig, seed: int) ->
 
 
 def _query_ids(queries: Sequence[str]) -> Ids:
-    own = all(
-        re.fullmatch(r"0|-?[1-9][0-9]{0,18}", query) and -(2**63) <= int(query) < 2**63 for query in queries
-    )
-    return np.array([int(query) if own else content_id(query) for query in queries], dtype=np.int64)
+    numbers = [plain_number(query) for query in queries]
+    return np.array(list(map(content_id, queries)) if None in numbers else numbers, dtype=np.int64)

@@ -21,11 +21,10 @@ from crops.errors import CropsError
 from crops.labels import ORIGINS
 from crops.logs import open_logs
 from crops.logs.tables import add_texts
-from crops.outputs import write_text
+from crops.outputs import whole_file
+from crops.platform.world import TOP_GRADE
 from crops.text import content_id
 
-TOP_GRADE = 3
-"""Grades are 0 to this."""
 _GRADES = """
 with needs as (
     select distinct t.query, n.need_id
@@ -67,7 +66,6 @@ def draw_pairs(samples: Path, budget: int, seed: int) -> pa.Table:
     Args:
         samples: a mined folder.
         budget: pairs in all.
-        seed: of the draw.
     """
     pairs = pq.read_table(samples / "samples.parquet", columns=["query_id", "item_id", "sources"])
     real = pairs.filter(pc.field("item_id") > 0)
@@ -104,7 +102,6 @@ def annotate(
         logs: the accepted logs that it was mined from.
         days: the days mined; `day` is the last.
         truth: the folder `truth` of that world.
-        out: the file to write.
         budget: judgements in all.
         noise: P(another grade than the right one), each as likely.
         seed: of the draw and of the errors.
@@ -130,7 +127,6 @@ def annotate(
     judged = pa.table(
         {"day": [max(days)] * len(rows), "query": rows["query"], "item_id": rows["item_id"], "grade": said}
     )
-    text = pa.BufferOutputStream()
-    pa.csv.write_csv(judged, text)
-    write_text(out, text.getvalue().to_pybytes().decode())
+    with whole_file(out) as staging:
+        pa.csv.write_csv(judged, staging)
     return judged

@@ -21,8 +21,7 @@ from scipy.special import betaincinv, ndtri
 
 from crops.config import TOPICS, PlatformConfig
 from crops.errors import CropsError
-from crops.outputs import unique
-from crops.platform.editions import EDITIONS, extent
+from crops.outputs import whole_file
 from crops.platform.learned import Memory
 from crops.platform.people import (
     Behaviour,
@@ -54,9 +53,9 @@ from crops.platform.search import (
     recall,
     recall_for_users,
 )
-from crops.platform.topics import Manner, build_topics_world, load_manner
+from crops.platform.topics import EDITIONS, Manner, build_topics_world, extent, load_manner
 from crops.platform.world import DAY_US, Floats, Ints, World, items_table, read_judged_world, uniform
-from crops.protocols import Ranker, Retriever
+from crops.protocols import Retriever
 
 Rng = np.random.Generator
 READING_US = 4_000_000
@@ -216,7 +215,6 @@ def simulate_day(
 
     Args:
         day: 0 = the first.
-        sessions: search sessions of the day.
         retrievers: text routes by name (`bm25`, `dense`, `sparse`), or which of them serve whom.
         draws: the random numbers; one stream if None.
     """
@@ -320,7 +318,7 @@ class _Queries:
         bubble, meaning, leaf = self._platform.bubble, self._meaning[query], self._leaf[query]
         return query, recall_for_users(self.routes, self._model, bubble, shared, meaning, leaf, user)
 
-    def ranker(self) -> Ranker:
+    def ranker(self) -> ProductionRanker:
         """Return the ranker of the queries so far."""
         platform = self._platform
         return ProductionRanker(
@@ -345,7 +343,7 @@ def _serve(
     now: Searches,
     query: Ints,
     found: Candidates,
-    ranker: Ranker,
+    ranker: ProductionRanker,
     rng: Rng,
 ) -> tuple[Candidates, Clicks]:
     """Rank, show a page and watch what happens; the candidates come back in the order of the ranked list."""
@@ -563,10 +561,8 @@ def write_items(logs: str | Path, platform: Platform) -> pa.Table:
     rng = np.random.default_rng([platform.seed, 2_000_000])
     memory = platform.memory
     table = items_table(platform.world, platform.first_day_us, counters(memory, rng), click_queries(memory))
-    logs.mkdir(parents=True, exist_ok=True)
-    staging = unique(logs / "items.parquet", "tmp")  # the rows of a killed run would be read by the next
-    pq.write_table(table, staging, compression="zstd")
-    staging.replace(logs / "items.parquet")
+    with whole_file(logs / "items.parquet") as staging:  # the rows of a killed run would be read by the next
+        pq.write_table(table, staging, compression="zstd")
     return table
 
 

@@ -6,13 +6,15 @@ augmented arm. Names are those of `observe`, or `<model> <metric>` of the old sy
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from crops.config import ReformulationConfig
-from crops.database import Connection, literal, open_database
+from crops.database import literal, open_database
 from crops.logs import open_logs
 from crops.logs.tables import add_texts
 from crops.schema import LONG_PLAY, within_sql
@@ -214,54 +216,46 @@ def observe(
 
     Args:
         logs: a logs folder with days as partitions.
-        days: the days that are compared.
         routes: names of the bits of `routes`, lowest first.
         truth: the simulator's truth, for what only it can tell; None for logs of real people.
     """
-    truth = None if truth is None else Path(truth)
-    logs = Path(logs)
-    settings = _settings(days, truth)
     by_route = {
         f"{name} set found by {route}": _BY_ROUTE.replace("{bit}", str(bit)).replace("{stages}", stages)
         for bit, route in enumerate(routes)
         for name, stages in (("ranked", "'exposed', 'unexposed'"), ("shown", "'exposed'"))
     }
     queries = {**_BY_LOGS, **by_route, **({} if truth is None else _BY_TRUTH)}
-    with open_database() as db:
-        _load(db, logs, settings, truth)
-        measured = {}
-        for name, sql in queries.items():
-            row = db.execute(sql.format(**settings)).fetchone()
-            assert row is not None
-            measured[name] = float("nan") if row[0] is None else float(row[0])
-    return measured
+    with _tables(logs, days, truth) as rows:
+        found = {name: rows(sql)[0][0] for name, sql in queries.items()}
+    return {name: float("nan") if value is None else float(value) for name, value in found.items()}
 
 
-def _load(db: Connection, logs: Path, settings: Mapping[str, object], truth: Path | None) -> None:
-    """Make the tables that the figures are read off."""
+@contextlib.contextmanager
+def _tables(
+    logs: str | Path, days: Days, truth: str | Path | None
+) -> Iterator[Callable[[str], list[tuple[Any, ...]]]]:
+    """Make the tables that the figures are read off; yield what returns the rows of a query over them."""
     opened = open_logs(logs)
-    typed = [f"select query from ({opened.sql('search_impressions')})"]
-    if truth is not None:
-        typed.append(f"select head from {literal(truth / 'needs.parquet')}")
-    add_texts(db, " union all ".join(typed))
     names = {"impressions": "search_impressions", "feed": "feed_events", "items": "items"}
-    sources = {name: opened.sql(table) for name, table in names.items()}
-    db.execute((_TABLES + (_NEEDS if truth is not None else "")).format(**sources, **settings))
-
-
-def _settings(days: Days, truth: Path | None) -> dict[str, object]:
-    return {
+    settings = {
         "train": days.train,
         "test": days.test,
         "soon": _SOON,
         "long_play": LONG_PLAY,
         "known": "play_ms is not null and duration_ms > 0",
         "heavy": HEAVY,
-        **{
-            f"{name}_file": literal(f"{truth}/{name}.parquet")
-            for name in ("searches", "grades", "items", "needs")
-        },
+        **{name: opened.sql(table) for name, table in names.items()},
     }
+    if truth is not None:
+        files = ("searches", "grades", "items", "needs")
+        settings |= {f"{name}_file": literal(Path(truth) / f"{name}.parquet") for name in files}
+    typed = f"select query from ({settings['impressions']})"
+    with open_database() as db:
+        add_texts(
+            db, typed if truth is None else f"{typed} union all select head from {settings['needs_file']}"
+        )
+        db.execute((_TABLES if truth is None else _TABLES + _NEEDS).format(**settings))
+        yield lambda sql: db.execute(sql.format(**settings)).fetchall()
 
 
 _CURVES = {
@@ -283,12 +277,6 @@ _CURVES = {
 
 def distributions(logs: str | Path, days: Days) -> dict[str, tuple[list[float], list[float]]]:
     """Return x and y of the distributions worth drawing, by name; arguments as in `observe`."""
-    logs = Path(logs)
-    settings = _settings(days, None)
-    with open_database() as db:
-        _load(db, logs, settings, None)
-        curves = {}
-        for name, sql in _CURVES.items():
-            rows = db.execute(sql.format(**settings)).fetchall()
-            curves[name] = ([float(row[0]) for row in rows], [float(row[1]) for row in rows])
-    return curves
+    with _tables(logs, days, None) as rows:
+        found = {name: rows(sql) for name, sql in _CURVES.items()}
+    return {name: ([float(x) for x, _ in own], [float(y) for _, y in own]) for name, own in found.items()}

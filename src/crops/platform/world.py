@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -191,21 +191,19 @@ ARRIVAL_DAYS = 60
 DAY_US = 86_400_000_000
 
 
-def draw_quality(items: int, rng: np.random.Generator) -> Floats:
-    """Draw the appeal of items: log-normal, so that a few draw most of the plays."""
-    return rng.lognormal(0.0, 1.0, items)
-
-
-def draw_durations(items: int, rng: np.random.Generator) -> Ints:
-    """Draw lengths in ms: log-normal around 30 s, between 5 s and 10 min."""
-    return (np.clip(rng.lognormal(np.log(30), 0.8, items), 5, 600) * 1000).astype(np.int64)
-
-
-def draw_upload_days(
+def draw_fate(
     items: int, days: int, rng: np.random.Generator, arrival_days: int = ARRIVAL_DAYS
-) -> Floats:
-    """Draw upload times in days since the first simulated day, evenly up to the end of the last."""
-    return rng.uniform(days - arrival_days, days, items)
+) -> dict[str, Any]:
+    """Draw columns of `Corpus` that have nothing to do with what items are about.
+
+    The appeal is log-normal, so that a few draw most of the plays; lengths are log-normal around 30 s,
+    between 5 s and 10 min; upload times are even, up to the end of the last simulated day.
+    """
+    return {
+        "quality": rng.lognormal(0.0, 1.0, items),
+        "duration_ms": (np.clip(rng.lognormal(np.log(30), 0.8, items), 5, 600) * 1000).astype(np.int64),
+        "uploaded_day": rng.uniform(days - arrival_days, days, items),
+    }
 
 
 def items_table(
@@ -394,9 +392,7 @@ def _corpus(
         sense=sense,
         partial=np.zeros(items, dtype=bool),
         author=rng.integers(0, size.authors, items),
-        quality=draw_quality(items, rng),
-        duration_ms=draw_durations(items, rng),
-        uploaded_day=draw_upload_days(items, days, rng),
+        **draw_fate(items, days, rng),
         title=tuple(title or None for title in judged.titles),
         caption=tuple(text or None for text in rest),
         tags=(None,) * items,

@@ -12,7 +12,7 @@ from crops.relevance.calibrate import (
     read_pairs,
     store_calibration,
 )
-from crops.relevance.encode import TextEncoder, model_hash, resolve_model, text_encoder
+from crops.relevance.encode import TextEncoder, local_folder, model_hash, text_encoder
 from crops.relevance.score import CosineScorer, CrossScorer, fine_tune, pair_scorer, scorer_identity, scorers
 
 __all__ = [
@@ -27,11 +27,11 @@ __all__ = [
     "fine_tune",
     "fit",
     "load_calibration",
+    "local_folder",
     "log_pairs",
     "model_hash",
     "pair_scorer",
     "read_pairs",
-    "resolve_model",
     "scorer_identity",
     "scorers",
     "store_calibration",

@@ -46,11 +46,9 @@ class Calibration:
 
 
 @dataclass(frozen=True)
-class StoredCalibration:
+class StoredCalibration(Calibration):
     """A calibration with where it comes from and what it is worth."""
 
-    a: float
-    b: float
     model_hash: str
     """crops.relevance.model_hash of the encoder it was fitted for."""
     source: str
@@ -64,11 +62,6 @@ class StoredCalibration:
     recall: float
     date: str
     """Day of the fit, YYYY-MM-DD."""
-
-    @property
-    def calibration(self) -> Calibration:
-        """The logistic alone."""
-        return Calibration(self.a, self.b)
 
 
 def balanced_weights(relevant: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -157,7 +150,7 @@ def load_calibration(kind: Kind, model: str, identity: str, path: str | Path | N
             f"{source}: the {kind} calibration of '{model}' was fitted for weights {stored.model_hash[:12]}, "
             f"but the model found has {identity[:12]}. {remedy}"
         )
-    return stored.calibration
+    return Calibration(stored.a, stored.b)
 
 
 def store_calibration(path: str | Path, kind: Kind, model: str, entry: StoredCalibration) -> None:

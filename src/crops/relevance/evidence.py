@@ -79,7 +79,6 @@ class Evidence:
         """Count who saw and clicked what.
 
         Args:
-            logs: accepted logs.
             days: the days that count, YYYY-MM-DD: none of evaluation.
             items: item ids, ascending, and their document texts.
             encoder: its cosine compares queries, and query and document.
@@ -288,7 +287,6 @@ def read_judgements(path: Path, days: Sequence[str]) -> tuple[list[str], Ids, Fl
     """Read an editor's judgements: CSV of day, query, item_id, grade (0 to 3; 2 and 3 are relevant).
 
     Args:
-        path: the file.
         days: the days mined.
 
     Returns:

@@ -60,9 +60,9 @@ def pair_scorer(kind: Kind, config: RelevanceConfig, cache: str | Path | None = 
         CropsError: the model or its calibration is missing, or they do not belong together.
     """
     if kind == "relevance" and config.cross_encoder:
-        return _cross(config)
+        return _scorer(_spec(kind, config))
     encoder, identity = text_encoder(config.model, config.batch_size, cache, config.device)
-    return _cosine(kind, config, encoder, identity)
+    return _scorer(_spec(kind, config, identity), encoder)
 
 
 def scorers(config: RelevanceConfig, cache: str | Path | None = None) -> tuple[PairScorer, PairScorer]:
@@ -72,9 +72,9 @@ def scorers(config: RelevanceConfig, cache: str | Path | None = None) -> tuple[P
         CropsError: the model or one of its calibrations is missing, or they do not belong together.
     """
     encoder, identity = text_encoder(config.model, config.batch_size, cache, config.device)
-    cross = _cross(config) if config.cross_encoder else None
-    relevance = cross or _cosine("relevance", config, encoder, identity)
-    return relevance, _cosine("similarity", config, encoder, identity)
+    of_relevance = None if config.cross_encoder else identity
+    relevance = _scorer(_spec("relevance", config, of_relevance), encoder)
+    return relevance, _scorer(_spec("similarity", config, identity), encoder)
 
 
 def scorer_identity(kind: Kind, config: RelevanceConfig) -> str:
@@ -83,31 +83,8 @@ def scorer_identity(kind: Kind, config: RelevanceConfig) -> str:
     Raises:
         CropsError: as `pair_scorer`.
     """
-    model = config.cross_encoder if kind == "relevance" and config.cross_encoder else config.model
-    identity = model_hash(local_folder(model))
-    return f"{identity} {load_calibration(kind, model, identity, _file(config, model))}"
-
-
-def _file(config: RelevanceConfig, model: str) -> Path | None:
-    """Return the calibrations of a model; beside a cross-encoder a packaged model keeps its own."""
-    if config.cross_encoder and model in PACKAGED:
-        return None
-    return Path(config.calibrations) if config.calibrations else None
-
-
-def _cosine(kind: Kind, config: RelevanceConfig, encoder: TextEncoder, identity: str) -> PairScorer:
-    calibration = load_calibration(kind, config.model, identity, _file(config, config.model))
-    spec = _spec(kind, config, config.model, identity, calibration)
-    return CosineScorer(encoder, calibration, prefixes(config.model, kind), spec)
-
-
-def _cross(config: RelevanceConfig) -> PairScorer:
-    model = str(config.cross_encoder)
-    folder = local_folder(model)
-    identity = model_hash(folder)
-    calibration = load_calibration("relevance", model, identity, _file(config, model))
-    spec = _spec("relevance", config, model, identity, calibration)
-    return CrossScorer(cross_logits(folder, config.batch_size, config.device), calibration, spec)
+    spec = _spec(kind, config)
+    return f"{spec.hash} {spec.calibration}"
 
 
 @dataclass(frozen=True)
@@ -128,12 +105,25 @@ class ScorerSpec:
         return model_hash(local_folder(self.model))
 
 
-def _spec(
-    kind: Kind, config: RelevanceConfig, model: str, identity: str, calibration: Calibration
-) -> ScorerSpec:
-    place = model if model in PACKAGED else str(local_folder(model).absolute())
-    cross = model == config.cross_encoder
-    return ScorerSpec(kind, place, identity, calibration, config.batch_size, config.device, cross)
+def _spec(kind: Kind, config: RelevanceConfig, identity: str | None = None) -> ScorerSpec:
+    """Return the spec of a kind; `identity` is the hash of its model where that is known."""
+    cross = config.cross_encoder if kind == "relevance" else None
+    model = cross or config.model
+    # Beside a cross-encoder a packaged model keeps its own calibrations.
+    own = None if config.cross_encoder and model in PACKAGED else config.calibrations
+    folder = local_folder(model)
+    identity = identity or model_hash(folder)
+    calibration = load_calibration(kind, model, identity, own)
+    place = model if model in PACKAGED else str(folder.absolute())
+    return ScorerSpec(kind, place, identity, calibration, config.batch_size, config.device, bool(cross))
+
+
+def _scorer(spec: ScorerSpec, encoder: TextEncoder | None = None) -> PairScorer:
+    """Return the scorer of a spec, over an encoder unless it is a cross-encoder."""
+    if encoder is None or spec.cross:
+        logits = cross_logits(local_folder(spec.model), spec.batch_size, spec.device)
+        return CrossScorer(logits, spec.calibration, spec)
+    return CosineScorer(encoder, spec.calibration, prefixes(spec.model, spec.kind), spec)
 
 
 @cache
@@ -148,11 +138,8 @@ def load_scorer(spec: ScorerSpec) -> PairScorer:
             f"{socket.gethostname()} has another model of theta at {spec.model} than the driver; put the "
             "same one on all machines"
         )
-    if spec.cross:
-        logits = cross_logits(Path(spec.model), spec.batch_size, spec.device)
-        return CrossScorer(logits, spec.calibration, spec)
-    encoder = _worker_encoder(spec.model, spec.batch_size, spec.device)
-    return CosineScorer(encoder, spec.calibration, prefixes(spec.model, spec.kind), spec)
+    encoder = None if spec.cross else _worker_encoder(spec.model, spec.batch_size, spec.device)
+    return _scorer(spec, encoder)
 
 
 @cache
@@ -244,21 +231,23 @@ def cross_logits(folder: Path, batch_size: int, device: str = "cpu") -> Logits:
     """Return the logits of the cross-encoder in `folder`, which is loaded at the first call."""
     from sentence_transformers import CrossEncoder  # seconds to import
 
-    loaded: list[CrossEncoder] = []
+    @cache
+    def load() -> CrossEncoder:
+        check_device(device)
+        model: CrossEncoder = CrossEncoder(str(folder), num_labels=1, max_length=MAX_TOKENS, device=device)
+        return model
 
     def logits(pairs: Sequence[tuple[str, str]]) -> NDArray[np.float64]:
-        if not loaded:
-            check_device(device)
-            loaded.append(CrossEncoder(str(folder), num_labels=1, max_length=MAX_TOKENS, device=device))
         import torch
 
+        model = load()
         values = np.empty(len(pairs), np.float64)
         with progress() as bar:
             task = bar.add_task("scoring pairs", total=len(pairs), visible=len(pairs) > _CHUNK)
             for start in range(0, len(pairs), _CHUNK):
                 part = list(pairs[start : start + _CHUNK])
                 # predict() sorts by length, so batches hold pairs of like length.
-                values[start : start + len(part)] = loaded[0].predict(
+                values[start : start + len(part)] = model.predict(
                     part, batch_size=batch_size, activation_fn=torch.nn.Identity(), show_progress_bar=False
                 )
                 bar.advance(task, len(part))

@@ -345,18 +345,17 @@ FACTORS = (
 )
 
 
-@dataclass(frozen=True)
-class FactorCells:
-    """The cells of the map, `crops reproduce map`."""
-
-    by_value: dict[tuple[str, Value], list[Cell]]
-    """By factor and value: each method with each seed."""
-    files: dict[str, Path]
-    """Generated documents by their hash."""
+FactorCells = Mapping[tuple[str, Value], Sequence[Cell]]
+"""The cells of the map by factor and value: each method with each seed."""
 
 
-def map_cells(design: Design, size: str, seeds: Sequence[int], out: Path) -> FactorCells:
-    """Return the cells of every value of every factor; equal ones are made once, also with the tables'."""
+def map_cells(
+    design: Design, size: str, seeds: Sequence[int], out: Path
+) -> tuple[FactorCells, dict[str, Path]]:
+    """Return the cells of every value of every factor, and the files of generated documents by their hash.
+
+    Equal cells are made once, also with the tables'.
+    """
     found: dict[tuple[str, Value], list[Cell]] = {}
     files: dict[str, Path] = {}
     for factor in FACTORS:
@@ -370,7 +369,7 @@ def map_cells(design: Design, size: str, seeds: Sequence[int], out: Path) -> Fac
                 files |= given.files(own)
                 cells += [run.above(cell, float(value)) for cell in own] if factor.name == THETA else own
             found[factor.name, value] = cells
-    return FactorCells(found, files)
+    return found, files
 
 
 def misplaced(documents: Path, share: float, out: Path) -> Path:
@@ -399,7 +398,7 @@ def _factor_section(
     rows = []
     points: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for place, value in enumerate(factor.values):
-        names = [cell.name() for cell in cells.by_value[factor.name, value]]
+        names = [cell.name() for cell in cells[factor.name, value]]
         together = group([by_name[name] for name in names if name in by_name], MAP_METHODS, seeds)
         row = [str(value)]
         for metric, title in METRICS.items():
@@ -436,9 +435,8 @@ def _factor_section(
 
 def produce_map(design: Design, size: str, seeds: Sequence[int], out: Path, jobs: int) -> Produced:
     """Make and read the cells of the map: the lift of each source over each setting."""
-    cells = map_cells(design, size, seeds, out)
-    wanted = [cell for own in cells.by_value.values() for cell in own]
-    outcome = make_cells(wanted, out, cells.files, jobs)
+    cells, files = map_cells(design, size, seeds, out)
+    outcome = make_cells([cell for own in cells.values() for cell in own], out, files, jobs)
     sections = map_sections(cells, outcome.measured, seeds)
     worlds = [[build_world(DEFAULT, size, seed) for seed in seeds]]
     headline = ["One setting changes at a time; all else stays at its default."]

@@ -20,9 +20,10 @@ from typing import Any
 
 import numpy as np
 
+from crops.config import with_settings
 from crops.errors import CropsError
 from crops.evaluation.source_precision import source_precision
-from crops.outputs import cache_folder, console, progress, publish, write_manifest
+from crops.outputs import cache_folder, console, progress, publish, quietly, write_manifest
 from crops.pipeline import Simulated, is_done, theta
 from crops.report import Bar, Figure, Line, Section, Table
 from crops.report.page import percent
@@ -151,10 +152,10 @@ def _run(
 def _results(tasks: Mapping[str, Make], executor: Executor | None) -> Iterator[tuple[str, Make]]:
     """Yield each task's name and what returns or raises its result, as they end."""
     if executor is None:
-        yield from ((name, partial(quietly, make)) for name, make in tasks.items())
+        yield from ((name, partial(_alone, make)) for name, make in tasks.items())
         return
     futures: dict[Future[Path | Simulated], str] = {
-        executor.submit(quietly, make): name for name, make in tasks.items()
+        executor.submit(_alone, make): name for name, make in tasks.items()
     }
     try:
         for future in as_completed(futures):
@@ -164,13 +165,10 @@ def _results(tasks: Mapping[str, Make], executor: Executor | None) -> Iterator[t
             future.cancel()
 
 
-def quietly(make: Make) -> Path | Simulated:
+def _alone(make: Make) -> Path | Simulated:
     """Do a task without the lines that its parts print."""
-    before, console.quiet = console.quiet, True
-    try:
+    with quietly():
         return make()
-    finally:
-        console.quiet = before
 
 
 def _told(name: str, made: Path | Simulated) -> str:
@@ -229,12 +227,8 @@ WINDOW = 60
 
 def above(cell: Cell, threshold: float) -> Cell:
     """Return the cell mined with another threshold of theta for P1 and P2; its test sets stay."""
-    engine = cell.run.engine
-    changes = {
-        part: getattr(engine, part).model_copy(update={"relevance": threshold})
-        for part in ("reformulation", "feed")
-    }
-    return replace(cell, run=cell.run.model_copy(update={"engine": engine.model_copy(update=changes)}))
+    settings = {f"engine.{part}.relevance": threshold for part in ("reformulation", "feed")}
+    return replace(cell, run=with_settings(cell.run, settings))
 
 
 def make_precision(cell: Cell, out: Path, generated: Path | None) -> Path:

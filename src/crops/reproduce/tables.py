@@ -81,21 +81,11 @@ class Measured:
     folder: Path
     info: dict[str, Any]
     """What cell.json says."""
-
-    @property
-    def method(self) -> str:
-        """Return the method."""
-        return str(self.info["method"])
-
-    @property
-    def seed(self) -> int:
-        """Return the seed of its world."""
-        return int(self.info["seed"])
-
-    @property
-    def training(self) -> int:
-        """Return which training of the method in its world it is: 0 is the first."""
-        return int(self.info.get("repeat", 0))
+    method: str
+    seed: int
+    """Of its world."""
+    training: int
+    """Which training of the method in its world it is: 0 is the first."""
 
     @cached_property
     def values(self) -> pa.Table:
@@ -120,7 +110,8 @@ def read_measured(folder: Path) -> Measured:
         CropsError: its files are damaged.
     """
     try:
-        return Measured(folder, json.loads((folder / "cell.json").read_text()))
+        info = json.loads((folder / "cell.json").read_text())
+        return Measured(folder, info, info["method"], info["seed"], info.get("repeat", 0))
     except (OSError, ValueError) as error:
         raise CropsError(f"{folder} is damaged: {error}; remove it, and it is made again") from error
 
@@ -163,6 +154,14 @@ class Group:
         """Return weights by method as a row for `Resampled`."""
         return np.array([weights.get(method, 0.0) for method in self.methods])
 
+    def mean(self, resampled: Resampled, method: str) -> Interval:
+        """Return a method's mean."""
+        return resampled.interval(self.weights({method: 1.0}))
+
+    def gain(self, resampled: Resampled, method: str, reference: str) -> Difference:
+        """Return a method's paired difference to another."""
+        return resampled.contrast(self.weights({method: 1.0, reference: -1.0}))
+
     def _matrix(self, metric: str, seed: int, part: Mapping[str, str]) -> NDArray[np.float64]:
         """Return the values [trainings, queries, methods] of a world; BM25 has the same in each training."""
         cells = [self.cells[method, seed] for method in self.methods]
@@ -196,20 +195,6 @@ def group(
     return Group(kept, {key: own for key, own in found.items() if key[0] in kept}, tuple(seeds), trainings)
 
 
-def means(resampled: Resampled, group: Group) -> dict[str, Interval]:
-    """Return each method's mean."""
-    return {method: resampled.interval(group.weights({method: 1.0})) for method in group.methods}
-
-
-def differences(resampled: Resampled, group: Group, reference: str) -> dict[str, Difference]:
-    """Return each method's paired difference to the reference."""
-    return {
-        method: resampled.contrast(group.weights({method: 1.0, reference: -1.0}))
-        for method in group.methods
-        if method != reference
-    }
-
-
 # The tables of a layout.
 
 
@@ -241,15 +226,14 @@ def result_table(layout: Layout, group: Group, failed: Mapping[str, str]) -> Tab
     `failed` says why a method has no row.
     """
     found = {metric: one for metric in RESULTS if (one := group.resampled(metric)) is not None}
-    values = {metric: means(one, group) for metric, one in found.items()}
-    compared: dict[tuple[str, str], Difference] = {}
-    if layout.reference in group.methods:
-        for metric, one in found.items():
-            for method, change in differences(one, group, layout.reference).items():
-                compared[method, metric] = change
     # By method and then metric: ties of Holm's correction are taken in this order.
-    order = sorted(compared, key=lambda key: group.methods.index(key[0]))
-    p_values = dict(zip(order, holm([compared[key].p for key in order]), strict=True))
+    compared = {
+        (method, metric): group.gain(one, method, layout.reference)
+        for method in group.methods
+        for metric, one in found.items()
+        if layout.reference in group.methods and method != layout.reference
+    }
+    p_values = dict(zip(compared, holm([one.p for one in compared.values()]), strict=True))
     rows = []
     for row in layout.rows:
         if row.method not in group.methods:
@@ -257,8 +241,8 @@ def result_table(layout: Layout, group: Group, failed: Mapping[str, str]) -> Tab
             rows.append([row.title, f"not tested: {reason}", *("–" for _ in list(found)[1:])])
             continue
         texts = []
-        for metric in found:
-            value, difference = values[metric][row.method], compared.get((row.method, metric))
+        for metric, one in found.items():
+            value, difference = group.mean(one, row.method), compared.get((row.method, metric))
             lines = [f"{100 * value.mean:.1f}", value.ends()]
             if difference is not None:
                 star = "*" if p_values[row.method, metric] < SIGNIFICANT else ""
@@ -314,8 +298,7 @@ def cost_table(layout: Layout, group: Group) -> Table:
 
 def _means(group: Group, method: str, found: Iterable[Resampled | None]) -> list[str]:
     """Write a method's means in %."""
-    weights = group.weights({method: 1.0})
-    return ["–" if one is None else f"{100 * one.interval(weights).mean:.1f}" for one in found]
+    return ["–" if one is None else f"{100 * group.mean(one, method).mean:.1f}" for one in found]
 
 
 def breakdown_tables(layout: Layout, group: Group) -> list[Table]:
@@ -377,14 +360,15 @@ def _figure(layout: Layout, group: Group, metric: str) -> Figure | None:
     """Return a bar for each method, the reference as a line."""
     if (resampled := group.resampled(metric)) is None:
         return None
-    values = means(resampled, group)
-    drawn = []
+    drawn, reference = [], None
     for row in layout.rows:
-        if (one := values.get(row.method)) is None or math.isnan(one.mean):
+        if row.method not in group.methods:
             continue
+        one = group.mean(resampled, row.method)
         low, high = (None, None) if math.isnan(one.ci_low) else (one.ci_low, one.ci_high)
         drawn.append(Bar(row.title, one.mean, low, high, int(row.method == layout.reference)))
-    reference = values[layout.reference].mean if layout.reference in values else None
+        if row.method == layout.reference:
+            reference = one.mean
     return Figure(RESULTS[metric], drawn, reference=reference)
 
 
@@ -411,8 +395,8 @@ class Convergence:
         return self.step * self.cpu_per_step
 
 
-def converged_at(folder: Path, near: float = NEAR) -> int:
-    """Return the first evaluated step whose score is at least (1 - near) times the best of the run.
+def converged_at(folder: Path) -> int:
+    """Return the first evaluated step whose score is at least (1 - `NEAR`) times the best of the run.
 
     Raises:
         CropsError: the folder holds no evaluations, or damaged ones.
@@ -423,7 +407,7 @@ def converged_at(folder: Path, near: float = NEAR) -> int:
         scores = read_evaluations(folder)[SCORE]
     except (CropsError, KeyError) as error:
         raise CropsError(f"{folder} is damaged ({error}); remove it to make it again") from error
-    return min(step for step, score in scores.items() if score >= (1 - near) * max(scores.values()))
+    return min(step for step, score in scores.items() if score >= (1 - NEAR) * max(scores.values()))
 
 
 def convergence(plain: Measured, watched: Measured) -> Convergence:

@@ -143,11 +143,7 @@ def _oracles(claim: Claim, group: Group) -> dict[str, Difference]:
     resampled = group.resampled(claim.metric)
     if not claim.headroom or claim.headroom not in group.methods or resampled is None:
         return {}
-    return {
-        name: resampled.contrast(group.weights({name: 1.0, claim.headroom: -1.0}))
-        for name in ORACLES
-        if name in group.methods
-    }
+    return {name: group.gain(resampled, name, claim.headroom) for name in ORACLES if name in group.methods}
 
 
 def moves(oracle: Difference, margin: float) -> bool:

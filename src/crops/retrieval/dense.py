@@ -178,7 +178,6 @@ class DenseRetriever:
         encoder: Encoder,
         nearest: Callable[[NDArray[np.float32], int], Results],
         *,
-        batch_size: int = 64,
         render_query: Callable[[str], str] = str,
     ) -> None:
         """Put the two together.
@@ -190,7 +189,6 @@ class DenseRetriever:
         """
         self._encoder = encoder
         self._nearest = nearest
-        self._batch_size = batch_size
         self._render_query = render_query
 
     def search(self, queries: Sequence[str], k: int) -> Results:
@@ -209,7 +207,7 @@ class DenseRetriever:
     def encode(self, queries: Sequence[str]) -> NDArray[np.float32]:
         """Return the unit vectors [q, d] of at least one query."""
         rendered = [self._render_query(query) for query in queries]
-        return encode_texts(self._encoder, rendered, role="query", batch_size=self._batch_size)
+        return encode_texts(self._encoder, rendered, role="query")
 
 
 class ExactRetriever(DenseRetriever):
@@ -221,7 +219,6 @@ class ExactRetriever(DenseRetriever):
         item_ids: NDArray[np.int64] | Sequence[int],
         texts: Sequence[str],
         *,
-        batch_size: int = 64,
         render_query: Callable[[str], str] = str,
     ) -> None:
         """Encode and index a catalogue: n distinct ids of real items and their document texts.
@@ -230,11 +227,11 @@ class ExactRetriever(DenseRetriever):
             CropsError: the catalogue is empty or holds repeated or negative ids; an embedding is not finite.
         """
         self.item_ids, ordered = sorted_catalogue(item_ids, texts)
-        vectors = encode_texts(encoder, ordered, batch_size=batch_size)
+        vectors = encode_texts(encoder, ordered)
         say_zero([vectors], "documents")
         self._index = FlatIndex(self.item_ids, vectors)
         self.nearest = self._index.nearest  # with ready-made query vectors
-        super().__init__(encoder, self.nearest, batch_size=batch_size, render_query=render_query)
+        super().__init__(encoder, self.nearest, render_query=render_query)
 
     def scores(self, queries: Sequence[str], candidates: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return the cosines [q, c] of the queries with their `candidates` [q, c]; -inf for a candidate -1.

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -18,7 +17,7 @@ from tokenizers import Tokenizer
 
 from crops.config import TrainingConfig
 from crops.errors import CropsError
-from crops.outputs import cache_folder, console, progress
+from crops.outputs import cache_folder, console, progress, whole_file, writable
 from crops.text import Rendering, has_text
 
 _PROBE = "?"
@@ -65,9 +64,7 @@ def load_model(name: str) -> Model:
     return Model(name, encoder, rendering_of(encoder), identity)
 
 
-def encode_texts(
-    encoder: Encoder, texts: Sequence[str], *, role: str = "document", batch_size: int = 64
-) -> NDArray[np.float32]:
+def encode_texts(encoder: Encoder, texts: Sequence[str], *, role: str = "document") -> NDArray[np.float32]:
     """Encode n texts to unit vectors [n, d], with a progress display if there are many.
 
     The encoder's `encode_query` or `encode_document` is used if it has one (SentenceTransformer: prompts). A
@@ -85,7 +82,7 @@ def encode_texts(
         task = display.add_task(f"encode {role} texts", total=len(read), visible=len(read) > _CHUNK)
         for start in range(0, len(read), _CHUNK):
             chunk = read[start : start + _CHUNK]
-            made = encode(chunk, batch_size=batch_size, normalize_embeddings=True, show_progress_bar=False)
+            made = encode(chunk, batch_size=64, normalize_embeddings=True, show_progress_bar=False)
             chunks.append(np.asarray(made, dtype=np.float32))
             display.advance(task, len(chunk))
     found = np.concatenate(chunks)
@@ -152,7 +149,7 @@ def encode_shards(
 
     Each is kept in the folder `work` under a hash of its texts and the model, and not encoded again.
     """
-    with written(work):
+    with writable(work):
         work.mkdir(parents=True, exist_ok=True)
     shards = [texts[start : start + SHARD] for start in range(0, len(texts), SHARD)]
     files = [work / f"{_digest(model, role, shard)}.npy" for shard in shards]
@@ -162,16 +159,10 @@ def encode_shards(
     for shard, file in zip(shards, files, strict=True):
         if not file.exists():
             vectors = encode_texts(model.encoder, shard, role=role)
-            staging = file.with_suffix(".tmp")
-            with written(work):
-                try:
-                    with staging.open("wb") as stream:
-                        np.save(stream, vectors)
-                        stream.flush()
-                        os.fsync(stream.fileno())
-                    staging.replace(file)
-                finally:
-                    staging.unlink(missing_ok=True)
+            with writable(work), whole_file(file) as staging, staging.open("wb") as stream:
+                np.save(stream, vectors)
+                stream.flush()
+                os.fsync(stream.fileno())
     blocks = [np.load(file, mmap_mode="r") for file in files]
     say_zero(blocks, "queries" if role == "query" else "documents")
     return blocks
@@ -208,9 +199,7 @@ def write_vectors(
     out = Path(out)
     if out.is_dir():
         raise CropsError(f"{out} is a folder; name a Parquet file for the vectors")
-    with written(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-    work, staging = Path(f"{out}.building"), Path(f"{out}.tmp")
+    work = Path(f"{out}.building")
     shards = encode_shards(model, texts, work, role)
     width = dims or shards[0].shape[1]
     vector = pa.list_(pa.float32(), width)
@@ -219,7 +208,7 @@ def write_vectors(
     fields = [(column, pa.int64()), ("vector", vector), *([("source_id", pa.string())] if own else [])]
     schema = pa.schema(fields, metadata=identity)
     start = 0
-    with written(out), pq.ParquetWriter(staging, schema) as writer:
+    with writable(out), whole_file(out) as staging, pq.ParquetWriter(staging, schema) as writer:
         for shard in shards:
             flat = pa.array(narrowed(shard, width).ravel())
             some = ids[start : start + len(shard)]
@@ -228,18 +217,5 @@ def write_vectors(
                 rows.append([own.get(one, str(one)) for one in some.tolist()])
             writer.write_table(pa.table(rows, schema=schema))
             start += len(shard)
-    staging.replace(out)
     shutil.rmtree(work)
     return width
-
-
-@contextlib.contextmanager
-def written(target: Path) -> Iterator[None]:
-    """Turn a disk that is full or cannot be written into a `CropsError`."""
-    try:
-        yield
-    except OSError as error:
-        raise CropsError(
-            f"{target} cannot be written: {error}; free disk space, or name a folder on another disk. "
-            "What was there before is as it was"
-        ) from error

@@ -12,7 +12,7 @@ import fcntl
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,8 +24,7 @@ from pydantic import ValidationError
 
 from crops.config import IndexConfig
 from crops.errors import CropsError, nearest_path
-from crops.outputs import MANIFEST
-from crops.retrieval import structures
+from crops.outputs import MANIFEST, writable
 from crops.retrieval.catalogue import (
     SCAN_BELOW,
     Filter,
@@ -38,16 +37,20 @@ from crops.retrieval.catalogue import (
     search_known,
 )
 from crops.retrieval.dense import FlatIndex, write_flat
-from crops.retrieval.encoding import narrowed, written
+from crops.retrieval.encoding import narrowed
 from crops.retrieval.index import (
     DEPTH,
     Catalogue,
     FileEntry,
     IndexManifest,
+    Structure,
+    build_structure,
     check_update,
     described,
     query_vectors,
     sampled,
+    search_structure,
+    structure_over,
     tuned,
 )
 
@@ -78,12 +81,10 @@ class FolderIndex:
         self._items = read_items(folder)
         self._ids: NDArray[np.int64] = np.load(folder / IDS)
         self._flat = FlatIndex.mapped(self._ids, folder / VECTORS)
-        self._structure: structures.Structure | None = None
+        self._structure: Structure | None = None
         if STRUCTURE in self.manifest.files and not exhaustive:
             stored, manifest = faiss.read_index(str(folder / STRUCTURE)), self.manifest
-            self._structure = structures.structure_over(
-                stored, self._flat.faiss, manifest.kind, int8=manifest.int8
-            )
+            self._structure = structure_over(stored, self._flat.faiss, manifest.kind, int8=manifest.int8)
 
     def search(self, vectors: NDArray[np.float32], k: int, where: Filter | None = None) -> Results:
         """Return ids and scores, each [q, k]; see `VectorIndex.search`."""
@@ -99,7 +100,7 @@ class FolderIndex:
             return no_results(len(queries), k)
         if self._structure is None or matching < SCAN_BELOW * total or k > SCAN_BELOW * matching:
             return self._flat.nearest(queries, k, allowed)
-        rows, scores = structures.search(self._structure, queries, k, self.manifest.effort, allowed)
+        rows, scores = search_structure(self._structure, queries, k, self.manifest.effort, allowed)
         return best_results(np.where(rows < 0, -1, self._ids[np.maximum(rows, 0)]), scores, k)
 
     def vectors(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -169,32 +170,6 @@ def _updated(
         manifest.made_in,
         manifest.fields,
     ), config
-
-
-def publish_catalogue(root: Path, catalogue: Catalogue, config: IndexConfig) -> Snapshot:
-    """Build a version from a catalogue and put it in service; call it inside `writing`."""
-
-    def fill(folder: Path) -> IndexManifest:
-        ids, dim = catalogue.items["item_id"].to_numpy(), config.dims or catalogue.model_dim
-        np.save(folder / IDS, ids)
-        write_flat(folder / VECTORS, (narrowed(block, dim) for block in catalogue.blocks), len(ids), dim)
-        with pa.ipc.new_file(folder / ITEMS, catalogue.items.schema) as writer:
-            writer.write_table(catalogue.items)
-        plain = config.kind == "exact" and not config.int8
-        if plain and dim == catalogue.model_dim:
-            return described(catalogue, config, 0, 1.0, 1.0)
-        structure = structures.build(config, FlatIndex.mapped(ids, folder / VECTORS).faiss)
-        if not plain:
-            # faiss by itself does not always see that a disk is full.
-            (folder / STRUCTURE).write_bytes(faiss.serialize_index(structure.stored).data)
-
-        def found(queries: NDArray[np.float32], effort: int) -> NDArray[np.int64]:
-            return best_results(*structures.search(structure, queries, DEPTH, effort), DEPTH)[0]
-
-        efforts = structures.efforts(config.kind, structures.clusters(len(ids)))
-        return tuned(catalogue, config, efforts, found)
-
-    return publish_version(root, fill)
 
 
 def current_name(root: Path) -> str:
@@ -285,11 +260,8 @@ def writing(root: Path) -> Iterator[None]:
         yield
 
 
-def publish_version(root: Path, fill: Callable[[Path], IndexManifest]) -> Snapshot:
-    """Make a new version and put it in service; call it inside `writing`.
-
-    `fill` writes the files into an empty folder and returns the manifest, without `version` and `files`.
-    """
+def publish_catalogue(root: Path, catalogue: Catalogue, config: IndexConfig) -> Snapshot:
+    """Build a version from a catalogue and put it in service; call it inside `writing`."""
     versions = root / VERSIONS
     versions.mkdir(exist_ok=True)
     names = [path.name for path in versions.iterdir() if path.name.isdigit()]
@@ -298,9 +270,9 @@ def publish_version(root: Path, fill: Callable[[Path], IndexManifest]) -> Snapsh
         shutil.rmtree(stale)
     staging = versions / f".{name}.tmp"
     try:
-        with written(root):
+        with writable(root):
             staging.mkdir()
-            manifest = fill(staging)
+            manifest = _fill(staging, catalogue, config)
             entries = {}
             for file in sorted(staging.iterdir()):
                 _sync(file)
@@ -326,6 +298,27 @@ def publish_version(root: Path, fill: Callable[[Path], IndexManifest]) -> Snapsh
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return Snapshot(versions / name, manifest)
+
+
+def _fill(folder: Path, catalogue: Catalogue, config: IndexConfig) -> IndexManifest:
+    """Write the files of a version; return its manifest, without `version` and `files`."""
+    ids, dim = catalogue.items["item_id"].to_numpy(), config.dims or catalogue.model_dim
+    np.save(folder / IDS, ids)
+    write_flat(folder / VECTORS, (narrowed(block, dim) for block in catalogue.blocks), len(ids), dim)
+    with pa.ipc.new_file(folder / ITEMS, catalogue.items.schema) as writer:
+        writer.write_table(catalogue.items)
+    plain = config.kind == "exact" and not config.int8
+    if plain and dim == catalogue.model_dim:
+        return described(catalogue, config, 0, 1.0, 1.0)
+    structure = build_structure(config, FlatIndex.mapped(ids, folder / VECTORS).faiss)
+    if not plain:
+        # faiss by itself does not always see that a disk is full.
+        (folder / STRUCTURE).write_bytes(faiss.serialize_index(structure.stored).data)
+
+    def found(queries: NDArray[np.float32], effort: int) -> NDArray[np.int64]:
+        return best_results(*search_structure(structure, queries, DEPTH, effort), DEPTH)[0]
+
+    return tuned(catalogue, config, found)
 
 
 def _sha256(file: Path) -> str:

@@ -21,7 +21,6 @@ from crops.config import IndexConfig, Kind
 from crops.errors import CropsError, MissingExtraError, UnknownItemError
 from crops.ids import shown_id
 from crops.outputs import progress
-from crops.retrieval import structures
 from crops.retrieval.catalogue import (
     ITEM_SCHEMA,
     SCAN_BELOW,
@@ -35,7 +34,17 @@ from crops.retrieval.catalogue import (
 )
 from crops.retrieval.dense import FlatIndex
 from crops.retrieval.encoding import narrowed
-from crops.retrieval.index import DEPTH, Catalogue, IndexManifest, check_update, query_vectors, tuned
+from crops.retrieval.index import (
+    CARE,
+    DEPTH,
+    LINKS,
+    Catalogue,
+    IndexManifest,
+    check_update,
+    clusters,
+    query_vectors,
+    tuned,
+)
 
 _Client = Any  # pymilvus is an extra, imported when it is needed
 _ALIAS = "crops"
@@ -212,8 +221,7 @@ def publish_milvus(target: str, catalogue: Catalogue, config: IndexConfig) -> In
                 results, _ = _search_collection(client, name, config.kind, effort, queries, DEPTH)
                 return np.where(results < 0, -1, np.searchsorted(ids, results))
 
-            efforts = structures.efforts(config.kind, structures.clusters(len(ids)))
-            manifest = tuned(catalogue, config, efforts, found).model_copy(update={"version": name})
+            manifest = tuned(catalogue, config, found).model_copy(update={"version": name})
             _describe(client, name, manifest)
             (client.create_alias if former is None else client.alter_alias)(name, alias)
             for other in client.list_collections():
@@ -241,15 +249,15 @@ def _create(client: _Client, name: str, config: IndexConfig, catalogue: Catalogu
 
 def _structure(config: IndexConfig, count: int, dim: int) -> tuple[str, dict[str, Any]]:
     """Return Milvus' name of an index type and its parameters."""
-    graph = {"M": structures.LINKS, "efConstruction": structures.CARE}
-    clusters = {"nlist": structures.clusters(count)}
+    graph = {"M": LINKS, "efConstruction": CARE}
+    lists = {"nlist": clusters(count)}
     types: dict[tuple[str, bool], tuple[str, dict[str, Any]]] = {
         ("exact", False): ("FLAT", {}),
         ("hnsw", False): ("HNSW", graph),
         ("hnsw", True): ("HNSW_SQ", {**graph, "sq_type": "SQ8"}),
-        ("ivf", False): ("IVF_FLAT", clusters),
-        ("ivf", True): ("IVF_SQ8", clusters),
-        ("ivfpq", False): ("IVF_PQ", {**clusters, "m": dim // 2, "nbits": 8}),
+        ("ivf", False): ("IVF_FLAT", lists),
+        ("ivf", True): ("IVF_SQ8", lists),
+        ("ivfpq", False): ("IVF_PQ", {**lists, "m": dim // 2, "nbits": 8}),
     }
     if (config.kind, config.int8) not in types:
         raise CropsError(f"Milvus has no index of kind {config.kind} with int8; leave int8 out")

@@ -177,8 +177,7 @@ def build_index(
             work = cache_folder() / "building" / key
     folder = location.scheme == "faiss"
     with writing(location.folder) if folder else contextlib.nullcontext():
-        catalogue = _encoded(model, rows, documents, work, config, queries)
-        catalogue = catalogue._replace(fields=texts.fields)
+        catalogue = _encoded(model, rows, documents, work, config, queries)._replace(fields=texts.fields)
         if folder:
             manifest = publish_catalogue(location.folder, catalogue, config).manifest
         else:
@@ -199,8 +198,6 @@ def update_index(
     """Put the items of a table into an index, in place of those with the same ids, and take others out.
 
     Args:
-        uri: of the index.
-        model: the index's.
         items: see `crops.retrieval.load_items`; none are put in when None.
         deleted: what is taken out: numbers, or texts as the source writes ids.
         texts: what stands for a document, as in the index.
