@@ -1,9 +1,11 @@
 import numpy as np
 import pytest
 
-from crops.negatives import BASELINES
+from crops.negatives import BASELINES, ance
+from crops.negatives.adore import adore_negatives
 from crops.negatives.base import nearest_negatives, noise, take_first, take_random, without
-from crops.negatives.baselines import adore_negatives, due, in_region, tri_negatives
+from crops.negatives.dpr import dpr_negatives
+from crops.negatives.trisampler import in_region, tri_negatives
 from crops.retrieval import BM25Retriever, FlatIndex
 
 NONE = -1
@@ -67,7 +69,7 @@ def test_dprs_hard_negative_is_the_best_of_bm25_that_is_no_positive():
     found, _ = BM25Retriever([1, 2, 3, 4], texts).search(["ficus water", "umbrella"], 3)
     first = found[0].tolist()
     assert sorted(first) == [1, 2, 3]
-    negatives = take_first(without(found, [ids(first[0]), ids()]), 1)
+    negatives = dpr_negatives(found, [ids(first[0]), ids()], 1)
     assert negatives.tolist() == [[first[1]], [NONE]]
 
 
@@ -81,7 +83,7 @@ def test_ance_draws_evenly_from_the_top_without_positives(random, circle):
     assert sorted(drawn[0].tolist()) == [20, 40]
     assert drawn[1].tolist() == [NONE, NONE]  # all of its list are positives
     # the index is renewed every m steps after the warm-up
-    assert [step for step in range(40) if due(step, 10, 8)] == [10, 18, 26, 34]
+    assert [step for step in range(40) if ance.due(step, 10, 8)] == [10, 18, 26, 34]
 
 
 def test_adore_takes_the_nearest_and_a_positive_costs_none_of_them(circle):

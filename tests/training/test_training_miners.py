@@ -8,8 +8,8 @@ from sentence_transformers import SentenceTransformer
 
 from crops.config import TrainingConfig
 from crops.losses import h_infonce, nce
+from crops.negatives import adore, ance, dpr, star, trisampler
 from crops.negatives.base import Moment, Schedule
-from crops.negatives.baselines import mine_adore, mine_ance, mine_bm25, mine_region, mine_star
 from crops.training.mining import EncodedCorpus, with_documents
 from crops.training.model import objective
 from crops.training.pool import tokenise_pool
@@ -49,7 +49,7 @@ def test_ances_negatives_after_a_refresh_are_the_current_models_top_hits_that_ar
 ):
     corpus, encoder = corpus
     monkeypatch.setattr("crops.negatives.base.nearest_negatives.__defaults__", (4,))
-    mine = mine_ance(corpus, Schedule(2, 5, 0.05))
+    mine = ance.mine(corpus, Schedule(2, 5, 0.05))
     before = top(encoder, corpus, 0)
     positives = [[before[1]], []]
     warming_up = mine(moment(1, corpus, positives))
@@ -71,7 +71,7 @@ def test_ances_negatives_after_a_refresh_are_the_current_models_top_hits_that_ar
 def test_stars_list_stays_that_of_the_warmed_up_model(corpus, monkeypatch):
     corpus, encoder = corpus
     monkeypatch.setattr("crops.negatives.base.nearest_negatives.__defaults__", (3,))
-    mine = mine_star(corpus, Schedule(2, 5, 0.05))
+    mine = star.mine(corpus, Schedule(2, 5, 0.05))
     mine(moment(1, corpus))
     assert corpus.refreshes == 0
     warmed_up = sorted(top(encoder, corpus, 0)[:3])
@@ -84,7 +84,7 @@ def test_stars_list_stays_that_of_the_warmed_up_model(corpus, monkeypatch):
 
 def test_adores_negatives_are_those_of_the_query_as_encoded_now(corpus):
     corpus, encoder = corpus
-    mine = mine_adore(corpus)
+    mine = adore.mine(corpus)
     frozen = encoder.encode(corpus.texts)
     change(encoder)
     scores = frozen @ encoder.encode(corpus.query_texts[0])
@@ -97,7 +97,7 @@ def test_adores_negatives_are_those_of_the_query_as_encoded_now(corpus):
 def test_dprs_negative_is_bm25s_top_non_positive_and_none_where_no_word_is_shared(corpus):
     corpus, _ = corpus
     corpus.query_texts[0] = corpus.texts[0]
-    mine = mine_bm25(corpus, Schedule(0, 1, 0.05))
+    mine = dpr.mine(corpus, Schedule(0, 1, 0.05))
     negatives = mine(moment(0, corpus, [[int(corpus.ids[0])], []], negatives=1))
     shared = set(corpus.texts[0].split())
     assert set(corpus.texts[int(np.searchsorted(corpus.ids, negatives[0, 0]))].split()) & shared
@@ -108,7 +108,7 @@ def test_dprs_negative_is_bm25s_top_non_positive_and_none_where_no_word_is_share
 
 def test_trisampler_needs_a_positive_that_is_in_the_catalogue(corpus):
     corpus, _ = corpus
-    mine = mine_region(corpus, Schedule(0, 5, 0.5))
+    mine = trisampler.mine(corpus, Schedule(0, 5, 0.5))
     negatives = mine(moment(0, corpus, [[int(corpus.ids[0])], [99999]]))
     assert corpus.ids[0] not in negatives[0]
     assert negatives[1].tolist() == [NONE] * 3

@@ -6,7 +6,7 @@ one pass and one transfer: on a GPU each separate look would wait for the device
 
 from __future__ import annotations
 
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -19,6 +19,17 @@ MAX_LOG_FREQUENCY = 50.0
 """Keeps exp(2 / tau + |log_q|) within double precision."""
 NORM_TOLERANCE = 1e-2
 """Distance of an embedding's length from 1; bfloat16 needs this much."""
+
+
+class Checked(NamedTuple):
+    """What the check of rows and labels learns on the way."""
+
+    strays: bool
+    """Whether a document is of no query."""
+    ordered: bool
+    """Whether the documents stand in the order of their queries."""
+    highest: int
+    """The highest label if none is negative, else -1 (documents of no query may carry any)."""
 
 
 def check_embeddings(query_emb: Tensor, doc_emb: Tensor) -> None:
@@ -77,16 +88,24 @@ def check_values(query_emb: Tensor, doc_emb: Tensor, temperature: Tensor) -> flo
     return float(tau)
 
 
-def check_rows(queries: int, query_index: Tensor, labels: Tensor) -> None:
-    """Raise CropsError unless rows and labels [N] are in their ranges; one of no query may have any label."""
-    first, last = (int(row) for row in query_index.aminmax())
+def check_rows(queries: int, query_index: Tensor, labels: Tensor) -> Checked:
+    """Check rows and labels [N], on the host.
+
+    Raises:
+        CropsError: a row or label is out of its range.
+    """
+    ordered = bool((query_index[1:] >= query_index[:-1]).all())
+    (first, last), (lowest, highest) = (
+        (int(least), int(most)) for least, most in (query_index.aminmax(), labels.aminmax())
+    )
     if first < -1 or last >= queries:
         raise CropsError(
             f"query_index holds {first}..{last} for {queries} queries; "
             "give rows of query_emb, or -1 for a document of no query here"
         )
-    if (labels[query_index >= 0] < 0).any():
+    if lowest < 0 and (labels[query_index >= 0] < 0).any():
         raise CropsError("labels holds a negative label; labels start at 0 (a negative, never an anchor)")
+    return Checked(first < 0, ordered, highest if lowest >= 0 else -1)
 
 
 def check_identity(
@@ -147,17 +166,38 @@ def hidden_pairs(
     A similar text may be a true negative, an equal id never is: ids alone decide, never similarity. The
     arguments are those of `crops.losses.h_infonce`; `known` needs `doc_id`.
     """
-    owned = (query_index >= 0).nonzero().squeeze(1)
-    pairs = [(owned[:0], owned[:0])]
+    pairs = [(query_index[:0], query_index[:0])]
     if query_id is not None:
-        rows = torch.arange(len(query_id), device=query_id.device)
-        pairs.append(_join(rows, query_id, owned, query_id[query_index[owned]]))
+        pairs.append(_same_query_pairs(query_index, query_id))
     if doc_id is not None:
-        every = torch.arange(len(doc_id), device=doc_id.device)
-        pairs.append(_join(query_index[owned], doc_id[owned], every, doc_id))
-        if known is not None:
-            pairs.append(_join(*known, every, doc_id))
-    row, doc = (torch.cat(part) for part in zip(*pairs, strict=True))
+        pairs.append(_same_doc_pairs(query_index, doc_id, known))
+    rows, docs = zip(*pairs, strict=True)
+    return torch.cat(rows), torch.cat(docs)
+
+
+def _same_query_pairs(query_index: Tensor, query_id: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (row, document) pairs whose document belongs to another row of the same query."""
+    _, inverse, counts = torch.unique(query_id, return_inverse=True, return_counts=True)
+    repeated = counts[inverse] > 1
+    rows = repeated.nonzero().squeeze(1)
+    owned = (query_index >= 0).nonzero().squeeze(1)
+    docs = owned[repeated[query_index[owned]]]
+    row, doc = _join(rows, query_id[rows], docs, query_id[query_index[docs]])
+    foreign = query_index[doc] != row
+    return row[foreign], doc[foreign]
+
+
+def _same_doc_pairs(
+    query_index: Tensor, doc_id: Tensor, known: tuple[Tensor, Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return (row, document) pairs whose document is of another group, its id also in the row's group."""
+    _, inverse, counts = torch.unique(doc_id, return_inverse=True, return_counts=True)
+    repeated = (counts[inverse] > 1).nonzero().squeeze(1)
+    members = repeated[query_index[repeated] >= 0]
+    row, doc = _join(query_index[members], doc_id[members], repeated, doc_id[repeated])
+    if known is not None:
+        known_row, known_doc = _join(*known, torch.arange(len(doc_id), device=doc_id.device), doc_id)
+        row, doc = torch.cat([row, known_row]), torch.cat([doc, known_doc])
     foreign = query_index[doc] != row
     return row[foreign], doc[foreign]
 

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from crops.errors import CropsError
 from crops.losses.checks import (
+    Checked,
     check_embeddings,
     check_identity,
     check_ids,
@@ -68,9 +69,9 @@ def prepare(
         temperature = torch.tensor(temperature, dtype=torch.float64)
         temperature = temperature.to(query_emb.device, non_blocking=True)
     query_index, labels = query_index.cpu(), labels.cpu()
-    check_rows(len(query_emb), query_index, labels)
+    checked = check_rows(len(query_emb), query_index, labels)
     lowest, weights = options.get("min_anchor_label", 1), options.get("label_weights")
-    layout = build_layout(len(query_emb), query_index, labels, lowest, weights)
+    layout = build_layout(len(query_emb), query_index, labels, lowest, checked, weights)
     query_id, doc_id, known = options.get("query_id"), options.get("doc_id"), options.get("known")
     if query_id is not None or doc_id is not None or known is not None:
         query_id, doc_id = (None if ids is None else ids.cpu() for ids in (query_id, doc_id))
@@ -197,9 +198,12 @@ def build_layout(
     query_index: Tensor,
     labels: Tensor,
     min_anchor_label: int,
+    checked: Checked,
     label_weights: Mapping[int, float] | None,
 ) -> Layout:
     """Order the own documents by query, rank their labels and mark the anchors.
+
+    `checked` is what `crops.losses.checks.check_rows` learned of the batch.
 
     Warns:
         UserWarning: the batch is one query with one label.
@@ -208,12 +212,16 @@ def build_layout(
         CropsError: a query has no document, no document is an anchor, or a weight is negative.
     """
     row, doc, own_labels = query_index, torch.arange(len(query_index), device=query_index.device), labels
-    if not bool((row[1:] >= row[:-1]).all()):
+    if not checked.ordered:
         row, doc = row.sort(stable=True)
         own_labels = labels.index_select(0, doc)
-    owned = row >= 0
-    if strays := not bool(owned.all()):
+    if checked.strays:
+        owned = row >= 0
         row, doc, own_labels = row[owned], doc[owned], own_labels[owned]
+    rank, levels = own_labels, checked.highest + 1
+    if not 0 <= checked.highest < OWN_RANKS:
+        distinct, rank = torch.unique(own_labels, return_inverse=True)
+        levels = len(distinct)
     anchor = own_labels >= min_anchor_label
     smallest = torch.bincount(row, minlength=queries).min()
     anchors, fewest = torch.stack([anchor.sum(), smallest]).tolist()
@@ -224,16 +232,12 @@ def build_layout(
             f"the batch has no anchor: no document of a query has a label of {min_anchor_label} or more. "
             "Draw groups with positives or lower the bound"
         )
-    if queries == 1 and not strays and bool((own_labels == own_labels[0]).all()):
+    if queries == 1 and not checked.strays and bool((own_labels == own_labels[0]).all()):
         warnings.warn(
             "the batch is one query whose documents all have one label: none is contrasted with a worse one. "
             "Put more queries in a batch",
             stacklevel=4,
         )
-    rank, levels = own_labels, int(own_labels.max()) + 1
-    if levels > OWN_RANKS:
-        distinct, rank = torch.unique(own_labels, return_inverse=True)
-        levels = len(distinct)
     factor = anchor.double()
     for label, weight in (label_weights or {}).items():
         if not 0 <= weight < float("inf"):
@@ -257,6 +261,19 @@ def chunk_bytes(device: torch.device) -> int:
     return max(CHUNK_BYTES, torch.cuda.get_device_properties(device).total_memory // CHUNKS_OF_DEVICE)
 
 
+class Contrast(NamedTuple):
+    """Losses and gradients of one batch."""
+
+    losses: Tensor
+    """[M] of each own document as an anchor, in the layout's order."""
+    query_grad: Tensor | None
+    """[Q, d]"""
+    doc_grad: Tensor | None
+    """[N, d]"""
+    temperature_grad: Tensor | None
+    """Scalar."""
+
+
 def contrast(
     query_emb: Tensor,
     doc_emb: Tensor,
@@ -264,11 +281,8 @@ def contrast(
     layout: Layout,
     objective: Objective,
     weights: Weights | None,
-) -> tuple[Tensor, ...]:
-    """Return the losses [M] of unit rows [Q, d] and [N, d], each own document's as an anchor.
-
-    Given weights [M], there follow the gradients of their sum: of queries, of documents, and of tau.
-    """
+) -> Contrast:
+    """Return the losses of unit rows [Q, d] and [N, d] and, given weights [M], the gradient of their sum."""
     scaled = query_emb / temperature
     query_grad = doc_grad = None
     if weights is not None:
@@ -294,12 +308,12 @@ def contrast(
             # The first chunk overwrites: beta 0 spares the zeros.
             torch.addmm(doc_grad, scores.T, queries, beta=int(rows.start > 0), out=doc_grad)
     joined = losses[0] if len(losses) == 1 else torch.cat(losses)
-    if query_grad is None or doc_grad is None:
-        return (joined,)
+    if query_grad is None:
+        return Contrast(joined, None, None, None)
     query_grad /= temperature
     # Cosines enter divided by tau only, so Euler gives tau's gradient from the queries' one.
     tau_grad = torch.dot(query_emb.reshape(-1), query_grad.view(-1)) / -temperature
-    return joined, query_grad, doc_grad, tau_grad
+    return Contrast(joined, query_grad, doc_grad, tau_grad)
 
 
 def _set_apart(scores: Tensor, chunk: Chunk, layout: Layout, scale: float) -> Tensor:
@@ -348,7 +362,7 @@ class ContrastFunction(torch.autograd.Function):
             ctx.call = tau, layout, objective
             ctx.save_for_backward(query_emb, doc_emb)
             factor, doc = beside(query_emb, layout.factor, layout.doc)
-            losses = contrast(query_emb, doc_emb, tau, layout, objective, None)[0] * factor
+            losses = contrast(query_emb, doc_emb, tau, layout, objective, None).losses * factor
             return query_emb.new_zeros(len(doc_emb)).index_copy_(0, doc, losses.to(query_emb.dtype))
         (weight,) = beside(query_emb, layout.factor * scale)
         needed = Weights(weight, signed=False) if trains and any(ctx.needs_input_grad) else None
