@@ -12,7 +12,7 @@ import pytest
 import crops
 from crops.errors import CropsError
 from crops.online.analysis import analyse, with_pairs
-from crops.online.assignment import Experiment, assign, split
+from crops.online.experiment import Experiment, assign, split
 from crops.online.statistics import obrien_fleming
 
 NOON = 1_767_614_400_000_000

@@ -10,7 +10,6 @@ from scipy import stats
 
 from crops.errors import CropsError, MissingExtraError
 from crops.online.metrics import Metric
-from crops.online.power import sample_check, sensitivity
 from crops.online.statistics import (
     corrected,
     crossing,
@@ -19,6 +18,8 @@ from crops.online.statistics import (
     looks,
     obrien_fleming,
     paired_effect,
+    sample_check,
+    sensitivity,
 )
 
 RATIO = Metric("ratio", "ratio", "n", "d", "")

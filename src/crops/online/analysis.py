@@ -14,24 +14,22 @@ from numpy.typing import NDArray
 
 from crops.errors import CropsError, nearest
 from crops.online.metrics import PRIMARY, USER_SHARES, Metric, metrics_of
-from crops.online.power import (
-    FalsePositives,
-    SampleCheck,
-    false_positives,
-    rerandomised,
-    sample_check,
-    significant,
-)
 from crops.online.statistics import (
     ALPHA,
     Effect,
+    FalsePositives,
     Level,
+    SampleCheck,
     attempt,
     corrected,
     effect,
+    false_positives,
     level,
     looks,
     paired_effect,
+    rerandomised,
+    sample_check,
+    significant,
 )
 
 Floats = NDArray[np.float64]
@@ -65,9 +63,6 @@ class Finding:
         if not self.metric.better:
             return "differs"
         return "better" if self.effect.absolute * self.metric.better > 0 else "worse"
-
-
-# The effects of an experiment day by day, with what each look may claim.
 
 
 @dataclass(frozen=True)
@@ -148,7 +143,7 @@ def analyse(
         salts: re-randomised assignments of the A/A beside it; 0 leaves it out.
 
     Raises:
-        CropsError: arms overlap, have no user or share users (see `experiment_users`).
+        CropsError: as `experiment_users`.
     """
     people = experiment_users(table, [control, *treatments])
     earlier = None
@@ -163,12 +158,29 @@ def analyse(
     metrics = metrics_of(routes, tuple(people.statistics))
     family = len(treatments) * sum(metric.key in PRIMARY for metric in metrics)
     sums, past = people.sums(), earlier.sums() if earlier else None
+    found = []
+    for arm in treatments:
+        sides = members[control], members[arm]
+        for metric in metrics:
+            if not checks[arm].holds:
+                found.append(Finding(metric, arm, None, refusal(checks[arm])))
+                continue
+            one, refused = attempt(partial(effect, metric, sums, *sides, past))
+            suffices = None
+            if one is not None and wanted and one.control:
+                least = min(users[control], users[arm])
+                suffices = math.ceil(least * (one.mde / (wanted * one.control)) ** 2)
+            found.append(Finding(metric, arm, one, refused, suffices=suffices))
     gaps: dict[str, str] = {}
-    found = [
-        _finding(metric, sums, past, members[control], members[arm], arm, checks[arm], wanted)
-        for arm in treatments
-        for metric in metrics
-    ]
+    levels: dict[str, dict[str, Level]] = {arm: {} for arm in members}
+    for arm, inside in members.items():
+        own = _of(sums, inside)
+        for metric in metrics:
+            value, why = attempt(partial(level, metric, own))
+            if value is None:
+                gaps[f"level: {metric.label} of {arm}"] = why or ""
+            else:
+                levels[arm][metric.key] = value
     return Analysis(
         name=name,
         control=control,
@@ -178,7 +190,7 @@ def analyse(
         users=users,
         checks=checks,
         metrics=metrics,
-        levels={arm: _levels(metrics, _of(sums, inside), arm, gaps) for arm, inside in members.items()},
+        levels=levels,
         findings=tuple(_correct(found)),
         daily={
             arm: _daily_effects(people, past, metrics, control, arm, ALPHA / family)
@@ -192,12 +204,7 @@ def analyse(
 
 
 def with_pairs(analysis: Analysis, control: pa.Table, worlds: Mapping[str, pa.Table]) -> Analysis:
-    """Add the paired effects of copies of the world.
-
-    Args:
-        control: `user_days` of the control's world, on the days of the experiment.
-        worlds: the same of each treatment's.
-    """
+    """Add the paired effects of copies of the world; of each its `user_days` on the experiment's days."""
     pairs = {
         arm: (_aligned(control, table), _aligned(table, control))
         for arm, table in worlds.items()
@@ -222,26 +229,6 @@ def _aligned(table: pa.Table, other: pa.Table) -> dict[str, Floats]:
         sums[key] = np.zeros(len(union))
         sums[key][place] = values
     return sums
-
-
-def _finding(
-    metric: Metric,
-    sums: Mapping[str, Floats],
-    past: Mapping[str, Floats] | None,
-    control: NDArray[np.bool_],
-    treatment: NDArray[np.bool_],
-    name: str,
-    check: SampleCheck,
-    wanted: float | None,
-) -> Finding:
-    if not check.holds:
-        return Finding(metric, name, None, refusal(check))
-    found, refused = attempt(partial(effect, metric, sums, control, treatment, past))
-    suffices = None
-    if found is not None and wanted and found.control:
-        least = min(int(control.sum()), int(treatment.sum()))
-        suffices = math.ceil(least * (found.mde / (wanted * found.control)) ** 2)
-    return Finding(metric, name, found, refused, suffices=suffices)
 
 
 def refusal(check: SampleCheck) -> str:
@@ -269,18 +256,6 @@ def _of(sums: Mapping[str, Floats], inside: NDArray[np.bool_]) -> dict[str, Floa
     return {name: values[inside] for name, values in sums.items()}
 
 
-def _levels(
-    metrics: Sequence[Metric], sums: Mapping[str, Floats], arm: str, gaps: dict[str, str]
-) -> dict[str, Level]:
-    levels = {}
-    for metric in metrics:
-        try:
-            levels[metric.key] = level(metric, sums)
-        except CropsError as why:
-            gaps[f"level: {metric.label} of {arm}"] = str(why)
-    return levels
-
-
 def _a_a_tests(
     people: UserDays,
     metrics: Sequence[Metric],
@@ -293,12 +268,11 @@ def _a_a_tests(
     before = _of(past, control) if past is not None else None
     found = []
     for metric in metrics if salts else ():
-        try:
-            test = rerandomised(metric, sums, people.users[control], names, before=before)
-        except CropsError as why:
-            gaps[f"A/A of {metric.label}"] = str(why)
-            continue
-        found.append(false_positives(metric.key, significant(test)))
+        test, why = attempt(partial(rerandomised, metric, sums, people.users[control], names, before=before))
+        if test is None:
+            gaps[f"A/A of {metric.label}"] = why or ""
+        else:
+            found.append(false_positives(metric.key, significant(test)))
     return tuple(found)
 
 
@@ -354,12 +328,7 @@ class UserDays:
 def arms_of(table: pa.Table, experiment: str) -> pa.Table:
     """Return the output of `user_days` with the arms of one experiment, where `arm` names several.
 
-    Args:
-        table: `arm` is written "a=x;b=y": arm x of experiment a and arm y of experiment b.
-        experiment: whose arms to keep; null where a user is in none of them.
-
-    Raises:
-        CropsError: no user is in an arm of this experiment.
+    "a=x;b=y" is arm x of experiment a and arm y of experiment b; null where a user is in none of its arms.
     """
     logged = pc.unique(table["arm"]).to_pylist()
     named = {

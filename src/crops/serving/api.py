@@ -33,11 +33,7 @@ _EXACT = 2**53 - 1
 
 
 def _read_id(given: object) -> object:
-    """Return an id of 64 bits, from the string of its digits or from a number that no reader rounds.
-
-    Raises:
-        ValueError: it is neither.
-    """
+    """Return an id of 64 bits, from the string of its digits or from a number that no reader rounds."""
     if isinstance(given, str) and re.fullmatch("0|-?[1-9][0-9]{0,18}", given):
         if -(2**63) <= int(given) < 2**63:
             return int(given)
@@ -52,11 +48,7 @@ def _read_id(given: object) -> object:
 
 
 def _read_item(given: object) -> object:
-    """Return the text of an item's id: the source's own, or a whole number.
-
-    Raises:
-        ValueError: it is empty, holds half of a character, or is another number.
-    """
+    """Return the text of an item's id: the source's own, or a whole number."""
     if not isinstance(given, str):
         return str(_read_id(given))
     if not given.strip() or any("\ud800" <= letter <= "\udfff" for letter in given):
@@ -64,31 +56,12 @@ def _read_item(given: object) -> object:
     return given
 
 
-ItemId = Annotated[
-    str,
-    BeforeValidator(_read_item),
-    WithJsonSchema(
-        {
-            "anyOf": [
-                {"type": "string", "minLength": 1},
-                {"type": "integer", "minimum": -_EXACT, "maximum": _EXACT},
-            ]
-        }
-    ),
-]
+_NUMBER = {"type": "integer", "minimum": -_EXACT, "maximum": _EXACT}
+_TEXT = {"type": "string", "minLength": 1}
+_DIGITS = {"type": "string", "pattern": "^(0|-?[1-9][0-9]{0,18})$"}
+ItemId = Annotated[str, BeforeValidator(_read_item), WithJsonSchema({"anyOf": [_TEXT, _NUMBER]})]
 """The id of an item as its source writes it, or its number."""
-Id = Annotated[
-    int,
-    BeforeValidator(_read_id),
-    WithJsonSchema(
-        {
-            "anyOf": [
-                {"type": "string", "pattern": "^(0|-?[1-9][0-9]{0,18})$"},
-                {"type": "integer", "minimum": -_EXACT, "maximum": _EXACT},
-            ]
-        }
-    ),
-]
+Id = Annotated[int, BeforeValidator(_read_id), WithJsonSchema({"anyOf": [_DIGITS, _NUMBER]})]
 """An id of 64 bits: many readers of JSON round numbers above 2^53, so it travels as a string."""
 _Moment = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 
