@@ -17,14 +17,13 @@ import numpy as np
 from crops.cli.analyse import reading
 from crops.config import load_config
 from crops.logs import open_logs
-from crops.online.analysis import earlier_days, everybody
+from crops.online.analysis import earlier_days, everybody, looks
 from crops.online.metrics import PRIMARY, metrics_of, user_days
 from crops.online.statistics import (
     ALPHA,
     SRM_ALPHA,
     corrected,
     false_positives,
-    looks,
     memberships,
     rerandomised,
     sample_check,

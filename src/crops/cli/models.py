@@ -68,7 +68,7 @@ from crops.retrieval.catalogue import sample_texts
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-    from crops.training import Evaluation
+    from crops import training
 
 FEWEST_RESAMPLES = 100
 """During a training the means count, not their intervals."""
@@ -209,11 +209,10 @@ def _preset_of(model: Path) -> str:
     return str(resolved.get("training", {}).get("encoder", model))
 
 
-def _evaluation(logs: Path, day: str | None, samples: Path, run: RunConfig) -> Evaluation:
+def _evaluation(logs: Path, day: str | None, samples: Path, run: RunConfig) -> training.Evaluation:
     """Return the evaluation on the CT and QR sets of a day, to be used during the training."""
+    from crops import training
     from crops.encoders import rendering_of
-    from crops.evaluation import evaluate
-    from crops.training import Evaluation
 
     testsets = day_testsets(logs, day, None, samples, run)
     settings = run.evaluation.model_copy(update={"resamples": FEWEST_RESAMPLES})
@@ -223,10 +222,10 @@ def _evaluation(logs: Path, day: str | None, samples: Path, run: RunConfig) -> E
         rendering = rendering_of(encoder).of(document.fields)
         ids, texts = load_items(logs, testsets.candidate_ids(), rendering, document.queries)
         retriever = ExactRetriever(encoder, ids, texts, render_query=rendering.query)
-        summary = evaluate(retriever, testsets, settings, run.seed).summary
+        summary = evaluation.evaluate(retriever, testsets, settings, run.seed).summary
         return {name: value.mean for name, value in summary.items()}
 
-    return Evaluation(metrics, run.training.eval_metric)
+    return training.Evaluation(metrics, run.training.eval_metric)
 
 
 # `crops evaluate`: models on the test sets of a day.

@@ -158,14 +158,10 @@ def shown(path: str | Path) -> str:
 def verdict(
     model: str | Path, samples: Path, logs: str | Path | None, days: Sequence[str], options: str = ""
 ) -> str:
-    """Return the command that says what a model is worth.
+    """Return the command that says what a model, or several as they are typed, is worth.
 
-    Args:
-        model: the model, or several as they are typed.
-        samples: what it was trained on.
-        logs: accepted logs, None where they are not known.
-        days: of the test, ascending; empty where they are not known.
-        options: what else the command needs.
+    `samples` are what it was trained on, `days` those of the test, ascending, and empty where they are not
+    known, as the accepted `logs` are None.
     """
     day = "..".join(dict.fromkeys((days[0], days[-1]))) if days else "DAY"
     place = "LOGS" if logs is None else shown(logs)

@@ -142,7 +142,13 @@ def calibration_page(
     relevant: NDArray[np.bool_],
 ) -> Page:
     """Return the page of a fit: what a threshold keeps, and whether its probabilities can be trusted."""
-    error = calibration_error(probability, relevant)
+    error, bins = calibration_error(probability, relevant), reliability(probability, relevant)
+    known = [point for point in points if point.precision is not None]
+    perfect = Line("perfect", [0.0, 1.0], [0.0, 1.0])
+    measured = Line("measured", [one.predicted for one in bins], [one.observed for one in bins], 1)
+    precision = Line("precision", [one.alpha for one in known], [one.precision or 0.0 for one in known], 2)
+    recall = Line("recall", [one.alpha for one in points], [one.recall for one in points], 3)
+    reliable = "Reliability: share that is relevant, by predicted probability"
     rows = [
         [
             f"{point.alpha:.2f}{' (default)' * (point.alpha == entry.threshold)}",
@@ -176,26 +182,16 @@ def calibration_page(
             ("date", entry.date),
         ],
         sections=[
-            Section("Drawn", figures=_figures(points, probability, relevant)),
+            Section(
+                "Drawn",
+                figures=[
+                    Figure(reliable, [perfect, measured], "predicted probability"),
+                    Figure("Precision and recall by alpha", [precision, recall], "alpha"),
+                ],
+            ),
             Section(table.title, lead, [table]),
         ],
     )
-
-
-def _figures(
-    points: Sequence[AlphaPoint], probability: NDArray[np.float64], relevant: NDArray[np.bool_]
-) -> list[Figure]:
-    bins = reliability(probability, relevant)
-    known = [point for point in points if point.precision is not None]
-    perfect = Line("perfect", [0.0, 1.0], [0.0, 1.0])
-    measured = Line("measured", [one.predicted for one in bins], [one.observed for one in bins], 1)
-    precision = Line("precision", [one.alpha for one in known], [one.precision or 0.0 for one in known], 2)
-    recall = Line("recall", [one.alpha for one in points], [one.recall for one in points], 3)
-    reliable = "Reliability: share that is relevant, by predicted probability"
-    return [
-        Figure(reliable, [perfect, measured], "predicted probability"),
-        Figure("Precision and recall by alpha", [precision, recall], "alpha"),
-    ]
 
 
 # A theta that reads the evidence of logs beside the texts.

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import scipy  # its submodules load when they are used
 from numpy.typing import NDArray
+from scipy.special import ndtri
 
 from crops.errors import CropsError, nearest
 from crops.online.metrics import PRIMARY, USER_SHARES, Metric, metrics_of
@@ -25,7 +27,6 @@ from crops.online.statistics import (
     effect,
     false_positives,
     level,
-    looks,
     paired_effect,
     rerandomised,
     sample_check,
@@ -149,8 +150,8 @@ def analyse(
     earlier = None
     if before is not None and before.num_rows:
         rows = before.filter(pc.is_in(before["user_id"], pa.array(people.users)))
-        earlier = _user_days(rows, people.users, people.arm, people.arms)
-    members = {arm: people.members(arm) for arm in people.arms}
+        earlier = _user_days(rows, people.users, people.members)
+    members = people.members
     users = {arm: int(inside.sum()) for arm, inside in members.items()}
     checks = {
         arm: sample_check(users[control], users[arm], (ratios or {}).get(arm, 1.0)) for arm in treatments
@@ -171,6 +172,12 @@ def analyse(
                 least = min(users[control], users[arm])
                 suffices = math.ceil(least * (one.mde / (wanted * one.control)) ** 2)
             found.append(Finding(metric, arm, one, refused, suffices=suffices))
+    tested = [one for one in found if one.metric.key in PRIMARY and one.effect]
+    both = corrected([one.effect.p for one in tested if one.effect])  # of all treatments together
+    adjusted = {
+        id(one): replace(one, holm=holm, benjamini_hochberg=fdr)
+        for one, holm, fdr in zip(tested, *both, strict=True)
+    }
     gaps: dict[str, str] = {}
     levels: dict[str, dict[str, Level]] = {arm: {} for arm in members}
     for arm, inside in members.items():
@@ -191,7 +198,7 @@ def analyse(
         checks=checks,
         metrics=metrics,
         levels=levels,
-        findings=tuple(_correct(found)),
+        findings=tuple(adjusted.get(id(one), one) for one in found),
         daily={
             arm: _daily_effects(people, past, metrics, control, arm, ALPHA / family)
             for arm in treatments
@@ -241,17 +248,6 @@ def refusal(check: SampleCheck) -> str:
     )
 
 
-def _correct(findings: Sequence[Finding]) -> list[Finding]:
-    """Correct the p-values of the primary metrics of all treatments together."""
-    family = [found for found in findings if found.metric.key in PRIMARY and found.effect]
-    both = corrected([found.effect.p for found in family if found.effect])
-    adjusted = {
-        id(found): replace(found, holm=holm, benjamini_hochberg=fdr)
-        for found, holm, fdr in zip(family, *both, strict=True)
-    }
-    return [adjusted.get(id(found), found) for found in findings]
-
-
 def _of(sums: Mapping[str, Floats], inside: NDArray[np.bool_]) -> dict[str, Floats]:
     return {name: values[inside] for name, values in sums.items()}
 
@@ -291,9 +287,8 @@ class UserDays:
 
     users: Ints
     """user_id, sorted, [n]."""
-    arms: tuple[str, ...]
-    arm: Ints
-    """Index into `arms` per user, -1 = in none, [n]."""
+    members: Mapping[str, NDArray[np.bool_]]
+    """Who is in an arm, [n] each."""
     days: tuple[str, ...]
     row_user: Ints
     """Index into `users`, [m]."""
@@ -301,11 +296,6 @@ class UserDays:
     """Index into `days`, [m]."""
     statistics: Mapping[str, Floats]
     """Name -> [m]."""
-
-    def members(self, arm: str) -> NDArray[np.bool_]:
-        """Return who is in an arm, [n]."""
-        chosen: NDArray[np.bool_] = self.arm == self.arms.index(arm)
-        return chosen
 
     def sums(self, days: Collection[str] | None = None) -> Sums:
         """Return the sums per user over some days (all when None), with those of `USER_STATISTICS`."""
@@ -377,34 +367,27 @@ def experiment_users(table: pa.Table, arms: Sequence[str]) -> UserDays:
             f"search_impressions, column arm: {len(double):,} of {len(counts):,} users are in two arms, e.g. "
             f"user {example} in {' and '.join(both)}; assign by user, and log the arm of the user's hash"
         )
-    return _user_days(rows, pairs["user_id"].to_numpy(), _codes(pairs["arm"], arms), arms)
+    users = np.unique(rows["user_id"].to_numpy())
+    own = {arm: pairs.filter(pc.equal(pairs["arm"], arm))["user_id"].to_numpy() for arm in arms}
+    return _user_days(rows, users, {arm: np.isin(users, ids) for arm, ids in own.items()})
 
 
 def everybody(table: pa.Table) -> UserDays:
     """Return all users, whatever their arms: what an experiment could be made of."""
-    users = np.unique(table["user_id"].to_numpy())
-    return _user_days(table, users, np.full(len(users), -1), ())
+    return _user_days(table, np.unique(table["user_id"].to_numpy()), {})
 
 
-def _user_days(rows: pa.Table, users: Ints, arm: Ints, arms: Sequence[str]) -> UserDays:
-    order = np.argsort(users)
-    users = users[order].astype(np.int64)
+def _user_days(rows: pa.Table, users: Ints, members: Mapping[str, NDArray[np.bool_]]) -> UserDays:
     days = sorted(pc.unique(rows["day"]).to_pylist())
     names = [name for name in rows.column_names if name not in _KEYS]
     return UserDays(
         users=users,
-        arms=tuple(arms),
-        arm=np.asarray(arm)[order],
+        members=members,
         days=tuple(days),
         row_user=np.searchsorted(users, rows["user_id"].to_numpy()),
-        row_day=_codes(rows["day"], days),
+        row_day=pc.index_in(rows["day"], pa.array(days, pa.string())).to_numpy().astype(np.int64),
         statistics={name: rows[name].to_numpy().astype(np.float64) for name in names},
     )
-
-
-def _codes(column: pa.ChunkedArray, values: Sequence[str]) -> Ints:
-    codes: Ints = pc.index_in(column, pa.array(list(values), pa.string())).to_numpy().astype(np.int64)
-    return codes
 
 
 def _daily_effects(
@@ -417,7 +400,7 @@ def _daily_effects(
 ) -> dict[str, list[DayEffect]]:
     """Return the looks at the primary metrics, one per day; alpha is that of one metric and treatment."""
     primary = [metric for metric in metrics if metric.key in PRIMARY]
-    sides = people.members(control), people.members(treatment)
+    sides = people.members[control], people.members[treatment]
     daily: dict[str, list[DayEffect]] = {metric.key: [] for metric in primary}
     bounds = looks(len(people.days), alpha)
     for n, (day, bound) in enumerate(zip(people.days, bounds, strict=True), start=1):
@@ -428,3 +411,51 @@ def _daily_effects(
             )
             daily[metric.key].append(DayEffect(day, first, second, bound))
     return daily
+
+
+# Looking at an experiment every day without fooling oneself: the O'Brien-Fleming boundary. O'Brien & Fleming
+# (Biometrics 1979): with K looks planned, look k claims an effect when |Z_k| >= c sqrt(K / k). The constant c
+# keeps the chance of any false claim at alpha (Jennison & Turnbull, Group Sequential Methods, 2000, Table
+# 2.3). Early looks ask for very much and the last one for little more than a single test would.
+
+_STEPS = 201
+"""Points of the numerical integration; the constant is right to 4 digits up to a year of daily looks."""
+
+
+def looks(planned: int, alpha: float = 0.05) -> list[float]:
+    """Return the O'Brien-Fleming boundary: the |z| from which on each equally spaced look claims an effect.
+
+    It holds for cumulated data whose looks bring equal information. Users who come back bring less with each
+    day; then the looks are more alike than assumed and the boundary promises less than it keeps. How many are
+    `planned` is fixed before the first; `alpha` is the chance of any false claim.
+    """
+    if planned < 1 or not 0 < alpha <= 0.5:
+        raise CropsError(f"{planned} looks at alpha {alpha}: plan at least one look, alpha within (0, 0.5]")
+    constant = obrien_fleming(planned, alpha)
+    return [float(constant * np.sqrt(planned / k)) for k in range(1, planned + 1)]
+
+
+@cache
+def obrien_fleming(planned: int, alpha: float) -> float:
+    """Return c: the boundary of the last of `planned` equally spaced looks."""
+    scale = np.sqrt(planned / np.arange(1, planned + 1))
+    least, most = ndtri(1 - alpha / 2) - 1e-6, ndtri(1 - alpha / (2 * planned)) + 1e-6
+    return float(scipy.optimize.brentq(lambda constant: crossing(constant * scale) - alpha, least, most))
+
+
+def crossing(bounds: Sequence[float] | Floats) -> float:
+    """Return the chance that |Z_k| reaches its bound at any of the equally spaced looks, without an effect.
+
+    The sum S_k = sqrt(k) Z_k is a random walk with normal steps; its density among those who went on is
+    carried from look to look (Armitage, McPherson & Rowe, JRSS A 1969) by Gauss-Legendre quadrature.
+    """
+    points, weights = np.polynomial.legendre.leggauss(_STEPS)
+    reach = float(bounds[0])
+    place, weight = reach * points, reach * weights
+    density = scipy.stats.norm.pdf(place)
+    for k, bound in enumerate(bounds[1:], start=2):
+        reach = float(bound) * np.sqrt(k)
+        onward = reach * points
+        density = scipy.stats.norm.pdf(onward[:, None] - place[None, :]) @ (weight * density)
+        place, weight = onward, reach * weights
+    return float(1 - (weight * density).sum())

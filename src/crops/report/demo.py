@@ -310,46 +310,35 @@ def result_section(
         f"Every dot is a difference to “{reference}” on the same queries, in points, with its 95 % interval; "
         f"hollow ones may be chance (p ≥ {SIGNIFICANT})."
     )
-    dots = _dots(columns, against, coloured)
-    tables = [
-        _metrics_table(columns, means, [reference, *leading], dots),
-        _means_table(title, columns, means, against, reference, not_tested or {}),
-        _differences_table(columns, against, reference, corrected=corrected),
-    ]
-    return Section(title, " ".join(filter(None, [lead if dots.series else "", note])), tables)
-
-
-Means = Mapping[str, Mapping[str, Interval]]
-"""Intervals by model and metric."""
-
-
-def _dots(
-    columns: Sequence[Column], against: Mapping[str, Mapping[str, Difference]], coloured: Sequence[str]
-) -> Figure:
     dots = []
     for column in columns:
         for tone, name in enumerate(coloured, 1):
             if change := against.get(name, {}).get(column.key):
                 low, high = (None if math.isnan(end) else end for end in (change.ci_low, change.ci_high))
-                dots.append(
-                    Dot(name, change.mean, low, high, tone, column.label, sure=change.p < SIGNIFICANT)
-                )
-    return Figure("Differences on the same queries", dots)
-
-
-def _metrics_table(columns: Sequence[Column], means: Means, models: Sequence[str], dots: Figure) -> Table:
-    """Return what each metric is, with the reference and what leads; with the model drawn last if alone."""
-    last = [str(one.name) for one in dots.series][-1:] if len(models) == 1 else []
-    shown = list(dict.fromkeys([*models, *last]))
+                sure = change.p < SIGNIFICANT
+                dots.append(Dot(name, change.mean, low, high, tone, column.label, sure=sure))
+    # What each metric is, with the reference and what leads; with the model drawn last where that is alone.
+    last = [one.name for one in dots[-1:]] if not leading else []
+    models = list(dict.fromkeys([reference, *leading, *last]))
     rows = [
         [
             f"{column.label}\n{column.explanation}",
-            *(percent(own.mean) if (own := means[name].get(column.key)) else "–" for name in shown),
+            *(percent(own.mean) if (own := means[name].get(column.key)) else "–" for name in models),
         ]
         for column in columns
     ]
-    head = ["Metric", *(f"{name}\n%" for name in shown)]
-    return Table("What is measured", head, rows, beside=dots, headed=False, narrow=True)
+    head = ["Metric", *(f"{name}\n%" for name in models)]
+    drawn = Figure("Differences on the same queries", dots)
+    tables = [
+        Table("What is measured", head, rows, beside=drawn, headed=False, narrow=True),
+        _means_table(title, columns, means, against, reference, not_tested or {}),
+        _differences_table(columns, against, reference, corrected=corrected),
+    ]
+    return Section(title, " ".join(filter(None, [lead if dots else "", note])), tables)
+
+
+Means = Mapping[str, Mapping[str, Interval]]
+"""Intervals by model and metric."""
 
 
 def _means_table(

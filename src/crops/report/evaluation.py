@@ -23,6 +23,8 @@ ACROSS = 4
 """Metrics side by side in a table: with their intervals, so many fit into 80 columns."""
 MOST = 3
 """Queries that are shown of those that gained, and of those that lost."""
+_SEEN = 0.005
+"""A smaller difference is 0 in the whole % that are shown."""
 FINEST = 100
 """Resamples for each test at least: Holm multiplies the smallest p-value, 2 / (resamples + 1), by tests."""
 SHALLOW, FOUND = 0.1, 0.95
@@ -323,7 +325,9 @@ def gain_tables(results: Mapping[str, Evaluation], against: str | None, tested: 
         change = {query: after[query] - before[query] for query in told if query in after}
         ordered = sorted(change, key=lambda query: (-change[query], -told[query]["searches"], query))
         rows = []
-        for query in _ends(ordered, change):
+        gained = [query for query in ordered if change[query] >= _SEEN][:MOST]
+        lost = [query for query in ordered if change[query] <= -_SEEN][-MOST:]  # the worst last
+        for query in gained + lost:
             shares = f"{100 * before[query]:.0f}", f"{100 * after[query]:.0f}"
             rows.append([told[query]["query"], *shares, str(items[query]), str(told[query]["searches"])])
         if rows:
@@ -331,16 +335,6 @@ def gain_tables(results: Mapping[str, Evaluation], against: str | None, tested: 
             title = f"Gained and lost most with {name} against {other}: recall@{k} of {of.upper()}"
             tables.append(Table(title, head, rows))
     return tables
-
-
-_SEEN = 0.005
-"""A smaller difference is 0 in the whole % that are shown."""
-
-
-def _ends(ordered: Sequence[int], change: Mapping[int, float]) -> list[int]:
-    """Return the queries that gained most, then those that lost most, the worst last."""
-    gained = [query for query in ordered if change[query] >= _SEEN][:MOST]
-    return gained + [query for query in ordered if change[query] <= -_SEEN][-MOST:]
 
 
 def _by_query(one: Evaluation, metric: str) -> dict[int, float]:
