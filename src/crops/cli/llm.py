@@ -284,54 +284,40 @@ def judge_report(
 
 def judge_page(found: dict[str, Any]) -> Page:
     """Return the page of what `judge.json` holds."""
-    people, llm, agreement = found["people"], found["llm"], found["agreement"]
-    sections = []
-    if people:
-        lead = "The middle grade where several people graded a pair."
-        sections.append(Section("By people", lead, [_grades_table("Grades by people", people)]))
-    if llm:
-        lead = "Worth as much as its agreement with people, below."
-        sections.append(Section("By the LLM", lead, [_grades_table("Grades by the LLM", llm)]))
-    drawn = [_figure("by people", people), _figure("by the LLM", llm)]
-    sections.append(Section("Drawn", figures=[figure for figure in drawn if figure.series]))
-    lead = "" if agreement else "One rater alone: there is nobody to agree with."
-    sections.append(Section("Agreement", lead, [_agreement_table(agreement)] if agreement else []))
-    return Page(found["title"], found["headline"], sections, found["facts"])
-
-
-def _grades_table(title: str, rows: Sequence[dict[str, Any]]) -> Table:
-    head = ["Source", "Pairs", "Very relevant\n%", "Relevant\n%", "Irrelevant\n%"]
-    cells = []
-    for row in rows:
-        pairs = sum(row["counts"])
-        shares = (percent(count / pairs) for count in reversed(row["counts"]))
-        cells.append([row["name"], f"{pairs:,}", *shares])
-    return Table(title, head, cells, headed=False)
-
-
-def _figure(raters: str, rows: Sequence[dict[str, Any]]) -> Figure:
+    sections, figures, agreement = [], [], found["agreement"]
     tones = {row.name: row.tone for row in POSITIVE_ORIGINS}
-    bars = [Bar(row["name"], _useful(row), row["low"], row["high"], tones[row["name"]]) for row in rows]
-    return Figure(f"Relevant or better, {raters}", bars, upper=1.0)
-
-
-def _agreement_table(rows: Sequence[dict[str, Any]]) -> Table:
-    return Table(
+    leads = {
+        "people": "The middle grade where several people graded a pair.",
+        "the LLM": "Worth as much as its agreement with people, below.",
+    }
+    for (raters, lead), rows in zip(leads.items(), (found["people"], found["llm"]), strict=True):
+        cells, bars = [], []
+        for row in rows:
+            pairs, name = sum(row["counts"]), row["name"]
+            shares = (percent(count / pairs) for count in reversed(row["counts"]))
+            cells.append([name, f"{pairs:,}", *shares])
+            bars.append(Bar(name, _useful(row), row["low"], row["high"], tones[name]))
+        head = ["Source", "Pairs", "Very relevant\n%", "Relevant\n%", "Irrelevant\n%"]
+        if rows:
+            table = Table(f"Grades by {raters}", head, cells, headed=False)
+            sections.append(Section(f"By {raters}", lead, [table]))
+            figures.append(Figure(f"Relevant or better, by {raters}", bars, upper=1.0))
+    sections.append(Section("Drawn", figures=figures))
+    lead = "" if agreement else "One rater alone: there is nobody to agree with."
+    rows = []
+    for row in agreement:
+        kappas = ("–" if row[name] is None else f"{row[name]:.2f}" for name in ("kappa", "weighted_kappa"))
+        rows.append([row["names"], f"{row['pairs']:,}", percent(row["same"]), *kappas])
+    table = Table(
         "Agreement of raters",
         ["Raters", "Pairs", "Same grade\n%", "Kappa", "Weighted kappa"],
-        [
-            [
-                row["names"],
-                f"{row['pairs']:,}",
-                percent(row["same"]),
-                *("–" if row[name] is None else f"{row[name]:.2f}" for name in ("kappa", "weighted_kappa")),
-            ]
-            for row in rows
-        ],
+        rows,
         below="Kappa: agreement beyond chance, 1 is perfect and 0 is chance (Cohen; weighted: quadratic "
         "weights). – where all grades are equal.",
         headed=False,
     )
+    sections.append(Section("Agreement", lead, [table] if agreement else []))
+    return Page(found["title"], found["headline"], sections, found["facts"])
 
 
 def _useful(row: dict[str, Any]) -> float:
