@@ -1,4 +1,4 @@
-"""Why an item is found for a query, and what changed between two indexes; nothing is told that few users did."""
+"""Why an item is found for a query, and what changed between indexes; nothing is told that few users did."""
 
 from __future__ import annotations
 
