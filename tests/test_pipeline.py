@@ -137,7 +137,7 @@ def test_a_catalogue_that_the_model_of_an_index_cannot_read_is_refused(models, m
 
 @pytest.mark.smoke
 def test_a_chinese_world_leads_to_a_retriever_that_beats_bm25_on_held_out_clicks(tmp_path):
-    from crops.cli.demo import demo
+    from crops.cli.simulate import demo
 
     chinese = {"platform__language": "zh", "platform__size": "tiny", "training__steps": 60}
     demo(tmp_path, run=load_config(relevance__model="none", **chinese))

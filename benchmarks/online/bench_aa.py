@@ -17,10 +17,17 @@ import numpy as np
 from crops.cli.analyse import reading
 from crops.config import load_config
 from crops.logs import open_logs
-from crops.online.analysis import earlier_days, everybody
+from crops.online.analysis import earlier_days, everybody, looks
 from crops.online.metrics import PRIMARY, metrics_of, user_days
-from crops.online.power import SRM_ALPHA, false_positives, memberships, rerandomised, sample_check
-from crops.online.statistics import ALPHA, corrected, looks
+from crops.online.statistics import (
+    ALPHA,
+    SRM_ALPHA,
+    corrected,
+    false_positives,
+    memberships,
+    rerandomised,
+    sample_check,
+)
 
 ROUTES = {"dense": 1, "sparse": 2}
 

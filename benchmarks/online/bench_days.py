@@ -15,8 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from crops.config import PlatformConfig
-from crops.online.assignment import Trial, route_traffic
-from crops.online.experiment import A_A, in_own_layer, live_through, open_world
+from crops.online.experiment import A_A, Trial, in_own_layer, live_through, open_world, route_traffic
 from crops.pipeline import BM25, Start, load_retriever
 from crops.platform import SIZES, build_platform, simulate_day
 

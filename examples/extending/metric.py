@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from crops.cli.evaluate import evaluate
+from crops.cli.models import evaluate
 from crops.evaluation import METRICS, Measured, RankedDay
 
 

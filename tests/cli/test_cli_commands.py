@@ -18,8 +18,8 @@ import crops
 from crops import pipeline
 from crops.cli import main
 from crops.cli.app import app
-from crops.cli.demo import choose_arms
 from crops.cli.serve import is_demo
+from crops.cli.simulate import choose_arms
 from crops.config import load_config
 from crops.errors import CropsError
 from crops.labels import SEARCH_SOURCES, Source
@@ -220,7 +220,7 @@ def test_a_demo_that_stops_leaves_nothing_of_the_former_beside_a_new_world(
     shutil.copytree(demo, out)
     assert is_demo(out)
     (out / "models" / "my own").mkdir()
-    monkeypatch.setattr("crops.cli.demo.mine_day", Mock(side_effect=KeyboardInterrupt))
+    monkeypatch.setattr("crops.cli.simulate.mine_day", Mock(side_effect=KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         crops.demo(out, config=settings, seed=4)
     left = {path.name for path in out.iterdir()}

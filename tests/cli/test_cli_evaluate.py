@@ -13,8 +13,8 @@ import pytest
 from ir_measures import R
 
 from crops.cli import main
-from crops.cli.evaluate import agreement, evaluate, refuse_trained_on, write_results
-from crops.cli.evaluate import gate as refuse_losses
+from crops.cli.models import agreement, evaluate, refuse_trained_on, write_results
+from crops.cli.models import gate as refuse_losses
 from crops.config import load_config
 from crops.errors import CropsError, RegressionError
 from crops.evaluation import TestSets

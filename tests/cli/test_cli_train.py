@@ -15,7 +15,7 @@ from crops.report import render_page
 from crops.report.training import training_page
 from crops.training import TrainingLog, settles
 
-train_command = importlib.import_module("crops.cli.train")  # the package has a function of that name
+train_command = importlib.import_module("crops.cli.models")  # the package has a function of that name
 
 
 def log_of(temperatures):

@@ -5,8 +5,7 @@ import pytest
 
 from crops.errors import CropsError
 from crops.online.metrics import Metric
-from crops.online.power import false_positives, memberships, rerandomised, significant
-from crops.online.statistics import effect
+from crops.online.statistics import effect, false_positives, memberships, rerandomised, significant
 
 RATIO = Metric("ratio", "ratio", "n", "d", "")
 SALTS = [f"salt-{i}" for i in range(1000)]

@@ -11,9 +11,8 @@ import pytest
 
 import crops
 from crops.errors import CropsError
-from crops.online.analysis import analyse, with_pairs
-from crops.online.assignment import Experiment, assign, split
-from crops.online.statistics import obrien_fleming
+from crops.online.analysis import analyse, obrien_fleming, with_pairs
+from crops.online.experiment import Experiment, assign, split
 
 NOON = 1_767_614_400_000_000
 DAY = 86_400_000_000

@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import chi2_contingency, chisquare
 
 from crops.errors import CropsError
-from crops.online.assignment import BUCKETS, NOBODY, Arm, Experiment, assign, buckets, check_concurrent, split
+from crops.online.experiment import BUCKETS, NOBODY, Arm, Experiment, assign, buckets, check_concurrent, split
 
 USERS = np.arange(1, 100_001)
 MASK = 2**64 - 1

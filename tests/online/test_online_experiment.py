@@ -14,8 +14,20 @@ from online_hand import SESSIONS, Pick, make_start
 from crops.cli.experiment import bubble_loop, experiment
 from crops.engine.documents import COUNTED
 from crops.errors import CropsError
-from crops.online.assignment import Experiment, Trial, assign, log_exposures, name_arms, route_traffic, split
-from crops.online.experiment import in_own_layer, online_day, preregister, run_live, run_paired
+from crops.online.experiment import (
+    Experiment,
+    Trial,
+    assign,
+    in_own_layer,
+    log_exposures,
+    name_arms,
+    online_day,
+    preregister,
+    route_traffic,
+    run_live,
+    run_paired,
+    split,
+)
 from crops.outputs import read_manifest
 from crops.pipeline import FIRST_DAY, TRAIN, WARM_UP
 from crops.platform import ROUTES, day_name, same_for_all, simulate_day

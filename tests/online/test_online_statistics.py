@@ -9,17 +9,9 @@ import pytest
 from scipy import stats
 
 from crops.errors import CropsError, MissingExtraError
+from crops.online.analysis import crossing, looks, obrien_fleming
 from crops.online.metrics import Metric
-from crops.online.power import sample_check, sensitivity
-from crops.online.statistics import (
-    corrected,
-    crossing,
-    effect,
-    level,
-    looks,
-    obrien_fleming,
-    paired_effect,
-)
+from crops.online.statistics import corrected, effect, level, paired_effect, sample_check, sensitivity
 
 RATIO = Metric("ratio", "ratio", "n", "d", "")
 
@@ -150,7 +142,6 @@ def test_a_missing_extra_is_named(monkeypatch):
     sums, _ = population(100, 4)
     monkeypatch.setitem(sys.modules, "tea_tasting", None)
     for call in (
-        lambda: effect(RATIO, sums, *halves(100)),
         lambda: sensitivity(RATIO, sums, 50),
         lambda: sample_check(1, 1),
     ):

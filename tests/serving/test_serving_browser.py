@@ -15,8 +15,7 @@ from served_world import HOSTILE, fake_load_model, open_world
 
 from crops.config import ServingConfig
 from crops.serving import service as service_module
-from crops.serving.app import make_app
-from crops.serving.server import listen
+from crops.serving.app import listen, make_app
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 if CHROMIUM is None:

@@ -11,7 +11,7 @@ from starlette.testclient import TestClient
 from crops.engine.evidence import TrainingQuery
 from crops.evaluation.trec import read_qrels
 from crops.serving.app import make_app
-from crops.serving.changes import Change, Changes, Truth, compare_answers
+from crops.serving.evidence import Change, Changes, Truth, compare_answers
 from crops.text import query_id
 
 JAGUAR = query_id("jaguar")

@@ -17,7 +17,7 @@ from crops.config import ServingConfig
 from crops.errors import CropsError
 from crops.labels import SEARCH_SOURCES
 from crops.retrieval import open_index
-from crops.serving import server
+from crops.serving import app as server
 from crops.serving import service as service_module
 from crops.serving.searcher import Job
 
@@ -109,7 +109,7 @@ def test_the_indexes_of_a_demo_are_built_once_and_again_for_a_new_model(world, t
     shutil.copytree(world / "logs", tmp_path / "samples")
     (tmp_path / "world").mkdir()
     loaded = {"015": MODELS["old"], "127": MODELS["new"]}
-    monkeypatch.setattr(retrieval, "load_model", lambda name: loaded[name[-3:]])
+    monkeypatch.setattr(serve_module, "load_model", lambda name: loaded[name[-3:]])
     assert serve_module.is_demo(tmp_path)
     indexes = demo_indexes(tmp_path)
     assert [name for _, name in indexes.values()] == [

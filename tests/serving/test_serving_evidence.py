@@ -14,8 +14,7 @@ from crops.retrieval import build_index
 from crops.retrieval.uri import Texts
 from crops.serving import service as service_module
 from crops.serving.app import make_app
-from crops.serving.changes import Truth
-from crops.serving.evidence import Added
+from crops.serving.evidence import Added, Truth
 from crops.text import DOCUMENT_FIELDS, query_id
 
 P0, P1, P2, P3 = Source.CLICKED, Source.REFORMULATION, Source.FEED, Source.KNOWLEDGE

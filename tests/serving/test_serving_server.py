@@ -17,14 +17,14 @@ import pytest
 
 from crops.config import ServingConfig
 from crops.errors import CropsError
-from crops.serving.server import arrival, listen
+from crops.serving.app import arrival, listen
 
 SCRIPT = """
 import sys, time
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 from served_world import fake_load_model, open_world
-from crops.serving import server, service as service_module
+from crops.serving import app as server, service as service_module
 from crops.serving.searcher import Searcher
 service_module.load_model = fake_load_model
 limits = {"max_connections": 20, "max_requests": 10, "max_wait_s": 0.5, "read_timeout_s": 0.5, "grace_s": 1}

@@ -6,21 +6,23 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import typer
+from rich.table import Table
 
 from crops.cli.options import Options, command
 from crops.config import RunConfig
 from crops.engine.scoring import cached
 from crops.errors import CropsError, nearest
 from crops.logs import Logs, open_logs
-from crops.online.analysis import Analysis, arms_of, with_pairs
+from crops.online.analysis import Analysis, arms_of, everybody, with_pairs
 from crops.online.analysis import analyse as analyse_arms
 from crops.online.experiment import LIVE, PAIRED, PREREGISTRATION
-from crops.online.metrics import Reading, creator_reach, user_days
+from crops.online.metrics import Reading, creator_reach, metrics_of, user_days
+from crops.online.statistics import sensitivity
 from crops.outputs import MANIFEST, cache_folder, console, ended, finite, publish, to_json, write_manifest
 from crops.pipeline import Simulated, accepted_logs, mining_job
 from crops.platform import ROUTES
@@ -97,28 +99,56 @@ def analyse(
 
 
 def analyse_experiment(
-    folder: Path,
-    run: RunConfig,
-    out: Path | None = None,
-    *,
-    effect: float | None = None,
-    salts: int = 1000,
+    folder: Path, run: RunConfig, out: Path | None = None, *, effect: float | None = None, salts: int = 1000
 ) -> dict[str, Any]:
     """Analyse an output of `crops experiment`: all its experiments, their A/A, and the paired worlds.
 
     Args:
         folder: with plan.json, world/, live/ and paired/.
-        run: the settings.
         out: folder for report.html and analysis.json; `folder`/analysis when None.
         effect: relative effect that matters.
         salts: re-randomised A/A assignments.
-
-    Raises:
-        CropsError: the folder is no such output, or its logs cannot be analysed.
     """
-    analyses, facts = experiment_analyses(folder, run, wanted=effect, salts=salts)
-    facts = {"experiment": str(folder), **facts}
-    return _write(analyses, out or folder / "analysis", run, facts)
+    plan = json.loads((folder / PREREGISTRATION).read_text())
+    live, days = open_logs(folder / LIVE / "logs"), plan["days"]
+    if missing := sorted(set(days) - set(live.search_days)):
+        raise CropsError(
+            f"{folder / LIVE}: no searches on {', '.join(missing)}; run `crops experiment` again, it resumes "
+            "where it stopped"
+        )
+    routes = {one["name"]: one["route"].split("+") if one["route"] else [] for one in plan["experiments"]}
+    bits = {name: ROUTES.index(name) for named in routes.values() for name in named}
+    world = Simulated(folder).world
+    how, static = reading(Path(live.path), run, bits), world / "truth"
+    table = user_days(live, how, days, [folder / LIVE / "truth", static])
+    before = user_days(open_logs(world / "logs"), how, truth=[static])
+    analyses = []
+    for one in plan["experiments"]:
+        name, control = one["name"], one["control"]
+        shares = {arm["name"]: arm["share"] for arm in one["arms"]}
+        treatments = [arm for arm in shares if arm != control]
+        analysis = analyse_arms(
+            arms_of(table, name),
+            control,
+            treatments,
+            routes=tuple(routes[name]),
+            before=before,
+            ratios={arm: shares[arm] / shares[control] for arm in treatments},
+            wanted=effect,
+            salts=salts,
+            name=name,
+        )
+        copies = {arm: folder / PAIRED / name / arm for arm in shares}
+        paired = {
+            arm: user_days(logs, how, days, [copy / "truth", static])
+            for arm, copy in copies.items()
+            if (logs := _whole(copy / "logs", days)) is not None
+        }
+        if control in paired:
+            analysis = with_pairs(analysis, paired[control], paired)
+        analyses.append(_with_reach(analysis, live, how, name))
+    facts = {key: str(plan[key]) for key in ("seed", "size", "platform", "notes") if plan.get(key)}
+    return _write(analyses, out or folder / "analysis", run, {"experiment": str(folder), **facts})
 
 
 def _ratios(given: Sequence[str] | None, treatments: Sequence[str]) -> dict[str, float]:
@@ -135,10 +165,7 @@ def _ratios(given: Sequence[str] | None, treatments: Sequence[str]) -> dict[str,
 
 
 def _write(
-    analyses: Sequence[Analysis],
-    target: Path,
-    run: RunConfig,
-    facts: Mapping[str, str],
+    analyses: Sequence[Analysis], target: Path, run: RunConfig, facts: Mapping[str, str]
 ) -> dict[str, Any]:
     from crops.report import Page, printed, write_page
     from crops.report.experiment import headline, section
@@ -180,11 +207,7 @@ def as_json(analysis: Analysis) -> dict[str, Any]:
 
 
 def _earlier(table: pa.Table, experiment: pa.Table, days: Sequence[str] | None) -> pa.Table:
-    """Return the rows of days before the first day with an arm, or of the given days.
-
-    Raises:
-        CropsError: a given day has no search, or is not before the experiment.
-    """
+    """Return the rows of days before the first day with an arm, or of the given days."""
     first = pc.min(experiment.filter(pc.is_valid(experiment["arm"]))["day"]).as_py() or ""
     for day in days or ():
         if day not in table["day"].to_pylist() or day >= first:
@@ -193,60 +216,6 @@ def _earlier(table: pa.Table, experiment: pa.Table, days: Sequence[str] | None) 
             )
     kept = pc.is_in(table["day"], pa.array(days)) if days else pc.less(table["day"], first)
     return table.filter(kept)
-
-
-def experiment_analyses(
-    folder: Path, run: RunConfig, *, wanted: float | None, salts: int
-) -> tuple[list[Analysis], dict[str, str]]:
-    """Analyse every experiment of an output of `crops experiment`, and say what was read.
-
-    Raises:
-        CropsError: a folder is missing, or its logs cannot be analysed.
-    """
-    plan = json.loads((folder / PREREGISTRATION).read_text())
-    live, days = open_logs(folder / LIVE / "logs"), plan["days"]
-    if missing := sorted(set(days) - set(live.search_days)):
-        raise CropsError(
-            f"{folder / LIVE}: no searches on {', '.join(missing)}; run `crops experiment` again, it resumes "
-            "where it stopped"
-        )
-    bits = {name: ROUTES.index(name) for name in _routes(plan)}
-    world = Simulated(folder).world
-    how, static = reading(Path(live.path), run, bits), world / "truth"
-    table = user_days(live, how, days, [folder / LIVE / "truth", static])
-    before = user_days(open_logs(world / "logs"), how, truth=[static])
-    analyses = []
-    for one in plan["experiments"]:
-        name, control = one["name"], one["control"]
-        shares = {arm["name"]: arm["share"] for arm in one["arms"]}
-        treatments = [arm for arm in shares if arm != control]
-        analysis = analyse_arms(
-            arms_of(table, name),
-            control,
-            treatments,
-            routes=tuple(one["route"].split("+")) if one["route"] else (),
-            before=before,
-            ratios={arm: shares[arm] / shares[control] for arm in treatments},
-            wanted=wanted,
-            salts=salts,
-            name=name,
-        )
-        copies = {arm: folder / PAIRED / name / arm for arm in shares}
-        paired = {
-            arm: user_days(logs, how, days, [copy / "truth", static])
-            for arm, copy in copies.items()
-            if (logs := _whole(copy / "logs", days)) is not None
-        }
-        if control in paired:
-            analysis = with_pairs(analysis, paired[control], paired)
-        analyses.append(_with_reach(analysis, live, how, name))
-    facts = {key: str(plan[key]) for key in ("seed", "size", "platform", "notes") if plan.get(key)}
-    return analyses, facts
-
-
-def _routes(plan: dict[str, Any]) -> list[str]:
-    named = (name for one in plan["experiments"] for name in (one["route"] or "").split("+") if name)
-    return list(dict.fromkeys(named))
 
 
 def _whole(logs: Path, days: Sequence[str]) -> Logs | None:
@@ -277,16 +246,10 @@ def reading(logs: Path, run: RunConfig, routes: Mapping[str, int]) -> Reading:
 
 
 def route_bits(logs: Path, wanted: Sequence[str] | None) -> dict[str, int]:
-    """Return recall routes and their bits.
-
-    Args:
-        logs: the logs folder; the manifest in it or next to it may name the bits of `routes`.
-        wanted: names of that manifest, or `name=bit` for logs without one; none when None.
-
-    Raises:
-        CropsError: a name is unknown, or a bit is no number.
-    """
-    names = _route_names(logs)
+    """Return recall routes and their bits: names of the manifest in or above the logs, or `name=bit`."""
+    made = (one / MANIFEST for one in (logs, logs.parent, logs.parent.parent))
+    named = (json.loads(one.read_text()).get("routes") for one in made if one.is_file())
+    names: list[str] = next(filter(None, named), [])
     bits: dict[str, int] = {}
     for route in wanted or ():
         name, given, bit = route.partition("=")
@@ -300,23 +263,6 @@ def route_bits(logs: Path, wanted: Sequence[str] | None) -> dict[str, int]:
             )
         bits[name] = int(bit) if given else names.index(name)
     return bits
-
-
-def _route_names(logs: Path) -> list[str]:
-    for folder in (logs, logs.parent, logs.parent.parent):
-        if (folder / MANIFEST).is_file():
-            names: list[str] = json.loads((folder / MANIFEST).read_text()).get("routes", [])
-            if names:
-                return names
-    return []
-
-
-if TYPE_CHECKING:
-    from rich.table import Table
-
-    from crops.online.analysis import UserDays
-    from crops.online.metrics import Metric
-    from crops.online.power import Sensitivity
 
 
 @command
@@ -335,16 +281,9 @@ def power(
     run: Annotated[RunConfig, Options(relevance="relevance.model")],
 ) -> list[dict[str, Any]]:
     """Print the minimal detectable effect of each metric, and the users that the asked effect needs."""
-    from crops.cli.analyse import reading, route_bits
-    from crops.logs import open_logs
-    from crops.online.analysis import everybody
-    from crops.online.metrics import user_days
-    from crops.pipeline import accepted_logs
-    from crops.report.experiment import checked_effect
+    from crops.report.experiment import checked_effect, value
 
     checked_effect(effect)
-    if not 0.5 <= chance <= 0.999:
-        raise CropsError(f"--chance {chance:g}: give a chance between 0.5 and 0.999")
     if not 0 < share <= 0.5:
         raise CropsError(f"--share {share:g}: two arms have at most half of the users each, and some")
     bits = route_bits(logs, route)
@@ -353,50 +292,25 @@ def power(
     if unknown := sorted(set(pre_day or ()) - set(people.days)):
         raise CropsError(f"--pre-day {unknown[0]}: no search; the days there are: {', '.join(people.days)}")
     users = int(share * len(people.users))
-    found = _sensitivities(people, tuple(bits), users, pre_day or (), effect, chance)
-    console.print(_printed(found, users, effect))
-    return [{"metric": metric.key, **dataclasses.asdict(one)} for metric, one in found]
-
-
-def _sensitivities(
-    people: UserDays,
-    routes: Sequence[str],
-    users: int,
-    pre_days: Sequence[str],
-    effect: float | None,
-    chance: float,
-) -> list[tuple[Metric, Sensitivity]]:
-    """Return what can be planned; what cannot is said."""
-    from crops.online.metrics import metrics_of
-    from crops.online.power import sensitivity
-
-    days = [day for day in people.days if day not in pre_days]
-    sums, before = people.sums(days), people.sums(pre_days) if pre_days else None
+    sums = people.sums([day for day in people.days if day not in (pre_day or ())])
+    before = people.sums(pre_day) if pre_day else None
+    table = Table("metric", "mean", "MDE", "MDE, relative", title=f"{users:,} users per arm")
+    if effect:
+        table.add_column(f"users per arm for {100 * effect:g} %")
+        table.add_column("enough?")
     found = []
-    for metric in metrics_of(routes, tuple(people.statistics)):
+    for metric in metrics_of(tuple(bits), tuple(people.statistics)):
         try:
             one = sensitivity(metric, sums, users, wanted=effect, before=before, power=chance)
         except CropsError as error:
             console.print(f"left out: {error}", markup=False, highlight=False)
             continue
-        found.append((metric, one))
-    return found
-
-
-def _printed(found: Sequence[tuple[Metric, Sensitivity]], users: int, effect: float | None) -> Table:
-    from rich.table import Table
-
-    from crops.report.experiment import value
-
-    table = Table("metric", "mean", "MDE", "MDE, relative", title=f"{users:,} users per arm")
-    if effect:
-        table.add_column(f"users per arm for {100 * effect:g} %")
-        table.add_column("enough?")
-    for metric, one in found:
         cells = [metric.label, value(metric, one.mean), value(metric, one.mde)]
         cells.append(f"{100 * one.mde / one.mean:.2f} %" if one.mean else "–")
         if one.suffices is not None:
             more = one.suffices - users
             cells += [f"{one.suffices:,}", "yes" if more <= 0 else f"no: {more:,} more per arm"]
         table.add_row(*cells)
-    return table
+        found.append({"metric": metric.key, **dataclasses.asdict(one)})
+    console.print(table)
+    return found

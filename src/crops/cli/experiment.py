@@ -15,13 +15,14 @@ from crops.cli.options import Options, command
 from crops.config import RunConfig, TrainingConfig
 from crops.engine.mined import REPORT
 from crops.errors import CropsError, nearest
-from crops.online.assignment import Routes, Trial, split
 from crops.online.bubble import Loop, Measured, SimulatedDays, measure_days, read_days, run_loop
 from crops.online.experiment import (
     A_A,
     LIVE,
     PAIRED,
     TEXTS,
+    Routes,
+    Trial,
     arm_run,
     arm_texts,
     arm_training,
@@ -29,6 +30,7 @@ from crops.online.experiment import (
     preregister,
     run_live,
     run_paired,
+    split,
     train_arm,
 )
 from crops.online.statistics import require_tea_tasting
@@ -80,7 +82,7 @@ def experiment(
     """
     require_tea_tasting()
     run = with_days(run, days)
-    names, kinds = arm_names(arms), _kinds(models)
+    names, kinds = arm_names(arms), list(dict.fromkeys(_kind(one.strip()) for one in models.split(",")))
     _require_texts(names, kinds == ["dense"], "--models dense")
     split(dict.fromkeys(names, share))  # an impossible share should not cost the days before
     require_encoder(run.training)
@@ -108,11 +110,7 @@ def experiment(
 
 
 def arm_names(arms: str) -> list[str]:
-    """Return the names in a comma-separated list of arms.
-
-    Raises:
-        CropsError: an arm is unknown or named twice, or there is only one.
-    """
+    """Return the names in a comma-separated list of arms."""
     names = [name.strip() for name in arms.split(",")]
     if len(names) < 2 or len(set(names)) < len(names):
         raise CropsError(f"--arms {arms}: name at least two arms, each once")
@@ -127,12 +125,11 @@ def _require_texts(names: Sequence[str], there: bool, remedy: str) -> None:
         raise CropsError(f"--arms: {', '.join(changed)} changes the texts of items; use {remedy}")
 
 
-def _kinds(models: str) -> list[str]:
-    kinds = [kind.strip() for kind in models.split(",")]
-    for kind in kinds:
-        if kind not in MODELS:
-            raise CropsError(f"unknown model '{kind}'; models: {', '.join(MODELS)}.{nearest(kind, MODELS)}")
-    return list(dict.fromkeys(kinds))
+def _kind(model: str) -> str:
+    """Return the kind of model, if there is such a one."""
+    if model not in MODELS:
+        raise CropsError(f"unknown model '{model}'; models: {', '.join(MODELS)}.{nearest(model, MODELS)}")
+    return model
 
 
 def _train(
@@ -161,21 +158,14 @@ def _facts(run: RunConfig, days: int, samples: Path, kinds: list[str]) -> dict[s
     }
 
 
-LEAST_DAYS = 4
-"""Days that a simulated world has at least."""
-
-
 def with_days(run: RunConfig, days: int) -> RunConfig:
-    """Return the settings of a world that lasts for the days before and `days` of an experiment.
-
-    Raises:
-        CropsError: that is more than a world lasts.
-    """
-    field = type(run.platform).model_fields["days"]
-    longest = next(one.le for one in field.metadata if hasattr(one, "le"))
+    """Return the settings of a world that lasts for the days before and `days` of an experiment."""
+    bounds = type(run.platform).model_fields["days"].metadata
+    least = next(one.ge for one in bounds if hasattr(one, "ge"))
+    longest = next(one.le for one in bounds if hasattr(one, "le"))
     if not 1 <= days <= longest - FIRST_DAY:
         raise CropsError(f"--days {days}: an experiment lasts from 1 to {longest - FIRST_DAY} days")
-    platform = run.platform.model_copy(update={"days": max(LEAST_DAYS, FIRST_DAY + days)})
+    platform = run.platform.model_copy(update={"days": max(least, FIRST_DAY + days)})
     return run.model_copy(update={"platform": platform})
 
 
@@ -238,9 +228,7 @@ def bubble_loop(
     """
     run = with_days(run, days)
     names = arm_names(arms)
-    if model not in MODELS:
-        raise CropsError(f"unknown model '{model}'; models: {', '.join(MODELS)}.{nearest(model, MODELS)}")
-    _require_texts(names, model == "dense", "--model dense")
+    _require_texts(names, _kind(model) == "dense", "--model dense")
     start, documents = days_before(out, run), generated or packaged_documents()
     samples = {name: arm_samples(out, name, run, documents) for name in names}
     training = run.training.changed(encoder=MODELS[model])
@@ -251,23 +239,19 @@ def bubble_loop(
         "size": run.platform.size,
         "platform": platform_version(),
         "model": model,
+        "last_day": run.platform.days,
     }
-    preregister(out, [], {**facts, "last_day": run.platform.days})
+    preregister(out, [], facts)
     for _ in run_loop(loop, start, names, days):
-        _report(out, loop, start, names, run)
+        measured = shared_days({name: read_days(loop, start, name) for name in names})
+        written = {
+            arm: {day: {key: asdict(one) for key, one in row.items()} for day, row in known.items()}
+            for arm, known in measured.items()
+        }
+        (out / "loop.json").write_text(to_json(written))
+        write_page(loop_page(measured, run), out / "report.html")
     ended(f"open [bold]{out / 'report.html'}[/bold]")
     return out / "report.html"
-
-
-def _report(out: Path, loop: Loop, start: Start, names: Sequence[str], run: RunConfig) -> None:
-    """Write loop.json and report.html from the days that all arms have."""
-    measured = shared_days({name: read_days(loop, start, name) for name in names})
-    written = {
-        arm: {day: {key: asdict(one) for key, one in row.items()} for day, row in days.items()}
-        for arm, days in measured.items()
-    }
-    (out / "loop.json").write_text(to_json(written))
-    write_page(loop_page(measured, run), out / "report.html")
 
 
 def shared_days(measured: Mapping[str, Days]) -> dict[str, Days]:
@@ -277,12 +261,7 @@ def shared_days(measured: Mapping[str, Days]) -> dict[str, Days]:
 
 
 def loop_page(measured: Mapping[str, Days], run: RunConfig) -> Page:
-    """Return the page of a loop: a chart and a table per observable.
-
-    Args:
-        measured: observables by arm and day; all arms have the same days.
-        run: its settings.
-    """
+    """Return the page of a loop: a chart and a table per observable; all arms have the same days."""
     days = sorted(next(iter(measured.values())))
     figures = [_figure(key, measured, days) for key in OBSERVABLES]
     tables = [_table(key, measured, days) for key in OBSERVABLES]
@@ -319,12 +298,17 @@ def _course(key: str, measured: Mapping[str, Days], days: Sequence[str]) -> str:
 
 
 def _figure(key: str, measured: Mapping[str, Days], days: Sequence[str]) -> Figure:
-    lines = []
-    for tone, (arm, found) in enumerate(measured.items(), start=1):
-        values = [(number, _scaled(key, found[day])) for number, day in enumerate(days, start=1)]
-        points = [(number, value) for number, value in values if value is not None]
-        lines.append(Line(arm, [number for number, _ in points], [value for _, value in points], tone))
+    lines = [
+        _line(arm, [_scaled(key, found[day]) for day in days], tone)
+        for tone, (arm, found) in enumerate(measured.items(), start=1)
+    ]
     return Figure(f"{OBSERVABLES[key][0]}{'' if key in _COUNTS else ', %'}", lines, "day")
+
+
+def _line(name: str, values: Sequence[float | None], tone: int) -> Line:
+    """Return the values of days 1, 2, ... that are known."""
+    points = [(day, value) for day, value in enumerate(values, start=1) if value is not None]
+    return Line(name, [day for day, _ in points], [value for _, value in points], tone)
 
 
 def _table(key: str, measured: Mapping[str, Days], days: Sequence[str]) -> Table:
@@ -365,12 +349,7 @@ _FORMING = {
 
 
 def bubble_section(logs: Path, truth: Path) -> Section:
-    """Return the observables of the bubble per simulated day, over that day's shown results.
-
-    Args:
-        logs: accepted logs of a simulation.
-        truth: its truth; tells what the searchers needed.
-    """
+    """Return the observables of the bubble per simulated day, over that day's shown results."""
     evidence = SimulatedDays(
         logs=logs,
         searches=(f"{truth}/searches.parquet",),
@@ -378,21 +357,16 @@ def bubble_section(logs: Path, truth: Path) -> Section:
         items=load_items(logs)[0].size,
         route=ROUTES.index("dense"),
     )
-    measured = measure_days(evidence, list(_FORMING))
-    rows: list[list[str]] = []
-    counts: dict[str, set[int]] = {key: set() for key in _FORMING}
-    for day, found in sorted(measured.items()):
-        known = {key: one for key, one in found.items() if one.value is not None}
-        rows.append([day, *(percent(known[key].value) if key in known else "–" for key in _FORMING)])
-        for key, one in known.items():
-            counts[key].add(one.n)
+    measured = measure_days(evidence, _FORMING)
     days = sorted(measured)
-    lines = []
-    for tone, (key, (label, _)) in enumerate(_FORMING.items(), 1):
-        found_on = enumerate((measured[day][key].value for day in days), 1)
-        points = [(day, 100 * value) for day, value in found_on if value is not None]
-        lines.append(Line(label, [day for day, _ in points], [value for _, value in points], tone))
-    head = ["Day", *(f"{label}\n%, n = {count_range(counts[key])}" for key, (label, _) in _FORMING.items())]
+    columns = {key: [measured[day].get(key, Measured(None, 0)) for day in days] for key in _FORMING}
+    rows = [[day, *(percent(one[at].value) for one in columns.values())] for at, day in enumerate(days)]
+    lines = [
+        _line(label, [None if one.value is None else 100 * one.value for one in columns[key]], tone)
+        for tone, (key, (label, _)) in enumerate(_FORMING.items(), 1)
+    ]
+    counts = {key: count_range(one.n for one in own if one.value is not None) for key, own in columns.items()}
+    head = ["Day", *(f"{label}\n%, n = {counts[key]}" for key, (label, _) in _FORMING.items())]
     terms = list(_FORMING.values())
     note = (
         f"From {days[0]} to {days[-1]} {' and '.join(_moved(line) for line in lines[:2] if line.y)}. "

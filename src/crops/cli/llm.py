@@ -23,7 +23,6 @@ from crops.evaluation import MIN_QUERIES
 from crops.evaluation.raters import (
     GRADE_NAMES,
     SOURCES,
-    Agreement,
     Ratings,
     agreements,
     common_counts,
@@ -56,19 +55,8 @@ from crops.report import Bar, Figure, Page, Section, Table, write_page
 from crops.report.page import percent
 from crops.retrieval import BM25Retriever, load_items, load_queries
 
-ENDPOINT = {
-    name: f"llm.{name}"
-    for name in (
-        "base_url",
-        "model",
-        "gguf",
-        "sha256",
-        "token_budget",
-        "cost_budget",
-        "concurrency",
-        "allow_remote",
-    )
-}
+_ASKED = "base_url model gguf sha256 token_budget cost_budget concurrency allow_remote"
+ENDPOINT = {name: f"llm.{name}" for name in _ASKED.split()}
 """Options of the commands that ask an LLM."""
 RetryOption = Annotated[
     bool, typer.Option("--retry-refused", help="Ask again for what was answered unusably before.")
@@ -157,12 +145,7 @@ def budget_of(config: LLMConfig) -> Budget:
 
 @contextlib.contextmanager
 def open_endpoint(config: LLMConfig) -> Iterator[Endpoint]:
-    """Yield the endpoint that the settings name; an embedded server stops with the block.
-
-    Raises:
-        CropsError: the settings contradict each other, name a model file without its hash, or no model is
-            to be had; or as `embedded_server`.
-    """
+    """Yield the endpoint that the settings name; an embedded server stops with the block."""
     if config.base_url and config.gguf:
         raise CropsError("llm.base_url and llm.gguf are both set; name one of them")
     if config.base_url:
@@ -170,23 +153,19 @@ def open_endpoint(config: LLMConfig) -> Iterator[Endpoint]:
             raise CropsError(f"{config.base_url}: name the model there with llm.model (--model)")
         yield _endpoint(config, config.base_url, config.model, config.sha256)
         return
-    file, sha256, name = _model_file(config)
-    with embedded_server(file, sha256, name=name, slots=config.concurrency) as base_url:
-        yield _endpoint(config, base_url, name, sha256)
-
-
-def _model_file(config: LLMConfig) -> tuple[Path, str, str]:
     if config.gguf:
         file = Path(config.gguf)
         if not config.sha256:
             raise CropsError(f"{file}: pin the model with llm.sha256 (--sha256)")
-        return file, config.sha256, config.model or file.stem
-    file = smoke_model()
-    console.print(
-        f"[yellow]no model named: {SMOKE_MODEL} tries the plumbing out. "
-        "Its texts are worthless: never train on them and never publish a figure made with them.[/yellow]"
-    )
-    return file, SMOKE_SHA256, SMOKE_MODEL
+        sha256, name = config.sha256, config.model or file.stem
+    else:
+        file, sha256, name = smoke_model(), SMOKE_SHA256, SMOKE_MODEL
+        console.print(
+            f"[yellow]no model named: {SMOKE_MODEL} tries the plumbing out. "
+            "Its texts are worthless: never train on them and never publish a figure made with them.[/yellow]"
+        )
+    with embedded_server(file, sha256, name=name, slots=config.concurrency) as base_url:
+        yield _endpoint(config, base_url, name, sha256)
 
 
 def _endpoint(config: LLMConfig, base_url: str, model: str, sha256: str | None) -> Endpoint:
@@ -305,54 +284,40 @@ def judge_report(
 
 def judge_page(found: dict[str, Any]) -> Page:
     """Return the page of what `judge.json` holds."""
-    people, llm, agreement = found["people"], found["llm"], found["agreement"]
-    sections = []
-    if people:
-        lead = "The middle grade where several people graded a pair."
-        sections.append(Section("By people", lead, [_grades_table("Grades by people", people)]))
-    if llm:
-        lead = "Worth as much as its agreement with people, below."
-        sections.append(Section("By the LLM", lead, [_grades_table("Grades by the LLM", llm)]))
-    drawn = [_figure("by people", people), _figure("by the LLM", llm)]
-    sections.append(Section("Drawn", figures=[figure for figure in drawn if figure.series]))
-    lead = "" if agreement else "One rater alone: there is nobody to agree with."
-    sections.append(Section("Agreement", lead, [_agreement_table(agreement)] if agreement else []))
-    return Page(found["title"], found["headline"], sections, found["facts"])
-
-
-def _grades_table(title: str, rows: Sequence[dict[str, Any]]) -> Table:
-    head = ["Source", "Pairs", "Very relevant\n%", "Relevant\n%", "Irrelevant\n%"]
-    cells = []
-    for row in rows:
-        pairs = sum(row["counts"])
-        shares = (percent(count / pairs) for count in reversed(row["counts"]))
-        cells.append([row["name"], f"{pairs:,}", *shares])
-    return Table(title, head, cells, headed=False)
-
-
-def _figure(raters: str, rows: Sequence[dict[str, Any]]) -> Figure:
+    sections, figures, agreement = [], [], found["agreement"]
     tones = {row.name: row.tone for row in POSITIVE_ORIGINS}
-    bars = [Bar(row["name"], _useful(row), row["low"], row["high"], tones[row["name"]]) for row in rows]
-    return Figure(f"Relevant or better, {raters}", bars, upper=1.0)
-
-
-def _agreement_table(rows: Sequence[dict[str, Any]]) -> Table:
-    return Table(
+    leads = {
+        "people": "The middle grade where several people graded a pair.",
+        "the LLM": "Worth as much as its agreement with people, below.",
+    }
+    for (raters, lead), rows in zip(leads.items(), (found["people"], found["llm"]), strict=True):
+        cells, bars = [], []
+        for row in rows:
+            pairs, name = sum(row["counts"]), row["name"]
+            shares = (percent(count / pairs) for count in reversed(row["counts"]))
+            cells.append([name, f"{pairs:,}", *shares])
+            bars.append(Bar(name, _useful(row), row["low"], row["high"], tones[name]))
+        head = ["Source", "Pairs", "Very relevant\n%", "Relevant\n%", "Irrelevant\n%"]
+        if rows:
+            table = Table(f"Grades by {raters}", head, cells, headed=False)
+            sections.append(Section(f"By {raters}", lead, [table]))
+            figures.append(Figure(f"Relevant or better, by {raters}", bars, upper=1.0))
+    sections.append(Section("Drawn", figures=figures))
+    lead = "" if agreement else "One rater alone: there is nobody to agree with."
+    rows = []
+    for row in agreement:
+        kappas = ("–" if row[name] is None else f"{row[name]:.2f}" for name in ("kappa", "weighted_kappa"))
+        rows.append([row["names"], f"{row['pairs']:,}", percent(row["same"]), *kappas])
+    table = Table(
         "Agreement of raters",
         ["Raters", "Pairs", "Same grade\n%", "Kappa", "Weighted kappa"],
-        [
-            [
-                row["names"],
-                f"{row['pairs']:,}",
-                percent(row["same"]),
-                *("–" if row[name] is None else f"{row[name]:.2f}" for name in ("kappa", "weighted_kappa")),
-            ]
-            for row in rows
-        ],
+        rows,
         below="Kappa: agreement beyond chance, 1 is perfect and 0 is chance (Cohen; weighted: quadratic "
         "weights). – where all grades are equal.",
         headed=False,
     )
+    sections.append(Section("Agreement", lead, [table] if agreement else []))
+    return Page(found["title"], found["headline"], sections, found["facts"])
 
 
 def _useful(row: dict[str, Any]) -> float:
@@ -362,53 +327,39 @@ def _useful(row: dict[str, Any]) -> float:
 
 def _by_source(grades: Ratings, sources: dict[str, Source]) -> list[dict[str, Any]]:
     """Return the counts of the three grades, and the interval of the share of the upper two."""
+    from scipy.stats import binomtest  # slow to import: not for --help
+
     rows = []
     for name, source in SOURCES.items():
-        counts = Counter(grade for pair, grade in grades.items() if sources[pair] & source)
-        if total := sum(counts.values()):
-            low, high = _interval(counts[1] + counts[2], total)
-            rows.append({"name": name, "counts": (counts[0], counts[1], counts[2]), "low": low, "high": high})
+        found = Counter(grade for pair, grade in grades.items() if sources[pair] & source)
+        if not (total := sum(found.values())):
+            continue
+        low = high = None
+        if total >= MIN_QUERIES:  # a handful of pairs carries no interval
+            low, high = map(float, binomtest(found[1] + found[2], total).proportion_ci(method="wilson"))
+        rows.append(
+            {"name": name, "counts": tuple(found[grade] for grade in range(3)), "low": low, "high": high}
+        )
     return rows
 
 
-def _interval(useful: int, total: int) -> tuple[float | None, float | None]:
-    """Return the 95 % interval of a share (Wilson); a handful of pairs carries none."""
-    if total < MIN_QUERIES:
-        return None, None
-    from scipy.stats import binomtest  # slow to import: not for --help
-
-    interval = binomtest(useful, total).proportion_ci(method="wilson")
-    return float(interval.low), float(interval.high)
-
-
 def _headline(rows: Sequence[dict[str, Any]]) -> list[str]:
-    return [
-        f"{row['name']}: {100 * _useful(row):.1f} % of {sum(row['counts'])} pairs are relevant or better "
-        f"{_ends(row)}."
-        for row in rows
-    ]
-
-
-def _ends(row: dict[str, Any]) -> str:
-    if row["low"] is None:
-        return f"(no interval below {MIN_QUERIES} pairs)"
-    return f"[{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
+    said = []
+    for row in rows:
+        ends = f"(no interval below {MIN_QUERIES} pairs)"
+        if row["low"] is not None:
+            ends = f"[{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
+        share = f"{100 * _useful(row):.1f} % of {sum(row['counts'])} pairs"
+        said.append(f"{row['name']}: {share} are relevant or better {ends}.")
+    return said
 
 
 def _agreement(raters: dict[str, Ratings], middle: Ratings, by_llm: Ratings) -> list[dict[str, Any]]:
-    found: list[Agreement] = agreements(raters)
+    found = agreements(raters)
     if by_llm:
         found += agreements({"people": middle, "the LLM": by_llm})
-    return [
-        {
-            "names": f"{one.first}, {one.second}",
-            "pairs": one.pairs,
-            "same": one.same,
-            "kappa": one.kappa,
-            "weighted_kappa": one.weighted_kappa,
-        }
-        for one in found
-    ]
+    rows = [asdict(one) for one in found]
+    return [{"names": f"{row.pop('first')}, {row.pop('second')}", **row} for row in rows]
 
 
 def _fleiss(raters: dict[str, Ratings]) -> str:

@@ -27,7 +27,7 @@ from crops.cli.options import (
     verdict,
 )
 from crops.config import RunConfig
-from crops.engine.evidence import Explanation, Positive, Trail
+from crops.engine.evidence import Explanation, Trail
 from crops.engine.evidence import explain as explain_query
 from crops.engine.export import FORMATS
 from crops.engine.export import export as export_samples
@@ -116,22 +116,19 @@ def _guess(kind: str | None, source: Path, out: Path) -> Path | None:
     if kind is not None:
         ended(f"{source} is {kind}, which needs no map", f"crops import {kind} {source} --out LOGS")
         return None
+    unsure = None
     try:
         notes: Sequence[str] = write_guess(source, out).notes
-    except UnsureError as unsure:
-        _tell(unsure.notes)
-        raise
-    _tell(notes)
-    folder = source if source.is_dir() else source.parent
-    ended(
-        f"map in [bold]{out}[/bold]: look it over", f"crops import table {folder} --mapping {out} --out LOGS"
-    )
-    return out
-
-
-def _tell(notes: Sequence[str]) -> None:
+    except UnsureError as error:
+        unsure, notes = error, error.notes
     for note in notes:
         console.print(f"· {note}", markup=False)
+    if unsure is not None:
+        raise unsure
+    folder = source if source.is_dir() else source.parent
+    then = f"crops import table {folder} --mapping {out} --out LOGS"
+    ended(f"map in [bold]{out}[/bold]: look it over", then)
+    return out
 
 
 @command
@@ -187,11 +184,7 @@ def check(
 
 
 def _share(text: str) -> float:
-    """Return a share: "5%" or "0.05".
-
-    Raises:
-        CropsError: it is neither.
-    """
+    """Return a share: "5%" or "0.05"."""
     number, percent, _ = text.partition("%")
     try:
         value = float(number) / (100 if percent else 1)
@@ -352,7 +345,7 @@ def mine(
         console.print(printed(table))
     for sentence in [*why_empty(report, run.engine), *report["notes"]]:
         console.print(f"· {sentence}", highlight=False, markup=False)
-    options = of_recipe(run) + (" --relevance none" if run.relevance.model == NO_THETA else "")
+    options = of_recipe(run) + " --relevance none" * (run.relevance.model == NO_THETA)
     if held:
         then = verdict("MODEL", samples, accepted, held, options)
         console.print(f"kept for evaluation: [bold]{spans(held)}[/bold], later with: {then}", soft_wrap=True)
@@ -367,11 +360,7 @@ def mine(
 def _days(
     logs: logs_room.Logs, first: str | None, last: str | None, run: RunConfig, *, daily: bool
 ) -> tuple[tuple[str, ...], list[str]]:
-    """Return the days to mine, and those kept for evaluation.
-
-    Raises:
-        CropsError: a day is no day, --day is given with --from or --to, or none is left to mine.
-    """
+    """Return the days to mine, and those kept for evaluation."""
     from crops.logs.days import hold_out, named_days, usual_days
 
     engine, known = run.engine, logs.search_days
@@ -424,7 +413,12 @@ def expand(
             "theta; mine with engine.reformulation.relevance = 0 to add them all",
             soft_wrap=True,
         )
-    removed = [] if remove is None else _lines(remove)
+    removed: list[str] = []
+    if remove is not None:
+        try:
+            removed = [one for one in remove.read_text(encoding="utf-8-sig").splitlines() if one.strip()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise CropsError(f"--remove {remove}: cannot read the queries: {error}") from error
     counts = expand_items(samples, out, run.expansion, logs, removed)
     console.print(
         "{queries:,} queries join {items:,} items ({pairs:,} pairs)".format(**counts)
@@ -432,13 +426,6 @@ def expand(
         f"next: crops index MODEL LOGS --expanded {out}"
     )
     return counts
-
-
-def _lines(file: Path) -> list[str]:
-    try:
-        return [line for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise CropsError(f"--remove {file}: cannot read the queries: {error}") from error
 
 
 _DID = {row.bit: row.meaning for row in ORIGINS}
@@ -459,45 +446,28 @@ def explain(
     console.print(f"[bold]{escape(found.query)}[/bold]: searched {searched}")
     table = Table("label", "item", "text", "weight", "theta", "because")
     for positive in found.positives:
-        table.add_row(*_cells(positive, found.k))
+        theta = "–" if positive.theta is None else f"{positive.theta:.3f}"
+        because = "\n".join(_sentence(trail, found.k) for trail in positive.trails)
+        shown = escape(positive.shown), escape(positive.text), f"{positive.weight:.3g}"
+        table.add_row(str(positive.label), *shown, theta, because)
     console.print(table)
     if raw:
-        console.print(_raw_table(found))
+        logged = Table(*(found.rows[0] if found.rows else ()), title="Rows of the logs")
+        for row in found.rows:
+            values = {**row, "source": Source(row["source"]).name}.values()
+            logged.add_row(*("" if value is None else escape(str(value)) for value in values))
+        console.print(logged)
     return found
-
-
-def _cells(positive: Positive, k: int) -> list[str]:
-    theta = "–" if positive.theta is None else f"{positive.theta:.3f}"
-    because = "\n".join(_sentence(trail, k) for trail in positive.trails)
-    return [
-        str(positive.label),
-        escape(positive.shown),
-        escape(positive.text),
-        f"{positive.weight:.3g}",
-        theta,
-        because,
-    ]
 
 
 def _sentence(trail: Trail, k: int) -> str:
     if trail.source == Source.KNOWLEDGE:
         return _DID[trail.source]
     via = "".join(f" as “{escape(query)}”" for query in trail.via)
-    counts = (
-        f"by fewer than {k} users"
-        if trail.events is None
-        else f"{trail.events:,} time(s) by {trail.users:,} user(s)"
-    )
+    counts = f"by fewer than {k} users"
+    if trail.events is not None:
+        counts = f"{trail.events:,} time(s) by {trail.users:,} user(s)"
     return f"{_DID[trail.source]}{via}: {counts}"
-
-
-def _raw_table(found: Explanation) -> Table:
-    names = list(found.rows[0]) if found.rows else []
-    table = Table(*names, title="Rows of the logs")
-    for row in found.rows:
-        shown = {**row, "source": Source(row["source"]).name}
-        table.add_row(*("" if value is None else escape(str(value)) for value in shown.values()))
-    return table
 
 
 @command

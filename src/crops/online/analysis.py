@@ -5,33 +5,32 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import scipy  # its submodules load when they are used
 from numpy.typing import NDArray
+from scipy.special import ndtri
 
 from crops.errors import CropsError, nearest
 from crops.online.metrics import PRIMARY, USER_SHARES, Metric, metrics_of
-from crops.online.power import (
-    FalsePositives,
-    SampleCheck,
-    false_positives,
-    rerandomised,
-    sample_check,
-    significant,
-)
 from crops.online.statistics import (
     ALPHA,
     Effect,
+    FalsePositives,
     Level,
+    SampleCheck,
     attempt,
     corrected,
     effect,
+    false_positives,
     level,
-    looks,
     paired_effect,
+    rerandomised,
+    sample_check,
+    significant,
 )
 
 Floats = NDArray[np.float64]
@@ -65,9 +64,6 @@ class Finding:
         if not self.metric.better:
             return "differs"
         return "better" if self.effect.absolute * self.metric.better > 0 else "worse"
-
-
-# The effects of an experiment day by day, with what each look may claim.
 
 
 @dataclass(frozen=True)
@@ -148,14 +144,14 @@ def analyse(
         salts: re-randomised assignments of the A/A beside it; 0 leaves it out.
 
     Raises:
-        CropsError: arms overlap, have no user or share users (see `experiment_users`).
+        CropsError: as `experiment_users`.
     """
     people = experiment_users(table, [control, *treatments])
     earlier = None
     if before is not None and before.num_rows:
         rows = before.filter(pc.is_in(before["user_id"], pa.array(people.users)))
-        earlier = _user_days(rows, people.users, people.arm, people.arms)
-    members = {arm: people.members(arm) for arm in people.arms}
+        earlier = _user_days(rows, people.users, people.members)
+    members = people.members
     users = {arm: int(inside.sum()) for arm, inside in members.items()}
     checks = {
         arm: sample_check(users[control], users[arm], (ratios or {}).get(arm, 1.0)) for arm in treatments
@@ -163,12 +159,35 @@ def analyse(
     metrics = metrics_of(routes, tuple(people.statistics))
     family = len(treatments) * sum(metric.key in PRIMARY for metric in metrics)
     sums, past = people.sums(), earlier.sums() if earlier else None
+    found = []
+    for arm in treatments:
+        sides = members[control], members[arm]
+        for metric in metrics:
+            if not checks[arm].holds:
+                found.append(Finding(metric, arm, None, refusal(checks[arm])))
+                continue
+            one, refused = attempt(partial(effect, metric, sums, *sides, past))
+            suffices = None
+            if one is not None and wanted and one.control:
+                least = min(users[control], users[arm])
+                suffices = math.ceil(least * (one.mde / (wanted * one.control)) ** 2)
+            found.append(Finding(metric, arm, one, refused, suffices=suffices))
+    tested = [one for one in found if one.metric.key in PRIMARY and one.effect]
+    both = corrected([one.effect.p for one in tested if one.effect])  # of all treatments together
+    adjusted = {
+        id(one): replace(one, holm=holm, benjamini_hochberg=fdr)
+        for one, holm, fdr in zip(tested, *both, strict=True)
+    }
     gaps: dict[str, str] = {}
-    found = [
-        _finding(metric, sums, past, members[control], members[arm], arm, checks[arm], wanted)
-        for arm in treatments
-        for metric in metrics
-    ]
+    levels: dict[str, dict[str, Level]] = {arm: {} for arm in members}
+    for arm, inside in members.items():
+        own = _of(sums, inside)
+        for metric in metrics:
+            value, why = attempt(partial(level, metric, own))
+            if value is None:
+                gaps[f"level: {metric.label} of {arm}"] = why or ""
+            else:
+                levels[arm][metric.key] = value
     return Analysis(
         name=name,
         control=control,
@@ -178,8 +197,8 @@ def analyse(
         users=users,
         checks=checks,
         metrics=metrics,
-        levels={arm: _levels(metrics, _of(sums, inside), arm, gaps) for arm, inside in members.items()},
-        findings=tuple(_correct(found)),
+        levels=levels,
+        findings=tuple(adjusted.get(id(one), one) for one in found),
         daily={
             arm: _daily_effects(people, past, metrics, control, arm, ALPHA / family)
             for arm in treatments
@@ -192,12 +211,7 @@ def analyse(
 
 
 def with_pairs(analysis: Analysis, control: pa.Table, worlds: Mapping[str, pa.Table]) -> Analysis:
-    """Add the paired effects of copies of the world.
-
-    Args:
-        control: `user_days` of the control's world, on the days of the experiment.
-        worlds: the same of each treatment's.
-    """
+    """Add the paired effects of copies of the world; of each its `user_days` on the experiment's days."""
     pairs = {
         arm: (_aligned(control, table), _aligned(table, control))
         for arm, table in worlds.items()
@@ -224,26 +238,6 @@ def _aligned(table: pa.Table, other: pa.Table) -> dict[str, Floats]:
     return sums
 
 
-def _finding(
-    metric: Metric,
-    sums: Mapping[str, Floats],
-    past: Mapping[str, Floats] | None,
-    control: NDArray[np.bool_],
-    treatment: NDArray[np.bool_],
-    name: str,
-    check: SampleCheck,
-    wanted: float | None,
-) -> Finding:
-    if not check.holds:
-        return Finding(metric, name, None, refusal(check))
-    found, refused = attempt(partial(effect, metric, sums, control, treatment, past))
-    suffices = None
-    if found is not None and wanted and found.control:
-        least = min(int(control.sum()), int(treatment.sum()))
-        suffices = math.ceil(least * (found.mde / (wanted * found.control)) ** 2)
-    return Finding(metric, name, found, refused, suffices=suffices)
-
-
 def refusal(check: SampleCheck) -> str:
     """Return why a sample ratio that does not hold forbids a verdict."""
     promised = (check.control + check.treatment) * check.expected / (1 + check.expected)
@@ -254,31 +248,8 @@ def refusal(check: SampleCheck) -> str:
     )
 
 
-def _correct(findings: Sequence[Finding]) -> list[Finding]:
-    """Correct the p-values of the primary metrics of all treatments together."""
-    family = [found for found in findings if found.metric.key in PRIMARY and found.effect]
-    both = corrected([found.effect.p for found in family if found.effect])
-    adjusted = {
-        id(found): replace(found, holm=holm, benjamini_hochberg=fdr)
-        for found, holm, fdr in zip(family, *both, strict=True)
-    }
-    return [adjusted.get(id(found), found) for found in findings]
-
-
 def _of(sums: Mapping[str, Floats], inside: NDArray[np.bool_]) -> dict[str, Floats]:
     return {name: values[inside] for name, values in sums.items()}
-
-
-def _levels(
-    metrics: Sequence[Metric], sums: Mapping[str, Floats], arm: str, gaps: dict[str, str]
-) -> dict[str, Level]:
-    levels = {}
-    for metric in metrics:
-        try:
-            levels[metric.key] = level(metric, sums)
-        except CropsError as why:
-            gaps[f"level: {metric.label} of {arm}"] = str(why)
-    return levels
 
 
 def _a_a_tests(
@@ -293,12 +264,11 @@ def _a_a_tests(
     before = _of(past, control) if past is not None else None
     found = []
     for metric in metrics if salts else ():
-        try:
-            test = rerandomised(metric, sums, people.users[control], names, before=before)
-        except CropsError as why:
-            gaps[f"A/A of {metric.label}"] = str(why)
-            continue
-        found.append(false_positives(metric.key, significant(test)))
+        test, why = attempt(partial(rerandomised, metric, sums, people.users[control], names, before=before))
+        if test is None:
+            gaps[f"A/A of {metric.label}"] = why or ""
+        else:
+            found.append(false_positives(metric.key, significant(test)))
     return tuple(found)
 
 
@@ -317,9 +287,8 @@ class UserDays:
 
     users: Ints
     """user_id, sorted, [n]."""
-    arms: tuple[str, ...]
-    arm: Ints
-    """Index into `arms` per user, -1 = in none, [n]."""
+    members: Mapping[str, NDArray[np.bool_]]
+    """Who is in an arm, [n] each."""
     days: tuple[str, ...]
     row_user: Ints
     """Index into `users`, [m]."""
@@ -327,11 +296,6 @@ class UserDays:
     """Index into `days`, [m]."""
     statistics: Mapping[str, Floats]
     """Name -> [m]."""
-
-    def members(self, arm: str) -> NDArray[np.bool_]:
-        """Return who is in an arm, [n]."""
-        chosen: NDArray[np.bool_] = self.arm == self.arms.index(arm)
-        return chosen
 
     def sums(self, days: Collection[str] | None = None) -> Sums:
         """Return the sums per user over some days (all when None), with those of `USER_STATISTICS`."""
@@ -354,12 +318,7 @@ class UserDays:
 def arms_of(table: pa.Table, experiment: str) -> pa.Table:
     """Return the output of `user_days` with the arms of one experiment, where `arm` names several.
 
-    Args:
-        table: `arm` is written "a=x;b=y": arm x of experiment a and arm y of experiment b.
-        experiment: whose arms to keep; null where a user is in none of them.
-
-    Raises:
-        CropsError: no user is in an arm of this experiment.
+    "a=x;b=y" is arm x of experiment a and arm y of experiment b; null where a user is in none of its arms.
     """
     logged = pc.unique(table["arm"]).to_pylist()
     named = {
@@ -408,34 +367,27 @@ def experiment_users(table: pa.Table, arms: Sequence[str]) -> UserDays:
             f"search_impressions, column arm: {len(double):,} of {len(counts):,} users are in two arms, e.g. "
             f"user {example} in {' and '.join(both)}; assign by user, and log the arm of the user's hash"
         )
-    return _user_days(rows, pairs["user_id"].to_numpy(), _codes(pairs["arm"], arms), arms)
+    users = np.unique(rows["user_id"].to_numpy())
+    own = {arm: pairs.filter(pc.equal(pairs["arm"], arm))["user_id"].to_numpy() for arm in arms}
+    return _user_days(rows, users, {arm: np.isin(users, ids) for arm, ids in own.items()})
 
 
 def everybody(table: pa.Table) -> UserDays:
     """Return all users, whatever their arms: what an experiment could be made of."""
-    users = np.unique(table["user_id"].to_numpy())
-    return _user_days(table, users, np.full(len(users), -1), ())
+    return _user_days(table, np.unique(table["user_id"].to_numpy()), {})
 
 
-def _user_days(rows: pa.Table, users: Ints, arm: Ints, arms: Sequence[str]) -> UserDays:
-    order = np.argsort(users)
-    users = users[order].astype(np.int64)
+def _user_days(rows: pa.Table, users: Ints, members: Mapping[str, NDArray[np.bool_]]) -> UserDays:
     days = sorted(pc.unique(rows["day"]).to_pylist())
     names = [name for name in rows.column_names if name not in _KEYS]
     return UserDays(
         users=users,
-        arms=tuple(arms),
-        arm=np.asarray(arm)[order],
+        members=members,
         days=tuple(days),
         row_user=np.searchsorted(users, rows["user_id"].to_numpy()),
-        row_day=_codes(rows["day"], days),
+        row_day=pc.index_in(rows["day"], pa.array(days, pa.string())).to_numpy().astype(np.int64),
         statistics={name: rows[name].to_numpy().astype(np.float64) for name in names},
     )
-
-
-def _codes(column: pa.ChunkedArray, values: Sequence[str]) -> Ints:
-    codes: Ints = pc.index_in(column, pa.array(list(values), pa.string())).to_numpy().astype(np.int64)
-    return codes
 
 
 def _daily_effects(
@@ -448,7 +400,7 @@ def _daily_effects(
 ) -> dict[str, list[DayEffect]]:
     """Return the looks at the primary metrics, one per day; alpha is that of one metric and treatment."""
     primary = [metric for metric in metrics if metric.key in PRIMARY]
-    sides = people.members(control), people.members(treatment)
+    sides = people.members[control], people.members[treatment]
     daily: dict[str, list[DayEffect]] = {metric.key: [] for metric in primary}
     bounds = looks(len(people.days), alpha)
     for n, (day, bound) in enumerate(zip(people.days, bounds, strict=True), start=1):
@@ -459,3 +411,51 @@ def _daily_effects(
             )
             daily[metric.key].append(DayEffect(day, first, second, bound))
     return daily
+
+
+# Looking at an experiment every day without fooling oneself: the O'Brien-Fleming boundary. O'Brien & Fleming
+# (Biometrics 1979): with K looks planned, look k claims an effect when |Z_k| >= c sqrt(K / k). The constant c
+# keeps the chance of any false claim at alpha (Jennison & Turnbull, Group Sequential Methods, 2000, Table
+# 2.3). Early looks ask for very much and the last one for little more than a single test would.
+
+_STEPS = 201
+"""Points of the numerical integration; the constant is right to 4 digits up to a year of daily looks."""
+
+
+def looks(planned: int, alpha: float = 0.05) -> list[float]:
+    """Return the O'Brien-Fleming boundary: the |z| from which on each equally spaced look claims an effect.
+
+    It holds for cumulated data whose looks bring equal information. Users who come back bring less with each
+    day; then the looks are more alike than assumed and the boundary promises less than it keeps. How many are
+    `planned` is fixed before the first; `alpha` is the chance of any false claim.
+    """
+    if planned < 1 or not 0 < alpha <= 0.5:
+        raise CropsError(f"{planned} looks at alpha {alpha}: plan at least one look, alpha within (0, 0.5]")
+    constant = obrien_fleming(planned, alpha)
+    return [float(constant * np.sqrt(planned / k)) for k in range(1, planned + 1)]
+
+
+@cache
+def obrien_fleming(planned: int, alpha: float) -> float:
+    """Return c: the boundary of the last of `planned` equally spaced looks."""
+    scale = np.sqrt(planned / np.arange(1, planned + 1))
+    least, most = ndtri(1 - alpha / 2) - 1e-6, ndtri(1 - alpha / (2 * planned)) + 1e-6
+    return float(scipy.optimize.brentq(lambda constant: crossing(constant * scale) - alpha, least, most))
+
+
+def crossing(bounds: Sequence[float] | Floats) -> float:
+    """Return the chance that |Z_k| reaches its bound at any of the equally spaced looks, without an effect.
+
+    The sum S_k = sqrt(k) Z_k is a random walk with normal steps; its density among those who went on is
+    carried from look to look (Armitage, McPherson & Rowe, JRSS A 1969) by Gauss-Legendre quadrature.
+    """
+    points, weights = np.polynomial.legendre.leggauss(_STEPS)
+    reach = float(bounds[0])
+    place, weight = reach * points, reach * weights
+    density = scipy.stats.norm.pdf(place)
+    for k, bound in enumerate(bounds[1:], start=2):
+        reach = float(bound) * np.sqrt(k)
+        onward = reach * points
+        density = scipy.stats.norm.pdf(onward[:, None] - place[None, :]) @ (weight * density)
+        place, weight = onward, reach * weights
+    return float(1 - (weight * density).sum())

@@ -152,7 +152,6 @@ def measure_days(days: SimulatedDays, observables: Iterable[str]) -> dict[str, d
 # Each arm is a world of its own with the same people, needs and random numbers; all begin on the same
 # morning.
 
-
 RECALL = "recall"
 DEPTH = 100
 """Cut-off of true recall."""

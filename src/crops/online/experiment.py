@@ -1,39 +1,30 @@
-"""An experiment on the simulated platform: A/B days, and one whole world per arm beside them."""
+"""An experiment on the simulated platform: who is in which arm, A/B days, and one whole world per arm."""
 
 from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from crops.config import RECIPES, RunConfig, TrainingConfig, with_recipe, with_settings
 from crops.errors import CropsError, nearest
 from crops.labels import CROPS_SOURCES, SEARCH_SOURCES, SOURCE_GROUPS, Source, parse_sources
-from crops.online.assignment import (
-    BUCKETS,
-    Experiment,
-    Routes,
-    Traffic,
-    Trial,
-    assign,
-    log_exposures,
-    name_arms,
-    route_traffic,
-    set_arms,
-    split,
-)
 from crops.outputs import console
 from crops.pipeline import Start, expand_rewordings, is_done, load_documents, train_model
 from crops.platform import (
     FEED,
     IMPRESSIONS,
+    ROUTES,
     SEARCHES,
     DayLogs,
     Platform,
@@ -47,7 +38,9 @@ from crops.platform import (
 )
 from crops.platform.day import KeyedDraws
 from crops.platform.people import ABUSE_SESSIONS
-from crops.text import DOCUMENT_FIELDS
+from crops.platform.world import mix
+from crops.protocols import Retriever
+from crops.text import DOCUMENT_FIELDS, content_id
 
 PREREGISTRATION = "plan.json"
 LIVE, PAIRED = "live", "paired"
@@ -56,11 +49,7 @@ A_A = "aa"
 
 
 def in_own_layer(name: str, arms: Sequence[str], share: float, start: Start) -> Experiment:
-    """Return an experiment in its own layer, all arms with the same share; the first is the control.
-
-    Raises:
-        CropsError: the shares cannot be given out, or an arm gets no user.
-    """
+    """Return an experiment in its own layer, all arms with the same share; the first is the control."""
     experiment = Experiment(name, f"{name}-{start.platform.seed}", split(dict.fromkeys(arms, share)))
     assign(experiment, np.arange(1, start.users + 1))
     return experiment
@@ -73,7 +62,7 @@ def run_live(out: Path, start: Start, trials: Sequence[Trial], days: int) -> Non
     run resumes, and ends as if it never stopped.
 
     Raises:
-        CropsError: see `crops.online.assignment.route_traffic`.
+        CropsError: see `route_traffic`.
     """
     _live(out, start, route_traffic(start.deployed, trials, start.users), days)
 
@@ -110,13 +99,9 @@ def online_day(platform: Platform, day: int, sessions: int, served: Served) -> D
 def live_through(
     folder: Path, platform: Platform, day: int, sessions: int, traffic: Traffic | Served
 ) -> None:
-    """Bring a platform to the end of a day: simulate and write the day, or replay it if `folder` has it.
+    """Bring a platform from the end of the day before to that of a day: simulate and write it in `folder`.
 
-    Args:
-        folder: gets logs/ and truth/.
-        platform: the platform at the end of the day before.
-        sessions: search sessions of the day.
-        traffic: who is served how; as `Traffic`, the log names the arms and holds the exposures.
+    A day that `folder` has is replayed. With `Traffic` the log names the arms and holds the exposures.
     """
     if day_file(folder, SEARCHES, day).exists():
         replay_day(folder, platform, day)
@@ -149,11 +134,7 @@ def open_world(folder: Path, platform: Platform) -> None:
 
 
 def preregister(out: Path, trials: Sequence[Trial], facts: Mapping[str, Any]) -> None:
-    """Write plan.json before the first day; an experiment's `route` is null where no arm changes any.
-
-    Raises:
-        CropsError: `out` holds the plan of another experiment.
-    """
+    """Write plan.json before the first day; an experiment's `route` is null where no arm changes any."""
     experiments = []
     for trial in trials:
         arms = trial.experiment.arms
@@ -178,26 +159,14 @@ def preregister(out: Path, trials: Sequence[Trial], facts: Mapping[str, Any]) ->
 # What CroPS measured on people (arXiv 2511.15443, Tables 5, 6, 8 and 9), in %, by model type and arm. The
 # arms are cumulative. Whether the effects are absolute or relative is not stated.
 
-
 RATIO_TABLES: Mapping[str, str] = {"dense": "Table 5", "sparse": "Table 8"}
 EFFECT_TABLES: Mapping[str, str] = {"dense": "Table 6", "sparse": "Table 9"}
 
 RATIOS: Mapping[str, Mapping[str, tuple[float, float]]] = {
-    "dense": {
-        "baseline": (29.8, 32.5),
-        "+p1": (34.8, 35.1),
-        "+p2": (38.7, 41.8),
-        "crops": (40.9, 44.3),
-    },
-    "sparse": {
-        "baseline": (20.8, 29.1),
-        "+p1": (27.9, 38.7),
-        "+p2": (28.6, 40.6),
-        "crops": (33.8, 44.7),
-    },
+    "dense": {"baseline": (29.8, 32.5), "+p1": (34.8, 35.1), "+p2": (38.7, 41.8), "crops": (40.9, 44.3)},
+    "sparse": {"baseline": (20.8, 29.1), "+p1": (27.9, 38.7), "+p2": (28.6, 40.6), "crops": (33.8, 44.7)},
 }
 """Ratio_rank and Ratio_show."""
-
 EFFECTS: Mapping[str, Mapping[str, tuple[float, float, float]]] = {
     "dense": {
         "+p1": (0.448, 0.222, -0.334),
@@ -214,7 +183,6 @@ EFFECTS: Mapping[str, Mapping[str, tuple[float, float, float]]] = {
 
 
 # What arms are made of: a choice of sources, and the model trained on them.
-
 
 BASELINE = "baseline"
 _ADDED = [group for group in CROPS_SOURCES if group != "search"]
@@ -240,11 +208,7 @@ TEXTS = ("click_queries", *EXPANDED)
 
 
 def arm_training(arm: str, training: TrainingConfig) -> TrainingConfig:
-    """Return the settings that an arm is trained with: `clicks` has its own loss, `recommended` a recipe.
-
-    Raises:
-        CropsError: there is no such arm.
-    """
+    """Return the settings that an arm is trained with: `clicks` has its own loss, `recommended` a recipe."""
     if arm not in SOURCES:
         raise CropsError(f"unknown arm '{arm}'; arms: {', '.join(SOURCES)}.{nearest(arm, SOURCES)}")
     if arm == "clicks":
@@ -267,15 +231,7 @@ def train_arm(
     seed: int,
     fields: Sequence[str] = DOCUMENT_FIELDS,
 ) -> None:
-    """Train an arm's model on mined samples, unless it is there.
-
-    Args:
-        arm: a name in `SOURCES`.
-        samples: output of a mining with all sources that the arm may want.
-        out: the model's folder.
-        training: the settings, see `arm_training`.
-        fields: what stands for a document.
-    """
+    """Train the model of an arm (a name in `SOURCES`) on mined samples, unless it is there."""
     if is_done(out):
         return
     console.print(f"[bold]{out.parent.name} {out.name}[/bold]")
@@ -287,28 +243,227 @@ def arm_texts(
 ) -> tuple[NDArray[np.int64], list[str]]:
     """Return the ids of all items, and what stands for each on the morning of a day.
 
-    In the arms of `EXPANDED` the queries of rewordings join it: of the days since the training day, at most
-    those that a window of daily builds holds.
-
-    Args:
-        arm: a name in `SOURCES`.
-        start: the platform before the first day.
-        logs: of the days before.
-        day: number of the day.
-        out: gets the queries that join the texts, unless they are there.
-        run: the settings of the experiment.
-
-    Raises:
-        CropsError: there is no rewording to expand with.
+    In the arms of `EXPANDED` the queries of rewordings join it: of the days in `logs` since the training day,
+    at most those that a window of daily builds holds. `out` gets them, unless they are there.
     """
     texts = start.platform.world.corpus.document_texts()
     ids = np.arange(1, len(texts) + 1)
     own = arm_run(arm, run)
-    if arm not in EXPANDED and own.document.fields == DOCUMENT_FIELDS:
-        return ids, texts
     if arm not in EXPANDED:
-        return load_documents(logs, own, day_name(day), ids)
+        plain = own.document.fields == DOCUMENT_FIELDS
+        return (ids, texts) if plain else load_documents(logs, own, day_name(day), ids)
     if not is_done(out):
         first = max(start.first_day - 1, day - own.engine.daily.window)
         expand_rewordings(logs, [day_name(one) for one in range(first, day)], out, own)
     return load_documents(logs, own, day_name(day), ids, expanded=out)
+
+
+# Who is in which arm: a salted hash of the user, cut into buckets, buckets given to arms. The salt decides
+# the layer. Experiments of different salts are independent: each arm of one holds the same mix of arms of the
+# other (Tang et al., Overlapping Experiment Infrastructure, KDD 2010). Experiments of one salt share a layer
+# and must have buckets of their own: then no user is in both.
+
+Ints = NDArray[np.int64]
+BUCKETS = 10_000
+"""Buckets of a layer: shares go in steps of 0.01 %."""
+NOBODY = -1
+"""The arm of a user who is in none."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A named range of buckets."""
+
+    name: str
+    first: int
+    """The first bucket."""
+    end: int
+    """The bucket behind the last."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Arms in a layer, their ranges apart from one another; the first arm is the control."""
+
+    name: str
+    salt: str
+    arms: tuple[Arm, ...]
+
+    def __post_init__(self) -> None:
+        if not self.arms:
+            raise CropsError(f"experiment '{self.name}' has no arms; name at least a control and a treatment")
+        _refuse_double(f"experiment '{self.name}': arm", [arm.name for arm in self.arms])
+        _refuse_overlap([(f"'{arm.name}' of '{self.name}'", arm) for arm in self.arms])
+
+
+def split(shares: Mapping[str, float]) -> tuple[Arm, ...]:
+    """Return arms of the given shares of users, side by side from bucket 0 on."""
+    arms: list[Arm] = []
+    for name, share in shares.items():
+        if not 0 < share <= 1 or round(share * BUCKETS) == 0:
+            raise CropsError(
+                f"arm '{name}' has share {share}; a share is at least {1 / BUCKETS} and at most 1"
+            )
+        first = arms[-1].end if arms else 0
+        arms.append(Arm(name, first, first + round(share * BUCKETS)))
+    if arms and arms[-1].end > BUCKETS:
+        total = arms[-1].end / BUCKETS
+        raise CropsError(
+            f"the shares of {', '.join(shares)} sum to {total:.4g}; more than 1 cannot be given out"
+        )
+    return tuple(arms)
+
+
+def check_concurrent(experiments: Sequence[Experiment]) -> None:
+    """Refuse experiments that would disturb one another: of one name, or of one salt and common buckets."""
+    _refuse_double("experiment", [one.name for one in experiments])
+    for salt in dict.fromkeys(one.salt for one in experiments):
+        layer = [one for one in experiments if one.salt == salt]
+        _refuse_overlap([(f"'{arm.name}' of '{one.name}'", arm) for one in layer for arm in one.arms])
+
+
+def buckets(user_ids: Ints, salt: str) -> Ints:
+    """Return the bucket 0..`BUCKETS` - 1 of each user, [users].
+
+    It is splitmix64 of the id, started at 64 bits of the salt's SHA-256: the same on every machine and day.
+    """
+    hashed = mix(np.array(content_id(salt)), user_ids) % np.uint64(BUCKETS)
+    return hashed.astype(np.int64)
+
+
+def assign(experiment: Experiment, user_ids: Ints) -> Ints:
+    """Return the position of each user's arm in `experiment.arms`, `NOBODY` where there is none; [users]."""
+    bucket = buckets(user_ids, experiment.salt)
+    result = np.full(len(user_ids), NOBODY, dtype=np.int64)
+    for position, arm in enumerate(experiment.arms):
+        inside = (bucket >= arm.first) & (bucket < arm.end)
+        if not inside.any():
+            share = (arm.end - arm.first) / BUCKETS
+            raise CropsError(
+                f"arm '{arm.name}' of experiment '{experiment.name}' got none of the {len(user_ids):,} users "
+                f"with a share of {share:.4g}; about {round(10 / share):,} users would give it ten"
+            )
+        result[inside] = position
+    return result
+
+
+def _refuse_double(what: str, names: Sequence[str]) -> None:
+    double = [name for name, count in Counter(names).items() if count > 1]
+    if double:
+        raise CropsError(f"{what} '{double[0]}' is named more than once")
+
+
+def _refuse_overlap(arms: Sequence[tuple[str, Arm]]) -> None:
+    for name, arm in arms:
+        if not 0 <= arm.first < arm.end <= BUCKETS:
+            raise CropsError(f"arm {name} has buckets {arm.first} to {arm.end}; they go from 0 to {BUCKETS}")
+    ordered = sorted(arms, key=lambda one: one[1].first)
+    for (left, before), (right, after) in zip(ordered, ordered[1:], strict=False):
+        if after.first < before.end:
+            raise CropsError(
+                f"arms {left} and {right} overlap: both have the buckets {after.first} to "
+                f"{min(before.end, after.end)}; give them ranges or their experiments salts of their own"
+            )
+
+
+# From arms to recall routes: an arm swaps or adds text routes of the cascade, and changes nothing else.
+
+Routes = Mapping[str, Retriever]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """An experiment with what its arms change."""
+
+    experiment: Experiment
+    routes: Mapping[str, Routes]
+    """By arm: the text routes it swaps or adds, by name; an arm that is not named changes nothing."""
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Who is in which arm of the running experiments, and how everybody is served."""
+
+    served: Served
+    experiments: tuple[Experiment, ...]
+    arms: tuple[Ints, ...]
+    """By experiment: position of each user's arm, `NOBODY` where the user is in none; [users]."""
+
+
+def route_traffic(deployed: Routes, trials: Sequence[Trial], users: int) -> Traffic:
+    """Assign users 1..`users` to the arms of all trials, and lay the arms' routes over the deployed ones.
+
+    Raises:
+        CropsError: trials disturb one another (`check_concurrent`; or different layers change one route), or
+            an arm or route is not known.
+    """
+    check_concurrent([trial.experiment for trial in trials])
+    owner: dict[str, Experiment] = {}
+    for trial in trials:
+        known = {arm.name for arm in trial.experiment.arms}
+        for arm, routes in trial.routes.items():
+            if arm not in known:
+                raise CropsError(f"experiment '{trial.experiment.name}' has no arm '{arm}'")
+            for route in routes:
+                if route not in ROUTES:
+                    raise CropsError(f"arm '{arm}': no route '{route}'; routes: {', '.join(ROUTES)}")
+                other = owner.setdefault(route, trial.experiment)
+                if other.salt != trial.experiment.salt:
+                    raise CropsError(
+                        f"experiments '{other.name}' and '{trial.experiment.name}' both change route "
+                        f"'{route}' in different layers; give them one salt and buckets of their own"
+                    )
+    arms = tuple(assign(trial.experiment, np.arange(1, users + 1)) for trial in trials)
+    served = _serve(deployed, trials, np.stack([np.full(users, NOBODY), *arms], axis=1))
+    return Traffic(served, tuple(trial.experiment for trial in trials), arms)
+
+
+def _serve(deployed: Routes, trials: Sequence[Trial], arms: Ints) -> Served:
+    """Return the distinct ways; combinations of arms that change nothing different are one."""
+    combinations, inverse = np.unique(arms, axis=0, return_inverse=True)
+    ways: dict[tuple[tuple[str, int], ...], tuple[int, Routes]] = {}
+    way = np.zeros(len(combinations), dtype=np.int64)
+    for row, combination in enumerate(combinations[:, 1:].tolist()):
+        routes = dict(deployed)
+        for trial, position in zip(trials, combination, strict=True):
+            if position != NOBODY:
+                routes |= trial.routes.get(trial.experiment.arms[position].name, {})
+        key = tuple((name, id(retriever)) for name, retriever in sorted(routes.items()))
+        way[row], _ = ways.setdefault(key, (len(ways), routes))
+    return Served(tuple(routes for _, routes in ways.values()), way[inverse.ravel()])
+
+
+def name_arms(traffic: Traffic) -> pa.Array:
+    """Return the `arm` of each user's log rows: `name=arm` of all experiments, `;` between; null for none."""
+    names = []
+    for user in range(len(traffic.served.way)):
+        parts = [
+            f"{experiment.name}={experiment.arms[arms[user]].name}"
+            for experiment, arms in zip(traffic.experiments, traffic.arms, strict=True)
+            if arms[user] != NOBODY
+        ]
+        names.append(";".join(parts) or None)
+    return pa.array(names, pa.string())
+
+
+def log_exposures(traffic: Traffic, searches: pa.Table) -> pa.Table:
+    """Return `exposures`: one row per search and experiment that its user is in."""
+    user = searches["user_id"].to_numpy() - 1
+    parts = []
+    for experiment, arms in zip(traffic.experiments, traffic.arms, strict=True):
+        inside = np.flatnonzero(arms[user] != NOBODY)
+        found = searches.take(inside)
+        exposed = {
+            "experiment": pa.repeat(pa.scalar(experiment.name), len(inside)),
+            "arm": pa.array([arm.name for arm in experiment.arms], pa.string()).take(arms[user[inside]]),
+            **{name: found[name] for name in ("user_id", "search_id")},
+            "exposed_at": found["searched_at"],
+        }
+        parts.append(pa.table(exposed))
+    return pa.concat_tables(parts)
+
+
+def set_arms(impressions: pa.Table, names: pa.Array) -> pa.Table:
+    """Return `search_impressions` with the `arm` of each row's user; `names` as of `name_arms`."""
+    column = names.take(pc.subtract(impressions["user_id"].combine_chunks(), 1))
+    return impressions.set_column(impressions.schema.get_field_index("arm"), "arm", column)

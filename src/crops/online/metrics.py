@@ -102,11 +102,7 @@ _COUNTS = ("searches", "clicked_searches", "shown", "clicks", "plays", "long_pla
 
 
 def route_metrics(routes: Sequence[str]) -> tuple[Metric, ...]:
-    """Return Ratio_rank and Ratio_show of recall routes, each with its unique share.
-
-    An item that several routes found counts for each of them; the unique share counts what no other route
-    found.
-    """
+    """Return Ratio_rank and Ratio_show of recall routes, each with the share that no other route found."""
     return tuple(
         Metric(
             f"{kind}_{stage}:{route}",
@@ -173,9 +169,6 @@ def user_days(
     Args:
         days: days to read (YYYY-MM-DD); all when None.
         truth: folders of a simulation's truth; a file is taken from the first that has it.
-
-    Raises:
-        CropsError: no search on the days, unusable truth, or the scorer broke its contract.
     """
     with DuckDBBackend(reading.memory) as backend:
         load_events(backend, logs, sorted(days) if days is not None else None, keep=False)
@@ -303,9 +296,6 @@ def read_truth(backend: DuckDBBackend, truth: Sequence[Path]) -> tuple[str, ...]
         backend: holds the events (see `crops.engine.events`).
         truth: folders with items.parquet, needs.parquet and, for `satisfied`, searches.parquet or
             searches/day=.../*.parquet; the first folder that has a file gives it.
-
-    Raises:
-        CropsError: a file is missing or lacks a column.
     """
     for name, columns in _NEEDED.items():
         file = next((path for folder in truth if (path := folder / f"{name}.parquet").is_file()), None)

@@ -39,14 +39,9 @@ class Bar:
 
 
 @dataclass(frozen=True)
-class Dot:
+class Dot(Bar):
     """A difference of shares and its interval."""
 
-    name: str
-    value: float
-    low: float | None = None
-    high: float | None = None
-    tone: int = 0
     group: str = ""
     """What it is a difference of: neighbours of one group have one heading."""
     sure: bool = True
@@ -78,7 +73,7 @@ class Figure:
     """A chart as data: bars or dots from top to bottom, or lines over common axes."""
 
     title: str
-    series: Sequence[Bar] | Sequence[Dot] | Sequence[SplitBar] | Sequence[Line]
+    series: Sequence[Bar] | Sequence[SplitBar] | Sequence[Line]
     x_label: str = ""
     """What the x of lines is."""
     reference: float | None = None
@@ -95,10 +90,10 @@ def draw(figure: Figure) -> Markup:
     Raises:
         CropsError: a number is not finite, a part is larger than its whole, or x and y differ in length.
     """
-    if bars := [one for one in figure.series if isinstance(one, Bar)]:
-        return _bar_chart(figure, bars)
     if dots := [one for one in figure.series if isinstance(one, Dot)]:
         return _dot_chart(figure, dots)
+    if bars := [one for one in figure.series if isinstance(one, Bar)]:
+        return _bar_chart(figure, bars)
     if split := [one for one in figure.series if isinstance(one, SplitBar)]:
         return _split_bar_chart(figure, split)
     return _line_chart(figure, [one for one in figure.series if isinstance(one, Line)])
@@ -107,9 +102,9 @@ def draw(figure: Figure) -> Markup:
 def _bar_chart(figure: Figure, bars: Sequence[Bar]) -> Markup:
     """Return horizontal bars of shares with 95 % whiskers."""
     upper, reference = figure.upper, figure.reference
-    ends = [(bar.name, v) for bar in bars for v in (bar.value, bar.low, bar.high) if v is not None]
-    check_finite(figure.title, [*ends, ("the end of the axis", upper), ("the reference", reference or 0.0)])
-    values = [*(value for _, value in ends), upper]
+    known = [(bar.name, value) for bar in bars for value in (bar.value, *_ends(bar))]
+    check_finite(figure.title, [*known, ("the end of the axis", upper), ("the reference", reference or 0.0)])
+    values = [*(value for _, value in known), upper]
     x = axis([0.0, *(values if any(values) else [1.0])], _EDGE, WIDTH - _EDGE, about=4, round_ends=True)
     bottom = _FIRST + _PITCH * len(bars)
     drawn = [_vertical(x, tick, bottom, f"{100 * tick:g}") for tick in x.ticks()]
@@ -124,13 +119,12 @@ def _bar_chart(figure: Figure, bars: Sequence[Bar]) -> Markup:
             text(_percent(bar.value), WIDTH - _EDGE, y, 60, class_="number", anchor="end"),
             _rectangle(x.at(0), x.at(bar.value), y + 7),
         ]
-        if bar.low is not None and bar.high is not None:
-            low, high, middle, cap = x.at(bar.low), x.at(bar.high), y + 7 + _BAR / 2, 4
-            whisker = _d((low, middle), (high, middle)) + "".join(
-                _d((end, middle - cap), (end, middle + cap)) for end in (low, high)
-            )
-            parts.append(element("path", d=whisker, class_="whisker"))
-            sentence += f", interval {_percent(bar.low)} to {_percent(bar.high)}"
+        if ends := _ends(bar):
+            middle, places = y + 7 + _BAR / 2, [x.at(end) for end in ends]
+            caps = "".join(_d((end, middle - 4), (end, middle + 4)) for end in places)
+            line = _d(*((end, middle) for end in places)) + caps
+            parts.append(element("path", d=line, class_="whisker"))
+            sentence += f", interval {_percent(ends[0])} to {_percent(ends[1])}"
         drawn.append(element("g", *parts, class_=_tone(bar.tone)))
         told.append(sentence)
     return drawing(f"{figure.title}, in %", "; ".join(told), bottom + 14, *drawn)
@@ -142,11 +136,12 @@ def _percent(value: float) -> str:
 
 def _dot_chart(figure: Figure, dots: Sequence[Dot]) -> Markup:
     """Return differences in points as dots with their intervals, on one axis around zero."""
-    check_finite(figure.title, [(one.name, v) for one in dots for v in (one.value, *_ends(one))])
+    known = [(one.name, value) for one in dots for value in (one.value, *_ends(one))]
+    check_finite(figure.title, known)
     room = max(sum(map(_ems, one.name)) for one in dots) * FONT * _CHAR
     above = room > _NAMES  # long names get lines of their own
     left = _EDGE if above else room + 12
-    values = [v for one in dots for v in (one.value, *_ends(one))]
+    values = [value for _, value in known]
     x = axis([0.0, *(values if any(values) else [0.01])], left, WIDTH - 52, about=4, round_ends=True)
     drawn, told, y, group = [], [], 4.0, ""
     for one in dots:
@@ -178,7 +173,7 @@ _NAMES = 175.0
 """The most room for names beside dots."""
 
 
-def _ends(one: Dot) -> tuple[float, ...]:
+def _ends(one: Bar) -> tuple[float, ...]:
     return () if one.low is None or one.high is None else (one.low, one.high)
 
 

@@ -60,8 +60,6 @@ def demo_page(
         results: evaluation by model name; from the baseline on they are the arms and what is compared with
             them, before it the models that are known only.
         not_tested: arms that were left out, with the reason.
-        bubble: what the logs show of the bubble, day by day.
-        cases: queries before and after.
         seconds: wall time by part, with `total`.
     """
     from crops.training import read_log  # torch takes seconds to import: not for --help
@@ -110,18 +108,18 @@ def judged_page(
 ) -> Page:
     """Return the page of a judged collection; the binary loss is the reference row, H-InfoNCE the last."""
     k, m = run.evaluation.recall_k, run.evaluation.ndcg_k
+    found = f"share of the documents of grade {judged.positive_label}+ found"
     columns = [
-        Column(
-            f"recall@{k}", f"Recall@{k}", f"share of the documents of grade {judged.positive_label}+ found"
-        ),
+        Column(f"recall@{k}", f"Recall@{k}", found),
         Column(f"ndcg_exp2@{m}/catalogue", f"NDCG@{m}", "order of the top results against human grades"),
         Column("ndcg_exp2@10/catalogue", "NDCG@10", "order of the top ten results against human grades"),
         Column("ndcg_exp2@10/judged", "NDCG@10, judged", "only the query's judged documents are ranked"),
     ]
     reference, names = "infonce_binary", list(results)
-    against = differences(results, reference, run)
+    against, coloured = differences(results, reference, run), names[names.index(reference) :]
     last = against[names[-1]]
     gains = [f"{column.label} {points(last[column.key])}" for column in columns if column.key in last]
+    title = "Real queries, human grades"
     return Page(
         "Graded labels on a judged collection",
         [
@@ -129,16 +127,7 @@ def judged_page(
             "human grades; each query is tested by a model that did not train on it.",
             f"H-InfoNCE against binary InfoNCE: {'; '.join(gains)}.",
         ],
-        [
-            result_section(
-                "Real queries, human grades",
-                columns,
-                results,
-                against,
-                reference,
-                coloured=names[names.index(reference) :],
-            )
-        ],
+        [result_section(title, columns, results, against, reference, coloured=coloured)],
         [*_made(run, seconds), ("document text", " + ".join(judged.text_columns))],
         [f"rows left out: {judged.rejects}"] if judged.rejects else [],
     )
@@ -147,43 +136,24 @@ def judged_page(
 def simulated_columns(config: EvaluationConfig) -> list[Column]:
     """Return the metrics of a day of logs, those by truth among them."""
     k, m = config.recall_k, config.ndcg_k
+
+    def reworded(judge: str) -> str:
+        return f"share of the items consumed after rewording, right {judge}, that the first wording finds"
+
+    editor = "for the query by an editor who does not know who asks"
+    own = reworded("by θ") + "; θ is its own witness where it also chose what was trained on"
+    second = reworded("by a second θ that chose no training data")
+    clicked = "share of the items clicked on the test day that are found"
+    ordered = "order of the old system's 50 results against true grades"
+    needed = "share of all that answers the searcher's need that is found"
     return [
-        Column(
-            f"recall@{k}/ct", f"CT recall@{k}", "share of the items clicked on the test day that are found"
-        ),
-        Column(
-            f"recall@{k}/qr_truth",
-            f"QR recall@{k}, truth",
-            "share of the items consumed after rewording, right by truth, that the first wording finds",
-        ),
-        Column(
-            f"recall@{k}/qr_editor",
-            f"QR recall@{k}, editor",
-            "share of the items consumed after rewording, right for the query by an editor who does not know "
-            "who asks, that the first wording finds",
-        ),
-        Column(
-            f"ndcg_exp2@{m}/pool",
-            f"NDCG@{m}",
-            "order of the old system's 50 results against true grades",
-        ),
-        Column(
-            f"true_recall@{k}",
-            f"true recall@{k}",
-            "share of all that answers the searcher's need that is found",
-        ),
-        Column(
-            f"recall@{k}/qr",
-            f"QR recall@{k}, θ",
-            "share of the items consumed after rewording, right by θ, that the first wording finds; θ is its "
-            "own witness where it also chose what was trained on",
-        ),
-        Column(
-            f"recall@{k}/qr_independent",
-            f"QR recall@{k}, 2nd θ",
-            "share of the items consumed after rewording, right by a second θ that chose no training data, "
-            "that the first wording finds",
-        ),
+        Column(f"recall@{k}/ct", f"CT recall@{k}", clicked),
+        Column(f"recall@{k}/qr_truth", f"QR recall@{k}, truth", reworded("by truth")),
+        Column(f"recall@{k}/qr_editor", f"QR recall@{k}, editor", reworded(editor)),
+        Column(f"ndcg_exp2@{m}/pool", f"NDCG@{m}", ordered),
+        Column(f"true_recall@{k}", f"true recall@{k}", needed),
+        Column(f"recall@{k}/qr", f"QR recall@{k}, θ", own),
+        Column(f"recall@{k}/qr_independent", f"QR recall@{k}, 2nd θ", second),
     ]
 
 
@@ -204,9 +174,7 @@ ANSWER_RULE = (
 def answered(change: Difference | None, before: float) -> str:
     """Return the answer to the title's question, by `ANSWER_RULE`.
 
-    Args:
-        change: paired difference in true recall, None where nobody searched.
-        before: true recall of the baseline.
+    `change` is the paired difference in true recall, None where nobody searched; `before` the baseline's.
     """
     if change is None or not change.p < SIGNIFICANT:
         return "Not measurably"
@@ -240,14 +208,13 @@ def _headline(
         for name in more[-1:]
         if (change := against[name].get(truth.key)) is not None
     ]
-    added = {
-        name: found
+    added = [
+        f"{100 * found['share']:.0f} % of {name.upper()}"
         for name, found in mined["novelty"].items()
         if name not in ("p0", "all") and found["positives"]
-    }
+    ]
     if added:
-        shares = " and ".join(f"{100 * row['share']:.0f} % of {name.upper()}" for name, row in added.items())
-        sentences.append(f"{shares} positives had never been shown for their query.")
+        sentences.append(f"{' and '.join(added)} positives had never been shown for their query.")
     return sentences
 
 
@@ -323,9 +290,6 @@ def result_section(
     """Return models against metrics: what each metric is beside the differences drawn, then all figures.
 
     Args:
-        title: of the section.
-        columns: the metrics.
-        results: by model.
         against: what `differences` returns.
         reference: the model that others are compared with.
         coloured: models to draw, in the order of their colours; the table has the others too.
@@ -346,46 +310,35 @@ def result_section(
         f"Every dot is a difference to “{reference}” on the same queries, in points, with its 95 % interval; "
         f"hollow ones may be chance (p ≥ {SIGNIFICANT})."
     )
-    dots = _dots(columns, against, coloured)
-    tables = [
-        _metrics_table(columns, means, [reference, *leading], dots),
-        _means_table(title, columns, means, against, reference, not_tested or {}),
-        _differences_table(columns, against, reference, corrected=corrected),
-    ]
-    return Section(title, " ".join(filter(None, [lead if dots.series else "", note])), tables)
-
-
-Means = Mapping[str, Mapping[str, Interval]]
-"""Intervals by model and metric."""
-
-
-def _dots(
-    columns: Sequence[Column], against: Mapping[str, Mapping[str, Difference]], coloured: Sequence[str]
-) -> Figure:
     dots = []
     for column in columns:
         for tone, name in enumerate(coloured, 1):
             if change := against.get(name, {}).get(column.key):
                 low, high = (None if math.isnan(end) else end for end in (change.ci_low, change.ci_high))
-                dots.append(
-                    Dot(name, change.mean, low, high, tone, column.label, sure=change.p < SIGNIFICANT)
-                )
-    return Figure("Differences on the same queries", dots)
-
-
-def _metrics_table(columns: Sequence[Column], means: Means, models: Sequence[str], dots: Figure) -> Table:
-    """Return what each metric is, with the reference and what leads; with the model drawn last if alone."""
-    last = [str(one.name) for one in dots.series][-1:] if len(models) == 1 else []
-    shown = list(dict.fromkeys([*models, *last]))
+                sure = change.p < SIGNIFICANT
+                dots.append(Dot(name, change.mean, low, high, tone, column.label, sure=sure))
+    # What each metric is, with the reference and what leads; with the model drawn last where that is alone.
+    last = [one.name for one in dots[-1:]] if not leading else []
+    models = list(dict.fromkeys([reference, *leading, *last]))
     rows = [
         [
             f"{column.label}\n{column.explanation}",
-            *(percent(own.mean) if (own := means[name].get(column.key)) else "–" for name in shown),
+            *(percent(own.mean) if (own := means[name].get(column.key)) else "–" for name in models),
         ]
         for column in columns
     ]
-    head = ["Metric", *(f"{name}\n%" for name in shown)]
-    return Table("What is measured", head, rows, beside=dots, headed=False, narrow=True)
+    head = ["Metric", *(f"{name}\n%" for name in models)]
+    drawn = Figure("Differences on the same queries", dots)
+    tables = [
+        Table("What is measured", head, rows, beside=drawn, headed=False, narrow=True),
+        _means_table(title, columns, means, against, reference, not_tested or {}),
+        _differences_table(columns, against, reference, corrected=corrected),
+    ]
+    return Section(title, " ".join(filter(None, [lead if dots else "", note])), tables)
+
+
+Means = Mapping[str, Mapping[str, Interval]]
+"""Intervals by model and metric."""
 
 
 def _means_table(
@@ -397,11 +350,9 @@ def _means_table(
     not_tested: Mapping[str, str],
 ) -> Table:
     known = {column: [own[column.key] for own in means.values() if column.key in own] for column in columns}
-    best = {
-        column.key: percent(max(one.mean for one in found))
-        for column, found in known.items()
-        if len(found) > 1
-    }
+    ranked = {column.key: found for column, found in known.items() if len(found) > 1}
+    best = {key: percent(max(one.mean for one in found)) for key, found in ranked.items()}
+    counts = [count_range(one.n for one in found) for found in known.values()]
     rows: list[list[str]] = []
     for name, own in means.items():
         tag = Markup(' <span class="tag">reference</span>') if name == reference else ""
@@ -419,13 +370,7 @@ def _means_table(
     ).format(MIN_QUERIES, reference, SIGNIFICANT)
     return Table(
         f"{title}: mean and 95 % interval of each metric, in %",
-        [
-            "Model",
-            *(
-                f"{column.label}\n%, n = {count_range(one.n for one in found)}"
-                for column, found in known.items()
-            ),
-        ],
+        ["Model", *(f"{one.label}\n%, n = {n}" for one, n in zip(columns, counts, strict=True))],
         rows,
         reference=list(means).index(reference),
         below=below,
@@ -468,13 +413,11 @@ def _differences_table(
             interval = change.ends("+.1f").replace("-", "\N{MINUS SIGN}")
             cells.append(f"{signed(change.mean)}\n{interval}\n{p}")
         rows.append([name, *cells])
+    how, holm = ("corrected", " (Holm)") if corrected else ("not corrected", "")
     return Table(
         f"All differences to “{reference}”, with intervals and p-values",
         ["Model", *(f"{column.label}\npoints" for column in columns)],
         rows,
-        below="Paired bootstrap over queries; p-values are "
-        + ("corrected" if corrected else "not corrected")
-        + " for the number of comparisons"
-        + (" (Holm)." if corrected else "."),
+        below=f"Paired bootstrap over queries; p-values are {how} for the number of comparisons{holm}.",
         folded=True,
     )

@@ -23,6 +23,8 @@ ACROSS = 4
 """Metrics side by side in a table: with their intervals, so many fit into 80 columns."""
 MOST = 3
 """Queries that are shown of those that gained, and of those that lost."""
+_SEEN = 0.005
+"""A smaller difference is 0 in the whole % that are shown."""
 FINEST = 100
 """Resamples for each test at least: Holm multiplies the smallest p-value, 2 / (resamples + 1), by tests."""
 SHALLOW, FOUND = 0.1, 0.95
@@ -63,15 +65,10 @@ def evaluation_page(
     notes: Sequence[str],
     found: Compared | None = None,
 ) -> Page:
-    """Return the page of an evaluation.
+    """Return the page of an evaluation on the same queries.
 
-    Args:
-        results: by model, on the same queries.
-        against: the model in use, if one is named (see `pairs`).
-        tested: what they were evaluated on.
-        run: the settings.
-        notes: what else is to be known, as sentences.
-        found: what `compared` returns, where that is known.
+    `against` is the model in use, if one is named (see `pairs`), and `found` what `compared` returns, where
+    that is known.
     """
     columns = _columns(results, run)
     found = compared(results, against, main_metrics(results), run) if found is None else found
@@ -264,14 +261,12 @@ def breakdown_tables(results: Mapping[str, Evaluation], slices: Slices, k: int) 
         name: slices.queries.filter(pc.field("frequency") == name)["query_id"].to_numpy()
         for name in FREQUENCIES
     }
-    tables = [
-        _part_table(
-            f"Recall@{k} of {metric.upper()} by frequency of the query, %",
-            results,
-            {name: (f"recall@{k}/{metric}", ids) for name, ids in groups.items()},
+    tables = []
+    for metric in ("ct", "qr"):
+        parts = {name: (f"recall@{k}/{metric}", ids) for name, ids in groups.items()}
+        tables.append(
+            _part_table(f"Recall@{k} of {metric.upper()} by frequency of the query, %", results, parts)
         )
-        for metric in ("ct", "qr")
-    ]
     ages = {
         name.rpartition("=")[2]: (name, None)
         for name in next(iter(results.values())).summary
@@ -329,31 +324,17 @@ def gain_tables(results: Mapping[str, Evaluation], against: str | None, tested: 
         before, after = _by_query(results[other], metric), _by_query(results[name], metric)
         change = {query: after[query] - before[query] for query in told if query in after}
         ordered = sorted(change, key=lambda query: (-change[query], -told[query]["searches"], query))
-        rows = [
-            [
-                told[query]["query"],
-                f"{100 * before[query]:.0f}",
-                f"{100 * after[query]:.0f}",
-                str(items[query]),
-                str(told[query]["searches"]),
-            ]
-            for query in _ends(ordered, change)
-        ]
+        rows = []
+        gained = [query for query in ordered if change[query] >= _SEEN][:MOST]
+        lost = [query for query in ordered if change[query] <= -_SEEN][-MOST:]  # the worst last
+        for query in gained + lost:
+            shares = f"{100 * before[query]:.0f}", f"{100 * after[query]:.0f}"
+            rows.append([told[query]["query"], *shares, str(items[query]), str(told[query]["searches"])])
         if rows:
             head = ["Query", f"{other}\n%", f"{name}\n%", "To find", "Searches"]
             title = f"Gained and lost most with {name} against {other}: recall@{k} of {of.upper()}"
             tables.append(Table(title, head, rows))
     return tables
-
-
-_SEEN = 0.005
-"""A smaller difference is 0 in the whole % that are shown."""
-
-
-def _ends(ordered: Sequence[int], change: Mapping[int, float]) -> list[int]:
-    """Return the queries that gained most, then those that lost most, the worst last."""
-    gained = [query for query in ordered if change[query] >= _SEEN][:MOST]
-    return gained + [query for query in ordered if change[query] <= -_SEEN][-MOST:]
 
 
 def _by_query(one: Evaluation, metric: str) -> dict[int, float]:

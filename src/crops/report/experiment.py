@@ -42,23 +42,16 @@ def section(analysis: Analysis) -> Section:
 
 
 def _checks_table(analysis: Analysis) -> Table:
-    rows = [
-        [
-            arm,
-            f"{check.control:,}",
-            f"{check.treatment:,}",
-            f"{check.expected:g}",
-            _p_text(check.p),
-            "holds" if check.holds else "unbalanced: the verdict is refused",
-        ]
-        for arm, check in analysis.checks.items()
-    ]
-    return Table(
-        "Sample ratio",
-        ["arm", "users of control", "users", "promised ratio", "p", "check"],
-        rows,
-        "a split that is not the promised one means that assignment or logging lost users; p < 0.001 refuses",
+    rows = []
+    for arm, check in analysis.checks.items():
+        users = f"{check.control:,}", f"{check.treatment:,}", f"{check.expected:g}"
+        told = "holds" if check.holds else "unbalanced: the verdict is refused"
+        rows.append([arm, *users, _p_text(check.p), told])
+    head = ["arm", "users of control", "users", "promised ratio", "p", "check"]
+    note = (
+        "a split that is not the promised one means that assignment or logging lost users; p < 0.001 refuses"
     )
+    return Table("Sample ratio", head, rows, note)
 
 
 def _ratio_table(analysis: Analysis) -> Table:
@@ -220,22 +213,15 @@ def _look_table(analysis: Analysis) -> Table:
 
 def _aa_table(analysis: Analysis) -> Table:
     """Return how often arms that differ in nothing were called different."""
-    labels = {metric.key: metric.label for metric in analysis.metrics}
-    rows = [
-        [
-            labels[found.metric],
+    labels, rows = {metric.key: metric.label for metric in analysis.metrics}, []
+    for found in analysis.false_positives:
+        called, ends = (
             f"{found.positives:,} of {found.salts:,}",
-            f"{100 * found.rate:.1f} %",
             f"{100 * found.low:.1f} to {100 * found.high:.1f} %",
-        ]
-        for found in analysis.false_positives
-    ]
-    return Table(
-        "A/A: users of the control, re-salted into two arms",
-        ["metric", "called different", "rate", "95 % interval"],
-        rows,
-        "promised: 5 %",
-    )
+        )
+        rows.append([labels[found.metric], called, f"{100 * found.rate:.1f} %", ends])
+    head = ["metric", "called different", "rate", "95 % interval"]
+    return Table("A/A: users of the control, re-salted into two arms", head, rows, "promised: 5 %")
 
 
 def _gap_table(analysis: Analysis) -> Table:
@@ -293,7 +279,6 @@ def _lead(analysis: Analysis) -> str:
 
 # The daily effects of an experiment as charts.
 
-
 Looks = Mapping[str, Sequence[DayEffect]]
 """The looks at one metric, by arm."""
 
@@ -315,10 +300,10 @@ def _figures(analysis: Analysis) -> list[Figure]:
 def _lines(arms: Looks, which: str) -> list[Line]:
     lines = []
     for tone, (arm, looks) in enumerate(arms.items(), start=1):
-        points = [(day, found) for day, look in enumerate(looks, 1) if (found := getattr(look, which))]
-        lines.append(
-            Line(arm, [day for day, _ in points], [100 * found.absolute for _, found in points], tone)
-        )
+        points = {
+            day: 100 * found.absolute for day, look in enumerate(looks, 1) if (found := getattr(look, which))
+        }
+        lines.append(Line(arm, list(points), list(points.values()), tone))
     return lines
 
 
@@ -331,10 +316,8 @@ def _funnel(arms: Looks) -> list[Line]:
                 edge = 100 * look.bound * look.so_far.standard_error
                 reach[day] = max(edge, reach.get(day, 0.0))
     days = sorted(reach)
-    return [
-        Line("claimed above", days, [reach[day] for day in days]),
-        Line("claimed below", days, [-reach[day] for day in days]),
-    ]
+    above, below = [reach[day] for day in days], [-reach[day] for day in days]
+    return [Line("claimed above", days, above), Line("claimed below", days, below)]
 
 
 # How the tables of an experiment write numbers.
@@ -379,12 +362,7 @@ def _p_text(p: float | None) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def checked_effect(effect: float | None) -> float | None:
-    """Return the relative effect that was asked for.
-
-    Raises:
-        CropsError: it is none that an experiment could look for.
-    """
+def checked_effect(effect: float | None) -> None:
+    """Refuse a relative effect that no experiment could look for."""
     if effect is not None and not 1e-6 <= abs(effect) <= 1e6:
         raise CropsError(f"--effect {effect:g}: give the relative effect that matters, e.g. 0.01 for 1 %")
-    return effect

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
 from crops.config import EngineConfig
-from crops.evaluation.outlook import KEPT, SPREAD, Expected, Outlook
+from crops.evaluation.outlook import KEPT, SPREAD, Outlook
 from crops.evaluation.significance import smallest_difference
 from crops.labels import POSITIVE_ORIGINS
 from crops.logs.days import spans
@@ -27,14 +27,7 @@ class Missing(NamedTuple):
 def outlook_page(
     found: Outlook, config: EngineConfig, notes: Sequence[str] = (), rejected: Collection[str] = ()
 ) -> Page:
-    """Return the page of an outlook, the verdict first.
-
-    Args:
-        found: what was counted.
-        config: the settings that it was counted with.
-        notes: what else is known of the logs, as sentences.
-        rejected: stages all of whose rows the check has rejected.
-    """
+    """Return the page of an outlook, the verdict first; the check rejected all rows of `rejected` stages."""
     missing = list(_missing(found, config, rejected))
     rows = [(one.what, one.effect) for one in missing]
     table = Table("What is missing", ["Missing", "Effect"], rows, words=[0, 1], headed=False)
@@ -58,18 +51,32 @@ def verdict(found: Outlook, missing: Sequence[Missing]) -> list[str]:
     clicked, counts, sentences = found.sources["p0"], found.counts, []
     for key, name in (("p1", "Rewordings (P1)"), ("p2", "The feed (P2)")):
         why = next((one.what for one in missing if one.source == key), "")
-        sentences.append(f"{name} cannot help: {why}." if why else _promise(found.sources[key], name))
+        one = found.sources[key]
+        would = f"{name} would bring about {about(one.pairs)} positives for {about(one.queries)} queries; "
+        would += f"{about(one.fresh)} of them had never been shown for their query."
+        sentences.append(f"{name} cannot help: {why}." if why else would)
         if why and key == "p1" and counts["reworded"]:
             share = f"{100 * counts['reworded'] / counts['searches']:.0f} %"
             sentences.append(
                 f"Yet {share} of the searches were followed by other words: log what came of them."
             )
-    sentences.append(
-        f"They come on top of {count(clicked.found)} clicked positives for {about(clicked.queries)} queries."
-        if clicked.found
-        else "There are no clicked positives."
-    )
-    return [*sentences, _tested(found), conclusion(found)]
+    told = "There are no clicked positives."
+    if clicked.found:
+        told = f"They come on top of {count(clicked.found)} clicked positives for "
+        told += f"{about(clicked.queries)} queries."
+    tested = _ONE_DAY
+    if found.tested is not None:
+        sets = [
+            f"about {about(queries)} queries with {what} "
+            + (
+                "(too few to show any difference)"
+                if visible is None
+                else f"(shows {100 * visible:.1f} points)"
+            )
+            for _, what, queries, visible in _test_sets(found)
+        ]
+        tested = f"A held-out day such as {found.tested} has {' and '.join(sets)}."
+    return [*sentences, told, tested, conclusion(found)]
 
 
 LITTLE = 0.02
@@ -91,24 +98,6 @@ def conclusion(found: Outlook) -> str:
             "or searches."
         )
     return f"Conclusion: it is worth a try, as {said} ({rule}); crops evaluate then says whether it helped."
-
-
-def _promise(one: Expected, name: str) -> str:
-    return (
-        f"{name} would bring about {about(one.pairs)} positives for {about(one.queries)} queries; "
-        f"{about(one.fresh)} of them had never been shown for their query."
-    )
-
-
-def _tested(found: Outlook) -> str:
-    if found.tested is None:
-        return _ONE_DAY
-    parts = [
-        f"about {about(queries)} queries with {what} "
-        + ("(too few to show any difference)" if visible is None else f"(shows {100 * visible:.1f} points)")
-        for _, what, queries, visible in _test_sets(found)
-    ]
-    return f"A held-out day such as {found.tested} has {' and '.join(parts)}."
 
 
 _ONE_DAY = "The logs hold one day: none is left to evaluate on."
@@ -192,7 +181,7 @@ _STAGES = {"unexposed": "ranked, but not shown", "filtered": "found, but filtere
 
 
 def _sources_section(found: Outlook) -> Section:
-    origins = [row for row in POSITIVE_ORIGINS if row.key in KEPT]
+    known = [(row, found.sources[row.key]) for row in POSITIVE_ORIGINS if row.key in KEPT]
     rows = [
         [
             f"{row.name}: {row.meaning}",
@@ -201,14 +190,9 @@ def _sources_section(found: Outlook) -> Section:
             about(one.queries),
             about(one.fresh),
         ]
-        for row in origins
-        for one in [found.sources[row.key]]
+        for row, one in known
     ]
-    split = [
-        SplitBar(row.human, round(one.pairs), round(one.fresh), row.tone)
-        for row in origins
-        for one in [found.sources[row.key]]
-    ]
+    split = [SplitBar(row.human, round(one.pairs), round(one.fresh), row.tone) for row, one in known]
     shares = " and ".join(f"{100 * KEPT[key][0]:g} % of {key.upper()}" for key in ("p1", "p2"))
     table = Table(
         "Positives that the sources would bring",
@@ -255,45 +239,25 @@ def _test_section(found: Outlook) -> Section:
 
 
 def _logs_section(found: Outlook, config: EngineConfig) -> Section:
-    counts = found.counts
-    searches, window = counts["searches"], f"{config.reformulation.window_s:g} s"
+    counts, window = found.counts, f"{config.reformulation.window_s:g} s"
 
-    def of(name: str, whole: str) -> str:
-        return percent(counts[name] / counts[whole]) if counts[whole] else "–"
+    def row(what: str, name: str, whole: str = "") -> list[str]:
+        share = "" if not whole else percent(counts[name] / counts[whole] if counts[whole] else None)
+        return [what, count(counts[name]), share]
 
     rows = [
-        ["searches", count(searches), ""],
-        [
-            "– without anything consumed",
-            count(counts["searches_without_click"]),
-            of("searches_without_click", "searches"),
-        ],
-        [f"– followed by other words within {window}", count(counts["reworded"]), of("reworded", "searches")],
-        [
-            f"– followed by the same words within {window} (paging)",
-            count(counts["paged"]),
-            of("paged", "searches"),
-        ],
-        [
-            "– near something consumed in the feed",
-            count(counts["searches_near_feed"]),
-            of("searches_near_feed", "searches"),
-        ],
-        ["users who searched", count(counts["users"]), ""],
-        ["– more than once", count(counts["returning_users"]), of("returning_users", "users")],
-        ["– and are in the feed", count(counts["feed_users"]), of("feed_users", "users")],
-        ["rewordings", count(counts["rewordings"]), ""],
-        [
-            "– with something consumed after",
-            count(counts["rewordings_consumed"]),
-            of("rewordings_consumed", "rewordings"),
-        ],
-        [
-            "– that the first query had never shown",
-            count(counts["rewordings_fresh"]),
-            of("rewordings_fresh", "rewordings"),
-        ],
-        ["queries that an LLM may write documents for", count(counts["llm_queries"]), ""],
+        row("searches", "searches"),
+        row("– without anything consumed", "searches_without_click", "searches"),
+        row(f"– followed by other words within {window}", "reworded", "searches"),
+        row(f"– followed by the same words within {window} (paging)", "paged", "searches"),
+        row("– near something consumed in the feed", "searches_near_feed", "searches"),
+        row("users who searched", "users"),
+        row("– more than once", "returning_users", "users"),
+        row("– and are in the feed", "feed_users", "users"),
+        row("rewordings", "rewordings"),
+        row("– with something consumed after", "rewordings_consumed", "rewordings"),
+        row("– that the first query had never shown", "rewordings_fresh", "rewordings"),
+        row("queries that an LLM may write documents for", "llm_queries"),
     ]
     table = Table("Counts", ["What", "Number", "Share\n%"], rows, headed=False, narrow=True)
     return Section("What the logs hold", tables=[table])

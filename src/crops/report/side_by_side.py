@@ -267,27 +267,23 @@ def side_by_side(asked: ChosenQuery, before: Named, after: Named, reasons: Reaso
     for _, retriever in (before, after):
         ids, scores = retriever.search([asked.text], SHOWN)
         pairs = zip(ids[0].tolist(), scores[0].tolist(), strict=True)
-        lists.append([(item, score) for item, score in pairs if item >= 0])
-    columns: list[list[Hit]] = []
-    for found, others in zip(lists, reversed(lists), strict=True):
-        known = {item for item, _ in others}
-        hits = []
-        for rank, (item, score) in enumerate(found, 1):
-            title, text = reasons.text(item)
-            hits.append(
-                Hit(
-                    rank=rank,
-                    title=title,
-                    text=text,
-                    score=score,
-                    grade=reasons.grade(asked.need_id, item),
-                    topic=reasons.topic(item),
-                    only_here=item not in known,
-                    never_shown=not reasons.was_shown(asked.text, item),
-                    evidence=reasons.lines(asked.text, item),
-                )
+        lists.append({item: score for item, score in pairs if item >= 0})
+    columns = [
+        [
+            Hit(
+                rank,
+                *reasons.text(item),
+                score,
+                grade=reasons.grade(asked.need_id, item),
+                topic=reasons.topic(item),
+                only_here=item not in others,
+                never_shown=not reasons.was_shown(asked.text, item),
+                evidence=reasons.lines(asked.text, item),
             )
-        columns.append(hits)
+            for rank, (item, score) in enumerate(found.items(), 1)
+        ]
+        for found, others in zip(lists, reversed(lists), strict=True)
+    ]
     return SideBySide(asked.text, asked.note, before[0], after[0], *columns)
 
 

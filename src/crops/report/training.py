@@ -115,11 +115,10 @@ def sources_section(mined: dict[str, Any]) -> Section:
 def why_empty(mined: dict[str, Any], config: EngineConfig) -> list[str]:
     """Return why sources have brought nothing, where the notes of the report do not say it."""
     sources, wanted = mined["sources"], parse_sources(config.sources)
-    consumed = "was clicked, liked or played long"
     p1, p2 = config.reformulation, config.feed
     near = f"nothing was consumed in the feed within {p2.window_s / 60:g} minutes of a search"
     if not mined["input"]["feed_events_consumed"]:
-        near = f"nothing in the feed {consumed}"
+        near = "nothing in the feed was clicked, liked or played long"
     steps = {
         "p1": {
             "candidates": f"nothing was consumed within {p1.window_s:g} s after a rewording",
@@ -140,24 +139,26 @@ def why_empty(mined: dict[str, Any], config: EngineConfig) -> list[str]:
     for row in POSITIVE_ORIGINS:
         if row.extra and not row.bit & wanted:
             continue  # nobody asked for it
-        counts, why = sources.get(row.key) or sources["search"][row.stage], []
+        counts, why = sources.get(row.key) or sources["search"][row.stage], None
         if not row.bit & wanted:
-            why = ["it is not among engine.sources"]
+            why = "it is not among engine.sources"
         elif row.key not in told:
-            why = [said for step, said in steps[row.key].items() if not counts[step]]
-        found += [f"no positives from {row.human}: {why[0]}"] if why else []
+            why = next((said for step, said in steps[row.key].items() if not counts[step]), None)
+        if why is not None:
+            found.append(f"no positives from {row.human}: {why}")
     return found
 
 
 def _labels_table(mined: dict[str, Any]) -> Table:
     meanings, rescued = label_meanings(), mined["rescued"]
+    rows = [
+        [label, meanings[int(label)], count(mined["labels"][label]), count(rescued.get(label))]
+        for label in sorted(mined["labels"], key=int, reverse=True)
+    ]
     return Table(
         "What the model learns from",
         ["Label", "What earns it", "Samples", "Rescued"],
-        [
-            [label, meanings[int(label)], count(mined["labels"][label]), count(rescued.get(label))]
-            for label in sorted(mined["labels"], key=int, reverse=True)
-        ],
+        rows,
         words=[1],
         below="Only the order of the labels matters: a document is trained to score above every document of "
         "the same query with a lower label, and above those of other queries. Rescued: "
@@ -239,17 +240,12 @@ def _coverage_section(found: dict[str, Any]) -> Section:
 
 
 def _influence_section(found: dict[str, Any]) -> Section:
-    influence = found["influence"]
-    shares = {
-        f"users {row['first']}–{row['last']}": (row["contributions"], row["share"] or 0.0)
-        for row in influence["blocks"]
-    } | {
-        f"user {row['user_id']} (alone for {row['alone']:,})": (
-            row["pairs"],
-            row["pairs"] / influence["contributions"],
-        )
-        for row in influence.get("top", ())
-    }
+    influence, shares = found["influence"], {}
+    for row in influence["blocks"]:
+        shares[f"users {row['first']}–{row['last']}"] = row["contributions"], row["share"] or 0.0
+    for row in influence.get("top", ()):
+        name = f"user {row['user_id']} (alone for {row['alone']:,})"
+        shares[name] = row["pairs"], row["pairs"] / influence["contributions"]
     alone = "."
     if influence["of_one_user"] is not None:
         alone = f", {influence['of_one_user']:,} of them on that of one user alone."
@@ -278,11 +274,7 @@ def _named(source: str) -> str:
 
 
 def training_page(folders: Sequence[Path]) -> Page:
-    """Return the curves of trained models (outputs of `crops train`): loss, validation, and temperature.
-
-    Raises:
-        CropsError: a folder holds no training log, or a damaged one.
-    """
+    """Return the curves of trained models (outputs of `crops train`): loss, validation, and temperature."""
     from crops.training import read_evaluations, read_log  # torch takes seconds to import: not for --help
 
     logs = {folder.name: read_log(folder) for folder in folders}
@@ -290,13 +282,10 @@ def training_page(folders: Sequence[Path]) -> Page:
     sentences = [sentence for name, log in logs.items() for sentence in _said(name, log, evaluations[name])]
     manifest = json.loads((folders[0] / "manifest.json").read_text())
     contrast = manifest["contrast"]
-    step_size = (
-        f"{contrast['queries']:,} queries, {contrast['documents']:,} documents, "
-        f"{contrast['texts']:,} distinct texts"
-    )
+    parts = {"queries": "queries", "documents": "documents", "texts": "distinct texts"}
     made = [
         ("training groups", f"{manifest['groups']:,}"),
-        ("a step", step_size),
+        ("a step", ", ".join(f"{contrast[part]:,} {said}" for part, said in parts.items())),
         ("documents of others that a query is contrasted with", f"{contrast['contrasted']:,.0f}"),
         ("seed", str(manifest["seed"])),
         ("seconds", f"{sum(manifest['seconds'].values()):,.0f}"),

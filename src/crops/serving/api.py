@@ -24,7 +24,7 @@ from crops.ids import numbers_of
 from crops.retrieval.catalogue import Filter
 from crops.serving.evidence import NearPair, NearQuery
 from crops.serving.explorer import SOURCE_NAMES, source_names
-from crops.serving.searcher import Job, Result
+from crops.serving.searcher import Job
 from crops.serving.service import BadRequestError, Service, check_k, check_query
 
 Made = TypeVar("Made")
@@ -33,11 +33,7 @@ _EXACT = 2**53 - 1
 
 
 def _read_id(given: object) -> object:
-    """Return an id of 64 bits, from the string of its digits or from a number that no reader rounds.
-
-    Raises:
-        ValueError: it is neither.
-    """
+    """Return an id of 64 bits, from the string of its digits or from a number that no reader rounds."""
     if isinstance(given, str) and re.fullmatch("0|-?[1-9][0-9]{0,18}", given):
         if -(2**63) <= int(given) < 2**63:
             return int(given)
@@ -52,11 +48,7 @@ def _read_id(given: object) -> object:
 
 
 def _read_item(given: object) -> object:
-    """Return the text of an item's id: the source's own, or a whole number.
-
-    Raises:
-        ValueError: it is empty, holds half of a character, or is another number.
-    """
+    """Return the text of an item's id: the source's own, or a whole number."""
     if not isinstance(given, str):
         return str(_read_id(given))
     if not given.strip() or any("\ud800" <= letter <= "\udfff" for letter in given):
@@ -64,31 +56,12 @@ def _read_item(given: object) -> object:
     return given
 
 
-ItemId = Annotated[
-    str,
-    BeforeValidator(_read_item),
-    WithJsonSchema(
-        {
-            "anyOf": [
-                {"type": "string", "minLength": 1},
-                {"type": "integer", "minimum": -_EXACT, "maximum": _EXACT},
-            ]
-        }
-    ),
-]
+_NUMBER = {"type": "integer", "minimum": -_EXACT, "maximum": _EXACT}
+_TEXT = {"type": "string", "minLength": 1}
+_DIGITS = {"type": "string", "pattern": "^(0|-?[1-9][0-9]{0,18})$"}
+ItemId = Annotated[str, BeforeValidator(_read_item), WithJsonSchema({"anyOf": [_TEXT, _NUMBER]})]
 """The id of an item as its source writes it, or its number."""
-Id = Annotated[
-    int,
-    BeforeValidator(_read_id),
-    WithJsonSchema(
-        {
-            "anyOf": [
-                {"type": "string", "pattern": "^(0|-?[1-9][0-9]{0,18})$"},
-                {"type": "integer", "minimum": -_EXACT, "maximum": _EXACT},
-            ]
-        }
-    ),
-]
+Id = Annotated[int, BeforeValidator(_read_id), WithJsonSchema({"anyOf": [_DIGITS, _NUMBER]})]
 """An id of 64 bits: many readers of JSON round numbers above 2^53, so it travels as a string."""
 _Moment = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 
@@ -302,11 +275,25 @@ def make_api(service: Service) -> APIRouter:
         query: str | None = None,
         item_id: int | None = None,
     ) -> SearchReply:
-        job = Job(check_k(asked.k, config.max_k), query, item_id, _filter(asked.where), asked.texts)
+        where = None
+        if asked.where is not None:
+            values = asked.where.model_dump()
+            if asked.where.item_ids is not None:
+                numbers = [number for text in asked.where.item_ids for number in numbers_of(text)]
+                values["item_ids"] = np.array(numbers, dtype=np.int64)
+            where = Filter(**values)
+        job = Job(check_k(asked.k, config.max_k), query, item_id, where, asked.texts)
         result = await service.find(asked.index, job)
         known = {"index": asked.index, "version": result.version, "k": asked.k}
         request.scope["state"]["noted"] = known | noted  # for the request's line of log
-        return _reply(asked.index, result)
+        texts: list[tuple[str | None, str | None]]
+        texts = [(one.title, one.text) for one in result.documents] or [(None, None)] * len(result.ids)
+        found = zip(result.shown, result.scores, texts, strict=True)
+        hits = [
+            Hit(rank=rank, item_id=item, score=score, title=title, text=text)
+            for rank, (item, score, (title, text)) in enumerate(found, 1)
+        ]
+        return SearchReply(index=asked.index, version=result.version, hits=hits, note=result.note)
 
     @router.post("/explain", summary="Say which training pairs speak for items")
     async def explain(asked: ExplainRequest) -> ExplainReply:
@@ -350,25 +337,3 @@ async def _naming(given: Mapping[int, str], answer: Awaitable[Made]) -> Made:
             detail = f"item_id {given[unknown.item_id]} is not in the index"
             raise BadRequestError(error.status, detail) from unknown
         raise
-
-
-def _filter(wanted: Wanted | None) -> Filter | None:
-    if wanted is None:
-        return None
-    values = wanted.model_dump()
-    if wanted.item_ids is not None:
-        numbers = [number for text in wanted.item_ids for number in numbers_of(text)]
-        values["item_ids"] = np.array(numbers, dtype=np.int64)
-    return Filter(**values)
-
-
-def _reply(index: str, result: Result) -> SearchReply:
-    titles: list[tuple[str, str] | tuple[None, None]]
-    titles = [(one.title, one.text) for one in result.documents] or [(None, None)] * len(result.ids)
-    hits = [
-        Hit(rank=rank, item_id=item, score=score, title=title, text=text)
-        for rank, (item, score, (title, text)) in enumerate(
-            zip(result.shown, result.scores, titles, strict=True), 1
-        )
-    ]
-    return SearchReply(index=index, version=result.version, hits=hits, note=result.note)

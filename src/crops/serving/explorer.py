@@ -25,8 +25,7 @@ from crops.engine.evidence import TrainingEvidence
 from crops.errors import UnknownItemError
 from crops.labels import ORIGINS, POSITIVE_ORIGINS, Source, label_meanings
 from crops.report.side_by_side import TOP_GRADE
-from crops.serving.changes import DEPTH, Truth
-from crops.serving.evidence import Added, Expansion, Explained, NearPair, NearQuery
+from crops.serving.evidence import DEPTH, Added, Expansion, Explained, NearPair, NearQuery, Truth
 from crops.serving.searcher import Job, Result
 from crops.serving.service import BadRequestError, Service, check_k, check_query
 from crops.text import Document, query_id
@@ -158,11 +157,7 @@ class Explorer:
         )
 
     async def judgements(self, request: Request) -> Response:
-        """Return what was judged on a page as TREC qrels; nothing is kept.
-
-        Raises:
-            BadRequestError: nothing was judged, or not with a grade.
-        """
+        """Return what was judged on a page as TREC qrels; nothing is kept."""
         query = check_query(request.query_params.get("q", ""), self._service.config)
         given = {name: grade for name, grade in request.query_params.items() if name != "q" and grade}
         if not given:
@@ -176,10 +171,8 @@ class Explorer:
         lines = [
             f"{query_id(query)} 0 {item} {grade}\n" for item, grade in zip(shown, given.values(), strict=True)
         ]
-        headers = {
-            "content-disposition": 'attachment; filename="judgements.qrels"',
-            "cache-control": "no-store",
-        }
+        name = 'attachment; filename="judgements.qrels"'
+        headers = {"content-disposition": name, "cache-control": "no-store"}
         return Response("".join(lines), media_type="text/plain; charset=utf-8", headers=headers)
 
     def _ids(self, numbers: Sequence[int]) -> list[str]:
@@ -193,11 +186,7 @@ class Explorer:
         ]
 
     async def group(self, request: Request) -> HTMLResponse:
-        """Return the page of a query's training group.
-
-        Raises:
-            BadRequestError: there are no samples, or the query is none of at least k users.
-        """
+        """Return the page of the training group of a query of at least k users."""
         query = check_query(request.query_params.get("q", ""), self._service.config)
         return await self._service.do(partial(self._group, self._service.told(), query))
 
@@ -245,11 +234,7 @@ class State:
 
     @classmethod
     def read(cls, values: Mapping[str, str]) -> Self:
-        """Return the state in the parameters of an address; what is not known of filters is no filter.
-
-        Raises:
-            BadRequestError: k or open is not a number.
-        """
+        """Return the state in the parameters of an address; what is not known of filters is no filter."""
         numbers = {}
         for name in ("k", "open", "like"):
             if text := values.get(name, ""):
@@ -350,11 +335,8 @@ def by_source(pairs: Sequence[NearPair], item: int) -> list[Line]:
     lines = []
     for source, name in SOURCE_NAMES.items():
         for itself in (True, False):
-            own = [
-                near
-                for near in pairs
-                if source in near.pair.sources and (near.pair.item_id == item) == itself
-            ]
+            said = [near for near in pairs if source in near.pair.sources]
+            own = [near for near in said if (near.pair.item_id == item) == itself]
             if not own:
                 continue
             trails = [trail for near in own for trail in near.pair.trails if trail.source == source]
@@ -386,7 +368,11 @@ def columns(
         expansion: the queries that joined the texts of `index`.
     """
     ranks = {name: {item: at for at, item in enumerate(one.ids, 1)} for name, (_, one) in results.items()}
-    topics = _topics([one for _, one in results.values()], truth)
+    topics: dict[int, str | None] = {
+        item: truth.of(item) if truth else document.category
+        for _, one in results.values()
+        for item, document in zip(one.ids, one.documents, strict=True)
+    }
     tones = {topic: at % _TONES + 1 for at, topic in enumerate(dict.fromkeys(topics.values())) if topic}
     made = []
     for name, (title, result) in results.items():
@@ -418,24 +404,16 @@ def columns(
 
 def filtered(column: Column, state: State, *, compared: bool) -> Column:
     """Return a column with the entries that the page's filters keep."""
-    return replace(
-        column,
-        entries=tuple(
-            entry
-            for entry in column.entries
-            if not (compared and state.show == "changed" and entry.other_rank is not None)
-            and (not state.topic or entry.topic == state.topic)
-        ),
-    )
+    kept = [entry for entry in column.entries if not state.topic or entry.topic == state.topic]
+    if compared and state.show == "changed":
+        kept = [entry for entry in kept if entry.other_rank is None]
+    return replace(column, entries=tuple(kept))
 
 
 def graded(columns: Sequence[Column], query: int, truth: Truth) -> tuple[list[Column], list[float] | None]:
-    """Return the columns with the grades of their entries, and how many answer the mean searcher in each.
+    """Return unfiltered columns with the grades of their entries, and how many answer the mean searcher.
 
-    Args:
-        columns: as they were before the filters.
-        query: id of a training query of at least k people.
-        truth: of the simulation.
+    `query` is the id of a training query of at least k people.
     """
     made, gains = [], []
     for column in columns:
@@ -458,21 +436,8 @@ def curl(job: Job, shown: str, address: str, *, keyed: bool) -> str:
     return f"curl -s {shlex.quote(address + path)} {json_header}{key} -d {shlex.quote(body)}"
 
 
-def _topics(results: Sequence[Result], truth: Truth | None) -> dict[int, str | None]:
-    """Return what each item is about."""
-    return {
-        item: truth.of(item) if truth else document.category
-        for one in results
-        for item, document in zip(one.ids, one.documents, strict=True)
-    }
-
-
 def headline(before: Column, after: Column, about: str) -> str:
-    """Return what changed, in one sentence; the columns as they were before the filters.
-
-    Args:
-        about: what topics are called, in the plural.
-    """
+    """Return what changed between unfiltered columns in a sentence; `about` is what topics are called."""
     new = [entry for entry in after.entries if entry.other_rank is None]
     if not new:
         return "Both answer with the same items."

@@ -64,11 +64,9 @@ class Searcher:
     def __init__(
         self, name: str, index: VectorIndex, model: Model | None, words: Retriever | None = None
     ) -> None:
-        """Search `index` with its model.
+        """Search `index` with the model of its vectors, None where only words are searched.
 
-        Args:
-            model: what made the vectors; None where only words are searched.
-            words: searches texts in place of the vectors (bm25, hybrid); it takes no filter.
+        `words` searches texts in place of the vectors (bm25, hybrid); it takes no filter.
         """
         self.name, self.index, self.model, self.words = name, index, model, words
         self.version = index.manifest.version
@@ -80,11 +78,7 @@ class Searcher:
         return (mine.model_hash, mine.dim) == (others.model_hash, others.dim)
 
     def encode(self, texts: Sequence[str], role: str = "query") -> NDArray[np.float32]:
-        """Return the unit vectors [n, d] of queries or of document texts.
-
-        Raises:
-            CropsError: there is no model, or it gave NaN.
-        """
+        """Return the unit vectors [n, d] of queries or of document texts."""
         if self.model is None:
             raise CropsError(f"{self.name} searches words: it has no vectors")
         rendered = [self.model.rendering.query(text) for text in texts] if role == "query" else texts
@@ -157,11 +151,7 @@ class Searcher:
         ]
 
     def documents(self, ids: Sequence[int]) -> dict[int, Document]:
-        """Return what is shown of items.
-
-        Raises:
-            CropsError: an id is not in the index.
-        """
+        """Return what is shown of items."""
         if not ids:
             return {}
         rows = self.index.items(np.array(ids, dtype=np.int64)).to_pylist()
@@ -209,11 +199,7 @@ class Batcher(Generic[Task, Answer]):
         return (len(self._waiting) + self._running) * self._pace()
 
     async def __call__(self, job: Task) -> Answer:
-        """Return the answer to a job. A caller that goes away before its batch begins costs nothing.
-
-        Raises:
-            StoppedError: `stop` was called.
-        """
+        """Return the answer to a job. A caller that goes away before its batch begins costs nothing."""
         if self._stopped:
             raise StoppedError
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
@@ -233,7 +219,7 @@ class Batcher(Generic[Task, Answer]):
         self._thread.shutdown()
 
     def _pace(self) -> float:
-        return statistics.median(self._paces) if self._paces else 0.0
+        return statistics.median(self._paces or [0.0])
 
     async def _work(self) -> None:
         try:

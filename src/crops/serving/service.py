@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from rich.markup import escape
@@ -31,8 +31,7 @@ from crops.outputs import console, recorded, timed
 from crops.retrieval import IndexManifest, Model, load_model
 from crops.retrieval.index import check_model
 from crops.retrieval.uri import Location, current_version, locate, open_index, open_retriever
-from crops.serving.changes import Changes, Truth, compare_answers
-from crops.serving.evidence import Expansion, Explained, Explainer
+from crops.serving.evidence import Changes, Expansion, Explained, Explainer, Truth, compare_answers
 from crops.serving.searcher import Batcher, Job, Result, Searcher, StoppedError
 from crops.text import MINED_QUERY, normalise_query
 
@@ -42,9 +41,11 @@ Made = TypeVar("Made")
 class BadRequestError(Exception):
     """A request that cannot be answered; the message says what to change."""
 
-    def __init__(self, status: int, detail: str) -> None:
+    def __init__(self, status: int, detail: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(detail)
-        self.status = status
+        self.status, self.headers = status, headers or {}
+        if status == 503:
+            self.headers = {"retry-after": "1"}
 
 
 class Search(NamedTuple):
@@ -99,11 +100,7 @@ class Service:
         self._count()
 
     def searcher(self, name: str) -> Searcher:
-        """Return what is searched under a name.
-
-        Raises:
-            BadRequestError: the server has no such index.
-        """
+        """Return what is searched under a name."""
         if name not in self.slots:
             raise BadRequestError(404, f"this server has no {name}; start it with --{name}")
         return self.slots[name].searcher
@@ -125,11 +122,7 @@ class Service:
             self.metrics.items.labels(name, slot.searcher.version).set(slot.searcher.index.manifest.count)
 
     def told(self) -> TrainingEvidence:
-        """Return the evidence.
-
-        Raises:
-            BadRequestError: the server has none.
-        """
+        """Return the evidence, or say that there is none."""
         if self.evidence is None:
             raise BadRequestError(404, "this server knows no training data; start it with --samples")
         return self.evidence
@@ -137,10 +130,7 @@ class Service:
     def explain(self, query: str, items: Sequence[int]) -> Explained:
         """Return the evidence for items that the index finds for a normalised query.
 
-        It computes: call it in the queue (`do`).
-
-        Raises:
-            UnknownItemError: an item is not in the index.
+        It computes: call it in the queue (`do`). An item that is not in the index raises `UnknownItemError`.
         """
         if self.explainer is None:
             return Explained(False, (), {})
@@ -155,21 +145,13 @@ class Service:
         return cast(list[int], found.tolist())
 
     async def find(self, name: str, job: Job) -> Result:
-        """Return what a job finds.
-
-        Raises:
-            BadRequestError: there is no such index or item (404), or the index takes no filter (422).
-        """
+        """Return what a job finds."""
         if self.searcher(name).words is not None and job.where is not None and job.query is not None:
             raise BadRequestError(422, "this index searches words and takes no filter")
         return cast(Result, await self._queued(Search(name, job)))
 
     async def do(self, work: Callable[[], Made]) -> Made:
-        """Return what any other work makes, in its turn.
-
-        Raises:
-            BadRequestError: it names an item that is not in the index (404), or whatever the work raises.
-        """
+        """Return what any other work makes, in its turn, or raise what it raises."""
         return cast(Made, await self._queued(work))
 
     async def _queued(self, task: Task) -> object:
@@ -218,12 +200,8 @@ def open_service(
         indexes: address and name of `index` and, to compare with, of `baseline`.
         samples: the mining behind the model of `index`; no evidence without it.
         logs: the logs of that mining, where they are not where it found them.
-        truth: truth folder of a simulation.
         model: encodes the queries in place of the model that an index names; only where it is the same one.
         expanded: the expansion that `index` was built with.
-
-    Raises:
-        CropsError: something is not there or does not fit, see `open_searcher` and `TrainingEvidence`.
     """
     if config.torch_threads is not None:
         import torch
@@ -235,7 +213,8 @@ def open_service(
     for place, (uri, name) in indexes.items():
         with timed(seconds, f"load the index {escape(name)}"):
             slots[place] = Slot(open_searcher(uri, name, models), uri)
-        models += [one for one in [slots[place].searcher.model] if one is not None]
+        if (loaded := slots[place].searcher.model) is not None:
+            models.append(loaded)
     if model and slots["index"].searcher.model is not models[0]:
         check_model(slots["index"].searcher.index.manifest, models[0])
     known = Truth(truth, samples, logs) if truth else None
@@ -260,20 +239,16 @@ def open_service(
 def open_searcher(uri: str, name: str, known: Sequence[Model] = ()) -> Searcher:
     """Open an index with the model that it was built with; a first search loads what is loaded late.
 
-    Args:
-        uri: `FOLDER`, `exact:`, `faiss:`, `milvus:`, `bm25:` or `hybrid:` with what follows.
-        known: models that are loaded already.
-
-    Raises:
-        CropsError: there is no such index, a file of it is damaged, or its model is gone or another one.
+    `uri` is `FOLDER`, or `exact:`, `faiss:`, `milvus:`, `bm25:` or `hybrid:` with what follows; `known` are
+    models that are loaded already.
     """
     location = locate(uri)
     by_words = location.scheme in ("bm25", "hybrid")
     index = open_index(f"faiss:{location.target}" if by_words else uri)
     loaded: Model | None = None
     if location.scheme != "bm25":
-        same = [one for one in known if one.hash == index.manifest.model_hash]
-        loaded = same[0] if same else load_model(_model_of(index.manifest, location))
+        loaded = next((one for one in known if one.hash == index.manifest.model_hash), None)
+        loaded = loaded or load_model(_model_of(index.manifest, location))
         check_model(index.manifest, loaded)
     searcher = Searcher(name, index, loaded, open_retriever(uri, loaded) if by_words else None)
     answer = searcher.answer([Job(1, "warm up")])[0]
@@ -283,11 +258,7 @@ def open_searcher(uri: str, name: str, known: Sequence[Model] = ()) -> Searcher:
 
 
 def _model_of(manifest: IndexManifest, location: Location) -> str:
-    """Return the name of the model of an index, or the path where it is now.
-
-    Raises:
-        CropsError: its folder is gone.
-    """
+    """Return the name of the model of an index, or the path where it is now."""
     if not Path(manifest.model).is_absolute():
         return manifest.model
     found = recorded(manifest.model, location.folder, manifest.made_in)
@@ -333,8 +304,7 @@ async def _watch(service: Service, name: str) -> None:
 async def reload(service: Service, name: str) -> None:
     """Open the version of an index that is current now, and search it from the next batch on.
 
-    Raises:
-        CropsError: it cannot be opened; the former one stays in service.
+    Where it cannot be opened, the former one stays in service.
     """
 
     def opened() -> tuple[Searcher, Explainer | None, Changes | None]:  # beside the requests
@@ -354,11 +324,7 @@ async def reload(service: Service, name: str) -> None:
 
 
 def check_query(text: str, config: ServingConfig) -> str:
-    """Return a query as it is searched: normalised.
-
-    Raises:
-        BadRequestError: it is empty, too long, or holds half of a surrogate pair.
-    """
+    """Return a query as it is searched: normalised."""
     if len(text) > config.max_query_chars:
         raise BadRequestError(
             422, f"the query has {len(text):,} characters; at most {config.max_query_chars:,} are searched"
@@ -375,18 +341,13 @@ def check_query(text: str, config: ServingConfig) -> str:
 
 
 def check_k(k: int, most: int) -> int:
-    """Return k.
-
-    Raises:
-        BadRequestError: it is no length of a list that the server gives.
-    """
+    """Return k, if it is a length of a list that the server gives."""
     if not 1 <= k <= most:
         raise BadRequestError(422, f"k = {k}: ask for 1 to {most:,} results")
     return k
 
 
 # What the server says about itself: Prometheus metrics, and one line of JSON for each request.
-
 
 LOGGER = logging.getLogger("crops.serving")
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
@@ -418,39 +379,22 @@ class Metrics:
     """The metrics of one application, in a registry of their own."""
 
     def __init__(self, waiting: Callable[[], float], lag: Callable[[], float]) -> None:
-        """Make them all at zero.
-
-        Args:
-            waiting: how many requests wait for their turn.
-            lag: how many seconds late the event loop is.
-        """
+        """Make them all at zero; `waiting` is the number of requests that do, `lag` that of the loop."""
         self.registry = CollectorRegistry()
-        registry = self.registry
-        self.requests = Counter(
-            "crops_requests_total", "Requests answered.", ["route", "status"], registry=registry
-        )
-        self.seconds = Histogram(
-            "crops_request_seconds",
-            "Time from the arrival at the machine to the end of the answer.",
-            ["route"],
-            buckets=_SECONDS,
-            registry=registry,
-        )
-        self.batches = Histogram(
-            "crops_batch_requests", "Requests in a batch.", buckets=_SIZES, registry=registry
-        )
-        self.refused = Counter("crops_refused_total", "Requests refused.", ["reason"], registry=registry)
-        self.active = Gauge("crops_active_requests", "Requests under way.", registry=registry)
-        self.reloads = Counter(
-            "crops_reloads_total", "New versions of an index.", ["index", "result"], registry=registry
-        )
-        self.items = Gauge(
-            "crops_index_items", "Items of the index.", ["index", "version"], registry=registry
-        )
-        queue = Gauge("crops_waiting_requests", "Requests that wait for their turn.", registry=registry)
+        own: dict[str, Any] = {"registry": self.registry}
+        counted = ["route", "status"]
+        self.requests = Counter("crops_requests_total", "Requests answered.", counted, **own)
+        told = "Time from the arrival at the machine to the end of the answer."
+        self.seconds = Histogram("crops_request_seconds", told, ["route"], buckets=_SECONDS, **own)
+        self.batches = Histogram("crops_batch_requests", "Requests in a batch.", buckets=_SIZES, **own)
+        self.refused = Counter("crops_refused_total", "Requests refused.", ["reason"], **own)
+        self.active = Gauge("crops_active_requests", "Requests under way.", **own)
+        done = ["index", "result"]
+        self.reloads = Counter("crops_reloads_total", "New versions of an index.", done, **own)
+        self.items = Gauge("crops_index_items", "Items of the index.", ["index", "version"], **own)
+        queue = Gauge("crops_waiting_requests", "Requests that wait for their turn.", **own)
         queue.set_function(waiting)
-        late = Gauge("crops_loop_lag_seconds", "How late the event loop is.", registry=registry)
-        late.set_function(lag)
+        Gauge("crops_loop_lag_seconds", "How late the event loop is.", **own).set_function(lag)
 
 
 def log_event(event: str, **fields: object) -> None:
@@ -459,11 +403,7 @@ def log_event(event: str, **fields: object) -> None:
 
 
 def log_failure(event: str, error: BaseException, *, message: bool, **fields: object) -> None:
-    """Log an error with the lines of code it came through.
-
-    Args:
-        message: whether its message is logged too; it may quote a query.
-    """
+    """Log an error with the lines of code it came through, and its `message`, which may quote a query."""
     frames = traceback.extract_tb(error.__traceback__)
     trace = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames]
     said = {"message": str(error)} if message else {}
