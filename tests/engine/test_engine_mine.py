@@ -441,3 +441,14 @@ def test_a_full_disk_says_so_and_leaves_nothing(tmp_path, monkeypatch):
         mine_plainly(logs, tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["logs", "out"]
+
+
+def test_rows_that_were_made_and_not_written_are_missed(tmp_path):
+    target = tmp_path / "evidence.parquet"
+    with DuckDBBackend("1GB") as backend:
+        backend.emit("select range as id from range(2)", "id", target)
+        with pytest.MonkeyPatch.context() as disk:
+            disk.setattr(pq.ParquetWriter, "write_batch", lambda *_: None)
+            backend.emit("select range as id from range(10, 13)", "id", target)
+        with pytest.raises(CropsError, match=r"evidence.parquet: 2 of 5 rows arrived in .*nothing is publ"):
+            backend.write(target)

@@ -72,11 +72,13 @@ def test_shards_fit_into_what_duckdb_gets():
     assert shards(10**12, 200, None) == 1
 
 
-def test_merging_gets_more_partitions_than_memory_asks_for_and_more_files_than_partitions():
+def test_merging_gets_more_partitions_than_memory_asks_for_and_files_where_rows_outgrow_a_third_of_it():
     # 3 million rows a partition are fast; 240 MB hold 1.2 million.
     assert [query_partitions(rows, 2 * 10**9) for rows in (0, 2_999_999, 10_000_000)] == [1, 1, 3]
     assert query_partitions(10_000_000, 500_000_000) == 9
-    assert [file_partitions(rows, 2 * 10**9) for rows in (0, 10_000_000)] == [1, 12]
+    # A third of 1.74 GB keeps 10,545,454 impressions of 55 bytes: no more than these stay in memory.
+    assert [file_partitions(rows, 2 * 10**9) for rows in (0, 10_545_454, 10_545_455)] == [1, 1, 12]
+    assert file_partitions(10_000_000, 500_000_000) == 36
     assert query_partitions(10**12, None) == file_partitions(10**12, None) == 1
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import re
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -85,7 +84,7 @@ class DuckDBBackend:
         self._given = memory
         self._files: list[Path | str] = []
         self._writers: dict[Path, pq.ParquetWriter] = {}
-        self._counted: Counter[Path] = Counter()
+        self._counted: dict[Path, int] = {}
         self._spill = Scratch("crops-engine-")
         self._connection = open_database(f"{duckdb_limit(self.memory)}B", self._spill.name, threads=threads)
 
@@ -254,7 +253,6 @@ class DuckDBBackend:
 
     def emit(self, query: str, order: str, target: Path) -> None:
         """Add a query's rows, in an order, to the rows that will be written to a Parquet file."""
-        self._counted[target] += self.count(f"({query}) counted")
         with self._explained(disk=True), self._connection.cursor() as reader:
             interruptible(reader, lambda: self._write_rows(reader, f"{query} order by {order}", target))
 
@@ -262,7 +260,7 @@ class DuckDBBackend:
         """Write what was emitted for a file, in the order of the calls.
 
         Raises:
-            CropsError: the file does not hold as many rows as the queries have.
+            CropsError: the file does not hold as many rows as the queries gave.
         """
         with self._explained(disk=True):
             self._writers.pop(target).close()
@@ -271,8 +269,9 @@ class DuckDBBackend:
     def _write_rows(self, reader: Connection, query: str, target: Path) -> None:
         rows = reader.sql(query).to_arrow_reader(ROW_GROUP)
         if target not in self._writers:
-            self._writers[target] = open_parquet(target, rows.schema)
+            self._writers[target], self._counted[target] = open_parquet(target, rows.schema), 0
         for batch in rows:
+            self._counted[target] += batch.num_rows
             self._writers[target].write_batch(batch.cast(self._writers[target].schema))
 
     def _execute(self, sql: str) -> None:
@@ -302,6 +301,9 @@ _FILES = 4
 MERGE_ROW = 200
 """Bytes that an impression or a candidate takes in the hash tables and sorts of merging, with room to
 spare."""
+KEPT_ROW = 55
+"""Bytes that an impression takes while it is kept, with its share of the searches and of what was watched
+near them."""
 SEARCH_ROW = 300
 """Bytes that a search takes in those of mining, which joins feed events and later searches to it."""
 
@@ -329,9 +331,11 @@ def query_partitions(rows: int, memory: int | None) -> int:
 
 
 def file_partitions(rows: int, memory: int | None) -> int:
-    """Return into how many files `rows` impressions are laid apart, for partitions to read."""
-    number = query_partitions(rows, memory)
-    return 1 if number == 1 else number * _FILES
+    """Return into how many files `rows` impressions are laid apart, for partitions to read.
+
+    They stay in memory (1) where they take no more than a third of it.
+    """
+    return 1 if shards(rows, 3 * KEPT_ROW, memory) == 1 else query_partitions(rows, memory) * _FILES
 
 
 def shards(rows: int, row_bytes: int, memory: int | None) -> int:
@@ -355,7 +359,7 @@ def open_parquet(target: Path, schema: pa.Schema) -> pq.ParquetWriter:
 
 
 def check_rows(files: Sequence[Path], counted: int, target: Path) -> None:
-    """Compare the rows that files say they hold with the rows that were counted before they were written.
+    """Compare the rows that files say they hold with the rows that were counted when they were made.
 
     Raises:
         CropsError: a file cannot be read, or some rows are missing (or too many): what wrote the files did

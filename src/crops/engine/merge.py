@@ -61,7 +61,7 @@ from (
         cast(null as BIGINT) as watched_at, cast(null as DOUBLE) as theta
     from ({{impressions}}) i
     join staged k on k.group_id = i.group_id and k.item_id = i.item_id
-    where i.source = {Source.CLICKED.value} and k.kept <> 0
+    where i.source = {Source.CLICKED.value} and (k.kept & {Source.CLICKED.value}) <> 0
     union all
     select group_id, item_id, source, search_id, via_query_id, watched_at, theta from positives
 ) e join ({{searches}}) s on s.search_id = e.search_id

@@ -36,7 +36,7 @@ from crops.engine.merge import merge_sources, samples_sql
 from crops.engine.mined import REPORT, columns_sql
 from crops.engine.report import PairCounts, build_report
 from crops.engine.scoring import CachedScorer, cached, key_documents, scorer_names
-from crops.engine.search import staged_sql
+from crops.engine.search import sample_stages
 from crops.engine.spark import SparkBackend
 from crops.engine.stages import build_key, work_folder
 from crops.engine.without import Without, count_left_out
@@ -241,6 +241,8 @@ TABLES = {
     "document_keys": "item_id BIGINT, key BIGINT: the hash of a document text that is scored",
     # Of each partition by query: search itself (`crops.engine.search`), then the candidates and their filter
     # (`crops.engine.candidates`).
+    "search_pairs": "group_id BIGINT, item_id BIGINT, considered INTEGER, stage INTEGER: a pair with the "
+    "bits of its stages, and the highest",
     "staged": "group_id BIGINT, item_id BIGINT, considered INTEGER, kept INTEGER: what search did with "
     "a pair, and those bits if it is kept",
     "near": "those of p2_found, group_id BIGINT: the same, in its group",
@@ -330,7 +332,7 @@ def key_texts(run: Run) -> None:
 def sample_search(run: Run, partition: Partition) -> None:
     """Take the stages of search, capped."""
     config = run.config.search if Source.CLICKED & run.wanted else None
-    run.backend.table("staged", staged_sql(partition.of("impressions"), config, run.seed))
+    sample_stages(run.backend, partition.of("impressions"), config, run.seed)
 
 
 def keep_above_alpha(run: Run, partition: Partition) -> None:
