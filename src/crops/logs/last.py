@@ -8,9 +8,9 @@ those with its `search_id`, or of the feed its key, on whatever day they are. So
 - it shares a group with such a day: with the rows of now, which key columns of the other days tell, or with
   those of the last check, where the group was suspect (its rows repeat or contradict each other).
 
-Of all other days every row would be judged alike: they are taken over. Those that share a suspect group with
-a day that is read are read beside it. Types and rules follow from the columns of all files of a table, so that
-it is read whole where these have changed, and beside a day that is read lies one of each layout.
+Of all other days every row would be judged alike: they are taken over. Those that share a suspect group
+with a day that is read are read beside it. Types and rules follow from the columns of all files of a table:
+it is read whole where these have changed, and a day of each layout is read beside those that are read.
 """
 
 from __future__ import annotations
@@ -69,7 +69,9 @@ class Last:
         if last is None:
             return Taken(files, frozenset(now))
         if last["columns"] != _columns(files):
-            console.print(f"[yellow]{table.name} is read whole:[/yellow] its columns are others than before")
+            console.print(
+                f"[yellow]{table.name} is read whole:[/yellow] its files have other columns than before"
+            )
             return Taken(files, frozenset(now))
         same = {day for day in now if last["days"].get(day) == now[day]}
         changed, gone = now.keys() - same, last["days"].keys() - same
@@ -115,8 +117,8 @@ class Last:
         db.kept("last_items", self._out / FOLDER / KNOWN_ITEMS)
         db.table(
             _CHANGED,
-            f"select coalesce(n.known_id, l.known_id) as item_id from {KNOWN_ITEMS} n"
-            " full join last_items l on n.known_id = l.known_id where n.known_id is null or l.known_id is null",
+            f"select coalesce(n.known_id, l.known_id) as item_id from {KNOWN_ITEMS} n full join last_items l"
+            " on n.known_id = l.known_id where n.known_id is null or l.known_id is null",
         )
         self._new_items = db.count(_CHANGED) > 0
 
@@ -166,7 +168,7 @@ def _read(out: Path, made_by: Mapping[str, str]) -> dict[str, Any]:
             if not others:
                 return tables
             why = f"the last check into {out} had other {', '.join(others)}"
-    except (OSError, ValueError, KeyError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass
     console.print(f"[yellow]all days are read:[/yellow] {why}", soft_wrap=True)
     return {}

@@ -207,7 +207,7 @@ WHOLE = ""
 
 @dataclass(frozen=True)
 class Taken:
-    """Of which days of a table the rows are judged, and what is taken over of the others: `crops.logs.last`."""
+    """Which days of a table are judged, and what is taken over of the others: see `crops.logs.last`."""
 
     files: TableFiles
     """The files that are read."""
