@@ -1,4 +1,4 @@
-"""`crops check` into the folder of the last check: it reads what changed and writes what a full check does."""
+"""`crops check` into the folder of the last check: it reads what changed and writes what a full one does."""
 
 import json
 import math
@@ -322,7 +322,9 @@ def test_rows_that_no_longer_add_up_with_what_was_taken_over_are_an_error_that_s
     monkeypatch.setattr(last, "_days", lambda files: seen.setdefault(files.table.name, find(files)))
     check(logs, out)
     put(logs, 2, [shown(2, 21)])  # a row less, in a file that tells of no change
-    with pytest.raises(CropsError, match="7 were accepted and .* check again, into a new folder"):
+    with pytest.raises(
+        CropsError, match=r"of 7 rows .* 6 were accepted and 2 rejected; .*\? check again, into a new folder"
+    ):
         check(logs, out)
 
 
