@@ -186,8 +186,8 @@ class CheckReport:
     control_characters: dict[str, dict[str, int]] = field(default_factory=dict)
     """Accepted rows in which control characters became spaces, by table and column."""
     days: dict[str, dict[str, int]] = field(default_factory=dict)
-    """By table how many days were `read`, and how many `taken_over` from the last check, of which some were
-    read `beside` others that they share searches with; a table without days counts as one."""
+    """By table how many days were `read`, and how many `taken_over` from the last check; of these, how many
+    had to be read `beside` the others. A table that is not in partitions counts as one."""
 
     @property
     def clean(self) -> bool:
@@ -225,7 +225,8 @@ def check(
     `out/rejects/<table>/`, with `reasons`, `file` and `row` (from 0). Of rows with the same key one is kept,
     with the signals of all that have no other fault (see `Column.merge`): what is accepted does not depend on
     the order of rows and files. A search without any click is valid. Control characters in queries and in
-    texts of items become spaces, counted.
+    texts of items become spaces, counted. Of days that did not change since the last check into `out` the
+    result is taken over (`crops.logs.last`); it equals that of a check into a new folder.
 
     Args:
         logs: the logs folder, or logs by URI (`crops.logs.lake`): then days whose rows are all accepted stay
@@ -557,9 +558,9 @@ def render(report: CheckReport) -> RenderableType:
 
 def _taken_over(read: int, taken_over: int, beside: int) -> str:
     if read + taken_over == 1:
-        return "as the last check left it"
-    more = f" ({beside:,} of them read for the searches that they share)" if beside else ""
-    return f"{taken_over:,} days are as the last check left them{more}, {read:,} read"
+        return "taken over from the last check"
+    more = f", read beside these: {beside:,}" if beside else ""
+    return f"days taken over from the last check: {taken_over:,}, read: {read:,}{more}"
 
 
 def _told(fault: RowFault) -> Text:
