@@ -129,7 +129,7 @@ class Last:
         if rejected:
             columns = ", ".join(rejected_columns(files))
             folder = self._staging / FOLDER / _rejected(table)
-            db.keep(f"select {columns} from rejected_{table.name}", folder)
+            db.keep(f"select {columns} from rejected_{table.name} order by _file, _row", folder)
         linked = {
             (one, other)
             for one, other in self._tables.get(table.name, {}).get("linked", ())
