@@ -149,8 +149,7 @@ class Last:
     def write(self) -> None:
         """Write what was noted, when all else is written."""
         state = {"made_by": self._made_by, "tables": self._noted, "files": _stamps(self._staging)}
-        state["digest"] = _digest(state)
-        (self._staging / FOLDER / _STATE).write_text(json.dumps(state) + "\n")
+        (self._staging / FOLDER / _STATE).write_text(json.dumps({"digest": _digest(state), **state}) + "\n")
 
 
 def _read(out: Path, made_by: Mapping[str, str]) -> dict[str, Any]:
