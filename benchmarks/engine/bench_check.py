@@ -3,8 +3,9 @@
 Each run is a process of its own on one core; CPU is user + system time without imports, memory the peak
 resident set of the process with them (VmHWM). Logs of 4 days, 20 documents per search; `dirty` has faults in
 every file of impressions, `clean` has none. `check` writes accepted rows and rejects, `report` only
-reports; `copy` is DuckDB's partitioned COPY of the same rows: no rule, no key, no rejects.
-    python benchmarks/engine/bench_check.py [--rows 1000000] [--rounds 5]
+reports; `copy` is DuckDB's partitioned COPY of the same rows: no rule, no key, no rejects. With `--again`
+dirty logs of 8 days: all of them into a new folder, and the last day added to the checked seven before it.
+    python benchmarks/engine/bench_check.py [--rows 1000000] [--rounds 5] [--again]
 """
 
 from __future__ import annotations
@@ -24,17 +25,19 @@ import duckdb
 ITEMS = 100_000
 START_US = 1_767_225_600_000_000
 """2026-01-01 UTC."""
-SPAN_US = 4 * 86_400_000_000
+DAY_US = 86_400_000_000
+DAYS = 4
 
 
-def generate(folder: Path, impressions: int, feed: int, *, dirty: bool) -> None:
+def generate(folder: Path, impressions: int, feed: int, *, dirty: bool, days: int = DAYS) -> None:
     """Write logs; if dirty, one search of 1,000 has a blank query and one impression of 1,500 a rank of 0."""
     folder.mkdir()
     blank = "case when hash(s) % 1000 = 0 then '  ' else 'how to query ' || (hash(s) % 20000) end"
     query = blank if dirty else "'how to query ' || (hash(s) % 20000)"
     rank = "case when h % 1500 = 1 then 0 else k + 1 end" if dirty else "k + 1"
-    searched = f"{START_US} + (s * {SPAN_US} // {max(1, impressions // 20)})::BIGINT"
-    watched = f"{START_US} + (i * {SPAN_US} // {max(1, feed)})::BIGINT"
+    span = days * DAY_US
+    searched = f"{START_US} + (s * {span} // {max(1, impressions // 20)})::BIGINT"
+    watched = f"{START_US} + (i * {span} // {max(1, feed)})::BIGINT"
     with duckdb.connect() as connection:
         connection.execute(f"""copy (select i + 1 as item_id, 'title of item ' || i as ocr_cover,
             'a caption of about forty letters ' || i % 1000 as photo_caption, 'tag' || i % 50 as keyword,
@@ -101,13 +104,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--again", action="store_true", help="check again what is checked")
     parser.add_argument("--one", nargs=3, metavar=("WHAT", "LOGS", "OUT"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
         print(json.dumps(measure(arguments.one[0], Path(arguments.one[1]), Path(arguments.one[2]))))
         return
     with tempfile.TemporaryDirectory() as folder:
-        compare(Path(folder), arguments.rows, arguments.rounds)
+        (again if arguments.again else compare)(Path(folder), arguments.rows, arguments.rounds)
 
 
 def compare(folder: Path, rows: int, rounds: int) -> None:
@@ -123,10 +127,41 @@ def compare(folder: Path, rows: int, rounds: int) -> None:
     for number in range(rounds):
         for name in shapes:
             for what in ("check", "report", "copy"):
-                out = folder / f"out {number} {what} {name}"
-                command = [sys.executable, __file__, "--one", what, str(folder / name), str(out)]
-                result = subprocess.run(command, check=True, capture_output=True, text=True)
-                found.setdefault((name, what), []).append(json.loads(result.stdout.splitlines()[-1]))
+                run = in_a_process(what, folder / name, folder / f"out {number} {what} {name}")
+                found.setdefault((name, what), []).append(run)
+    tell(found)
+
+
+def again(folder: Path, rows: int, rounds: int) -> None:
+    """Check all days, all but the last, all after these, and all once more; print the medians."""
+    logs, last, found = folder / "logs", [], {}
+    generate(logs, rows, rows, dirty=True, days=8)
+    for table in ("search_impressions", "feed_events"):
+        last.append(max((logs / table).glob("day=*")))
+    for number in range(rounds):
+        runs = {"all 8 days": in_a_process("check", logs, folder / f"all {number}")}
+        for day in last:
+            day.rename(folder / day.parent.name)
+        runs["the first 7 days"] = in_a_process("check", logs, folder / f"out {number}")
+        for day in last:
+            (folder / day.parent.name).rename(day)
+        runs["the eighth added"] = in_a_process("check", logs, folder / f"out {number}")
+        runs["nothing new"] = in_a_process("check", logs, folder / f"out {number}")
+        for what, run in runs.items():
+            found.setdefault(("impressions + feed, dirty", what), []).append(run)
+    tell(found)
+
+
+def in_a_process(what: str, logs: Path, out: Path) -> dict[str, float]:
+    """Run in a process of its own; return what it took."""
+    command = [sys.executable, __file__, "--one", what, str(logs), str(out)]
+    result = subprocess.run(command, check=True, capture_output=True, text=True)
+    took: dict[str, float] = json.loads(result.stdout.splitlines()[-1])
+    return took
+
+
+def tell(found: dict[tuple[str, str], list[dict[str, float]]]) -> None:
+    """Print the medians."""
     print("| logs | run | rows | CPU s | M rows per CPU s | peak MB |\n|---|---|---|---|---|---|")
     for (name, what), runs in found.items():
         seconds, peak = (statistics.median(run[key] for run in runs) for key in ("cpu", "mb"))

@@ -127,6 +127,15 @@ def write_text(path: Path, text: str, errors: str = "strict") -> None:
         staging.write_text(text, encoding="utf-8", errors=errors)
 
 
+def link_file(file: Path, target: Path) -> None:
+    """Have a file under a second name; a copy where the disk knows no links."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(file, target)
+    except OSError:
+        shutil.copy2(file, target)
+
+
 @contextlib.contextmanager
 def writable(target: str | Path, *numbers: int) -> Iterator[None]:
     """Turn failures of the disk (with one of `numbers`, if any is given) into a sentence."""

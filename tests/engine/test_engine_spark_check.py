@@ -202,6 +202,39 @@ def test_lakes_names_of_any_kind_and_mixed_types_are_read_alike(faulty, tmp_path
 
 @needs_spark
 @pytest.mark.verify
+def test_a_repeated_check_takes_over_what_did_not_change(faulty, tmp_path, session):
+    """Rows that are taken over keep columns of any type; what is written equals a full check by DuckDB."""
+    days = faulty / "search_impressions"
+    for file in days.rglob("*.parquet"):
+        table = pq.read_table(file, partitioning=None)
+        at = pa.array([NOON] * len(table), pa.timestamp("us"))
+        pq.write_table(
+            table.append_column("at", at).append_column("tags", pa.array([["a"]] * len(table))), file
+        )
+
+    def again(read, kept):
+        report, full = check(faulty, tmp_path / "out", engine=spark), check(faulty, tmp_path / "full")
+        found = report.days["search_impressions"]
+        assert (found["read"], found["taken_over"]) == (read, kept)
+        for folder in ("accepted", "rejects"):
+            assert rows_of(tmp_path / "out" / folder) == rows_of(tmp_path / "full" / folder)
+        known = [json.loads(one.to_json()) | {"seconds": None, "days": None} for one in (report, full)]
+        assert known[0] == known[1]
+        shutil.rmtree(tmp_path / "full")
+
+    again(2, 0)
+    again(0, 2)
+    late = pq.read_table(days / "day=2026-01-06/part-0.parquet", partitioning=None)
+    pq.write_table(late, days / "day=2026-01-06/part-1.parquet")  # each row twice
+    again(1, 1)
+    items = pq.read_table(faulty / "items.parquet")
+    found = items.to_pylist() + [{"item_id": 404, "ocr_cover": "known now"}]
+    pq.write_table(pa.Table.from_pylist(found, items.schema), faulty / "items.parquet")
+    again(1, 1)
+
+
+@needs_spark
+@pytest.mark.verify
 def test_tables_without_partitions_and_searches_alone_are_split_alike(faulty, tmp_path, session):
     for name in ("search_impressions", "feed_events"):
         tables = [

@@ -95,6 +95,16 @@ def test_each_bad_impression_is_rejected_by_name_with_its_column_remedy_and_firs
         assert fault.remedy
 
 
+def test_a_row_with_nan_is_rejected_for_that_alone_whatever_other_rows_hold(write_logs, tmp_path):
+    # By the statistics of its file each play time here is from 1 to a week, and none is negative, or each is.
+    nan = {"search_id": 1, "play_ms": NAN, "stage": "unexposed"}
+    for other in (5.0, -5.0):
+        impressions = [GOOD, nan, {"search_id": 2, "play_ms": other}]
+        check(write_logs(tmp_path / f"logs {other}", impressions=impressions), tmp_path / "out")
+        rejects = pq.read_table(tmp_path / "out/rejects/search_impressions").to_pylist()
+        assert [row["reasons"] for row in rejects if row["search_id"] == 1] == [["nan_play_ms"]]
+
+
 def test_bad_items_are_rejected_by_name_and_unknown_to_impressions(write_logs, tmp_path):
     items = [{"item_id": 1}, *(bad for bad, _ in BAD_ITEMS)]
     logs = write_logs(tmp_path / "logs", items=items, impressions=[{"item_id": 1}, {"item_id": 2}])
@@ -437,7 +447,7 @@ def test_output_bytes_do_not_depend_on_the_run(write_logs, tmp_path):
     for name in ("one", "two"):
         check(logs, tmp_path / name)
     files = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*.parquet"))
-    assert len(files) == 3  # items, one day, rejects
+    assert len(files) == 5  # items, one day, rejects; for the next check known items, and rejects again
     for file in files:
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
 

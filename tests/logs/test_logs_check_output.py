@@ -67,6 +67,7 @@ def test_the_output_folder_is_described_and_replaced_whole(write_logs, tmp_path)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "accepted",
         "config.toml",
+        "last",
         "manifest.json",
         "rejects",
         "report.json",

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from crops.config import EngineConfig
 from crops.engine.backend import check_rows
-from crops.engine.spark import SparkBackend, day_of_time, layouts, microseconds, write_parts
+from crops.engine.spark import SparkBackend, day_of_time, file_uri, layouts, microseconds, write_parts
 from crops.engine.stages import build_key, work_folder
 from crops.logs import Logs
 from crops.logs.check import Engine
@@ -40,6 +40,7 @@ class SparkRows(SparkBackend):
     def __init__(self, master: str, memory: str) -> None:
         """Reach the cluster, see `SparkBackend`."""
         super().__init__(master, memory)
+        self.made_by = f"Spark {self._spark.version}"
         self._relations: dict[tuple[Path | str, ...], str] = {}
         self._opened: dict[tuple[str, ...], DataFrame] = {}
         self._work: Path | None = None
@@ -56,14 +57,14 @@ class SparkRows(SparkBackend):
         if self._work is not None and error is None:
             shutil.rmtree(self._work, ignore_errors=True)
 
-    def prepare(self, logs: Logs, folder: Path | None, out: Path | None) -> None:
+    def prepare(self, logs: Logs, folder: Path | None, out: Path | None, last: str) -> None:
         """Ask the workers for what they need, and find the stages of a check that was killed."""
         if folder is None or out is None:
             return
         self.check_workers(folder, logs, [])
         self._work = work_folder(Path(os.path.realpath(out)))
         files = [file for table in logs.tables.values() for file in table.files]
-        self.keep_in(self._work, functools.partial(build_key, files, [], "check", logs.snapshots()))
+        self.keep_in(self._work, functools.partial(build_key, files, [], "check", logs.snapshots(), last))
 
     def passes(self, rows: int) -> int:
         """Return one pass: Spark bounds its memory itself."""
@@ -88,6 +89,16 @@ class SparkRows(SparkBackend):
             return None if text is None else function(text)
 
         self._spark.udf.register(name, known, "string")
+
+    def keep(self, query: str, folder: Path) -> None:
+        """Write the rows of a query, by the workers."""
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        rows = write_parts(self._sql(query), folder)
+        check_rows(sorted(folder.glob("part-*.parquet")), rows, folder)
+
+    def kept(self, name: str, folder: Path) -> None:
+        """Name the rows that `keep` wrote."""
+        self._spark.read.parquet(file_uri(folder)).createOrReplaceTempView(name)
 
     def write_accepted(self, query: str, target: Path) -> None:
         """Write the rows of a day as several files, by the workers; a table without days as one."""

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 from crops.database import Connection, parquet, quoted, write_parquet
 from crops.errors import CropsError
 from crops.logs.days import spans
-from crops.outputs import MANIFEST, read_manifest
+from crops.outputs import MANIFEST, link_file, read_manifest
 from crops.schema import ITEMS, LOG_TABLES, SEARCHES, Table
 
 _ENTRY = ("created_at", "source", "rows", "malformed_lines")
@@ -88,7 +86,7 @@ def join_former(db: Connection, former: Path, fresh: Path, *, replace_days: bool
         new = fresh / "rejects" / f"{stem}.parquet"
         if new.exists():
             new.rename(new.with_name(f"{stem}-{1 + len(list(file.parent.glob(f'{stem}*.parquet')))}.parquet"))
-        _link(file, fresh / "rejects" / file.name)
+        link_file(file, fresh / "rejects" / file.name)
     return said
 
 
@@ -117,7 +115,7 @@ def _join_days(db: Connection, table: Table, former: Path, fresh: Path, *, repla
             joined.append(f"{day} ({new:,} rows beside {old:,})")
             (target / "part-0.parquet").rename(target / f"part-{len(files)}.parquet")
         for file in files:
-            _link(file, target / file.name)
+            link_file(file, target / file.name)
     if there:
         raise CropsError(
             f"{former} holds {table.name} of {spans(there)} already; import other days, or put the new rows "
@@ -175,12 +173,3 @@ def _merge_items(db: Connection, former: Path, fresh: Path) -> str:
     merged.replace(file)
     counts = f"{new:,} new, {changed:,} taken from this import"
     return f"items: {counts}, {older:,} kept as they were, whose counters are higher"
-
-
-def _link(file: Path, target: Path) -> None:
-    """Have a file under a second name; a copy where the disk knows no links."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(file, target)
-    except OSError:
-        shutil.copy2(file, target)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import tempfile
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass, field
@@ -21,11 +22,13 @@ from crops.database import explained, literal, open_database
 from crops.errors import CropsError
 from crops.labels import DEFAULT_LABELS, Source
 from crops.logs.days import spans, today
+from crops.logs.last import Last
 from crops.logs.rows import DuckDBRows, RowEngine
 from crops.logs.rules import (
     KNOWN_ITEMS,
     SAME_TEXT,
     Split,
+    Taken,
     bits,
     file_rules,
     keep_accepted,
@@ -182,6 +185,9 @@ class CheckReport:
     """Wall time of each part."""
     control_characters: dict[str, dict[str, int]] = field(default_factory=dict)
     """Accepted rows in which control characters became spaces, by table and column."""
+    days: dict[str, dict[str, int]] = field(default_factory=dict)
+    """By table how many days were `read`, and how many `taken_over` from the last check; of these, how many
+    had to be read `beside` the others. A table that is not in partitions counts as one."""
 
     @property
     def clean(self) -> bool:
@@ -219,7 +225,8 @@ def check(
     `out/rejects/<table>/`, with `reasons`, `file` and `row` (from 0). Of rows with the same key one is kept,
     with the signals of all that have no other fault (see `Column.merge`): what is accepted does not depend on
     the order of rows and files. A search without any click is valid. Control characters in queries and in
-    texts of items become spaces, counted.
+    texts of items become spaces, counted. Of days that did not change since the last check into `out` the
+    result is taken over (`crops.logs.last`); it equals that of a check into a new folder.
 
     Args:
         logs: the logs folder, or logs by URI (`crops.logs.lake`): then days whose rows are all accepted stay
@@ -241,8 +248,8 @@ def check(
     seconds: dict[str, float] = {}
     if out is None:
         with Scratch("crops-check-") as spill, _open(engine, source, memory, spill) as db:
-            db.prepare(source, None, None)
-            return _check(db, source, None, seconds)
+            db.prepare(source, None, None, "")
+            return _check(db, source, None, seconds, None)
     if isinstance(source.path, Path) and source.path.resolve().is_relative_to(Path(out).resolve()):
         raise CropsError(f"{out} holds the logs that are checked; name another folder for the output")
     with publish(Path(out), "check") as staging:
@@ -250,11 +257,13 @@ def check(
             tempfile.TemporaryDirectory(dir=staging) as spill,
             _open(engine, source, memory, spill) as db,
         ):
-            db.prepare(source, staging, out)
+            last = Last(source, db.made_by, Path(os.path.realpath(out)), staging)
+            db.prepare(source, staging, out, last.key)
             try:
-                report = _check(db, source, staging, seconds)
+                report = _check(db, source, staging, seconds, last)
             except NothingLeftError as error:
                 raise NothingLeftError(f"{error}{keep_rejects(staging, out, 'check')}") from error
+        last.write()
         (staging / "report.json").write_text(report.to_json())
         rows = {name: vars(counts) for name, counts in report.tables.items()}
         write_manifest(
@@ -264,6 +273,7 @@ def check(
             seconds=seconds,
             logs=str(source.path),
             rows=rows,
+            days=report.days,
             text=text_kind(source.path),
             **({"snapshots": found} if (found := source.snapshots()) else {}),
         )
@@ -288,16 +298,22 @@ def _check(
     source: Logs,
     staging: Path | None,
     seconds: dict[str, float],
+    last: Last | None,
 ) -> CheckReport:
     tables: dict[str, TableCounts] = {}
     merged: dict[str, int] = {}
     faults: list[RowFault] = []
     control_characters: dict[str, dict[str, int]] = {}
+    days: dict[str, dict[str, int]] = {}
     for name, files in source.tables.items():
         if not files.files:
             continue
         with timed(seconds, f"check {name}"):
-            tables[name], found, changed = _check_table(db, source, files, staging)
+            taken = last.taken(db, files) if last else Taken(files)
+            tables[name], found, changed = _check_table(db, source, files, staging, taken)
+            if last:
+                last.note(db, files, taken, changed)
+                days[name] = taken.counts()
         faults += found
         if changed.spaced:
             control_characters[name] = {column: sum(days.values()) for column, days in changed.spaced.items()}
@@ -307,25 +323,29 @@ def _check(
             raise _nothing_left(source, name, tables[name], found)
         if name == "items":
             db.table(KNOWN_ITEMS, "select item_id as known_id from accepted_items")
+            if last:
+                last.compare_items(db, taken)
     with timed(seconds, "count searches"):
         if "searches" in tables:
             facts = _facts_of_searches(db, source, tables)
         else:
             facts = _facts(db, source, tables)
-    return CheckReport(str(source.path), tables, tuple(faults), facts, merged, seconds, control_characters)
+    changes = (merged, seconds, control_characters)
+    return CheckReport(str(source.path), tables, tuple(faults), facts, *changes, days)
 
 
 def _check_table(
-    db: RowEngine, source: Logs, files: TableFiles, staging: Path | None
+    db: RowEngine, source: Logs, files: TableFiles, staging: Path | None, taken: Taken
 ) -> tuple[TableCounts, list[RowFault], Split]:
     name = files.table.name
-    found = split(db, files)
-    accepted = keep_accepted(db, files, staging and staging / "accepted", found)
+    found = split(db, files, taken)
+    accepted = keep_accepted(db, files, staging and staging / "accepted", found, taken)
     counts = TableCounts(files.rows, accepted, sum(found.rejected.values()))
     if counts.rows != counts.accepted + counts.rejected:
         raise CropsError(
             f"{source.path}: of {counts.rows} rows of {name} {counts.accepted} were accepted"
             f" and {counts.rejected} rejected; did the files change meanwhile? check again"
+            + (", into a new folder" if taken.kept else "")
         )
     if not counts.rejected:
         return counts, [], found
@@ -528,9 +548,19 @@ def render(report: CheckReport) -> RenderableType:
         for name, table in report.tables.items()
         if table.share > MOST
     ]
+    parts += [
+        Text(f"{name}: {_taken_over(**days)}") for name, days in report.days.items() if days["taken_over"]
+    ]
     parts += [_told(fault) for fault in report.faults]
     parts.append(Text("\n".join(f"· {note}" for note in report.notes())))
     return Group(*parts)
+
+
+def _taken_over(read: int, taken_over: int, beside: int) -> str:
+    if read + taken_over == 1:
+        return "taken over from the last check"
+    more = f", read beside these: {beside:,}" if beside else ""
+    return f"days taken over from the last check: {taken_over:,}, read: {read:,}{more}"
 
 
 def _told(fault: RowFault) -> Text:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from crops.database import Connection, interruptible, quoted, write_parquet
+from crops.database import Connection, interruptible, parquet, quoted, write_parquet
 from crops.logs.tables import Logs, TableFiles, day_sql, select_sql, table_rows, typed
 from crops.schema import Column
 
@@ -22,9 +22,14 @@ class RowEngine(Protocol):
 
     hash: str
     """The function that hashes its arguments, nulls too, to 64 bits."""
+    made_by: str
+    """Its name, and what decides its results besides the code of crops and the packages that it needs."""
 
-    def prepare(self, logs: Logs, folder: Path | None, out: Path | None) -> None:
-        """Raise where a machine that will work lacks the logs, or `folder`, which becomes `out`."""
+    def prepare(self, logs: Logs, folder: Path | None, out: Path | None, last: str) -> None:
+        """Raise where a machine that will work lacks the logs, or `folder`, which becomes `out`.
+
+        `last` changes with what can be taken over from the last check.
+        """
 
     def passes(self, rows: int) -> int:
         """Return in how many passes the keys of so many rows are searched for repeats: bounded memory."""
@@ -54,6 +59,12 @@ class RowEngine(Protocol):
     def count(self, table: str) -> int:
         """Return the number of rows of a table or view."""
 
+    def keep(self, query: str, folder: Path) -> None:
+        """Write the rows of a query into a new folder, for `kept`."""
+
+    def kept(self, name: str, folder: Path) -> None:
+        """Name the rows that `keep` wrote, in their types."""
+
     def write_accepted(self, query: str, target: Path) -> None:
         """Write the rows of a query over `relation`: a file, or several beside it in the folder of a day.
 
@@ -68,12 +79,13 @@ class DuckDBRows:
     """Runs in a database that is open, which spills beyond its memory limit."""
 
     hash = "hash"
+    made_by = "DuckDB"
 
     def __init__(self, connection: Connection) -> None:
         """Work in a database."""
         self._connection = connection
 
-    def prepare(self, logs: Logs, folder: Path | None, out: Path | None) -> None:
+    def prepare(self, logs: Logs, folder: Path | None, out: Path | None, last: str) -> None:
         """Raise never: this process has opened the logs, and made the folder."""
 
     def passes(self, rows: int) -> int:
@@ -116,6 +128,14 @@ class DuckDBRows:
     def count(self, table: str) -> int:
         """Return the number of rows of a table or view."""
         return int(self.rows(f"select count(*) as n from {table}")[0]["n"])
+
+    def keep(self, query: str, folder: Path) -> None:
+        """Write one file."""
+        self._write(query, folder / "part-0.parquet")
+
+    def kept(self, name: str, folder: Path) -> None:
+        """Name the rows that `keep` wrote."""
+        self.view(name, f"select * from {parquet(*sorted(folder.glob('*.parquet')))}")
 
     def write_accepted(self, query: str, target: Path) -> None:
         """Write one file, in the order of the source."""

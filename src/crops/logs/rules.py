@@ -7,16 +7,17 @@ are a bit mask, in the order of `file_rules`.
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from crops.database import literal
 from crops.logs.days import DAY_US, day_bounds
 from crops.logs.rows import RowEngine
 from crops.logs.tables import TableFiles, inspect, list_files, table_days
-from crops.outputs import publish, write_manifest
+from crops.outputs import link_file, publish, write_manifest
 from crops.schema import EARLIEST_US, ITEMS, LATEST_US, LOG_TABLES, STAGES, Agreement, Column, Rule, Table
 from crops.text import CONTROL, normalise_query, spaced_sql
 
@@ -120,7 +121,11 @@ def agreement_rule(agreement: Agreement, time: str | None) -> Rule:
 def _rules(table: Table, found: Mapping[str, str], *, partitioned: bool) -> Iterator[Rule]:
     for column in table.columns:
         yield from _column_rules(column, found.get(column.name))
-    yield from table.rules
+    for rule in table.rules:
+        # DuckDB decides comparisons by the statistics of the files, which leave NaN out.
+        compared = re.search(rf"\b{rule.column} (<|>|between )", rule.bad)
+        nan = found.get(rule.column) == "float" and compared
+        yield replace(rule, bad=f"not isnan({rule.column}) and ({rule.bad})") if nan else rule
     if partitioned and table.time:
         yield _day_rule(table.time)
     if table in LOG_TABLES and table is not ITEMS:
@@ -196,6 +201,34 @@ def _on_day(days: Days, day: str | None) -> int:
     return sum(days.values()) if day is None else days.get(day, 0)
 
 
+WHOLE = ""
+"""The one part of a table whose files are in no partitions by day, where others have days."""
+
+
+@dataclass(frozen=True)
+class Taken:
+    """Which days of a table are judged, and what is taken over of the others: see `crops.logs.last`."""
+
+    files: TableFiles
+    """The files that are read."""
+    read: frozenset[str] = frozenset()
+    """The days whose rows are judged."""
+    kept: frozenset[str] = frozenset()
+    """The days that are taken over; none where all rows are judged."""
+    beside: frozenset[str] = frozenset()
+    """Those of `kept` whose rows are read, as others are judged by them."""
+    accepted: Path = Path()
+    """The folder of the accepted rows that days are taken over from."""
+    rejected: str = ""
+    """The relation of their rejected rows, if there are any."""
+    split: Split = field(default_factory=lambda: Split({}, {}, {}))
+    """What was found on them, but for `rejected`."""
+
+    def counts(self) -> dict[str, int]:
+        """Return how many days were read, taken over, and read beside others."""
+        return {"read": len(self.read), "taken_over": len(self.kept), "beside": len(self.beside)}
+
+
 @dataclass(frozen=True)
 class _Suspects:
     """Rows that may break a rule about several rows: those whose `key` is a `suspect` of the table `name`."""
@@ -212,14 +245,57 @@ def bits(files: TableFiles) -> dict[str, int]:
     return {rule.reason: 1 << place for place, rule in enumerate(file_rules(files))}
 
 
-def split(db: RowEngine, files: TableFiles) -> Split:
-    """Create the view `rejected_<name>`: all columns of the rows, `_file`, `_row` and the mask `_faults`.
+def split(db: RowEngine, files: TableFiles, taken: Taken) -> Split:
+    """Create the view `rejected_<name>`: `rejected_columns` of the rows, with the mask `_faults`.
 
     And, where there are any, the table `merged_<name>`: `_file`, `_row`, `_day` and the new values of the
-    rows that are kept of several with one key, where these differ.
+    rows that are kept of several with one key, where these differ; but for those that are taken over.
 
     Tables other than items read the table `KNOWN_ITEMS` of accepted item ids.
     """
+    name = files.table.name
+    merged: Days = {}
+    spaced: Mapping[str, Days] = {}
+    columns = ", ".join(rejected_columns(files))
+    rejects = [f"select {columns} from {taken.rejected}"] if taken.rejected else []
+    if taken.files.files:
+        repeats = _judge(db, taken.files)
+        days = f" and _day in ({', '.join(map(literal, sorted(taken.read)))})" if taken.kept else ""
+        rejects.append(f"select {columns} from judged_{name} where _faults <> 0{days}")
+        if repeats:
+            merged = _merge(db, files, bits(files)["duplicate_key"])
+            merged = {day: rows for day, rows in merged.items() if not taken.kept or day in taken.read}
+    if rejects:
+        db.view(f"rejected_{name}", " union all ".join(rejects))
+    rejected = _by_day(db, f"rejected_{name}", files) if rejects else {}
+    if taken.files.files:
+        spaced = _controlled(db, files.on(taken.read if taken.kept else None), Split(rejected, merged, {}))
+    before = taken.split
+    both = {
+        column: {**before.spaced.get(column, {}), **spaced.get(column, {})}
+        for column in files.table.names()
+        if column in spaced or column in before.spaced
+    }
+    return Split(
+        rejected, {**before.merged, **merged}, {column: days for column, days in both.items() if days}
+    )
+
+
+def rejected_columns(files: TableFiles) -> list[str]:
+    """Return the columns of `rejected_<name>`: all of the rows, where they are, and their faults."""
+    extra = [f"extra_{number}" for number in range(len(files.extra))]
+    return [
+        *files.table.names(),
+        *extra,
+        "_file",
+        "_row",
+        *(["_day"] if files.table.partitioned else []),
+        "_faults",
+    ]
+
+
+def _judge(db: RowEngine, files: TableFiles) -> bool:
+    """Make `judged_<name>`: the rows that break a rule, or may; return whether keys are repeated."""
     name, rules, bit = files.table.name, row_rules(files), bits(files)
     # Contradictions first: a row that one of those rejects must not displace its duplicate.
     suspects = [*_contradictions(db, files), *_repeats(db, files)]
@@ -238,10 +314,7 @@ def split(db: RowEngine, files: TableFiles) -> Split:
     found = f"select q.*, {agreed} as _agreed from ({found}) q"
     found = f"select q.*, {place} as _place from ({found}) q"
     db.table(f"judged_{name}", f"select q.*, {all_faults} as _faults from ({found}) q")
-    db.view(f"rejected_{name}", f"select * from judged_{name} where _faults <> 0")
-    rejected = _by_day(db, f"rejected_{name}", files)
-    merged = _merge(db, files, bit["duplicate_key"]) if repeated else {}
-    return Split(rejected, merged, _controlled(db, files, Split(rejected, merged, {})))
+    return repeated is not None
 
 
 def _fault(rule: Rule, bit: Mapping[str, int]) -> str:
@@ -341,7 +414,7 @@ def _controlled(db: RowEngine, files: TableFiles, found: Split) -> dict[str, Day
 # What a split found is written: the accepted rows as a logs folder, the rejected ones with their reasons.
 
 
-def keep_accepted(db: RowEngine, files: TableFiles, folder: Path | None, found: Split) -> int:
+def keep_accepted(db: RowEngine, files: TableFiles, folder: Path | None, found: Split, taken: Taken) -> int:
     """Name `accepted_<name>`, the rows that were not rejected; return how many there are.
 
     Control characters in what people wrote become spaces.
@@ -351,12 +424,13 @@ def keep_accepted(db: RowEngine, files: TableFiles, folder: Path | None, found: 
         files: the table.
         folder: a logs folder to write the rows to; without one the source is read again.
         found: what the split found.
+        taken: what is taken over, where there is a folder.
     """
     name = f"accepted_{files.table.name}"
     if folder is None:
         db.view(name, _accepted(db, files, found))
         return db.count(name)
-    _write_accepted(db, files, folder, found)
+    _write_accepted(db, files, folder, found, taken)
     written = inspect(folder, files.table)[0]
     db.read(name, written)
     return written.rows
@@ -409,10 +483,11 @@ def _extra_names(files: TableFiles) -> list[str]:
     return names
 
 
-def _write_accepted(db: RowEngine, files: TableFiles, folder: Path, found: Split) -> None:
+def _write_accepted(db: RowEngine, files: TableFiles, folder: Path, found: Split, taken: Taken) -> None:
     """Write each day by itself: partitioned writes of DuckDB hold every day open and cost twice the CPU.
 
-    Days of a source by URI whose rows are all accepted as they are stay where they are, and are listed.
+    Days of a source by URI whose rows are all accepted as they are stay where they are, and are listed; of
+    those that are taken over the files get a second name.
     """
     table = files.table
     if files.source and not files.renamed:
@@ -427,7 +502,13 @@ def _write_accepted(db: RowEngine, files: TableFiles, folder: Path, found: Split
             return
         if not files.files:
             return
+    if WHOLE in taken.kept:
+        _take_over(taken.accepted, [table.name, f"{table.name}.parquet"], folder)
+        return
     for day in table_days(files) if table.partitioned else (None,):
+        if day in taken.kept:
+            _take_over(taken.accepted, [f"{table.name}/day={day}"], folder)
+            continue
         target = folder / (f"{table.name}/day={day}/part-0.parquet" if day else f"{table.name}.parquet")
         part = files.on(day and [day])
         alone = len(part.files) == 1 and (files.partitioned or not day)
@@ -436,6 +517,13 @@ def _write_accepted(db: RowEngine, files: TableFiles, folder: Path, found: Split
             shutil.copyfile(part.files[0], target)
         else:
             db.write_accepted(_accepted(db, files, found, day), target)
+
+
+def _take_over(accepted: Path, names: list[str], folder: Path) -> None:
+    """Give the files, or those below folders, of the last accepted rows a second name."""
+    for path in (accepted / name for name in names):
+        for file in sorted(path.rglob("*.parquet")) if path.is_dir() else filter(Path.exists, [path]):
+            link_file(file, folder / file.relative_to(accepted))
 
 
 def _accepted(db: RowEngine, files: TableFiles, found: Split, day: str | None = None) -> str:

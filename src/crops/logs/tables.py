@@ -67,8 +67,8 @@ class TableFiles:
     """The partition of each file, YYYY-MM-DD; None where the file is not in one."""
     footers: tuple[pa.Schema, ...] = ()
     """The columns of each file."""
-    rows: int = 0
-    """Of the whole table."""
+    counts: tuple[int, ...] = ()
+    """The rows of each file."""
     found: Mapping[str, str] = field(default_factory=dict)
     """The contract's columns that hold values in some file: `integer`, `float`, `boolean` or `text`."""
     extra: tuple[str, ...] = ()
@@ -79,6 +79,11 @@ class TableFiles:
     """Of each file of a source by URI what changes with it: see `crops.logs.lake.DataFile`."""
     renamed: bool = False
     """Whether columns have other names in the table than in its files."""
+
+    @property
+    def rows(self) -> int:
+        """The rows of the files."""
+        return sum(self.counts)
 
     @property
     def partitioned(self) -> bool:
@@ -106,6 +111,7 @@ class TableFiles:
             files=tuple(self.files[i] for i in kept),
             days=tuple(self.days[i] for i in kept),
             footers=footers,
+            counts=tuple(self.counts[i] for i in kept),
             found=found,
             extra=extra,
             stamps=tuple(self.stamps[i] for i in kept) if self.source else (),
@@ -321,20 +327,20 @@ def inspect(folder: Path, table: Table) -> tuple[TableFiles, list[FileFault]]:
 
     days, faults = _days(folder, table, files)
     footers: list[pa.Schema] = []
-    rows = 0
+    counts: list[int] = []
     for file in files:
         name = str(file.relative_to(folder))
         try:
             with pq.ParquetFile(file) as parquet:
                 footers.append(parquet.schema_arrow)
-                rows += parquet.metadata.num_rows
+                counts.append(parquet.metadata.num_rows)
         except (pa.ArrowException, OSError) as error:
             faults.append(FileFault(name, f"is not readable as Parquet ({error})", "write the file again"))
             continue
         parts = _parted_faults(table, footers[-1], path_values(name))
         faults += [FileFault(name, *fault) for fault in (*parts, *column_faults(table, footers[-1]))]
     found, extra = _columns(table, footers)
-    return TableFiles(table, tuple(files), tuple(days), tuple(footers), rows, found, extra), faults
+    return TableFiles(table, tuple(files), tuple(days), tuple(footers), tuple(counts), found, extra), faults
 
 
 LISTED = ".files.json"
@@ -415,9 +421,9 @@ def _with_footers(source: TableSource, table: Table) -> tuple[TableFiles, list[F
             FileFault(str(file), *fault) for fault in (*parts, *column_faults(table, footer, times=True))
         ]
     found, extra = _columns(table, footers)
-    rows, stamps = sum(rows for _, rows, _ in read), tuple(file.stamp for file in source.files)
+    counts, stamps = tuple(rows for _, rows, _ in read), tuple(file.stamp for file in source.files)
     return TableFiles(
-        table, files, days, tuple(footers), rows, found, extra, source.uri, stamps, renamed
+        table, files, days, tuple(footers), counts, found, extra, source.uri, stamps, renamed
     ), faults
 
 
