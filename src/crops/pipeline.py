@@ -41,6 +41,7 @@ from crops.config import (
     with_recipe,
     with_settings,
 )
+from crops.database import read_columns
 from crops.engine import CachedScorer, mine
 from crops.engine.daily import Job
 from crops.engine.documents import (
@@ -711,7 +712,7 @@ def day_testsets(
     if samples is not None:
         for test_day in test_days:
             refuse_mined(samples, test_day)
-        seen = pq.read_table(samples / "queries.parquet", columns=["query_id"])["query_id"].to_pylist()
+        seen = read_columns(samples / "queries.parquet", ["query_id"])["query_id"].to_pylist()
     return build_testsets(
         opened,
         test_days,

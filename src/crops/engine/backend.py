@@ -259,7 +259,7 @@ class DuckDBBackend:
             interruptible(reader, lambda: self._write_rows(reader, f"{query} order by {order}", target))
 
     def write(self, target: Path) -> None:
-        """Write what was emitted for a file, in the order of the calls.
+        """Write what was emitted for a table, in the order of the calls: as one file, here.
 
         Raises:
             CropsError: the file does not hold as many rows as the queries have.
