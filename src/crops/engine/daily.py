@@ -15,24 +15,21 @@ import re
 import secrets
 import shutil
 import tomllib
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
 
-from crops.config import DecayConfig, DocumentConfig, EngineConfig
-from crops.engine.backend import DuckDBBackend
-from crops.engine.documents import COUNTED, with_click_queries
+from crops.config import DocumentConfig, EngineConfig
+from crops.engine.documents import COUNTED
 from crops.engine.events import NoSearchError
 from crops.engine.mine import mine
-from crops.engine.mined import REPORT, WINDOW, columns_sql
-from crops.engine.report import p3_coverage, pair_counts, share
+from crops.engine.mined import REPORT, WINDOW
 from crops.engine.scoring import CachedScorer, scorer_names
+from crops.engine.window import add_reports, write_window
 from crops.engine.without import Without, held
 from crops.errors import CropsError
-from crops.labels import DEFAULT_LABELS, SOURCE_GROUPS, Source
 from crops.logs import Logs, open_logs
 from crops.logs.days import days_before, spans, today, usual_days
 from crops.outputs import (
@@ -46,7 +43,6 @@ from crops.outputs import (
     write_manifest,
 )
 from crops.protocols import PairScorer
-from crops.schema import EVIDENCE, ITEMS, QUERIES, SAMPLES, SYNTHETIC_ITEMS, Table
 
 _LOCK = ".lock"
 _FREE = ("days", "holdout", "gap", "engine", "master", "memory", "k", "daily")
@@ -426,7 +422,7 @@ def _publish_window(
     with publish(window, "mine") as target:
         with timed(seconds, f"window of {len(days)} days"):
             counted = manifests[days[0]].get(COUNTED)
-            coverage, labels = _write_tables(folders, target, config, clicks=counted is not None)
+            coverage, labels = write_window(folders, target, window, config, clicks=counted is not None)
         reports = [json.loads((folder / REPORT).read_text()) for folder in folders.values()]
         report = {**add_reports(reports), "labels": labels, "p3_coverage": coverage}
         report["input"]["queries"] = coverage["queries"]
@@ -448,136 +444,3 @@ def _publish_window(
             logs_of_days=logs,
             **made_of,
         )
-
-
-def _write_tables(
-    folders: Mapping[str, Path], target: Path, config: EngineConfig, *, clicks: bool
-) -> tuple[dict[str, Any], dict[str, int]]:
-    """Write the merged tables; return the coverage of P3 and the samples by label.
-
-    With `clicks` the documents have the click queries of the first day: of no other would they all be older
-    than every sample.
-    """
-    last = date.fromisoformat(max(folders))
-    ages = {day: (last - date.fromisoformat(day)).days for day in folders}
-    items = _latest(ITEMS, ages)
-    if clicks:
-        items = with_click_queries(f"({items})", f"items_{max(ages.values())}")
-    merged = {
-        SAMPLES: (samples_sql(ages, config.daily.decay), "r.query_id, r.item_id"),
-        QUERIES: (
-            "select query_id, min(query) as query, sum(searches) as searches, max(users) as users "
-            f"from ({_union(QUERIES, ages)}) d group by query_id",
-            "r.query_id",
-        ),
-        EVIDENCE: (
-            _union(EVIDENCE, ages),
-            "r.query_id, r.item_id, r.source, r.day, r.search_id nulls last, r.via_query_id nulls last, "
-            "r.watched_at nulls last",
-        ),
-        ITEMS: (items, "r.item_id"),
-        SYNTHETIC_ITEMS: (_latest(SYNTHETIC_ITEMS, ages), "r.item_id"),
-    }
-    with DuckDBBackend(config.memory) as backend:
-        for table, (rows, order) in merged.items():
-            name = f"{table.name}.parquet"
-            for day, folder in folders.items():
-                backend.read_parquet(f"{table.name}_{ages[day]}", [folder / name], table.arrow())
-            backend.emit(f"select {columns_sql(table)} from ({rows}) r", order, target / name)
-            backend.write(target / name)
-            backend.read_parquet(table.name, [target / name], table.arrow())
-        count = backend.rows(_COVERAGE)[0]
-        labels = backend.rows("select label, count(*) as n from samples group by label order by label desc")
-    return p3_coverage(**count), {str(row["label"]): row["n"] for row in labels}
-
-
-_COVERAGE = f"""
-select (select count(*) from queries) as queries,
-    (select count(distinct query_id) from samples where (sources & {Source.KNOWLEDGE.value}) <> 0) as covered,
-    (select count(*) from samples) as samples,
-    (select count(*) from samples where (sources & {Source.KNOWLEDGE.value}) <> 0) as generated
-"""
-
-
-def samples_sql(ages: Mapping[str, int], decay: DecayConfig) -> str:
-    """Return the SELECT of the merged samples.
-
-    Args:
-        ages: age in days of each day, whose samples are the table samples_<age>.
-        decay: factor per day of age, by source.
-    """
-    rates = {
-        bit: getattr(decay, group) for group, bits in SOURCE_GROUPS.items() for bit in Source if bit & bits
-    }
-    fresh = " union all ".join(
-        f"select query_id, item_id, label, sources, weight * greatest({_freshness(rates, age)}) as weight "
-        f"from samples_{age}"
-        for age in ages.values()
-    )
-    levels = sorted(set(DEFAULT_LABELS.values()), reverse=True)
-    heaviest = ", ".join(f"max(case when label = {level} then weight end)" for level in levels)
-    return f"""
-    select query_id, item_id, max(label) as label, bit_or(sources) as sources,
-        coalesce({heaviest}) as weight
-    from ({fresh}) d group by query_id, item_id
-    """
-
-
-def _freshness(rates: Mapping[Source, float], age: int) -> str:
-    # Powers are taken here: engines may differ in the last bit.
-    return ", ".join(
-        f"case when label = {label} and (sources & {source.value}) <> 0 "
-        f"then cast({rates[source] ** age!r} as DOUBLE) else cast(0 as DOUBLE) end"
-        for source, label in DEFAULT_LABELS.items()
-    )
-
-
-def _union(table: Table, ages: Mapping[str, int]) -> str:
-    return " union all ".join(
-        f"select {', '.join(table.names())}, {age} as age from {table.name}_{age}" for age in ages.values()
-    )
-
-
-def _latest(table: Table, ages: Mapping[str, int]) -> str:
-    return (
-        "select * from (select d.*, row_number() over (partition by item_id order by age) as place "
-        f"from ({_union(table, ages)}) d) p where place = 1"
-    )
-
-
-def add_reports(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return the sum of mining reports of single days: counts are added, settings kept, shares worked out.
-
-    `users` of the input is the largest of a day (days cannot tell whether they saw the same people), `items`
-    that of the last day.
-
-    Args:
-        reports: see `crops.engine.report.build_report`; of days with the same settings, in their order.
-    """
-    total: dict[str, Any] = _add(reports)
-    total["days"] = [day for report in reports for day in report["days"]]
-    total["input"]["users"] = max(report["input"]["users"] for report in reports)
-    total["input"]["items"] = reports[-1]["input"]["items"]
-    if "without" in total["input"]:
-        total["input"]["without"]["items"] = reports[-1]["input"].get("without", {}).get("items", 0)
-    pairs: Counter[tuple[int, int]] = Counter()
-    for row in (row for report in reports for row in report["pairs"]):
-        pairs[row["considered"], row["sources"]] += row["pairs"]
-    total["pairs"] = pair_counts(pairs)
-    for row in total["novelty"].values():
-        row["share"] = share(row["never_shown"], row["positives"])
-    total["notes"] = list(dict.fromkeys(note for report in reports for note in report["notes"]))
-    if len(reports) > 1:
-        total["notes"] += [
-            "sources, novelty and rescued are sums over days: a pair found on two days counts twice",
-            "users is that of the day with the most: who came on two days is not counted twice",
-        ]
-    return total
-
-
-def _add(values: Sequence[Any]) -> Any:  # noqa: ANN401  (any part of a JSON document)
-    first = values[0]
-    if isinstance(first, dict):
-        names = dict.fromkeys(name for value in values for name in value)
-        return {name: _add([value[name] for value in values if name in value]) for name in names}
-    return sum(values) if isinstance(first, int) and not isinstance(first, bool) else first

@@ -106,10 +106,10 @@ class SparkBackend:
         self._stages = None if self._local else Stages(work, build())
 
     def check_workers(
-        self, folder: Path, logs: Logs, scorers: Sequence[CachedScorer], others: Sequence[Path] = ()
+        self, folder: Path, logs: Logs | None, scorers: Sequence[CachedScorer], others: Sequence[Path] = ()
     ) -> None:
         """Run a task on every executor that looks for what the job needs."""
-        found = (file for table in logs.tables.values() for file in table.files)
+        found = (file for table in (logs.tables if logs else {}).values() for file in table.files)
         files = [file for file in found if isinstance(file, Path)]  # a store is the same for all
         files = [*files[:: len(files) // _MOST_FILES + 1], *others]
         sizes = {str(file): file.stat().st_size for file in files}
