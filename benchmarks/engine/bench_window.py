@@ -29,14 +29,14 @@ TABLES = (SAMPLES, QUERIES, EVIDENCE, ITEMS, SYNTHETIC_ITEMS)
 SOURCES, LABELS = np.array([1, 2, 4, 16, 32]), np.array([4, 3, 2, 5, 4])
 
 
-def make_days(folder: Path, samples: int) -> Path:
-    """Write a build of 7 mined days with so many samples each: about 20 of the 40 that a query may have."""
-    out = folder / f"build-{samples}"
+def make_days(folder: Path, samples: int, documents: int) -> Path:
+    """Write a build of 7 mined days with so many samples each: some 20 of the `documents` of a query."""
+    out = folder / f"build-{samples}-{documents}"
     for number, day in enumerate([] if out.exists() else DAYS):
         rng = np.random.default_rng(number)
         pool = np.random.default_rng(99).integers(-(2**63), 2**63 - 1, samples // 12)
         queries = np.unique(rng.choice(pool, samples // 20))
-        drawn = np.stack([rng.choice(len(queries), samples), rng.integers(0, 40, samples)])
+        drawn = np.stack([rng.choice(len(queries), samples), rng.integers(0, documents, samples)])
         query, item = np.unique(drawn, axis=1)
         item = (queries[query] // 64 + 7919 * item) % (samples // 10) + 1
         query, item = np.unique(np.stack([query, item]), axis=1)
@@ -113,12 +113,15 @@ def main() -> None:
     """Merge a window, and print a row of figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--samples", type=int, default=500_000, help="of each of the 7 days")
+    parser.add_argument(
+        "--documents", type=int, default=40, help="of a query: with more of them days share fewer pairs"
+    )
     parser.add_argument("--memory", default="512MB")
     parser.add_argument("--engine", default="duckdb", choices=("duckdb", "spark"))
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "crops-bench-window")
     parser.add_argument("--run", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
-    out = make_days(given.folder, given.samples)
+    out = make_days(given.folder, given.samples, given.documents)
     if given.run:
         merge(out, given.memory, given.engine)
         return

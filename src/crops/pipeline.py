@@ -18,7 +18,6 @@ import contextlib
 import copy
 import hashlib
 import importlib.resources
-import json
 import tempfile
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -52,7 +51,7 @@ from crops.engine.documents import (
     read_expansion,
 )
 from crops.engine.mine import open_backend
-from crops.engine.mined import REPORT
+from crops.engine.mined import days_seen
 from crops.engine.spark_rows import rows_engine
 from crops.engine.without import Without
 from crops.errors import CropsError, nearest
@@ -734,7 +733,7 @@ def refuse_mined(samples: Path, test_day: str) -> None:
     Raises:
         CropsError: they were.
     """
-    if test_day in json.loads((samples / REPORT).read_text())["days"]:
+    if test_day in days_seen(samples):
         raise CropsError(
             f"{samples} was mined from {test_day}, the test day; mine an earlier day: it must be unseen"
         )

@@ -258,6 +258,7 @@ def mine(
     ] = None,
     day: list[str] | None = None,
     window: int | None = None,
+    lookback: int | None = None,
     holdout: int | None = None,
     rebuild: Annotated[
         bool, typer.Option("--rebuild", help="Mine days again that are built already (--daily).")
@@ -283,6 +284,7 @@ def mine(
             master="engine.master",
             memory="engine.memory",
             window="engine.daily.window",
+            lookback="engine.daily.lookback",
             relevance="relevance.model",
             seed="seed",
         ),
