@@ -355,8 +355,8 @@ def test_ranges_hold_about_as_many_rows_each_and_every_id_once(tmp_path, monkeyp
     monkeypatch.setattr("crops.engine.window.query_partitions", lambda rows, memory: 4)
     ranges = _ranges(files, "query_id", 1)
     with DuckDBBackend("1GB") as backend:
-        backend.read_parquet("both", files, pa.schema([("query_id", pa.int64())]))
-        counts = [backend.count(f"(select * from both where {one}) r") for one in ranges]
+        backend.read_parquet("rows_of_both", files, pa.schema([("query_id", pa.int64())]))
+        counts = [backend.count(f"(select * from rows_of_both where {one}) r") for one in ranges]
     assert sum(counts) == 1000 + len(upper)
     assert len(counts) == 4
     assert all(480 < count < 520 for count in counts), counts

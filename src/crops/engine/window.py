@@ -119,7 +119,7 @@ def _ranges(files: Iterable[Path], key: str, memory: int | None) -> list[str]:
             low, high = (found.min, found.max) if known else (-(2**63), 2**63 - 1)
             groups.append((low, high, group.num_rows * MERGE_ROW + group.total_byte_size))
     number = query_partitions(sum(size for *_, size in groups) // MERGE_ROW, memory)
-    if number == 1:
+    if number == 1 or not groups:
         return ["1 = 1"]
     lows, highs, sizes = np.array(groups, np.float64).T
     widths = np.maximum(highs - lows, 1)
