@@ -224,6 +224,9 @@ class DailyConfig(Section):
 
     window: int = Field(7, ge=1)
     """Days in the window of daily builds; what is older is dropped."""
+    lookback: int = Field(0, ge=0)
+    """Above 0 a day sees over midnight, and the newest day and so many before it are mined again when their
+    rows change; 0: a day is mined once, of its own rows."""
     decay: DecayConfig = DecayConfig()
 
 

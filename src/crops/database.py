@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from crops.errors import CropsError
 
@@ -168,6 +170,14 @@ def pattern(path: Path | str) -> str:
 def parquet_files(table: Path) -> list[Path]:
     """Return the files of a table: itself, or those in the folder that it is, in the order of its rows."""
     return sorted(table.glob("*.parquet")) if table.is_dir() else [table]
+
+
+def read_columns(table: Path, columns: Sequence[str]) -> pa.Table:
+    """Return columns of a table, which is one file or a folder of files, in the order of its rows."""
+    return pa.concat_tables(
+        # `day=...` above the files is no column.
+        [pq.read_table(file, columns=list(columns), partitioning=None) for file in parquet_files(table)]
+    )
 
 
 def path_literal(path: Path | str) -> str:

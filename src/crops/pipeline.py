@@ -18,7 +18,6 @@ import contextlib
 import copy
 import hashlib
 import importlib.resources
-import json
 import tempfile
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -41,6 +40,7 @@ from crops.config import (
     with_recipe,
     with_settings,
 )
+from crops.database import read_columns
 from crops.engine import CachedScorer, mine
 from crops.engine.daily import Job
 from crops.engine.documents import (
@@ -51,7 +51,7 @@ from crops.engine.documents import (
     read_expansion,
 )
 from crops.engine.mine import open_backend
-from crops.engine.mined import REPORT
+from crops.engine.mined import days_seen
 from crops.engine.spark_rows import rows_engine
 from crops.engine.without import Without
 from crops.errors import CropsError, nearest
@@ -692,7 +692,7 @@ def day_testsets(
     if samples is not None:
         for test_day in test_days:
             refuse_mined(samples, test_day)
-        seen = pq.read_table(samples / "queries.parquet", columns=["query_id"])["query_id"].to_pylist()
+        seen = read_columns(samples / "queries.parquet", ["query_id"])["query_id"].to_pylist()
     return build_testsets(
         opened,
         test_days,
@@ -714,7 +714,7 @@ def refuse_mined(samples: Path, test_day: str) -> None:
     Raises:
         CropsError: they were.
     """
-    if test_day in json.loads((samples / REPORT).read_text())["days"]:
+    if test_day in days_seen(samples):
         raise CropsError(
             f"{samples} was mined from {test_day}, the test day; mine an earlier day: it must be unseen"
         )

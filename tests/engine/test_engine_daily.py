@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -19,6 +20,7 @@ from crops.engine import mine
 from crops.engine.backend import DuckDBBackend
 from crops.engine.daily import built_days, exclusive, mine_daily
 from crops.engine.mined import read_mined
+from crops.engine.window import _ranges
 from crops.errors import CropsError
 from crops.labels import Source
 from crops.logs import open_logs
@@ -324,6 +326,42 @@ def test_killed_and_started_again(tmp_path, whole, point):
     assert contents(out) == contents(whole / "both")
     names = [".lock", *(f"day={day}" for day in DAYS[:2]), "window"]
     assert sorted(path.name for path in out.iterdir()) == names
+
+
+@pytest.mark.parametrize("group_by", ["query", "event"])
+def test_a_window_that_is_merged_in_ranges_has_the_rows_of_one_merge_in_their_order(
+    tmp_path, monkeypatch, group_by
+):
+    logs, tables = write_days(tmp_path / "logs"), []
+    for ranges in (1, 7):
+        monkeypatch.setattr("crops.engine.window.query_partitions", lambda rows, memory, n=ranges: n)
+        mine_daily(logs, tmp_path / str(ranges), plain_job(group_by=group_by), DAYS)
+        tables.append(read_tables(tmp_path / str(ranges) / "window"))
+    assert tables[0] == tables[1]
+    ids = [row["query_id"] for row in tables[0]["samples"]]
+    assert len({*ids}) > 7
+    assert ids == sorted(ids)
+
+
+def test_ranges_hold_about_as_many_rows_each_and_every_id_once(tmp_path, monkeypatch):
+    """Two files of row groups of 10: 1,000 ids that lie evenly, and 1,000 in the upper tenth."""
+    top = 2**63 - 1
+    even = [-(2**63) + (2**64 - 1) * place // 999 for place in range(1000)]
+    upper = sorted({*np.random.default_rng(0).integers(top - top // 5, top, 1000).tolist()})
+    files = []
+    for name, ids in (("even", even), ("upper", upper)):
+        files.append(tmp_path / f"{name}.parquet")
+        pq.write_table(pa.table({"query_id": ids}), files[-1], row_group_size=10)
+    monkeypatch.setattr("crops.engine.window.query_partitions", lambda rows, memory: 4)
+    ranges = _ranges(files, "query_id", 1)
+    with DuckDBBackend("1GB") as backend:
+        backend.read_parquet("rows_of_both", files, pa.schema([("query_id", pa.int64())]))
+        counts = [backend.count(f"(select * from rows_of_both where {one}) r") for one in ranges]
+    assert sum(counts) == 1000 + len(upper)
+    assert len(counts) == 4
+    assert all(480 < count < 520 for count in counts), counts
+    monkeypatch.setattr("crops.engine.window.query_partitions", lambda rows, memory: 1)
+    assert _ranges(files, "query_id", 1) == ["1 = 1"]
 
 
 PRUNED = """

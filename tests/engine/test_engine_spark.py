@@ -15,13 +15,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from days import DAYS
+from days import DAYS, plain_job, write_days
 from handmade import NOON, Row, assert_signals_agree, clicked, shown, write_logs
 from large_logs import large_logs
 
 from crops.config import DocumentConfig, EngineConfig, RelevanceConfig
-from crops.database import open_database
+from crops.database import open_database, read_columns
 from crops.engine import CachedScorer, mine, probe
+from crops.engine.daily import mine_daily
 from crops.engine.knowledge import _SCHEMA, _parsed
 from crops.engine.scoring import _score
 from crops.engine.spark import SparkBackend, _check, _check_master, check_workers, explain_failure
@@ -265,6 +266,48 @@ def test_stages_are_taken_by_the_next_job_and_only_what_is_damaged_is_made_again
     assert job(reads) == ([4, 4, 9, 9], 4)
     assert reads == ["scores", "scores"]
     assert not [*(tmp_path / "work" / "build").glob("*.tmp")]
+
+
+@needs_spark
+@pytest.mark.parametrize("lookback", [0, 1])
+def test_a_daily_build_on_spark_has_the_rows_of_one_on_duckdb_in_their_order(tmp_path, session, lookback):
+
+    logs, built = write_days(tmp_path / "logs"), []
+    for engine in ("duckdb", "spark"):
+        out = tmp_path / engine
+        mine_daily(
+            logs, out, plain_job(engine=engine, master="local[2]", daily={"lookback": lookback}), DAYS[:2]
+        )
+        built.append({name: pq.read_table(out / "window" / f"{name}.parquet") for name in TABLES})
+    for name in TABLES:
+        assert built[0][name].equals(built[1][name]), name
+
+
+@needs_spark
+def test_on_a_cluster_a_table_is_a_folder_of_what_the_workers_wrote_in_the_order_of_its_rows(
+    tmp_path, session
+):
+    """Two sorted files of each call; that of none has an empty one, which a table of no rows keeps."""
+    table, empty, torn = (tmp_path / f"{name}.parquet" for name in ("table", "empty", "torn"))
+    with SparkBackend("local[2]", "1GB") as backend:
+        backend._local = False
+        for low, high in ((0, 300), (300, 300), (300, 1000)):
+            for target in (table, torn):
+                backend.emit(f"select id as n from range({low}, {high})", "n", target)
+        backend.emit("select id as n from range(0)", "n", empty)
+        moved = {file.stat().st_ino for file in tmp_path.glob(".table.*/part-*.parquet")}
+        for target in (table, empty):
+            backend.write(target)
+        max(tmp_path.glob(".torn.parquet.0.emitted/part-*.parquet")).unlink()
+        with pytest.raises(CropsError, match=r"torn.parquet: \d+ of 1,000 rows arrived"):
+            backend.write(torn)
+    files = sorted(table.iterdir())
+    assert [file.name for file in files] == [f"part-{number:05d}.parquet" for number in range(4)]
+    assert [row for file in files for row in pq.read_table(file)["n"].to_pylist()] == [*range(1000)]
+    assert {file.stat().st_ino for file in files} < moved
+    assert read_columns(table, ["n"])["n"].to_pylist() == [*range(1000)]
+    assert read_columns(empty, ["n"]).num_rows == 0
+    assert not torn.exists()
 
 
 @needs_spark

@@ -251,6 +251,7 @@ def mine(
     ] = None,
     day: list[str] | None = None,
     window: int | None = None,
+    lookback: int | None = None,
     holdout: int | None = None,
     rebuild: Annotated[
         bool, typer.Option("--rebuild", help="Mine days again that are built already (--daily).")
@@ -276,6 +277,7 @@ def mine(
             master="engine.master",
             memory="engine.memory",
             window="engine.daily.window",
+            lookback="engine.daily.lookback",
             relevance="relevance.model",
             seed="seed",
         ),

@@ -19,7 +19,7 @@ import typer
 from crops import evaluation
 from crops.cli.options import Options, brought, command, of_recipe, say_baseline, shown, verdict
 from crops.config import RECIPES, RunConfig
-from crops.engine.mined import read_mined
+from crops.engine.mined import days_seen, read_mined
 from crops.errors import CropsError, RegressionError
 from crops.evaluation import MIN_QUERIES, Evaluation, Slices, TestSets, build_slices
 from crops.evaluation.trec import evaluate_run, read_qrels, read_run, write_qrels, write_run
@@ -456,7 +456,7 @@ def refuse_trained_on(model: str, test_day: str) -> None:
     samples, days = made.get("samples"), made.get("days", [])
     report = Path(samples or "") / "report.json"
     if samples and report.is_file():
-        days = json.loads(report.read_text())["days"]
+        days = days_seen(Path(samples))
     if samples and test_day in days:
         raise CropsError(
             f"{model} was trained on {samples}, mined from {test_day} too; evaluate it on a day that its "

@@ -124,7 +124,7 @@ def _samples_of(model: str, items: Path | None) -> Path | None:
         made = json.loads((Path(model) / MANIFEST).read_text())
         if isinstance(samples := made.get("samples"), str):
             named.insert(0, recorded(samples, model, made.get("made_in")))
-    return next((one for one in named if (one / f"{SAMPLES.name}.parquet").is_file()), None)
+    return next((one for one in named if (one / f"{SAMPLES.name}.parquet").exists()), None)
 
 
 def _ids(text: str) -> NDArray[np.int64] | list[str]:

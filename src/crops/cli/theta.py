@@ -10,13 +10,13 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import rich.table
 import typer
 from numpy.typing import NDArray
 
 from crops.cli.options import DEFAULTS, Options, command
 from crops.config import RunConfig
+from crops.database import read_columns
 from crops.engine.mined import read_mined
 from crops.errors import CropsError
 from crops.labels import Source
@@ -280,10 +280,10 @@ def brought_by(
     samples: Path, queries: NDArray[np.int64], items: NDArray[np.int64]
 ) -> dict[str, NDArray[np.bool_]]:
     """Return which pairs P1 and P2 brought, [n] each; of groups of one event, to any search of the text."""
-    found = pq.read_table(samples / "samples.parquet", columns=["query_id", "item_id", "sources"])
+    found = read_columns(samples / "samples.parquet", ["query_id", "item_id", "sources"])
     bits = int(Source.REFORMULATION | Source.FEED)
     found = found.filter(pc.not_equal(pc.bit_wise_and(found["sources"], bits), 0))
-    texts = pq.read_table(samples / "queries.parquet", columns=["query_id", "query"]).to_pydict()
+    texts = read_columns(samples / "queries.parquet", ["query_id", "query"]).to_pydict()
     asked = {group: query_id(text) for group, text in zip(texts["query_id"], texts["query"], strict=True)}
     brought: dict[tuple[int, int], int] = {}
     for group, item, sources in zip(*(column.to_pylist() for column in found.columns), strict=True):

@@ -100,13 +100,13 @@ class DuckDBBackend:
         self._spill.cleanup()
 
     def check_workers(
-        self, folder: Path, logs: Logs, scorers: Sequence[CachedScorer], others: Sequence[Path] = ()
+        self, folder: Path, logs: Logs | None, scorers: Sequence[CachedScorer], others: Sequence[Path] = ()
     ) -> None:
         """Raise where a machine that will work on the job has not what it needs: this process has.
 
         Args:
             folder: where the job writes.
-            logs: what it reads.
+            logs: what it reads; None for a job that reads no logs.
             scorers: what it scores with, and where the scores are kept.
             others: further files that it reads.
         """
@@ -257,7 +257,7 @@ class DuckDBBackend:
             interruptible(reader, lambda: self._write_rows(reader, f"{query} order by {order}", target))
 
     def write(self, target: Path) -> None:
-        """Write what was emitted for a file, in the order of the calls.
+        """Write what was emitted for a table, in the order of the calls: as one file, here.
 
         Raises:
             CropsError: the file does not hold as many rows as the queries gave.

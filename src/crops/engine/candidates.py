@@ -56,7 +56,7 @@ def keep_same_intent(
     """Make `kept`: the rows of the table `found` whose `query_id` and `via_query_id` mean the same.
 
     Args:
-        backend: holds `found` and the texts in `queries`.
+        backend: holds `found`, `queries`, and the texts of later queries in `wordings`.
         found: a table with these columns.
         kept: the new table.
         threshold: two queries are similar when P(same intent) >= this; the threshold itself passes.
@@ -69,7 +69,7 @@ def keep_same_intent(
         "select distinct query_id as left_id, via_query_id as right_id, via_query_id as right_key "
         f"from {found}"
     )
-    score_pairs(backend, "similarity", pairs, "queries", similarity)
+    score_pairs(backend, "similarity", pairs, "wordings", similarity)
     backend.table(
         kept,
         f"""

@@ -15,25 +15,23 @@ import re
 import secrets
 import shutil
 import tomllib
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
 
-from crops.config import DecayConfig, DocumentConfig, EngineConfig
-from crops.engine.backend import DuckDBBackend
-from crops.engine.documents import COUNTED, with_click_queries
+from crops.config import DocumentConfig, EngineConfig
+from crops.engine.documents import COUNTED
 from crops.engine.events import NoSearchError
+from crops.engine.midnight import Beside
 from crops.engine.mine import mine
-from crops.engine.mined import REPORT, WINDOW, columns_sql
-from crops.engine.report import p3_coverage, pair_counts, share
+from crops.engine.mined import BESIDE, REPORT, WINDOW
 from crops.engine.scoring import CachedScorer, scorer_names
+from crops.engine.window import add_reports, write_window
 from crops.engine.without import Without, held
 from crops.errors import CropsError
-from crops.labels import DEFAULT_LABELS, SOURCE_GROUPS, Source
-from crops.logs import Logs, open_logs
+from crops.logs import Logs, is_uri, open_logs
 from crops.logs.days import days_before, spans, today, usual_days
 from crops.outputs import (
     MANIFEST,
@@ -46,9 +44,10 @@ from crops.outputs import (
     write_manifest,
 )
 from crops.protocols import PairScorer
-from crops.schema import EVIDENCE, ITEMS, QUERIES, SAMPLES, SYNTHETIC_ITEMS, Table
+from crops.schema import FEED_EVENTS, SEARCH_IMPRESSIONS
 
 _LOCK = ".lock"
+_DAY_S = 86_400
 _FREE = ("days", "holdout", "gap", "engine", "master", "memory", "k", "daily")
 """Settings that leave the samples of a day as they are."""
 
@@ -71,6 +70,7 @@ class Job:
         out: Path,
         days: Sequence[str] | None,
         history: Mapping[str, Logs] | None = None,
+        beside: Beside | None = None,
         **noted: object,
     ) -> dict[str, Any]:
         """Mine some days (all when None) of the logs; `noted` are further entries of the manifest."""
@@ -85,6 +85,7 @@ class Job:
             without=self.without,
             document=self.document,
             history=history,
+            beside=beside,
             noted=noted,
         )
 
@@ -105,9 +106,10 @@ def mine_daily(
 ) -> dict[str, Any]:
     """Add days to a daily build and merge its window: the last `config.daily.window` calendar days.
 
-    A day sees its own rows only: nothing reaches over midnight, and all caps hold per day. Days that are
-    built already are not mined again, unless their logs hold other users or items to leave out than they were
-    mined without. Folders of days that left the window are removed.
+    A day sees its own rows only, with `config.daily.lookback` also those of the days beside it near midnight;
+    all caps hold per day. Days that are built already are not mined again, unless their logs hold other users
+    or items to leave out than they were mined without or, with a lookback, the rows that they see have
+    changed. Folders of days that left the window are removed.
 
     Args:
         logs: accepted logs that hold the days.
@@ -126,14 +128,25 @@ def mine_daily(
             another build is at work; what `job` leaves out is not what a day was mined without, and its logs
             are gone; or as `crops.engine.mine`.
     """
+    _check_windows(job.config)
     with exclusive(out):
         wanted = _wanted_days(logs, out, job.config, days)
         new = [day for day in wanted if rebuild or not day_folder(out, day).exists()]
-        due = {day: (logs, job) for day in new} | _due_again(logs, out, job, wanted, new)
+        sources = _Sources(logs, out, wanted, new)
+        due = {day: (logs, job) for day in new} | _due_again(sources, job)
         for day, (source, of_day) in sorted(due.items()):
             console.print(f"[dim]·[/dim] day {day}")
-            _build_day(source, out, day, of_day)
+            _build_day(source, out, day, of_day, sources)
         return merge_window(out, job.config)
+
+
+def _check_windows(config: EngineConfig) -> None:
+    for name in ("reformulation", "feed"):
+        if config.daily.lookback and getattr(config, name).window_s > _DAY_S:
+            raise CropsError(
+                f"engine.{name}.window_s = {getattr(config, name).window_s:g} is more than a day, and "
+                "engine.daily.lookback sees one day to each side; lower it, or set the lookback to 0"
+            )
 
 
 @contextlib.contextmanager
@@ -228,48 +241,128 @@ def _check_day(logs: Logs, day: str) -> None:
 _REBUILD = "name another folder, or mine these days again with --rebuild"
 
 
-def _due_again(
-    logs: Logs, out: Path, job: Job, wanted: Sequence[str], new: Sequence[str]
-) -> dict[str, tuple[Logs, Job]]:
-    """Return the built days that hold other ids than they should, each with its logs and its job.
+class _Sources:
+    """Where the rows of each day of a build are, and what a day sees of the days beside it."""
+
+    def __init__(self, logs: Logs, out: Path, wanted: Sequence[str], new: Sequence[str]) -> None:
+        """Begin with the logs that are given; they hold the `wanted` days, of which `new` ones are due."""
+        self.logs, self.out, self.wanted, self.new = logs, out, wanted, new
+        self.days = sorted({*built_days(out), *wanted})
+        """Of the build, when it will be done."""
+        self._opened = {str(logs.path): logs}
+
+    def of(self, day: str) -> Logs | None:
+        """Return the logs of a day of the build; None if they are gone."""
+        return self.logs if day in self.wanted else self.recorded(day)
+
+    def recorded(self, day: str) -> Logs | None:
+        """Return the logs that a built day was mined from; None if they are gone."""
+        before = read_manifest(day_folder(self.out, day), "mine")
+        return self._open(before["logs"], day, before)
+
+    def _open(self, path: str, day: str, before: Mapping[str, Any]) -> Logs | None:
+        """Open the logs that the manifest of a day names."""
+        found = path if is_uri(path) else recorded(path, day_folder(self.out, day), before.get("made_in"))
+        if str(found) not in self._opened:
+            if not (is_uri(str(found)) or Path(found).is_dir()):
+                return None
+            self._opened[str(found)] = open_logs(found)
+        return self._opened[str(found)]
+
+    def beside(self, day: str) -> dict[str, Logs | None]:
+        """Return where the days beside a day are that it sees: None for logs that are gone.
+
+        The day after it is seen once it is a day of the build, for it may be kept for evaluation. The day
+        before it is seen wherever it is: in the build, where the day saw it before, or in the logs given.
+        """
+        before, after = days_before(day, 1), days_before(day, -1)
+        folder = day_folder(self.out, day)
+        manifest = read_manifest(folder, "mine") if folder.exists() else {}
+        found: dict[str, Logs | None] = {}
+        for other in (before, after):
+            if other in self.days:
+                found[other] = self.of(other)
+            elif other == before and other in manifest.get(BESIDE, {}):
+                found[other] = self._open(manifest[BESIDE][other]["logs"], day, manifest)
+            elif other == before:
+                found[other] = self.logs
+        return {
+            other: logs
+            for other, logs in found.items()
+            if logs is None or other in {*logs.feed_days, *(logs.search_days if other == after else ())}
+        }
+
+
+def _beside_inputs(day: str, beside: Mapping[str, Logs | None]) -> dict[str, dict[str, int | str] | None]:
+    """Return what changes with the rows that a day sees of the days beside it; None where they are gone."""
+    found: dict[str, dict[str, int | str] | None] = {}
+    for other, logs in beside.items():
+        tables = (FEED_EVENTS, SEARCH_IMPRESSIONS) if other > day else (FEED_EVENTS,)
+        found[other] = logs and replace(
+            logs, tables={table.name: logs.tables[table.name] for table in tables}
+        ).inputs(other)
+    return found
+
+
+def _sees_other(day: str, before: Mapping[str, Any], beside: Mapping[str, Logs | None]) -> str:
+    """Say which of the days beside a built day have other rows than when it was mined; empty if none."""
+    was = {other: seen["inputs"] for other, seen in before.get(BESIDE, {}).items()}
+    now = _beside_inputs(day, beside)
+    # Of logs that are gone nothing new can be said.
+    other = [
+        one for one in sorted({*was, *now}) if was.get(one) != now.get(one) and now.get(one, {}) is not None
+    ]
+    return f"it sees other rows of {' and '.join(other)} than before" if other else ""
+
+
+def _due_again(sources: _Sources, job: Job) -> dict[str, tuple[Logs, Job]]:
+    """Return the built days that hold other rows than they should, each with its logs and its job.
 
     Raises:
         CropsError: a day that is not new was built from other settings or logs; or without ids, and none are
-            named now.
+            named now; or its logs are gone.
     """
-    opened, due = {logs.path: logs}, {}
-    in_window = _in_window([*wanted, *built_days(out)], job.config)
+    out, lookback, due = sources.out, job.config.daily.lookback, {}
+    in_window = _in_window(sources.days, job.config)
     for day in built_days(out):
         folder = day_folder(out, day)
         before = read_manifest(folder, "mine")
-        if day in new:
+        if day in sources.new:
             continue
         was, now = _settings_of(folder, before), job.settings()
         if changed := [name for name in sorted({*was, *now}) if was.get(name) != now.get(name)]:
             what = "; ".join(f"{name} was {was.get(name)}, now {now.get(name)}" for name in changed)
             raise CropsError(f"{folder} was built from other settings: {what}; {_REBUILD}")
         other = f"{folder} was built from other logs of that day; {_REBUILD}"
-        if day in wanted and before.get("inputs") != logs.inputs(day):
+        may_be_late = lookback > 0 and day >= days_before(sources.days[-1], lookback)
+        if day in sources.wanted and before.get("inputs") != sources.logs.inputs(day) and not may_be_late:
             raise CropsError(other)
-        if day not in in_window or (job.without is None and not before.get("without")):
+        if day not in in_window or (job.without is None and not before.get("without") and not lookback):
             continue
-        if job.without is None:
+        if job.without is None and before.get("without"):
             raise CropsError(
                 f"{folder} was mined without some users or items; give their lists again (--without), or an "
                 "empty list, which takes them in again"
             )
-        path = recorded(before["logs"], folder, before.get("made_in"))
-        if not path.is_dir():
+        source = sources.of(day) if lookback else sources.recorded(day)
+        late = source is not None and before.get("inputs") != source.inputs(day)
+        why = "its files have changed" if late else ""
+        if lookback and not late:
+            why = _sees_other(day, before, sources.beside(day))
+        if source is None and (why or job.without is not None):
+            path = recorded(before["logs"], folder, before.get("made_in"))
             raise CropsError(
                 f"{path}: the logs that {folder} was mined from are gone; put them back, or delete {folder}"
             )
-        if path not in opened:
-            opened[path] = open_logs(path)
-        if before.get("inputs") != opened[path].inputs(day):
+        if late and not may_be_late and (why or job.without is not None):
             raise CropsError(other)
-        if _left_out(opened[path], day, job).digest() != before.get("without", ""):
+        if source is None:
+            continue
+        if why:
+            console.print(f"[yellow]{day} is mined again:[/yellow] {why}", soft_wrap=True)
+        if why or _left_out(source, day, job).digest() != before.get("without", ""):
             generated = before["generated"] and recorded(before["generated"], folder, before.get("made_in"))
-            due[day] = opened[path], replace(job, generated=generated)
+            due[day] = source, replace(job, generated=generated)
     return due
 
 
@@ -283,6 +376,8 @@ def _settings(
     seed: int, engine: dict[str, Any], scorers: dict[str, str], document: dict[str, Any]
 ) -> dict[str, Any]:
     kept = {name: value for name, value in engine.items() if name not in _FREE}
+    # How far back is free to change; whether a day sees over midnight is not.
+    kept["daily"] = {"lookback": min(1, engine.get("daily", {}).get("lookback", 0))}
     return dict(_flat({"seed": seed, "engine": kept, "scorers": scorers, "document": document}))
 
 
@@ -294,14 +389,28 @@ def _flat(values: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]
             yield f"{prefix}{name}", list(value) if isinstance(value, tuple) else value
 
 
-def _build_day(logs: Logs, out: Path, day: str, job: Job) -> None:
+def _build_day(logs: Logs, out: Path, day: str, job: Job, sources: _Sources) -> None:
     """Mine one day into its folder, or remove the folder where no search is left on it."""
     found = _left_out(logs, day, job)
     noted = {"build": secrets.token_hex(8), "inputs": logs.inputs(day), "without": found.digest()}
+    beside = None
+    if job.config.daily.lookback:
+        seen = sources.beside(day)
+        if gone := [other for other, source in seen.items() if source is None]:
+            folders = [day_folder(out, one) for one in (gone[0], day)]
+            raise CropsError(
+                f"the logs of {gone[0]} are gone, and {day} sees their rows near midnight; put them back, or "
+                f"delete {next((one for one in folders if one.exists()), folders[0])}"
+            )
+        there = {other: source for other, source in seen.items() if source is not None}
+        beside = Beside.of(there, job.config)
+        inputs = _beside_inputs(day, there)
+        noted[BESIDE] = {
+            other: {"logs": str(source.path), "inputs": inputs[other]} for other, source in there.items()
+        }
+    history = _history(logs, out) if job.counts_clicks else None
     try:
-        job.mine(
-            logs, day_folder(out, day), [day], _history(logs, out) if job.counts_clicks else None, **noted
-        )
+        job.mine(logs, day_folder(out, day), [day], history, beside, **noted)
     except NoSearchError:
         if not found:
             raise
@@ -380,7 +489,7 @@ def merge_window(out: Path, config: EngineConfig) -> dict[str, Any]:
     made_of = {
         # No other mining of a day has its manifest.
         "parts": {day: _hash(day_folder(out, day) / MANIFEST) for day in days},
-        "daily": config.daily.model_dump(mode="json"),
+        "daily": config.daily.model_dump(mode="json", exclude={"lookback"}),
     }
     window = out / WINDOW
     manifest = read_manifest(window, "mine") if (window / MANIFEST).exists() else {}
@@ -426,7 +535,7 @@ def _publish_window(
     with publish(window, "mine") as target:
         with timed(seconds, f"window of {len(days)} days"):
             counted = manifests[days[0]].get(COUNTED)
-            coverage, labels = _write_tables(folders, target, config, clicks=counted is not None)
+            coverage, labels = write_window(folders, target, window, config, clicks=counted is not None)
         reports = [json.loads((folder / REPORT).read_text()) for folder in folders.values()]
         report = {**add_reports(reports), "labels": labels, "p3_coverage": coverage}
         report["input"]["queries"] = coverage["queries"]
@@ -448,136 +557,3 @@ def _publish_window(
             logs_of_days=logs,
             **made_of,
         )
-
-
-def _write_tables(
-    folders: Mapping[str, Path], target: Path, config: EngineConfig, *, clicks: bool
-) -> tuple[dict[str, Any], dict[str, int]]:
-    """Write the merged tables; return the coverage of P3 and the samples by label.
-
-    With `clicks` the documents have the click queries of the first day: of no other would they all be older
-    than every sample.
-    """
-    last = date.fromisoformat(max(folders))
-    ages = {day: (last - date.fromisoformat(day)).days for day in folders}
-    items = _latest(ITEMS, ages)
-    if clicks:
-        items = with_click_queries(f"({items})", f"items_{max(ages.values())}")
-    merged = {
-        SAMPLES: (samples_sql(ages, config.daily.decay), "r.query_id, r.item_id"),
-        QUERIES: (
-            "select query_id, min(query) as query, sum(searches) as searches, max(users) as users "
-            f"from ({_union(QUERIES, ages)}) d group by query_id",
-            "r.query_id",
-        ),
-        EVIDENCE: (
-            _union(EVIDENCE, ages),
-            "r.query_id, r.item_id, r.source, r.day, r.search_id nulls last, r.via_query_id nulls last, "
-            "r.watched_at nulls last",
-        ),
-        ITEMS: (items, "r.item_id"),
-        SYNTHETIC_ITEMS: (_latest(SYNTHETIC_ITEMS, ages), "r.item_id"),
-    }
-    with DuckDBBackend(config.memory) as backend:
-        for table, (rows, order) in merged.items():
-            name = f"{table.name}.parquet"
-            for day, folder in folders.items():
-                backend.read_parquet(f"{table.name}_{ages[day]}", [folder / name], table.arrow())
-            backend.emit(f"select {columns_sql(table)} from ({rows}) r", order, target / name)
-            backend.write(target / name)
-            backend.read_parquet(table.name, [target / name], table.arrow())
-        count = backend.rows(_COVERAGE)[0]
-        labels = backend.rows("select label, count(*) as n from samples group by label order by label desc")
-    return p3_coverage(**count), {str(row["label"]): row["n"] for row in labels}
-
-
-_COVERAGE = f"""
-select (select count(*) from queries) as queries,
-    (select count(distinct query_id) from samples where (sources & {Source.KNOWLEDGE.value}) <> 0) as covered,
-    (select count(*) from samples) as samples,
-    (select count(*) from samples where (sources & {Source.KNOWLEDGE.value}) <> 0) as generated
-"""
-
-
-def samples_sql(ages: Mapping[str, int], decay: DecayConfig) -> str:
-    """Return the SELECT of the merged samples.
-
-    Args:
-        ages: age in days of each day, whose samples are the table samples_<age>.
-        decay: factor per day of age, by source.
-    """
-    rates = {
-        bit: getattr(decay, group) for group, bits in SOURCE_GROUPS.items() for bit in Source if bit & bits
-    }
-    fresh = " union all ".join(
-        f"select query_id, item_id, label, sources, weight * greatest({_freshness(rates, age)}) as weight "
-        f"from samples_{age}"
-        for age in ages.values()
-    )
-    levels = sorted(set(DEFAULT_LABELS.values()), reverse=True)
-    heaviest = ", ".join(f"max(case when label = {level} then weight end)" for level in levels)
-    return f"""
-    select query_id, item_id, max(label) as label, bit_or(sources) as sources,
-        coalesce({heaviest}) as weight
-    from ({fresh}) d group by query_id, item_id
-    """
-
-
-def _freshness(rates: Mapping[Source, float], age: int) -> str:
-    # Powers are taken here: engines may differ in the last bit.
-    return ", ".join(
-        f"case when label = {label} and (sources & {source.value}) <> 0 "
-        f"then cast({rates[source] ** age!r} as DOUBLE) else cast(0 as DOUBLE) end"
-        for source, label in DEFAULT_LABELS.items()
-    )
-
-
-def _union(table: Table, ages: Mapping[str, int]) -> str:
-    return " union all ".join(
-        f"select {', '.join(table.names())}, {age} as age from {table.name}_{age}" for age in ages.values()
-    )
-
-
-def _latest(table: Table, ages: Mapping[str, int]) -> str:
-    return (
-        "select * from (select d.*, row_number() over (partition by item_id order by age) as place "
-        f"from ({_union(table, ages)}) d) p where place = 1"
-    )
-
-
-def add_reports(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return the sum of mining reports of single days: counts are added, settings kept, shares worked out.
-
-    `users` of the input is the largest of a day (days cannot tell whether they saw the same people), `items`
-    that of the last day.
-
-    Args:
-        reports: see `crops.engine.report.build_report`; of days with the same settings, in their order.
-    """
-    total: dict[str, Any] = _add(reports)
-    total["days"] = [day for report in reports for day in report["days"]]
-    total["input"]["users"] = max(report["input"]["users"] for report in reports)
-    total["input"]["items"] = reports[-1]["input"]["items"]
-    if "without" in total["input"]:
-        total["input"]["without"]["items"] = reports[-1]["input"].get("without", {}).get("items", 0)
-    pairs: Counter[tuple[int, int]] = Counter()
-    for row in (row for report in reports for row in report["pairs"]):
-        pairs[row["considered"], row["sources"]] += row["pairs"]
-    total["pairs"] = pair_counts(pairs)
-    for row in total["novelty"].values():
-        row["share"] = share(row["never_shown"], row["positives"])
-    total["notes"] = list(dict.fromkeys(note for report in reports for note in report["notes"]))
-    if len(reports) > 1:
-        total["notes"] += [
-            "sources, novelty and rescued are sums over days: a pair found on two days counts twice",
-            "users is that of the day with the most: who came on two days is not counted twice",
-        ]
-    return total
-
-
-def _add(values: Sequence[Any]) -> Any:  # noqa: ANN401  (any part of a JSON document)
-    first = values[0]
-    if isinstance(first, dict):
-        names = dict.fromkeys(name for value in values for name in value)
-        return {name: _add([value[name] for value in values if name in value]) for name in names}
-    return sum(values) if isinstance(first, int) and not isinstance(first, bool) else first

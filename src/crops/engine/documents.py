@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from crops.config import BotConfig, DocumentConfig, ExpansionConfig
+from crops.database import read_columns
 from crops.engine.backend import Backend, DuckDBBackend
 from crops.engine.events import NoSearchError, load_events
 from crops.engine.evidence import name_later_queries
@@ -134,7 +135,7 @@ def mined_click_queries(mined: Path) -> pa.Table:
         CropsError: as `require_lag`.
     """
     require_lag(mined)
-    return pq.read_table(mined / f"{ITEMS.name}.parquet", columns=CLICK_QUERIES.names)
+    return read_columns(mined / f"{ITEMS.name}.parquet", CLICK_QUERIES.names)
 
 
 def require_lag(mined: Path) -> None:

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from crops.config import BotConfig
 from crops.engine.backend import Backend, file_partitions
+from crops.engine.midnight import Beside, read_beside, see_midnight
 from crops.engine.without import Without, read_logs
 from crops.errors import CropsError
 from crops.labels import Source
@@ -46,6 +47,7 @@ def load_events(
     *,
     keep: bool = True,
     without: Without | None = None,
+    beside: Beside | None = None,
 ) -> None:
     """Make the tables `log_impressions` to `documents` (see `crops.engine.mine.TABLES`) of some days.
 
@@ -57,13 +59,17 @@ def load_events(
         group_by: what a training group is.
         keep: whether `impressions` is kept; a job that reads few of them once is faster without.
         without: whose rows are left out.
+        beside: the days beside the mined ones, where these see over midnight.
 
     Raises:
         NoSearchError: the days hold no search.
         CropsError: a search_id belongs to two users or two queries.
     """
     read_logs(backend, logs, days, without)
-    add_texts(backend, "texts", "select distinct query as raw from log_impressions")
+    raw = "select query as raw from log_impressions"
+    if beside is not None:
+        raw += f" union all {read_beside(backend, beside, days or logs.search_days)}"
+    add_texts(backend, "texts", f"select distinct raw from ({raw}) q")
     backend.table("search_events", _SEARCH_EVENTS)
     _check_searches(backend, days, without)
     backend.table("bots", _NO_BOTS if bots is None else _bots_sql(bots))
@@ -81,6 +87,7 @@ def load_events(
         backend.view("staged_impressions", _IMPRESSIONS)
     backend.view("impressions", f"select *, {group} as group_id from staged_impressions")
     backend.view("feed", f"select user_id, item_id, watched_at from log_feed where {CONSUMED}")
+    see_midnight(backend, beside)
     backend.view("documents", f"select item_id, {document_text_sql()} as text from log_items")
 
 

@@ -30,7 +30,7 @@ def near_sql(config: FeedConfig, users: str = "1 = 1") -> str:
     return f"""
     select s.query_id, s.search_id, s.user_id, f.item_id, f.watched_at,
         abs(f.watched_at - s.searched_at) as distance
-    from ({shifted}) s join (select * from feed where {users}) f
+    from ({shifted}) s join (select * from near_feed where {users}) f
         on f.user_id = s.user_id and f.watched_at - f.watched_at % {window} = s.stretch
     where f.watched_at >= s.searched_at - {window} and f.watched_at <= s.searched_at + {window}
     """

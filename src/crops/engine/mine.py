@@ -33,6 +33,7 @@ from crops.engine.documents import COUNTED, count_click_queries, with_click_quer
 from crops.engine.events import GROUP_COLUMN, load_events
 from crops.engine.knowledge import load_generated
 from crops.engine.merge import merge_sources, samples_sql
+from crops.engine.midnight import Beside
 from crops.engine.mined import REPORT, columns_sql
 from crops.engine.report import PairCounts, build_report
 from crops.engine.scoring import CachedScorer, cached, key_documents, scorer_names
@@ -61,6 +62,7 @@ def mine(
     without: Without | None = None,
     document: DocumentConfig | None = None,
     history: Mapping[str, Logs] | None = None,
+    beside: Beside | None = None,
     noted: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Mine graded samples from accepted logs and write them to a folder.
@@ -83,6 +85,7 @@ def mine(
         document: if its fields name click_query, that column of items is counted anew, on the days before
             the first one mined.
         history: logs by day where it is counted; those mined when None.
+        beside: the days beside the mined ones, where these see over midnight.
         noted: further entries of the manifest.
 
     Returns:
@@ -107,11 +110,18 @@ def mine(
         counts = document is not None and document.counts_clicks
         history = (history or dict.fromkeys(logs.search_days, logs)) if counts else {}
         others = [generated] if generated and generated.exists() else []
-        backend.check_workers(folder, logs, [scorer for scorer in (theta, intent) if scorer], others)
+        around = beside.files() if beside else []
+        backend.check_workers(
+            folder,
+            logs,
+            [scorer for scorer in (theta, intent) if scorer],
+            [*others, *(file for file in around if isinstance(file, Path))],
+        )
         read = [(logs, config.days), *((of_day, [day]) for day, of_day in history.items())]
         build = functools.partial(
             build_key,
-            {file for one, days in read for table in one.tables.values() for file in table.on(days).files},
+            {file for one, days in read for table in one.tables.values() for file in table.on(days).files}
+            | {*around},
             others,
             config.model_dump(exclude={"engine", "master", "memory"}),
             (seed, document, sorted(history), without and without.digest()),
@@ -129,7 +139,18 @@ def mine(
                 )
         backend.keep_in(work / "mined", build)
         run = Run(
-            backend, logs, folder, config, wanted, theta, intent, generated, seed, without, miners(wanted)
+            backend,
+            logs,
+            folder,
+            config,
+            wanted,
+            theta,
+            intent,
+            generated,
+            seed,
+            without,
+            miners(wanted),
+            beside,
         )
         for name, step in (  # the names stand in the manifest, with their seconds
             ("read the logs", read_logs),
@@ -156,6 +177,8 @@ def mine(
             )
             if without is not None:
                 report["input"]["without"] = count_left_out(backend)
+            if beside is not None:
+                report["notes"].append(_beside_note(beside))
             if counted is not None:
                 report["notes"].append(_counted_note(counted))
             (folder / REPORT).write_text(json.dumps(report, indent=2) + "\n")
@@ -183,6 +206,11 @@ def mine(
         )
         shutil.rmtree(work, ignore_errors=True)
     return report
+
+
+def _beside_note(beside: Beside) -> str:
+    seen = f"the rows of {spans(beside.logs)} near midnight" if beside.logs else "no day beside this one"
+    return f"P1 and P2 see {seen}"
 
 
 def _counted_note(days: Sequence[str]) -> str:
@@ -226,6 +254,13 @@ TABLES = {
     "impressions": "those of staged_impressions, group_id BIGINT: the same, in its group",
     "feed": "user_id BIGINT, item_id BIGINT, watched_at BIGINT: what was consumed in the feed",
     "documents": "item_id BIGINT, text VARCHAR: the document text of a real item",
+    # What P1 and P2 look at: these, and rows of the days beside one that sees over midnight
+    # (`crops.engine.midnight`, whose own tables begin with `beside`).
+    "later_searches": "search_id BIGINT, query_id BIGINT, user_id BIGINT, searched_at BIGINT: what may be a "
+    "later query",
+    "later_impressions": "search_id BIGINT, item_id BIGINT, consumed BOOLEAN: their impressions",
+    "near_feed": "those of feed: what may be near a search",
+    "wordings": "query_id BIGINT, query VARCHAR: the texts of both queries of P1",
     # Generated documents (`crops.engine.knowledge`).
     "generated": "query_id BIGINT, item_id BIGINT, and their texts: a document that an LLM wrote",
     "p3": "query_id BIGINT, item_id BIGINT: a pair within the caps",
@@ -282,6 +317,7 @@ class Run:
     seed: int
     without: Without | None
     miners: Mapping[Origin, Miner]
+    beside: Beside | None = None
     counts: PairCounts = field(default_factory=PairCounts)
 
     def settings(self, row: Origin) -> Any:  # noqa: ANN401  (of any source)
@@ -299,7 +335,15 @@ class Run:
 def read_logs(run: Run) -> None:
     """Read what the job needs of the logs and, before the long work, the generated documents."""
     config = run.config
-    load_events(run.backend, run.logs, config.days, config.bots, config.group_by, without=run.without)
+    load_events(
+        run.backend,
+        run.logs,
+        config.days,
+        config.bots,
+        config.group_by,
+        without=run.without,
+        beside=run.beside,
+    )
     generated = run.generated if Source.KNOWLEDGE & run.wanted else None
     load_generated(run.backend, generated, config.knowledge, run.seed)
 

@@ -13,14 +13,16 @@ from crops.config import EngineConfig
 from crops.engine.backend import SQL_TYPES, Backend
 from crops.errors import CropsError
 from crops.logs import Logs, is_uri, open_logs
-from crops.outputs import RESOLVED_CONFIG, read_manifest, recorded
+from crops.outputs import MANIFEST, RESOLVED_CONFIG, read_manifest, recorded
 from crops.schema import ARROW_TYPES, EVIDENCE, ITEMS, QUERIES, SAMPLES, SYNTHETIC_ITEMS, Table
 
 REPORT = "report.json"
 WINDOW = "window"
 """Folder of the merged days of a daily build, beside theirs."""
+BESIDE = "days_beside"
+"""Where the manifest of a day of a daily build notes the days beside it that it sees, with logs and files."""
 TABLES = (SAMPLES, QUERIES, EVIDENCE, ITEMS, SYNTHETIC_ITEMS)
-"""Each a Parquet file of its name."""
+"""Each a Parquet file of its name, or a folder of them."""
 
 
 def columns_sql(table: Table, renamed: Mapping[str, str] | None = None) -> str:
@@ -98,6 +100,13 @@ def mined_folder(out: Path) -> Path:
         if (folder / f"{SAMPLES.name}.parquet").exists():
             return folder
     raise CropsError(f"{out} is not an output of `crops mine` (no {SAMPLES.name}.parquet in it)")
+
+
+def days_seen(folder: Path) -> list[str]:
+    """Return the days that a mined folder must not be tested on: those mined, and a later one it sees."""
+    days: list[str] = json.loads((folder / REPORT).read_text())["days"]
+    manifest = read_manifest(folder, "mine") if (folder / MANIFEST).exists() else {}
+    return [*days, *(day for day in manifest.get(BESIDE, {}) if day > max(days))]
 
 
 def name_searchers(backend: Backend, logs: Iterable[tuple[Logs, list[str]]]) -> None:

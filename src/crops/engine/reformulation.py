@@ -37,7 +37,7 @@ def reformulations_sql(config: ReformulationConfig, users: str = "1 = 1") -> str
     return f"""
     select distinct q.query_id, i.item_id, q.search_id, q.via_query_id, q.user_id
     from ({later_searches_sql(config, users)}) q
-    join impressions i on i.search_id = q.via_search_id
+    join later_impressions i on i.search_id = q.via_search_id
     where i.consumed {unclicked if config.require_no_click else ""}
     """
 
@@ -52,7 +52,7 @@ def later_searches_sql(config: ReformulationConfig, users: str = "1 = 1") -> str
     select q.group_id, q.query_id, q.search_id, q.user_id,
         r.query_id as via_query_id, r.search_id as via_search_id
     from (select * from searches where {users}) q
-    join (select * from searches where {users}) r on r.user_id = q.user_id and r.query_id <> q.query_id
+    join (select * from later_searches where {users}) r on r.user_id = q.user_id and r.query_id <> q.query_id
         and {within_sql("q.searched_at", "r.searched_at", config.window_s)}
     """
 

@@ -92,7 +92,7 @@ def score_pairs(
         backend: holds the tables that `pairs` reads.
         name: the new table, also shown next to the progress.
         pairs: SELECT of distinct left_id (a query), right_id and right_key (hash of the right text).
-        right: `documents` or `queries`: where the texts of the right side are, by right_id.
+        right: `documents`, `queries` or `wordings`: where the texts of the right side are, by right_id.
         scorer: scores (left text, right text).
         also: a column of `pairs` that `name` has too.
 
@@ -143,7 +143,7 @@ def _texts(missing: str, right: str) -> str:
     texts = (
         "select item_id as id, text from documents"
         if right == "documents"
-        else "select query_id as id, query as text from queries"
+        else f"select query_id as id, query as text from {right}"
     )
     return (
         "select p.left_id, p.right_key, l.query as left_text, r.text as right_text "

@@ -7,6 +7,7 @@ Before a job the workers are asked whether they see its folders, run the same co
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import itertools
@@ -27,7 +28,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
+from crops.database import parquet_files
 from crops.engine import backend as shared
 from crops.engine import probe as on_worker
 from crops.engine.backend import check_rows, concatenate, parse_memory
@@ -103,10 +106,10 @@ class SparkBackend:
         self._stages = None if self._local else Stages(work, build())
 
     def check_workers(
-        self, folder: Path, logs: Logs, scorers: Sequence[CachedScorer], others: Sequence[Path] = ()
+        self, folder: Path, logs: Logs | None, scorers: Sequence[CachedScorer], others: Sequence[Path] = ()
     ) -> None:
         """Run a task on every executor that looks for what the job needs."""
-        found = (file for table in logs.tables.values() for file in table.files)
+        found = (file for table in (logs.tables if logs else {}).values() for file in table.files)
         files = [file for file in found if isinstance(file, Path)]  # a store is the same for all
         files = [*files[:: len(files) // _MOST_FILES + 1], *others]
         sizes = {str(file): file.stat().st_size for file in files}
@@ -213,21 +216,46 @@ class SparkBackend:
         return self._sql(query).toArrow()
 
     def emit(self, query: str, order: str, target: Path) -> None:
-        """Add a query's rows, in an order, to the rows that will be written to a Parquet file."""
+        """Add a query's rows, in an order, to the rows of a table that will be written."""
         folders = self._emitted.setdefault(target, [])
         folder = target.with_name(f".{target.name}.{len(folders)}.emitted")
         self._counted[target] += self.count(f"({query}) counted")
-        self._sql(f"{query} order by {order}").write.parquet(f"file://{folder}")
+        rows = self._sql(f"{query} order by {order}").write
+        rows.option("parquet.block.row.count.limit", shared.ROW_GROUP).parquet(f"file://{folder}")
         folders.append(folder)
 
-    def write(self, target: Path, names: Sequence[str] | None = None) -> None:
-        """Write what was emitted for a file, in the order of the calls; its columns may get other names."""
+    def write(self, target: Path) -> None:
+        """Write what was emitted for a table, in the order of the calls.
+
+        On a cluster that is a folder of the files that the workers wrote: the driver only moves them.
+        """
+        if self._local:
+            self.write_file(target)
+            return
+        with self._arrived(target) as files:
+            target.mkdir()
+            filled = [file for file in files if pq.read_metadata(file).num_rows] or files[:1]
+            for number, file in enumerate(filled):
+                file.rename(target / f"part-{number:05d}.parquet")
+
+    def write_file(self, target: Path, names: Sequence[str] | None = None) -> None:
+        """Write what was emitted as one file, which the driver makes; its columns may get other names."""
+        with self._arrived(target) as files:
+            concatenate(files, target, names)
+
+    @contextlib.contextmanager
+    def _arrived(self, target: Path) -> Iterator[list[Path]]:
+        """Give the files that the workers wrote for a table, in the order of its rows, for it to be made of.
+
+        Raises:
+            CropsError: they, or those of the table that was made, do not hold as many rows as were counted.
+        """
         folders, counted = self._emitted.pop(target), self._counted.pop(target)
         # Spark numbers the files of sorted rows in their order.
         files = [file for folder in folders for file in sorted(folder.glob("part-*.parquet"))]
         check_rows(files, counted, target)
-        concatenate(files, target, names)
-        check_rows([target], counted, target)
+        yield files
+        check_rows(parquet_files(target), counted, target)
         for folder in folders:
             shutil.rmtree(folder)
 

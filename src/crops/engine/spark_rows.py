@@ -104,7 +104,7 @@ class SparkRows(SparkBackend):
         """Write the rows of a day as several files, by the workers; a table without days as one."""
         if not target.parent.name.startswith("day="):
             self.emit(query, "_file, _row", target)
-            self.write(target)
+            self.write_file(target)
             return
         folder = unique(target.parent, "tmp")
         rows = write_parts(self._sql(query), folder)
@@ -120,7 +120,7 @@ class SparkRows(SparkBackend):
         target.parent.mkdir(parents=True, exist_ok=True)
         select = ", ".join(f"{value} as column_{place}" for place, value in enumerate(columns.values()))
         self.emit(f"select {select} from {relation}", "_file, _row", target)
-        self.write(target, list(columns))
+        self.write_file(target, list(columns))
 
     def _rows_of(self, files: TableFiles) -> DataFrame:
         """Read files in their own types; those that disagree on what a column is give it as text."""

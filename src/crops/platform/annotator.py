@@ -14,9 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
-import pyarrow.parquet as pq
 
-from crops.database import open_database, parquet
+from crops.database import open_database, parquet, read_columns
 from crops.errors import CropsError
 from crops.labels import ORIGINS
 from crops.logs import open_logs
@@ -67,7 +66,7 @@ def draw_pairs(samples: Path, budget: int, seed: int) -> pa.Table:
         samples: a mined folder.
         budget: pairs in all.
     """
-    pairs = pq.read_table(samples / "samples.parquet", columns=["query_id", "item_id", "sources"])
+    pairs = read_columns(samples / "samples.parquet", ["query_id", "item_id", "sources"])
     real = pairs.filter(pc.field("item_id") > 0)
     sources = real["sources"].to_numpy()
     bits = [int(row.bit) for row in ORIGINS]
@@ -113,7 +112,7 @@ def annotate(
     if out.resolve().is_relative_to(truth.resolve()):
         raise CropsError(f"{out}: judgements err, and are no truth; name a file outside {truth}")
     drawn = draw_pairs(samples, budget, seed)
-    names = pq.read_table(samples / "queries.parquet", columns=["query_id", "query"])
+    names = read_columns(samples / "queries.parquet", ["query_id", "query"])
     grades = query_grades(logs, days, truth).drop_columns(["query"])
     rows = (
         drawn.join(grades, ["query_id", "item_id"])

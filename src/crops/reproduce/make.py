@@ -229,7 +229,8 @@ def mine_oracle(oracle: str, world: Simulated, out: Path, run: RunConfig) -> Non
     right = grades.filter(pc.field("grade") >= RELEVANT_GRADE).select(["query_id", "item_id"])
     theta = RightScorer(right) if oracle == ORACLE_THETA else None
     sources = ("search", "p1", "p2") if theta else ("search",)
-    engine = run.engine.model_copy(update={"days": (day,), "sources": sources})
+    # Not on a cluster: what is mined lies in a folder of this machine, and is changed here.
+    engine = run.engine.model_copy(update={"engine": "duckdb", "days": (day,), "sources": sources})
     with Scratch("crops-oracle-") as scratch:
         mined = Path(scratch) / "mined"
         mine(
