@@ -52,14 +52,11 @@ def test_an_output_appears_whole_and_replaces_its_like(tmp_path):
     assert (manifest["command"], manifest["seed"], manifest["seconds"]) == ("mine", 1, {"work": 0.1})
 
 
-@pytest.mark.parametrize(
-    ("fault", "told", "message"),
-    [
-        (ValueError("wrong"), ValueError, "^wrong$"),
-        (KeyboardInterrupt(), KeyboardInterrupt, None),
-        (OSError(28, "No space left on device"), CropsError, "No space left on device; free disk space"),
-    ],
-)
+@pytest.mark.parametrize(("fault", "told", "message"), [
+    (ValueError("wrong"), ValueError, "^wrong$"),
+    (KeyboardInterrupt(), KeyboardInterrupt, None),
+    (OSError(28, "No space left on device"), CropsError, "No space left on device; free disk space"),
+])  # fmt: skip
 @pytest.mark.parametrize("moved", [False, True])
 def test_a_failed_output_leaves_the_old_one(tmp_path, fault, told, message, moved):
     write(tmp_path / "out")
@@ -138,12 +135,9 @@ def test_addresses_of_other_stores_are_refused(tmp_path, monkeypatch, write_logs
     monkeypatch.chdir(tmp_path)
     logs = write_logs(tmp_path / "logs")
     for address in ("s3://bucket/out", "gs://b/o", "hdfs://n/o", "file:///tmp/o", "abfss://c@a/o"):
-        for call in (
-            lambda address: write(address),
-            lambda address: crops.check(logs, address),
-            lambda address: crops.check(Path(address), tmp_path / "checked"),
-            lambda address: crops.mine(logs, address, relevance="none"),
-        ):
+        for call in (lambda address: write(address), lambda address: crops.check(logs, address),
+                     lambda address: crops.check(Path(address), tmp_path / "checked"),
+                     lambda address: crops.mine(logs, address, relevance="none")):  # fmt: skip
             with pytest.raises(CropsError, match="is no path of this machine"):
                 call(address)
     assert [path.name for path in tmp_path.iterdir()] == ["logs"]

@@ -227,12 +227,8 @@ def airflow(monkeypatch):
             for before, task in zip([None, *tasks], tasks, strict=False):
                 assert task.after is before
 
-    for name in (
-        "airflow",
-        "airflow.providers",
-        "airflow.providers.standard",
-        "airflow.providers.standard.operators",
-    ):
+    for name in ("airflow", "airflow.providers", "airflow.providers.standard",
+                 "airflow.providers.standard.operators"):  # fmt: skip
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
     for name, one in (("airflow.providers.standard.operators.bash", Task), ("airflow.sdk", Dag)):
         module = types.ModuleType(name)

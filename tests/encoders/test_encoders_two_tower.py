@@ -70,12 +70,8 @@ def test_a_query_has_its_words_and_its_id_and_nothing_of_the_user():
 @pytest.mark.parametrize(("rows", "digits"), [(4096, 3), (65536, 4)])
 def test_the_tokenizer_keeps_as_many_digits_as_the_table_has_rows(rows, digits):
     document = tokens(two_tower(8, rows), "document", item_features(ITEM))
-    assert document[:4] == [
-        f"item:{digest('7')[:digits]}",
-        f"author:{digest('3')[:digits]}",
-        f"category:{digest('pets')[:2]}",
-        f"word:{digest('cat')[:4]}",
-    ]
+    assert document[:4] == [f"item:{digest('7')[:digits]}", f"author:{digest('3')[:digits]}",
+                            f"category:{digest('pets')[:2]}", f"word:{digest('cat')[:4]}"]  # fmt: skip
     assert document[-1] == "plays:02"
 
 

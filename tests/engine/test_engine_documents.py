@@ -135,28 +135,10 @@ def test_queries_of_rewordings_join_what_they_led_to(tmp_path):
         similarity=scores({}, 1.0),
     )
     told = {"item_id": 3, "sources": int(P1), "first_day": DAY, "last_day": DAY}
-    jaguar = {
-        **told,
-        "place": 1,
-        "query": "jaguar",
-        "searchers": 5,
-        "users": 5,
-        "events": 5,
-        "via": "big cat",
-        "via_users": 4,
-        "theta": 0.7,
-    }
-    own = {
-        **told,
-        "place": 2,
-        "query": "my own   words",
-        "searchers": 1,
-        "users": 1,
-        "events": 1,
-        "via": "big cat",
-        "via_users": 1,
-        "theta": 0.62,
-    }
+    jaguar = {**told, "place": 1, "query": "jaguar", "searchers": 5, "users": 5, "events": 5,
+              "via": "big cat", "via_users": 4, "theta": 0.7}  # fmt: skip
+    own = {**told, "place": 2, "query": "my own   words", "searchers": 1, "users": 1, "events": 1,
+           "via": "big cat", "via_users": 1, "theta": 0.62}  # fmt: skip
     assert expanded(tmp_path, users=1) == [jaguar, own]
     assert expanded(tmp_path) == [jaguar]
     assert expanded(tmp_path, users=1, queries=1) == expanded(tmp_path, users=1, relevance=0.65) == [jaguar]

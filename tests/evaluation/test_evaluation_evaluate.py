@@ -191,13 +191,10 @@ def test_seen_and_unseen_queries_are_summed_up_apart():
     assert "recall@3/ct/seen" not in evaluate(RETRIEVER, make_sets(ct=CT), CONFIG, seed=0).summary
 
 
-@pytest.mark.parametrize(
-    ("item_ids", "message"),
-    [
-        (range(1, 11), "searches 1 items that are not candidates .* lacks 0 .* item_id 10"),
-        (range(2, 9), "searches 0 items .* lacks 2 that are .* item_id 1"),
-    ],
-)
+@pytest.mark.parametrize(("item_ids", "message"), [
+    (range(1, 11), "searches 1 items that are not candidates .* lacks 0 .* item_id 10"),
+    (range(2, 9), "searches 0 items .* lacks 2 that are .* item_id 1"),
+])  # fmt: skip
 def test_a_retriever_of_another_catalogue_is_refused(item_ids, message):
     with pytest.raises(CropsError, match=message):
         evaluate(FixedRetriever(RETRIEVER.rankings, item_ids), make_sets(ct=CT), CONFIG, seed=0)

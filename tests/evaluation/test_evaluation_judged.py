@@ -64,16 +64,9 @@ def test_what_cannot_be_used_is_left_out_and_counted(tmp_path):
         "grade": [2, 0, 1, 1, 1, 1],
     }
     judged = load_judged(write(tmp_path, docs, queries, qrels))
-    assert judged.rejects == {
-        "docs.duplicate_id": 1,
-        "docs.empty_text": 1,
-        "docs.missing_id": 1,
-        "qrels.duplicate_pair": 1,
-        "qrels.unknown_doc": 2,
-        "qrels.unknown_query": 2,
-        "queries.duplicate_id": 1,
-        "queries.empty_text": 1,
-    }
+    assert judged.rejects == {"docs.duplicate_id": 1, "docs.empty_text": 1, "docs.missing_id": 1,
+                              "qrels.duplicate_pair": 1, "qrels.unknown_doc": 2, "qrels.unknown_query": 2,
+                              "queries.duplicate_id": 1, "queries.empty_text": 1}  # fmt: skip
     assert judged.judgements.to_pylist() == [{"query_id": 1, "item_id": 1, "grade": 2}]
 
 

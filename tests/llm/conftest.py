@@ -15,12 +15,10 @@ from crops.outputs import write_manifest
 from crops.schema import EVIDENCE, ITEMS, QUERIES, SAMPLES, SYNTHETIC_ITEMS
 from crops.text import query_id
 
-GOOD = {
-    "ocr_cover": "Grow it on a bright sill",
-    "photo_caption": "I turn the pot once a month and wipe dust from each leaf with a damp cloth.",
-    "click_query": "fig tree indoors|leaf care routine",
-    "keyword": "houseplants watering sunlight",
-}
+GOOD = {"ocr_cover": "Grow it on a bright sill",
+        "photo_caption": "I turn the pot once a month and wipe dust from each leaf with a damp cloth.",
+        "click_query": "fig tree indoors|leaf care routine",
+        "keyword": "houseplants watering sunlight"}  # fmt: skip
 
 
 class Text(str):
@@ -145,12 +143,8 @@ def fake():
 
 
 CLICKED, EXPOSED, FEED = int(Source.CLICKED), int(Source.EXPOSED), int(Source.FEED)
-TITLES = {
-    1: "A fig in my kitchen",
-    2: "Big cat at the river",
-    3: "Fig pot day",
-    4: "Order at www.evil.example",
-}
+TITLES = {1: "A fig in my kitchen", 2: "Big cat at the river", 3: "Fig pot day",
+          4: "Order at www.evil.example"}  # fmt: skip
 
 
 def write(folder, table, rows):

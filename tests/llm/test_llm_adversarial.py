@@ -12,11 +12,8 @@ from crops.llm.generate import request_key
 from crops.text import normalise_query
 
 PROMPT = load_prompt()
-TEXTS = {
-    "ocr_cover": "Stop moving your fiddle leaf",
-    "photo_caption": "Leaves drop every time you turn the pot",
-    "keyword": "plants",
-}
+TEXTS = {"ocr_cover": "Stop moving your fiddle leaf",
+         "photo_caption": "Leaves drop every time you turn the pot", "keyword": "plants"}  # fmt: skip
 
 QUERIES = [
     ("how to tune a guitar by ear", "sent:how to tune a guitar by ear"),

@@ -21,19 +21,14 @@ from crops.llm.endpoint import check_model
 from crops.llm.generate import request_key
 
 PROMPT = load_prompt()
-TEXTS = {
-    "ocr_cover": "Stop moving your fiddle leaf",
-    "photo_caption": "Leaves drop every time you turn the pot",
-    "click_query": "fig dropping leaves",
-    "keyword": "plants",
-}
+TEXTS = {"ocr_cover": "Stop moving your fiddle leaf",
+         "photo_caption": "Leaves drop every time you turn the pot", "click_query": "fig dropping leaves",
+         "keyword": "plants"}  # fmt: skip
 EXEMPLAR = Exemplar(7, TEXTS)
-GOOD = {
-    "ocr_cover": "Grow it on a bright sill",
-    "photo_caption": "I turn the pot once a month and wipe dust from each leaf with a damp cloth.",
-    "click_query": "fig tree indoors|leaf care routine",
-    "keyword": "houseplants watering sunlight",
-}
+GOOD = {"ocr_cover": "Grow it on a bright sill",
+        "photo_caption": "I turn the pot once a month and wipe dust from each leaf with a damp cloth.",
+        "click_query": "fig tree indoors|leaf care routine",
+        "keyword": "houseplants watering sunlight"}  # fmt: skip
 MANY = [f"query {letter}" for letter in ascii_lowercase]
 
 
@@ -210,13 +205,10 @@ def test_budgets_stop_sending_and_the_next_run_goes_on(fake, tmp_path, capsys):
     # 10 tokens at 100 and 50 at 400 per million: 0.001 + 0.02 = 0.021 each; 0.021, 0.042, 0.063 >= 0.05.
     cost = Budget(cost=0.05, price_in=100.0, price_out=400.0)
     for name, budget, told in (
-        (
-            "tokens",
-            Budget(tokens=170),
-            ("7 requests not sent: the token budget is used up", "180", "about 420"),
-        ),
+        ("tokens", Budget(tokens=170),
+         ("7 requests not sent: the token budget is used up", "180", "about 420")),
         ("cost", cost, ("the cost budget is used up", "cost 0.063", "cost 0.147")),
-    ):
+    ):  # fmt: skip
         counts = ask(fake, tmp_path / name, MANY[:10], budget=budget)
         assert (counts["written"], counts["tokens"], counts["not_sent"]) == (3, 150, 7)
         said = " ".join(capsys.readouterr().err.split())
@@ -305,20 +297,17 @@ def test_model_must_have_the_pinned_hash(tmp_path):
         check_model(tmp_path / "none.gguf", "00ff")
 
 
-@pytest.mark.parametrize(
-    ("status", "cause", "calls"),
-    [
-        (401, r"HTTP 401, the key is missing or wrong, set \$CROPS_LLM_API_KEY \(no\)", 1),
-        (402, "HTTP 402, the account is out of credit", 1),
-        (403, "HTTP 403, the key .* may not do this", 1),
-        (404, r"HTTP 404, no model 'm' there, or the base URL lacks its path \(often /v1\)", 1),
-        (400, "8 calls in a row got no answer: HTTP 400, the server cannot use the request", 2 * MAX_OUTAGE),
-        (429, "8 calls in a row got no answer: HTTP 429, too many requests or no quota left", MAX_OUTAGE),
-        (500, "8 calls in a row got no answer: HTTP 500, the server failed", MAX_OUTAGE),
-        (503, "HTTP 503, the server failed", MAX_OUTAGE),
-        (302, "HTTP 302, it redirects to http://elsewhere.example/v1: name that base URL", 1),
-    ],
-)
+@pytest.mark.parametrize(("status", "cause", "calls"), [
+    (401, r"HTTP 401, the key is missing or wrong, set \$CROPS_LLM_API_KEY \(no\)", 1),
+    (402, "HTTP 402, the account is out of credit", 1),
+    (403, "HTTP 403, the key .* may not do this", 1),
+    (404, r"HTTP 404, no model 'm' there, or the base URL lacks its path \(often /v1\)", 1),
+    (400, "8 calls in a row got no answer: HTTP 400, the server cannot use the request", 2 * MAX_OUTAGE),
+    (429, "8 calls in a row got no answer: HTTP 429, too many requests or no quota left", MAX_OUTAGE),
+    (500, "8 calls in a row got no answer: HTTP 500, the server failed", MAX_OUTAGE),
+    (503, "HTTP 503, the server failed", MAX_OUTAGE),
+    (302, "HTTP 302, it redirects to http://elsewhere.example/v1: name that base URL", 1),
+])  # fmt: skip
 def test_status_and_cause_are_said_and_the_run_stops(fake, tmp_path, status, cause, calls):
     fake.otherwise = [status]
     with pytest.raises(CropsError, match=cause) as stopped:

@@ -21,13 +21,8 @@ def ga4(name, second, items, term="red bow", user="a.1", session=5):
     params = [{"key": key, "value": empty | {kind: value}} for key, (kind, value) in values.items()]
     shown = [{"item_id": f"{i}", "item_name": f"bow {i}", "item_category": "bows"} for i in items]
     at = NOON + second * 1_000_000
-    return {
-        "event_name": name,
-        "event_timestamp": at,
-        "user_pseudo_id": user,
-        "event_params": params,
-        "items": shown,
-    }
+    return {"event_name": name, "event_timestamp": at, "user_pseudo_id": user, "event_params": params,
+            "items": shown}  # fmt: skip
 
 
 GA4 = [

@@ -90,17 +90,13 @@ BY_HAND = {
     # label 0 is a negative, no anchor
     "a group": ([0, 0, 0], [2, 1, 0], {}, [(A + B + C) / A, (B + C) / B, 1]),
     # queries 0 and 1 are one query: each has only the document of the third as a negative
-    "a query twice": (
-        [0, 1, 2], [1, 1, 1], {"query_id": [9, 9, 4]}, [(A + C) / A, (B + C) / B, (A + B + C) / C],
-    ),
+    "a query twice": ([0, 1, 2], [1, 1, 1], {"query_id": [9, 9, 4]},
+                      [(A + C) / A, (B + C) / B, (A + B + C) / C]),
     # documents 1 and 2 are one item, 0 and 3 another. d0: own lower b; d1: nothing; d2: a and the stray d
-    "a document twice": (
-        [0, 0, 1, -1], [2, 1, 1, 0], {"doc_id": [10, 11, 11, 10]}, [(A + B) / A, 1, (C + A + D) / C, 1],
-    ),
-    "a known positive of query 0": (
-        [0, 1, 1], [1, 1, 1], {"doc_id": [10, 11, 12], "known": [[0], [12]]},
-        [(A + B) / A, (B + A) / B, (C + A) / C],
-    ),
+    "a document twice": ([0, 0, 1, -1], [2, 1, 1, 0], {"doc_id": [10, 11, 11, 10]},
+                         [(A + B) / A, 1, (C + A + D) / C, 1]),
+    "a known positive of query 0": ([0, 1, 1], [1, 1, 1], {"doc_id": [10, 11, 12], "known": [[0], [12]]},
+                                    [(A + B) / A, (B + A) / B, (C + A) / C]),
     "no anchors below label 3": ([0, 0], [3, 2], {"min_anchor_label": 3}, [(A + B) / A, 1]),
     "anchors of label 0": ([0, 1], [1, 0], {"min_anchor_label": 0}, [(A + B) / A, (A + B) / B]),
 }  # fmt: skip
@@ -297,17 +293,15 @@ FAULTS = {
     "query_id has shape \\[3\\]; give \\[2\\]": {"query_id": torch.arange(3)},
     "doc_id has shape \\[2\\]; give \\[3\\]": {"doc_id": torch.arange(2)},
     "give doc_id as well": {"known": (torch.tensor([0]), torch.tensor([1]))},
-    "known rows hold 5 for 2 queries": {
-        "doc_id": torch.arange(3),
-        "known": (torch.tensor([5]), torch.tensor([1])),
-    },
+    "known rows hold 5 for 2 queries": {"doc_id": torch.arange(3),
+                                        "known": (torch.tensor([5]), torch.tensor([1]))},
     "log_q is torch.int64": {"log_q": torch.arange(3)},
     "log_q is torch.float32 \\[2\\]": {"log_q": torch.zeros(2)},
     "log_q reaches inf": {"log_q": torch.tensor([0.0, -float("inf"), 0.0])},
     "margin is nan": {"margin": float("nan")},
     "label_weights gives label 1 the weight -1": {"label_weights": {1: -1}},
     "unknown reduction 'avg'": {"reduction": "avg"},
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("message", FAULTS)

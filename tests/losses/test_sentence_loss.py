@@ -25,17 +25,9 @@ from crops.losses import GroupCollator, HInfoNCELoss, h_infonce
 
 WORDS = "red blue green car boat plane dog cat fish fast slow big".split()
 TEXTS = [f"{colour} {thing}" for colour in WORDS[:3] for thing in WORDS[3:9]]
-SETTINGS = {
-    "num_train_epochs": 4,
-    "per_device_train_batch_size": 6,
-    "learning_rate": 0.05,
-    "logging_steps": 1,
-    "report_to": "none",
-    "save_strategy": "no",
-    "use_cpu": True,
-    "disable_tqdm": True,
-    "seed": 0,
-}
+SETTINGS = {"num_train_epochs": 4, "per_device_train_batch_size": 6, "learning_rate": 0.05,
+            "logging_steps": 1, "report_to": "none", "save_strategy": "no", "use_cpu": True,
+            "disable_tqdm": True, "seed": 0}  # fmt: skip
 
 
 @pytest.fixture
@@ -271,29 +263,23 @@ def test_a_temperature_driven_to_zero_is_refused(model):
         HInfoNCELoss(model, temperature=0.0)
 
 
-@pytest.mark.parametrize(
-    ("message", "columns", "labels"),
-    [
-        ("one text column", [["red"]], [5]),
-        ("no integer grades", [["red"], ["car"]], [0.5]),
-        ("labels have shape \\[1, 2\\] for 1 queries and 1", [["red"], ["car"]], [[5, 4]]),
-        ("a label is -2", [["red"], ["car"]], [-2]),
-        ("query_emb row 1 has no document", [["red", "blue"], ["car", ""]], [[5], [-1]]),
-    ],
-)
+@pytest.mark.parametrize(("message", "columns", "labels"), [
+    ("one text column", [["red"]], [5]),
+    ("no integer grades", [["red"], ["car"]], [0.5]),
+    ("labels have shape \\[1, 2\\] for 1 queries and 1", [["red"], ["car"]], [[5, 4]]),
+    ("a label is -2", [["red"], ["car"]], [-2]),
+    ("query_emb row 1 has no document", [["red", "blue"], ["car", ""]], [[5], [-1]]),
+])  # fmt: skip
 def test_batches_that_do_not_fit_are_named(model, message, columns, labels):
     with pytest.raises(CropsError, match=message):
         HInfoNCELoss(model)(*padded(model, columns, labels))
 
 
-@pytest.mark.parametrize(
-    ("message", "row"),
-    [
-        ("lacks documents, labels", {"query": "red"}),
-        ("'red' has 2 documents and 1 labels", {"query": "red", "documents": ["car", "dog"], "labels": [1]}),
-        ("'red' has 0 documents", {"query": "red", "documents": [], "labels": []}),
-    ],
-)
+@pytest.mark.parametrize(("message", "row"), [
+    ("lacks documents, labels", {"query": "red"}),
+    ("'red' has 2 documents and 1 labels", {"query": "red", "documents": ["car", "dog"], "labels": [1]}),
+    ("'red' has 0 documents", {"query": "red", "documents": [], "labels": []}),
+])  # fmt: skip
 def test_groups_that_are_none_are_named(model, message, row):
     with pytest.raises(CropsError, match=message):
         GroupCollator(model.preprocess)([row])

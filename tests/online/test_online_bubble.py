@@ -173,15 +173,12 @@ def test_observables_by_hand(tmp_path, write_logs):
     truth = tmp_path / "truth"
     truth.mkdir()
     tables = {
-        "needs": {
-            "need_id": [1, 2, 3],
-            "head": ["bow", "bow", "arrow"],
-            "sense": ["archery", "ribbon", "arrow"],
-        },
+        "needs": {"need_id": [1, 2, 3], "head": ["bow", "bow", "arrow"],
+                  "sense": ["archery", "ribbon", "arrow"]},
         "items": {"item_id": [1, 2, 3], "need_id": [1, 1, 2]},
         "grades": {"need_id": [1], "item_id": [1], "grade": [3]},
         "searches": {"search_id": list(needs), "need_id": list(needs.values())},
-    }
+    }  # fmt: skip
     for name, columns in tables.items():
         pq.write_table(pa.table(columns), truth / f"{name}.parquet")
     outcomes = tmp_path / "arm" / "truth" / "searches" / "day=2026-01-05"

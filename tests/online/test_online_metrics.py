@@ -26,14 +26,8 @@ def row(table, user, day="2026-01-05"):
 
 
 def search(search_id, user=1, at=0, query="query", **columns):
-    return {
-        "search_id": search_id,
-        "user_id": user,
-        "searched_at": NOON + round(at * SECOND),
-        "query": query,
-        "item_id": 1,
-        **columns,
-    }
+    return {"search_id": search_id, "user_id": user, "searched_at": NOON + round(at * SECOND), "query": query,
+            "item_id": 1, **columns}  # fmt: skip
 
 
 def test_clicks_plays_and_ranked_results(write_logs, tmp_path):

@@ -141,14 +141,11 @@ def test_rejected_rows_are_named(tmp_path):
     assert world.relevance(np.array(need_of(world, "red boots")), np.array(0)) == 3
 
 
-@pytest.mark.parametrize(
-    ("qrels", "message"),
-    [
-        ([("q1", "d1", 4)], "column grade: 4 is above 3"),
-        ([("q1", "d1", 1), ("q2", "d2", 0)], "no query has a document of grade 2 or more"),
-        ([("q1", "gone", 3)], "no judgement joins a query to a document; left out: 1 rows"),
-    ],
-)
+@pytest.mark.parametrize(("qrels", "message"), [
+    ([("q1", "d1", 4)], "column grade: 4 is above 3"),
+    ([("q1", "d1", 1), ("q2", "d2", 0)], "no query has a document of grade 2 or more"),
+    ([("q1", "gone", 3)], "no judgement joins a query to a document; left out: 1 rows"),
+])  # fmt: skip
 def test_unusable_judgements_are_refused(tmp_path, qrels, message):
     with pytest.raises(CropsError, match=message):
         read(write_collection(tmp_path / "bad", qrels=qrels))

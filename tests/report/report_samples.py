@@ -62,13 +62,9 @@ def results():
         "baseline": {"ct": Interval(0.50, 0.45, 0.55, 800), "qr": Interval(0.30, 0.25, 0.35, 90)},
         "CroPS": {"ct": Interval(0.612, 0.56, 0.66, 800), "qr": Interval(0.3001, NAN, NAN, 8)},
     }
-    against = {
-        "BM25": {"ct": Difference(-0.1, -0.15, -0.05, 800, 0.001)},
-        "CroPS": {
-            "ct": Difference(0.112, 0.08, 0.14, 800, 0.0004),
-            "qr": Difference(0.0001, NAN, NAN, 8, NAN),
-        },
-    }
+    against = {"BM25": {"ct": Difference(-0.1, -0.15, -0.05, 800, 0.001)},
+               "CroPS": {"ct": Difference(0.112, 0.08, 0.14, 800, 0.0004),
+                         "qr": Difference(0.0001, NAN, NAN, 8, NAN)}}  # fmt: skip
     return {name: SimpleNamespace(summary=own) for name, own in summaries.items()}, against
 
 
@@ -89,29 +85,17 @@ def result(names=("BM25", "baseline", "CroPS"), shown=None, **changes):
 def mined(**changes):
     """Return the report of a mining."""
     found = {
-        "sources": {
-            "search": {"clicked": {"candidates": 40, "kept": 40}},
-            "p1": {
-                "candidates": 90,
-                "after_similarity": 60,
-                "after_relevance": 25,
-                "kept": 20,
-                "theta": 0.6,
-                "similarity": 0.5,
-            },
-            "p2": {"candidates": 30, "after_relevance": 12, "kept": 12},
-            "p3": {"candidates": 8, "kept": 8},
-        },
-        "novelty": {
-            "p0": {"never_shown": 0},
-            "p1": {"never_shown": 15},
-            "p2": {"never_shown": 6},
-            "all": {"never_shown": 21, "share": 0.3},
-        },
+        "sources": {"search": {"clicked": {"candidates": 40, "kept": 40}},
+                    "p1": {"candidates": 90, "after_similarity": 60, "after_relevance": 25, "kept": 20,
+                           "theta": 0.6, "similarity": 0.5},
+                    "p2": {"candidates": 30, "after_relevance": 12, "kept": 12},
+                    "p3": {"candidates": 8, "kept": 8}},
+        "novelty": {"p0": {"never_shown": 0}, "p1": {"never_shown": 15}, "p2": {"never_shown": 6},
+                    "all": {"never_shown": 21, "share": 0.3}},
         "p3_coverage": {"queries": 50, "with_generation": 8, "samples": 8},
         "labels": {"5": 20, "4": 1048, "3": 100},
         "rescued": {"pairs": 7, "3": 6, "2": 1},
-    }
+    }  # fmt: skip
     return found | changes
 
 

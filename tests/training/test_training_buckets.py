@@ -214,11 +214,8 @@ def test_what_cannot_be_read_or_shared_out_is_one_sentence(mined, store, config,
 def test_fewer_buckets_leave_none_of_the_former_split(mined, tmp_path):
     for buckets in (3, 2):
         split(mined, str(tmp_path / "store"), buckets, "500MB")
-    assert sorted(path.name for path in (tmp_path / "store").iterdir()) == [
-        "bucket=000",
-        "bucket=001",
-        "store.json",
-    ]
+    assert sorted(path.name for path in (tmp_path / "store").iterdir()) == ["bucket=000", "bucket=001",
+                                                                            "store.json"]  # fmt: skip
 
 
 @pytest.mark.verify

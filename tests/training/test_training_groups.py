@@ -281,15 +281,12 @@ def test_judgements_become_groups(tmp_path):
     assert [text for texts in source.doc_texts() for text in texts].count("Z zz") == 0
 
 
-@pytest.mark.parametrize(
-    ("docs", "rows", "message"),
-    [
-        (DOCS, [(7, "q", 1)], "has a label but no text"),
-        (DOCS, [(1, "a", 1)], "qrels: query 1 has a label but no text"),
-        (DOCS, [(7, "a", -1)], "negative grade"),
-        (DOCS.drop_columns(["title", "text"]), [(7, "a", 1)], "docs has no column text; it has doc_id"),
-    ],
-)
+@pytest.mark.parametrize(("docs", "rows", "message"), [
+    (DOCS, [(7, "q", 1)], "has a label but no text"),
+    (DOCS, [(1, "a", 1)], "qrels: query 1 has a label but no text"),
+    (DOCS, [(7, "a", -1)], "negative grade"),
+    (DOCS.drop_columns(["title", "text"]), [(7, "a", 1)], "docs has no column text; it has doc_id"),
+])  # fmt: skip
 def test_faults_of_judgements_are_named(docs, rows, message):
     with pytest.raises(CropsError, match=message):
         from_judgements(docs, JUDGED, qrels(rows))

@@ -185,19 +185,12 @@ def test_broken_embeddings_stop_the_run(toy, config, tmp_path, monkeypatch, valu
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    ("error", "kind", "message"),
-    [
-        (MemoryError(), CropsError, "step 1: the batch does not fit in memory; set encode_chunk"),
-        (torch.OutOfMemoryError("CUDA out of memory."), CropsError, "step 1: .* set encode_chunk"),
-        (
-            RuntimeError("DefaultCPUAllocator: can't allocate memory"),
-            CropsError,
-            "step 1: .* set encode_chunk",
-        ),
-        (RuntimeError("shapes differ"), RuntimeError, "shapes differ"),
-    ],
-)
+@pytest.mark.parametrize(("error", "kind", "message"), [
+    (MemoryError(), CropsError, "step 1: the batch does not fit in memory; set encode_chunk"),
+    (torch.OutOfMemoryError("CUDA out of memory."), CropsError, "step 1: .* set encode_chunk"),
+    (RuntimeError("DefaultCPUAllocator: can't allocate memory"), CropsError, "step 1: .* set encode_chunk"),
+    (RuntimeError("shapes differ"), RuntimeError, "shapes differ"),
+])  # fmt: skip
 def test_a_batch_that_does_not_fit_suggests_chunks(toy, config, tmp_path, monkeypatch, error, kind, message):
     def forward(self, **inputs):
         raise error
