@@ -137,14 +137,9 @@ def test_the_tables_are_those_documented(tmp_path, monkeypatch):
         close(self, *error)
 
     monkeypatch.setattr(DuckDBBackend, "__exit__", describe)
-    run(
-        tmp_path,
-        [shown(1, 1, "jaguar", 0, 1), clicked(2, 1, "big cat", 40, 5)],
-        [watched(1, 6, 300)],
-        similarity=scores({("jaguar", "big cat"): 0.8}),
-        relevance=scores({("jaguar", "doc 5"): 0.9}),
-        generated=[{"query": "jaguar", "ocr_cover": "Spotted hunters"}],
-    )
+    run(tmp_path, [shown(1, 1, "jaguar", 0, 1), clicked(2, 1, "big cat", 40, 5)], [watched(1, 6, 300)],
+        similarity=scores({("jaguar", "big cat"): 0.8}), relevance=scores({("jaguar", "doc 5"): 0.9}),
+        generated=[{"query": "jaguar", "ocr_cover": "Spotted hunters"}])  # fmt: skip
     known = {"theta_known", "similarity_known"}  # the cached scores
     assert found.keys() - known == TABLES.keys()
     for name, text in TABLES.items():
