@@ -1,10 +1,9 @@
+import itertools
 import math
 import warnings
 
-import jax
 import numpy as np
 import pytest
-import rax
 import torch
 import torch.nn.functional as F
 from loss_oracles import QUERY, axis, eq3_loop
@@ -44,9 +43,11 @@ def test_single_precision_is_close_to_double(ragged, tau):
     torch.testing.assert_close(mine.double(), other, rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_equals_rax_unique_softmax(ragged, seed):
-    query_emb, doc_emb, index, labels = ragged(seed, strays=0)
+def test_equals_rax_unique_softmax(ragged):
+    import jax  # takes seconds, and each worker collects each file
+    import rax
+
+    query_emb, doc_emb, index, labels = ragged(0, strays=0)
     tau = 0.1
     scores = (query_emb @ doc_emb.T / tau).numpy()
     # One list per query; documents of other queries stand below every own label.
@@ -223,15 +224,14 @@ def test_half_precision_and_no_gradients_change_no_value(loss):
     assert query_emb.grad.dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("tau", [1.0, 0.05, 0.01, 1 / 300 + 1e-6])
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize("loss", LOSSES)
-def test_finite_and_not_negative_with_finite_gradients(loss, reduction, name, tau):
-    value, gradients = run(loss, CASES[name], tau, reduction=reduction)
-    assert value.isfinite().all()
-    assert (value >= 0).all()
-    assert all(gradient.isfinite().all() for gradient in gradients)
+def test_finite_and_not_negative_with_finite_gradients(loss, name):
+    for tau, reduction in itertools.product((1.0, 0.05, 0.01, 1 / 300 + 1e-6), ("mean", "none")):
+        value, gradients = run(loss, CASES[name], tau, reduction=reduction)
+        assert value.isfinite().all(), (tau, reduction)
+        assert (value >= 0).all(), (tau, reduction)
+        assert all(gradient.isfinite().all() for gradient in gradients), (tau, reduction)
 
 
 @pytest.mark.parametrize("loss", [loss for loss in LOSSES if loss is not nce])
