@@ -1,5 +1,6 @@
 """Outputs appear whole or not at all: a run fails or is killed, two meet, a place cannot be written."""
 
+import itertools
 import json
 import os
 import signal
@@ -14,27 +15,6 @@ import crops
 from crops import outputs
 from crops.errors import CropsError
 from crops.outputs import Scratch, publish, write_manifest
-
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-import test_outputs
-
-steps, fatal = 0, int(sys.argv[3])
-
-def counted(real):
-    def step(*args, **options):
-        global steps
-        if steps == fatal:
-            os.kill(os.getpid(), signal.SIGKILL)
-        steps += 1
-        return real(*args, **options)
-    return step
-
-Path.rename, Path.write_text = counted(Path.rename), counted(Path.write_text)
-test_outputs.write(Path(sys.argv[2]) / "out", "two")
-"""
 
 
 def write(target, text="one", command="mine"):
@@ -99,8 +79,23 @@ def test_nothing_of_others_is_overwritten(tmp_path, monkeypatch):
 def test_what_a_kill_left_is_put_right_by_the_next_run(tmp_path, step):
     """Killed before each of the three files is written, and before each of the two renames."""
     write(tmp_path / "out")
-    command = [sys.executable, "-c", KILLED, str(Path(__file__).parent), str(tmp_path), str(step)]
-    assert subprocess.run(command).returncode == -signal.SIGKILL
+    if (child := os.fork()) == 0:
+        steps = itertools.count()
+
+        def counted(real):
+            def one(*args, **options):
+                if next(steps) == step:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return real(*args, **options)
+
+            return one
+
+        Path.rename, Path.write_text = counted(Path.rename), counted(Path.write_text)
+        try:
+            write(tmp_path / "out", "two")
+        finally:
+            os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     assert len(list(tmp_path.iterdir())) > 1
     with publish(tmp_path / "out", "mine"):
         assert (tmp_path / "out" / "data.txt").read_text() == "one"

@@ -202,7 +202,7 @@ def judged(tmp_path):
 
 def test_judged_demo_compares_both_losses_by_query(judged, tmp_path, monkeypatch):
     """In two folds; `tests/docs/test_docs_examples.py` has all five."""
-    monkeypatch.setattr("crops.cli.demo.FOLDS", 2)
+    monkeypatch.setattr(sys.modules[choose_arms.__module__], "FOLDS", 2)
     settings = tmp_path / "run.toml"
     settings.write_text("[training]\nsteps = 3\n[evaluation]\nresamples = 100\nrecall_k = 3\n")
     page = crops.demo(tmp_path / "out", judged=judged, config=settings).read_text()
@@ -218,7 +218,7 @@ def test_judged_demo_compares_both_losses_by_query(judged, tmp_path, monkeypatch
 
 def test_a_demo_that_stops_leaves_nothing_of_the_former_beside_a_new_world(demo, tmp_path, monkeypatch):
     settings, out = tmp_path / "run.toml", tmp_path / "out"
-    settings.write_text(SETTINGS.replace('"tiny"', '"tiny"\nsessions = 20'))
+    settings.write_text(SETTINGS.replace('"tiny"', '"tiny"\nsessions = 50'))
     shutil.copytree(demo, out)
     assert is_demo(out)
     (out / "models" / "my own").mkdir()
