@@ -1,6 +1,5 @@
 """Outputs appear whole or not at all: a run fails or is killed, two meet, a place cannot be written."""
 
-import itertools
 import json
 import os
 import signal
@@ -15,6 +14,27 @@ import crops
 from crops import outputs
 from crops.errors import CropsError
 from crops.outputs import Scratch, publish, write_manifest
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import test_outputs
+
+steps, fatal = 0, int(sys.argv[3])
+
+def counted(real):
+    def step(*args, **options):
+        global steps
+        if steps == fatal:
+            os.kill(os.getpid(), signal.SIGKILL)
+        steps += 1
+        return real(*args, **options)
+    return step
+
+Path.rename, Path.write_text = counted(Path.rename), counted(Path.write_text)
+test_outputs.write(Path(sys.argv[2]) / "out", "two")
+"""
 
 
 def write(target, text="one", command="mine"):
@@ -32,11 +52,14 @@ def test_an_output_appears_whole_and_replaces_its_like(tmp_path):
     assert (manifest["command"], manifest["seed"], manifest["seconds"]) == ("mine", 1, {"work": 0.1})
 
 
-@pytest.mark.parametrize(("fault", "told", "message"), [
-    (ValueError("wrong"), ValueError, "^wrong$"),
-    (KeyboardInterrupt(), KeyboardInterrupt, None),
-    (OSError(28, "No space left on device"), CropsError, "No space left on device; free disk space"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("fault", "told", "message"),
+    [
+        (ValueError("wrong"), ValueError, "^wrong$"),
+        (KeyboardInterrupt(), KeyboardInterrupt, None),
+        (OSError(28, "No space left on device"), CropsError, "No space left on device; free disk space"),
+    ],
+)
 @pytest.mark.parametrize("moved", [False, True])
 def test_a_failed_output_leaves_the_old_one(tmp_path, fault, told, message, moved):
     write(tmp_path / "out")
@@ -79,23 +102,8 @@ def test_nothing_of_others_is_overwritten(tmp_path, monkeypatch):
 def test_what_a_kill_left_is_put_right_by_the_next_run(tmp_path, step):
     """Killed before each of the three files is written, and before each of the two renames."""
     write(tmp_path / "out")
-    if (child := os.fork()) == 0:
-        steps = itertools.count()
-
-        def counted(real):
-            def one(*args, **options):
-                if next(steps) == step:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return real(*args, **options)
-
-            return one
-
-        Path.rename, Path.write_text = counted(Path.rename), counted(Path.write_text)
-        try:
-            write(tmp_path / "out", "two")
-        finally:
-            os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    command = [sys.executable, "-c", KILLED, str(Path(__file__).parent), str(tmp_path), str(step)]
+    assert subprocess.run(command).returncode == -signal.SIGKILL
     assert len(list(tmp_path.iterdir())) > 1
     with publish(tmp_path / "out", "mine"):
         assert (tmp_path / "out" / "data.txt").read_text() == "one"
@@ -130,9 +138,12 @@ def test_addresses_of_other_stores_are_refused(tmp_path, monkeypatch, write_logs
     monkeypatch.chdir(tmp_path)
     logs = write_logs(tmp_path / "logs")
     for address in ("s3://bucket/out", "gs://b/o", "hdfs://n/o", "file:///tmp/o", "abfss://c@a/o"):
-        for call in (lambda address: write(address), lambda address: crops.check(logs, address),
-                     lambda address: crops.check(Path(address), tmp_path / "checked"),
-                     lambda address: crops.mine(logs, address, relevance="none")):  # fmt: skip
+        for call in (
+            lambda address: write(address),
+            lambda address: crops.check(logs, address),
+            lambda address: crops.check(Path(address), tmp_path / "checked"),
+            lambda address: crops.mine(logs, address, relevance="none"),
+        ):
             with pytest.raises(CropsError, match="is no path of this machine"):
                 call(address)
     assert [path.name for path in tmp_path.iterdir()] == ["logs"]
