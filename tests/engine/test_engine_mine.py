@@ -79,10 +79,17 @@ def test_a_day_by_hand(tmp_path):
     assert evidence(tables, Source.REFORMULATION)[0]["theta"] == 0.9
     assert report == {
         "days": [DAY],
-        "input": {"searches": 4, "searches_without_click": 1, "queries": 3, "users": 2,
-                  "impressions": {"exposed": 5, "filtered": 1, "unexposed": 1}, "feed_events": 3,
-                  "feed_events_consumed": 2, "items": 7,
-                  "bots": {"users": 0, "searches": 0, "feed_events": 0}},
+        "input": {
+            "searches": 4,
+            "searches_without_click": 1,
+            "queries": 3,
+            "users": 2,
+            "impressions": {"exposed": 5, "filtered": 1, "unexposed": 1},
+            "feed_events": 3,
+            "feed_events_consumed": 2,
+            "items": 7,
+            "bots": {"users": 0, "searches": 0, "feed_events": 0},
+        },
         "sources": {
             "search": {
                 "clicked": {"candidates": 4, "kept": 4},
@@ -104,11 +111,13 @@ def test_a_day_by_hand(tmp_path):
             "p4": {"theta": 0.8, "candidates": 0, "after_relevance": 0, "kept": 0},
         },
         "labels": {"5": 1, "4": 7, "1": 1},
-        "novelty": {"p0": {"positives": 4, "never_shown": 0, "share": 0.0},
-                    "p1": {"positives": 1, "never_shown": 1, "share": 1.0},
-                    "p2": {"positives": 2, "never_shown": 2, "share": 1.0},
-                    "p4": {"positives": 0, "never_shown": 0, "share": None},
-                    "all": {"positives": 7, "never_shown": 3, "share": 0.428571}},
+        "novelty": {
+            "p0": {"positives": 4, "never_shown": 0, "share": 0.0},
+            "p1": {"positives": 1, "never_shown": 1, "share": 1.0},
+            "p2": {"positives": 2, "never_shown": 2, "share": 1.0},
+            "p4": {"positives": 0, "never_shown": 0, "share": None},
+            "all": {"positives": 7, "never_shown": 3, "share": 0.428571},
+        },
         "rescued": {"pairs": 1, "3": 0, "2": 1, "1": 0},
         "pairs": [
             # jaguar 6 and big cat 6 by P2, jaguar's generated document; the filtered item 9.
@@ -119,10 +128,16 @@ def test_a_day_by_hand(tmp_path):
             {"considered": 8, "sources": 8, "pairs": 3},
             {"considered": 12, "sources": 12, "pairs": 1},
         ],
-        "p3_coverage": {"queries": 3, "with_generation": 1, "without_generation": 2,
-                        "share_of_queries": 0.333333, "samples": 1, "share_of_samples": 0.111111},
+        "p3_coverage": {
+            "queries": 3,
+            "with_generation": 1,
+            "without_generation": 2,
+            "share_of_queries": 0.333333,
+            "samples": 1,
+            "share_of_samples": 0.111111,
+        },
         "notes": [],
-    }  # fmt: skip
+    }
 
 
 def test_the_tables_are_those_documented(tmp_path, monkeypatch):
@@ -137,9 +152,14 @@ def test_the_tables_are_those_documented(tmp_path, monkeypatch):
         close(self, *error)
 
     monkeypatch.setattr(DuckDBBackend, "__exit__", describe)
-    run(tmp_path, [shown(1, 1, "jaguar", 0, 1), clicked(2, 1, "big cat", 40, 5)], [watched(1, 6, 300)],
-        similarity=scores({("jaguar", "big cat"): 0.8}), relevance=scores({("jaguar", "doc 5"): 0.9}),
-        generated=[{"query": "jaguar", "ocr_cover": "Spotted hunters"}])  # fmt: skip
+    run(
+        tmp_path,
+        [shown(1, 1, "jaguar", 0, 1), clicked(2, 1, "big cat", 40, 5)],
+        [watched(1, 6, 300)],
+        similarity=scores({("jaguar", "big cat"): 0.8}),
+        relevance=scores({("jaguar", "doc 5"): 0.9}),
+        generated=[{"query": "jaguar", "ocr_cover": "Spotted hunters"}],
+    )
     known = {"theta_known", "similarity_known"}  # the cached scores
     assert found.keys() - known == TABLES.keys()
     for name, text in TABLES.items():
@@ -219,13 +239,20 @@ def broken(error):
     return score
 
 
-@pytest.mark.parametrize(("scorer", "error", "message"), [
-    (lossy, CropsError, "scorer of theta gave 0 probabilities for 1 pairs"),
-    (FakeScorer(lambda left, right: float("nan")), CropsError, "scorer of theta gave 0 probabilities for 1"),
-    (FakeScorer(lambda left, right: 1.5), CropsError, "scorer of theta gave 0 probabilities for 1 pairs"),
-    (broken(ValueError("no model")), ValueError, "^no model$"),
-    (broken(KeyboardInterrupt()), KeyboardInterrupt, None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("scorer", "error", "message"),
+    [
+        (lossy, CropsError, "scorer of theta gave 0 probabilities for 1 pairs"),
+        (
+            FakeScorer(lambda left, right: float("nan")),
+            CropsError,
+            "scorer of theta gave 0 probabilities for 1",
+        ),
+        (FakeScorer(lambda left, right: 1.5), CropsError, "scorer of theta gave 0 probabilities for 1 pairs"),
+        (broken(ValueError("no model")), ValueError, "^no model$"),
+        (broken(KeyboardInterrupt()), KeyboardInterrupt, None),
+    ],
+)
 def test_a_fault_of_the_scorer_is_told_and_leaves_no_output(tmp_path, scorer, error, message):
     with pytest.raises(error, match=message):
         run(tmp_path, SEARCHES, relevance=scorer)

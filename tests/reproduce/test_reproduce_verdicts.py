@@ -152,16 +152,19 @@ def one(mean, low, high, p):
     return [Difference(mean, low, high, 10, p)], [p]
 
 
-@pytest.mark.parametrize(("kind", "given", "ruling"), [
-    ("greater", one(0.02, 0.01, 0.03, 0.01), "reproduced"),
-    ("greater", one(0.02, -0.01, 0.05, 0.2), "inconclusive"),
-    ("greater", one(0.001, -0.002, 0.004, 0.5), "not reproduced"),
-    ("greater", one(-0.02, -0.03, -0.01, 0.01), "not reproduced"),
-    ("greater", one(0.003, 0.002, 0.004, 0.01), "reproduced"),
-    ("not_less", one(-0.001, -0.004, 0.002, 0.5), "reproduced"),
-    ("not_less", one(-0.001, -0.02, 0.02, 0.5), "inconclusive"),
-    ("not_less", one(-0.02, -0.03, -0.01, 0.01), "not reproduced"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kind", "given", "ruling"),
+    [
+        ("greater", one(0.02, 0.01, 0.03, 0.01), "reproduced"),
+        ("greater", one(0.02, -0.01, 0.05, 0.2), "inconclusive"),
+        ("greater", one(0.001, -0.002, 0.004, 0.5), "not reproduced"),
+        ("greater", one(-0.02, -0.03, -0.01, 0.01), "not reproduced"),
+        ("greater", one(0.003, 0.002, 0.004, 0.01), "reproduced"),
+        ("not_less", one(-0.001, -0.004, 0.002, 0.5), "reproduced"),
+        ("not_less", one(-0.001, -0.02, 0.02, 0.5), "inconclusive"),
+        ("not_less", one(-0.02, -0.03, -0.01, 0.01), "not reproduced"),
+    ],
+)
 def test_the_rules_with_a_margin_of_half_a_point(kind, given, ruling):
     assert rule(kind, *given, alpha=0.05, margin=0.005) == ruling
 

@@ -13,15 +13,18 @@ def build(config, vectors):
     return structures.build(IndexConfig(**config), FlatIndex(np.arange(len(vectors)), vectors).faiss)
 
 
-@pytest.mark.parametrize(("config", "expected"), [
-    ({"kind": "exact"}, "Flat"),
-    ({"kind": "exact", "int8": True}, "SQ8"),
-    ({"kind": "hnsw"}, "HNSW32,Flat"),
-    ({"kind": "hnsw", "int8": True}, "HNSW32,SQ8"),
-    ({"kind": "ivf"}, "IVF1024,Flat"),
-    ({"kind": "ivf", "int8": True}, "IVF1024,SQ8"),
-    ({"kind": "ivfpq"}, "RR64,IVF1024,PQ32x4fs"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"kind": "exact"}, "Flat"),
+        ({"kind": "exact", "int8": True}, "SQ8"),
+        ({"kind": "hnsw"}, "HNSW32,Flat"),
+        ({"kind": "hnsw", "int8": True}, "HNSW32,SQ8"),
+        ({"kind": "ivf"}, "IVF1024,Flat"),
+        ({"kind": "ivf", "int8": True}, "IVF1024,SQ8"),
+        ({"kind": "ivfpq"}, "RR64,IVF1024,PQ32x4fs"),
+    ],
+)
 def test_recipes(config, expected):
     """sqrt(10^6) = 1000: 1,024 clusters; two of 64 numbers share a code."""
     assert structures.recipe(IndexConfig(**config), 1_000_000, 64) == expected
