@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,39 @@ from crops.schema import ARROW_TYPES, FEED_EVENTS, ITEMS, SEARCH_IMPRESSIONS, Ta
 Row = Mapping[str, Any]
 
 
-def pytest_configure() -> None:
-    """Set no width of a terminal that there is not, and one thread: a fork of more would hang."""
+def pytest_configure(config: pytest.Config) -> None:
+    """Set no width of a terminal that there is not, one thread (a fork of more would hang), an own cache.
+
+    The user's cache may hold a million vectors, which every theta would read. The own one lasts from run to
+    run, and has what other programs keep in the user's, and the distilled encoders.
+    """
     os.environ.pop("COLUMNS", None)
     os.environ["OMP_NUM_THREADS"] = "1"
+    usual = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    own = config.rootpath / ".pytest_cache" / "home"
+    if usual == own:
+        return  # a worker
+    (own / "crops").mkdir(parents=True, exist_ok=True)
+    for link in [*own.iterdir(), *(own / "crops").iterdir()]:
+        if not link.exists():
+            link.unlink()
+    for kept in [*usual.glob("*"), *usual.glob("crops/static-*")]:
+        with suppress(FileExistsError):
+            (own / kept.relative_to(usual)).symlink_to(kept)
+    os.environ["XDG_CACHE_HOME"] = str(own)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give each worker whole files, and all files that start Spark to one: it lives as long as the worker."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Files(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file: str = super()._split_scope(nodeid)
+            return "spark" if "_spark" in file else file
+
+    return Files(config, log)
 
 
 def pytest_collection_finish() -> None:
@@ -33,17 +63,10 @@ NOON_US = 1_767_614_400_000_000
 """2026-01-05 12:00:00 UTC, the time of a row that names none."""
 DEFAULTS: dict[str, dict[str, Any]] = {
     "items": {},
-    "search_impressions": {
-        "user_id": 1,
-        "search_id": 1,
-        "query": "query",
-        "searched_at": NOON_US,
-        "item_id": 1,
-        "stage": "exposed",
-        "clicked": False,
-    },
+    "search_impressions": {"user_id": 1, "search_id": 1, "query": "query", "searched_at": NOON_US,
+                           "item_id": 1, "stage": "exposed", "clicked": False},
     "feed_events": {"user_id": 1, "item_id": 1, "watched_at": NOON_US},
-}
+}  # fmt: skip
 
 
 def _arrow(table: Table, rows: Iterable[Row]) -> pa.Table:

@@ -56,27 +56,16 @@ def test_document_text_is_one_definition_in_python_and_sql():
 
 
 def test_queries_stand_first_where_a_long_text_is_cut_last():
-    item = {
-        "ocr_cover": "Title",
-        "photo_caption": "long " * 200,
-        "click_query": "red shoes|heels",
-        "mined_query": "a|b",
-    }
+    item = {"ocr_cover": "Title", "photo_caption": "long " * 200, "click_query": "red shoes|heels",
+            "mined_query": "a|b"}  # fmt: skip
     found = document_text(item, ("ocr_cover", "photo_caption", "click_query", "mined_query"))
     assert found.startswith("red shoes heels a b Title long long ")
     assert document_text(item, ("photo_caption", "ocr_cover")).endswith("long Title")
 
 
 def test_queries_with_nothing_to_read_are_the_empty_query():
-    for text in (
-        "",
-        " \t\u3000",
-        "\ufeff",
-        "\u200b\u200d",
-        "\x00\x1b\x9f",
-        "\u3164\u115f\u2800\uffa0",
-        "\u0301\ufe0f",
-    ):
+    for text in ("", " \t\u3000", "\ufeff", "\u200b\u200d", "\x00\x1b\x9f", "\u3164\u115f\u2800\uffa0",
+                 "\u0301\ufe0f"):  # fmt: skip
         assert normalise_query(text) == ""
     for text in ("!", "?!", "\U0001f406", "\u6f22", "\ue000", "\U0001fae8", "x\u0301"):
         assert normalise_query(text) != ""

@@ -29,8 +29,9 @@ seed = 3
 [platform]
 size = "tiny"
 [training]
-steps = 12
-batch_queries = 32
+steps = 4
+batch_queries = 16
+dim = 16
 [evaluation]
 resamples = 100
 """
@@ -77,7 +78,7 @@ def test_every_output_of_the_demo_is_whole_and_says_what_made_it(demo):
     models = sorted((demo / "models").iterdir())
     assert f"{int(SEARCH_SOURCES):03d}" in [path.name for path in models]
     for path in models:
-        assert len((path / "training_log.jsonl").read_text().splitlines()) == 12
+        assert len((path / "training_log.jsonl").read_text().splitlines()) == 4
     # a model is a plain SentenceTransformer; generated documents are in no index
     encode = SentenceTransformer(str(models[0])).encode
     query, same, other = encode(["why do transformers hum", "why do transformers hum", "sourdough"])
@@ -199,7 +200,9 @@ def judged(tmp_path):
     return folder
 
 
-def test_judged_demo_compares_both_losses_by_query(judged, tmp_path):
+def test_judged_demo_compares_both_losses_by_query(judged, tmp_path, monkeypatch):
+    """In two folds; `tests/docs/test_docs_examples.py` has all five."""
+    monkeypatch.setattr(sys.modules[choose_arms.__module__], "FOLDS", 2)
     settings = tmp_path / "run.toml"
     settings.write_text("[training]\nsteps = 3\n[evaluation]\nresamples = 100\nrecall_k = 3\n")
     page = crops.demo(tmp_path / "out", judged=judged, config=settings).read_text()
@@ -210,13 +213,12 @@ def test_judged_demo_compares_both_losses_by_query(judged, tmp_path):
     assert {one["recall@3"]["n"] for one in summary.values()} == {10}
     # the queries repeat the words of their documents: the words alone find all three
     assert summary["BM25"]["recall@3"]["mean"] == 1.0
-    assert len(list((tmp_path / "out" / "models").iterdir())) == 10
+    assert len(list((tmp_path / "out" / "models").iterdir())) == 4
 
 
-def test_a_demo_that_stops_leaves_nothing_of_the_former_beside_a_new_world(
-    demo, tmp_path, settings, monkeypatch
-):
-    out = tmp_path / "out"
+def test_a_demo_that_stops_leaves_nothing_of_the_former_beside_a_new_world(demo, tmp_path, monkeypatch):
+    settings, out = tmp_path / "run.toml", tmp_path / "out"
+    settings.write_text(SETTINGS.replace('"tiny"', '"tiny"\nsessions = 50'))
     shutil.copytree(demo, out)
     assert is_demo(out)
     (out / "models" / "my own").mkdir()

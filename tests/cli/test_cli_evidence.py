@@ -46,7 +46,7 @@ def world(tmp_path_factory, write_logs):
     days = {"warm_up": "2026-01-04", "train": TRAIN, "test": TEST}
     write_manifest(folder, "simulate", config={}, seconds={}, days=days)
     wide = folder.with_name("wide")
-    mine(logs, wide, day=[TRAIN])
+    mine(logs, wide, day=[TRAIN], relevance="none")
     return folder, logs, wide
 
 
@@ -77,7 +77,7 @@ def test_an_editor_teaches_a_theta_that_promotes_what_was_not_shown(world, tmp_p
 
 def test_the_test_day_is_neither_judged_nor_learnt(world, tmp_path):
     folder, logs, wide = world
-    mine(logs, tmp_path / "tested", day=[TEST])
+    mine(logs, tmp_path / "tested", day=[TEST], relevance="none")
     with pytest.raises(CropsError, match="2026-01-07, the test day: nobody judges its answers"):
         annotate(folder, tmp_path / "tested", out=tmp_path / "judged.csv")
     judged = tmp_path / "judged.csv"

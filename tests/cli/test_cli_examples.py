@@ -38,14 +38,10 @@ def recipe(request, tmp_path, monkeypatch):
     return request.param
 
 
-@pytest.mark.parametrize(
-    ("recipe", "whole"),
-    [
-        *((recipe, recipe in WHOLE) for recipe in RECIPES),
-        *(pytest.param(recipe, True, marks=pytest.mark.verify) for recipe in RECIPES if recipe not in WHOLE),
-    ],
-    indirect=["recipe"],
-)
+@pytest.mark.parametrize(("recipe", "whole"), [
+    *((recipe, recipe in WHOLE) for recipe in RECIPES),
+    *(pytest.param(recipe, True, marks=pytest.mark.verify) for recipe in RECIPES if recipe not in WHOLE),
+], indirect=["recipe"])  # fmt: skip
 def test_a_recipe_goes_from_raw_files_to_samples_and_a_served_index(recipe, whole):
     lines = Path("run.sh").read_text().splitlines()
     commands = [line.split()[1:] for line in lines if line.startswith("crops ")]

@@ -150,11 +150,8 @@ def test_raw_logs_are_checked_before_they_are_mined(tmp_path, write_logs):
 
 
 def test_check_prints_each_fault_and_what_the_logs_would_bring(tmp_path, write_logs):
-    rows = [
-        {},
-        {"search_id": 2, "searched_at": 1_767_614_400},
-        {"search_id": 3, "query": "b", "clicked": True},
-    ]
+    rows = [{}, {"search_id": 2, "searched_at": 1_767_614_400},
+            {"search_id": 3, "query": "b", "clicked": True}]  # fmt: skip
     logs, page = write_logs(tmp_path / "logs", impressions=rows), tmp_path / "page.html"
     arguments = ["check", str(logs), str(tmp_path / "checked"), "--page", str(page)]
     result = CliRunner().invoke(app, [*arguments, "--max-rejected", "40%"])
@@ -188,21 +185,14 @@ def test_a_holdout_beside_named_days_is_refused(tmp_path, other):
 DAYS = [f"2026-01-0{n}" for n in range(5, 9)]
 
 
-@pytest.mark.parametrize(
-    ("options", "mined", "said"),
-    [
-        ({}, DAYS[:3], "kept for evaluation: 2026-01-08, later with: crops evaluate MODEL"),
-        ({"holdout": 2, "gap": 1}, DAYS[:1], "--day 2026-01-07..2026-01-08"),
-        ({"holdout": 0}, DAYS, "no day is kept for evaluation"),
-        (
-            {"first": DAYS[1], "last": DAYS[2]},
-            DAYS[1:3],
-            "2 queries and 2 searches of 2026-01-06 to",
-        ),
-        ({"first": DAYS[2]}, [DAYS[2]], "kept for evaluation: 2026-01-08"),
-        ({"day": "2026-01-06..2026-01-09"}, DAYS[1:], "no feed events on these days: P2 is absent"),
-    ],
-)
+@pytest.mark.parametrize(("options", "mined", "said"), [
+    ({}, DAYS[:3], "kept for evaluation: 2026-01-08, later with: crops evaluate MODEL"),
+    ({"holdout": 2, "gap": 1}, DAYS[:1], "--day 2026-01-07..2026-01-08"),
+    ({"holdout": 0}, DAYS, "no day is kept for evaluation"),
+    ({"first": DAYS[1], "last": DAYS[2]}, DAYS[1:3], "2 queries and 2 searches of 2026-01-06 to"),
+    ({"first": DAYS[2]}, [DAYS[2]], "kept for evaluation: 2026-01-08"),
+    ({"day": "2026-01-06..2026-01-09"}, DAYS[1:], "no feed events on these days: P2 is absent"),
+])  # fmt: skip
 def test_the_last_days_are_kept_for_evaluation(tmp_path, write_logs, capsys, options, mined, said):
     rows = [
         {
@@ -230,14 +220,11 @@ def test_what_a_mining_found_is_told_with_the_reasons_for_what_it_did_not(tmp_pa
     assert why in " ".join(said.split())
 
 
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        ({"day": "jan"}, "'jan' is no day: write YYYY-MM-DD, or FIRST..LAST"),
-        ({"first": "2026-02-01"}, "no search from 2026-02-01 to 2026-01-05; the days there are: 2026-01-05"),
-        ({"day": "2026-01-05", "last": "2026-01-05"}, "give --day, or --from and --to, not both"),
-    ],
-)
+@pytest.mark.parametrize(("options", "said"), [
+    ({"day": "jan"}, "'jan' is no day: write YYYY-MM-DD, or FIRST..LAST"),
+    ({"first": "2026-02-01"}, "no search from 2026-02-01 to 2026-01-05; the days there are: 2026-01-05"),
+    ({"day": "2026-01-05", "last": "2026-01-05"}, "give --day, or --from and --to, not both"),
+])  # fmt: skip
 def test_days_that_cannot_be_mined_are_named(tmp_path, write_logs, options, said):
     with pytest.raises(CropsError, match=said):
         crops.mine(write_logs(tmp_path / "logs"), tmp_path / "mined", relevance="none", **options)

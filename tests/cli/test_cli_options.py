@@ -15,10 +15,6 @@ from crops.cli.options import Options, command
 from crops.config import RunConfig
 from crops.errors import CropsError
 
-PARAMETERS = [
-    (name, key) for name in crops.__all__ for key in inspect.signature(getattr(crops, name)).parameters
-]
-
 
 @command
 def echo(
@@ -33,14 +29,9 @@ def echo(
 
 
 def test_text_paths_days_and_lists_of_one_are_taken(tmp_path):
-    assert echo(str(tmp_path), "2026-01-05", 3, "b", "c", Path("d")) == (
-        tmp_path,
-        ["2026-01-05"],
-        [3],
-        [Path("b")],
-        Path("c"),
-        "d",
-    )
+    assert echo(str(tmp_path), "2026-01-05", 3, "b", "c", Path("d")) == (tmp_path, ["2026-01-05"], [3],
+                                                                         [Path("b")], Path("c"),
+                                                                         "d")  # fmt: skip
     day, other = datetime.date(2026, 1, 5), "2026-01-06"
     assert echo(tmp_path, (day, other), np.array([3, 4]), [Path("b"), "c"])[1:4] == (
         ["2026-01-05", other],
@@ -50,19 +41,15 @@ def test_text_paths_days_and_lists_of_one_are_taken(tmp_path):
     assert echo(tmp_path, []) == (tmp_path, [], None, None, None, "a")
 
 
-@pytest.mark.parametrize(("name", "key"), PARAMETERS)
-def test_every_argument_of_every_command_is_checked_before_anything_is_written(
-    name, key, tmp_path, monkeypatch
-):
+@pytest.mark.parametrize("name", crops.__all__)
+def test_every_argument_of_every_command_is_checked_before_anything_is_written(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     function = getattr(crops, name)
-    required = {
-        parameter.name: "x"
-        for parameter in inspect.signature(function).parameters.values()
-        if parameter.default is parameter.empty
-    }
-    with pytest.raises(CropsError, match=rf"^crops\.{name}: {key}="):
-        function(**required | {key: object()})
+    parameters = inspect.signature(function).parameters
+    required = {key: "x" for key, one in parameters.items() if one.default is one.empty}
+    for key in parameters:
+        with pytest.raises(CropsError, match=rf"^crops\.{name}: {key}="):
+            function(**required | {key: object()})
     assert list(tmp_path.iterdir()) == []
 
 

@@ -78,21 +78,18 @@ def test_containers_run_commands_that_exist_and_extras_that_exist():
     assert extras <= set(re.findall(r"^(\w+) = \[", (ROOT / "pyproject.toml").read_text(), re.MULTILINE))
 
 
-@pytest.mark.parametrize(
-    ("line", "wrong"),
-    [
-        ("crops train mined model --steps 5 --bf16  # a comment", None),
-        ("torchrun --no-python --nproc-per-node 2 crops train mined model", None),
-        ("crops train mined model \\\n  --encoder=minilm | tee log", None),
-        ("crops train mined", "crops train takes 2 to 2 arguments, not ['mined']"),
-        ("crops mine ... --engine spark", None),
-        ("crops train a b --stepz 5", "crops train has no option --stepz"),
-        ("crops tran a b", "no command tran"),
-        ("crops judge sheet mined sheet.csv --each 3", None),
-        ("crops judge sheets mined sheet.csv", "no command judge"),
-        ("crops bubble-loop --days 2 && crops evaluat x", None),
-    ],
-)
+@pytest.mark.parametrize(("line", "wrong"), [
+    ("crops train mined model --steps 5 --bf16  # a comment", None),
+    ("torchrun --no-python --nproc-per-node 2 crops train mined model", None),
+    ("crops train mined model \\\n  --encoder=minilm | tee log", None),
+    ("crops train mined", "crops train takes 2 to 2 arguments, not ['mined']"),
+    ("crops mine ... --engine spark", None),
+    ("crops train a b --stepz 5", "crops train has no option --stepz"),
+    ("crops tran a b", "no command tran"),
+    ("crops judge sheet mined sheet.csv --each 3", None),
+    ("crops judge sheets mined sheet.csv", "no command judge"),
+    ("crops bubble-loop --days 2 && crops evaluat x", None),
+])  # fmt: skip
 def test_faults_of_a_call_are_named(line, wrong):
     (usage, *_) = usages(f"```sh\n{line}\n```\n")
     assert fault(usage) == wrong

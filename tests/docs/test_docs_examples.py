@@ -12,13 +12,9 @@ import types
 from datetime import datetime, timedelta
 from pathlib import Path
 
-import nbformat
 import pyarrow.parquet as pq
 import pytest
 import torch
-from IPython.core.interactiveshell import InteractiveShell
-from IPython.display import Markdown
-from nbclient import NotebookClient
 from sentence_transformers import SentenceTransformer
 from sitegen.examples import example_pages
 from sitegen.repository import EXAMPLES, ROOT
@@ -227,12 +223,8 @@ def airflow(monkeypatch):
             for before, task in zip([None, *tasks], tasks, strict=False):
                 assert task.after is before
 
-    for name in (
-        "airflow",
-        "airflow.providers",
-        "airflow.providers.standard",
-        "airflow.providers.standard.operators",
-    ):
+    for name in ("airflow", "airflow.providers", "airflow.providers.standard",
+                 "airflow.providers.standard.operators"):  # fmt: skip
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
     for name, one in (("airflow.providers.standard.operators.bash", Task), ("airflow.sdk", Dag)):
         module = types.ModuleType(name)
@@ -315,11 +307,16 @@ def test_an_ab_test_finds_the_arm_that_is_clicked_more(tmp_path, monkeypatch):
 @pytest.mark.parametrize("kernel", [False, pytest.param(True, marks=pytest.mark.verify)])
 def test_the_notebook_runs_from_logs_to_its_table_and_keeps_what_it_showed(tmp_path, monkeypatch, kernel):
     """In short in this process, which has its libraries already."""
+    import nbformat
+    from IPython.core.interactiveshell import InteractiveShell
+    from IPython.display import Markdown
+    from nbclient import NotebookClient
+
     file = SCRIPTS / "before_after.ipynb"
     kept = example_pages()["examples/before_after.md"]
     assert kept.count("data:image/png;base64,") == 2
     assert kept.count("| difference, points |") == 2  # in the code, and below it
-    settings = '[platform]\nsize = "tiny"\n[training]\nsteps = 2\n[evaluation]\nresamples = 100\n'
+    settings = '[platform]\nsize = "tiny"\n[training]\nsteps = 2\ndim = 16\n[evaluation]\nresamples = 100\n'
     (tmp_path / "run.toml").write_text(f'{settings}[relevance]\nmodel = "none"\n')
     for name, place in (("WORLD", "world"), ("OUT", "out"), ("CONFIG", "run.toml")):
         monkeypatch.setenv(name, str(tmp_path / place))

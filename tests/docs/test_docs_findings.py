@@ -8,15 +8,12 @@ import pytest
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = ("results-base.md", "results.md")
 METRICS = ("CT recall@100", "QR recall@100", "QR recall@100 by truth")
-CLAIMS = {
-    "rewordings (P1) add": "P1 adds to the baseline",
-    "the feed (P2) adds": "P2 adds to P1",
-    "LLM documents (P3) add": "P3 adds to P1 and P2",
-    "label 5 for P1 beats label 4": "P1 at label 5 beats P1 at label 4",
-    "graded labels beat binary ones": "Binary labels lose against graded ones",
-    "H-InfoNCE beats InfoNCE": "H-InfoNCE finds more than InfoNCE",
-    "InfoNCE beats Softmax-CE": "InfoNCE finds more than Softmax-CE",
-}
+CLAIMS = {"rewordings (P1) add": "P1 adds to the baseline", "the feed (P2) adds": "P2 adds to P1",
+          "LLM documents (P3) add": "P3 adds to P1 and P2",
+          "label 5 for P1 beats label 4": "P1 at label 5 beats P1 at label 4",
+          "graded labels beat binary ones": "Binary labels lose against graded ones",
+          "H-InfoNCE beats InfoNCE": "H-InfoNCE finds more than InfoNCE",
+          "InfoNCE beats Softmax-CE": "InfoNCE finds more than Softmax-CE"}  # fmt: skip
 
 
 def rows(page):

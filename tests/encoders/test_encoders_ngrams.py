@@ -25,17 +25,14 @@ def folder(encoder, tmp_path):
     return tmp_path / "model"
 
 
-@pytest.mark.parametrize(
-    ("text", "parts"),
-    [
-        ("Cat", ["<cat>", "<ca", "cat", "at>", "<cat", "cat>"]),
-        ("to", ["<to>", "<to", "to>"]),
-        ("养猫粮", ["养", "猫", "粮", "养猫", "猫粮", "养猫粮"]),
-        ("Ａ🍎", ["<a>", "<🍎>"]),
-        ("हि", ["<हि>", "<हि", "हि>"]),  # a vowel sign is a part of its word
-        ("?! \u200b", []),
-    ],
-)
+@pytest.mark.parametrize(("text", "parts"), [
+    ("Cat", ["<cat>", "<ca", "cat", "at>", "<cat", "cat>"]),
+    ("to", ["<to>", "<to", "to>"]),
+    ("养猫粮", ["养", "猫", "粮", "养猫", "猫粮", "养猫粮"]),
+    ("Ａ🍎", ["<a>", "<🍎>"]),
+    ("हि", ["<हि>", "<हि", "हि>"]),  # a vowel sign is a part of its word
+    ("?! \u200b", []),
+])  # fmt: skip
 def test_words_n_grams_and_emoji(text, parts):
     assert ngrams(text) == parts
 

@@ -70,12 +70,8 @@ def test_a_query_has_its_words_and_its_id_and_nothing_of_the_user():
 @pytest.mark.parametrize(("rows", "digits"), [(4096, 3), (65536, 4)])
 def test_the_tokenizer_keeps_as_many_digits_as_the_table_has_rows(rows, digits):
     document = tokens(two_tower(8, rows), "document", item_features(ITEM))
-    assert document[:4] == [
-        f"item:{digest('7')[:digits]}",
-        f"author:{digest('3')[:digits]}",
-        f"category:{digest('pets')[:2]}",
-        f"word:{digest('cat')[:4]}",
-    ]
+    assert document[:4] == [f"item:{digest('7')[:digits]}", f"author:{digest('3')[:digits]}",
+                            f"category:{digest('pets')[:2]}", f"word:{digest('cat')[:4]}"]  # fmt: skip
     assert document[-1] == "plays:02"
 
 
@@ -175,15 +171,9 @@ def learn(encoder, items, queries, cold, steps=120):
         encoder.train()
         for _ in range(steps):
             optimizer.zero_grad()
-            loss = h_infonce(
-                encode(encoder, q, np.arange(sides), "query"),
-                encode(encoder, d, doc.numpy()),
-                index,
-                labels,
-                temperature=torch.tensor(0.1),
-                query_id=torch.arange(sides),
-                doc_id=doc,
-            )
+            loss = h_infonce(encode(encoder, q, np.arange(sides), "query"), encode(encoder, d, doc.numpy()),
+                             index, labels, temperature=torch.tensor(0.1), query_id=torch.arange(sides),
+                             doc_id=doc)  # fmt: skip
             loss.backward()
             optimizer.step()
     return loss.item()

@@ -80,13 +80,9 @@ class Cluster:
     def mine(self, logs: Path, out: Path, **given: Any) -> subprocess.CompletedProcess:
         """Run a driver to its end (see `drive`)."""
         given = {"scores": str(self.folder / "scores")} | given
-        return subprocess.run(
-            [sys.executable, __file__, str(logs), str(out), self.master, json.dumps(given)],
-            env=self._environment(),
-            capture_output=True,
-            text=True,
-            timeout=1800,
-        )
+        return subprocess.run([sys.executable, __file__, str(logs), str(out), self.master, json.dumps(given)],
+                              env=self._environment(), capture_output=True, text=True,
+                              timeout=1800)  # fmt: skip
 
     def _environment(self) -> dict[str, str]:
         return {

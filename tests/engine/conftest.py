@@ -1,4 +1,4 @@
-"""One Spark for the tests of a module."""
+"""One Spark for the tests of a worker."""
 
 import os
 
@@ -15,7 +15,7 @@ FOR_FEW_ROWS = {
 }
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def started():
     """One Spark for all tests: every job would start its own."""
     # What lives for seconds is not worth the better compiler.

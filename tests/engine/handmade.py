@@ -119,15 +119,8 @@ def run(
     if generated is not None:
         lines = folder / "generated.jsonl"
         lines.write_text("".join(json.dumps(row) + "\n" for row in generated))
-    report = mine(
-        logs,
-        folder / "mined",
-        EngineConfig.model_validate(config),
-        relevance=relevance,
-        similarity=similarity,
-        generated=lines,
-        seed=seed,
-    )
+    report = mine(logs, folder / "mined", EngineConfig.model_validate(config), relevance=relevance,
+                  similarity=similarity, generated=lines, seed=seed)  # fmt: skip
     return read_tables(folder / "mined"), report
 
 

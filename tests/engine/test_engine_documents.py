@@ -128,35 +128,13 @@ def expanded(folder, remove=(), **settings):
 
 
 def test_queries_of_rewordings_join_what_they_led_to(tmp_path):
-    run(
-        tmp_path,
-        REWORDED,
-        relevance=scores({("jaguar", "doc 3"): 0.7, ("my own | words", "doc 3"): 0.62}),
-        similarity=scores({}, 1.0),
-    )
+    run(tmp_path, REWORDED, relevance=scores({("jaguar", "doc 3"): 0.7, ("my own | words", "doc 3"): 0.62}),
+        similarity=scores({}, 1.0))  # fmt: skip
     told = {"item_id": 3, "sources": int(P1), "first_day": DAY, "last_day": DAY}
-    jaguar = {
-        **told,
-        "place": 1,
-        "query": "jaguar",
-        "searchers": 5,
-        "users": 5,
-        "events": 5,
-        "via": "big cat",
-        "via_users": 4,
-        "theta": 0.7,
-    }
-    own = {
-        **told,
-        "place": 2,
-        "query": "my own   words",
-        "searchers": 1,
-        "users": 1,
-        "events": 1,
-        "via": "big cat",
-        "via_users": 1,
-        "theta": 0.62,
-    }
+    jaguar = {**told, "place": 1, "query": "jaguar", "searchers": 5, "users": 5, "events": 5,
+              "via": "big cat", "via_users": 4, "theta": 0.7}  # fmt: skip
+    own = {**told, "place": 2, "query": "my own   words", "searchers": 1, "users": 1, "events": 1,
+           "via": "big cat", "via_users": 1, "theta": 0.62}  # fmt: skip
     assert expanded(tmp_path, users=1) == [jaguar, own]
     assert expanded(tmp_path) == [jaguar]
     assert expanded(tmp_path, users=1, queries=1) == expanded(tmp_path, users=1, relevance=0.65) == [jaguar]

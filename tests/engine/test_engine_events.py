@@ -32,14 +32,8 @@ def test_queries_merge_by_normalised_text(tmp_path):
         {"query_id": red, "query": "red shoes", "searches": 3, "users": 2},
     ]
     assert [row["query_id"] for row in searches] == [red, red, red, blue]
-    assert searches[1] == {
-        "search_id": 2,
-        "user_id": 2,
-        "group_id": red,
-        "query_id": red,
-        "searched_at": NOON + 10_000_000,
-        "day": DAY,
-    }
+    assert searches[1] == {"search_id": 2, "user_id": 2, "group_id": red, "query_id": red,
+                           "searched_at": NOON + 10_000_000, "day": DAY}  # fmt: skip
 
 
 def test_only_the_days_asked_for_are_read_and_space_is_no_query(tmp_path):

@@ -50,14 +50,11 @@ def test_the_papers_record_is_one_event(events, tmp_path):
 
     written = read_tables(events)["synthetic_items"][0]["item_id"]
     assert lines(tmp_path / "x" / "cpsqa.jsonl") == [
-        {
-            "user_id": 2,
-            "query": "a b",
-            "photo_list": [photo(3, "doc 3", 5), photo(1, "doc 1", 4), photo(2, "doc 2", 3)],
-        },
+        {"user_id": 2, "query": "a b",
+         "photo_list": [photo(3, "doc 3", 5), photo(1, "doc 1", 4), photo(2, "doc 2", 3)]},
         {"user_id": 1, "query": "a b", "photo_list": [photo(2, "doc 2", 3)]},
         {"user_id": 2, "query": "c", "photo_list": [photo(written, "written", 4), photo(3, "doc 3", 4)]},
-    ]
+    ]  # fmt: skip
 
 
 def test_tables_that_are_folders_of_files_are_read_as_one(mined, tmp_path):

@@ -35,12 +35,8 @@ def test_generated_documents_are_positives_with_negative_ids(tmp_path):
     assert first < 0
     assert second < 0
     samples = labels(tables, ["red shoes", "boots"])
-    assert samples == {
-        ("red shoes", 1): (4, 8),
-        ("red shoes", first): (4, P3),
-        ("red shoes", second): (4, P3),
-        ("boots", 2): (3, 4),
-    }
+    assert samples == {("red shoes", 1): (4, 8), ("red shoes", first): (4, P3),
+                       ("red shoes", second): (4, P3), ("boots", 2): (3, 4)}  # fmt: skip
     texts = {row["item_id"]: row for row in tables["synthetic_items"]}
     assert set(texts) == {first, second}
     assert {name: value for name, value in texts[first].items() if value is not None} == {
@@ -51,14 +47,9 @@ def test_generated_documents_are_positives_with_negative_ids(tmp_path):
         "click_query": "red heels|pumps",
     }
     # Two queries, one with a generation; two of the four samples are generated.
-    assert report["p3_coverage"] == {
-        "queries": 2,
-        "with_generation": 1,
-        "without_generation": 1,
-        "share_of_queries": 0.5,
-        "samples": 2,
-        "share_of_samples": 0.5,
-    }
+    assert report["p3_coverage"] == {"queries": 2, "with_generation": 1, "without_generation": 1,
+                                     "share_of_queries": 0.5, "samples": 2,
+                                     "share_of_samples": 0.5}  # fmt: skip
     assert report["sources"]["p3"] == {"candidates": 3, "of_mined_queries": 2, "kept": 2}
     row = dict.fromkeys(("search_id", "via_query_id", "watched_at", "theta"))
     row |= {"query_id": query_id("red shoes"), "source": 16, "day": DAY}
@@ -132,20 +123,15 @@ def test_the_first_pairs_by_place_and_chance_are_those_of_a_sort(seed):
             assert {(row["query_id"], row["item_id"]) for row in found} == {*ordered[:most]}
 
 
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("{not json", "line 2: not JSON"),
-        ("[1, 2]", "line 2: no text under 'query'"),
-        (json.dumps({"ocr_cover": "x"}), "line 2: no text under 'query'"),
-        (json.dumps({"query": "boots", "keyword": ["a"]}), r"line 2: 'keyword' is \['a'\]"),
-        ('{"query": "boots", "keyword": "\\ud83d"}', "line 2: 'keyword' is"),
-        (
-            json.dumps({"query": "boots", "ocr_cover": " ", "keyword": "\u200b", "click_query": "x"}),
-            "line 2: no text in any of ocr_cover",
-        ),
-    ],
-)
+@pytest.mark.parametrize(("line", "message"), [
+    ("{not json", "line 2: not JSON"),
+    ("[1, 2]", "line 2: no text under 'query'"),
+    (json.dumps({"ocr_cover": "x"}), "line 2: no text under 'query'"),
+    (json.dumps({"query": "boots", "keyword": ["a"]}), r"line 2: 'keyword' is \['a'\]"),
+    ('{"query": "boots", "keyword": "\\ud83d"}', "line 2: 'keyword' is"),
+    (json.dumps({"query": "boots", "ocr_cover": " ", "keyword": "\u200b", "click_query": "x"}),
+     "line 2: no text in any of ocr_cover"),
+])  # fmt: skip
 def test_a_bad_line_is_named_and_leaves_no_output(tmp_path, line, message):
     path = tmp_path / "generated.jsonl"
     path.write_text(json.dumps(document("boots", "Boots")) + "\n" + line + "\n")

@@ -49,14 +49,9 @@ RETRIEVER = FixedRetriever({"pie": [1, 2, 3, 4], "tart": [6, 7, 8, 1], "cake": [
 
 
 def make_sets(**parts):
-    queries = pa.table(
-        {
-            "query_id": pa.array([-5, 10, 20], pa.int64()),
-            "query": ["pie", "tart", "cake"],
-            "searches": pa.array([3, 1, 1], pa.int64()),
-            "seen": pa.array(parts.pop("seen", [None] * 3), pa.bool_()),
-        }
-    )
+    queries = pa.table({"query_id": pa.array([-5, 10, 20], pa.int64()), "query": ["pie", "tart", "cake"],
+                        "searches": pa.array([3, 1, 1], pa.int64()),
+                        "seen": pa.array(parts.pop("seen", [None] * 3), pa.bool_())})  # fmt: skip
     nothing = table("query_id search_id item_id")
     base = TestSets(
         days=("2026-01-05",),
@@ -72,12 +67,9 @@ def make_sets(**parts):
 
 
 def truth_sets(**parts):
-    base = TruthSets(
-        qr=table("query_id search_id item_id"),
-        needs=table("query_id need_id searches"),
-        annotation=table("query_id need_id position item_id grade"),
-        grades=table("need_id item_id grade"),
-    )
+    base = TruthSets(qr=table("query_id search_id item_id"), needs=table("query_id need_id searches"),
+                     annotation=table("query_id need_id position item_id grade"),
+                     grades=table("need_id item_id grade"))  # fmt: skip
     return replace(base, **parts)
 
 
@@ -191,13 +183,10 @@ def test_seen_and_unseen_queries_are_summed_up_apart():
     assert "recall@3/ct/seen" not in evaluate(RETRIEVER, make_sets(ct=CT), CONFIG, seed=0).summary
 
 
-@pytest.mark.parametrize(
-    ("item_ids", "message"),
-    [
-        (range(1, 11), "searches 1 items that are not candidates .* lacks 0 .* item_id 10"),
-        (range(2, 9), "searches 0 items .* lacks 2 that are .* item_id 1"),
-    ],
-)
+@pytest.mark.parametrize(("item_ids", "message"), [
+    (range(1, 11), "searches 1 items that are not candidates .* lacks 0 .* item_id 10"),
+    (range(2, 9), "searches 0 items .* lacks 2 that are .* item_id 1"),
+])  # fmt: skip
 def test_a_retriever_of_another_catalogue_is_refused(item_ids, message):
     with pytest.raises(CropsError, match=message):
         evaluate(FixedRetriever(RETRIEVER.rankings, item_ids), make_sets(ct=CT), CONFIG, seed=0)

@@ -45,16 +45,11 @@ def logs(tmp_path, write_logs):
     "cave bat" (too late). On the second day 1, shown before, and 4, not, are clicked for "bow", and 5 after
     a rewording of "bow" to "violin".
     """
-    rows = [
-        *search(1, 1, "bow", 0, 1, 2),
-        *search(2, 1, "bow and arrow", 20, 2, 3, 6, clicked=(2, 3)),
-        *search(3, 2, "Bow", 100, 1),
-        *search(4, 2, "bow ", 130, 1, clicked=(1,)),
-        *search(5, 3, "bat", 0, 5),
-        *search(6, 3, "cave bat", 91, 5, clicked=(5,)),
-        *search(7, 1, "bow", 0, 1, 4, clicked=(1, 4), day=1),
-        *search(8, 1, "violin", 30, 5, clicked=(5,), day=1),
-    ]
+    rows = [*search(1, 1, "bow", 0, 1, 2), *search(2, 1, "bow and arrow", 20, 2, 3, 6, clicked=(2, 3)),
+            *search(3, 2, "Bow", 100, 1), *search(4, 2, "bow ", 130, 1, clicked=(1,)),
+            *search(5, 3, "bat", 0, 5), *search(6, 3, "cave bat", 91, 5, clicked=(5,)),
+            *search(7, 1, "bow", 0, 1, 4, clicked=(1, 4), day=1),
+            *search(8, 1, "violin", 30, 5, clicked=(5,), day=1)]  # fmt: skip
     feed = [watched(1, 4, 60), watched(1, 1, 70), watched(3, 6, 7200), watched(9, 2, 0)]
     return open_logs(write_logs(tmp_path / "logs", impressions=rows, feed=feed))
 
@@ -62,26 +57,11 @@ def logs(tmp_path, write_logs):
 def test_sources_and_rewordings_are_counted(logs):
     found = outlook(logs, EngineConfig(), DAYS)
     assert (found.mined, found.tested) == (("2026-01-05",), "2026-01-06")
-    expected = {
-        "searches": 8,
-        "users": 3,
-        "returning_users": 3,
-        "searches_without_click": 3,
-        "reworded": 2,
-        "paged": 1,
-        "rewordings": 2,
-        "rewordings_consumed": 2,
-        "rewordings_fresh": 2,
-        "consumed": 7,
-        "shown_unclicked": 5,
-        "feed_events": 4,
-        "feed_consumed": 4,
-        "feed_users": 2,
-        "searches_near_feed": 2,
-        "test_clicks": 3,
-        "test_clicks_fresh": 2,
-        "ct_queries": 2,
-    }
+    expected = {"searches": 8, "users": 3, "returning_users": 3, "searches_without_click": 3, "reworded": 2,
+                "paged": 1, "rewordings": 2, "rewordings_consumed": 2, "rewordings_fresh": 2, "consumed": 7,
+                "shown_unclicked": 5, "feed_events": 4, "feed_consumed": 4, "feed_users": 2,
+                "searches_near_feed": 2, "test_clicks": 3, "test_clicks_fresh": 2,
+                "ct_queries": 2}  # fmt: skip
     assert {name: found.counts[name] for name in expected} == expected
     # P1: "bow" with 2 and 3, of which 3 is new. P2: "bow" and "bow and arrow" with 1 and 4, three new.
     p1, p2 = found.sources["p1"], found.sources["p2"]
@@ -118,21 +98,13 @@ def test_the_verdict_comes_first(logs):
     )
 
 
-@pytest.mark.parametrize(
-    ("fresh", "clicked", "queries", "said"),
-    [
-        (
-            9.9,
-            100,
-            700,
-            "CroPS has little to add on these logs, as about 10 new positives had never been shown",
-        ),
-        (19.9, 1000, 700, "CroPS has little to add on these logs"),
-        (20, 1000, 700, "it is worth a try, as about 20 new positives had never been shown for their query"),
-        (20, 0, 700, "it is worth a try"),
-        (20, 1000, 9, "it may help"),
-    ],
-)
+@pytest.mark.parametrize(("fresh", "clicked", "queries", "said"), [
+    (9.9, 100, 700, "CroPS has little to add on these logs, as about 10 new positives had never been shown"),
+    (19.9, 1000, 700, "CroPS has little to add on these logs"),
+    (20, 1000, 700, "it is worth a try, as about 20 new positives had never been shown for their query"),
+    (20, 0, 700, "it is worth a try"),
+    (20, 1000, 9, "it may help"),
+])  # fmt: skip
 def test_the_conclusion_follows_its_rule(logs, fresh, clicked, queries, said):
     """At least 10 new positives and 2 % of the clicked ones; CT has 2 queries, which show nothing."""
     found, nothing = outlook(logs, EngineConfig(), DAYS), Expected(0, 0, 0, 0)
@@ -141,24 +113,18 @@ def test_the_conclusion_follows_its_rule(logs, fresh, clicked, queries, said):
     assert page.headline[-1].startswith(f"Conclusion: {said}")
 
 
-@pytest.mark.parametrize(
-    ("rows", "feed", "said"),
-    [
-        ([*search(1, 1, "a", 0, 1), *search(2, 2, "b", 0, 2)], [], "nothing in the results was clicked"),
-        ([*search(1, 1, "a", 0, 1), *search(2, 2, "b", 9, 2, clicked=(2,))], [], "no user searched twice"),
-        ([*search(1, 1, "a", 0, 1), *search(2, 1, "b", 0, 2, clicked=(2,))], [], "other words within 90 s"),
-        (
-            [*search(1, 1, "a", 0, 1), *search(2, 1, "b", 9, 2), *search(3, 1, "b", 200, 2, clicked=(2,))],
-            [],
-            "nothing was consumed after a rewording",
-        ),
-        (search(1, 1, "a", 0, 1, clicked=(1,)), [], "The feed (P2) cannot help: no feed."),
-        (search(1, 1, "a", 0, 1), [watched(2, 1, 0)], "nobody is both in the searches and in the feed"),
-        (search(1, 1, "a", 0, 1), [watched(1, 1, 3600)], "within 30 minutes of a search"),
-        (search(1, 1, "a", 0, 1), [watched(1, 1, 0) | {"liked": False}], "nothing in the feed was clicked"),
-        (search(1, 1, "a", 0, 1), [], "The logs hold one day: none is left"),
-    ],
-)
+@pytest.mark.parametrize(("rows", "feed", "said"), [
+    ([*search(1, 1, "a", 0, 1), *search(2, 2, "b", 0, 2)], [], "nothing in the results was clicked"),
+    ([*search(1, 1, "a", 0, 1), *search(2, 2, "b", 9, 2, clicked=(2,))], [], "no user searched twice"),
+    ([*search(1, 1, "a", 0, 1), *search(2, 1, "b", 0, 2, clicked=(2,))], [], "other words within 90 s"),
+    ([*search(1, 1, "a", 0, 1), *search(2, 1, "b", 9, 2), *search(3, 1, "b", 200, 2, clicked=(2,))], [],
+     "nothing was consumed after a rewording"),
+    (search(1, 1, "a", 0, 1, clicked=(1,)), [], "The feed (P2) cannot help: no feed."),
+    (search(1, 1, "a", 0, 1), [watched(2, 1, 0)], "nobody is both in the searches and in the feed"),
+    (search(1, 1, "a", 0, 1), [watched(1, 1, 3600)], "within 30 minutes of a search"),
+    (search(1, 1, "a", 0, 1), [watched(1, 1, 0) | {"liked": False}], "nothing in the feed was clicked"),
+    (search(1, 1, "a", 0, 1), [], "The logs hold one day: none is left"),
+])  # fmt: skip
 def test_what_is_missing_is_said_with_its_effect(tmp_path, write_logs, rows, feed, said):
     logs = open_logs(write_logs(tmp_path / "logs", impressions=rows, feed=feed))
     page = outlook_page(outlook(logs, EngineConfig(), logs.search_days), EngineConfig())

@@ -193,23 +193,20 @@ HEAD = ",".join(COLUMNS)
 ROWS = "".join(f"{pair:04d},q,9,t,d,k,1\n" for pair in range(3))
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("pair,query\n1,a\n", "no column users, title"),
-        (f"{HEAD}\n1,a,30,t,,,good\n", "line 2: grade 'good'"),
-        (f"{HEAD}\n1,a,30,t,,,1\n1,a,30,t,,,1\n", "there already"),
-        (f"{HEAD}\n1,a,many,t,,,1\n", "users is 'many'"),
-        (f"{HEAD}\n1,a,30,t,,,\n", "no pair has a grade"),
-        *(
-            (
-                f"{HEAD}\n{ROWS}0009,q,9,t,d,{fault}\n0010,q,9,t,d,k,1\n",
-                "cannot read the sheet: .*; save it as CSV",
-            )
-            for fault in ('"open,1', '"closed" too soon,1')
-        ),
-    ],
-)
+@pytest.mark.parametrize(("content", "message"), [
+    ("pair,query\n1,a\n", "no column users, title"),
+    (f"{HEAD}\n1,a,30,t,,,good\n", "line 2: grade 'good'"),
+    (f"{HEAD}\n1,a,30,t,,,1\n1,a,30,t,,,1\n", "there already"),
+    (f"{HEAD}\n1,a,many,t,,,1\n", "users is 'many'"),
+    (f"{HEAD}\n1,a,30,t,,,\n", "no pair has a grade"),
+    *(
+        (
+            f"{HEAD}\n{ROWS}0009,q,9,t,d,{fault}\n0010,q,9,t,d,k,1\n",
+            "cannot read the sheet: .*; save it as CSV",
+        )
+        for fault in ('"open,1', '"closed" too soon,1')
+    ),
+])  # fmt: skip
 def test_bad_sheets_are_named(tmp_path, content, message):
     (tmp_path / "sheet.csv").write_text(content)
     with pytest.raises(CropsError, match=message):

@@ -33,25 +33,16 @@ IMPRESSIONS = [
     *search(11, 1, "Apple Pie", 0, i1={"rank": 1, "clicked": True}, i2={"rank": 2}),
     *search(12, 1, "apple tart", 30, i3={"rank": 1, "clicked": True}, i4={"rank": 2, "clicked": True}),
     # User 2 types the same query otherwise; the old system's list has all three stages.
-    *search(
-        21,
-        2,
-        "apple  PIE",
-        60,
-        i2={"rank": 2, "clicked": True},
-        i5={"rank": 1},
-        i4={"stage": "unexposed", "pre_score": 0.2},
-        i1={"stage": "unexposed", "pre_score": 0.2},
-        i3={"stage": "unexposed", "pre_score": 0.9},
-        i6={"stage": "unexposed"},
-        i7={"stage": "filtered", "pre_score": 1.0},
-    ),
+    *search(21, 2, "apple  PIE", 60, i2={"rank": 2, "clicked": True}, i5={"rank": 1},
+            i4={"stage": "unexposed", "pre_score": 0.2}, i1={"stage": "unexposed", "pre_score": 0.2},
+            i3={"stage": "unexposed", "pre_score": 0.9}, i6={"stage": "unexposed"},
+            i7={"stage": "filtered", "pre_score": 1.0}),
     # A search without a click, and a click on an item that was not there on the test day.
     *search(31, 3, "apple pie", 90, i1={"rank": 1}),
     *search(41, 4, "new things", 0, i8={"rank": 1, "clicked": True}),
     # Another day: no part of any set.
     *search(51, 5, "apple pie", -86_400, i6={"rank": 1, "clicked": True}),
-]
+]  # fmt: skip
 SEARCH_NEEDS = {11: 1, 12: 1, 21: 2, 31: 2, 51: 1}
 GRADES = [(1, 1, 2), (1, 3, 1), (1, 4, 3), (2, 2, 3), (2, 5, 2), (2, 8, 3), (9, 1, 3)]
 

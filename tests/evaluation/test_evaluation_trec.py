@@ -112,17 +112,14 @@ def test_queries_keep_their_numbers_or_are_hashed_alike():
     assert not {-20, 3} & set(named)
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("q Q0 a 1 0.5\n", "line 1: 'q Q0 a 1 0.5' is not query Q0 document rank score tag"),
-        ("q Q0 a 1 high x\n", "line 1: .* is not query Q0 document rank score tag .*'high'"),
-        ("q Q0 a 1 nan x\n", "line 1: .*rank and score must be finite"),
-        ("q Q0 a first 0.5 x\n", "line 1: .*'first'"),
-        ("q Q0 a 1 0.5 x\n\nq Q0 a 2 0.4 x\n", "line 3: document a is in the list of q twice"),
-        ("", "is empty"),
-    ],
-)
+@pytest.mark.parametrize(("text", "message"), [
+    ("q Q0 a 1 0.5\n", "line 1: 'q Q0 a 1 0.5' is not query Q0 document rank score tag"),
+    ("q Q0 a 1 high x\n", "line 1: .* is not query Q0 document rank score tag .*'high'"),
+    ("q Q0 a 1 nan x\n", "line 1: .*rank and score must be finite"),
+    ("q Q0 a first 0.5 x\n", "line 1: .*'first'"),
+    ("q Q0 a 1 0.5 x\n\nq Q0 a 2 0.4 x\n", "line 3: document a is in the list of q twice"),
+    ("", "is empty"),
+])  # fmt: skip
 def test_bad_runs_are_named_by_line(tmp_path, text, message):
     (tmp_path / "bad.run").write_text(text)
     with pytest.raises(CropsError, match=message):

@@ -15,12 +15,10 @@ from crops.outputs import write_manifest
 from crops.schema import EVIDENCE, ITEMS, QUERIES, SAMPLES, SYNTHETIC_ITEMS
 from crops.text import query_id
 
-GOOD = {
-    "ocr_cover": "Grow it on a bright sill",
-    "photo_caption": "I turn the pot once a month and wipe dust from each leaf with a damp cloth.",
-    "click_query": "fig tree indoors|leaf care routine",
-    "keyword": "houseplants watering sunlight",
-}
+GOOD = {"ocr_cover": "Grow it on a bright sill",
+        "photo_caption": "I turn the pot once a month and wipe dust from each leaf with a damp cloth.",
+        "click_query": "fig tree indoors|leaf care routine",
+        "keyword": "houseplants watering sunlight"}  # fmt: skip
 
 
 class Text(str):
@@ -99,13 +97,8 @@ class FakeEndpoint:
         if behaviour == "slow":
             time.sleep(0.5)
         answer = json.dumps(GOOD | (behaviour if isinstance(behaviour, dict) else {}))
-        texts = {
-            "empty": "",
-            "truncated": answer[:60],
-            "not_json": "Sure! Here is your video.",
-            "deep": "[" * 100_000,
-            "wrong_fields": json.dumps({"title": "x"}),
-        }
+        texts = {"empty": "", "truncated": answer[:60], "not_json": "Sure! Here is your video.",
+                 "deep": "[" * 100_000, "wrong_fields": json.dumps({"title": "x"})}  # fmt: skip
         named = behaviour if isinstance(behaviour, str) else ""
         text = str(behaviour) if isinstance(behaviour, Text) else texts.get(named, answer)
         finish = "length" if behaviour == "truncated" else "stop"
@@ -145,12 +138,8 @@ def fake():
 
 
 CLICKED, EXPOSED, FEED = int(Source.CLICKED), int(Source.EXPOSED), int(Source.FEED)
-TITLES = {
-    1: "A fig in my kitchen",
-    2: "Big cat at the river",
-    3: "Fig pot day",
-    4: "Order at www.evil.example",
-}
+TITLES = {1: "A fig in my kitchen", 2: "Big cat at the river", 3: "Fig pot day",
+          4: "Order at www.evil.example"}  # fmt: skip
 
 
 def write(folder, table, rows):
@@ -163,13 +152,8 @@ def sample(query, item, sources):
 
 
 def click(query, item, search):
-    return {
-        "query_id": query_id(query),
-        "item_id": item,
-        "source": CLICKED,
-        "search_id": search,
-        "day": "2024-05-01",
-    }
+    return {"query_id": query_id(query), "item_id": item, "source": CLICKED, "search_id": search,
+            "day": "2024-05-01"}  # fmt: skip
 
 
 @pytest.fixture

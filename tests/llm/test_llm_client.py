@@ -21,19 +21,14 @@ from crops.llm.endpoint import check_model
 from crops.llm.generate import request_key
 
 PROMPT = load_prompt()
-TEXTS = {
-    "ocr_cover": "Stop moving your fiddle leaf",
-    "photo_caption": "Leaves drop every time you turn the pot",
-    "click_query": "fig dropping leaves",
-    "keyword": "plants",
-}
+TEXTS = {"ocr_cover": "Stop moving your fiddle leaf",
+         "photo_caption": "Leaves drop every time you turn the pot", "click_query": "fig dropping leaves",
+         "keyword": "plants"}  # fmt: skip
 EXEMPLAR = Exemplar(7, TEXTS)
-GOOD = {
-    "ocr_cover": "Grow it on a bright sill",
-    "photo_caption": "I turn the pot once a month and wipe dust from each leaf with a damp cloth.",
-    "click_query": "fig tree indoors|leaf care routine",
-    "keyword": "houseplants watering sunlight",
-}
+GOOD = {"ocr_cover": "Grow it on a bright sill",
+        "photo_caption": "I turn the pot once a month and wipe dust from each leaf with a damp cloth.",
+        "click_query": "fig tree indoors|leaf care routine",
+        "keyword": "houseplants watering sunlight"}  # fmt: skip
 MANY = [f"query {letter}" for letter in ascii_lowercase]
 
 
@@ -66,43 +61,25 @@ def test_a_document_carries_its_whole_provenance(fake, tmp_path):
     (row,) = rows(cache)
     assert row.pop("seconds") >= 0
     request = requests("ficus", seed=3)[0]
-    assert row == {
-        "key": request_key("abc", PROMPT.version, request),
-        "query": "ficus",
-        **GOOD,
-        "angle": PROMPT.angle(request),
-        "exemplar": {"item_id": "7", **EXEMPLAR.texts},
-        "model": "m",
-        "model_sha256": "abc",
-        "prompt_version": PROMPT.version,
-        "seed": 3,
-        "temperature": PROMPT.temperature,
-        "tokens": 50,
-    }
+    assert row == {"key": request_key("abc", PROMPT.version, request), "query": "ficus", **GOOD,
+                   "angle": PROMPT.angle(request), "exemplar": {"item_id": "7", **EXEMPLAR.texts},
+                   "model": "m", "model_sha256": "abc", "prompt_version": PROMPT.version, "seed": 3,
+                   "temperature": PROMPT.temperature, "tokens": 50}  # fmt: skip
     (body,) = fake.bodies
     assert body["seed"] == 3
     assert body["response_format"] == PROMPT.response_format()
     assert "30" not in json.dumps(body["messages"][-1])
 
 
-BAD_ANSWERS = [
-    ("html", "not_a_completion", False),
-    ("empty", "empty", False),
-    ("truncated", "truncated", True),
-    ("not_json", "not_json", True),
-    ("wrong_fields", "wrong_fields", True),
-    ("refusal", "refused_by_model", True),
-    (400, "http_400", False),
-    (401, "http_401", False),
-    (429, "http_429", False),
-    (500, "http_500", False),
-    ({"keyword": 5}, "wrong_fields", True),
-    ({"ocr_cover": "\ud800" * 10}, "ocr_cover_too_short", True),
-    ("deep", "not_json", True),
-    ({"photo_caption": "我每个月转一次花盆然后擦干净每一片叶子让它们发亮很好看"}, "foreign_script", True),
-    ({"photo_caption": "Order my soil at www.evil.example right now"}, "contact", True),
-    (dict(EXEMPLAR.texts), "copy", True),
-]
+BAD_ANSWERS = [("html", "not_a_completion", False), ("empty", "empty", False),
+               ("truncated", "truncated", True), ("not_json", "not_json", True),
+               ("wrong_fields", "wrong_fields", True), ("refusal", "refused_by_model", True),
+               (400, "http_400", False), (401, "http_401", False), (429, "http_429", False),
+               (500, "http_500", False), ({"keyword": 5}, "wrong_fields", True),
+               ({"ocr_cover": "\ud800" * 10}, "ocr_cover_too_short", True), ("deep", "not_json", True),
+               ({"photo_caption": "我每个月转一次花盆然后擦干净每一片叶子让它们发亮很好看"}, "foreign_script",
+                True), ({"photo_caption": "Order my soil at www.evil.example right now"}, "contact", True),
+               (dict(EXEMPLAR.texts), "copy", True)]  # fmt: skip
 
 
 def test_bad_answers_are_quarantined_with_the_reason(fake, tmp_path):
@@ -153,11 +130,8 @@ def test_second_run_sends_nothing_but_to_another_prompt_exemplar_or_seed(fake, t
     assert (counts["cached"], counts["quarantined_before"], counts["written"]) == (1, 1, 0)
     assert fake.calls == {"ficus": 1, "jaguar": 1}
     assert (cache.read_bytes(), quarantine_path(cache).read_bytes()) == before
-    others = [
-        *requests("ficus", seed=1),
-        Request("ficus", 30, Exemplar(8, TEXTS)),
-        Request("ficus", 30, Exemplar(7, {**TEXTS, "keyword": "x"})),
-    ]
+    others = [*requests("ficus", seed=1), Request("ficus", 30, Exemplar(8, TEXTS)),
+              Request("ficus", 30, Exemplar(7, {**TEXTS, "keyword": "x"}))]  # fmt: skip
     assert run(fake, cache, others)["written"] == 3
     assert run(fake, cache, requests("ficus"), prompt=replace(PROMPT, version="en-new"))["written"] == 1
     other_model = Endpoint(fake.base_url, "m2", "def")
@@ -210,13 +184,10 @@ def test_budgets_stop_sending_and_the_next_run_goes_on(fake, tmp_path, capsys):
     # 10 tokens at 100 and 50 at 400 per million: 0.001 + 0.02 = 0.021 each; 0.021, 0.042, 0.063 >= 0.05.
     cost = Budget(cost=0.05, price_in=100.0, price_out=400.0)
     for name, budget, told in (
-        (
-            "tokens",
-            Budget(tokens=170),
-            ("7 requests not sent: the token budget is used up", "180", "about 420"),
-        ),
+        ("tokens", Budget(tokens=170),
+         ("7 requests not sent: the token budget is used up", "180", "about 420")),
         ("cost", cost, ("the cost budget is used up", "cost 0.063", "cost 0.147")),
-    ):
+    ):  # fmt: skip
         counts = ask(fake, tmp_path / name, MANY[:10], budget=budget)
         assert (counts["written"], counts["tokens"], counts["not_sent"]) == (3, 150, 7)
         said = " ".join(capsys.readouterr().err.split())
@@ -305,20 +276,17 @@ def test_model_must_have_the_pinned_hash(tmp_path):
         check_model(tmp_path / "none.gguf", "00ff")
 
 
-@pytest.mark.parametrize(
-    ("status", "cause", "calls"),
-    [
-        (401, r"HTTP 401, the key is missing or wrong, set \$CROPS_LLM_API_KEY \(no\)", 1),
-        (402, "HTTP 402, the account is out of credit", 1),
-        (403, "HTTP 403, the key .* may not do this", 1),
-        (404, r"HTTP 404, no model 'm' there, or the base URL lacks its path \(often /v1\)", 1),
-        (400, "8 calls in a row got no answer: HTTP 400, the server cannot use the request", 2 * MAX_OUTAGE),
-        (429, "8 calls in a row got no answer: HTTP 429, too many requests or no quota left", MAX_OUTAGE),
-        (500, "8 calls in a row got no answer: HTTP 500, the server failed", MAX_OUTAGE),
-        (503, "HTTP 503, the server failed", MAX_OUTAGE),
-        (302, "HTTP 302, it redirects to http://elsewhere.example/v1: name that base URL", 1),
-    ],
-)
+@pytest.mark.parametrize(("status", "cause", "calls"), [
+    (401, r"HTTP 401, the key is missing or wrong, set \$CROPS_LLM_API_KEY \(no\)", 1),
+    (402, "HTTP 402, the account is out of credit", 1),
+    (403, "HTTP 403, the key .* may not do this", 1),
+    (404, r"HTTP 404, no model 'm' there, or the base URL lacks its path \(often /v1\)", 1),
+    (400, "8 calls in a row got no answer: HTTP 400, the server cannot use the request", 2 * MAX_OUTAGE),
+    (429, "8 calls in a row got no answer: HTTP 429, too many requests or no quota left", MAX_OUTAGE),
+    (500, "8 calls in a row got no answer: HTTP 500, the server failed", MAX_OUTAGE),
+    (503, "HTTP 503, the server failed", MAX_OUTAGE),
+    (302, "HTTP 302, it redirects to http://elsewhere.example/v1: name that base URL", 1),
+])  # fmt: skip
 def test_status_and_cause_are_said_and_the_run_stops(fake, tmp_path, status, cause, calls):
     fake.otherwise = [status]
     with pytest.raises(CropsError, match=cause) as stopped:
@@ -415,13 +383,10 @@ def test_answers_are_unwrapped(fake, tmp_path):
         assert {name: row[name] for name in GOOD} == GOOD, row["query"]
 
 
-THOUGHTS = [
-    (f"<think>```json\n{json.dumps(GOOD)}\n```", "length", "truncated"),
-    ("<think>What a query.", "stop", "not_json"),
-    ("", "length", "truncated"),
-    (f"```json\n{json.dumps(GOOD)[:60]}", "length", "truncated"),
-    ("``` ``` ```", "stop", "not_json"),
-]
+THOUGHTS = [(f"<think>```json\n{json.dumps(GOOD)}\n```", "length", "truncated"),
+            ("<think>What a query.", "stop", "not_json"), ("", "length", "truncated"),
+            (f"```json\n{json.dumps(GOOD)[:60]}", "length", "truncated"),
+            ("``` ``` ```", "stop", "not_json")]  # fmt: skip
 
 
 def test_a_thought_is_no_answer(fake, tmp_path):

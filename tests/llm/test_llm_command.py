@@ -84,20 +84,17 @@ def test_the_real_smoke_model_writes_through_the_same_path(mined, tmp_path):
     assert kept[0]["tokens"] > 0
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"base_url": "http://127.0.0.1:9/v1"}, "name the model there"),
-        ({"gguf": "m.gguf"}, "pin the model"),
-        ({"gguf": "m.gguf", "base_url": "http://127.0.0.1:9/v1"}, "name one of them"),
-        ({"gguf": "none.gguf", "sha256": "00"}, "no such model file"),
-        ({"base_url": "http://10.0.0.8/v1", "model": "m"}, "another machine"),
-        ({"samples_per_query": 5}, "max_per_query"),
-        ({"prompt": "klingon"}, "no prompt template"),
-        ({"cost_budget": 1.0}, "needs prices"),
-        ({"priority": "luck"}, "priority"),
-    ],
-)
+@pytest.mark.parametrize(("settings", "message"), [
+    ({"base_url": "http://127.0.0.1:9/v1"}, "name the model there"),
+    ({"gguf": "m.gguf"}, "pin the model"),
+    ({"gguf": "m.gguf", "base_url": "http://127.0.0.1:9/v1"}, "name one of them"),
+    ({"gguf": "none.gguf", "sha256": "00"}, "no such model file"),
+    ({"base_url": "http://10.0.0.8/v1", "model": "m"}, "another machine"),
+    ({"samples_per_query": 5}, "max_per_query"),
+    ({"prompt": "klingon"}, "no prompt template"),
+    ({"cost_budget": 1.0}, "needs prices"),
+    ({"priority": "luck"}, "priority"),
+])  # fmt: skip
 def test_settings_that_cannot_work_are_named(mined, tmp_path, settings, message, monkeypatch):
     monkeypatch.setattr(sys.modules["crops.cli.llm"], "smoke_model", lambda: tmp_path / "smoke.gguf")
     if "prompt" in settings:
@@ -211,15 +208,12 @@ def test_refused_answers_are_asked_for_again_when_told(mined, fake, text, tmp_pa
     assert generate(mined, out, base_url=fake.base_url, model="m")["cached"] == 3
 
 
-@pytest.mark.parametrize(
-    ("queries", "named", "prompt"),
-    [
-        (["养猫", "跑步", "cat"], {}, "zh"),
-        (["养猫", "cat"], {}, "en"),
-        (["猫の飼い方", "走り方"], {}, "en"),
-        (["养猫"], {"prompt": "en2"}, "en2"),
-    ],
-)
+@pytest.mark.parametrize(("queries", "named", "prompt"), [
+    (["养猫", "跑步", "cat"], {}, "zh"),
+    (["养猫", "cat"], {}, "en"),
+    (["猫の飼い方", "走り方"], {}, "en"),
+    (["养猫"], {"prompt": "en2"}, "en2"),
+])  # fmt: skip
 def test_most_queries_decide_the_language_of_the_prompt(tmp_path, queries, named, prompt):
     pq.write_table(pa.table({"query": queries}), tmp_path / "queries.parquet")
     assert fitting_prompt(tmp_path, LLMConfig(**named)) == prompt

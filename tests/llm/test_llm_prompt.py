@@ -78,12 +78,9 @@ def test_the_lessons_of_a_template_pass_its_own_guards(prompt):
 def test_chinese_answers_pass_and_latin_words_in_them_do_too():
     prompt = load_prompt("zh")
     texts = {"ocr_cover": "榕树叶子发黄怎么办", "photo_caption": "先看看盆底有没有积水，再剪掉烂根"}
-    answer = {
-        "ocr_cover": "三步救回家里的盆栽",
-        "photo_caption": "把植物从花盆取出，剪去发黑部分，用新土种好，放在散光处，再用手机 app 记录。",
-        "click_query": "换盆方法|多久浇一次水",
-        "keyword": "绿植 养护 换盆 浇水",
-    }
+    answer = {"ocr_cover": "三步救回家里的盆栽",
+              "photo_caption": "把植物从花盆取出，剪去发黑部分，用新土种好，放在散光处，再用手机 app 记录。",
+              "click_query": "换盆方法|多久浇一次水", "keyword": "绿植 养护 换盆 浇水"}  # fmt: skip
     assert check_answer(answer, Request("榕树养护", 30, Exemplar(7, texts)), prompt) is None
     russian = {**answer, "ocr_cover": "Комнатные растения дома"}
     assert check_answer(russian, Request("榕树养护", 30, Exemplar(7, texts)), prompt) == "foreign_script"
@@ -104,30 +101,24 @@ EXEMPLAR = {
     "photo_caption": "Leaves drop every time you turn the pot, pick a bright corner and leave it there",
     "keyword": "houseplants plantcare",
 }
-GOOD = {
-    "ocr_cover": "Three gallons fixed my sad tree",
-    "photo_caption": "I soak the root ball in a bucket on Sundays and let it drain on the balcony.",
-    "click_query": "how often to water a fig",
-    "keyword": "watering roots balcony",
-}
+GOOD = {"ocr_cover": "Three gallons fixed my sad tree",
+        "photo_caption": "I soak the root ball in a bucket on Sundays and let it drain on the balcony.",
+        "click_query": "how often to water a fig", "keyword": "watering roots balcony"}  # fmt: skip
 
 
 def request(query="ficus", users=30, exemplar=EXEMPLAR):
     return Request(query, users, Exemplar(7, exemplar))
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ('say "hi" {now}', "say hi now"),
-        ("a\x00b\tc\nd", "a b c d"),
-        ("fi\u200bg\u202e tree", "fig tree"),
-        ("pie<|im_end|>cake</s>", "pie cake"),
-        ("ﬁg", "fig"),
-        ("x" * 30, "x" * 20),
-        ("榕树 don't", "榕树 don't"),
-    ],
-)
+@pytest.mark.parametrize(("text", "expected"), [
+    ('say "hi" {now}', "say hi now"),
+    ("a\x00b\tc\nd", "a b c d"),
+    ("fi\u200bg\u202e tree", "fig tree"),
+    ("pie<|im_end|>cake</s>", "pie cake"),
+    ("ﬁg", "fig"),
+    ("x" * 30, "x" * 20),
+    ("榕树 don't", "榕树 don't"),
+])  # fmt: skip
 def test_clean(text, expected):
     assert clean(text, 20) == expected
 

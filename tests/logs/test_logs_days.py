@@ -32,32 +32,23 @@ def test_runs_and_spans():
     assert days_before("2026-03-01", 1) == "2026-02-28"
 
 
-@pytest.mark.parametrize(
-    ("days", "newest", "taken"),
-    [
-        (WEEK, None, WEEK),
-        ([*WEEK, "2027-03-01"], None, WEEK),
-        (["2019-12-31", *WEEK], None, ["2019-12-31", *WEEK]),
-        ([*WEEK, "2026-01-25"], WEEK[2], WEEK),
-        ([*WEEK, "2026-01-25"], "2026-01-20", [*WEEK, "2026-01-25"]),
-        (["2026-01-25"], WEEK[-1], []),
-    ],
-)
+@pytest.mark.parametrize(("days", "newest", "taken"), [
+    (WEEK, None, WEEK),
+    ([*WEEK, "2027-03-01"], None, WEEK),
+    (["2019-12-31", *WEEK], None, ["2019-12-31", *WEEK]),
+    ([*WEEK, "2026-01-25"], WEEK[2], WEEK),
+    ([*WEEK, "2026-01-25"], "2026-01-20", [*WEEK, "2026-01-25"]),
+    (["2026-01-25"], WEEK[-1], []),
+])  # fmt: skip
 def test_days_that_may_be_taken_unasked(days, newest, taken):
     assert usual_days(LOGS, days, 7, newest) == taken
 
 
-@pytest.mark.parametrize(
-    ("days", "message"),
-    [
-        ([], "logs: no day holds a search"),
-        (["2027-03-01", "2027-03-02"], "all days are after today, 2026-01-31: 2027-03-01 to 2027-03-02;"),
-        (
-            [*WEEK, "2026-01-25"],
-            "2026-01-25 is more than 7 days after the other days, 2026-01-05 to 2026",
-        ),
-    ],
-)
+@pytest.mark.parametrize(("days", "message"), [
+    ([], "logs: no day holds a search"),
+    (["2027-03-01", "2027-03-02"], "all days are after today, 2026-01-31: 2027-03-01 to 2027-03-02;"),
+    ([*WEEK, "2026-01-25"], "2026-01-25 is more than 7 days after the other days, 2026-01-05 to 2026"),
+])  # fmt: skip
 def test_days_that_are_not_clear(days, message):
     with pytest.raises(CropsError, match=message):
         newest_day(LOGS, days, 7)

@@ -133,16 +133,8 @@ def parts_of_events(folder):
 
 
 KINDS = {name: make_logs.KINDS[name] for name in ("impressions", "events", "click_lists", "five_columns")}
-SHAPES = [
-    german,
-    chinese,
-    structs,
-    parallel_lists,
-    two_tables,
-    queries_apart,
-    parts_of_events,
-    *KINDS.values(),
-]
+SHAPES = [german, chinese, structs, parallel_lists, two_tables, queries_apart, parts_of_events,
+          *KINDS.values()]  # fmt: skip
 
 
 @pytest.mark.parametrize("write", SHAPES, ids=lambda one: one.__name__)
@@ -187,30 +179,19 @@ def lists(name):
     return log(f"query,user,time,items,{name}", row)
 
 
-@pytest.mark.parametrize(
-    ("files", "said"),
-    [
-        ({}, "no files; name the folder or the file"),
-        ({"a.png": b"\x89PNG\r\n", "b.png": b"\x89PNG"}, r"no file that crops reads \(2 .png\); write"),
-        ({"log.csv": b"\x89PNG\r\n\0\0\0"}, "log.csv is not text in UTF-8; write it as CSV"),
-        ({"log.parquet": b"PAR0"}, "log.parquet is not readable .*; write the file again"),
-        (
-            {"log.csv": "query\nlamp\nbag\n"},
-            "log.csv: it reads as one column .* such as 'query'; write it with",
-        ),
-        ({"log.csv": "query^user^click\nlamp^1^0\n"}, "log.csv: it reads as one column .*'query.user.click'"),
-        ({"log.csv": "query,user,time,item,click\n"}, "log.csv: no rows; export the logs again"),
-        ({"log.csv": "query,user,query\na,1,b\n"}, "log.csv: column query is there twice; rename one"),
-        (
-            {"log.csv": "price,stock\n1.5,2\n2.5,3\n"},
-            "no table has a query with its user or time .*price, stock",
-        ),
-        (
-            {"1.csv": log(), "2.csv": log("query,user,time,item", "lamp,u{u},2026-01-05,i{n}")},
-            r"1.csv and 2.csv all look like the searches, and their columns differ: give",
-        ),
-    ],
-)
+@pytest.mark.parametrize(("files", "said"), [
+    ({}, "no files; name the folder or the file"),
+    ({"a.png": b"\x89PNG\r\n", "b.png": b"\x89PNG"}, r"no file that crops reads \(2 .png\); write"),
+    ({"log.csv": b"\x89PNG\r\n\0\0\0"}, "log.csv is not text in UTF-8; write it as CSV"),
+    ({"log.parquet": b"PAR0"}, "log.parquet is not readable .*; write the file again"),
+    ({"log.csv": "query\nlamp\nbag\n"}, "log.csv: it reads as one column .* such as 'query'; write it with"),
+    ({"log.csv": "query^user^click\nlamp^1^0\n"}, "log.csv: it reads as one column .*'query.user.click'"),
+    ({"log.csv": "query,user,time,item,click\n"}, "log.csv: no rows; export the logs again"),
+    ({"log.csv": "query,user,query\na,1,b\n"}, "log.csv: column query is there twice; rename one"),
+    ({"log.csv": "price,stock\n1.5,2\n2.5,3\n"}, "no table has a query with its user or time .*price, stock"),
+    ({"1.csv": log(), "2.csv": log("query,user,time,item", "lamp,u{u},2026-01-05,i{n}")},
+     r"1.csv and 2.csv all look like the searches, and their columns differ: give"),
+])  # fmt: skip
 def test_what_cannot_be_read_is_told_in_a_sentence_with_the_remedy(files, said, tmp_path):
     source = tmp_path / "source"
     source.mkdir()
@@ -222,89 +203,68 @@ def test_what_cannot_be_read_is_told_in_a_sentence_with_the_remedy(files, said, 
     assert not (tmp_path / "map.toml").exists()
 
 
-@pytest.mark.parametrize(
-    ("text", "said", "left"),
-    [
+@pytest.mark.parametrize(("text", "said", "left"), [
+    (log(row="lamp,u{u},0{d}/02/2026 12:{n}:00,i{n},{c}"),
+     'searched_at: is the day or the month first, in "01/02/2026 12:10:00"',
+     ["%d/%m/%Y %H:%M:%S", "%m/%d/%Y %H:%M:%S"]),
+    (log("query,user,time,item,click,ad_click", "lamp,u{u},2026-01-05T12:{n}:00Z,i{n},{c},0"),
+     'clicked: is it `click` \\("0", "1"\\) or `ad_click` \\("0"\\)?',
+     ['clicked = "click"', 'clicked = "ad_click"']),
+    (log("query,user,time,item,flag"), "clicked: what says whether the item was clicked",
+     ['clicked = { column = "flag", equals = ["0", "1"] }']),
+    (log("query,user,time,item,type", "lamp,u{u},2026-01-05T12:{n}:00Z,i{n},k{c}"),
+     "clicked: what says whether the item was clicked",
+     ['clicked = { column = "type", equals = ["k0", "k1"] }']),
+    (log("query,buyer,visitor,time,item,click", "l{d},b{c},u{u},2026-01-05,i{n},{c}"), "user_id: is it", []),
+    (log("was,user,time,item,click"), 'query: is it `was` \\("lamp10"', ['query = "was"']),
+    *((log(f"query,user,time,item,{name}"), f"clicked: is it `{name}`", []) for name in PARTS_OF_CLICK),
+    *((log(f"query,user,time,item,{name}"), "clicked: what says", []) for name in NO_CLICK),
+    (log(row=f"{ROW},1"), "clicked: is it `click` .* the same in every row", []),
+    (log(row="lamp,u{d},2026-01-05T12:00:00Z,i{n},{d}"), "the same in all rows of a search", []),
+    (log(row="lamp,u{u},2026-01-05T12:{n}:00Z,i{d},{d}"), "the same in all rows of an item", []),
+    *(
+        (kinds(yes, no), "clicked: what says", [f'{{ column = "action", equals = ["{yes}"] }}'])
+        for yes, no in (
+            ("click", "no_click"),
+            ("click", "unclick"),
+            ("result_click", "click_through_shown"),
+            ("点击", "未点击"),
+        )
+    ),
+    (log("query,user,time,item,event", "{q},u{u},2026-01-05T12:00:{n}Z,i{u},{e}"),
+     "search_id: clicks say no query, and no column is called an id of the search", []),
+    (log("query,user,date,hour,item,click", "lamp,u{u},2026-01-05,{d},i{n},{c}"),
+     'searched_at: `date` \\("2026-01-05"\\) says the day only: which column is the time of day',
+     ['{ columns = ["date", "COLUMN"], format = "%Y-%m-%d %H:%M:%S" }']),
+    *((lists(name), "clicked: what says", [f'{{ in = "{name}" }}']) for name in ("sponsored", "hovered")),
+    *(
         (
-            log(row="lamp,u{u},0{d}/02/2026 12:{n}:00,i{n},{c}"),
-            'searched_at: is the day or the month first, in "01/02/2026 12:10:00"',
-            ["%d/%m/%Y %H:%M:%S", "%m/%d/%Y %H:%M:%S"],
-        ),
-        (
-            log("query,user,time,item,click,ad_click", "lamp,u{u},2026-01-05T12:{n}:00Z,i{n},{c},0"),
-            'clicked: is it `click` \\("0", "1"\\) or `ad_click` \\("0"\\)?',
-            ['clicked = "click"', 'clicked = "ad_click"'],
-        ),
-        (
-            log("query,user,time,item,flag"),
-            "clicked: what says whether the item was clicked",
-            ['clicked = { column = "flag", equals = ["0", "1"] }'],
-        ),
-        (
-            log("query,user,time,item,type", "lamp,u{u},2026-01-05T12:{n}:00Z,i{n},k{c}"),
-            "clicked: what says whether the item was clicked",
-            ['clicked = { column = "type", equals = ["k0", "k1"] }'],
-        ),
-        (
-            log("query,buyer,visitor,time,item,click", "l{d},b{c},u{u},2026-01-05,i{n},{c}"),
-            "user_id: is it",
-            [],
-        ),
-        (log("was,user,time,item,click"), 'query: is it `was` \\("lamp10"', ['query = "was"']),
-        *((log(f"query,user,time,item,{name}"), f"clicked: is it `{name}`", []) for name in PARTS_OF_CLICK),
-        *((log(f"query,user,time,item,{name}"), "clicked: what says", []) for name in NO_CLICK),
-        (log(row=f"{ROW},1"), "clicked: is it `click` .* the same in every row", []),
-        (log(row="lamp,u{d},2026-01-05T12:00:00Z,i{n},{d}"), "the same in all rows of a search", []),
-        (log(row="lamp,u{u},2026-01-05T12:{n}:00Z,i{d},{d}"), "the same in all rows of an item", []),
-        *(
-            (kinds(yes, no), "clicked: what says", [f'{{ column = "action", equals = ["{yes}"] }}'])
-            for yes, no in (
-                ("click", "no_click"),
-                ("click", "unclick"),
-                ("result_click", "click_through_shown"),
-                ("点击", "未点击"),
-            )
-        ),
-        (
-            log("query,user,time,item,event", "{q},u{u},2026-01-05T12:00:{n}Z,i{u},{e}"),
-            "search_id: clicks say no query, and no column is called an id of the search",
-            [],
-        ),
-        (
-            log("query,user,date,hour,item,click", "lamp,u{u},2026-01-05,{d},i{n},{c}"),
-            'searched_at: `date` \\("2026-01-05"\\) says the day only: which column is the time of day',
-            ['{ columns = ["date", "COLUMN"], format = "%Y-%m-%d %H:%M:%S" }'],
-        ),
-        *((lists(name), "clicked: what says", [f'{{ in = "{name}" }}']) for name in ("sponsored", "hovered")),
-        *(
-            (
-                log(row=f"lamp,u{{u}},{day},i{{n}},{{c}}"),
-                "searched_at: .*[Ii]s the day or the month first",
-                [f'format = "{format_}"', 'unit = "iso"'][: 1 + ("-" in format_)],
-            )
-            for day, format_ in (  # the first days of January, or each first of a month
-                ("2026-0{d}-01 12:{n}:00", "%Y-%d-%m %H:%M:%S"),
-                ("2026-0{d}-01", "%Y-%d-%m %H:%M:%S"),
-                ("20260{d}01", "%Y%d%m"),
-            )
-        ),
-        (
-            log("query,user,time,shown_item,clicked_item", f"{ROW},i{{n}}"),
-            r"could be told\. clicked: what says",  # and no question about the item
-            ['clicked = { in = "clicked_item" }'],
-        ),
-        (
-            log("query,user,time,sku,asin,click", "lamp,u{u},2026-01-05T12:{n}:00Z,i{d},a{u},{c}"),
-            r"told\. item_id: is it `\w+` \([^?]*\) or `\w+` \([^?]*\)\? Correct",  # once
-            ['item_id = "sku"', 'item_id = "asin"'],
-        ),
-        (
-            log(row='{n},lamp,u{u},2026-01-05T12:{n}:00Z,"[{n}, {d}]",[{n}]').partition("\n")[2],
-            "clicked: what says",  # a list that no search lacks may be what was shown, too
-            ['clicked = { in = "c6" }'],
-        ),
-    ],
-)
+            log(row=f"lamp,u{{u}},{day},i{{n}},{{c}}"),
+            "searched_at: .*[Ii]s the day or the month first",
+            [f'format = "{format_}"', 'unit = "iso"'][: 1 + ("-" in format_)],
+        )
+        for day, format_ in (  # the first days of January, or each first of a month
+            ("2026-0{d}-01 12:{n}:00", "%Y-%d-%m %H:%M:%S"),
+            ("2026-0{d}-01", "%Y-%d-%m %H:%M:%S"),
+            ("20260{d}01", "%Y%d%m"),
+        )
+    ),
+    (
+        log("query,user,time,shown_item,clicked_item", f"{ROW},i{{n}}"),
+        r"could be told\. clicked: what says",  # and no question about the item
+        ['clicked = { in = "clicked_item" }'],
+    ),
+    (
+        log("query,user,time,sku,asin,click", "lamp,u{u},2026-01-05T12:{n}:00Z,i{d},a{u},{c}"),
+        r"told\. item_id: is it `\w+` \([^?]*\) or `\w+` \([^?]*\)\? Correct",  # once
+        ['item_id = "sku"', 'item_id = "asin"'],
+    ),
+    (
+        log(row='{n},lamp,u{u},2026-01-05T12:{n}:00Z,"[{n}, {d}]",[{n}]').partition("\n")[2],
+        "clicked: what says",  # a list that no search lacks may be what was shown, too
+        ['clicked = { in = "c6" }'],
+    ),
+])  # fmt: skip
 def test_a_guess_that_is_not_sure_asks_and_imports_nothing(text, said, left, tmp_path):
     (tmp_path / "log.csv").write_text(text)
     with pytest.raises(CropsError, match=said):
@@ -325,58 +285,46 @@ def test_a_known_format_is_told_by_its_files(kind, tmp_path):
     assert known_format(tmp_path) == kind
 
 
-@pytest.mark.parametrize(
-    ("header", "row", "lines"),
-    [
-        *(
-            (
-                f"{key},query,user,time,item,click",
-                "e{n},lamp,u{u},2026-01-05T12:00:00Z,i{d},{c}",
-                made,
-            )
-            for key in ("id", "impression_id", "event_id")
-            for made in [['search_id = { columns = ["user", "query", "time"] }']]
-        ),
+@pytest.mark.parametrize(("header", "row", "lines"), [
+    *(
         (
-            "session,query,time,item,click",
-            "s{u},lamp{d},2026-01-05T12:00:00Z,i{n},{c}",
-            ['search_id = { columns = ["session", "query", "time"] }', 'user_id = "session"'],
-        ),
+            f"{key},query,user,time,item,click",
+            "e{n},lamp,u{u},2026-01-05T12:00:00Z,i{d},{c}",
+            made,
+        )
+        for key in ("id", "impression_id", "event_id")
+        for made in [['search_id = { columns = ["user", "query", "time"] }']]
+    ),
+    ("session,query,time,item,click", "s{u},lamp{d},2026-01-05T12:00:00Z,i{n},{c}",
+     ['search_id = { columns = ["session", "query", "time"] }', 'user_id = "session"']),
+    ("query,time,item,click", "lamp,2026-01-05T12:0{d}:00Z,i{n},{c}",
+     ['search_id = { columns = ["query", "time"] }', 'user_id = { columns = ["query", "time"] }']),
+    ("session,query,user,time,item,click,position", "{q},lamp,u{u},2026-01-05T12:00:00Z,i{n},{c},{d}",
+     ['search_id = { columns = ["user", "query", "time"] }']),
+    *(
         (
-            "query,time,item,click",
-            "lamp,2026-01-05T12:0{d}:00Z,i{n},{c}",
-            ['search_id = { columns = ["query", "time"] }', 'user_id = { columns = ["query", "time"] }'],
-        ),
+            f"{ITEM},click,{name}",
+            f"{ROW},{{c}},{{d}}",
+            [f'# liked = {{ column = "{name}" }}'],
+        )
+        for name in ("like_count", "sort_order", "cart_size")
+    ),
+    *(
         (
-            "session,query,user,time,item,click,position",
-            "{q},lamp,u{u},2026-01-05T12:00:00Z,i{n},{c},{d}",
-            ['search_id = { columns = ["user", "query", "time"] }'],
-        ),
-        *(
-            (
-                f"{ITEM},click,{name}",
-                f"{ROW},{{c}},{{d}}",
-                [f'# liked = {{ column = "{name}" }}'],
-            )
-            for name in ("like_count", "sort_order", "cart_size")
-        ),
-        *(
-            (
-                "query,user,date,time,item,click",
-                f"lamp,u{{u}},2026-01-05,08:00:{{n}}{end},i{{n}},{{c}}",
-                [f'searched_at = {{ columns = ["date", "time"], format = "%Y-%m-%d {clock}" }}'],
-            )
-            for end, clock in (
-                (" AM", "%I:%M:%S %p"),
-                ("am", "%I:%M:%S%p"),
-                (".123", "%H:%M:%S.%f"),
-                ("Z", "%H:%M:%SZ"),
-                ("+08:00", "%H:%M:%S%z"),
-                (" +0800", "%H:%M:%S %z"),
-            )
-        ),
-    ],
-)
+            "query,user,date,time,item,click",
+            f"lamp,u{{u}},2026-01-05,08:00:{{n}}{end},i{{n}},{{c}}",
+            [f'searched_at = {{ columns = ["date", "time"], format = "%Y-%m-%d {clock}" }}'],
+        )
+        for end, clock in (
+            (" AM", "%I:%M:%S %p"),
+            ("am", "%I:%M:%S%p"),
+            (".123", "%H:%M:%S.%f"),
+            ("Z", "%H:%M:%SZ"),
+            ("+08:00", "%H:%M:%S%z"),
+            (" +0800", "%H:%M:%S %z"),
+        )
+    ),
+])  # fmt: skip
 def test_searches_likes_and_clocks_are_told_from_what_looks_like_them(header, row, lines, tmp_path):
     (tmp_path / "log.csv").write_text(log(header, row))
     write_guess(tmp_path / "log.csv", tmp_path / "map.toml")
@@ -426,15 +374,11 @@ def spanish_shop(folder):
     shown, clicks = [], ["id_busqueda,referencia,fecha"]
     for n in range(60):
         for place in range(3):
-            row = {
-                "id_busqueda": f"B{n}",
-                "usuario": f"u{n % 9}",
-                "consulta": f"producto {chr(97 + n % 26)} barato",
-                "fecha": f"2026-01-0{1 + n % 3}T10:{n:02d}:00",
-                "referencia": f"REF-{(n + place) % 60:04d}",
-                "posicion": place + 1,
-                "visto": "no" if place == 2 else "si",
-            }
+            row = {"id_busqueda": f"B{n}", "usuario": f"u{n % 9}",
+                   "consulta": f"producto {chr(97 + n % 26)} barato",
+                   "fecha": f"2026-01-0{1 + n % 3}T10:{n:02d}:00",
+                   "referencia": f"REF-{(n + place) % 60:04d}", "posicion": place + 1,
+                   "visto": "no" if place == 2 else "si"}  # fmt: skip
             shown.append(json.dumps(row))
         clicks.append(f"B{n},REF-{n:04d},2026-01-0{1 + n % 3}T10:{n:02d}:30")
     (folder / "impresiones.jsonl").write_text("\n".join(shown))

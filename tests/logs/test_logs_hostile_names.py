@@ -61,17 +61,14 @@ def plain(write_logs, tmp_path_factory):
     return SimpleNamespace(found=found(report), kept=kept, rows=rows)
 
 
-@pytest.mark.parametrize(
-    ("first", "last"),
-    [
-        ((), HOSTILE),
-        (HOSTILE, ()),
-        (("Query", "ITEM_ID", "Stage"), ("QUERY", "Searched_At", "_FILE", "File_Row_Number")),
-        (("", '"', "a\nb", "query ", "query\u200b"), ("\u0130", "i\u0307", "I", "\u212a", "k", "select")),
-        (("extra_0", "c0", "query 0", "Query"), ("rows", "suspect", "_mixed", "file", "File")),
-        *(((name,), ()) for name in ("file_row_number", "filename", "day")),
-    ],
-)
+@pytest.mark.parametrize(("first", "last"), [
+    ((), HOSTILE),
+    (HOSTILE, ()),
+    (("Query", "ITEM_ID", "Stage"), ("QUERY", "Searched_At", "_FILE", "File_Row_Number")),
+    (("", '"', "a\nb", "query ", "query\u200b"), ("\u0130", "i\u0307", "I", "\u212a", "k", "select")),
+    (("extra_0", "c0", "query 0", "Query"), ("rows", "suspect", "_mixed", "file", "File")),
+    *(((name,), ()) for name in ("file_row_number", "filename", "day")),
+])  # fmt: skip
 def test_foreign_columns_change_nothing(plain, write_logs, tmp_path, first, last):
     logs = dirty(write_logs, tmp_path / "hostile")
     rewrite(logs, first, last)

@@ -33,16 +33,8 @@ rank = { column = "pos", base = 0 }
 clicked = "c"
 play_ms = { column = "dwell", unit = "s" }
 """
-GOOD = {
-    "uid": "u",
-    "sid": "1",
-    "q": "bow",
-    "ts": "2026-01-05T12:00:00Z",
-    "sku": "1",
-    "pos": "0",
-    "c": "1",
-    "dwell": "2",
-}
+GOOD = {"uid": "u", "sid": "1", "q": "bow", "ts": "2026-01-05T12:00:00Z", "sku": "1", "pos": "0", "c": "1",
+        "dwell": "2"}  # fmt: skip
 
 
 @pytest.fixture
@@ -165,12 +157,8 @@ def test_one_unclosed_quote_costs_its_line_only(importing):
 @pytest.mark.parametrize("head", [b"", b"\xef\xbb\xbf"])
 def test_mixed_line_ends_in_a_csv(importing, head):
     header = ",".join(GOOD).encode()
-    rows = [
-        csv_line(sid="1") + b"\r\n",
-        csv_line(sid="2") + b"\n",
-        csv_line(sid="3") + b"\r\n",
-        csv_line(sid="4"),
-    ]
+    rows = [csv_line(sid="1") + b"\r\n", csv_line(sid="2") + b"\n", csv_line(sid="3") + b"\r\n",
+            csv_line(sid="4")]  # fmt: skip
     (importing.source / "shown.csv").write_bytes(head + header + b"\r\n" + b"".join(rows))
     assert importing().tables["search_impressions"].imported == 4
 
@@ -183,13 +171,8 @@ def test_rows_in_are_rows_out_of_random_dirty_files(importing, seed, kind):
     rows = [GOOD] + [GOOD | draw.choice(faults) | {"sid": str(i)} for i in range(300)]
     broken = {draw.randrange(1, 300) for _ in range(20)}
     if kind == "csv":
-        bad = [
-            b'u,"1',
-            b"u,1",
-            csv_line() + b",9",
-            csv_line(q='"a"b'),
-            csv_line(q="?").replace(b"?", b"\xff"),
-        ]
+        bad = [b'u,"1', b"u,1", csv_line() + b",9", csv_line(q='"a"b'),
+               csv_line(q="?").replace(b"?", b"\xff")]  # fmt: skip
         ends = [b"\n", b"\r\n"] if seed % 2 else [b"\n"]
         lines = [draw.choice(bad) if i in broken else csv_line(**row) for i, row in enumerate(rows)]
         text = b"".join(line + draw.choice(ends) for line in [",".join(GOOD).encode(), *lines])
@@ -225,27 +208,16 @@ def test_values_that_became_null_or_false_are_counted(importing):
     assert counts.lost == {"clicked": 1, "play_ms": 2, "rank": 1}
 
 
-@pytest.mark.parametrize(
-    ("other", "message"),
-    [
-        (
-            {"c": "oui"},
-            r"no value for clicked can be read, of 3, such as 'oui' in .*, column c; expected: a number",
-        ),
-        (
-            {"dwell": "1:30"},
-            r"no value for play_ms can be read, of 3, such as '1:30' in .*, column dwell; expected: a number",
-        ),
-        (
-            {"ts": "05.01.2026"},
-            r"no value for searched_at .* such as '05.01.2026' in .*; expected: ISO 8601 such as",
-        ),
-        (
-            {"pos": "top"},
-            r"no value for rank can be read, of 3, such as 'top' in .*shown.jsonl, column pos; expected: ",
-        ),
-    ],
-)
+@pytest.mark.parametrize(("other", "message"), [
+    ({"c": "oui"},
+     r"no value for clicked can be read, of 3, such as 'oui' in .*, column c; expected: a number"),
+    ({"dwell": "1:30"},
+     r"no value for play_ms can be read, of 3, such as '1:30' in .*, column dwell; expected: a number"),
+    ({"ts": "05.01.2026"},
+     r"no value for searched_at .* such as '05.01.2026' in .*; expected: ISO 8601 such as"),
+    ({"pos": "top"},
+     r"no value for rank can be read, of 3, such as 'top' in .*shown.jsonl, column pos; expected: "),
+])  # fmt: skip
 def test_a_column_of_which_nothing_can_be_read_stops(importing, other, message):
     as_json(importing.source / "shown.jsonl", [GOOD | other | {"sid": str(i)} for i in range(3)])
     with pytest.raises(CropsError, match=message):

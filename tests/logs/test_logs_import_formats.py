@@ -21,13 +21,8 @@ def ga4(name, second, items, term="red bow", user="a.1", session=5):
     params = [{"key": key, "value": empty | {kind: value}} for key, (kind, value) in values.items()]
     shown = [{"item_id": f"{i}", "item_name": f"bow {i}", "item_category": "bows"} for i in items]
     at = NOON + second * 1_000_000
-    return {
-        "event_name": name,
-        "event_timestamp": at,
-        "user_pseudo_id": user,
-        "event_params": params,
-        "items": shown,
-    }
+    return {"event_name": name, "event_timestamp": at, "user_pseudo_id": user, "event_params": params,
+            "items": shown}  # fmt: skip
 
 
 GA4 = [
@@ -79,12 +74,8 @@ def test_events_of_web_analytics_become_searches_with_clicks(tmp_path, name, kin
     found = sorted(tuple(row.get(column) for column in NAMES) for row in rows)
     counts = report.tables["search_impressions"]
     if name == "ga4":
-        assert found == [
-            ("bat", 1, 2, False, False),
-            ("red bow", 1, 3, False, False),
-            ("red bow", 2, 1, True, False),
-            ("red bow", 3, 2, False, True),
-        ]
+        assert found == [("bat", 1, 2, False, False), ("red bow", 1, 3, False, False),
+                         ("red bow", 2, 1, True, False), ("red bow", 3, 2, False, True)]  # fmt: skip
         assert counts.reasons["unmatched_clicks"] == 1
         assert counts.others == 2  # a view of one item and of a page
         (opened,) = pq.read_table(tmp_path / "logs/feed_events", partitioning=None).to_pylist()

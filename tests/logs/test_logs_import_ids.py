@@ -83,11 +83,8 @@ def test_another_process_gives_the_same_numbers():
     code = "from crops.ids import *; print(number_of('A7'), number_of('7'), user_number('anna', b'salt'))"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     # By sha256sum, and by openssl dgst -hmac salt: the first 62 of these bits.
-    assert told.split() == [
-        str(2**62 + (0x724F7BDF7E74A5FE >> 2)),
-        "7",
-        str(2**62 + (0x16DD075BC5F71179 >> 2)),
-    ]
+    assert told.split() == [str(2**62 + (0x724F7BDF7E74A5FE >> 2)), "7",
+                            str(2**62 + (0x16DD075BC5F71179 >> 2))]  # fmt: skip
 
 
 def test_users_are_the_same_with_the_same_salt_only(imported, tmp_path):
@@ -150,29 +147,21 @@ def test_days_are_appended_and_a_day_that_is_there_is_refused(imported, tmp_path
         imported("noon", noon, into="logs", replace_days=True)
     imported("later", [("anna", "s6", "A7", 3 * DAY_S), ("", "s7", "A7", 1)], into="logs", append=True)
     names = [str(file.relative_to(out)) for file in sorted(out.rglob("*.parquet"))]
-    assert names == [
-        "items.parquet",
-        "rejects/items.parquet",
-        "rejects/search_impressions-2.parquet",
-        "rejects/search_impressions.parquet",
-        "search_impressions/day=2026-01-05/part-0.parquet",
-        "search_impressions/day=2026-01-06/part-0.parquet",
-        "search_impressions/day=2026-01-06/part-1.parquet",
-        "search_impressions/day=2026-01-08/part-0.parquet",
-    ]
+    assert names == ["items.parquet", "rejects/items.parquet", "rejects/search_impressions-2.parquet",
+                     "rejects/search_impressions.parquet", "search_impressions/day=2026-01-05/part-0.parquet",
+                     "search_impressions/day=2026-01-06/part-0.parquet",
+                     "search_impressions/day=2026-01-06/part-1.parquet",
+                     "search_impressions/day=2026-01-08/part-0.parquet"]  # fmt: skip
     users = {row["source_search_id"]: row["user_id"] for row in shown(out)}
     assert len({users[search] for search in ("s1", "s3", "s4", "s6")}) == 1 < len(set(users.values()))
     assert check(out).faults == ()
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"salt": None}, "--append needs --salt FILE"),
-        ({"salt": "other"}, "its users were numbered with another salt"),
-        ({}, "search_id counts rows, which begins again with each import"),
-    ],
-)
+@pytest.mark.parametrize(("options", "message"), [
+    ({"salt": None}, "--append needs --salt FILE"),
+    ({"salt": "other"}, "its users were numbered with another salt"),
+    ({}, "search_id counts rows, which begins again with each import"),
+])  # fmt: skip
 def test_what_would_not_join_is_refused(imported, tmp_path, options, message):
     imported("mon", [("anna", "s1", "A7", 0)], into="logs")
     counted = MAPPING.replace('search_id = "sid"', "search_id = { row = true }")

@@ -108,11 +108,8 @@ def test_feed_events_keep_their_ties_and_items_their_categories(imported):
     ]
     assert {row["watched_at"] for row in late} == {1_684_771_800_000_000}
     (morning,) = rows(logs / "feed_events/day=2023-05-23/part-0.parquet")
-    assert (morning["user_id"], morning["play_ms"], morning["duration_ms"]) == (
-        USER["77"],
-        300,
-        12_000,
-    )
+    assert (morning["user_id"], morning["play_ms"], morning["duration_ms"]) == (USER["77"], 300,
+                                                                                12_000)  # fmt: skip
     items = rows(logs / "items.parquet")
     assert [(row["item_id"], row["ocr_cover"], row["keyword"], row["category"]) for row in items] == [
         (5, "t20 t9", "Food Baking", "Food"),

@@ -19,14 +19,8 @@ SALT = "the salt of this test"
 NOON = 1_767_614_400
 """2026-01-05 12:00:00 UTC."""
 ITEMS = '[items]\nfiles = "items.csv"\ncolumns = { item_id = "sku", ocr_cover = "title" }\n'
-COLUMNS = {
-    "user_id": '"uid"',
-    "search_id": '"sid"',
-    "query": '"q"',
-    "searched_at": '{ column = "ts", unit = "s" }',
-    "item_id": '"sku"',
-    "clicked": '"c"',
-}
+COLUMNS = {"user_id": '"uid"', "search_id": '"sid"', "query": '"q"',
+           "searched_at": '{ column = "ts", unit = "s" }', "item_id": '"sku"', "clicked": '"c"'}  # fmt: skip
 
 
 @pytest.fixture
@@ -65,24 +59,15 @@ def balance(report):
     return counts.imported, dict(counts.reasons), counts.others
 
 
-LIST_COLUMNS = {
-    "item_id": '"ids"',
-    "rank": '{ position = "ids" }',
-    "clicked": '{ in = "clicks" }',
-    "liked": '{ in = "likes" }',
-}
+LIST_COLUMNS = {"item_id": '"ids"', "rank": '{ position = "ids" }', "clicked": '{ in = "clicks" }',
+                "liked": '{ in = "likes" }'}  # fmt: skip
 LIST_ROWS = [  # 4 was clicked on a further page
     {"uid": 7, "sid": 1, "q": "bow", "ts": NOON, "ids": [3, 1, 2], "clicks": [1, 4], "likes": [4]},
     {"uid": 7, "sid": 2, "q": "bat", "ts": NOON + 1, "ids": [], "clicks": [], "likes": []},
     {"uid": 8, "sid": 3, "q": "cat", "ts": NOON + 2, "ids": [2], "clicks": [], "likes": []},
 ]
-LIST_EXPECTED = [
-    (1, 1, 3, False, False),
-    (1, 2, 1, True, False),
-    (1, 3, 2, False, False),
-    (1, None, 4, True, True),
-    (3, 1, 2, False, False),
-]
+LIST_EXPECTED = [(1, 1, 3, False, False), (1, 2, 1, True, False), (1, 3, 2, False, False),
+                 (1, None, 4, True, True), (3, 1, 2, False, False)]  # fmt: skip
 
 
 def _delimited(rows, write):
@@ -91,24 +76,17 @@ def _delimited(rows, write):
     return "\n".join(lines) + "\n"
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "more"),
-    [
-        ("log.parquet", pa.Table.from_pylist(LIST_ROWS), ""),
-        ("log.jsonl", "".join(json.dumps(row) + "\n" for row in LIST_ROWS), ""),
-        ("log.json", json.dumps(LIST_ROWS, indent=1), ""),
-        ("log.csv", _delimited(LIST_ROWS, json.dumps), 'delimiter = ";"'),
-        ("log.csv", _delimited(LIST_ROWS, lambda v: f"{[str(i) for i in v]}"), 'delimiter = ";"'),
-        ("log.csv", _delimited(LIST_ROWS, lambda v: f"[{'  '.join(map(str, v))}]"), 'delimiter = ";"'),
-        ("log.txt", _delimited(LIST_ROWS, lambda v: f"{{{','.join(map(str, v))}}}"), 'delimiter = ";"'),
-        ("log.csv", _delimited(LIST_ROWS, lambda v: " ".join(map(str, v))), 'delimiter = ";"'),
-        (
-            "log.csv",
-            _delimited(LIST_ROWS, lambda v: "_".join(map(str, v))),
-            'delimiter = ";"\nseparator = "_"',
-        ),
-    ],
-)
+@pytest.mark.parametrize(("name", "content", "more"), [
+    ("log.parquet", pa.Table.from_pylist(LIST_ROWS), ""),
+    ("log.jsonl", "".join(json.dumps(row) + "\n" for row in LIST_ROWS), ""),
+    ("log.json", json.dumps(LIST_ROWS, indent=1), ""),
+    ("log.csv", _delimited(LIST_ROWS, json.dumps), 'delimiter = ";"'),
+    ("log.csv", _delimited(LIST_ROWS, lambda v: f"{[str(i) for i in v]}"), 'delimiter = ";"'),
+    ("log.csv", _delimited(LIST_ROWS, lambda v: f"[{'  '.join(map(str, v))}]"), 'delimiter = ";"'),
+    ("log.txt", _delimited(LIST_ROWS, lambda v: f"{{{','.join(map(str, v))}}}"), 'delimiter = ";"'),
+    ("log.csv", _delimited(LIST_ROWS, lambda v: " ".join(map(str, v))), 'delimiter = ";"'),
+    ("log.csv", _delimited(LIST_ROWS, lambda v: "_".join(map(str, v))), 'delimiter = ";"\nseparator = "_"'),
+])  # fmt: skip
 def test_lists_in_any_spelling_are_taken_apart_with_places_and_members(run, name, content, more):
     report = run({name: content}, f'files = "{name}"\nexplode = "ids"\n{more}', LIST_COLUMNS)
     assert shown(run.logs, "search_id", "rank", "item_id", "clicked", "liked") == LIST_EXPECTED
@@ -122,14 +100,9 @@ def test_fields_of_structs_in_lists_and_lists_in_step(run, kind):
     rows = [search | {"hits": {"list": hits}, "labels": [0.0, 2.0, 1.0]}]
     text = "".join(json.dumps(row) + "\n" for row in rows)
     content = text if kind == "jsonl" else pa.Table.from_pylist(rows)
-    columns = {
-        "user_id": '"who.id"',
-        "item_id": '"hits.list.sku"',
-        "rank": '{ position = "hits.list" }',
-        "clicked": '"labels"',
-        "liked": '{ column = "labels", equals = ["2.0"] }',
-        "play_ms": '{ column = "hits.list.dwell", unit = "s" }',
-    }
+    columns = {"user_id": '"who.id"', "item_id": '"hits.list.sku"', "rank": '{ position = "hits.list" }',
+               "clicked": '"labels"', "liked": '{ column = "labels", equals = ["2.0"] }',
+               "play_ms": '{ column = "hits.list.dwell", unit = "s" }'}  # fmt: skip
     head = f'files = "log.{kind}"\nexplode = ["hits.list", "labels"]'
     report = run({f"log.{kind}": content}, head, columns)
     assert shown(run.logs, "item_id", "rank", "clicked", "liked", "play_ms") == [
@@ -163,52 +136,32 @@ def test_lists_in_step_of_different_lengths_are_rejected_whole_with_their_values
         run({"log.jsonl": json.dumps(rows[0])}, head, columns)
 
 
-@pytest.mark.parametrize(
-    ("text", "found"),
-    [
-        (
-            """['Nonesuch-1', 'TrueGrit', "it's None", None, True]""",
-            ["Nonesuch-1", "TrueGrit", "it's None", None, "true"],
-        ),
-        ("""['say "None"', 'it\\'s', False]""", ['say "None"', "it's", "false"]),
-        (
-            """[{'id': 'a, None, b', 'n': None, 'ok':False}]""",
-            ['{"id":"a, None, b","n":null,"ok":false}'],
-        ),
-    ],
-)
+@pytest.mark.parametrize(("text", "found"), [
+    ("""['Nonesuch-1', 'TrueGrit', "it's None", None, True]""",
+     ["Nonesuch-1", "TrueGrit", "it's None", None, "true"]),
+    ("""['say "None"', 'it\\'s', False]""", ['say "None"', "it's", "false"]),
+    ("""[{'id': 'a, None, b', 'n': None, 'ok':False}]""", ['{"id":"a, None, b","n":null,"ok":false}']),
+])  # fmt: skip
 def test_pythons_words_are_values_only_alone_and_outside_quotes(text, found):
     with open_database() as db:
         assert db.execute(f"select {elements(literal(text))}").fetchall() == [(found,)]
 
 
-@pytest.mark.parametrize(
-    ("values", "words"),
-    [
-        ([True, False, None], '"True"'),
-        ([1.0, 0.0, None], '"1"'),
-        ([1, 2, 0], '"1.0"'),
-        (["True", "TRUEST", "no"], '"x", "true"'),
-        (["yes", "False", ""], "true"),
-    ],
-)
+@pytest.mark.parametrize(("values", "words"), [
+    ([True, False, None], '"True"'),
+    ([1.0, 0.0, None], '"1"'),
+    ([1, 2, 0], '"1.0"'),
+    (["True", "TRUEST", "no"], '"x", "true"'),
+    (["yes", "False", ""], "true"),
+])  # fmt: skip
 def test_words_that_mean_yes_are_found_however_they_are_written(run, values, words):
-    table = {
-        "uid": ["u"] * 3,
-        "sid": [1] * 3,
-        "q": ["bow"] * 3,
-        "ts": [NOON] * 3,
-        "sku": [1, 2, 3],
-        "c": values,
-    }
+    table = {"uid": ["u"] * 3, "sid": [1] * 3, "q": ["bow"] * 3, "ts": [NOON] * 3, "sku": [1, 2, 3],
+             "c": values}  # fmt: skip
     how = f'{{ column = "c", equals = [{words}] }}'
     columns = {"clicked": how, "liked": '{ column = "c", equals = ["never"] }'}  # no like is no error
     run({"log.parquet": pa.table(table)}, 'files = "log.parquet"', columns)
-    assert shown(run.logs, "item_id", "clicked", "liked") == [
-        (1, True, False),
-        (2, False, False),
-        (3, False, False),
-    ]
+    assert shown(run.logs, "item_id", "clicked", "liked") == [(1, True, False), (2, False, False),
+                                                              (3, False, False)]  # fmt: skip
 
 
 EVENTS = """uid,sid,q,ts,event,sku,pos
@@ -231,17 +184,11 @@ on = {}
 
 def test_views_and_clicks_of_one_table_of_events_find_each_other(run):
     tail = CLICKS.format("events.csv", '["sid", "sku"]', 'where = { event = "click" }')
-    report = run(
-        {"events.csv": EVENTS},
-        'files = "events.csv"\nwhere = { event = ["view"] }',
-        {"clicked": '{ found = "clicks" }', "rank": '{ column = "pos", base = 0 }'},
-        tail=tail,
-    )
-    assert shown(run.logs, "search_id", "rank", "item_id", "clicked") == [
-        (1, 1, 3, False),
-        (1, 2, 1, True),
-        (2, 1, 2, False),
-    ]
+    report = run({"events.csv": EVENTS}, 'files = "events.csv"\nwhere = { event = ["view"] }',
+                 {"clicked": '{ found = "clicks" }', "rank": '{ column = "pos", base = 0 }'},
+                 tail=tail)  # fmt: skip
+    assert shown(run.logs, "search_id", "rank", "item_id", "clicked") == [(1, 1, 3, False), (1, 2, 1, True),
+                                                                          (2, 1, 2, False)]  # fmt: skip
     imported, reasons, others = balance(report)
     assert (imported, others) == (3, 2)  # the login and the empty row; two clicks of one item are one
     assert reasons["unmatched_clicks"] == 1  # item 2 was clicked and not shown
@@ -254,14 +201,8 @@ def test_every_line_of_random_events_is_accounted_for(run, seed):
     lines, kinds = [], {"view": [], "click": [], "login": [], "junk": []}
     for _ in range(200):
         kind, sid = draw.choice([*kinds]), draw.randrange(20)
-        row = {
-            "event": kind,
-            "sid": sid,
-            "sku": draw.randrange(4),
-            "uid": sid,
-            "q": f"q{sid}",
-            "ts": NOON + sid,
-        }
+        row = {"event": kind, "sid": sid, "sku": draw.randrange(4), "uid": sid, "q": f"q{sid}",
+               "ts": NOON + sid}  # fmt: skip
         lines.append(json.dumps(row) if kind != "junk" else draw.choice(["{", "[1]", "nul"]))
         kinds[kind].append((sid, row["sku"]))
     tail = CLICKS.format("events.jsonl", '["sid", "sku"]', 'where = { event = "click" }')
@@ -279,17 +220,10 @@ def test_clicks_of_a_second_table_find_the_elements_of_a_list(run):
     rows = [{"uid": "u", "sid": 1, "q": "bow", "ts": NOON, "hits": [{"sku": 3}, {"sku": 1}]}]
     clicks = "search;item;dwell\n1;1.0;2\nx\n1;2;1\n"
     tail = CLICKS.format("clicks.log", '{ sid = "search", "hits.sku" = "item" }', 'delimiter = ";"')
-    columns = {
-        "item_id": '"hits.sku"',
-        "clicked": '{ found = "clicks" }',
-        "play_ms": '{ column = "clicks.dwell", unit = "s" }',
-    }
-    report = run(
-        {"log.json": json.dumps(rows), "clicks.log": clicks},
-        'files = "log.json"\nexplode = "hits"',
-        columns,
-        tail=tail,
-    )
+    columns = {"item_id": '"hits.sku"', "clicked": '{ found = "clicks" }',
+               "play_ms": '{ column = "clicks.dwell", unit = "s" }'}  # fmt: skip
+    report = run({"log.json": json.dumps(rows), "clicks.log": clicks}, 'files = "log.json"\nexplode = "hits"',
+                 columns, tail=tail)  # fmt: skip
     assert shown(run.logs, "item_id", "clicked", "play_ms") == [(1, True, 2_000), (3, False, None)]
     assert balance(report)[1]["unmatched_clicks"] == 1
     assert report.malformed_lines == 1
@@ -297,18 +231,11 @@ def test_clicks_of_a_second_table_find_the_elements_of_a_list(run):
 
 def test_results_find_their_search_and_searches_without_results_are_counted(run):
     searches = "sid,uid,q,ts\n1,u,bow,1767614400\n1,u,bowl,1767614400\n2,u,bat,1767614401\n"
-    columns = {
-        "user_id": '"searches.uid"',
-        "query": '"searches.q"',
-        "searched_at": '{ column = "searches.ts", unit = "s" }',
-    }
+    columns = {"user_id": '"searches.uid"', "query": '"searches.q"',
+               "searched_at": '{ column = "searches.ts", unit = "s" }'}  # fmt: skip
     tail = '[search_impressions.join.searches]\nfiles = "searches.csv"\non = "sid"\n'
-    report = run(
-        {"results.csv": "sid,sku,c\n1,3,0\n1,1,1\n9,1,1\n", "searches.csv": searches},
-        'files = "results.csv"',
-        columns,
-        tail=tail,
-    )
+    report = run({"results.csv": "sid,sku,c\n1,3,0\n1,1,1\n9,1,1\n", "searches.csv": searches},
+                 'files = "results.csv"', columns, tail=tail)  # fmt: skip
     assert shown(run.logs, "query", "item_id", "clicked") == [("bow", 1, True), ("bow", 3, False)]
     reasons = balance(report)[1]
     assert (reasons["unmatched_searches"], reasons["repeated_searches"]) == (1, 1)
@@ -321,25 +248,17 @@ def test_paths_go_through_json_and_pairs_of_keys_and_values(run, kind):
         {"key": "term", "value": {"string_value": "bow", "int_value": None}},
         {"key": "session", "value": {"string_value": None, "int_value": 5}},
     ]
-    row = {
-        "user": {"id": "u"},
-        "params": params,
-        "payload": json.dumps({"at": NOON, "items": [{"sku": 3}, {"sku": 1}]}),
-        "a.b": "1",
-    }
+    row = {"user": {"id": "u"}, "params": params,
+           "payload": json.dumps({"at": NOON, "items": [{"sku": 3}, {"sku": 1}]}), "a.b": "1"}  # fmt: skip
     if kind == "csv":
         cells = [value if isinstance(value, str) else json.dumps(value) for value in row.values()]
         content = "|".join(row) + "\n" + "|".join(cells) + "\n"
     else:
         content = json.dumps(row) + "\n" if kind == "jsonl" else pa.Table.from_pylist([row])
-    columns = {
-        "user_id": '"user.id"',
-        "search_id": '{ columns = ["user.id", "params.session", "params.term"] }',
-        "query": '"params.term"',
-        "searched_at": '{ column = "payload.at", unit = "s" }',
-        "item_id": '"payload.items.1.sku"',
-        "clicked": '"a.b"',
-    }
+    columns = {"user_id": '"user.id"',
+               "search_id": '{ columns = ["user.id", "params.session", "params.term"] }',
+               "query": '"params.term"', "searched_at": '{ column = "payload.at", unit = "s" }',
+               "item_id": '"payload.items.1.sku"', "clicked": '"a.b"'}  # fmt: skip
     layout = 'delimiter = "|"\nquote = ""' if kind == "csv" else ""
     run({f"log.{kind}": content}, f'files = "log.{kind}"\n{layout}', columns)
     (found,) = pq.read_table(run.logs / "search_impressions", partitioning=None).to_pylist()
@@ -360,22 +279,19 @@ def test_a_text_without_header_quotes_or_values(run):
     assert report.tables["search_impressions"].lost == {}
 
 
-@pytest.mark.parametrize(
-    ("text", "how", "seconds"),
-    [
-        ("05/01/2026 14:00:00", 'format = "%d/%m/%Y %H:%M:%S"', NOON),
-        ("260105140000", 'format = "%y%m%d%H%M%S"', NOON),
-        ("05/Jan/2026:20:00:00 +0800", 'format = "%d/%b/%Y:%H:%M:%S %z"', NOON),
-        ("1.5", 'unit = "d", since = "2026-01-04"', NOON - 2 * 3600),
-        ("90", 'unit = "min", since = "2026-01-05T10:30:00Z"', NOON),
-        ("5", 'unit = "s", since = "2026-01-05 14:00:00"', NOON + 5),
-        ("2026-01-05 14:00:00 BST", 'unit = "iso", replace = { " BST" = "" }', NOON),
-        ("at 2026-01-05 14:00", 'unit = "any", extract = "at (.*)"', NOON),
-        ("2026-01-05 13:00:00 Europe/Berlin", 'unit = "any"', NOON),
-        ("2026-01-05 20:00:00 UTC+8", 'unit = "iso"', NOON),
-        ("2026-01-05 12:00:00 gmt", 'format = "%Y-%m-%d %H:%M:%S %Z"', NOON),
-    ],
-)
+@pytest.mark.parametrize(("text", "how", "seconds"), [
+    ("05/01/2026 14:00:00", 'format = "%d/%m/%Y %H:%M:%S"', NOON),
+    ("260105140000", 'format = "%y%m%d%H%M%S"', NOON),
+    ("05/Jan/2026:20:00:00 +0800", 'format = "%d/%b/%Y:%H:%M:%S %z"', NOON),
+    ("1.5", 'unit = "d", since = "2026-01-04"', NOON - 2 * 3600),
+    ("90", 'unit = "min", since = "2026-01-05T10:30:00Z"', NOON),
+    ("5", 'unit = "s", since = "2026-01-05 14:00:00"', NOON + 5),
+    ("2026-01-05 14:00:00 BST", 'unit = "iso", replace = { " BST" = "" }', NOON),
+    ("at 2026-01-05 14:00", 'unit = "any", extract = "at (.*)"', NOON),
+    ("2026-01-05 13:00:00 Europe/Berlin", 'unit = "any"', NOON),
+    ("2026-01-05 20:00:00 UTC+8", 'unit = "iso"', NOON),
+    ("2026-01-05 12:00:00 gmt", 'format = "%Y-%m-%d %H:%M:%S %Z"', NOON),
+])  # fmt: skip
 def test_times_of_other_formats_and_since_other_days(run, text, how, seconds):
     columns = {"searched_at": f'{{ column = "ts", {how} }}'}
     log = f"uid,sid,q,ts,sku,c\nu,1,bow,{text},1,1\nu,2,bow,soon,1,1\nu,3,bow,2026-01-05 12:00:00 CST,1,1\n"
@@ -404,25 +320,22 @@ def test_texts_are_cut_out_decoded_put_together_and_optional(run):
     assert balance(report) == (1, {"unmapped_query": 1}, 0)
 
 
-@pytest.mark.parametrize(
-    ("head", "columns", "top", "message"),
-    [
-        ("", {"clicked": '{ found = "click" }'}, "", r"there is no \[search_impressions.join.click\]"),
-        ("", {"rank": '{ position = "ids" }'}, "", r'rank: a position is one in a list: explode = "ids"'),
-        ('names = ["a", "b"]', {}, "", r"its first line has 7 values \('uid', 'sid', 'q', ...\), and"),
-        ("", {"searched_at": '{ column = "ts", unit = "h" }'}, "", r"say from when its h count, e.g. since"),
-        ("", {"searched_at": '{ column = "ts", format = "DD/MM" }'}, "", r"'DD/MM': write it as %d/%m/%Y"),
-        ("", {"query": '{ column = "q", extract = "q=" }'}, "", r"extract: .*'q=': put one group, in paren"),
-        ("", {"query": '{ column = "q", extract = "(?=x)(q)" }'}, "", r"is no regular expression: .*\(\?="),
-        ("", {}, 'utc_offset = "+99:99"', r"utc_offset = '\+99:99': write it as \+08:00, between -14:00"),
-        ("", {}, 'utc_offset = "+14:30"', r"between -14:00 and \+14:00"),
-        ("", {"search_id": ""}, "", r"lacks search_id: .*; it may be made of several: { columns = "),
-        ('delimiter = ";"', {}, "", r"log.csv: column uid is missing"),
-        ("", {"clicked": '{ column = "c", equals = ["y"] }'}, "", r"such as '1' in .*csv, column c; .*.y.\]"),
-        ("", {"searched_at": '{ column = "z", unit = "iso" }'}, "", r" BST' in .*csv, column z; .* UTC or"),
-        ("explode = 'sku'", {"query": '"sku.name"', "clicked": '{ in = "c" }'}, "", r"nothing of search_imp"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("head", "columns", "top", "message"), [
+    ("", {"clicked": '{ found = "click" }'}, "", r"there is no \[search_impressions.join.click\]"),
+    ("", {"rank": '{ position = "ids" }'}, "", r'rank: a position is one in a list: explode = "ids"'),
+    ('names = ["a", "b"]', {}, "", r"its first line has 7 values \('uid', 'sid', 'q', ...\), and"),
+    ("", {"searched_at": '{ column = "ts", unit = "h" }'}, "", r"say from when its h count, e.g. since"),
+    ("", {"searched_at": '{ column = "ts", format = "DD/MM" }'}, "", r"'DD/MM': write it as %d/%m/%Y"),
+    ("", {"query": '{ column = "q", extract = "q=" }'}, "", r"extract: .*'q=': put one group, in paren"),
+    ("", {"query": '{ column = "q", extract = "(?=x)(q)" }'}, "", r"is no regular expression: .*\(\?="),
+    ("", {}, 'utc_offset = "+99:99"', r"utc_offset = '\+99:99': write it as \+08:00, between -14:00"),
+    ("", {}, 'utc_offset = "+14:30"', r"between -14:00 and \+14:00"),
+    ("", {"search_id": ""}, "", r"lacks search_id: .*; it may be made of several: { columns = "),
+    ('delimiter = ";"', {}, "", r"log.csv: column uid is missing"),
+    ("", {"clicked": '{ column = "c", equals = ["y"] }'}, "", r"such as '1' in .*csv, column c; .*.y.\]"),
+    ("", {"searched_at": '{ column = "z", unit = "iso" }'}, "", r" BST' in .*csv, column z; .* UTC or"),
+    ("explode = 'sku'", {"query": '"sku.name"', "clicked": '{ in = "c" }'}, "", r"nothing of search_imp"),
+])  # fmt: skip
 def test_what_a_mapping_cannot_mean_is_said_in_one_sentence(run, head, columns, top, message):
     log = "uid,sid,q,ts,sku,c,z\nu,1,bow,1767614400,1,1,2026-01-05 12:00:00 BST\n"
     with pytest.raises(CropsError, match=message):

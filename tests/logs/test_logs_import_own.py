@@ -123,21 +123,18 @@ def _nodes(plan):
         yield from _nodes(node["children"])
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "message"),
-    [
-        ("[items]", "[item]", r"item: Extra inputs"),
-        ("ocr_cover", "ocr_covr", r"\[items.columns\] ocr_covr is no column of it. Did you mean 'ocr_cover'"),
-        ('query = "q"', "", r"\[search_impressions.columns\] lacks query: query text as typed"),
-        (', unit = "s" }\nitem_id', " }\nitem_id", r"searched_at: say its unit"),
-        ('unit = "s" } }', 'unit = "iso" } }', r"duration_ms: a duration is a number"),
-        ('"sku", ocr', '"skuu", ocr', r"items\.csv\.gz: column skuu is missing.*'sku'"),
-        ("shown/*", "seen/*", r"no file matches seen/"),
-        ("+02:00", "CET", r"utc_offset = 'CET': write it as"),
-        ("{ value = true }", "{ unit = 's' }", r"clicked: say one of column, columns, value, in"),
-        ("[feed_events]", "[feed_events", r"cannot read the mapping"),
-    ],
-)
+@pytest.mark.parametrize(("old", "new", "message"), [
+    ("[items]", "[item]", r"item: Extra inputs"),
+    ("ocr_cover", "ocr_covr", r"\[items.columns\] ocr_covr is no column of it. Did you mean 'ocr_cover'"),
+    ('query = "q"', "", r"\[search_impressions.columns\] lacks query: query text as typed"),
+    (', unit = "s" }\nitem_id', " }\nitem_id", r"searched_at: say its unit"),
+    ('unit = "s" } }', 'unit = "iso" } }', r"duration_ms: a duration is a number"),
+    ('"sku", ocr', '"skuu", ocr', r"items\.csv\.gz: column skuu is missing.*'sku'"),
+    ("shown/*", "seen/*", r"no file matches seen/"),
+    ("+02:00", "CET", r"utc_offset = 'CET': write it as"),
+    ("{ value = true }", "{ unit = 's' }", r"clicked: say one of column, columns, value, in"),
+    ("[feed_events]", "[feed_events", r"cannot read the mapping"),
+])  # fmt: skip
 def test_a_fault_of_the_mapping_is_named(source, mapping, tmp_path, old, new, message):
     assert old in MAPPING
     mapping.write_text(MAPPING.replace(old, new))
@@ -189,12 +186,8 @@ def write_qilin(folder, shown):
             pa.table({**columns, listed: [shown if "search" in name else feed]}), folder / name / "0.parquet"
         )
     (folder / "notes").mkdir()
-    notes = {
-        "note_idx": [0, 1],
-        "note_title": ["\u517b\u82b1", ""],
-        "note_content": ["a", "b"],
-        "click_num": [3, 4],
-    }
+    notes = {"note_idx": [0, 1], "note_title": ["\u517b\u82b1", ""], "note_content": ["a", "b"],
+             "click_num": [3, 4]}  # fmt: skip
     pq.write_table(pa.table(notes), folder / "notes/0.parquet")
     (folder / "user_feat").mkdir()
     (folder / "user_feat/0.parquet").write_bytes(b"never opened")
@@ -267,18 +260,13 @@ def test_one_file_is_an_importer(shop, tmp_path):
     assert check(out).tables["search_impressions"].accepted == 2
 
 
-@pytest.mark.parametrize(
-    ("name", "fault"),
-    [
-        (f"{EXAMPLE}:SHOPS", "SHOPS cannot be loaded: .*SHOPS"),
-        ("none.py:SHOP", "none.py:SHOP cannot be loaded"),
-        (f"{EXAMPLE}:shop", "importer.py:shop is no importer; make it a crops.logs.Importer"),
-        (
-            "kuaisra",
-            r"no such format: kuaisra; there are ga4, jdsearch, kuaisar, .*, ubi, table, or FILE.py.*kuaisar",
-        ),
-    ],
-)
+@pytest.mark.parametrize(("name", "fault"), [
+    (f"{EXAMPLE}:SHOPS", "SHOPS cannot be loaded: .*SHOPS"),
+    ("none.py:SHOP", "none.py:SHOP cannot be loaded"),
+    (f"{EXAMPLE}:shop", "importer.py:shop is no importer; make it a crops.logs.Importer"),
+    ("kuaisra",
+     r"no such format: kuaisra; there are ga4, jdsearch, kuaisar, .*, ubi, table, or FILE.py.*kuaisar"),
+])  # fmt: skip
 def test_what_is_no_importer_is_named(shop, tmp_path, name, fault):
     with pytest.raises(CropsError, match=fault):
         import_logs(name, shop, tmp_path / "logs")

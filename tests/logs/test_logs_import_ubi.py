@@ -16,28 +16,15 @@ NOON_MS = 1_767_614_400_000
 
 
 def query(query_id, hits, at="2026-01-05T12:00:00Z", client="browser-b", text="water a ficus", **more):
-    return {
-        "application": "shop",
-        "query_id": query_id,
-        "client_id": client,
-        "user_query": text,
-        "timestamp": at,
-        "query_response_hit_ids": hits,
-        **more,
-    }
+    return {"application": "shop", "query_id": query_id, "client_id": client, "user_query": text,
+            "timestamp": at, "query_response_hit_ids": hits, **more}  # fmt: skip
 
 
 def event(action, object_id, query_id=None, at="2026-01-05T12:00:30Z", ordinal=None, **more):
     named = {"object_id": object_id, "object_id_field": "sku", "name": f"item {object_id}"}
     attributes = {"object": named, "position": {"ordinal": ordinal}, "user": {"gender": "f", "age": 30}}
-    return {
-        "action_name": action,
-        "query_id": query_id,
-        "client_id": "browser-b",
-        "timestamp": at,
-        "event_attributes": attributes,
-        **more,
-    }
+    return {"action_name": action, "query_id": query_id, "client_id": "browser-b", "timestamp": at,
+            "event_attributes": attributes, **more}  # fmt: skip
 
 
 QUERIES = [
@@ -108,14 +95,8 @@ def test_hits_become_impressions_and_events_their_clicks(imported):
     assert [row["searched_at"] for row in found] == [NOON_MS * 1000] * 3 + [(NOON_MS + 5_000) * 1000]
     assert {row["stage"] for row in found} == {"exposed"}
     counts = report.tables["search_impressions"]
-    assert counts.reasons == {
-        "no_hits": 1,
-        "unknown_query": 1,
-        "unmapped_searched_at": 2,
-        "unmapped_query": 1,
-        "unmapped_user_id": 1,
-        "unmapped_item_id": 1,
-    }
+    assert counts.reasons == {"no_hits": 1, "unknown_query": 1, "unmapped_searched_at": 2,
+                              "unmapped_query": 1, "unmapped_user_id": 1, "unmapped_item_id": 1}  # fmt: skip
     (outside,) = rows(logs / "feed_events/day=2026-01-05/part-0.parquet")
     assert (outside["user_id"], outside["source_item_id"]) == (found[0]["user_id"], "sku-9")
     assert outside["clicked"]

@@ -269,15 +269,9 @@ def test_delta_tables_in_a_store(server, logs, expected):
 @pytest.fixture
 def catalogue(server, tmp_path, monkeypatch):
     """A catalogue in a file, with its tables in a store that only the catalogue's settings name."""
-    settings = {
-        "type": "sql",
-        "uri": f"sqlite:///{tmp_path}/catalogue.db",
-        "warehouse": "s3://warehouse",
-        "s3.endpoint": server,
-        "s3.region": "us-east-1",
-        "s3.access-key-id": "test",
-        "s3.secret-access-key": "test",
-    }
+    settings = {"type": "sql", "uri": f"sqlite:///{tmp_path}/catalogue.db", "warehouse": "s3://warehouse",
+                "s3.endpoint": server, "s3.region": "us-east-1", "s3.access-key-id": "test",
+                "s3.secret-access-key": "test"}  # fmt: skip
     make_bucket(server, "warehouse")
     for name, value in settings.items():
         monkeypatch.setenv(

@@ -37,13 +37,9 @@ def change(path, **columns):
 
 
 def test_partitions_give_the_days_and_restrict_the_rows(write_logs, tmp_path):
-    logs = open_logs(
-        write_logs(
-            tmp_path,
-            impressions=[{"search_id": 1}, {"search_id": 2, "searched_at": NOON + DAY}],
-            feed=[{"watched_at": NOON + 2 * DAY}],
-        )
-    )
+    logs = open_logs(write_logs(tmp_path,
+                                impressions=[{"search_id": 1}, {"search_id": 2, "searched_at": NOON + DAY}],
+                                feed=[{"watched_at": NOON + 2 * DAY}]))  # fmt: skip
     assert logs.search_days == ("2026-01-05", "2026-01-06")
     assert logs.feed_days == ("2026-01-07",)
     assert [row["search_id"] for row in rows(logs, "search_impressions", ["2026-01-06"])] == [2]
@@ -155,25 +151,22 @@ def test_the_same_fault_in_many_files_is_one_line(write_logs, tmp_path):
     assert f"{IMPRESSIONS} (and 2 more): column clicked is int64, expected BOOLEAN" in line
 
 
-@pytest.mark.parametrize(
-    ("name", "values", "accepted"),
-    [
-        ("item_id", pa.array([1], pa.int32()), True),
-        ("item_id", pa.array([1], pa.uint64()), False),
-        ("item_id", pa.nulls(1), False),
-        ("play_ms", pa.array([1.5]), True),  # rows are judged, not the file
-        ("searched_at", pa.array([float(NOON)]), False),
-        ("routes", pa.array([1.0]), False),
-        ("rank", pa.array([1]), True),
-        ("pre_score", pa.array([1.0], pa.float32()), True),
-        ("pre_score", pa.array([1]), True),
-        ("query", pa.array(["q"]).dictionary_encode(), True),
-        ("query", pa.array(["q"], pa.large_string()), True),
-        ("query", pa.array([b"q"]), False),
-        ("liked", pa.nulls(1), True),
-        ("liked", pa.array(["yes"]), False),
-    ],
-)
+@pytest.mark.parametrize(("name", "values", "accepted"), [
+    ("item_id", pa.array([1], pa.int32()), True),
+    ("item_id", pa.array([1], pa.uint64()), False),
+    ("item_id", pa.nulls(1), False),
+    ("play_ms", pa.array([1.5]), True),  # rows are judged, not the file
+    ("searched_at", pa.array([float(NOON)]), False),
+    ("routes", pa.array([1.0]), False),
+    ("rank", pa.array([1]), True),
+    ("pre_score", pa.array([1.0], pa.float32()), True),
+    ("pre_score", pa.array([1]), True),
+    ("query", pa.array(["q"]).dictionary_encode(), True),
+    ("query", pa.array(["q"], pa.large_string()), True),
+    ("query", pa.array([b"q"]), False),
+    ("liked", pa.nulls(1), True),
+    ("liked", pa.array(["yes"]), False),
+])  # fmt: skip
 def test_types_that_read_without_loss_are_accepted(write_logs, tmp_path, name, values, accepted):
     folder = write_logs(tmp_path)
     change(folder / IMPRESSIONS, **{name: values})
@@ -220,11 +213,8 @@ def test_a_day_whose_files_lack_an_optional_column_reads_alone(write_logs, tmp_p
     assert (row["search_id"], row["play_ms"]) == (2, None)
 
 
-MARKS = {
-    "Delta Lake": "_delta_log/00000000000000000000.json",
-    "Hudi": ".hoodie/hoodie.properties",
-    "Iceberg": "metadata/00001-1f2b3c4d-0000-4000-8000-0123456789ab.metadata.json",
-}
+MARKS = {"Delta Lake": "_delta_log/00000000000000000000.json", "Hudi": ".hoodie/hoodie.properties",
+         "Iceberg": "metadata/00001-1f2b3c4d-0000-4000-8000-0123456789ab.metadata.json"}  # fmt: skip
 every_format = pytest.mark.parametrize("kind", MARKS)
 
 
@@ -297,14 +287,9 @@ def test_every_other_reader_of_folders(tmp_path, kind):
     shutil.copytree(table, tmp_path / "mined" / "samples.parquet")
     mapping = tmp_path / "mapping.toml"
     mapping.write_text('[items]\nfiles = "data/*"\nitem_id = "item_id"\nocr_cover = "ocr_cover"\n')
-    readers = [
-        lambda: load_items(file),
-        lambda: load_items(file.parent),
-        lambda: load_queries(file),
-        lambda: read_pairs(file),
-        lambda: Samples(tmp_path / "mined").files("samples"),
-        lambda: import_logs("ubi", table, tmp_path / "out"),
-    ]
+    readers = [lambda: load_items(file), lambda: load_items(file.parent), lambda: load_queries(file),
+               lambda: read_pairs(file), lambda: Samples(tmp_path / "mined").files("samples"),
+               lambda: import_logs("ubi", table, tmp_path / "out")]  # fmt: skip
     shutil.copy(file, table / "queries.parquet")
     shutil.copy(file, table / "events.parquet")
     for read in readers:

@@ -25,17 +25,9 @@ from crops.losses import GroupCollator, HInfoNCELoss, h_infonce
 
 WORDS = "red blue green car boat plane dog cat fish fast slow big".split()
 TEXTS = [f"{colour} {thing}" for colour in WORDS[:3] for thing in WORDS[3:9]]
-SETTINGS = {
-    "num_train_epochs": 4,
-    "per_device_train_batch_size": 6,
-    "learning_rate": 0.05,
-    "logging_steps": 1,
-    "report_to": "none",
-    "save_strategy": "no",
-    "use_cpu": True,
-    "disable_tqdm": True,
-    "seed": 0,
-}
+SETTINGS = {"num_train_epochs": 4, "per_device_train_batch_size": 6, "learning_rate": 0.05,
+            "logging_steps": 1, "report_to": "none", "save_strategy": "no", "use_cpu": True,
+            "disable_tqdm": True, "seed": 0}  # fmt: skip
 
 
 @pytest.fixture
@@ -91,13 +83,10 @@ def test_the_documented_loop_lowers_the_loss():
 
 
 def test_the_collator_keeps_groups_ragged_and_numbers_equal_texts(model):
-    batch = GroupCollator(model.preprocess)(
-        [
-            {"query": "red", "documents": ["car", "boat"], "labels": [5, 0]},
-            {"query": "blue", "documents": ["car"], "labels": [4]},
-            {"query": "red", "documents": ["dog"], "labels": [1]},
-        ]
-    )
+    batch = GroupCollator(model.preprocess)([{"query": "red", "documents": ["car", "boat"], "labels": [5, 0]},
+                                             {"query": "blue", "documents": ["car"], "labels": [4]},
+                                             {"query": "red", "documents": ["dog"],
+                                              "labels": [1]}])  # fmt: skip
     index, grade, doc_id, query_id = batch["label"].T.tolist()
     assert (index, grade) == ([0, 0, 1, 2], [5, 0, 4, 1])
     assert doc_id[0] == doc_id[2] != doc_id[1]
@@ -115,16 +104,10 @@ def test_ragged_loss_equals_the_function_with_ids(model):
     loss = HInfoNCELoss(model, temperature=0.2, label_weights={5: 2.0})
     batch = GroupCollator(model.preprocess)(rows)
     features, labels = SentenceTransformerTrainer.collect_features(None, batch)
-    expected = h_infonce(
-        embed(model, ["red car", "blue", "red car"]),
-        embed(model, ["car", "boat", "car", "red", "dog"]),
-        torch.tensor([0, 0, 1, 1, 2]),
-        torch.tensor([5, 1, 4, 2, 3]),
-        temperature=0.2,
-        query_id=torch.tensor([1, 2, 1]),
-        doc_id=torch.tensor([1, 2, 1, 3, 4]),
-        label_weights={5: 2.0},
-    )
+    expected = h_infonce(embed(model, ["red car", "blue", "red car"]),
+                         embed(model, ["car", "boat", "car", "red", "dog"]), torch.tensor([0, 0, 1, 1, 2]),
+                         torch.tensor([5, 1, 4, 2, 3]), temperature=0.2, query_id=torch.tensor([1, 2, 1]),
+                         doc_id=torch.tensor([1, 2, 1, 3, 4]), label_weights={5: 2.0})  # fmt: skip
     assert loss(features, labels).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
@@ -155,14 +138,11 @@ def test_padded_slots_are_no_documents(model):
 def trainer_of(model, loss, folder, evaluator=None, **settings):
     """Checkpoints at steps 4, 8 and 12 of 12."""
     settings = SETTINGS | {"save_strategy": "steps", "save_steps": 4} | settings
-    return SentenceTransformerTrainer(
-        model=model,
-        args=SentenceTransformerTrainingArguments(output_dir=str(folder), **settings),
-        train_dataset=Dataset.from_list(groups()),
-        evaluator=evaluator,
-        loss=loss,
-        data_collator=GroupCollator(model.preprocess),
-    )
+    return SentenceTransformerTrainer(model=model,
+                                      args=SentenceTransformerTrainingArguments(output_dir=str(folder),
+                                                                                **settings),
+                                      train_dataset=Dataset.from_list(groups()), evaluator=evaluator,
+                                      loss=loss, data_collator=GroupCollator(model.preprocess))  # fmt: skip
 
 
 class TwoTemperatures(torch.nn.Module):
@@ -271,29 +251,23 @@ def test_a_temperature_driven_to_zero_is_refused(model):
         HInfoNCELoss(model, temperature=0.0)
 
 
-@pytest.mark.parametrize(
-    ("message", "columns", "labels"),
-    [
-        ("one text column", [["red"]], [5]),
-        ("no integer grades", [["red"], ["car"]], [0.5]),
-        ("labels have shape \\[1, 2\\] for 1 queries and 1", [["red"], ["car"]], [[5, 4]]),
-        ("a label is -2", [["red"], ["car"]], [-2]),
-        ("query_emb row 1 has no document", [["red", "blue"], ["car", ""]], [[5], [-1]]),
-    ],
-)
+@pytest.mark.parametrize(("message", "columns", "labels"), [
+    ("one text column", [["red"]], [5]),
+    ("no integer grades", [["red"], ["car"]], [0.5]),
+    ("labels have shape \\[1, 2\\] for 1 queries and 1", [["red"], ["car"]], [[5, 4]]),
+    ("a label is -2", [["red"], ["car"]], [-2]),
+    ("query_emb row 1 has no document", [["red", "blue"], ["car", ""]], [[5], [-1]]),
+])  # fmt: skip
 def test_batches_that_do_not_fit_are_named(model, message, columns, labels):
     with pytest.raises(CropsError, match=message):
         HInfoNCELoss(model)(*padded(model, columns, labels))
 
 
-@pytest.mark.parametrize(
-    ("message", "row"),
-    [
-        ("lacks documents, labels", {"query": "red"}),
-        ("'red' has 2 documents and 1 labels", {"query": "red", "documents": ["car", "dog"], "labels": [1]}),
-        ("'red' has 0 documents", {"query": "red", "documents": [], "labels": []}),
-    ],
-)
+@pytest.mark.parametrize(("message", "row"), [
+    ("lacks documents, labels", {"query": "red"}),
+    ("'red' has 2 documents and 1 labels", {"query": "red", "documents": ["car", "dog"], "labels": [1]}),
+    ("'red' has 0 documents", {"query": "red", "documents": [], "labels": []}),
+])  # fmt: skip
 def test_groups_that_are_none_are_named(model, message, row):
     with pytest.raises(CropsError, match=message):
         GroupCollator(model.preprocess)([row])

@@ -74,14 +74,8 @@ def test_each_day_learns_from_the_day_before(world, tmp_path, done):
     folder, start = world
     ends = [len(done) for _ in run_loop(make_loop(tmp_path, folder), start, ["a", "b"], 2)]
     first, second = day_name(1), day_name(2)
-    assert done == [
-        ("train", "a", first),
-        ("train", "b", first),
-        ("mine", "a", first),
-        ("train", "a", second),
-        ("mine", "b", first),
-        ("train", "b", second),
-    ]
+    assert done == [("train", "a", first), ("train", "b", first), ("mine", "a", first),
+                    ("train", "a", second), ("mine", "b", first), ("train", "b", second)]  # fmt: skip
     assert ends == [2, 6]
     # only the model in use is kept
     assert [path.name for path in (tmp_path / "arms" / "a" / "models").iterdir()] == [second]
@@ -173,15 +167,12 @@ def test_observables_by_hand(tmp_path, write_logs):
     truth = tmp_path / "truth"
     truth.mkdir()
     tables = {
-        "needs": {
-            "need_id": [1, 2, 3],
-            "head": ["bow", "bow", "arrow"],
-            "sense": ["archery", "ribbon", "arrow"],
-        },
+        "needs": {"need_id": [1, 2, 3], "head": ["bow", "bow", "arrow"],
+                  "sense": ["archery", "ribbon", "arrow"]},
         "items": {"item_id": [1, 2, 3], "need_id": [1, 1, 2]},
         "grades": {"need_id": [1], "item_id": [1], "grade": [3]},
         "searches": {"search_id": list(needs), "need_id": list(needs.values())},
-    }
+    }  # fmt: skip
     for name, columns in tables.items():
         pq.write_table(pa.table(columns), truth / f"{name}.parquet")
     outcomes = tmp_path / "arm" / "truth" / "searches" / "day=2026-01-05"

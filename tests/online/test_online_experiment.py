@@ -243,8 +243,8 @@ def settings(tmp_path):
     """Settings of a platform with few searches, and of trainings of two steps."""
     file = tmp_path / "run.toml"
     file.write_text(
-        '[training]\nsteps = 2\nbatch_queries = 8\n[relevance]\nmodel = "none"\n[platform]\nsessions = 60\n'
-        "[expansion]\nusers = 1\n[document]\nclick_users = 1\n"
+        '[training]\nsteps = 2\nbatch_queries = 8\ndim = 16\n[relevance]\nmodel = "none"\n'
+        "[platform]\nsessions = 60\n[expansion]\nusers = 1\n[document]\nclick_users = 1\n"
     )
     return file
 

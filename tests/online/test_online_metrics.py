@@ -26,14 +26,8 @@ def row(table, user, day="2026-01-05"):
 
 
 def search(search_id, user=1, at=0, query="query", **columns):
-    return {
-        "search_id": search_id,
-        "user_id": user,
-        "searched_at": NOON + round(at * SECOND),
-        "query": query,
-        "item_id": 1,
-        **columns,
-    }
+    return {"search_id": search_id, "user_id": user, "searched_at": NOON + round(at * SECOND), "query": query,
+            "item_id": 1, **columns}  # fmt: skip
 
 
 def test_clicks_plays_and_ranked_results(write_logs, tmp_path):
@@ -124,11 +118,8 @@ def test_days_and_arms_stay_apart(write_logs, tmp_path):
     keyed = {
         (r["user_id"], r["day"], r["arm"]): (r["searches"], r["clicked_searches"]) for r in table.to_pylist()
     }
-    assert keyed == {
-        (1, "2026-01-05", None): (1, 1),
-        (1, "2026-01-06", "A"): (2, 1),
-        (2, "2026-01-06", None): (1, 0),
-    }
+    assert keyed == {(1, "2026-01-05", None): (1, 1), (1, "2026-01-06", "A"): (2, 1),
+                     (2, "2026-01-06", None): (1, 0)}  # fmt: skip
     people = everybody(table)
     assert people.sums(["2026-01-06"])["searches"].tolist() == [2, 1]
     assert people.sums()["clicked_searches"].tolist() == [2, 0]
@@ -155,12 +146,8 @@ def truth_folder(folder, **tables):
     return folder
 
 
-NEEDS = {
-    "need_id": [0, 1, 2, 3],
-    "head": ["Ｊaguar", "Ｊaguar", "Ｊaguar", "pasta"],
-    "sense": ["cat", "car", "car", "food"],
-    "need": ["speed", "price", "repair", "sauce"],
-}
+NEEDS = {"need_id": [0, 1, 2, 3], "head": ["Ｊaguar", "Ｊaguar", "Ｊaguar", "pasta"],
+         "sense": ["cat", "car", "car", "food"], "need": ["speed", "price", "repair", "sauce"]}  # fmt: skip
 
 
 def test_senses_and_satisfaction_by_truth(write_logs, tmp_path):

@@ -55,16 +55,13 @@ def test_the_dial_turns_every_part_one_way():
     assert weak.boost > default.boost > strong.boost == 0
 
 
-@pytest.mark.parametrize(
-    ("name", "grows"),
-    [
-        ("exposure that the top 1 % of items get", True),
-        ("ranked set found by sparse", True),
-        ("catalogue shown in search so far", False),
-        ("test clicks on items not shown for the query in training", False),
-        ("ranked set found by explore", False),
-    ],
-)
+@pytest.mark.parametrize(("name", "grows"), [
+    ("exposure that the top 1 % of items get", True),
+    ("ranked set found by sparse", True),
+    ("catalogue shown in search so far", False),
+    ("test clicks on items not shown for the query in training", False),
+    ("ranked set found by explore", False),
+])  # fmt: skip
 def test_observables_follow_the_dial(measured, name, grows):
     values = [measured[bubble][name] for bubble in ORDER]
     assert values == sorted(values, reverse=not grows)

@@ -124,14 +124,11 @@ def test_people_reword_switch_and_page(run_days):
 BLIND = {"attraction": (0, 0, 0, 0), "match_attraction": 0, "bait_attraction": 0, "good_abandonment": 0}
 
 
-@pytest.mark.parametrize(
-    ("rates", "searches"),
-    [
-        ({"reformulate": 0.0, "page": 0.0, "switch": 0.0}, 1),
-        (BLIND | {"reformulate": 1.0, "page": 0.0, "switch": 0.0}, behaviour(PlatformConfig()).max_searches),
-        (BLIND | {"page": 1.0, "reformulate": 0.0, "switch": 0.0}, RANKED // PAGE),
-    ],
-)
+@pytest.mark.parametrize(("rates", "searches"), [
+    ({"reformulate": 0.0, "page": 0.0, "switch": 0.0}, 1),
+    (BLIND | {"reformulate": 1.0, "page": 0.0, "switch": 0.0}, behaviour(PlatformConfig()).max_searches),
+    (BLIND | {"page": 1.0, "reformulate": 0.0, "switch": 0.0}, RANKED // PAGE),
+])  # fmt: skip
 def test_nobody_searches_more_often_than_the_limit_or_turns_more_pages_than_were_ranked(rates, searches):
     platform = build_platform(PlatformConfig(size="tiny"), 0)
     platform = dataclasses.replace(platform, behaviour=dataclasses.replace(platform.behaviour, **rates))
@@ -188,12 +185,9 @@ def test_the_day_is_remembered(day, rows):
 
 def test_the_catalogue_is_complete(day, rows):
     platform, _ = day
-    table = items_table(
-        platform.world,
-        platform.first_day_us,
-        counters(platform.memory, np.random.default_rng(0)),
-        click_queries(platform.memory),
-    )
+    table = items_table(platform.world, platform.first_day_us,
+                        counters(platform.memory, np.random.default_rng(0)),
+                        click_queries(platform.memory))  # fmt: skip
     assert table.schema.equals(ITEMS.arrow(own_ids=False))
     items = table.to_pandas().set_index("item_id")
     assert (items.play_cnt == platform.memory.plays).all()

@@ -11,20 +11,11 @@ from crops.platform import JudgedWorld, build_platform, simulate_day, write_trut
 from crops.platform.world import SIZES, read_judged_world
 from crops.retrieval import BM25Retriever
 
-DOCS = [
-    ("d1", "red boots", "leather, size 40"),
-    ("d2", "blue boots", "rubber"),
-    ("d3", "winter boots", "warm and red"),
-    ("d4", "oak table", "for six"),
-    ("d5", None, "a glass table"),
-    ("d6", "vase", None),
-]
-QUERIES = [
-    ("q1", "red boots"),
-    ("q2", "Winter  boots women"),
-    ("q3", "oak table"),
-    ("q4", "unanswered boots"),
-]
+DOCS = [("d1", "red boots", "leather, size 40"), ("d2", "blue boots", "rubber"),
+        ("d3", "winter boots", "warm and red"), ("d4", "oak table", "for six"), ("d5", None, "a glass table"),
+        ("d6", "vase", None)]  # fmt: skip
+QUERIES = [("q1", "red boots"), ("q2", "Winter  boots women"), ("q3", "oak table"),
+           ("q4", "unanswered boots")]  # fmt: skip
 QRELS = [
     ("q1", "d1", 3), ("q1", "d3", 1), ("q2", "d3", 3), ("q2", "d2", 2), ("q3", "d4", 3), ("q3", "d5", 2),
     ("q3", "d6", 0), ("q4", "d2", 1),
@@ -77,11 +68,8 @@ def need_of(world: JudgedWorld, text: str) -> int:
 
 def test_grades_are_the_judgements_and_zero_elsewhere(world):
     everything = np.arange(6)
-    expected = {
-        "red boots": [3, 0, 1, 0, 0, 0],
-        "winter boots women": [0, 2, 3, 0, 0, 0],
-        "oak table": [0, 0, 0, 3, 2, 0],
-    }
+    expected = {"red boots": [3, 0, 1, 0, 0, 0], "winter boots women": [0, 2, 3, 0, 0, 0],
+                "oak table": [0, 0, 0, 3, 2, 0]}  # fmt: skip
     for text, grades in expected.items():
         assert world.relevance(np.array(need_of(world, text)), everything).tolist() == grades
     both = np.array([[need_of(world, "red boots")], [need_of(world, "oak table")]])
@@ -141,14 +129,11 @@ def test_rejected_rows_are_named(tmp_path):
     assert world.relevance(np.array(need_of(world, "red boots")), np.array(0)) == 3
 
 
-@pytest.mark.parametrize(
-    ("qrels", "message"),
-    [
-        ([("q1", "d1", 4)], "column grade: 4 is above 3"),
-        ([("q1", "d1", 1), ("q2", "d2", 0)], "no query has a document of grade 2 or more"),
-        ([("q1", "gone", 3)], "no judgement joins a query to a document; left out: 1 rows"),
-    ],
-)
+@pytest.mark.parametrize(("qrels", "message"), [
+    ([("q1", "d1", 4)], "column grade: 4 is above 3"),
+    ([("q1", "d1", 1), ("q2", "d2", 0)], "no query has a document of grade 2 or more"),
+    ([("q1", "gone", 3)], "no judgement joins a query to a document; left out: 1 rows"),
+])  # fmt: skip
 def test_unusable_judgements_are_refused(tmp_path, qrels, message):
     with pytest.raises(CropsError, match=message):
         read(write_collection(tmp_path / "bad", qrels=qrels))

@@ -40,11 +40,8 @@ def test_the_next_search_is_independent_of_the_first(worlds):
     pairs = follow_ups(platform, logs)
     intents = platform.world.intents
     assert len(pairs) > 500
-    for groups in (
-        np.arange(len(intents.need_sense)),
-        intents.need_sense,
-        intents.sense_head[intents.need_sense],
-    ):
+    for groups in (np.arange(len(intents.need_sense)), intents.need_sense,
+                   intents.sense_head[intents.need_sense]):  # fmt: skip
         together, expected = chance(pairs, groups)
         bound = 4.5 * np.sqrt(expected * (1 - expected) / len(pairs))
         assert abs(together - expected) < bound

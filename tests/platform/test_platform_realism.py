@@ -210,6 +210,8 @@ resamples = 100
 max_ct = 50
 max_qr = 50
 max_annotated = 20
+[relevance]
+model = "none"
 """
 
 

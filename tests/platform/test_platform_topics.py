@@ -35,11 +35,10 @@ from crops.text import terms
 
 Raw = dict[str, Any]
 HEADS = 120
-FIRST_24 = (
-    "transformer", "cushion foundation", "jaguar", "ficus", "mercury", "sourdough", "python", "guitar chords",
-    "bat", "home workout", "squash", "camping", "orange", "hair braids", "bow", "small bathroom",
-    "amazon", "anchor", "apple", "aquarium", "bass", "bike repair", "block", "board",
-)  # fmt: skip
+FIRST_24 = ("transformer", "cushion foundation", "jaguar", "ficus", "mercury", "sourdough", "python",
+            "guitar chords", "bat", "home workout", "squash", "camping", "orange", "hair braids", "bow",
+            "small bathroom", "amazon", "anchor", "apple", "aquarium", "bass", "bike repair", "block",
+            "board")  # fmt: skip
 """Worlds of `demo` have the first 16 heads, of `small` 24: another order is another benchmark."""
 
 

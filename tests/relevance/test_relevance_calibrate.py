@@ -60,15 +60,12 @@ def test_fit_equals_sklearn(balanced: bool):
     assert (fitted.a, fitted.b) == pytest.approx((oracle.coef_[0, 0], oracle.intercept_[0]), rel=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("cosines", "relevant", "message"),
-    [
-        ([0.1, 0.9], [True, True], "one of the two is missing"),
-        ([0.1, 0.2, 0.8, 0.9], [False, False, True, True], "separates"),
-        ([0.1, 0.2, 0.8, 0.9], [True, True, False, False], "separates"),
-        ([0.1, 0.5, 0.4, 0.9], [True, True, False, False], "does not rise"),
-    ],
-)
+@pytest.mark.parametrize(("cosines", "relevant", "message"), [
+    ([0.1, 0.9], [True, True], "one of the two is missing"),
+    ([0.1, 0.2, 0.8, 0.9], [False, False, True, True], "separates"),
+    ([0.1, 0.2, 0.8, 0.9], [True, True, False, False], "separates"),
+    ([0.1, 0.5, 0.4, 0.9], [True, True, False, False], "does not rise"),
+])  # fmt: skip
 def test_pairs_that_cannot_be_calibrated(cosines: list[float], relevant: list[bool], message: str):
     with pytest.raises(CropsError, match=message):
         fit(np.array(cosines), np.array(relevant))
@@ -147,18 +144,15 @@ def test_columns_that_differ_in_case_are_not_taken_for_the_pairs(tmp_path):
         read_pairs(path)
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("pairs.csv", "query,text,relevant\na,b,1\na,\u200b,0\n", "pair 2: no text in column 'text'"),
-        ("pairs.csv", "query,text\na,b\n", "need the columns query, text, relevant"),
-        ("pairs.csv", "query,text,relevant\n", "no pairs"),
-        ("pairs.csv", "query,text,relevant\na,b,maybe\n", "pair 1: relevant is 'maybe'"),
-        ("pairs.xlsx", "", "ends in"),
-        ("none.csv", None, "cannot read the pairs"),
-        ("truth/grades.parquet", None, "outside the evaluated world"),
-    ],
-)
+@pytest.mark.parametrize(("name", "content", "message"), [
+    ("pairs.csv", "query,text,relevant\na,b,1\na,\u200b,0\n", "pair 2: no text in column 'text'"),
+    ("pairs.csv", "query,text\na,b\n", "need the columns query, text, relevant"),
+    ("pairs.csv", "query,text,relevant\n", "no pairs"),
+    ("pairs.csv", "query,text,relevant\na,b,maybe\n", "pair 1: relevant is 'maybe'"),
+    ("pairs.xlsx", "", "ends in"),
+    ("none.csv", None, "cannot read the pairs"),
+    ("truth/grades.parquet", None, "outside the evaluated world"),
+])  # fmt: skip
 def test_bad_files_are_named(tmp_path, name, content, message):
     if content is not None:
         (tmp_path / name).write_text(content)

@@ -121,16 +121,13 @@ def test_the_scorer_reads_ids(evidence):
     assert scored["score"].to_pylist() == [0.75, 0.5]
 
 
-@pytest.mark.parametrize(
-    ("line", "said"),
-    [
-        ("2026-01-08,cat,1,3", "row 3, column day: 2026-01-08 is not what was mined .2026-01-05."),
-        ("2026-01-05,cat,1,4", "row 3, column grade: '4'"),
-        ("2026-01-05,cat,one,3", "row 3: query 'cat', item_id 'one'"),
-        ("2026-01-05,cat,²,3", "row 3: query 'cat', item_id '²'"),
-        (f"2026-01-05,cat,{2**63},3", f"row 3: query 'cat', item_id '{2**63}'"),
-    ],
-)
+@pytest.mark.parametrize(("line", "said"), [
+    ("2026-01-08,cat,1,3", "row 3, column day: 2026-01-08 is not what was mined .2026-01-05."),
+    ("2026-01-05,cat,1,4", "row 3, column grade: '4'"),
+    ("2026-01-05,cat,one,3", "row 3: query 'cat', item_id 'one'"),
+    ("2026-01-05,cat,²,3", "row 3: query 'cat', item_id '²'"),
+    (f"2026-01-05,cat,{2**63},3", f"row 3: query 'cat', item_id '{2**63}'"),
+])  # fmt: skip
 def test_judgements_that_cannot_be_are_refused_by_name(tmp_path, line, said):
     path = tmp_path / "judged.csv"
     path.write_text(f"day,query,item_id,grade\n2026-01-05,cat,1,1\n{line}\n")

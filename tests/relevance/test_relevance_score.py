@@ -94,15 +94,12 @@ def test_vectors_are_saved_even_when_the_reader_stops(tmp_path):
     assert len(VectorStore(tmp_path).load()[0]) == 2
 
 
-@pytest.mark.parametrize(
-    ("bad", "message"),
-    [
-        (pa.RecordBatch.from_pydict({"left": ["x"]}), "'left' and 'right'"),
-        (pa.RecordBatch.from_pydict({"left": ["x"], "right": [1]}), "'right' is int64, not text"),
-        (batch(["x", None], ["d", "d"]), r"'left' has 1 nulls \(first in row 1\)"),
-        (batch(["x"], ["d"], score=pa.array([0.5])), "column 'score' already"),
-    ],
-)
+@pytest.mark.parametrize(("bad", "message"), [
+    (pa.RecordBatch.from_pydict({"left": ["x"]}), "'left' and 'right'"),
+    (pa.RecordBatch.from_pydict({"left": ["x"], "right": [1]}), "'right' is int64, not text"),
+    (batch(["x", None], ["d", "d"]), r"'left' has 1 nulls \(first in row 1\)"),
+    (batch(["x"], ["d"], score=pa.array([0.5])), "column 'score' already"),
+])  # fmt: skip
 def test_bad_batches(bad: pa.RecordBatch, message: str):
     with pytest.raises(CropsError, match=message):
         list(scorer(FakeModel())(iter([bad])))

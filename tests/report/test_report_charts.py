@@ -116,19 +116,16 @@ def test_lines_differ_in_more_than_colour():
     assert len(groups) == len(dashes) == len(marks) == 4
 
 
-@pytest.mark.parametrize(
-    ("x", "y"),
-    [
-        ([3], [0.05]),
-        ([1, 2], [7, 7]),
-        ([0, 0], [0, 0]),
-        ([1, 2], [1e-12, 2e-12]),
-        ([1, 2], [-1e90, 1e90]),
-        ([1, 2], [1e15, 1e15 + 0.125]),
-        ([1, 2], [5e-324, 0]),
-        ([-5, 5], [-3, -1]),
-    ],
-)
+@pytest.mark.parametrize(("x", "y"), [
+    ([3], [0.05]),
+    ([1, 2], [7, 7]),
+    ([0, 0], [0, 0]),
+    ([1, 2], [1e-12, 2e-12]),
+    ([1, 2], [-1e90, 1e90]),
+    ([1, 2], [1e15, 1e15 + 0.125]),
+    ([1, 2], [5e-324, 0]),
+    ([-5, 5], [-3, -1]),
+])  # fmt: skip
 def test_any_finite_line_stays_inside_the_plot(x, y):
     drawn = chart([Line("a", x, y)], x_label="step")
     for px, py in points(elements(drawn, "path", "line")[0]):

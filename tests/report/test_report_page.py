@@ -23,14 +23,8 @@ from crops.report.side_by_side import Cases, Hit, comparison_section
 from crops.report.training import sources_section, training_section
 
 VOID = {"meta", "link", "br", "img", "hr", "input"}
-HOSTILE = [
-    "<script>alert(1)</script>",
-    "\"><img src=x onerror='x'>",
-    "{{ 7 * 7 }}",
-    "عطارد كوكب",
-    "🪐 O'Neil & Co",
-    "a\u202eb",
-]
+HOSTILE = ["<script>alert(1)</script>", "\"><img src=x onerror='x'>", "{{ 7 * 7 }}", "عطارد كوكب",
+           "🪐 O'Neil & Co", "a\u202eb"]  # fmt: skip
 KINDS = sorted(pages())
 
 
@@ -115,14 +109,9 @@ def test_headings_are_in_order_and_no_section_is_empty(page):
     assert Parsed(html).texts("h2")[-1] == "How this was made"
     assert html.count("<header") == html.count("<main>") == html.count("<footer>") == 1
     assert html.index("</main>") < html.index("<footer>Made by crops.")
-    for told in (
-        '<html lang="en">',
-        'name="viewport" content="width=device-width, initial-scale=1"',
-        'name="color-scheme" content="light dark"',
-        "@media (prefers-color-scheme: dark)",
-        "@media print",
-        "@media (max-width: 40rem)",
-    ):
+    for told in ('<html lang="en">', 'name="viewport" content="width=device-width, initial-scale=1"',
+                 'name="color-scheme" content="light dark"', "@media (prefers-color-scheme: dark)",
+                 "@media print", "@media (max-width: 40rem)"):  # fmt: skip
         assert told in html
 
 

@@ -35,19 +35,11 @@ def write_cell(
     ]
     pq.write_table(pa.concat_tables(parts), folder / "values.parquet")
     count = max(len(values) for values in metrics.values())
-    queries = {
-        "query_id": np.arange(count) + 1,
-        "frequency": frequency or ["head"] * count,
-        "senses": [1] * count,
-    }
+    queries = {"query_id": np.arange(count) + 1, "frequency": frequency or ["head"] * count,
+               "senses": [1] * count}  # fmt: skip
     pq.write_table(pa.table(queries), folder / "queries.parquet")
-    training = {
-        "cpu_seconds": cpu_seconds,
-        "train_seconds": 40.0,
-        "steps": 300,
-        "queries_seen": 600,
-        "documents_seen": 6000,
-    }
+    training = {"cpu_seconds": cpu_seconds, "train_seconds": 40.0, "steps": 300, "queries_seen": 600,
+                "documents_seen": 6000}  # fmt: skip
     facts = {
         "method": method,
         "seed": seed,

@@ -17,6 +17,7 @@ SETTINGS = """
 [training]
 steps = 4
 batch_queries = 16
+dim = 16
 [relevance]
 model = "none"
 """

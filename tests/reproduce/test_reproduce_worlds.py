@@ -79,20 +79,17 @@ def cell(method="crops", seed=0, generated="", point=None, **settings):
     return Cell(world, method, base_run(world, load_config(None, **settings)), generated, point or {})
 
 
-@pytest.mark.parametrize(
-    ("changed", "mined", "tests"),
-    [
-        (cell(training__steps=7), False, False),
-        (cell(point={"docs_per_source": 2}), False, False),
-        (cell(evaluation__recall_k=50), False, False),
-        (cell(evaluation__max_ct=50), False, True),
-        (cell(engine__feed__relevance=0.7), True, False),
-        (cell(relevance__model="none"), True, True),
-        (cell(generated="other"), True, False),
-        (cell(seed=1), True, True),
-        (cell("fs_lr"), False, False),
-    ],
-)
+@pytest.mark.parametrize(("changed", "mined", "tests"), [
+    (cell(training__steps=7), False, False),
+    (cell(point={"docs_per_source": 2}), False, False),
+    (cell(evaluation__recall_k=50), False, False),
+    (cell(evaluation__max_ct=50), False, True),
+    (cell(engine__feed__relevance=0.7), True, False),
+    (cell(relevance__model="none"), True, True),
+    (cell(generated="other"), True, False),
+    (cell(seed=1), True, True),
+    (cell("fs_lr"), False, False),
+])  # fmt: skip
 def test_what_changes_a_cell_changes_its_name(changed, mined, tests):
     """A mining is made again only for what it depends on; test sets do not depend on how a cell was mined."""
     plain = cell()

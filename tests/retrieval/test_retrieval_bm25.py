@@ -57,40 +57,30 @@ def test_scores_of_given_candidates_equal_those_of_the_search():
         retriever.scores(["red"], np.array([[11]]))
 
 
-@pytest.mark.parametrize(
-    ("ids", "texts", "options", "message"),
-    [
-        ([], [], {}, "the catalogue is empty"),
-        ([1, -2], ["a cat", "a dog"], {}, "item_id -2 is negative"),
-        ([1], ["a !"], {}, "no document of the catalogue holds a word"),
-        ([1], ["cat"], {"k1": -1}, "k1 = -1"),
-        ([1], ["cat"], {"b": 1.5}, "b = 1.5"),
-        (
-            [1],
-            ["cat"],
-            {"tokeniser": "bigram"},
-            r"unknown tokeniser 'bigram'; known: english, folded, bigrams\..*bigrams",
-        ),
-    ],
-)
+@pytest.mark.parametrize(("ids", "texts", "options", "message"), [
+    ([], [], {}, "the catalogue is empty"),
+    ([1, -2], ["a cat", "a dog"], {}, "item_id -2 is negative"),
+    ([1], ["a !"], {}, "no document of the catalogue holds a word"),
+    ([1], ["cat"], {"k1": -1}, "k1 = -1"),
+    ([1], ["cat"], {"b": 1.5}, "b = 1.5"),
+    ([1], ["cat"], {"tokeniser": "bigram"},
+     r"unknown tokeniser 'bigram'; known: english, folded, bigrams\..*bigrams"),
+])  # fmt: skip
 def test_bad_input_is_refused(ids, texts, options, message):
     with pytest.raises(CropsError, match=message):
         BM25Retriever(ids, texts, **options)
 
 
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("怎么养猫", ["怎么", "么养", "养猫"]),
-        ("猫", ["猫"]),
-        ("养猫 vlog2 第3集", ["养猫", "vlog2", "第", "3", "集"]),
-        ("Ａｂｃ、猫", ["abc", "猫"]),
-        ("カタカナと한국어", ["カタ", "タカ", "カナ", "ナと", "と한", "한국", "국어"]),
-        ("สวัส", ["สว", "วั", "ัส"]),
-        ("हिन्दी 🍎", ["हिन्दी", "🍎"]),
-        ("!? ", []),
-    ],
-)
+@pytest.mark.parametrize(("text", "words"), [
+    ("怎么养猫", ["怎么", "么养", "养猫"]),
+    ("猫", ["猫"]),
+    ("养猫 vlog2 第3集", ["养猫", "vlog2", "第", "3", "集"]),
+    ("Ａｂｃ、猫", ["abc", "猫"]),
+    ("カタカナと한국어", ["カタ", "タカ", "カナ", "ナと", "と한", "한국", "국어"]),
+    ("สวัส", ["สว", "วั", "ัส"]),
+    ("हिन्दी 🍎", ["हिन्दी", "🍎"]),
+    ("!? ", []),
+])  # fmt: skip
 def test_bigrams_of_characters(text, words):
     assert splitter("bigrams")([text]) == [words]
 
@@ -103,18 +93,15 @@ def test_chinese_is_found_by_bigrams_where_english_words_find_nothing():
     assert by_words.search(["养猫咪"], 2)[0].tolist() == [[-1, -1]]
 
 
-@pytest.mark.parametrize(
-    ("texts", "tokeniser"),
-    [
-        (["running shoes", "猫"], "english"),  # 1 of 13 letters: below a tenth
-        (["shoes 养猫", "cat"], "bigrams"),  # 2 of 10
-        (["สวัสดี"], "bigrams"),
-        (["бег по утрам", "كيف أطبخ"], "english"),
-        (["sábanas de algodón"], "folded"),
-        (["sábanas".replace("á", "a\u0301")], "folded"),  # decomposed
-        ([f"{'plain words ' * 60}in a café, 2 × 3"], "english"),  # 1 of some 600 letters
-    ],
-)
+@pytest.mark.parametrize(("texts", "tokeniser"), [
+    (["running shoes", "猫"], "english"),  # 1 of 13 letters: below a tenth
+    (["shoes 养猫", "cat"], "bigrams"),  # 2 of 10
+    (["สวัสดี"], "bigrams"),
+    (["бег по утрам", "كيف أطبخ"], "english"),
+    (["sábanas de algodón"], "folded"),
+    (["sábanas".replace("á", "a\u0301")], "folded"),  # decomposed
+    ([f"{'plain words ' * 60}in a café, 2 × 3"], "english"),  # 1 of some 600 letters
+])  # fmt: skip
 def test_the_script_of_the_texts_decides_what_a_word_is(texts, tokeniser):
     assert BM25Retriever(range(len(texts)), texts).tokeniser == tokeniser
 

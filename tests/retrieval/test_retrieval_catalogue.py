@@ -8,14 +8,8 @@ from crops.retrieval import load_item_rows, load_items
 from crops.retrieval.catalogue import best_positions, padded_positions_of, positions_of, sorted_catalogue
 from crops.text import Rendering
 
-ITEMS = pa.table(
-    {
-        "item_id": pa.array([7, 3, 5], pa.int64()),
-        "ocr_cover": ["seven", "three", None],
-        "keyword": ["tag", "", "five tags"],
-        "play_cnt": [1, 2, 3],
-    }
-)
+ITEMS = pa.table({"item_id": pa.array([7, 3, 5], pa.int64()), "ocr_cover": ["seven", "three", None],
+                  "keyword": ["tag", "", "five tags"], "play_cnt": [1, 2, 3]})  # fmt: skip
 
 
 def test_items_are_read_from_a_file_a_logs_folder_and_a_folder_of_parts(tmp_path):
@@ -40,22 +34,16 @@ def test_only_the_kept_items_are_loaded(tmp_path):
         load_items(tmp_path, keep=np.array([3, 4]))
 
 
-@pytest.mark.parametrize(
-    ("column", "values", "told"),
-    [
-        (
-            "item_id",
-            pa.array(["a1", "a2", "a3"]),
-            "column item_id is string, expected BIGINT.*crops.ids.number_of",
-        ),
-        ("item_id", pa.array([1.0, 2.0, 3.0]), "column item_id is double, expected BIGINT.*lose digits"),
-        ("item_id", pa.array([1, 2, 2**64 - 1], pa.uint64()), "column item_id is uint64, expected BIGINT"),
-        ("item_id", pa.array([1, None, 3]), "1 rows have no item_id"),
-        ("Item_Id", pa.array([1, 2, 3]), "column item_id is missing .*Did you mean 'Item_Id'"),
-        ("ocr_cover", pa.array([["a"], ["b"], None]), r"column ocr_cover is list<.*>, expected VARCHAR"),
-        ("ocr_cover", pa.array([b"a", b"b", None]), "column ocr_cover is binary, expected VARCHAR"),
-    ],
-)
+@pytest.mark.parametrize(("column", "values", "told"), [
+    ("item_id", pa.array(["a1", "a2", "a3"]),
+     "column item_id is string, expected BIGINT.*crops.ids.number_of"),
+    ("item_id", pa.array([1.0, 2.0, 3.0]), "column item_id is double, expected BIGINT.*lose digits"),
+    ("item_id", pa.array([1, 2, 2**64 - 1], pa.uint64()), "column item_id is uint64, expected BIGINT"),
+    ("item_id", pa.array([1, None, 3]), "1 rows have no item_id"),
+    ("Item_Id", pa.array([1, 2, 3]), "column item_id is missing .*Did you mean 'Item_Id'"),
+    ("ocr_cover", pa.array([["a"], ["b"], None]), r"column ocr_cover is list<.*>, expected VARCHAR"),
+    ("ocr_cover", pa.array([b"a", b"b", None]), "column ocr_cover is binary, expected VARCHAR"),
+])  # fmt: skip
 def test_ids_and_texts_of_another_type_are_named(tmp_path, column, values, told):
     table = ITEMS.drop_columns([column.lower()]).append_column(column, values)
     pq.write_table(table, tmp_path / "items.parquet")
@@ -89,15 +77,12 @@ def test_a_folder_without_items_or_texts_is_refused(tmp_path):
         load_item_rows(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("ids", "texts", "message"),
-    [
-        ([], [], "the catalogue is empty"),
-        ([1, 2], ["a"], "2 item ids came with 1 texts"),
-        ([4, 2, 4], ["a", "b", "c"], "item_id 4 is in the catalogue more than once"),
-        ([1, -9], ["a", "b"], "item_id -9 is negative: generated documents"),
-    ],
-)
+@pytest.mark.parametrize(("ids", "texts", "message"), [
+    ([], [], "the catalogue is empty"),
+    ([1, 2], ["a"], "2 item ids came with 1 texts"),
+    ([4, 2, 4], ["a", "b", "c"], "item_id 4 is in the catalogue more than once"),
+    ([1, -9], ["a", "b"], "item_id -9 is negative: generated documents"),
+])  # fmt: skip
 def test_bad_catalogues_are_refused(ids, texts, message):
     with pytest.raises(CropsError, match=message):
         sorted_catalogue(ids, texts)

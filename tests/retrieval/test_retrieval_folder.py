@@ -202,19 +202,16 @@ def test_a_disk_that_is_full_leaves_the_version_in_service(tmp_path, kind, most)
     assert open_index(str(tmp_path)).manifest.count == 1000
 
 
-@pytest.mark.parametrize(
-    ("file", "junk", "told"),
-    [
-        *(
-            ("current", junk, r"current is damaged.*`crops index` again, or serve version 000001")
-            for junk in (b"\0\0\0", b"\xff\xfe\n", b"", b"../../other\n")
-        ),
-        *(
-            ("versions/000001/manifest.json", junk, r"manifest.json is damaged or of another release; run")
-            for junk in (b"\xff\xfe\n", b"[]")
-        ),
-    ],
-)
+@pytest.mark.parametrize(("file", "junk", "told"), [
+    *(
+        ("current", junk, r"current is damaged.*`crops index` again, or serve version 000001")
+        for junk in (b"\0\0\0", b"\xff\xfe\n", b"", b"../../other\n")
+    ),
+    *(
+        ("versions/000001/manifest.json", junk, r"manifest.json is damaged or of another release; run")
+        for junk in (b"\xff\xfe\n", b"[]")
+    ),
+])  # fmt: skip
 def test_a_damaged_pointer_or_manifest_is_a_sentence_and_can_be_published_over(tmp_path, file, junk, told):
     root = tmp_path / "index"
     publish(root, unit(30, 16))

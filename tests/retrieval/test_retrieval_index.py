@@ -95,18 +95,15 @@ def test_results_equal_exact_search_with_ties_by_id(index):
         assert ids[[0, 2]].tolist() == index.search(queries[[0, 2]], 5, where)[0].tolist()
 
 
-@pytest.mark.parametrize(
-    ("where", "rows"),
-    [
-        (Filter(author_id=1), [row for row in range(COUNT) if row % 4 == 1]),
-        (Filter(category='odd "quoted"'), [row for row in range(COUNT) if row % 20 == 1]),
-        *((Filter(category=text), [COUNT - 9 + row]) for row, text in enumerate(STRANGE)),
-        (Filter(category="even", uploaded_before=100_000_000), [r for r in range(1, 100) if r % 20 != 1]),
-        (Filter(uploaded_since=395_000_000), [395, 396, 397, 398, 399]),
-        (Filter(item_ids=np.array([40, 4000, 77]), author_id=3), [3, 399]),
-        (Filter(author_id=9), []),
-    ],
-)
+@pytest.mark.parametrize(("where", "rows"), [
+    (Filter(author_id=1), [row for row in range(COUNT) if row % 4 == 1]),
+    (Filter(category='odd "quoted"'), [row for row in range(COUNT) if row % 20 == 1]),
+    *((Filter(category=text), [COUNT - 9 + row]) for row, text in enumerate(STRANGE)),
+    (Filter(category="even", uploaded_before=100_000_000), [r for r in range(1, 100) if r % 20 != 1]),
+    (Filter(uploaded_since=395_000_000), [395, 396, 397, 398, 399]),
+    (Filter(item_ids=np.array([40, 4000, 77]), author_id=3), [3, 399]),
+    (Filter(author_id=9), []),
+])  # fmt: skip
 def test_filters_leave_the_exact_results_of_the_rest(index, where, rows):
     """Shares of 25, 5, 24, 1, 0.5 and 0 %: both ways of filtering are used."""
     queries = unit(5, DIM, 2)
@@ -276,11 +273,8 @@ def test_what_milvus_refuses_is_told_with_its_address_and_logs_nothing_that_was_
     client = MilvusClient(str(tmp_path / "x.db"))
     client.drop_alias("crops")
     client.drop_collection("crops_000001")
-    for ask in (
-        lambda: index.search(unit(1, DIM), 3, Filter(category="my secret")),
-        lambda: index.search(unit(1, DIM), 3),
-        lambda: index.vectors(np.array([10])),
-    ):
+    for ask in (lambda: index.search(unit(1, DIM), 3, Filter(category="my secret")),
+                lambda: index.search(unit(1, DIM), 3), lambda: index.vectors(np.array([10]))):  # fmt: skip
         with pytest.raises(CropsError, match=r"x\.db: Milvus says: .*crops_000001"):
             ask()
     client.close()

@@ -91,16 +91,13 @@ def test_who_would_wait_too_long_is_refused_before_it_waits(world, fake_models, 
         assert sorted(reply.status_code for reply in replies) == [200] * 3 + [503] * 5
 
 
-@pytest.mark.parametrize(
-    ("path", "body"),
-    [
-        ("/search", SEARCH),
-        ("/similar", {"item_id": 1}),
-        ("/explain", {"query": "jaguar", "item_ids": [1]}),
-        ("/?q=jaguar", None),
-        ("/group?q=jaguar", None),
-    ],
-)
+@pytest.mark.parametrize(("path", "body"), [
+    ("/search", SEARCH),
+    ("/similar", {"item_id": 1}),
+    ("/explain", {"query": "jaguar", "item_ids": [1]}),
+    ("/?q=jaguar", None),
+    ("/group?q=jaguar", None),
+])  # fmt: skip
 def test_whatever_takes_too_long_is_given_up(world, fake_models, path, body):
     """One queue and one deadline for all: something else holds the queue for longer."""
     service = open_world(world, timeout_s=0.05)
@@ -181,19 +178,16 @@ def part(size, more=True):
 LONG, MANY = [(b"x-padding", b"a" * 2000)], [(b"x-%d" % number, b"") for number in range(300)]
 
 
-@pytest.mark.parametrize(
-    ("messages", "headers", "key", "statuses"),
-    [
-        ([part(10)], (), None, [408]),  # the rest of the body does not come
-        # a client that is still sending would see a reset connection in place of the answer
-        ([part(600), part(600), part(9000, more=False)], (), None, [413]),
-        ([part(600), part(600), part(9000)], (), None, [413]),  # time bounds it
-        ([part(10), {"type": "http.disconnect"}], (), None, []),
-        ([part(1, more=False)], LONG, None, [431]),
-        ([part(1, more=False)], MANY, None, [431]),
-        ([part(1, more=False)], LONG, "secret", [431]),  # before the key is looked at
-    ],
-)
+@pytest.mark.parametrize(("messages", "headers", "key", "statuses"), [
+    ([part(10)], (), None, [408]),  # the rest of the body does not come
+    # a client that is still sending would see a reset connection in place of the answer
+    ([part(600), part(600), part(9000, more=False)], (), None, [413]),
+    ([part(600), part(600), part(9000)], (), None, [413]),  # time bounds it
+    ([part(10), {"type": "http.disconnect"}], (), None, []),
+    ([part(1, more=False)], LONG, None, [431]),
+    ([part(1, more=False)], MANY, None, [431]),
+    ([part(1, more=False)], LONG, "secret", [431]),  # before the key is looked at
+])  # fmt: skip
 def test_bodies_and_headers_that_are_too_long_or_do_not_come_are_refused(
     service, messages, headers, key, statuses
 ):
@@ -225,19 +219,16 @@ def test_nothing_is_redirected_to_the_host_that_a_client_names(client):
         assert "elsewhere" not in str(reply.headers) + reply.text
 
 
-@pytest.mark.parametrize(
-    ("headers", "expected"),
-    [
-        ({b"x-api-key": b"secret"}, True),
-        ({b"authorization": b"bearer  secret"}, True),
-        ({b"authorization": b"Basic " + base64.b64encode(b"anyone:secret")}, True),
-        ({b"authorization": b"Basic " + base64.b64encode(b"secret:")}, False),
-        ({b"authorization": b"Basic !!!"}, False),
-        ({b"authorization": b"secret"}, False),
-        ({b"x-api-key": b"secre"}, False),
-        ({}, False),
-    ],
-)
+@pytest.mark.parametrize(("headers", "expected"), [
+    ({b"x-api-key": b"secret"}, True),
+    ({b"authorization": b"bearer  secret"}, True),
+    ({b"authorization": b"Basic " + base64.b64encode(b"anyone:secret")}, True),
+    ({b"authorization": b"Basic " + base64.b64encode(b"secret:")}, False),
+    ({b"authorization": b"Basic !!!"}, False),
+    ({b"authorization": b"secret"}, False),
+    ({b"x-api-key": b"secre"}, False),
+    ({}, False),
+])  # fmt: skip
 def test_keys(headers, expected):
     assert has_key(headers, "secret") is expected
 

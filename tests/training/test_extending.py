@@ -25,15 +25,12 @@ def test_every_loss_of_the_table_is_there_and_says_what_it_does():
     assert all(callable(loss.load()) and loss.help for loss in LOSSES.values())
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("h_infonse", r"'training.loss' = 'h_infonse': .*known: h_infonce, .*Did you mean 'h_infonce'"),
-        ("none.py:LOSS", "none.py:LOSS cannot be loaded"),
-        (f"{EXAMPLES / 'loss.py'}:ROUGH", "ROUGH cannot be loaded: AttributeError: .*no attribute 'ROUGH'"),
-        ("crops.losses.functions:h_infonce", "is no row of the table of losses"),
-    ],
-)
+@pytest.mark.parametrize(("name", "message"), [
+    ("h_infonse", r"'training.loss' = 'h_infonse': .*known: h_infonce, .*Did you mean 'h_infonce'"),
+    ("none.py:LOSS", "none.py:LOSS cannot be loaded"),
+    (f"{EXAMPLES / 'loss.py'}:ROUGH", "ROUGH cannot be loaded: AttributeError: .*no attribute 'ROUGH'"),
+    ("crops.losses.functions:h_infonce", "is no row of the table of losses"),
+])  # fmt: skip
 def test_a_loss_that_is_not_there_is_refused_with_its_remedy(tmp_path, name, message):
     with pytest.raises(CropsError, match=message):
         load_config(training__loss=name)

@@ -59,14 +59,8 @@ def store(mined, tmp_path):
 
 @pytest.fixture
 def config(random_encoder):
-    return TrainingConfig(
-        init=str(random_encoder),
-        batch_queries=9,
-        docs_per_source=2,
-        steps=6,
-        learning_rate=1e-2,
-        checkpoint_steps=2,
-    )
+    return TrainingConfig(init=str(random_encoder), batch_queries=9, docs_per_source=2, steps=6,
+                          learning_rate=1e-2, checkpoint_steps=2)  # fmt: skip
 
 
 def test_buckets_put_together_are_the_samples_and_hold_equally_many_whole_queries(mined, store):
@@ -214,11 +208,8 @@ def test_what_cannot_be_read_or_shared_out_is_one_sentence(mined, store, config,
 def test_fewer_buckets_leave_none_of_the_former_split(mined, tmp_path):
     for buckets in (3, 2):
         split(mined, str(tmp_path / "store"), buckets, "500MB")
-    assert sorted(path.name for path in (tmp_path / "store").iterdir()) == [
-        "bucket=000",
-        "bucket=001",
-        "store.json",
-    ]
+    assert sorted(path.name for path in (tmp_path / "store").iterdir()) == ["bucket=000", "bucket=001",
+                                                                            "store.json"]  # fmt: skip
 
 
 @pytest.mark.verify

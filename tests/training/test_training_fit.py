@@ -79,19 +79,12 @@ def test_the_same_seed_gives_the_same_weights_and_they_are_saved(toy, config, tm
     np.testing.assert_array_equal(a.encode(texts), kept[0].encode(texts))
 
 
-@pytest.mark.parametrize(
-    ("keep", "changes", "message"),
-    [
-        (0, {}, r"has 0 group\(s\); contrast needs at least two queries"),
-        (1, {}, r"has 1 group\(s\)"),
-        (
-            18,
-            {"min_anchor_label": 5},
-            "of 18 groups only 0 have a document of label 5 or more, which h_infonce",
-        ),
-        (18, {"loss": "infonce_binary", "positive_label": 5}, "which infonce_binary needs as an anchor"),
-    ],
-)
+@pytest.mark.parametrize(("keep", "changes", "message"), [
+    (0, {}, r"has 0 group\(s\); contrast needs at least two queries"),
+    (1, {}, r"has 1 group\(s\)"),
+    (18, {"min_anchor_label": 5}, "of 18 groups only 0 have a document of label 5 or more, which h_infonce"),
+    (18, {"loss": "infonce_binary", "positive_label": 5}, "which infonce_binary needs as an anchor"),
+])  # fmt: skip
 def test_too_little_to_contrast_is_an_error(toy, config, tmp_path, keep, changes, message):
     with pytest.raises(CropsError, match=message):
         train(first_groups(toy, keep), tmp_path / "model", config(**changes), seed=0)

@@ -180,14 +180,8 @@ def test_damaged_shards_tokens_and_samples_are_named(mined, random_encoder, tmp_
 
 
 TITLES = {1: "one", 2: "two", 3: "three", 4: "four", -5: "generated"}
-ROWS = [
-    (20, 1, S.CLICKED),
-    (20, 2, S.EXPOSED | S.REFORMULATION),
-    (10, 3, S.FILTERED | S.FEED),
-    (10, 1, S.EXPOSED),
-    (30, -5, S.KNOWLEDGE),
-    (30, 4, S.CLICKED | S.KNOWLEDGE | S.FEED),
-]
+ROWS = [(20, 1, S.CLICKED), (20, 2, S.EXPOSED | S.REFORMULATION), (10, 3, S.FILTERED | S.FEED),
+        (10, 1, S.EXPOSED), (30, -5, S.KNOWLEDGE), (30, 4, S.CLICKED | S.KNOWLEDGE | S.FEED)]  # fmt: skip
 
 
 def groups(data, folder):
@@ -281,15 +275,12 @@ def test_judgements_become_groups(tmp_path):
     assert [text for texts in source.doc_texts() for text in texts].count("Z zz") == 0
 
 
-@pytest.mark.parametrize(
-    ("docs", "rows", "message"),
-    [
-        (DOCS, [(7, "q", 1)], "has a label but no text"),
-        (DOCS, [(1, "a", 1)], "qrels: query 1 has a label but no text"),
-        (DOCS, [(7, "a", -1)], "negative grade"),
-        (DOCS.drop_columns(["title", "text"]), [(7, "a", 1)], "docs has no column text; it has doc_id"),
-    ],
-)
+@pytest.mark.parametrize(("docs", "rows", "message"), [
+    (DOCS, [(7, "q", 1)], "has a label but no text"),
+    (DOCS, [(1, "a", 1)], "qrels: query 1 has a label but no text"),
+    (DOCS, [(7, "a", -1)], "negative grade"),
+    (DOCS.drop_columns(["title", "text"]), [(7, "a", 1)], "docs has no column text; it has doc_id"),
+])  # fmt: skip
 def test_faults_of_judgements_are_named(docs, rows, message):
     with pytest.raises(CropsError, match=message):
         from_judgements(docs, JUDGED, qrels(rows))

@@ -127,20 +127,12 @@ def test_items_of_a_later_day_are_no_negatives(mined, config, tmp_path):
     assert draw()["documents_per_step"] < 8 * 12
 
 
-@pytest.mark.parametrize(
-    ("name", "changes", "options", "message"),
-    [
-        ("dprr", {}, {}, r"unknown method 'dprr'; known: adore, ance, dpr, .*'dpr'"),
-        ("dpr", {}, {"point": {"negative": 1}}, r"unknown setting 'negative' of a method; .*'negatives'"),
-        ("dpr", {"init": None, "encoder": "two_tower"}, {}, "dpr: BM25 reads texts and two_tower ids"),
-        (
-            "fs_lr",
-            {"train_documents": False},
-            {},
-            "queries share the documents' tower; set towers = separate",
-        ),
-    ],
-)
+@pytest.mark.parametrize(("name", "changes", "options", "message"), [
+    ("dprr", {}, {}, r"unknown method 'dprr'; known: adore, ance, dpr, .*'dpr'"),
+    ("dpr", {}, {"point": {"negative": 1}}, r"unknown setting 'negative' of a method; .*'negatives'"),
+    ("dpr", {"init": None, "encoder": "two_tower"}, {}, "dpr: BM25 reads texts and two_tower ids"),
+    ("fs_lr", {"train_documents": False}, {}, "queries share the documents' tower; set towers = separate"),
+])  # fmt: skip
 def test_what_a_method_cannot_do_is_named(mined, config, tmp_path, name, changes, options, message):
     with pytest.raises(CropsError, match=message):
         fit_method(name, mined, tmp_path / "model", config.model_copy(update=changes), seed=0, **options)

@@ -23,14 +23,8 @@ def mined(write_mined):
 
     Items 8 and 9 have no token; 9 is the only positive of query 6, 8 one of two documents of query 5.
     """
-    queries = {
-        1: ("q0_0 q0_1", 3),
-        2: ("\u2003", 2),
-        3: ("q1_0", 1),
-        4: (" ", 1),
-        5: ("q2_0 q2_1", 5),
-        6: ("q3_0", 1),
-    }
+    queries = {1: ("q0_0 q0_1", 3), 2: ("\u2003", 2), 3: ("q1_0", 1), 4: (" ", 1), 5: ("q2_0 q2_1", 5),
+               6: ("q3_0", 1)}  # fmt: skip
     rows = [(query, query, S.CLICKED) for query in (1, 2, 3, 4, 5)] + [
         (query, 7, S.EXPOSED) for query in queries
     ]
@@ -43,12 +37,9 @@ def test_groups_lose_their_query_or_all_documents(mined, tmp_path):
     without = Wordless(frozenset(("\u2003", " ")), frozenset(("\u2003", "")))
     left = stored(Samples(mined), tmp_path, 3, without=without)
     found, _ = everything(left)
-    assert {query: len(docs) for (_, query), docs in found.items()} == {
-        "q0_0 q0_1": 2,
-        "q1_0": 2,
-        "q2_0 q2_1": 2,
-        "q3_0": 1,
-    }
+    assert {query: len(docs) for (_, query), docs in found.items()} == {"q0_0 q0_1": 2, "q1_0": 2,
+                                                                        "q2_0 q2_1": 2,
+                                                                        "q3_0": 1}  # fmt: skip
     assert (left.groups, left.dropped) == (4, 0)
     # Opened again, not made again; other texts make other groups.
     content = left.fingerprint()
