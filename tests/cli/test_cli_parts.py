@@ -10,10 +10,10 @@ import pytest
 
 from crops.cli.llm import fitting_prompt
 from crops.cli.logs import engine_report, expand, explain, export
+from crops.cli.models import split, train
 from crops.cli.serve import _samples_of, index
 from crops.cli.simulate import annotate
 from crops.cli.theta import brought_by, theta_fit
-from crops.cli.train import split, train
 from crops.config import DailyConfig, DecayConfig, DocumentConfig, EngineConfig, LLMConfig
 from crops.engine.daily import Job, merge_window, mine_daily
 from crops.engine.documents import mined_click_queries
