@@ -58,8 +58,7 @@ def test_shards_hold_what_one_row_group_would(mined, tmp_path, request, keep, lo
     request.getfixturevalue("small_parts")
     sharded = stored(Samples(mined, keep), tmp_path, lowest)
     assert everything(sharded) == found
-    for name in ("groups", "dropped", "one_label", "undocumented"):
-        assert getattr(sharded, name) == getattr(whole, name)
+    assert sharded.counts == whole.counts
     assert sharded.groups == sharded.row_groups.sum()
     assert sharded.row_searches.sum() == pytest.approx(whole.row_searches.sum())
     assert set(sharded.row_groups[:-1]) == {4} or len(sharded.row_groups) == 1
@@ -67,7 +66,7 @@ def test_shards_hold_what_one_row_group_would(mined, tmp_path, request, keep, lo
     texts = [text for part in sharded.doc_texts() for text in part]
     assert len(texts) == len(set(texts)) < ITEMS  # equal texts are one
     if (keep, lowest) == (~S(0), 1):
-        assert sharded.undocumented == 3
+        assert sharded.counts["undocumented"] == 3
 
 
 def test_click_queries_of_unknown_days_are_refused(write_mined):
@@ -80,7 +79,7 @@ def test_click_queries_of_unknown_days_are_refused(write_mined):
 def draws(source, config, steps):
     sampler = GroupSampler(source, config, 0)
     batches = [sampler.draw(step) for step in range(steps)]
-    return [batch.groups.query_id[batch.group].tolist() for batch in batches], sampler
+    return [batch.query_id.tolist() for batch in batches], sampler
 
 
 def test_a_pass_over_the_stream_takes_each_group_once(mined, tmp_path, small_parts):
@@ -123,8 +122,7 @@ def test_a_step_of_the_stream_depends_on_its_number_only(mined, tmp_path, small_
     batches, _ = draws(source, config, 40)
     fresh = GroupSampler(source, config, 0)
     for step in (37, 3, 20, 21, 21):
-        batch = fresh.draw(step)
-        assert batch.groups.query_id[batch.group].tolist() == batches[step]
+        assert fresh.draw(step).query_id.tolist() == batches[step]
 
 
 def config_of(random_encoder, **changes):

@@ -14,7 +14,8 @@ import itertools
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
@@ -30,13 +31,12 @@ from crops.errors import CropsError
 from crops.logs.lake import open_store
 from crops.outputs import MANIFEST, Scratch
 from crops.retrieval.catalogue import SAMPLED
-from crops.training.groups import Groups, GroupStore
+from crops.training.groups import GroupStore
 from crops.training.sampler import Batch, GroupSampler
-from crops.training.samples import BATCH_ROWS, Samples
+from crops.training.samples import BATCH_ROWS, TABLES, Samples
 
 STORE = "store.json"
 """Names the buckets; written last, so that without it there is no store."""
-_TABLES = ("samples", "queries", "items", "synthetic_items")
 
 
 def is_split(path: str | Path) -> bool:
@@ -59,7 +59,7 @@ def split(mined: str | Path, uri: str, buckets: int, memory: str) -> dict[str, A
         CropsError: a table is missing, there are fewer queries than buckets, or the store refuses.
     """
     mined = Path(mined)
-    files = {table: Samples(mined).files(table) for table in _TABLES}
+    files = {table: Samples(mined).files(table) for table in TABLES}
     store, root = open_store(uri)
     found: list[dict[str, Any]] = []
     with (
@@ -77,7 +77,7 @@ def split(mined: str | Path, uri: str, buckets: int, memory: str) -> dict[str, A
             store.create_dir(folder)
             digest, rows = hashlib.sha256(), {}
             used = f"select distinct item_id from samples where query_id between {low} and {high}"
-            for table in _TABLES:
+            for table in TABLES:
                 where = f"where query_id between {low} and {high} order by query_id"
                 if table.endswith("items"):
                     where = f"semi join ({used}) used using (item_id) order by item_id"
@@ -188,7 +188,7 @@ class SplitSamples:
             with _explained(self.uri):
                 stores.copy_files(f"{root}/bucket={number:03d}", str(folder), source_filesystem=store)
                 digest = hashlib.sha256()
-                for table in _TABLES:
+                for table in TABLES:
                     with (folder / f"{table}.parquet").open("rb") as file:
                         while block := file.read(2**20):
                             digest.update(block)
@@ -216,20 +216,16 @@ class Lanes:
         Raises:
             CropsError: a bucket has no group with an anchor.
         """
-        self.by_bucket, self._content = by_bucket, content
-        opened = list(by_bucket.values())
+        self.by_bucket, self.content = by_bucket, content
         for number, store in by_bucket.items():
             if store.groups == 0:
                 raise CropsError(f"bucket {number} has no group with an anchor; split into fewer buckets")
-        self.groups = sum(store.groups for store in opened)
-        self.dropped = sum(store.dropped for store in opened)
-        self.undocumented = sum(store.undocumented for store in opened)
-        self.one_label = sum(store.one_label for store in opened)
-        self.queries = self.groups
-        query, doc = 0, self.queries
-        for store in opened:
+        self.counts = sum((store.counts for store in by_bucket.values()), Counter())
+        self.groups = self.counts["groups"]
+        query, doc = 0, self.groups
+        for store in by_bucket.values():
             store.first_query, store.first_doc = query, doc
-            query, doc = query + store.queries, doc + store.documents
+            query, doc = query + store.groups, doc + store.documents
 
     def query_texts(self) -> Iterator[list[str]]:
         """Yield the query texts in the order of their rows, a batch at a time."""
@@ -238,10 +234,6 @@ class Lanes:
     def doc_texts(self) -> Iterator[list[str]]:
         """Yield the texts of the documents in the order of their rows."""
         return itertools.chain.from_iterable(store.doc_texts() for store in self.by_bucket.values())
-
-    def fingerprint(self) -> str:
-        """Return a hash of the groups and texts of all buckets."""
-        return self._content
 
 
 class LaneSampler:
@@ -269,52 +261,10 @@ class LaneSampler:
 
     def draw(self, step: int) -> Batch:
         """Return what the buckets give to the batch of a step."""
-        return _joined([_alone(sampler.draw(step)) for sampler in self._samplers])
-
-
-def _alone(batch: Batch) -> Batch:
-    """Return a batch whose buffer holds its own groups only."""
-    old, group = batch.groups, batch.group
-    sizes = np.diff(old.offsets)[group]
-    offsets = np.append(0, np.cumsum(sizes))
-    moved = old.offsets[group] - offsets[:-1]
-    pairs = np.arange(offsets[-1]) + np.repeat(moved, sizes)
-    groups = Groups(
-        query_id=old.query_id[group],
-        query_text=old.query_text[group],
-        searches=old.searches[group],
-        offsets=offsets,
-        doc_id=old.doc_id[pairs],
-        doc_text=old.doc_text[pairs],
-        label=old.label[pairs],
-        source=old.source[pairs],
-        weight=old.weight[pairs],
-    )
-    return Batch(
-        groups,
-        np.arange(len(group)),
-        batch.query_index,
-        batch.pair - moved[batch.query_index],
-        batch.known_index,
-        batch.known_pair - moved[batch.known_index],
-    )
-
-
-def _joined(batches: Sequence[Batch]) -> Batch:
-    """Return several batches as one."""
-    queries = np.cumsum([0, *(len(batch.group) for batch in batches)])
-    pairs = np.cumsum([0, *(len(batch.groups.doc_id) for batch in batches)])
-
-    def moved(name: str, by: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        return np.concatenate(
-            [getattr(one, name) + start for one, start in zip(batches, by[:-1], strict=True)]
-        )
-
-    return Batch(
-        Groups.concatenate([batch.groups for batch in batches]),
-        moved("group", queries),
-        moved("query_index", queries),
-        moved("pair", pairs),
-        moved("known_index", queries),
-        moved("known_pair", pairs),
-    )
+        parts, queries = [], 0
+        for sampler in self._samplers:
+            part = sampler.draw(step)
+            index, known = part.query_index + queries, part.known_index + queries
+            parts.append(part._replace(query_index=index, known_index=known))
+            queries += len(part.query_id)
+        return Batch(*map(np.concatenate, zip(*parts, strict=True)))

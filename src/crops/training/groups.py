@@ -11,10 +11,11 @@ import contextlib
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -34,6 +35,9 @@ SHARD_ROW_GROUPS = 256
 TEXT_BATCH = 4096
 """Texts handed out at a time."""
 _INDEX = "index.json"
+COUNTS = ("groups", "dropped", "undocumented", "one_label")
+"""Groups with an anchor, groups without one and queries without a document, which are left out, and groups
+whose documents share one label: other queries' documents are their only contrast."""
 _COUNTS = """
 select (select count(*) from groups) as groups,
        (select count(*) from all_groups) - (select count(*) from groups) as dropped,
@@ -70,18 +74,6 @@ class Groups:
     def __len__(self) -> int:
         return len(self.query_id)
 
-    @classmethod
-    def concatenate(cls, parts: Sequence[Self]) -> Self:
-        """Return all groups, in order."""
-        if len(parts) == 1:
-            return parts[0]
-        arrays = {
-            field.name: np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(cls)
-        }
-        sizes = np.concatenate([np.diff(part.offsets) for part in parts])
-        arrays["offsets"] = np.concatenate([[0], np.cumsum(sizes)])
-        return cls(**arrays)
-
 
 class GroupStore:
     """The groups that `store_groups` wrote; only what is asked for is in memory."""
@@ -89,18 +81,13 @@ class GroupStore:
     def __init__(self, folder: Path, rendering: Rendering) -> None:
         """Open a folder; `rendering` makes the texts of its queries."""
         index = json.loads((folder / _INDEX).read_text())
-        self._folder, self._rendering, self._content = folder, rendering, index["content"]
+        self._folder, self._rendering = folder, rendering
+        self.content: str = index["content"]
+        """A hash of the groups and texts."""
+        self.counts = Counter({name: index[name] for name in COUNTS})
         self.groups: int = index["groups"]
-        """Groups with an anchor."""
-        self.dropped: int = index["dropped"]
-        """Groups that have no anchor and are left out."""
-        self.undocumented: int = index["undocumented"]
-        """Queries that have no document and are left out."""
-        self.one_label: int = index["one_label"]
-        """Groups whose documents share one label: other queries' documents are their only contrast."""
-        self.queries = self.groups
-        """Rows of the pool that are query texts."""
-        self.first_query, self.first_doc = 0, self.queries
+        """With an anchor; so many rows of the pool are query texts."""
+        self.first_query, self.first_doc = 0, self.groups
         """Rows of the pool where its queries and its documents begin; `Lanes` moves them."""
         self.row_groups: NDArray[np.int64] = np.array(index["part_groups"], dtype=np.int64)
         """Groups of each row group."""
@@ -118,10 +105,8 @@ class GroupStore:
         for shard in np.unique(shards):
             path = self._folder / _shard_name(int(shard))
             with _readable(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
-                found += [self._groups(file.read_row_group(row)) for row in rows[shards == shard].tolist()]
-        return Groups.concatenate(found)
-
-    def _groups(self, pairs: pa.Table) -> Groups:
+                found.append(file.read_row_groups(rows[shards == shard].tolist()))
+        pairs = pa.concat_tables(found)
         query_id = pairs["query_id"].to_numpy()
         first = np.flatnonzero(np.append(True, query_id[1:] != query_id[:-1]))
         return Groups(
@@ -154,12 +139,8 @@ class GroupStore:
         """Return the row of the pool of each document of the catalogue, [D]."""
         path = self._folder / "catalogue.parquet"
         with _readable(path):
-            rows: NDArray[np.int64] = pq.read_table(path)["doc_text"].to_numpy() + self.queries
+            rows: NDArray[np.int64] = pq.read_table(path)["doc_text"].to_numpy() + self.groups
         return rows
-
-    def fingerprint(self) -> str:
-        """Return a hash of the groups and texts."""
-        return str(self._content)
 
 
 def store_groups(
@@ -186,15 +167,15 @@ def store_groups(
     Raises:
         CropsError: as `crops.training.samples.opened`.
     """
-    facts = {
-        "data": data.key(),
-        "rendering": [*rendering.columns, rendering.document.__name__, rendering.query.__name__],
-        "lowest_anchor": lowest_anchor,
-        "beta": beta,
-        "without": _digest(None if without is None else [sorted(texts) for texts in without]),
-        "catalogue": _digest(None if catalogue is None else [catalogue.ids.tolist(), catalogue.texts]),
-    }
-    key = json.loads(json.dumps(facts))
+    facts = (
+        data.key(),
+        [*rendering.columns, rendering.document.__name__, rendering.query.__name__],
+        lowest_anchor,
+        beta,
+        None if without is None else [sorted(texts) for texts in without],
+        None if catalogue is None else [catalogue.ids.tolist(), catalogue.texts],
+    )
+    key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
     with contextlib.suppress(OSError, ValueError, KeyError):
         if json.loads((folder / _INDEX).read_text())["key"] == key:
             return GroupStore(folder, rendering)
@@ -215,10 +196,6 @@ def store_groups(
     index = {"key": key, **counts, **written, "content": content.hexdigest()}
     write_text(folder / _INDEX, json.dumps(index))
     return GroupStore(folder, rendering)
-
-
-def _digest(values: Any) -> str | None:  # noqa: ANN401  (whatever JSON holds)
-    return None if values is None else hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 
 def _write_texts(database: Connection, query: str, path: Path, content: hashlib._Hash) -> None:

@@ -29,7 +29,7 @@ from crops.errors import CropsError, nearest
 from crops.evaluation import recall_at_k
 from crops.labels import ALL_SOURCES, DEFAULT_LABELS, SEARCH_SOURCES, Source, parse_sources
 from crops.negatives import BASELINES
-from crops.negatives.base import Corpus, Method, Miner, Point, Schedule, Value, grid
+from crops.negatives.base import Corpus, Ids, Method, Miner, Point, Schedule, Value, grid
 from crops.outputs import Scratch, console
 from crops.protocols import Retriever
 from crops.relevance.encode import is_ngram_folder
@@ -272,7 +272,7 @@ def documents_per_step(data: Samples, rendering: Rendering, config: TrainingConf
     with Scratch("crops-budget-") as folder:
         groups = store_groups(data, Path(folder) / "groups", rendering, config.min_anchor_label, config.beta)
         sampler = GroupSampler(groups, config, seed)
-        sizes = [len(sampler.draw(step).pair) for step in range(BUDGET_BATCHES)]
+        sizes = [len(sampler.draw(step).doc_id) for step in range(BUDGET_BATCHES)]
     return int(np.ceil(np.mean(sizes)))
 
 
@@ -282,10 +282,7 @@ def load_catalogue(mined: Path, rendering: Rendering) -> Catalogue:
     Raises:
         CropsError: the folder is no output of `crops mine`.
     """
-    samples = Samples(mined)
-    table = pa.concat_tables(
-        [pq.read_table(file, columns=["item_id", "uploaded_at"]) for file in samples.files("items")]
-    )
+    table = _read(Samples(mined), "items", ["item_id", "uploaded_at"])
     path = mined / "report.json"
     try:
         last = max(json.loads(path.read_text())["days"])
@@ -306,8 +303,6 @@ def load_catalogue(mined: Path, rendering: Rendering) -> Catalogue:
 # the test sets have: what was clicked for it on the mined days (CT), and what was consumed after its
 # rewordings and passed theta (QR).
 
-
-Ids = NDArray[np.int64]
 RECALL_K = 100
 BM25 = "bm25"
 BM25_GRID: tuple[dict[str, float], ...] = tuple(

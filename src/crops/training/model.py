@@ -188,27 +188,23 @@ def step_inputs(batch: Batch, pool: TextPool, objective: Objective, share: Share
     Every process draws the same batch. It encodes its share of the texts and contrasts its share of the
     queries with all documents; documents of the other queries get the query index -1.
     """
-    groups = batch.groups
-    texts, place = np.unique(
-        np.concatenate([groups.query_text[batch.group], groups.doc_text[batch.pair]]), return_inverse=True
-    )
-    labels, query_id = groups.label[batch.pair], groups.query_id[batch.group]
-    mine = share.of_queries(query_id, batch.query_index)
+    texts, place = np.unique(np.concatenate([batch.query_text, batch.doc_text]), return_inverse=True)
+    query_text, doc_text = np.split(place, [len(batch.query_id)])
+    mine = share.of_queries(batch.query_id, batch.query_index)
     local = np.where(mine, np.cumsum(mine) - 1, -1)
     known = mine[batch.known_index]
-    terms = objective.terms(labels, batch.query_index)
     return {
         "texts": texts,
         "encoded_here": share.of_texts(texts, pool),
-        "query_text": place[: len(batch.group)][mine],
-        "doc_text": place[len(batch.group) :],
+        "query_text": query_text[mine],
+        "doc_text": doc_text,
         "query_index": local[batch.query_index],
-        "grades": labels,
-        "query_id": query_id[mine],
-        "doc_id": groups.doc_id[batch.pair],
+        "grades": batch.label,
+        "query_id": batch.query_id[mine],
+        "doc_id": batch.doc_id,
         "known_index": local[batch.known_index][known],
-        "known_id": groups.doc_id[batch.known_pair][known],
-        "scale": np.array(share.world / terms),
+        "known_id": batch.known_id[known],
+        "scale": np.array(share.world / objective.terms(batch.label, batch.query_index)),
     }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -15,22 +14,25 @@ ROUND_BATCHES = 64
 """Batches between two shuffles, at least, of data that fits the buffer whole."""
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Q drawn groups with N drawn documents; numbers are rows of `groups`."""
+class Batch(NamedTuple):
+    """Q queries with N drawn documents, and the K positives that were not drawn; texts are rows of a pool."""
 
-    groups: Groups
-    """The buffer that the batch was drawn from."""
-    group: NDArray[np.int64]
+    query_id: NDArray[np.int64]
+    """[Q]"""
+    query_text: NDArray[np.int64]
     """[Q]"""
     query_index: NDArray[np.int64]
-    """[N] row in `group` of each document's query."""
-    pair: NDArray[np.int64]
-    """[N] the drawn pairs."""
+    """[N] which of the Q is each document's query."""
+    doc_id: NDArray[np.int64]
+    """[N]"""
+    doc_text: NDArray[np.int64]
+    """[N]"""
+    label: NDArray[np.int64]
+    """[N]"""
     known_index: NDArray[np.int64]
-    """[K] row in `group` of each positive that was not drawn."""
-    known_pair: NDArray[np.int64]
-    """[K] those pairs."""
+    """[K] which of the Q is each left-out positive's query."""
+    known_id: NDArray[np.int64]
+    """[K]"""
 
 
 class _Round(NamedTuple):
@@ -82,7 +84,17 @@ class GroupSampler:
         pair = np.arange(len(row)) + np.repeat(groups.offsets[group] - (np.cumsum(sizes) - sizes), sizes)
         drawn = self._draw_pairs(random, groups, row, pair)
         known = ~drawn & (groups.label[pair] >= self._config.positive_label)
-        return Batch(groups, group, row[drawn], pair[drawn], row[known], pair[known])
+        taken = pair[drawn]
+        return Batch(
+            groups.query_id[group],
+            groups.query_text[group],
+            row[drawn],
+            groups.doc_id[taken],
+            groups.doc_text[taken],
+            groups.label[taken],
+            row[known],
+            groups.doc_id[pair[known]],
+        )
 
     def _find_round(self, step: int) -> _Round:
         """Return the round of a step; passes are laid out one after the other."""

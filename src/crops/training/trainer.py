@@ -7,10 +7,10 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import torch
+from accelerate.utils import reduce
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
@@ -34,10 +34,9 @@ from crops.training.runs import (
     EVALUATIONS,
     LOG,
     ON_CPU,
-    average,
+    WHOLE,
     cut_lines,
     is_first_process,
-    mark_whole,
     processes,
 )
 
@@ -71,7 +70,7 @@ def fit(
     join: Join | None = None,
     each_node: bool = False,
     name: str = "crops",
-) -> Journal:
+) -> None:
     """Train `model` in place; with an evaluation, the weights of its best value are kept.
 
     Args:
@@ -106,7 +105,6 @@ def fit(
         trainer.add_callback(EarlyStoppingCallback(config.patience))
     with journal:
         trainer.train(resume_from_checkpoint=None if resume_from is None else str(resume_from))
-    return journal
 
 
 def _arguments(
@@ -190,9 +188,7 @@ class Journal(TrainerCallback):
         self._display.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._display.stop()
 
     def note(self, loss: Tensor, temperature: Tensor) -> None:
@@ -326,7 +322,7 @@ class _GroupTrainer(Trainer):
                 f"step {self.state.global_step + 1}: the batch does not fit in memory; set encode_chunk "
                 "(e.g. 64), which gives the same gradient in less memory, or lower batch_queries"
             ) from error
-        loss = average(loss)
+        loss = reduce(loss, "mean")  # over the processes
         self.journal.note(loss, temperature)
         return loss
 
@@ -363,4 +359,4 @@ class _GroupTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: object) -> None:
         super()._save_checkpoint(model, trial)
         if self.args.should_save:
-            mark_whole(Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}")
+            (Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}" / WHOLE).touch()
