@@ -140,15 +140,15 @@ def test_tokens_on_disk_train_alike(mined, random_encoder, tmp_path, monkeypatch
 
 def test_what_is_stored_is_used_again_until_the_samples_change(mined, tmp_path):
     folder = tmp_path / "groups"
-    before = stored(Samples(mined), tmp_path).fingerprint()
+    before = stored(Samples(mined), tmp_path).content
     written = (folder / "index.json").stat().st_mtime_ns
     stored(Samples(mined), tmp_path)
     assert (folder / "index.json").stat().st_mtime_ns == written
     path = mined / "samples.parquet"
     path.touch()
-    assert stored(Samples(mined), tmp_path).fingerprint() == before
+    assert stored(Samples(mined), tmp_path).content == before
     assert (folder / "index.json").stat().st_mtime_ns != written
-    assert stored(Samples(mined, SEARCH_SOURCES), tmp_path).fingerprint() != before
+    assert stored(Samples(mined, SEARCH_SOURCES), tmp_path).content != before
 
 
 def test_damaged_shards_tokens_and_samples_are_named(mined, random_encoder, tmp_path):
@@ -233,7 +233,7 @@ def test_other_labels_may_be_given_and_a_fold_held_out(write_mined, tmp_path):
     negative = write_mined([(-13, 1, S.CLICKED), (7, 1, S.CLICKED), (3, 1, S.CLICKED)], TITLES, folder="b")
     held_out = stored(Samples(negative, held_out=7), tmp_path)
     assert everything(held_out)[0].keys() == {(3, "query 3")}  # -13 leaves 7 as well
-    assert held_out.undocumented == 0
+    assert held_out.counts["undocumented"] == 0
 
 
 def test_faults_of_a_mined_folder_are_named(write_mined, tmp_path):
@@ -275,7 +275,7 @@ def test_judgements_become_groups(tmp_path):
         for (_, text), own in everything(source)[0].items()
     }
     assert found == {"seven": [("A aa", 3, 0)], "nine": [("B", 2, 0), ("cc", 0, 0)]}
-    assert (source.groups, source.undocumented, data.groups) == (2, 0, 2)
+    assert (source.groups, source.counts["undocumented"], data.groups) == (2, 0, 2)
     assert [text for texts in source.doc_texts() for text in texts].count("Z zz") == 0
 
 

@@ -34,8 +34,8 @@ from crops.errors import CropsError, nearest
 from crops.ids import LEAST_HASHED, number_sql, read_salt, salt_keys, salt_mark, user_sql
 from crops.logs.appending import earlier_imports, former_import, join_former
 from crops.logs.days import DAY_US, day_of
-from crops.logs.mapped import OWN_TABLES, packaged
-from crops.logs.mapping import Dataset, Importer, MappedTable, MappingFile, demand_filled, load_mapping
+from crops.logs.mapped import MAPS, OWN_TABLES, packaged
+from crops.logs.mapping import Dataset, Importer, MappedTable, MappingFile, load_mapping
 from crops.logs.rules import keep_rejects
 from crops.logs.sources import LISTS, missing_in_lines, nested_message
 from crops.logs.tables import OPTIONAL_TABLES
@@ -45,7 +45,7 @@ from crops.outputs import publish, timed, write_manifest
 from crops.plugins import load_object
 from crops.schema import Table
 
-IMPORTERS = {importer.name: importer for importer in (*packaged(), UBI, OWN_TABLES)}
+IMPORTERS = {importer.name: importer for importer in (*map(packaged, MAPS), UBI, OWN_TABLES)}
 """The formats that `crops import` knows: a new one is a mapping in `maps/`, or an importer here."""
 FORMATS = tuple(IMPORTERS)
 COMMAND = "import"
@@ -139,14 +139,13 @@ def import_logs(
             f"{importer.name} has a mapping of its own; leave --mapping out, or import it as `table`"
         )
     columns = load_mapping(Path(mapping)) if mapping else MappingFile()
-    if mapping:
-        demand_filled(Path(mapping), columns)
-    key, notes = _salt(out, salt, append=append or replace_days)
+    append |= replace_days
+    key, notes = _salt(out, salt, append=append)
     if source.resolve().is_relative_to(out.resolve()):
         raise CropsError(f"{out} holds the source; name another folder for the output")
     seconds: dict[str, float] = {}
     with publish(out, COMMAND) as staging:
-        former = former_import(out, salt_mark(key), append=append or replace_days)
+        former = former_import(out, salt_mark(key), append=append)
         with (
             tempfile.TemporaryDirectory(dir=staging) as spill,
             explained(f"a memory limit of {memory}"),
@@ -154,7 +153,7 @@ def import_logs(
         ):
             db.execute("set TimeZone='UTC'")
             dataset = importer.read(source, columns, Path(spill))
-            if append or replace_days:
+            if append:
                 _refuse_unlike(out, dataset, former)
             try:
                 report = interruptible(

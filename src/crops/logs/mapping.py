@@ -13,7 +13,7 @@ from collections.abc import Callable
 from collections.abc import Mapping as MappingType
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
@@ -252,39 +252,33 @@ class MappingFile(_Section):
         return -minutes if match[1] == "-" else minutes
 
 
-def demand_filled(path: Path, mapping: MappingFile) -> None:
-    """Refuse a map of `crops import --guess` with a line that is still to do: its column is not there.
+def load_mapping(path: Path) -> MappingFile:
+    """Read a mapping.
 
     Raises:
-        CropsError: there is one.
+        CropsError: the file is unreadable, a key is unknown, a value is not of its kind, or a line that
+            `crops import --guess` has marked TO DO is not filled in.
     """
+    try:
+        text = path.read_text()
+        mapping = MappingFile.model_validate(tomllib.loads(text))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise CropsError(f"{path}: cannot read the mapping: {error}") from error
+    except ValidationError as error:
+        faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()]
+        raise CropsError(f"{path}: {'; '.join(faults)}") from error
+    columns: MappingType[str, Any] = {}
     section, left = "", []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(text.splitlines(), 1):
         if found := re.match(r"\[(\w+)", line):
             section = found[1]
-        one: TableMapping | None = (
-            getattr(mapping, section, None) if section in mapping.model_fields_set else None
-        )
+            columns = getattr(getattr(mapping, section, None), "columns", {})
         asked = re.match(r"# TO DO, (\w+):", line)
-        if asked and not (one and asked[1] in one.columns):
+        if asked and asked[1] not in columns:
             left.append(f"{asked[1]} of [{section}] (line {number})")
     if left:
         raise CropsError(
             f"{path} has lines marked TO DO that nobody has filled in: {', '.join(left)}; take the # off one "
             "of the lines below each and correct it, or delete what you can do without"
         )
-
-
-def load_mapping(path: Path) -> MappingFile:
-    """Read a mapping.
-
-    Raises:
-        CropsError: the file is unreadable, a key is unknown or a value is not of its kind.
-    """
-    try:
-        return MappingFile.model_validate(tomllib.loads(path.read_text()))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise CropsError(f"{path}: cannot read the mapping: {error}") from error
-    except ValidationError as error:
-        faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()]
-        raise CropsError(f"{path}: {'; '.join(faults)}") from error
+    return mapping

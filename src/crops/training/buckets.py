@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -31,9 +31,9 @@ from crops.errors import CropsError
 from crops.logs.lake import open_store
 from crops.outputs import MANIFEST, Scratch
 from crops.retrieval.catalogue import SAMPLED
-from crops.training.groups import GroupStore
+from crops.training.groups import GroupStore, write_batches
 from crops.training.sampler import Batch, GroupSampler
-from crops.training.samples import BATCH_ROWS, TABLES, Samples
+from crops.training.samples import TABLES, Samples
 
 STORE = "store.json"
 """Names the buckets; written last, so that without it there is no store."""
@@ -73,21 +73,24 @@ def split(mined: str | Path, uri: str, buckets: int, memory: str) -> dict[str, A
         if store.get_file_info(f"{root}/{STORE}").type == stores.FileType.File:
             store.delete_file(f"{root}/{STORE}")
         for number, (low, high) in enumerate(_ranges(database, buckets)):
-            folder = f"{root}/bucket={number:03d}"
-            store.create_dir(folder)
-            digest, rows = hashlib.sha256(), {}
+            rows, folder = {}, Path(spill) / f"bucket={number:03d}"
+            folder.mkdir()
             used = f"select distinct item_id from samples where query_id between {low} and {high}"
             for table in TABLES:
                 where = f"where query_id between {low} and {high} order by query_id"
                 if table.endswith("items"):
                     where = f"semi join ({used}) used using (item_id) order by item_id"
                 where += ", item_id" if table == "samples" else ""
-                with store.open_output_stream(f"{folder}/{table}.parquet") as stream:
-                    rows[table] = _write(database, f"select * from {table} {where}", _Hashed(stream, digest))
+                written = write_batches(
+                    database, f"select * from {table} {where}", folder / f"{table}.parquet"
+                )
+                rows[table] = sum(batch.num_rows for batch in written)
             if (mined / MANIFEST).exists():
-                with store.open_output_stream(f"{folder}/{MANIFEST}") as stream:
-                    stream.write((mined / MANIFEST).read_bytes())
-            found.append({"rows": rows, "sha256": digest.hexdigest()})
+                shutil.copy(mined / MANIFEST, folder)
+            found.append({"rows": rows, "sha256": _sha256(folder)})
+            store.create_dir(f"{root}/{folder.name}")
+            stores.copy_files(str(folder), f"{root}/{folder.name}", destination_filesystem=store)
+            shutil.rmtree(folder)
         for info in store.get_file_info(stores.FileSelector(root)):  # of a former split into more
             if (bucket := re.fullmatch(r"bucket=(\d+)", info.base_name)) and int(bucket[1]) >= buckets:
                 store.delete_dir(info.path)
@@ -115,32 +118,14 @@ def _ranges(database: Connection, buckets: int) -> list[tuple[int, int]]:
     return list(zip(first, [*(start - 1 for start in first[1:]), 2**63 - 1], strict=True))
 
 
-class _Hashed:
-    """A stream whose bytes are hashed on their way."""
-
-    closed = False
-
-    def __init__(self, stream: IO[bytes], digest: hashlib._Hash) -> None:
-        self._stream, self._digest = stream, digest
-
-    def write(self, data: bytes) -> int:
-        self._digest.update(data)
-        return self._stream.write(data)
-
-    def flush(self) -> None:
-        self._stream.flush()
-
-    def close(self) -> None:
-        self.closed = True
-
-
-def _write(database: Connection, query: str, stream: _Hashed) -> int:
-    reader, rows = database.sql(query).to_arrow_reader(BATCH_ROWS), 0
-    with pq.ParquetWriter(stream, reader.schema, compression="zstd", write_page_checksum=True) as writer:
-        for batch in reader:
-            writer.write_batch(batch)
-            rows += batch.num_rows
-    return rows
+def _sha256(folder: Path) -> str:
+    """Return the hash of the tables of a bucket."""
+    digest = hashlib.sha256()
+    for table in TABLES:
+        with (folder / f"{table}.parquet").open("rb") as file:
+            while block := file.read(2**20):
+                digest.update(block)
+    return digest.hexdigest()
 
 
 @contextlib.contextmanager
@@ -187,12 +172,8 @@ class SplitSamples:
             folder.mkdir(parents=True)
             with _explained(self.uri):
                 stores.copy_files(f"{root}/bucket={number:03d}", str(folder), source_filesystem=store)
-                digest = hashlib.sha256()
-                for table in TABLES:
-                    with (folder / f"{table}.parquet").open("rb") as file:
-                        while block := file.read(2**20):
-                            digest.update(block)
-            if digest.hexdigest() != sha256:
+                written = _sha256(folder)
+            if written != sha256:
                 raise CropsError(
                     f"{self.uri}/bucket={number:03d} is not what was written; `crops split` it again"
                 )

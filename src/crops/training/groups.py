@@ -188,7 +188,8 @@ def store_groups(
             ("queries", "select query as text from groups order by query_text"),
             ("documents", "select text from doc_texts order by doc_text"),
         ):
-            _write_texts(database, query, folder / f"{name}.parquet", content)
+            for batch in write_batches(database, query, folder / f"{name}.parquet"):
+                content.update("\0".join(batch["text"].to_pylist()).encode())
         if catalogue is not None:
             rows = database.sql("select doc_text from catalogue join doc_texts using (text) order by place")
             pq.write_table(rows.to_arrow_table(), folder / "catalogue.parquet")
@@ -198,12 +199,13 @@ def store_groups(
     return GroupStore(folder, rendering)
 
 
-def _write_texts(database: Connection, query: str, path: Path, content: hashlib._Hash) -> None:
+def write_batches(database: Connection, query: str, path: Path) -> Iterator[pa.RecordBatch]:
+    """Write the rows of a query as Parquet; yield each batch as it is written."""
     reader = database.sql(query).to_arrow_reader(BATCH_ROWS)
     with pq.ParquetWriter(path, reader.schema, compression="zstd", write_page_checksum=True) as writer:
         for batch in reader:
             writer.write_batch(batch)
-            content.update("\0".join(batch["text"].to_pylist()).encode())
+            yield batch
 
 
 def _write_shards(

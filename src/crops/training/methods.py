@@ -188,30 +188,19 @@ def fit_method(
     if documents is None:
         budget = replace(data, keep=BUDGET_SOURCES, labels=DEFAULT_LABELS)
         documents = documents_per_step(budget, rendering, config, seed)
+    sampler, warm_up, refresh = (
+        method.miner,
+        round(settings["warm_up"] * config.steps),
+        int(settings["refresh"]),
+    )
+    schedule = Schedule(warm_up, refresh, float(settings["temperature"]))
     mining = Mining(
         load_catalogue(samples, rendering),
         documents,
-        _miner(method, settings, config),
+        None if sampler is None else lambda corpus: sampler(corpus, schedule),
         int(settings["negatives"]) or None,
         notes={"method": name, "point": settings},
     )
-    learn = partial(train, data, seed=seed, cache=cache, evaluation=evaluation, fresh=True)
-    start = time.process_time()
-    if method.query_miner is not None:
-        learned = _in_two_stages(
-            learn, mining, method.query_miner, out, _config(method, settings, config), settings
-        )
-    else:
-        learned = learn(out, _config(method, settings, config), mining=mining)
-    return {
-        **learned,
-        "train_seconds": learned["seconds"]["train"],
-        "cpu_seconds": time.process_time() - start,
-    }
-
-
-def _config(method: Method, settings: Mapping[str, Value], config: TrainingConfig) -> TrainingConfig:
-    """Return the run's settings with those of the method laid over them."""
     changes = {
         "loss": method.loss,
         "learning_rate": config.learning_rate * settings["learning_rate_scale"],
@@ -219,18 +208,18 @@ def _config(method: Method, settings: Mapping[str, Value], config: TrainingConfi
         "checkpoint_steps": config.steps,
         **{name: settings[name] for name in COPIED},
     }
-    return config.model_copy(update=changes)
-
-
-def _miner(
-    method: Method, settings: Mapping[str, Value], config: TrainingConfig
-) -> Callable[[Corpus], Miner] | None:
-    sampler = method.miner
-    if sampler is None:
-        return None
-    warm_up, refresh = round(settings["warm_up"] * config.steps), int(settings["refresh"])
-    schedule = Schedule(warm_up, refresh, float(settings["temperature"]))
-    return lambda corpus: sampler(corpus, schedule)
+    config = config.model_copy(update=changes)
+    learn = partial(train, data, seed=seed, cache=cache, evaluation=evaluation, fresh=True)
+    start = time.process_time()
+    if method.query_miner is not None:
+        learned = _in_two_stages(learn, mining, method.query_miner, out, config, settings)
+    else:
+        learned = learn(out, config, mining=mining)
+    return {
+        **learned,
+        "train_seconds": learned["seconds"]["train"],
+        "cpu_seconds": time.process_time() - start,
+    }
 
 
 def _in_two_stages(

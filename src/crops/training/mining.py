@@ -71,7 +71,23 @@ class Joined:
         size, room = len(inputs["query_text"]), self._mining.documents - len(inputs["doc_text"])
         index, ids = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
         if self._miner is not None:
-            own = self._miner(self._moment(step, random, inputs, room // size))
+            most, spare = self._mining.negatives, room // size
+            drawn = inputs["grades"] >= self._config.positive_label
+            row, positive = inputs["query_index"][drawn], inputs["doc_id"][drawn]
+            known = (
+                np.concatenate([row, inputs["known_index"]]),
+                np.concatenate([positive, inputs["known_id"]]),
+            )
+            own = self._miner(
+                Moment(
+                    step=step,
+                    random=random,
+                    queries=inputs["texts"][inputs["query_text"]],
+                    positives=_by_row(*known, size),
+                    drawn=_by_row(row, positive, size),
+                    negatives=max(0, spare if most is None else min(most, spare)),
+                )
+            )
             index, column = np.nonzero(own != NO_ITEM)
             ids = own[index, column]
         if self._config.in_batch:
@@ -97,22 +113,6 @@ class Joined:
             "documents_per_step": self._documents / max(1, self._steps),
             "refreshes": self._corpus.refreshes,
         }
-
-    def _moment(self, step: int, random: np.random.Generator, inputs: dict[str, Array], room: int) -> Moment:
-        most = self._mining.negatives
-        size = len(inputs["query_text"])
-        drawn = inputs["grades"] >= self._config.positive_label
-        row, ids = inputs["query_index"][drawn], inputs["doc_id"][drawn]
-        known_row = np.concatenate([row, inputs["known_index"]])
-        known_ids = np.concatenate([ids, inputs["known_id"]])
-        return Moment(
-            step=step,
-            random=random,
-            queries=inputs["texts"][inputs["query_text"]],
-            positives=_by_row(known_row, known_ids, size),
-            drawn=_by_row(row, ids, size),
-            negatives=max(0, room if most is None else min(most, room)),
-        )
 
 
 def with_documents(

@@ -16,13 +16,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from crops.database import Connection, explained, failing_as, open_database, parquet, parquet_files
 from crops.engine.documents import require_lag
 from crops.errors import CropsError
 from crops.labels import ALL_SOURCES, DEFAULT_LABELS, Source
-from crops.logs.sources import parquet_schema
 from crops.logs.tables import refuse_lake_tables
 from crops.outputs import Scratch
 from crops.text import CLICK_QUERY, DOCUMENT_FIELDS, Rendering, content_id
@@ -241,7 +241,7 @@ def opened(
 def _grade(database: Connection, samples: Samples) -> None:
     """Make `known_queries`, and `graded` from the bits of the kept sources."""
     files = samples.files("samples")
-    if missing := {"query_id", "item_id", "sources", "weight"} - set(parquet_schema(files[0]).names):
+    if missing := {"query_id", "item_id", "sources", "weight"} - set(_columns(files[0])):
         raise CropsError(f"{files[0]} has no column {min(missing)}; make it with `crops mine`")
     kept = {source: samples.labels[source] for source in sorted(samples.labels) if source & samples.keep}
     label = ", ".join(f"if((sources & {int(s)}) <> 0, {label}, -1)" for s, label in kept.items())
@@ -311,7 +311,7 @@ def _number(
 
 def _render(database: Connection, rendering: Rendering, file: Path) -> None:
     """Add the texts of items to `rendered`, a batch at a time."""
-    columns = [name for name in rendering.columns if name in parquet_schema(file).names]
+    columns = [name for name in rendering.columns if name in _columns(file)]
     chosen = ", ".join(["item_id", *(f'"{name}"' for name in columns)])
     query = f"select {chosen} from {parquet(file)} semi join used using (item_id) order by item_id"
     with database.cursor() as reader, database.cursor() as writer:
@@ -360,3 +360,10 @@ def _refuse_orphans(database: Connection, wanted: str, key: str, table: str, wha
 
 def _no_text(what: str, least: int, count: int) -> str:
     return f"{what} {least} has a label but no text ({count} such); fix the tables"
+
+
+def _columns(file: Path) -> list[str]:
+    try:
+        return list(pq.read_schema(file).names)
+    except (OSError, pa.ArrowException) as error:
+        raise CropsError(f"{file} cannot be read: {error}; make it again with `crops mine`") from error

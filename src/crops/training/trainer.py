@@ -87,10 +87,37 @@ def fit(
     """
     start = 0 if resume_from is None else int(resume_from.name.rpartition("-")[2])
     journal = Journal(model, work, len(steps), after=start, writes=is_first_process(each_node))
+    every = config.checkpoint_steps if evaluation is None else config.eval_steps
     try:
+        arguments = TrainingArguments(
+            output_dir=str(work),
+            run_name=name,
+            max_steps=len(steps),
+            warmup_steps=round(config.warmup * len(steps)),
+            max_grad_norm=0.0,
+            use_cpu=ON_CPU,
+            seed=seed,
+            bf16=config.bf16,
+            ignore_data_skip=True,
+            restore_callback_states_from_checkpoint=evaluation is not None,
+            save_strategy="steps",
+            save_steps=every,
+            save_on_each_node=each_node,
+            save_total_limit=2,
+            eval_strategy="no" if evaluation is None else "steps",
+            eval_steps=every,
+            load_best_model_at_end=evaluation is not None,
+            metric_for_best_model=None if evaluation is None else evaluation.metric,
+            greater_is_better=None if evaluation is None else True,
+            logging_strategy="steps" if config.report_to else "no",
+            logging_steps=1,
+            report_to=list(config.report_to) or "none",
+            disable_tqdm=True,
+            logging_nan_inf_filter=False,  # the Journal refuses such a loss
+        )
         trainer = _GroupTrainer(
             model,
-            _arguments(config, seed, work, len(steps), evaluation, name, each_node),
+            arguments,
             train_dataset=steps,
             eval_dataset=None if evaluation is None else steps,
             optimizers=(_optimizer(model, config), None),
@@ -105,44 +132,6 @@ def fit(
         trainer.add_callback(EarlyStoppingCallback(config.patience))
     with journal:
         trainer.train(resume_from_checkpoint=None if resume_from is None else str(resume_from))
-
-
-def _arguments(
-    config: TrainingConfig,
-    seed: int,
-    work: Path,
-    steps: int,
-    evaluation: Evaluation | None,
-    name: str,
-    each_node: bool,
-) -> TrainingArguments:
-    every = config.checkpoint_steps if evaluation is None else config.eval_steps
-    return TrainingArguments(
-        output_dir=str(work),
-        run_name=name,
-        max_steps=steps,
-        warmup_steps=round(config.warmup * steps),
-        max_grad_norm=0.0,
-        use_cpu=ON_CPU,
-        seed=seed,
-        bf16=config.bf16,
-        ignore_data_skip=True,
-        restore_callback_states_from_checkpoint=evaluation is not None,
-        save_strategy="steps",
-        save_steps=every,
-        save_on_each_node=each_node,
-        save_total_limit=2,
-        eval_strategy="no" if evaluation is None else "steps",
-        eval_steps=every,
-        load_best_model_at_end=evaluation is not None,
-        metric_for_best_model=None if evaluation is None else evaluation.metric,
-        greater_is_better=None if evaluation is None else True,
-        logging_strategy="steps" if config.report_to else "no",
-        logging_steps=1,
-        report_to=list(config.report_to) or "none",
-        disable_tqdm=True,
-        logging_nan_inf_filter=False,  # the Journal refuses such a loss
-    )
 
 
 def _optimizer(model: GroupLoss, config: TrainingConfig) -> torch.optim.Optimizer:
@@ -248,10 +237,6 @@ class Journal(TrainerCallback):
                 file.write(json.dumps(finite(line)) + "\n")
 
 
-def _as_is(inputs: Any) -> Any:  # noqa: ANN401
-    return inputs
-
-
 class _GroupTrainer(Trainer):
     """A Trainer whose batches come ready and whose model returns its loss."""
 
@@ -269,32 +254,19 @@ class _GroupTrainer(Trainer):
         assert isinstance(self.train_dataset, Steps)
         sampler = _From(self.start, len(self.train_dataset))
         generator = torch.Generator()
-        return DataLoader(self.train_dataset, None, sampler=sampler, generator=generator, collate_fn=_as_is)
+        return DataLoader(
+            self.train_dataset, None, sampler=sampler, generator=generator, collate_fn=lambda inputs: inputs
+        )
 
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Tensor | Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
-    ) -> Tensor | tuple[Tensor, None]:
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *_: Any, **__: Any) -> Tensor:  # noqa: ANN401
         """Return the loss of a batch.
 
         In several processes `model` is the wrapped one: torch's DistributedDataParallel averages gradients
         while the backward pass still makes others.
-
-        Raises:
-            CropsError: the loss function refuses the batch; names the step.
         """
         assert self.model is not None
-        called = model if processes()[1] > 1 else self.model
-        try:
-            loss: Tensor = called(**inputs)
-        except CropsError as error:
-            raise CropsError(
-                f"step {self.state.global_step + 1}: {error}. The step was not applied"
-            ) from error
-        return (loss, None) if return_outputs else loss
+        loss: Tensor = (model if processes()[1] > 1 else self.model)(**inputs)
+        return loss
 
     def training_step(
         self,
@@ -305,7 +277,7 @@ class _GroupTrainer(Trainer):
         """Compute the gradient of a batch, averaged over the processes, and note the loss.
 
         Raises:
-            CropsError: as `compute_loss`, or the batch does not fit in memory.
+            CropsError: the loss function refuses the batch, or it does not fit in memory; names the step.
         """
         assert isinstance(self.model, GroupLoss)
         temperature = self.model.log_temperature.detach().exp()
@@ -314,6 +286,10 @@ class _GroupTrainer(Trainer):
             inputs = self.join(self.state.global_step, inputs)
         try:
             loss = super().training_step(model, inputs, num_items_in_batch)
+        except CropsError as error:
+            raise CropsError(
+                f"step {self.state.global_step + 1}: {error}. The step was not applied"
+            ) from error
         except (RuntimeError, MemoryError) as error:
             full = isinstance(error, (MemoryError, torch.OutOfMemoryError))
             if not full and not any(sign in str(error) for sign in _MEMORY_SIGNS):
