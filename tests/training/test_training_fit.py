@@ -14,9 +14,9 @@ from crops.losses import LOSSES, h_infonce
 from crops.outputs import read_manifest
 from crops.training import fit, pool, train, trainer
 from crops.training import pool as embedding
+from crops.training.groups import Batch
 from crops.training.model import Share, contrast_of, objective, step_inputs
 from crops.training.pool import tokenise_pool
-from crops.training.sampler import Batch
 
 
 @pytest.fixture

@@ -16,8 +16,7 @@ from crops.labels import ALL_SOURCES, SEARCH_SOURCES, Source
 from crops.text import PLAIN
 from crops.training import Samples, from_judgements, pool, read_log, train
 from crops.training import groups as store
-from crops.training.groups import GroupStore
-from crops.training.sampler import GroupSampler
+from crops.training.groups import GroupSampler, GroupStore
 
 S = Source
 QUERIES, ITEMS = 50, 40

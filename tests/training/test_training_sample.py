@@ -6,7 +6,7 @@ from by_hand import stored, with_column
 
 from crops.config import TrainingConfig
 from crops.labels import Source
-from crops.training.sampler import GroupSampler
+from crops.training.groups import GroupSampler
 
 S = Source
 POPULAR = [(5, S.REFORMULATION)] * 2 + [(4, S.CLICKED)] * 3 + [(4, S.FEED)] * 9 + [(1, S.FILTERED)] * 7

@@ -10,7 +10,7 @@ from crops.config import TrainingConfig
 from crops.errors import CropsError
 from crops.labels import Source
 from crops.training import Samples, train
-from crops.training.mining import Mining
+from crops.training.model import Mining
 from crops.training.samples import Catalogue, Wordless
 
 S = Source

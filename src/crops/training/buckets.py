@@ -31,8 +31,7 @@ from crops.errors import CropsError
 from crops.logs.lake import open_store
 from crops.outputs import MANIFEST, Scratch
 from crops.retrieval.catalogue import SAMPLED
-from crops.training.groups import GroupStore, write_batches
-from crops.training.sampler import Batch, GroupSampler
+from crops.training.groups import Batch, GroupSampler, GroupStore, write_batches
 from crops.training.samples import TABLES, Samples
 
 STORE = "store.json"

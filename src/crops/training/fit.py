@@ -20,27 +20,11 @@ from crops.encoders import load_encoder, longest, rendering_of, save_encoder
 from crops.errors import CropsError
 from crops.outputs import console, publish, timed, write_manifest
 from crops.text import PLAIN
+from crops.training import runs
 from crops.training.buckets import Lanes, LaneSampler, SplitSamples
-from crops.training.groups import GroupStore, store_groups
-from crops.training.mining import Joined, Mining
-from crops.training.model import GroupLoss, Share, Steps, contrast_of, objective
+from crops.training.groups import GroupSampler, GroupStore, store_groups
+from crops.training.model import GroupLoss, Joined, Mining, Share, Steps, contrast_of, objective
 from crops.training.pool import TextPool, UsedTokens, compile_transformers, tokenise_pool, wordless_texts
-from crops.training.runs import (
-    EVALUATIONS,
-    LOG,
-    checkpoints,
-    drop_partial,
-    exchanged,
-    is_first_process,
-    joined,
-    last_checkpoint,
-    node,
-    processes,
-    read_log,
-    same_run,
-    work_folder,
-)
-from crops.training.sampler import GroupSampler
 from crops.training.samples import Samples, TrainingData, Wordless
 from crops.training.trainer import Evaluation, fit
 
@@ -83,7 +67,7 @@ def train(
         `seconds` (by part), `loss` (mean of the last tenth of the steps), `temperature`, `groups`,
         `dropped_groups`, `without_token` (what was left out for that: queries, documents, and groups with
         them), `contrast` (see `contrast_of`; of the first batch, as drawn), and with `mining`
-        what it saw (`crops.training.mining.Joined.summary`).
+        what it saw (`crops.training.model.Joined.summary`).
 
     Raises:
         CropsError: fewer than two groups have an anchor, the checkpoints are of other settings or data,
@@ -91,19 +75,19 @@ def train(
     """
     cache = None if cache is None else Path(cache)
     out = Path(out)
-    joined()
+    runs.joined()
     each_node = isinstance(data, SplitSamples)
-    work = work_folder(out) / f"node-{node()}" if each_node else work_folder(out)
+    work = runs.work_folder(out) / f"node-{runs.node()}" if each_node else runs.work_folder(out)
     seconds: dict[str, float] = {}
     settings: dict[str, Any] = config.model_dump(mode="json", exclude_none=True)
-    published = publish(out, "train") if is_first_process() else contextlib.nullcontext()
+    published = publish(out, "train") if runs.is_first_process() else contextlib.nullcontext()
     with published as folder, _working(work, fresh, each_node):
-        with joined().local_main_process_first() if each_node else joined().main_process_first():
+        with runs.joined().local_main_process_first() if each_node else runs.joined().main_process_first():
             run = _prepare(data, config, seed, cache, work, seconds, mining)
         learned = _learn(run, config, seed, work, evaluation, seconds, out.name)
         if folder is not None:
             save_encoder(run.encoder, folder)
-            for written in (LOG, EVALUATIONS):
+            for written in (runs.LOG, runs.EVALUATIONS):
                 shutil.copy(work / written, folder / written)
             arm = data.arm if isinstance(data, SplitSamples) else data
             samples = str(arm.mined.absolute()) if isinstance(arm, Samples) else None
@@ -145,7 +129,7 @@ def _prepare(
         encoder = load_encoder(config, cache)
         if config.compile:
             compile_transformers(encoder)
-    rank, world = processes()
+    rank, world = runs.processes()
     share = work / f"process-{rank}-of-{world}" if isinstance(data, SplitSamples) else work
     facts = data.facts()["buckets"] if isinstance(data, SplitSamples) else []
 
@@ -173,7 +157,7 @@ def _prepare(
     before = groups.groups
     _require_two_groups(groups, config, without)
     decisive = config.model_dump(mode="json", exclude=_FREE) | {"seed": seed}
-    tokens = share / f"tokens-{same_run(work, decisive, groups.content)}"
+    tokens = share / f"tokens-{runs.same_run(work, decisive, groups.content)}"
     with timed(seconds, "tokenise"):
         pool = tokenise_pool(encoder, groups, tokens)
     if (without := wordless_texts(groups, pool)) is not None:
@@ -219,13 +203,13 @@ def _learn(
             assert run.buckets is not None
             sampler, share = LaneSampler(run.groups, run.buckets, config, seed), Share()
         else:
-            sampler, share = GroupSampler(run.groups, config, seed), Share(*processes())
+            sampler, share = GroupSampler(run.groups, config, seed), Share(*runs.processes())
         contrast = contrast_of(Steps(sampler, pool, config.steps, wanted)[0], config.in_batch)
         limit = longest(run.encoder)
         counts = _counts(run, limit)
         if run.buckets is not None:
-            contrast["queries"] = sum(part["queries"] for part in exchanged(contrast))
-        if is_first_process():
+            contrast["queries"] = sum(part["queries"] for part in runs.exchanged(contrast))
+        if runs.is_first_process():
             console.print(_start_line(contrast, counts, limit))
         steps = Steps(sampler, pool, config.steps, wanted, share)
         model = GroupLoss(run.encoder, pool, config)
@@ -240,8 +224,8 @@ def _learn(
                 return evaluation.metrics(encoder)
 
         # The newest complete checkpoint that every process finds in its work folder.
-        everywhere = set.intersection(*exchanged({path.name for path in checkpoints(work)}))
-        newest = [path for path in checkpoints(work) if path.name in everywhere]
+        everywhere = set.intersection(*runs.exchanged({path.name for path in runs.checkpoints(work)}))
+        newest = [path for path in runs.checkpoints(work) if path.name in everywhere]
         with timed(seconds, "train"):
             fit(
                 model,
@@ -255,8 +239,8 @@ def _learn(
                 join=join,
                 name=name,
             )
-    log = read_log(work)
-    joined().wait_for_everyone()  # then the first process publishes, and removes what all have read
+    log = runs.read_log(work)
+    runs.joined().wait_for_everyone()  # then the first process publishes, and removes what all have read
     return {
         "loss": float(log.loss[-max(1, len(log.loss) // 10) :].mean()),
         "temperature": model.temperature,
@@ -275,7 +259,7 @@ def _counts(run: _Run, limit: int | None) -> Counter[str]:
     if limit is not None and run.buckets is None:  # buckets share documents, which would count again
         lengths = np.concatenate([np.diff(side.tokens.offsets) for side in run.pool.sides])
         own["full"] = int((lengths[run.groups.groups :] >= limit).sum())
-    parts = [(own, run.without)] if run.buckets is None else exchanged((own, run.without))
+    parts = [(own, run.without)] if run.buckets is None else runs.exchanged((own, run.without))
     counts: Counter[str] = Counter()
     for part, _ in parts:
         counts.update(part)
@@ -307,16 +291,16 @@ def _start_line(contrast: dict[str, float], counts: Counter[str], limit: int | N
 @contextlib.contextmanager
 def _working(work: Path, fresh: bool, each_node: bool) -> Iterator[None]:
     """Keep the work folder for as long as a run may resume from it: from its first checkpoint to success."""
-    if not is_first_process(each_node):
+    if not runs.is_first_process(each_node):
         yield
         return
     if fresh:
         shutil.rmtree(work, ignore_errors=True)
-    drop_partial(work)
+    runs.drop_partial(work)
     try:
         yield
     except BaseException:
-        if last_checkpoint(work) is None:
+        if runs.last_checkpoint(work) is None:
             shutil.rmtree(work, ignore_errors=True)
         raise
     shutil.rmtree(work, ignore_errors=True)

@@ -37,9 +37,8 @@ from crops.retrieval import BM25Retriever, ExactRetriever, load_items
 from crops.retrieval.bm25 import Tokeniser
 from crops.text import DOCUMENT_FIELDS, PLAIN, Rendering, has_text
 from crops.training.fit import train
-from crops.training.groups import store_groups
-from crops.training.mining import Mining
-from crops.training.sampler import GroupSampler
+from crops.training.groups import GroupSampler, store_groups
+from crops.training.model import Mining
 from crops.training.samples import FOLDS, Catalogue, Samples
 from crops.training.trainer import Evaluation
 

@@ -29,16 +29,8 @@ from transformers import (
 from crops.config import TrainingConfig
 from crops.errors import CropsError
 from crops.outputs import finite, progress
+from crops.training import runs
 from crops.training.model import GroupLoss, Steps
-from crops.training.runs import (
-    EVALUATIONS,
-    LOG,
-    ON_CPU,
-    WHOLE,
-    cut_lines,
-    is_first_process,
-    processes,
-)
 
 Evaluator = Callable[[SentenceTransformer], dict[str, float]]
 """Metrics of an encoder, by name; larger is better."""
@@ -86,7 +78,7 @@ def fit(
             which is not applied.
     """
     start = 0 if resume_from is None else int(resume_from.name.rpartition("-")[2])
-    journal = Journal(model, work, len(steps), after=start, writes=is_first_process(each_node))
+    journal = Journal(model, work, len(steps), after=start, writes=runs.is_first_process(each_node))
     every = config.checkpoint_steps if evaluation is None else config.eval_steps
     try:
         arguments = TrainingArguments(
@@ -95,7 +87,7 @@ def fit(
             max_steps=len(steps),
             warmup_steps=round(config.warmup * len(steps)),
             max_grad_norm=0.0,
-            use_cpu=ON_CPU,
+            use_cpu=runs.ON_CPU,
             seed=seed,
             bf16=config.bf16,
             ignore_data_skip=True,
@@ -172,8 +164,8 @@ class Journal(TrainerCallback):
 
     def __enter__(self) -> Self:
         if self._writes:
-            for name in (LOG, EVALUATIONS):
-                cut_lines(self._work / name, self._after)
+            for name in (runs.LOG, runs.EVALUATIONS):
+                runs.cut_lines(self._work / name, self._after)
         self._display.start()
         return self
 
@@ -218,7 +210,7 @@ class Journal(TrainerCallback):
             "learning_rate": scheduler.get_last_lr()[0],
             "grad_norm": self._grad_norm,
         }
-        self._write(LOG, line)
+        self._write(runs.LOG, line)
         self._display.advance(self._task)
 
     def on_evaluate(
@@ -229,7 +221,7 @@ class Journal(TrainerCallback):
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
         """Write the metrics of an evaluation."""
-        self._write(EVALUATIONS, {"step": state.global_step, **kwargs["metrics"]})
+        self._write(runs.EVALUATIONS, {"step": state.global_step, **kwargs["metrics"]})
 
     def _write(self, name: str, line: dict[str, Any]) -> None:
         if self._writes:
@@ -265,7 +257,7 @@ class _GroupTrainer(Trainer):
         while the backward pass still makes others.
         """
         assert self.model is not None
-        loss: Tensor = (model if processes()[1] > 1 else self.model)(**inputs)
+        loss: Tensor = (model if runs.processes()[1] > 1 else self.model)(**inputs)
         return loss
 
     def training_step(
@@ -335,4 +327,4 @@ class _GroupTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: object) -> None:
         super()._save_checkpoint(model, trial)
         if self.args.should_save:
-            (Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}" / WHOLE).touch()
+            (Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}" / runs.WHOLE).touch()
