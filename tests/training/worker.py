@@ -12,10 +12,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from crops.encoders import load_encoder
 from crops.training import train
+from crops.training.groups import GroupSampler
 from crops.training.model import GroupLoss, Share, Steps, objective
 from crops.training.pool import tokenise_pool
 from crops.training.runs import joined, processes
-from crops.training.sampler import GroupSampler
 
 
 def gradients(data, config):

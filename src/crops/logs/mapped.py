@@ -13,6 +13,7 @@ from pathlib import Path
 from crops.database import literal, quoted
 from crops.errors import CropsError, nearest
 from crops.logs.mapping import (
+    FACTORS,
     ColumnMapping,
     Dataset,
     Importer,
@@ -21,11 +22,6 @@ from crops.logs.mapping import (
     MappingFile,
     Source,
     TableMapping,
-    load_mapping,
-)
-from crops.logs.sources import LISTS, demand_fields, find_files, parquet_schema, read_sql, text_inside
-from crops.logs.values import (
-    FACTORS,
     Value,
     duration,
     elements,
@@ -34,10 +30,12 @@ from crops.logs.values import (
     identifier,
     integer,
     integer_identifier,
+    load_mapping,
     text,
     time,
     tokens,
 )
+from crops.logs.sources import LISTS, demand_fields, find_files, parquet_schema, read_sql, text_inside
 from crops.schema import FEED_EVENTS, ITEMS, SEARCH_IMPRESSIONS, SEARCHES, STAGES, Column, Table
 
 _IDS = ("user_id", "item_id", "search_id")

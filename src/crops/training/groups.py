@@ -157,15 +157,9 @@ def store_groups(
 ) -> GroupStore:
     """Write the groups that have an anchor as shards, or open them if they are there and still true.
 
-    Memory is bounded by that of the data and a buffer of groups, whatever the number of groups.
-
-    Args:
-        data: a mined folder and the sources that count, or tables.
-        folder: gets the shards, the texts and an index, which is written last.
-        lowest_anchor: groups without a document of at least this label are left out.
-        beta: groups are drawn with weight searches^beta.
-        without: texts that are left out, with their queries and documents.
-        catalogue: documents whose texts join the pool, in no group.
+    Memory is bounded by that of the data and a buffer of groups, whatever the number of groups. Groups
+    without a document of label `lowest_anchor` or more are left out, and so are the queries and documents of
+    the texts `without`; the texts of the `catalogue` join the pool, in no group.
 
     Raises:
         CropsError: as `crops.training.samples.opened`.
@@ -197,7 +191,7 @@ def store_groups(
             rows = database.sql("select doc_text from catalogue join doc_texts using (text) order by place")
             pq.write_table(rows.to_arrow_table(), folder / "catalogue.parquet")
         written = _write_shards(database, folder, beta, content)
-    index = {"key": key, **counts, **written, "content": content.hexdigest()}
+    index = {"key": key, **counts, **written, "content": content.hexdigest()}  # last: all is there
     write_text(folder / _INDEX, json.dumps(index))
     return GroupStore(folder, rendering)
 

@@ -151,14 +151,10 @@ def fit_method(
     Args:
         name: a key of `METHODS`.
         samples: a folder of `crops mine`; its items known by the end of the last day are the catalogue.
-        out: the folder to write.
         config: encoder, batches, steps, optimiser, shared by all methods; loss and sampling are the method's.
-        seed: of batches and samplers.
-        cache: see `crops.encoders.load_encoder`.
         point: settings of the method, its defaults where absent.
         documents: documents per step; `documents_per_step` of these samples' `BUDGET_SOURCES` when None.
         held_out: leave out the queries of this fold (`is_validation`).
-        evaluation: along the way, as of `train`.
         fields: what stands for a document, of the groups and of the catalogue.
 
     Returns:
@@ -176,13 +172,8 @@ def fit_method(
     rendering = rendering_for(config)
     if method.reads_texts and rendering is not PLAIN:
         raise CropsError(f"{name}: BM25 reads texts and {config.encoder} ids; take an encoder of texts")
-    data = Samples(
-        samples,
-        method.keep,
-        labels=method.labels or DEFAULT_LABELS,
-        held_out=held_out,
-        fields=fields,
-    )
+    labels = method.labels or DEFAULT_LABELS
+    data = Samples(samples, method.keep, labels=labels, held_out=held_out, fields=fields)
     rendering = data.rendering(rendering)
     if documents is None:
         budget = replace(data, keep=BUDGET_SOURCES, labels=DEFAULT_LABELS)
@@ -318,14 +309,9 @@ def tune_method(
 
     Args:
         name: a key of `METHODS`, or `bm25`.
-        samples: a folder of `crops mine`.
-        out: folder that gets `<name>.json`.
-        config: as of `fit_method`.
-        seed: of batches and samplers, the same for all points.
-        cache: see `crops.encoders.load_encoder`.
+        out: folder that gets `<name>.json`; the others as of `fit_method`.
         folds: tenths of the queries that are held out, one after the other (at most 10).
         tokeniser: of BM25; chosen by the texts when None.
-        fields: what stands for a document.
 
     Raises:
         CropsError: as `fit_method` and `validation_sets`.
@@ -334,6 +320,7 @@ def tune_method(
     catalogue = load_catalogue(samples, rendering)
     sets = [validation_sets(samples, catalogue.ids, fold) for fold in range(folds)]
     points: Sequence[Point] = BM25_GRID if name == BM25 else find_method(name).grid
+    fitted = partial(fit_method, name, samples, config=config, seed=seed, cache=cache, fields=fields)
     tried: list[dict[str, Any]] = []
     documents = None
     for number, point in enumerate(points):
@@ -344,18 +331,7 @@ def tune_method(
                 retriever = BM25Retriever(*catalogue, k1=point["k1"], b=point["b"], tokeniser=tokeniser)
             else:
                 model = out / "models" / f"{name}-{number}-{fold}"
-                documents = fit_method(
-                    name,
-                    samples,
-                    model,
-                    config=config,
-                    seed=seed,
-                    cache=cache,
-                    point=point,
-                    documents=documents,
-                    held_out=fold,
-                    fields=fields,
-                )["budget"]
+                documents = fitted(model, point=point, documents=documents, held_out=fold)["budget"]
                 ours = is_ngram_folder(model)
                 encoder = SentenceTransformer(str(model), device="cpu", trust_remote_code=ours)
                 retriever = ExactRetriever(encoder, *catalogue, render_query=rendering.query)
