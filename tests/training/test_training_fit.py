@@ -130,9 +130,10 @@ def inputs(toy, random_encoder, tmp_path):
     def of(known_index=(), known_pair=()):
         index, pair = (np.array(known, dtype=np.int64) for known in (known_index, known_pair))
         groups = source.read(np.array([0]))
-        queries, docs = (groups.query_id[:2], groups.query_text[:2]), (groups.doc_id[:8], groups.doc_text[:8])
-        rows = np.repeat([0, 1], 4)
-        batch = Batch(*queries, rows, *docs, groups.label[:8], index, groups.doc_id[pair])
+        two, eight, rows = np.arange(2), np.arange(8), np.repeat([0, 1], 4)
+        queries = groups.query_id[two], groups.query_text[two], rows
+        docs = groups.doc_id[eight], groups.doc_text[eight], groups.label[eight]
+        batch = Batch(*queries, *docs, index, groups.doc_id[pair])
         return step_inputs(batch, pool, objective(TrainingConfig()), Share())
 
     return of

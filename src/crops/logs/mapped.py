@@ -118,7 +118,7 @@ def _origins(plan: _Plan) -> dict[str, tuple[tuple[Path, ...], str]]:
     section = plan.section
     wanted = [*plan.paths, *section.where]
     for name, join in section.join.items():
-        wanted += [f"{name}.{path}" for path in (*join.pairs.values(), *join.where)]
+        wanted += [f"{name}.{path}" for path in (*join.on.values(), *join.where)]
     found = {}
     for path in dict.fromkeys(wanted):
         join_name = plan.join_of(path)
@@ -140,10 +140,7 @@ def _planned(table: Table, section: TableMapping, folder: Path, mapping: Mapping
     written = SEARCH_IMPRESSIONS.name if table is SEARCHES else table.name
     where = f"[{written}.columns]"
     known = {column.name: column for column in table.columns if not column.own_of}
-    how = {
-        name: ColumnMapping(column=one) if isinstance(one, str) else one
-        for name, one in section.columns.items()
-    }
+    how = dict(section.columns)
     if table is SEARCH_IMPRESSIONS:
         how.setdefault("stage", ColumnMapping(value="exposed"))
     for name in how:
@@ -188,7 +185,7 @@ class _Plan:
     def paths(self) -> tuple[str, ...]:
         """What is read: of files of the table, `join.path` of a join, `list.path` of an element."""
         used = [path for one in self.how.values() for path in one.paths()]
-        keys = [ours for join in self.section.join.values() for ours in join.pairs]
+        keys = [ours for join in self.section.join.values() for ours in join.on]
         return tuple(dict.fromkeys([*used, *keys, *self.section.explode]))
 
     @property
@@ -211,7 +208,7 @@ def _rows(plan: _Plan) -> str:
     own = [path for path in plan.paths if not plan.join_of(path) and plan.list_of(path) in (None, path)]
     number = ", row_number() over () as _number" if any(one.row for one in plan.how.values()) else ""
     rows = _read(plan, section, own, number=number)
-    late = [name for name, join in section.join.items() if any(map(plan.list_of, join.pairs))]
+    late = [name for name, join in section.join.items() if any(map(plan.list_of, join.on))]
     for name in section.join:
         if name not in late:
             rows = _with_join(plan, rows, name)
@@ -303,13 +300,13 @@ def _join_setup(plan: _Plan, name: str) -> str:
     """Return the statement that makes the table of a join: its columns, `_key` and `_turn` in rows of it."""
     join = plan.section.join[name]
     paths = [path.partition(".")[2] for path in plan.paths if plan.join_of(path) == name]
-    paths = list(dict.fromkeys([*join.pairs.values(), *paths]))
+    paths = list(dict.fromkeys([*join.on.values(), *paths]))
     fields = ", ".join(f"{quoted(path)} as {quoted(f'{name}.{path}')}" for path in paths)
     problem = f"replace(_problem, {literal(LISTS)}, {literal(f'{LISTS}{name}.')}) as _problem"
     return f"""
         create table {_join_table(plan, name)} as
         select *, row_number() over (partition by _problem, _key order by _file, _row) as _turn
-        from (select {_key(join.pairs.values())} as _key, {fields}, {problem}, _file, _row
+        from (select {_key(join.on.values())} as _key, {fields}, {problem}, _file, _row
             from ({_read(plan, join, paths, f"{name}.")}))"""
 
 
@@ -318,7 +315,7 @@ def _with_join(plan: _Plan, rows: str, name: str) -> str:
     return f"""
         select ours.*, theirs.* exclude (_key, _turn, _problem, _file, _row),
             theirs._key is not null as {quoted(f"found {name}")}
-        from (select *, {_key(plan.section.join[name].pairs)} as {key} from ({rows})) ours
+        from (select *, {_key(plan.section.join[name].on)} as {key} from ({rows})) ours
             left join (select * from {join} where _turn = 1 and _problem is null) theirs
             on theirs._key = ours.{key}"""
 
@@ -475,7 +472,7 @@ def _raw(column: str, how: ColumnMapping) -> str:
         return quoted(how.column)
     texts = []
     for part in how.columns:
-        parts = [f"nullif(trim({quoted(one)}), '')" for one in ((part,) if isinstance(part, str) else part)]
+        parts = [f"nullif(trim({quoted(one)}), '')" for one in part]
         texts.append(parts[0] if len(parts) == 1 else f"coalesce({', '.join(parts)})")
     if column in _IDS:
         return f"({' || chr(124) || '.join(texts)})"

@@ -12,6 +12,7 @@ import tomllib
 from collections.abc import Callable
 from collections.abc import Mapping as MappingType
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -99,11 +100,15 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
-def _tuple(value: object) -> object:
-    return value if isinstance(value, list | tuple) else (value,)
+def _same_names(value: Any) -> Any:  # noqa: ANN401 (what the file holds)
+    names = [value] if isinstance(value, str) else value
+    alike = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    return dict(zip(names, names, strict=True)) if alike else value
 
 
-Kinds = dict[str, Annotated[tuple[bool | int | float | str, ...], BeforeValidator(_tuple)]]
+_tuple = BeforeValidator(lambda value: value if isinstance(value, list | tuple) else (value,))
+_of_column = BeforeValidator(lambda value: {"column": value} if isinstance(value, str) else value)
+Kinds = dict[str, Annotated[tuple[bool | int | float | str, ...], _tuple]]
 
 
 def _demand_sql(value: str, what: str) -> None:
@@ -119,7 +124,7 @@ class ColumnMapping(_Section):
 
     column: str | None = None
     """Of the file, or a path such as `object.id` (see `crops.logs.sources.path_text`)."""
-    columns: tuple[str | tuple[str, ...], ...] = ()
+    columns: tuple[Annotated[tuple[str, ...], _tuple], ...] = ()
     """Several: texts joined by a space, ids by `|`. Of an inner list the first that says something counts."""
     value: bool | int | float | str | None = None
     """The same in every row."""
@@ -174,8 +179,7 @@ class ColumnMapping(_Section):
 
     def paths(self) -> tuple[str, ...]:
         """Return what it reads."""
-        several = (one for part in self.columns for one in ((part,) if isinstance(part, str) else part))
-        return tuple(filter(None, (self.column, *several, self.listed, self.position)))
+        return tuple(filter(None, (self.column, *chain(*self.columns), self.listed, self.position)))
 
 
 class Source(_Section):
@@ -204,23 +208,16 @@ class Source(_Section):
 class Join(Source):
     """Another table of the source, of which each row finds at most one row, the first."""
 
-    on: str | tuple[str, ...] | dict[str, str]
-    """Columns of the same name in both, or ours -> theirs."""
-
-    @property
-    def pairs(self) -> dict[str, str]:
-        """Our columns -> theirs."""
-        if isinstance(self.on, dict):
-            return self.on
-        return {name: name for name in ((self.on,) if isinstance(self.on, str) else self.on)}
+    on: Annotated[dict[str, str], BeforeValidator(_same_names)]
+    """Ours -> theirs; or columns, or one, of the same name in both."""
 
 
 class TableMapping(Source):
     """One table of the contract."""
 
-    columns: dict[str, str | ColumnMapping]
+    columns: dict[str, Annotated[ColumnMapping, _of_column]]
     """Column of the contract -> column of the files, or more about it."""
-    explode: Annotated[tuple[str, ...], BeforeValidator(_tuple)] = ()
+    explode: Annotated[tuple[str, ...], _tuple] = ()
     """Lists to take apart, one row per element; several are in step. Where `ids` is taken apart, `ids` is the
     element and `ids.a` a field of it."""
     separator: str | None = None

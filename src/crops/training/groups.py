@@ -38,9 +38,6 @@ TEXT_BATCH = 4096
 ROUND_BATCHES = 64
 """Batches between two shuffles, at least, of data that fits the buffer whole."""
 _INDEX = "index.json"
-COUNTS = ("groups", "dropped", "undocumented", "one_label")
-"""Groups with an anchor, groups without one and queries without a document, which are left out, and groups
-whose documents share one label: other queries' documents are their only contrast."""
 _COUNTS = """
 select (select count(*) from groups) as groups,
        (select count(*) from all_groups) - (select count(*) from groups) as dropped,
@@ -87,8 +84,10 @@ class GroupStore:
         self._folder, self._rendering = folder, rendering
         self.content: str = index["content"]
         """A hash of the groups and texts."""
-        self.counts = Counter({name: index[name] for name in COUNTS})
-        self.groups: int = index["groups"]
+        self.counts: Counter[str] = Counter(index["counts"])
+        """`groups` with an anchor; `dropped` groups without one and `undocumented` queries, which are left
+        out; groups of `one_label`, whose only contrast are other queries' documents."""
+        self.groups: int = self.counts["groups"]
         """With an anchor; so many rows of the pool are query texts."""
         self.first_query, self.first_doc = 0, self.groups
         """Rows of the pool where its queries and its documents begin; `Lanes` moves them."""
@@ -191,7 +190,7 @@ def store_groups(
             rows = database.sql("select doc_text from catalogue join doc_texts using (text) order by place")
             pq.write_table(rows.to_arrow_table(), folder / "catalogue.parquet")
         written = _write_shards(database, folder, beta, content)
-    index = {"key": key, **counts, **written, "content": content.hexdigest()}  # last: all is there
+    index = {"key": key, "counts": counts, **written, "content": content.hexdigest()}  # last: all is there
     write_text(folder / _INDEX, json.dumps(index))
     return GroupStore(folder, rendering)
 

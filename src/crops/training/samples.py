@@ -275,36 +275,35 @@ def _number(
 ) -> None:
     """Number the queries that have an anchor, and the distinct texts of their documents."""
     database.execute(
-        "create table all_groups as select query_id, max(label) as highest, min(label) as lowest "
+        "create or replace table all_groups as select query_id, max(label) as highest, min(label) as lowest "
         "from graded group by query_id"
     )
     usable = f"select query_id from all_groups where highest >= {lowest_anchor}"
     database.execute(
         f"""
-        create table groups as
+        create or replace table groups as
         select row_number() over (order by query_id) - 1 as query_text, query_id, query, searches
         from (select distinct on (query_id) query_id, query, searches from known_queries) known
         semi join ({usable}) usable using (query_id)
         """
     )
     _refuse_orphans(database, usable, "query_id", "groups", f"{where}: query")
-    database.execute(
-        "create table used as select distinct item_id from graded semi join groups using (query_id)"
-    )
+    used = "select distinct item_id from graded semi join groups using (query_id)"
+    database.execute(f"create or replace table used as {used}")
     if isinstance(data, Samples):
-        database.execute("create table rendered (item_id BIGINT, text VARCHAR)")
+        database.execute("create or replace table rendered (item_id BIGINT, text VARCHAR)")
         for table in ("items", "synthetic_items"):
             for file in data.files(table):
                 _render(database, rendering, file)
     else:
-        database.execute("create table rendered as from texts semi join used using (item_id)")
+        database.execute("create or replace table rendered as from texts semi join used using (item_id)")
     _refuse_orphans(database, "select item_id from used", "item_id", "rendered", f"{where}: item")
     database.execute(
         """
-        create table doc_texts as
+        create or replace table doc_texts as
         select row_number() over (order by first) - 1 as doc_text, text
         from (select text, min(item_id) as first from rendered group by text) texts;
-        create table docs as select item_id, doc_text from rendered join doc_texts using (text)
+        create or replace table docs as select item_id, doc_text from rendered join doc_texts using (text)
         """
     )
 
@@ -323,7 +322,7 @@ def _render(database: Connection, rendering: Rendering, file: Path) -> None:
 
 
 def _leave_out(database: Connection, rendering: Rendering, without: Wordless) -> None:
-    """Drop the pairs of texts from `graded`, and the tables that were made of it."""
+    """Drop the pairs of texts from `graded`."""
     known = database.sql("select query_id, query from groups").to_arrow_table()
     gone = [rendering.query(text) in without.queries for text in known["query"].to_pylist()]
     database.register("wordless_queries", known.filter(pa.array(gone, pa.bool_())))
@@ -331,8 +330,6 @@ def _leave_out(database: Connection, rendering: Rendering, without: Wordless) ->
     database.execute("delete from graded where query_id in (select query_id from wordless_queries)")
     items = "select item_id from rendered semi join wordless_documents using (text)"
     database.execute(f"delete from graded where item_id in ({items})")
-    for table in ("all_groups", "groups", "used", "rendered", "doc_texts", "docs"):
-        database.execute(f"drop table {table}")
 
 
 def _add_catalogue(database: Connection, catalogue: Catalogue) -> None:
