@@ -135,7 +135,7 @@ def _prepare(
 
     def one(data: TrainingData | Samples, folder: Path) -> GroupStore:
         rendering = data.rendering(rendering_of(encoder)) if isinstance(data, Samples) else PLAIN
-        lowest, catalogue = objective(config).lowest_anchor, mining and mining.catalogue
+        lowest, catalogue = objective(config).lowest_anchor, mining.catalogue if mining else None
         return store_groups(data, folder, rendering, lowest, config.beta, without, catalogue)
 
     def stored(name: str) -> GroupStore | Lanes:

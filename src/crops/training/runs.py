@@ -204,7 +204,6 @@ def gather(rows: Tensor, here: NDArray[np.bool_]) -> Tensor:
     if processes()[1] == 1:
         return rows
     place = torch.from_numpy(np.flatnonzero(here)).to(rows.device, non_blocking=True)
-    whole: Tensor = differentiable.all_reduce(
-        rows.new_zeros(len(here), rows.shape[1]).index_copy(0, place, rows)
-    )
+    own = rows.new_zeros(len(here), rows.shape[1]).index_copy(0, place, rows)
+    whole: Tensor = differentiable.all_reduce(own)  # type: ignore[no-untyped-call]
     return whole

@@ -290,9 +290,9 @@ class _GroupTrainer(Trainer):
                 f"step {self.state.global_step + 1}: the batch does not fit in memory; set encode_chunk "
                 "(e.g. 64), which gives the same gradient in less memory, or lower batch_queries"
             ) from error
-        loss = reduce(loss, "mean")  # over the processes
-        self.journal.note(loss, temperature)
-        return loss
+        mean: Tensor = reduce(loss, "mean")  # over the processes
+        self.journal.note(mean, temperature)
+        return mean
 
     def evaluate(self, *_: object, metric_key_prefix: str = "eval", **__: object) -> dict[str, float]:
         """Return the metrics of the current encoder.
