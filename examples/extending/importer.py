@@ -10,9 +10,8 @@ ship one with crops, add it to `IMPORTERS` in crops/logs/importing.py.
 from pathlib import Path
 
 from crops.logs import Dataset, Importer, MappedTable
-from crops.logs.mapping import MappingFile
+from crops.logs.mapping import MappingFile, Value, flag, identifier, text, time
 from crops.logs.sources import find_files, read_sql
-from crops.logs.values import Value, flag, identifier, text, time
 from crops.schema import ITEMS, SEARCH_IMPRESSIONS
 
 

@@ -343,6 +343,25 @@ def test_a_rank_that_is_no_number_is_left_to_the_import(tmp_path):
     assert any(line.startswith('rank = "position"') for line in written)
 
 
+def test_queries_of_token_ids_in_lists_are_told(tmp_path):
+    make_logs.KINDS["kuaisar"](tmp_path)
+    guess = guess_map(tmp_path)
+    assert any(
+        'query = { column = "keyword", tokens = true }' in line for line in guess.parts["search_impressions"]
+    )
+    assert guess.top == ['text = "anonymised tokens"    # queries are token ids']
+
+
+def test_one_value_that_is_no_number_leaves_the_times_of_a_log_without_a_header(tmp_path):
+    make_logs.KINDS["click_lists"](tmp_path)
+    clean = guess_map(tmp_path).parts
+    file = tmp_path / "searches.tsv"
+    lines = file.read_text().splitlines()
+    lines[9] = "\t".join([*lines[9].split("\t")[:2], "7.7.7", *lines[9].split("\t")[3:]])
+    file.write_text("\n".join(lines) + "\n")
+    assert guess_map(tmp_path).parts == clean
+
+
 def test_a_list_of_purchases_is_what_was_liked(tmp_path):
     lists_of_acts(tmp_path)
     assert 'liked = { in = "purchases" }' in "\n".join(guess_map(tmp_path).parts["search_impressions"])

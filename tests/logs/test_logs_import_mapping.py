@@ -13,7 +13,7 @@ from crops.database import literal, open_database
 from crops.errors import CropsError
 from crops.ids import user_number
 from crops.logs import check, import_logs, open_logs
-from crops.logs.values import elements
+from crops.logs.mapping import elements
 
 SALT = "the salt of this test"
 NOON = 1_767_614_400

@@ -82,11 +82,9 @@ def test_buckets_put_together_are_the_samples_and_hold_equally_many_whole_querie
 def drawn(lanes, config, step):
     """The (query, document, label) that some buckets give to a step, and the positives left out."""
     batch = LaneSampler(lanes, BUCKETS, config, 0).draw(step)
-    groups = batch.groups
-    query = groups.query_id[batch.group]
-    pairs = zip(query[batch.query_index], groups.doc_id[batch.pair], groups.label[batch.pair], strict=True)
-    known = zip(query[batch.known_index], groups.doc_id[batch.known_pair], strict=True)
-    return Counter(map(tuple, pairs)), Counter(map(tuple, known)), len(batch.group)
+    pairs = zip(batch.query_id[batch.query_index], batch.doc_id, batch.label, strict=True)
+    known = zip(batch.query_id[batch.known_index], batch.known_id, strict=True)
+    return Counter(map(tuple, pairs)), Counter(map(tuple, known)), len(batch.query_id)
 
 
 def test_a_batch_is_the_same_whoever_draws_for_which_bucket(store, config, tmp_path):

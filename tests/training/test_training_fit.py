@@ -14,9 +14,9 @@ from crops.losses import LOSSES, h_infonce
 from crops.outputs import read_manifest
 from crops.training import fit, pool, train, trainer
 from crops.training import pool as embedding
+from crops.training.groups import Batch
 from crops.training.model import Share, contrast_of, objective, step_inputs
 from crops.training.pool import tokenise_pool
-from crops.training.sampler import Batch
 
 
 @pytest.fixture
@@ -122,8 +122,11 @@ def inputs(toy, random_encoder, tmp_path):
 
     def of(known_index=(), known_pair=()):
         index, pair = (np.array(known, dtype=np.int64) for known in (known_index, known_pair))
-        rows = np.repeat([0, 1], 4)
-        batch = Batch(source.read(np.array([0])), np.array([0, 1]), rows, np.arange(8), index, pair)
+        groups = source.read(np.array([0]))
+        two, eight, rows = np.arange(2), np.arange(8), np.repeat([0, 1], 4)
+        queries = groups.query_id[two], groups.query_text[two], rows
+        docs = groups.doc_id[eight], groups.doc_text[eight], groups.label[eight]
+        batch = Batch(*queries, *docs, index, groups.doc_id[pair])
         return step_inputs(batch, pool, objective(TrainingConfig()), Share())
 
     return of

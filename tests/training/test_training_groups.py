@@ -16,8 +16,7 @@ from crops.labels import ALL_SOURCES, SEARCH_SOURCES, Source
 from crops.text import PLAIN
 from crops.training import Samples, from_judgements, pool, read_log, train
 from crops.training import groups as store
-from crops.training.groups import GroupStore
-from crops.training.sampler import GroupSampler
+from crops.training.groups import GroupSampler, GroupStore
 
 S = Source
 QUERIES, ITEMS = 50, 40
@@ -58,8 +57,7 @@ def test_shards_hold_what_one_row_group_would(mined, tmp_path, request, keep, lo
     request.getfixturevalue("small_parts")
     sharded = stored(Samples(mined, keep), tmp_path, lowest)
     assert everything(sharded) == found
-    for name in ("groups", "dropped", "one_label", "undocumented"):
-        assert getattr(sharded, name) == getattr(whole, name)
+    assert sharded.counts == whole.counts
     assert sharded.groups == sharded.row_groups.sum()
     assert sharded.row_searches.sum() == pytest.approx(whole.row_searches.sum())
     assert set(sharded.row_groups[:-1]) == {4} or len(sharded.row_groups) == 1
@@ -67,7 +65,7 @@ def test_shards_hold_what_one_row_group_would(mined, tmp_path, request, keep, lo
     texts = [text for part in sharded.doc_texts() for text in part]
     assert len(texts) == len(set(texts)) < ITEMS  # equal texts are one
     if (keep, lowest) == (~S(0), 1):
-        assert sharded.undocumented == 3
+        assert sharded.counts["undocumented"] == 3
 
 
 def test_click_queries_of_unknown_days_are_refused(write_mined):
@@ -80,7 +78,7 @@ def test_click_queries_of_unknown_days_are_refused(write_mined):
 def draws(source, config, steps):
     sampler = GroupSampler(source, config, 0)
     batches = [sampler.draw(step) for step in range(steps)]
-    return [batch.groups.query_id[batch.group].tolist() for batch in batches], sampler
+    return [batch.query_id.tolist() for batch in batches], sampler
 
 
 def test_a_pass_over_the_stream_takes_each_group_once(mined, tmp_path, small_parts):
@@ -123,8 +121,7 @@ def test_a_step_of_the_stream_depends_on_its_number_only(mined, tmp_path, small_
     batches, _ = draws(source, config, 40)
     fresh = GroupSampler(source, config, 0)
     for step in (37, 3, 20, 21, 21):
-        batch = fresh.draw(step)
-        assert batch.groups.query_id[batch.group].tolist() == batches[step]
+        assert fresh.draw(step).query_id.tolist() == batches[step]
 
 
 def config_of(random_encoder, **changes):
@@ -142,15 +139,15 @@ def test_tokens_on_disk_train_alike(mined, random_encoder, tmp_path, monkeypatch
 
 def test_what_is_stored_is_used_again_until_the_samples_change(mined, tmp_path):
     folder = tmp_path / "groups"
-    before = stored(Samples(mined), tmp_path).fingerprint()
+    before = stored(Samples(mined), tmp_path).content
     written = (folder / "index.json").stat().st_mtime_ns
     stored(Samples(mined), tmp_path)
     assert (folder / "index.json").stat().st_mtime_ns == written
     path = mined / "samples.parquet"
     path.touch()
-    assert stored(Samples(mined), tmp_path).fingerprint() == before
+    assert stored(Samples(mined), tmp_path).content == before
     assert (folder / "index.json").stat().st_mtime_ns != written
-    assert stored(Samples(mined, SEARCH_SOURCES), tmp_path).fingerprint() != before
+    assert stored(Samples(mined, SEARCH_SOURCES), tmp_path).content != before
 
 
 def test_damaged_shards_tokens_and_samples_are_named(mined, random_encoder, tmp_path):
@@ -229,7 +226,7 @@ def test_other_labels_may_be_given_and_a_fold_held_out(write_mined, tmp_path):
     negative = write_mined([(-13, 1, S.CLICKED), (7, 1, S.CLICKED), (3, 1, S.CLICKED)], TITLES, folder="b")
     held_out = stored(Samples(negative, held_out=7), tmp_path)
     assert everything(held_out)[0].keys() == {(3, "query 3")}  # -13 leaves 7 as well
-    assert held_out.undocumented == 0
+    assert held_out.counts["undocumented"] == 0
 
 
 def test_faults_of_a_mined_folder_are_named(write_mined, tmp_path):
@@ -271,7 +268,7 @@ def test_judgements_become_groups(tmp_path):
         for (_, text), own in everything(source)[0].items()
     }
     assert found == {"seven": [("A aa", 3, 0)], "nine": [("B", 2, 0), ("cc", 0, 0)]}
-    assert (source.groups, source.undocumented, data.groups) == (2, 0, 2)
+    assert (source.groups, source.counts["undocumented"], data.groups) == (2, 0, 2)
     assert [text for texts in source.doc_texts() for text in texts].count("Z zz") == 0
 
 

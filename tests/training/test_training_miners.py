@@ -10,8 +10,7 @@ from crops.config import TrainingConfig
 from crops.losses import h_infonce, nce
 from crops.negatives import adore, ance, dpr, star, trisampler
 from crops.negatives.base import Moment, Schedule
-from crops.training.mining import EncodedCorpus, with_documents
-from crops.training.model import objective
+from crops.training.model import EncodedCorpus, objective, with_documents
 from crops.training.pool import tokenise_pool
 from crops.training.samples import Catalogue
 

@@ -10,7 +10,7 @@ from crops.config import TrainingConfig
 from crops.errors import CropsError
 from crops.labels import Source
 from crops.training import Samples, train
-from crops.training.mining import Mining
+from crops.training.model import Mining
 from crops.training.samples import Catalogue, Wordless
 
 S = Source
@@ -37,13 +37,16 @@ def test_groups_lose_their_query_or_all_documents(mined, tmp_path):
     without = Wordless(frozenset(("\u2003", " ")), frozenset(("\u2003", "")))
     left = stored(Samples(mined), tmp_path, 3, without=without)
     found, _ = everything(left)
-    assert {query: len(docs) for (_, query), docs in found.items()} == {"q0_0 q0_1": 2, "q1_0": 2,
-                                                                        "q2_0 q2_1": 2,
-                                                                        "q3_0": 1}  # fmt: skip
-    assert (left.groups, left.dropped) == (4, 0)
+    assert {query: len(docs) for (_, query), docs in found.items()} == {
+        "q0_0 q0_1": 2,
+        "q1_0": 2,
+        "q2_0 q2_1": 2,
+        "q3_0": 1,
+    }
+    assert (left.groups, left.counts["dropped"]) == (4, 0)
     # Opened again, not made again; other texts make other groups.
-    content = left.fingerprint()
-    assert stored(Samples(mined), tmp_path, 3, without=without).fingerprint() == content
+    content = left.content
+    assert stored(Samples(mined), tmp_path, 3, without=without).content == content
     assert stored(Samples(mined), tmp_path, 3).groups == 6
 
 

@@ -6,15 +6,16 @@ from pathlib import Path
 
 import torch
 from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import reduce
 from by_hand import stored
 from torch.nn.parallel import DistributedDataParallel
 
 from crops.encoders import load_encoder
 from crops.training import train
+from crops.training.groups import GroupSampler
 from crops.training.model import GroupLoss, Share, Steps, objective
 from crops.training.pool import tokenise_pool
-from crops.training.runs import average, join_processes, processes
-from crops.training.sampler import GroupSampler
+from crops.training.runs import joined, processes
 
 
 def gradients(data, config):
@@ -32,7 +33,7 @@ def gradients(data, config):
     loss.backward()
     own = inputs["query_index"] >= 0
     return {
-        "loss": average(loss.detach()),
+        "loss": reduce(loss.detach(), "mean"),
         "gradients": {name: p.grad for name, p in model.named_parameters() if p.grad is not None},
         "anchors": int((own & (inputs["grades"] >= objective(config).lowest_anchor)).sum()),
         "encoded": int(inputs["encoded_here"].sum()),
@@ -45,7 +46,7 @@ def run(data, configs, out, environment):
     for state in (AcceleratorState, PartialState):
         state._reset_state()
     torch.set_num_threads(1)
-    join_processes()
+    joined()
     rank, _ = processes()
     torch.save([gradients(data, config) for config in configs], out / f"rank{rank}.pt")
     train(data, out / "model", configs[0], seed=0)

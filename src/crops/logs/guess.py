@@ -16,7 +16,7 @@ from typing import Any
 
 from crops.errors import CropsError
 from crops.logs.mapped import MAPS
-from crops.logs.mapping import ColumnMapping, TableMapping, load_mapping
+from crops.logs.mapping import TableMapping, load_mapping
 from crops.logs.roles import (
     CATALOGUE,
     LOG,
@@ -192,8 +192,7 @@ def known_format(source: Path) -> str | None:
 
 def _fits(section: TableMapping, files: list[list[str]]) -> bool:
     """Return whether the files of a table have its columns, each in one of them at least."""
-    how = [ColumnMapping(column=one) if isinstance(one, str) else one for one in section.columns.values()]
-    paths = [path for one in how if not one.optional for path in one.paths()]
+    paths = [path for one in section.columns.values() if not one.optional for path in one.paths()]
     wanted = [f"{one}." for one in (*paths, *section.where) if one.partition(".")[0] not in section.join]
     there = [f"{name}." for columns in files for name in columns]
     return bool(files) and all(
@@ -288,7 +287,7 @@ def _log(sheet: Sheet, items: set[str], linked: Linked) -> _Table:
     if sheet.explode or not {"search_id", "item_id", "query"} <= set(table.roles):
         return table
     key = table.roles["search_id"].column
-    alike = set(zip(*table.cells("user_id", "query", "time"), strict=True))
+    alike = set(map(str, zip(*table.cells("user_id", "query", "time"), strict=True)))
     events = any(act(one) == "clicked" for one in table.ids("kind"))
     if len(set(key.cells)) < sheet.rows or (len(alike) > 0.9 * sheet.rows and not events):
         return table
@@ -501,9 +500,9 @@ def _at_once(table: _Table, kinds: dict[str, list[str]]) -> bool:
     """Return whether events of one search have one time, clicks that of what was shown."""
     if not kinds or "query" not in table.roles:
         return not kinds
-    seen: dict[bool, set[Any]] = {True: set(), False: set()}
+    seen: dict[bool, set[str]] = {True: set(), False: set()}
     for kind, *key in zip(*table.cells("kind", "user_id", "query", "time"), strict=True):
-        seen[kind in kinds["clicked"]].add(tuple(key))
+        seen[kind in kinds["clicked"]].add(str(key))
     return len(seen[True] - seen[False]) < 0.1 * len(seen[True])
 
 

@@ -34,18 +34,17 @@ from crops.errors import CropsError, nearest
 from crops.ids import LEAST_HASHED, number_sql, read_salt, salt_keys, salt_mark, user_sql
 from crops.logs.appending import earlier_imports, former_import, join_former
 from crops.logs.days import DAY_US, day_of
-from crops.logs.mapped import OWN_TABLES, packaged
-from crops.logs.mapping import Dataset, Importer, MappedTable, MappingFile, demand_filled, load_mapping
+from crops.logs.mapped import MAPS, OWN_TABLES, packaged
+from crops.logs.mapping import Dataset, Importer, MappedTable, MappingFile, given, load_mapping
 from crops.logs.rules import keep_rejects
 from crops.logs.sources import LISTS, missing_in_lines, nested_message
 from crops.logs.tables import OPTIONAL_TABLES
 from crops.logs.ubi import UBI
-from crops.logs.values import given
 from crops.outputs import publish, timed, write_manifest
 from crops.plugins import load_object
 from crops.schema import Table
 
-IMPORTERS = {importer.name: importer for importer in (*packaged(), UBI, OWN_TABLES)}
+IMPORTERS = {importer.name: importer for importer in (*map(packaged, MAPS), UBI, OWN_TABLES)}
 """The formats that `crops import` knows: a new one is a mapping in `maps/`, or an importer here."""
 FORMATS = tuple(IMPORTERS)
 COMMAND = "import"
@@ -139,14 +138,13 @@ def import_logs(
             f"{importer.name} has a mapping of its own; leave --mapping out, or import it as `table`"
         )
     columns = load_mapping(Path(mapping)) if mapping else MappingFile()
-    if mapping:
-        demand_filled(Path(mapping), columns)
-    key, notes = _salt(out, salt, append=append or replace_days)
+    append |= replace_days
+    key, notes = _salt(out, salt, append=append)
     if source.resolve().is_relative_to(out.resolve()):
         raise CropsError(f"{out} holds the source; name another folder for the output")
     seconds: dict[str, float] = {}
     with publish(out, COMMAND) as staging:
-        former = former_import(out, salt_mark(key), append=append or replace_days)
+        former = former_import(out, salt_mark(key), append=append)
         with (
             tempfile.TemporaryDirectory(dir=staging) as spill,
             explained(f"a memory limit of {memory}"),
@@ -154,7 +152,7 @@ def import_logs(
         ):
             db.execute("set TimeZone='UTC'")
             dataset = importer.read(source, columns, Path(spill))
-            if append or replace_days:
+            if append:
                 _refuse_unlike(out, dataset, former)
             try:
                 report = interruptible(
@@ -343,17 +341,15 @@ def _refuse_lists(db: Connection, mapped: MappedTable) -> None:
 
 def _demand_columns(db: Connection, mapped: MappedTable, scratch: Path) -> list[str]:
     """Refuse a required column that no line of JSON has; return what to say of the other ones."""
-    table = f"mapped_{mapped.table.name}"
-    rows = db.execute(f"select distinct unnest(_given) from {table}").fetchall()
-    given_ = {name for (name,) in rows}
+    said_in = _words(db, mapped, "_given")
     required = {column.name for column in mapped.table.columns if not column.nullable}
     notes = []
     for name, value in mapped.columns.items():
-        if value.raw is None or name in given_:
+        if value.raw is None or name in said_in:
             continue
         read = {path: mapped.origins[path] for path in _paths(value.raw) if path in mapped.origins}
         for said in missing_in_lines(db, read, scratch).values():
-            if name in required and count(db, table):
+            if name in required and count(db, f"mapped_{mapped.table.name}"):
                 raise CropsError(said)
             notes.append(said)
     return notes
@@ -366,17 +362,11 @@ def _paths(raw: str) -> list[str]:
 
 def _demand_values(db: Connection, mapped: MappedTable) -> None:
     """Refuse a column that says something in some rows and can be read in none."""
-    table = f"mapped_{mapped.table.name}"
-    counts = {
-        which: dict(
-            db.execute(f"select unnest({which}) as word, count(*) from {table} group by word").fetchall()
-        )
-        for which in ("_given", "_unread")
-    }
+    said_in = _words(db, mapped, "_given")
     columns = {column.name: column for column in mapped.table.columns}
-    for name, rows in sorted(counts["_unread"].items()):
+    for name, rows in _words(db, mapped, "_unread").items():
         value = mapped.columns[name]
-        if value.raw is None or rows < counts["_given"][name]:
+        if value.raw is None or rows < said_in[name]:
             continue
         found = db.execute(
             f"select {value.raw} as raw, min(_file) from ({mapped.rows}) where {given(value.raw)}"
@@ -395,20 +385,18 @@ def _short(text: str) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
+def _words(db: Connection, mapped: MappedTable, words: str, where: str = "true") -> dict[str, int]:
+    """Return in how many rows each word of a list is."""
+    rows = f"select unnest({words}) as word from mapped_{mapped.table.name} where {where}"
+    return dict(db.execute(f"select word, count(*) from ({rows}) group by word order by word").fetchall())
+
+
 def _count(db: Connection, mapped: MappedTable) -> ImportCounts:
-    table = f"mapped_{mapped.table.name}"
-    ((rows, imported),) = db.execute(
-        f"select count(*), count(*) filter (where len(_reasons) = 0) from {table}"
-    ).fetchall()
-    reasons = db.execute(
-        f"select unnest(_reasons) as word, count(*) from {table} group by word order by word"
-    ).fetchall()
-    lost = db.execute(
-        f"select unnest(_lost) as word, count(*) from {table} where len(_reasons) = 0"
-        " group by word order by word"
-    ).fetchall()
+    kept = "len(_reasons) = 0"
+    rows, imported = (count(db, f"mapped_{mapped.table.name} where {one}") for one in ("true", kept))
     ((others,),) = db.execute(mapped.others or "select 0").fetchall()
-    return ImportCounts(rows, imported, rows - imported, dict(reasons), dict(lost), others)
+    reasons, lost = _words(db, mapped, "_reasons"), _words(db, mapped, "_lost", kept)
+    return ImportCounts(rows, imported, rows - imported, reasons, lost, others)
 
 
 def _demand_rows(db: Connection, mapped: MappedTable, counts: ImportCounts, scratch: Path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from crops.database import literal, quoted
 from crops.errors import CropsError, nearest
 from crops.logs.mapping import (
+    FACTORS,
     ColumnMapping,
     Dataset,
     Importer,
@@ -21,11 +22,6 @@ from crops.logs.mapping import (
     MappingFile,
     Source,
     TableMapping,
-    load_mapping,
-)
-from crops.logs.sources import LISTS, demand_fields, find_files, parquet_schema, read_sql, text_inside
-from crops.logs.values import (
-    FACTORS,
     Value,
     duration,
     elements,
@@ -34,10 +30,12 @@ from crops.logs.values import (
     identifier,
     integer,
     integer_identifier,
+    load_mapping,
     text,
     time,
     tokens,
 )
+from crops.logs.sources import LISTS, demand_fields, find_files, parquet_schema, read_sql, text_inside
 from crops.schema import FEED_EVENTS, ITEMS, SEARCH_IMPRESSIONS, SEARCHES, STAGES, Column, Table
 
 _IDS = ("user_id", "item_id", "search_id")
@@ -53,11 +51,6 @@ def own_tables(folder: Path, mapping: MappingFile, scratch: Path) -> Dataset:
         CropsError: items are not mapped and search_impressions has an item_id, or it is not mapped, a file or
             column is missing, a column of the contract is unknown or lacks its unit.
     """
-    sections = (
-        (ITEMS, mapping.items),
-        (SEARCH_IMPRESSIONS, mapping.search_impressions),
-        (FEED_EVENTS, mapping.feed_events),
-    )
     searches = mapping.search_impressions
     if mapping.items is None and searches and "item_id" not in searches.columns:
         return Dataset(
@@ -65,13 +58,13 @@ def own_tables(folder: Path, mapping: MappingFile, scratch: Path) -> Dataset:
             text=mapping.text,
             notes=(*mapping.notes, "searches without results: crops check counts what was reworded"),
         )
-    for table, section in sections[:2]:
-        if section is None:
+    found = []
+    for table in (ITEMS, SEARCH_IMPRESSIONS, FEED_EVENTS):
+        if section := getattr(mapping, table.name):
+            found.append(mapped_table(table, section, folder, mapping, scratch))
+        elif table is not FEED_EVENTS:
             raise CropsError(f"the mapping has no [{table.name}]; name its files and columns")
-    tables = [
-        mapped_table(table, section, folder, mapping, scratch) for table, section in sections if section
-    ]
-    return Dataset(tuple(tables), text=mapping.text, notes=mapping.notes)
+    return Dataset(tuple(found), text=mapping.text, notes=mapping.notes)
 
 
 MAPS = tuple(sorted(Path(__file__).with_name("maps").glob("*.toml")))
@@ -79,13 +72,9 @@ MAPS = tuple(sorted(Path(__file__).with_name("maps").glob("*.toml")))
 OWN_TABLES = Importer("table", own_tables, mapping="needed")
 
 
-def packaged() -> tuple[Importer, ...]:
-    """Return the importers of the formats whose mappings come with this package."""
-
-    def importer(file: Path) -> Importer:
-        return Importer(file.stem, lambda source, _, scratch: own_tables(source, load_mapping(file), scratch))
-
-    return tuple(map(importer, MAPS))
+def packaged(file: Path) -> Importer:
+    """Return the importer of a format whose mapping comes with this package."""
+    return Importer(file.stem, lambda source, _, scratch: own_tables(source, load_mapping(file), scratch))
 
 
 def mapped_table(
@@ -96,9 +85,7 @@ def mapped_table(
     Raises:
         CropsError: as in `own_tables`.
     """
-    how = _demand_columns(table, section)
-    plan = _Plan(table, section, how, folder, scratch)
-    _demand_sense(plan)
+    plan = _planned(table, section, folder, mapping, scratch)
     setup = [_join_setup(plan, name) for name in section.join]
     rows = _rows(plan)
     reasons = ["malformed_json", "empty_list", "uneven_lists"]
@@ -119,11 +106,7 @@ def mapped_table(
         rows = _distinct(plan, f"select * from {every}")
         repeated = " - ".join(f"(select count(*) from ({one}))" for one in (every, rows))
         others = f"select ({others or 'select 0'}) + {repeated}"
-    columns = {
-        column.name: _value(plan, column, how[column.name], mapping.offset_minutes, rows)
-        for column in table.columns
-        if column.name in how
-    }
+    columns = {one.name: _value(plan, one, rows) for one in table.columns if one.name in plan.how}
     if len(section.explode) > 1:  # whole lists, of rows that are rejected, say nothing of their elements
         columns = {name: _unread_elsewhere(value) for name, value in columns.items()}
     refused = {reason: f"_problem = {literal(reason)}" for reason in reasons}
@@ -133,16 +116,15 @@ def mapped_table(
 def _origins(plan: _Plan) -> dict[str, tuple[tuple[Path, ...], str]]:
     """Return the columns that files must have, those of joins and conditions too."""
     section = plan.section
-    optional = {path for one in plan.how.values() if one.optional for path in one.paths()}
     wanted = [*plan.paths, *section.where]
     for name, join in section.join.items():
-        wanted += [f"{name}.{path}" for path in (*join.pairs.values(), *join.where)]
+        wanted += [f"{name}.{path}" for path in (*join.on.values(), *join.where)]
     found = {}
     for path in dict.fromkeys(wanted):
         join_name = plan.join_of(path)
         source = section.join[join_name] if join_name else section
         inner = path.partition(".")[2] if join_name else path
-        if path not in optional:
+        if path not in plan.optional:
             found[path] = (find_files(plan.folder, source.files), inner)
     return found
 
@@ -152,25 +134,32 @@ def _unread_elsewhere(value: Value) -> Value:
     return replace(value, unread=unread and f"_problem is null and ({unread})")
 
 
-def _written(table: Table) -> str:
-    """Return the section of a table as maps have it: searches without results are in that of all."""
-    return SEARCH_IMPRESSIONS.name if table is SEARCHES else table.name
-
-
-def _demand_columns(table: Table, section: TableMapping) -> dict[str, ColumnMapping]:
+def _planned(table: Table, section: TableMapping, folder: Path, mapping: MappingFile, scratch: Path) -> _Plan:
+    """Return what is to be read; refuse columns that are unknown, missing or at odds with the section."""
+    # Searches without results are in the section of all.
+    written = SEARCH_IMPRESSIONS.name if table is SEARCHES else table.name
+    where = f"[{written}.columns]"
     known = {column.name: column for column in table.columns if not column.own_of}
-    found = dict(section.columns)
+    how = dict(section.columns)
     if table is SEARCH_IMPRESSIONS:
-        found.setdefault("stage", ColumnMapping(value="exposed"))
-    for name in found:
+        how.setdefault("stage", ColumnMapping(value="exposed"))
+    for name in how:
         if name not in known:
-            raise CropsError(f"[{_written(table)}.columns] {name} is no column of it.{nearest(name, known)}")
+            raise CropsError(f"{where} {name} is no column of it.{nearest(name, known)}")
     for column in table.columns:
-        if not column.optional and column.name not in found:
+        if not column.optional and column.name not in how:
             several = '; it may be made of several: { columns = ["user", "session", "query"] }'
             hint = several if column.name == "search_id" else ""
-            raise CropsError(f"[{_written(table)}.columns] lacks {column.name}: {column.doc}{hint}")
-    return {name: ColumnMapping(column=one) if isinstance(one, str) else one for name, one in found.items()}
+            raise CropsError(f"{where} lacks {column.name}: {column.doc}{hint}")
+    for name, one in how.items():
+        if one.found is not None and one.found not in section.join:
+            hint = nearest(one.found, section.join)
+            raise CropsError(f"{where} {name}: there is no [{written}.join.{one.found}].{hint}")
+        if one.position is not None and one.position not in section.explode:
+            raise CropsError(f'{where} {name}: a position is one in a list: explode = "{one.position}"')
+        if one.listed is not None and not ("item_id" in how and how["item_id"].column):
+            raise CropsError(f"{where} {name}: `in` looks for item_id, which must be one column")
+    return _Plan(table, section, how, folder, scratch, where, mapping.offset_minutes)
 
 
 # Rows: columns are called by their paths and hold texts.
@@ -183,12 +172,20 @@ class _Plan:
     how: Mapping[str, ColumnMapping]
     folder: Path
     scratch: Path
+    where: str
+    """The section of its columns, in messages."""
+    offset_minutes: int
+
+    @property
+    def optional(self) -> set[str]:
+        """Paths that files may lack."""
+        return {path for one in self.how.values() if one.optional for path in one.paths()}
 
     @property
     def paths(self) -> tuple[str, ...]:
         """What is read: of files of the table, `join.path` of a join, `list.path` of an element."""
         used = [path for one in self.how.values() for path in one.paths()]
-        keys = [ours for join in self.section.join.values() for ours in join.pairs]
+        keys = [ours for join in self.section.join.values() for ours in join.on]
         return tuple(dict.fromkeys([*used, *keys, *self.section.explode]))
 
     @property
@@ -205,33 +202,13 @@ class _Plan:
         first, dot, _ = path.partition(".")
         return first if dot and first in self.section.join else None
 
-    def said(self, what: str, name: str) -> bool:
-        """Whether a column is about the join: `found` in it, or it reads `paths` of it and is needed."""
-        if what == "found":
-            return any(one.found == name for one in self.how.values())
-        needed = (self.how.get(one.name) for one in self.table.columns if not one.nullable)
-        return any(self.join_of(path) == name for one in needed if one for path in one.paths())
-
-
-def _demand_sense(plan: _Plan) -> None:
-    section = plan.section
-    for name, one in plan.how.items():
-        where = f"[{_written(plan.table)}.columns] {name}"
-        if one.found is not None and one.found not in section.join:
-            hint = nearest(one.found, section.join)
-            raise CropsError(f"{where}: there is no [{_written(plan.table)}.join.{one.found}].{hint}")
-        if one.position is not None and one.position not in section.explode:
-            raise CropsError(f'{where}: a position is one in a list: explode = "{one.position}"')
-        if one.listed is not None and not ("item_id" in plan.how and plan.how["item_id"].column):
-            raise CropsError(f"{where}: `in` looks for item_id, which must be one column")
-
 
 def _rows(plan: _Plan) -> str:
     section = plan.section
     own = [path for path in plan.paths if not plan.join_of(path) and plan.list_of(path) in (None, path)]
     number = ", row_number() over () as _number" if any(one.row for one in plan.how.values()) else ""
     rows = _read(plan, section, own, number=number)
-    late = [name for name, join in section.join.items() if any(map(plan.list_of, join.pairs))]
+    late = [name for name, join in section.join.items() if any(map(plan.list_of, join.on))]
     for name in section.join:
         if name not in late:
             rows = _with_join(plan, rows, name)
@@ -251,13 +228,12 @@ def _read(plan: _Plan, source: Source, paths: Iterable[str], prefix: str = "", n
     """Return the SELECT of columns of one table of the source, without the rows of another kind."""
     read = list(dict.fromkeys([*paths, *source.where]))
     nested = {path for path in read if prefix + path in (*plan.section.explode, *plan.lists)}
-    optional = {path for one in plan.how.values() if one.optional for path in one.paths()}
     files = find_files(plan.folder, source.files)
     if not prefix and files[0].suffix == ".parquet":
-        fields = [path for path in plan.paths if plan.list_of(path) in read and path not in optional]
+        fields = [path for path in plan.paths if plan.list_of(path) in read and path not in plan.optional]
         for file in files:
             demand_fields(file, parquet_schema(file), fields)
-    absent = [path for path in read if prefix + path in optional]
+    absent = [path for path in read if prefix + path in plan.optional]
     rows = read_sql(files, {path: path for path in read}, plan.scratch, absent, nested, source.layout)
     fields = [quoted(path) if path in nested else f"{_said(source, path)} as {quoted(path)}" for path in read]
     rows = f"select {', '.join([*fields, '_problem', '_file', '_row'])}{number} from ({rows})"
@@ -324,13 +300,13 @@ def _join_setup(plan: _Plan, name: str) -> str:
     """Return the statement that makes the table of a join: its columns, `_key` and `_turn` in rows of it."""
     join = plan.section.join[name]
     paths = [path.partition(".")[2] for path in plan.paths if plan.join_of(path) == name]
-    paths = list(dict.fromkeys([*join.pairs.values(), *paths]))
+    paths = list(dict.fromkeys([*join.on.values(), *paths]))
     fields = ", ".join(f"{quoted(path)} as {quoted(f'{name}.{path}')}" for path in paths)
     problem = f"replace(_problem, {literal(LISTS)}, {literal(f'{LISTS}{name}.')}) as _problem"
     return f"""
         create table {_join_table(plan, name)} as
         select *, row_number() over (partition by _problem, _key order by _file, _row) as _turn
-        from (select {_key(join.pairs.values())} as _key, {fields}, {problem}, _file, _row
+        from (select {_key(join.on.values())} as _key, {fields}, {problem}, _file, _row
             from ({_read(plan, join, paths, f"{name}.")}))"""
 
 
@@ -339,7 +315,7 @@ def _with_join(plan: _Plan, rows: str, name: str) -> str:
     return f"""
         select ours.*, theirs.* exclude (_key, _turn, _problem, _file, _row),
             theirs._key is not null as {quoted(f"found {name}")}
-        from (select *, {_key(plan.section.join[name].pairs)} as {key} from ({rows})) ours
+        from (select *, {_key(plan.section.join[name].on)} as {key} from ({rows})) ours
             left join (select * from {join} where _turn = 1 and _problem is null) theirs
             on theirs._key = ours.{key}"""
 
@@ -351,13 +327,15 @@ def _leftovers(plan: _Plan) -> Iterable[tuple[str, str]]:
     rows of one key behind the first, where there should be one.
     """
     read = [plan.section.files]
+    required = [plan.how[one.name] for one in plan.table.columns if not one.nullable and one.name in plan.how]
+    needed_joins = {plan.join_of(path) for one in required for path in one.paths()}
     for name, join in plan.section.join.items():
         table = _join_table(plan, name)
         select = f"select * exclude (_key, _turn, _problem), {{}} as _problem from {table} where {{}}"
         if join.files not in read:
             read.append(join.files)
             yield "", select.format("_problem", "_problem is not null")
-        needed, found = plan.said("paths", name), plan.said("found", name)
+        needed, found = name in needed_joins, any(one.found == name for one in plan.how.values())
         keys = f"select {quoted(f'key {name}')} from rows_{plan.table.name} where {quoted(f'found {name}')}"
         lost = f"_problem is null and (_key is null or _key not in ({keys}))"
         if needed or found:
@@ -428,20 +406,20 @@ def _exploded(plan: _Plan, rows: str) -> str:
 # Values.
 
 
-def _value(plan: _Plan, column: Column, how: ColumnMapping, offset_minutes: int, rows: str) -> Value:
+def _value(plan: _Plan, column: Column, rows: str) -> Value:
     """Return what a column becomes; a rank beside a row that was not shown is none, and counted as lost."""
-    found = _plain_value(plan, column, how, offset_minutes, rows)
+    found = _plain_value(plan, column, rows)
     stage = plan.how.get("stage")
     if column.name != "rank" or stage is None or stage.value == "exposed":
         return found
     (of_stage,) = (one for one in plan.table.columns if one.name == "stage")
-    unshown = f"{_plain_value(plan, of_stage, stage, offset_minutes, rows).sql} in {_UNSHOWN}"
+    unshown = f"{_plain_value(plan, of_stage, rows).sql} in {_UNSHOWN}"
     unread = f"{given(found.raw)} and {found.sql} is null" if found.raw else None
     return replace(found, sql=f"case when {unshown} then null else {found.sql} end", unread=unread)
 
 
-def _plain_value(plan: _Plan, column: Column, how: ColumnMapping, offset_minutes: int, rows: str) -> Value:
-    where = f"[{_written(plan.table)}.columns] {column.name}"
+def _plain_value(plan: _Plan, column: Column, rows: str) -> Value:
+    how, where = plan.how[column.name], f"{plan.where} {column.name}"
     given = how.model_dump(include={"listed", *_KINDS}, exclude_defaults=True)
     if len(given) != 1:
         raise CropsError(f"{where}: say one of {', '.join(_KINDS)}")
@@ -459,14 +437,15 @@ def _plain_value(plan: _Plan, column: Column, how: ColumnMapping, offset_minutes
         return Value("cast(_number as VARCHAR)", made="row")
     raw = _raw(column.name, how)
     if column.name.endswith(("_at", "_ms")):
-        return _timed(where, column, how, raw, offset_minutes)
+        return _timed(where, column, how, raw, plan.offset_minutes)
     if column.name in _IDS:
         value = integer_identifier(raw) if how.integer else identifier(raw)
         return replace(value, made="columns") if how.columns else value
     if column.type == "BOOLEAN":
         return _equal(column, how, raw, rows) if how.equals else flag(raw)
     if column.type == "VARCHAR":
-        return _text(how, raw)
+        found = _cut(how, raw)
+        return Value(tokens(found).sql if how.tokens else text(found).sql, raw)
     if column.type == "DOUBLE":
         return Value(f"case when isfinite(try_cast({raw} as DOUBLE)) then try_cast({raw} as DOUBLE) end", raw)
     number, shift = integer(raw).sql, "0"
@@ -493,16 +472,11 @@ def _raw(column: str, how: ColumnMapping) -> str:
         return quoted(how.column)
     texts = []
     for part in how.columns:
-        parts = [f"nullif(trim({quoted(one)}), '')" for one in ((part,) if isinstance(part, str) else part)]
+        parts = [f"nullif(trim({quoted(one)}), '')" for one in part]
         texts.append(parts[0] if len(parts) == 1 else f"coalesce({', '.join(parts)})")
     if column in _IDS:
         return f"({' || chr(124) || '.join(texts)})"
     return f"nullif(concat_ws(' ', {', '.join(texts)}), '')"
-
-
-def _text(how: ColumnMapping, raw: str) -> Value:
-    found = _cut(how, raw)
-    return Value(tokens(found).sql if how.tokens else text(found).sql, raw)
 
 
 def _cut(how: ColumnMapping, raw: str) -> str:

@@ -50,9 +50,10 @@ def _known(part: str) -> dict[str, list[str]]:
     return {role: words.split() for role, words in tomllib.loads(text)[part].items()}
 
 
-def words_of(name: str) -> list[str]:
+@functools.lru_cache(10_000)
+def words_of(name: str) -> tuple[str, ...]:
     """Return the words of a header: those of `clickedItem_id` are clicked, item and id."""
-    return re.findall(r"[^\W\d_]+", re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower())
+    return tuple(re.findall(r"[^\W\d_]+", re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()))
 
 
 @functools.cache
@@ -77,28 +78,24 @@ def header(name: str, role: str) -> float:
         return near * (0.3 if known == "id" else 0.7) or 0.5 * (known in words and known != "id")
 
     best = max(worth(known) - n / 1_000 for n, known in enumerate(_known("names")[role]))
-    told = (
-        name.rpartition(".")[0] if best > WHOLE_NAME else name
-    )  # a usual name only counts less by what it is of
-    against = (
-        one in words_of(told) or (not one.isascii() and one in told)
-        for one in _known("against").get(role, ())
-    )
-    return max(0.0, best - 0.5 * any(against))
+    told = name.rpartition(".")[0] if best > WHOLE_NAME else name  # a usual name: what it is of
+    return max(0.0, best - 0.5 * any(_has(told, one) for one in _known("against").get(role, ())))
+
+
+def _has(text: str, word: str) -> bool:
+    """Return whether a text has a word; those of scripts without spaces may be anywhere in it."""
+    return word in words_of(text) or (not word.isascii() and word in text)
 
 
 def _negated(name: str) -> bool:
-    words = words_of(name)
-    return any(one in words or (one in name and not one.isascii()) for one in _known("against")["negated"])
+    return any(_has(name, one) for one in _known("against")["negated"])
 
 
 def act(value: str) -> str | None:
     """Return what a kind of event means: clicked, liked, shown, searched, or None."""
     words, kinds = words_of(value), _known("acts").items()
     whole = (what for what, known in kinds if "_".join(words) in known)
-    part = [
-        what for what, known in kinds for one in known if one in words or (one in value and not one.isascii())
-    ]
+    part = [what for what, known in kinds for one in known if _has(value, one)]
     if _negated(value) or {"clicked", "shown"} <= set(part):
         part = []
     return next(itertools.chain(whole, part), None)
@@ -182,12 +179,13 @@ def _fit(role: str, column: Column, sheet: Sheet) -> float:
         case "time":
             counted = any("since" in one for one in column.times)
             ordered = sheet.bare and counted
-            steps = {float(b) - float(a) for a, b in itertools.pairwise(column.texts)} if ordered else {2}
+            numbers = [float(one) for one in column.texts if NUMBER.fullmatch(one)] if ordered else [0, 2]
+            steps = {b - a for a, b in itertools.pairwise(numbers)}
             day = max(map(len, column.texts)) <= 10 and not whole
             return (
                 bool(column.times)
                 * (0.7 if counted or day else 1)
-                * (min(steps) >= 0 and bool(steps - {0, 1}))
+                * (min(steps, default=0) >= 0 and bool(steps - {0, 1}))
             )
         case "clicked" | "liked":
             return truth(column) is not None
@@ -313,9 +311,11 @@ def _same(role: str, one: Column, other: Column) -> bool:
     """Return whether two columns tell the same, perhaps in other words."""
     if role == "clicked":
         return one.cells == other.cells
-    return len(set(zip(one.cells, other.cells, strict=True))) <= max(
-        len(set(one.cells)), len(set(other.cells))
+    both, mine, theirs = (
+        len(set(map(str, cells)))
+        for cells in (zip(one.cells, other.cells, strict=True), one.cells, other.cells)
     )
+    return both <= max(mine, theirs)
 
 
 def exploded(sheet: Sheet) -> Sheet:

@@ -9,15 +9,11 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-import pyarrow as pa
-
 from crops.database import literal, quoted
-from crops.errors import CropsError, nearest
+from crops.errors import CropsError
 from crops.logs.mapped import mapped_table
-from crops.logs.mapping import Dataset, Importer, MappedTable, MappingFile
-from crops.logs.sources import find_files, json_text, json_type, lines_sql, parquet_schema, refuse_nested
-from crops.logs.tables import rows_of
-from crops.logs.values import Value, identifier, text, time
+from crops.logs.mapping import Dataset, Importer, MappedTable, MappingFile, Value, identifier, text, time
+from crops.logs.sources import find_files, json_text, json_type, lines_sql, read_sql
 from crops.schema import FEED_EVENTS, ITEMS, SEARCH_IMPRESSIONS
 
 _HITS = ("query_response_hit_ids", "query_response_object_ids", "query_response_objects_ids")
@@ -255,16 +251,9 @@ def _documents(
         select = f"select {fields}, {problem}, _file, _row from ({lines_sql(files, scratch)})"
         called = ", ".join(literal(file) for file in files if file not in mixed)
         return f"{select} where {_KIND} = '{which}' or _file in ({called or 'null'})" if mixed else select
-    schemas = [parquet_schema(file) for file in files]
-    for file, schema in zip(files, schemas, strict=True):
-        for name in names:
-            if name in _REQUIRED and name not in schema.names:
-                raise CropsError(f"{file}: column {name} is missing.{nearest(name, schema.names)}")
-        refuse_nested(file, schema, [name for name in names if name not in _NESTED])
-    present = {field.name: field.type for schema in schemas for field in schema}
-    fields = ", ".join(f"{_parquet_text(name, present.get(name))} as {quoted(name)}" for name in names)
-    select = f"select {fields}, cast(null as VARCHAR) as problem, _file, _row"
-    return f"{select} from {rows_of(files, schemas, {name: name for name in names})}"
+    optional = [name for name in names if name not in _REQUIRED]
+    rows = read_sql(files, {name: name for name in names}, scratch, optional, _NESTED)
+    return f"select * rename (_problem as problem) from ({rows})"
 
 
 def _json_value(name: str) -> str:
@@ -272,13 +261,6 @@ def _json_value(name: str) -> str:
     if name in _NESTED:
         return json_text("doc", name)
     return f"case when {json_type('doc', name)} not in ('ARRAY', 'OBJECT') then {json_text('doc', name)} end"
-
-
-def _parquet_text(name: str, type_: pa.DataType | None) -> str:
-    if type_ is None:
-        return "cast(null as VARCHAR)"
-    nested = pa.types.is_nested(type_)
-    return f"cast({f'to_json({quoted(name)})' if nested else quoted(name)} as VARCHAR)"
 
 
 def _words(words: Sequence[str]) -> str:

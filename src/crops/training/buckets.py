@@ -14,10 +14,11 @@ import itertools
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -30,13 +31,11 @@ from crops.errors import CropsError
 from crops.logs.lake import open_store
 from crops.outputs import MANIFEST, Scratch
 from crops.retrieval.catalogue import SAMPLED
-from crops.training.groups import Groups, GroupStore
-from crops.training.sampler import Batch, GroupSampler
-from crops.training.samples import BATCH_ROWS, Samples
+from crops.training.groups import Batch, GroupSampler, GroupStore, write_batches
+from crops.training.samples import TABLES, Samples
 
 STORE = "store.json"
 """Names the buckets; written last, so that without it there is no store."""
-_TABLES = ("samples", "queries", "items", "synthetic_items")
 
 
 def is_split(path: str | Path) -> bool:
@@ -59,7 +58,7 @@ def split(mined: str | Path, uri: str, buckets: int, memory: str) -> dict[str, A
         CropsError: a table is missing, there are fewer queries than buckets, or the store refuses.
     """
     mined = Path(mined)
-    files = {table: Samples(mined).files(table) for table in _TABLES}
+    files = {table: Samples(mined).files(table) for table in TABLES}
     store, root = open_store(uri)
     found: list[dict[str, Any]] = []
     with (
@@ -73,21 +72,24 @@ def split(mined: str | Path, uri: str, buckets: int, memory: str) -> dict[str, A
         if store.get_file_info(f"{root}/{STORE}").type == stores.FileType.File:
             store.delete_file(f"{root}/{STORE}")
         for number, (low, high) in enumerate(_ranges(database, buckets)):
-            folder = f"{root}/bucket={number:03d}"
-            store.create_dir(folder)
-            digest, rows = hashlib.sha256(), {}
+            rows, folder = {}, Path(spill) / f"bucket={number:03d}"
+            folder.mkdir()
             used = f"select distinct item_id from samples where query_id between {low} and {high}"
-            for table in _TABLES:
+            for table in TABLES:
                 where = f"where query_id between {low} and {high} order by query_id"
                 if table.endswith("items"):
                     where = f"semi join ({used}) used using (item_id) order by item_id"
                 where += ", item_id" if table == "samples" else ""
-                with store.open_output_stream(f"{folder}/{table}.parquet") as stream:
-                    rows[table] = _write(database, f"select * from {table} {where}", _Hashed(stream, digest))
+                written = write_batches(
+                    database, f"select * from {table} {where}", folder / f"{table}.parquet"
+                )
+                rows[table] = sum(batch.num_rows for batch in written)
             if (mined / MANIFEST).exists():
-                with store.open_output_stream(f"{folder}/{MANIFEST}") as stream:
-                    stream.write((mined / MANIFEST).read_bytes())
-            found.append({"rows": rows, "sha256": digest.hexdigest()})
+                shutil.copy(mined / MANIFEST, folder)
+            found.append({"rows": rows, "sha256": _sha256(folder)})
+            store.create_dir(f"{root}/{folder.name}")
+            stores.copy_files(str(folder), f"{root}/{folder.name}", destination_filesystem=store)
+            shutil.rmtree(folder)
         for info in store.get_file_info(stores.FileSelector(root)):  # of a former split into more
             if (bucket := re.fullmatch(r"bucket=(\d+)", info.base_name)) and int(bucket[1]) >= buckets:
                 store.delete_dir(info.path)
@@ -115,32 +117,14 @@ def _ranges(database: Connection, buckets: int) -> list[tuple[int, int]]:
     return list(zip(first, [*(start - 1 for start in first[1:]), 2**63 - 1], strict=True))
 
 
-class _Hashed:
-    """A stream whose bytes are hashed on their way."""
-
-    closed = False
-
-    def __init__(self, stream: IO[bytes], digest: hashlib._Hash) -> None:
-        self._stream, self._digest = stream, digest
-
-    def write(self, data: bytes) -> int:
-        self._digest.update(data)
-        return self._stream.write(data)
-
-    def flush(self) -> None:
-        self._stream.flush()
-
-    def close(self) -> None:
-        self.closed = True
-
-
-def _write(database: Connection, query: str, stream: _Hashed) -> int:
-    reader, rows = database.sql(query).to_arrow_reader(BATCH_ROWS), 0
-    with pq.ParquetWriter(stream, reader.schema, compression="zstd", write_page_checksum=True) as writer:
-        for batch in reader:
-            writer.write_batch(batch)
-            rows += batch.num_rows
-    return rows
+def _sha256(folder: Path) -> str:
+    """Return the hash of the tables of a bucket."""
+    digest = hashlib.sha256()
+    for table in TABLES:
+        with (folder / f"{table}.parquet").open("rb") as file:
+            while block := file.read(2**20):
+                digest.update(block)
+    return digest.hexdigest()
 
 
 @contextlib.contextmanager
@@ -187,12 +171,8 @@ class SplitSamples:
             folder.mkdir(parents=True)
             with _explained(self.uri):
                 stores.copy_files(f"{root}/bucket={number:03d}", str(folder), source_filesystem=store)
-                digest = hashlib.sha256()
-                for table in _TABLES:
-                    with (folder / f"{table}.parquet").open("rb") as file:
-                        while block := file.read(2**20):
-                            digest.update(block)
-            if digest.hexdigest() != sha256:
+                written = _sha256(folder)
+            if written != sha256:
                 raise CropsError(
                     f"{self.uri}/bucket={number:03d} is not what was written; `crops split` it again"
                 )
@@ -216,20 +196,16 @@ class Lanes:
         Raises:
             CropsError: a bucket has no group with an anchor.
         """
-        self.by_bucket, self._content = by_bucket, content
-        opened = list(by_bucket.values())
+        self.by_bucket, self.content = by_bucket, content
         for number, store in by_bucket.items():
             if store.groups == 0:
                 raise CropsError(f"bucket {number} has no group with an anchor; split into fewer buckets")
-        self.groups = sum(store.groups for store in opened)
-        self.dropped = sum(store.dropped for store in opened)
-        self.undocumented = sum(store.undocumented for store in opened)
-        self.one_label = sum(store.one_label for store in opened)
-        self.queries = self.groups
-        query, doc = 0, self.queries
-        for store in opened:
+        self.counts = sum((store.counts for store in by_bucket.values()), Counter())
+        self.groups = self.counts["groups"]
+        query, doc = 0, self.groups
+        for store in by_bucket.values():
             store.first_query, store.first_doc = query, doc
-            query, doc = query + store.queries, doc + store.documents
+            query, doc = query + store.groups, doc + store.documents
 
     def query_texts(self) -> Iterator[list[str]]:
         """Yield the query texts in the order of their rows, a batch at a time."""
@@ -238,10 +214,6 @@ class Lanes:
     def doc_texts(self) -> Iterator[list[str]]:
         """Yield the texts of the documents in the order of their rows."""
         return itertools.chain.from_iterable(store.doc_texts() for store in self.by_bucket.values())
-
-    def fingerprint(self) -> str:
-        """Return a hash of the groups and texts of all buckets."""
-        return self._content
 
 
 class LaneSampler:
@@ -269,52 +241,10 @@ class LaneSampler:
 
     def draw(self, step: int) -> Batch:
         """Return what the buckets give to the batch of a step."""
-        return _joined([_alone(sampler.draw(step)) for sampler in self._samplers])
-
-
-def _alone(batch: Batch) -> Batch:
-    """Return a batch whose buffer holds its own groups only."""
-    old, group = batch.groups, batch.group
-    sizes = np.diff(old.offsets)[group]
-    offsets = np.append(0, np.cumsum(sizes))
-    moved = old.offsets[group] - offsets[:-1]
-    pairs = np.arange(offsets[-1]) + np.repeat(moved, sizes)
-    groups = Groups(
-        query_id=old.query_id[group],
-        query_text=old.query_text[group],
-        searches=old.searches[group],
-        offsets=offsets,
-        doc_id=old.doc_id[pairs],
-        doc_text=old.doc_text[pairs],
-        label=old.label[pairs],
-        source=old.source[pairs],
-        weight=old.weight[pairs],
-    )
-    return Batch(
-        groups,
-        np.arange(len(group)),
-        batch.query_index,
-        batch.pair - moved[batch.query_index],
-        batch.known_index,
-        batch.known_pair - moved[batch.known_index],
-    )
-
-
-def _joined(batches: Sequence[Batch]) -> Batch:
-    """Return several batches as one."""
-    queries = np.cumsum([0, *(len(batch.group) for batch in batches)])
-    pairs = np.cumsum([0, *(len(batch.groups.doc_id) for batch in batches)])
-
-    def moved(name: str, by: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        return np.concatenate(
-            [getattr(one, name) + start for one, start in zip(batches, by[:-1], strict=True)]
-        )
-
-    return Batch(
-        Groups.concatenate([batch.groups for batch in batches]),
-        moved("group", queries),
-        moved("query_index", queries),
-        moved("pair", pairs),
-        moved("known_index", queries),
-        moved("known_pair", pairs),
-    )
+        parts, queries = [], 0
+        for sampler in self._samplers:
+            part = sampler.draw(step)
+            index, known = part.query_index + queries, part.known_index + queries
+            parts.append(part._replace(query_index=index, known_index=known))
+            queries += len(part.query_id)
+        return Batch(*map(np.concatenate, zip(*parts, strict=True)))

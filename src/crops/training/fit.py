@@ -20,29 +20,11 @@ from crops.encoders import load_encoder, longest, rendering_of, save_encoder
 from crops.errors import CropsError
 from crops.outputs import console, publish, timed, write_manifest
 from crops.text import PLAIN
+from crops.training import runs
 from crops.training.buckets import Lanes, LaneSampler, SplitSamples
-from crops.training.groups import GroupStore, store_groups
-from crops.training.mining import Joined, Mining
-from crops.training.model import GroupLoss, Share, Steps, contrast_of, objective
+from crops.training.groups import GroupSampler, GroupStore, store_groups
+from crops.training.model import GroupLoss, Joined, Mining, Share, Steps, contrast_of, objective
 from crops.training.pool import TextPool, UsedTokens, compile_transformers, tokenise_pool, wordless_texts
-from crops.training.runs import (
-    EVALUATIONS,
-    LOG,
-    checkpoints,
-    drop_partial,
-    exchanged,
-    first_process_first,
-    is_first_process,
-    join_processes,
-    last_checkpoint,
-    node,
-    processes,
-    read_log,
-    same_run,
-    wait_for_all,
-    work_folder,
-)
-from crops.training.sampler import GroupSampler
 from crops.training.samples import Samples, TrainingData, Wordless
 from crops.training.trainer import Evaluation, fit
 
@@ -85,7 +67,7 @@ def train(
         `seconds` (by part), `loss` (mean of the last tenth of the steps), `temperature`, `groups`,
         `dropped_groups`, `without_token` (what was left out for that: queries, documents, and groups with
         them), `contrast` (see `contrast_of`; of the first batch, as drawn), and with `mining`
-        what it saw (`crops.training.mining.Joined.summary`).
+        what it saw (`crops.training.model.Joined.summary`).
 
     Raises:
         CropsError: fewer than two groups have an anchor, the checkpoints are of other settings or data,
@@ -93,18 +75,19 @@ def train(
     """
     cache = None if cache is None else Path(cache)
     out = Path(out)
-    join_processes()
+    runs.joined()
     each_node = isinstance(data, SplitSamples)
-    work = work_folder(out) / f"node-{node()}" if each_node else work_folder(out)
+    work = runs.work_folder(out) / f"node-{runs.node()}" if each_node else runs.work_folder(out)
     seconds: dict[str, float] = {}
     settings: dict[str, Any] = config.model_dump(mode="json", exclude_none=True)
-    with _published(out) as folder, _working(work, fresh, each_node):
-        with first_process_first(each_node):
+    published = publish(out, "train") if runs.is_first_process() else contextlib.nullcontext()
+    with published as folder, _working(work, fresh, each_node):
+        with runs.joined().local_main_process_first() if each_node else runs.joined().main_process_first():
             run = _prepare(data, config, seed, cache, work, seconds, mining)
         learned = _learn(run, config, seed, work, evaluation, seconds, out.name)
         if folder is not None:
             save_encoder(run.encoder, folder)
-            for written in (LOG, EVALUATIONS):
+            for written in (runs.LOG, runs.EVALUATIONS):
                 shutil.copy(work / written, folder / written)
             arm = data.arm if isinstance(data, SplitSamples) else data
             samples = str(arm.mined.absolute()) if isinstance(arm, Samples) else None
@@ -124,11 +107,11 @@ class _Run(NamedTuple):
     groups: GroupStore | Lanes
     pool: TextPool
     mining: Mining | None
-    left_out: dict[str, int]
-    """Queries and documents without a token for this encoder, and the groups that went with them."""
-    without: Wordless | None = None
-    """Those queries and documents."""
-    buckets: int | None = None
+    without: Wordless | None
+    """Queries and documents without a token for this encoder."""
+    lost: int
+    """Groups that went with them."""
+    buckets: int | None
     """Of split samples."""
 
 
@@ -146,67 +129,56 @@ def _prepare(
         encoder = load_encoder(config, cache)
         if config.compile:
             compile_transformers(encoder)
-
-    facts = data.facts()["buckets"] if isinstance(data, SplitSamples) else []
-    rank, world = processes()
+    rank, world = runs.processes()
     share = work / f"process-{rank}-of-{world}" if isinstance(data, SplitSamples) else work
+    facts = data.facts()["buckets"] if isinstance(data, SplitSamples) else []
 
-    def stored(name: str, mining: Mining | None, without: Wordless | None = None) -> GroupStore | Lanes:
-        def of(data: TrainingData | Samples, folder: Path) -> GroupStore:
-            return store_groups(
-                data,
-                folder,
-                data.rendering(rendering_of(encoder)) if isinstance(data, Samples) else PLAIN,
-                objective(config).lowest_anchor,
-                config.beta,
-                without,
-                None if mining is None else mining.catalogue,
-            )
+    def one(data: TrainingData | Samples, folder: Path) -> GroupStore:
+        rendering = data.rendering(rendering_of(encoder)) if isinstance(data, Samples) else PLAIN
+        lowest, catalogue = objective(config).lowest_anchor, mining.catalogue if mining else None
+        return store_groups(data, folder, rendering, lowest, config.beta, without, catalogue)
 
+    def stored(name: str) -> GroupStore | Lanes:
         if not isinstance(data, SplitSamples):
-            return of(data, work / name)
-        if mining is not None:
-            raise CropsError("mined negatives need samples in one folder, not in buckets")
-        if len(facts) < world:
-            raise CropsError(f"{data.uri} has {len(facts)} buckets for {world} processes; split into more")
-        lanes = {
-            number: of(
-                data.fetch(number, facts[number]["sha256"], share / f"bucket-{number}"),
-                share / f"{name}-{number}",
-            )
-            for number in range(rank, len(facts), world)
-        }
+            return one(data, work / name)
+        lanes = {}
+        for number in range(rank, len(facts), world):
+            bucket = data.fetch(number, facts[number]["sha256"], share / f"bucket-{number}")
+            lanes[number] = one(bucket, share / f"{name}-{number}")
         return Lanes(lanes, hashlib.sha256(json.dumps(facts).encode()).hexdigest())
 
+    if isinstance(data, SplitSamples) and mining is not None:
+        raise CropsError("mined negatives need samples in one folder, not in buckets")
+    if isinstance(data, SplitSamples) and len(facts) < world:
+        raise CropsError(f"{data.uri} has {len(facts)} buckets for {world} processes; split into more")
+    without: Wordless | None = None
     with timed(seconds, "put the groups together"):
-        groups = stored("groups", mining)
-    left_out = {"queries": 0, "documents": 0, "groups": 0}
-    _require_two_groups(groups, config, left_out)
+        groups = stored("groups")
+    before = groups.groups
+    _require_two_groups(groups, config, without)
     decisive = config.model_dump(mode="json", exclude=_FREE) | {"seed": seed}
-    name = same_run(work, decisive, groups.fingerprint())
+    tokens = share / f"tokens-{runs.same_run(work, decisive, groups.content)}"
     with timed(seconds, "tokenise"):
-        pool = tokenise_pool(encoder, groups, share / f"tokens-{name}")
+        pool = tokenise_pool(encoder, groups, tokens)
     if (without := wordless_texts(groups, pool)) is not None:
-        before = groups.groups
         with timed(seconds, "leave out texts without a token"):
             if mining is not None:
                 mining = replace(mining, catalogue=mining.catalogue.without(without.documents))
-            groups = stored("groups-with-tokens", mining, without)
-            pool = tokenise_pool(encoder, groups, share / f"tokens-{name}-kept")
-        queries, documents = len(without.queries), len(without.documents)
-        left_out = {"queries": queries, "documents": documents, "groups": before - groups.groups}
-        _require_two_groups(groups, config, left_out)
-    return _Run(encoder, groups, pool, mining, left_out, without, len(facts) or None)
+            groups = stored("groups-with-tokens")
+            pool = tokenise_pool(encoder, groups, tokens.with_name(f"{tokens.name}-kept"))
+        _require_two_groups(groups, config, without)
+    return _Run(encoder, groups, pool, mining, without, before - groups.groups, len(facts) or None)
 
 
-def _require_two_groups(groups: GroupStore | Lanes, config: TrainingConfig, left_out: dict[str, int]) -> None:
+def _require_two_groups(groups: GroupStore | Lanes, config: TrainingConfig, without: Wordless | None) -> None:
     if groups.groups >= 2:
         return
-    found = groups.groups + groups.dropped
+    found = groups.groups + groups.counts["dropped"]
     if found < 2:
-        queries, documents = left_out["queries"], left_out["documents"]
-        why = f" ({queries} queries and {documents} documents have no token for {config.encoder})"
-        why = why if any(left_out.values()) else ""
+        why = ""
+        if without is not None:
+            queries, documents = map(len, without)
+            why = f" ({queries} queries and {documents} documents have no token for {config.encoder})"
         raise CropsError(f"the training data has {found} group(s); contrast needs at least two queries{why}")
     lowest = objective(config).lowest_anchor
     raise CropsError(
@@ -226,13 +198,18 @@ def _learn(
 ) -> dict[str, Any]:
     wanted, used = objective(config), UsedTokens(run.encoder, run.pool, whole=run.buckets is not None)
     with used as pool:
-        sampler, share = _drawing(run, config, seed)
+        sampler: GroupSampler | LaneSampler
+        if isinstance(run.groups, Lanes):
+            assert run.buckets is not None
+            sampler, share = LaneSampler(run.groups, run.buckets, config, seed), Share()
+        else:
+            sampler, share = GroupSampler(run.groups, config, seed), Share(*runs.processes())
         contrast = contrast_of(Steps(sampler, pool, config.steps, wanted)[0], config.in_batch)
         limit = longest(run.encoder)
         counts = _counts(run, limit)
         if run.buckets is not None:
-            contrast["queries"] = sum(part["queries"] for part in exchanged(contrast))
-        if is_first_process():
+            contrast["queries"] = sum(part["queries"] for part in runs.exchanged(contrast))
+        if runs.is_first_process():
             console.print(_start_line(contrast, counts, limit))
         steps = Steps(sampler, pool, config.steps, wanted, share)
         model = GroupLoss(run.encoder, pool, config)
@@ -246,6 +223,9 @@ def _learn(
             with used.lifted():
                 return evaluation.metrics(encoder)
 
+        # The newest complete checkpoint that every process finds in its work folder.
+        everywhere = set.intersection(*runs.exchanged({path.name for path in runs.checkpoints(work)}))
+        newest = [path for path in runs.checkpoints(work) if path.name in everywhere]
         with timed(seconds, "train"):
             fit(
                 model,
@@ -253,54 +233,39 @@ def _learn(
                 config,
                 seed,
                 work,
-                resume_from=_checkpoint_of_all(work),
+                resume_from=newest[-1] if newest else None,
                 each_node=run.buckets is not None,
                 evaluation=evaluation and Evaluation(whole, evaluation.metric),
                 join=join,
                 name=name,
             )
-    log = read_log(work)
-    wait_for_all()  # then the first process publishes, and removes the folder that all have read
+    log = runs.read_log(work)
+    runs.joined().wait_for_everyone()  # then the first process publishes, and removes what all have read
     return {
         "loss": float(log.loss[-max(1, len(log.loss) // 10) :].mean()),
         "temperature": model.temperature,
         "groups": counts["groups"],
         "dropped_groups": counts["dropped"],
-        "without_token": {name: counts[f"{name} left out"] for name in run.left_out},
+        "without_token": {name: counts[f"{name} left out"] for name in ("queries", "documents", "groups")},
         **({"full_documents": counts["full"]} if "full" in counts else {}),
         "contrast": contrast,
         **({} if join is None else join.summary()),
     }
 
 
-def _drawing(run: _Run, config: TrainingConfig, seed: int) -> tuple[GroupSampler | LaneSampler, Share]:
-    """Return what draws the batches, and the share of each that is this process's."""
-    if isinstance(run.groups, Lanes):
-        assert run.buckets is not None
-        return LaneSampler(run.groups, run.buckets, config, seed), Share()
-    return GroupSampler(run.groups, config, seed), Share(*processes())
-
-
-def _checkpoint_of_all(work: Path) -> Path | None:
-    """Return the newest complete checkpoint that every process finds in its work folder."""
-    everywhere = set.intersection(*exchanged({path.name for path in checkpoints(work)}))
-    return next((path for path in reversed(checkpoints(work)) if path.name in everywhere), None)
-
-
 def _counts(run: _Run, limit: int | None) -> Counter[str]:
     """Return how many groups there are and what was left out or cut, in the buckets of all processes."""
-    own = {name: getattr(run.groups, name) for name in ("groups", "dropped", "undocumented", "one_label")}
-    own |= {f"{name} left out": count for name, count in run.left_out.items()}
+    own = Counter({**run.groups.counts, "groups left out": run.lost})
     if limit is not None and run.buckets is None:  # buckets share documents, which would count again
         lengths = np.concatenate([np.diff(side.tokens.offsets) for side in run.pool.sides])
-        own["full"] = int((lengths[run.groups.queries :] >= limit).sum())
+        own["full"] = int((lengths[run.groups.groups :] >= limit).sum())
+    parts = [(own, run.without)] if run.buckets is None else runs.exchanged((own, run.without))
     counts: Counter[str] = Counter()
-    for part in exchanged(own) if run.buckets is not None else [own]:
+    for part, _ in parts:
         counts.update(part)
-    if run.buckets is not None:  # several may have found the same text
-        found = [part for part in exchanged(run.without) if part is not None]
-        for number, name in enumerate(Wordless._fields):
-            counts[f"{name} left out"] = len(frozenset().union(*(part[number] for part in found)))
+    for number, name in enumerate(Wordless._fields):  # several may have found the same text
+        found = (without[number] for _, without in parts if without is not None)
+        counts[f"{name} left out"] = len(frozenset().union(*found))
     return counts
 
 
@@ -324,28 +289,18 @@ def _start_line(contrast: dict[str, float], counts: Counter[str], limit: int | N
 
 
 @contextlib.contextmanager
-def _published(out: Path) -> Iterator[Path | None]:
-    """Yield the folder to write; None in all processes but the first."""
-    if not is_first_process():
-        yield None
-        return
-    with publish(out, "train") as folder:
-        yield folder
-
-
-@contextlib.contextmanager
 def _working(work: Path, fresh: bool, each_node: bool) -> Iterator[None]:
     """Keep the work folder for as long as a run may resume from it: from its first checkpoint to success."""
-    if not is_first_process(each_node):
+    if not runs.is_first_process(each_node):
         yield
         return
     if fresh:
         shutil.rmtree(work, ignore_errors=True)
-    drop_partial(work)
+    runs.drop_partial(work)
     try:
         yield
     except BaseException:
-        if last_checkpoint(work) is None:
+        if runs.last_checkpoint(work) is None:
             shutil.rmtree(work, ignore_errors=True)
         raise
     shutil.rmtree(work, ignore_errors=True)

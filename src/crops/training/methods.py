@@ -29,7 +29,7 @@ from crops.errors import CropsError, nearest
 from crops.evaluation import recall_at_k
 from crops.labels import ALL_SOURCES, DEFAULT_LABELS, SEARCH_SOURCES, Source, parse_sources
 from crops.negatives import BASELINES
-from crops.negatives.base import Corpus, Method, Miner, Point, Schedule, Value, grid
+from crops.negatives.base import Corpus, Ids, Method, Miner, Point, Schedule, Value, grid
 from crops.outputs import Scratch, console
 from crops.protocols import Retriever
 from crops.relevance.encode import is_ngram_folder
@@ -37,9 +37,8 @@ from crops.retrieval import BM25Retriever, ExactRetriever, load_items
 from crops.retrieval.bm25 import Tokeniser
 from crops.text import DOCUMENT_FIELDS, PLAIN, Rendering, has_text
 from crops.training.fit import train
-from crops.training.groups import store_groups
-from crops.training.mining import Mining
-from crops.training.sampler import GroupSampler
+from crops.training.groups import GroupSampler, store_groups
+from crops.training.model import Mining
 from crops.training.samples import FOLDS, Catalogue, Samples
 from crops.training.trainer import Evaluation
 
@@ -152,14 +151,10 @@ def fit_method(
     Args:
         name: a key of `METHODS`.
         samples: a folder of `crops mine`; its items known by the end of the last day are the catalogue.
-        out: the folder to write.
         config: encoder, batches, steps, optimiser, shared by all methods; loss and sampling are the method's.
-        seed: of batches and samplers.
-        cache: see `crops.encoders.load_encoder`.
         point: settings of the method, its defaults where absent.
         documents: documents per step; `documents_per_step` of these samples' `BUDGET_SOURCES` when None.
         held_out: leave out the queries of this fold (`is_validation`).
-        evaluation: along the way, as of `train`.
         fields: what stands for a document, of the groups and of the catalogue.
 
     Returns:
@@ -177,41 +172,25 @@ def fit_method(
     rendering = rendering_for(config)
     if method.reads_texts and rendering is not PLAIN:
         raise CropsError(f"{name}: BM25 reads texts and {config.encoder} ids; take an encoder of texts")
-    data = Samples(
-        samples,
-        method.keep,
-        labels=method.labels or DEFAULT_LABELS,
-        held_out=held_out,
-        fields=fields,
-    )
+    labels = method.labels or DEFAULT_LABELS
+    data = Samples(samples, method.keep, labels=labels, held_out=held_out, fields=fields)
     rendering = data.rendering(rendering)
     if documents is None:
         budget = replace(data, keep=BUDGET_SOURCES, labels=DEFAULT_LABELS)
         documents = documents_per_step(budget, rendering, config, seed)
+    sampler, warm_up, refresh = (
+        method.miner,
+        round(settings["warm_up"] * config.steps),
+        int(settings["refresh"]),
+    )
+    schedule = Schedule(warm_up, refresh, float(settings["temperature"]))
     mining = Mining(
         load_catalogue(samples, rendering),
         documents,
-        _miner(method, settings, config),
+        None if sampler is None else lambda corpus: sampler(corpus, schedule),
         int(settings["negatives"]) or None,
         notes={"method": name, "point": settings},
     )
-    learn = partial(train, data, seed=seed, cache=cache, evaluation=evaluation, fresh=True)
-    start = time.process_time()
-    if method.query_miner is not None:
-        learned = _in_two_stages(
-            learn, mining, method.query_miner, out, _config(method, settings, config), settings
-        )
-    else:
-        learned = learn(out, _config(method, settings, config), mining=mining)
-    return {
-        **learned,
-        "train_seconds": learned["seconds"]["train"],
-        "cpu_seconds": time.process_time() - start,
-    }
-
-
-def _config(method: Method, settings: Mapping[str, Value], config: TrainingConfig) -> TrainingConfig:
-    """Return the run's settings with those of the method laid over them."""
     changes = {
         "loss": method.loss,
         "learning_rate": config.learning_rate * settings["learning_rate_scale"],
@@ -219,18 +198,18 @@ def _config(method: Method, settings: Mapping[str, Value], config: TrainingConfi
         "checkpoint_steps": config.steps,
         **{name: settings[name] for name in COPIED},
     }
-    return config.model_copy(update=changes)
-
-
-def _miner(
-    method: Method, settings: Mapping[str, Value], config: TrainingConfig
-) -> Callable[[Corpus], Miner] | None:
-    sampler = method.miner
-    if sampler is None:
-        return None
-    warm_up, refresh = round(settings["warm_up"] * config.steps), int(settings["refresh"])
-    schedule = Schedule(warm_up, refresh, float(settings["temperature"]))
-    return lambda corpus: sampler(corpus, schedule)
+    config = config.model_copy(update=changes)
+    learn = partial(train, data, seed=seed, cache=cache, evaluation=evaluation, fresh=True)
+    start = time.process_time()
+    if method.query_miner is not None:
+        learned = _in_two_stages(learn, mining, method.query_miner, out, config, settings)
+    else:
+        learned = learn(out, config, mining=mining)
+    return {
+        **learned,
+        "train_seconds": learned["seconds"]["train"],
+        "cpu_seconds": time.process_time() - start,
+    }
 
 
 def _in_two_stages(
@@ -272,7 +251,7 @@ def documents_per_step(data: Samples, rendering: Rendering, config: TrainingConf
     with Scratch("crops-budget-") as folder:
         groups = store_groups(data, Path(folder) / "groups", rendering, config.min_anchor_label, config.beta)
         sampler = GroupSampler(groups, config, seed)
-        sizes = [len(sampler.draw(step).pair) for step in range(BUDGET_BATCHES)]
+        sizes = [len(sampler.draw(step).doc_id) for step in range(BUDGET_BATCHES)]
     return int(np.ceil(np.mean(sizes)))
 
 
@@ -282,10 +261,7 @@ def load_catalogue(mined: Path, rendering: Rendering) -> Catalogue:
     Raises:
         CropsError: the folder is no output of `crops mine`.
     """
-    samples = Samples(mined)
-    table = pa.concat_tables(
-        [pq.read_table(file, columns=["item_id", "uploaded_at"]) for file in samples.files("items")]
-    )
+    table = _read(Samples(mined), "items", ["item_id", "uploaded_at"])
     path = mined / "report.json"
     try:
         last = max(json.loads(path.read_text())["days"])
@@ -306,8 +282,6 @@ def load_catalogue(mined: Path, rendering: Rendering) -> Catalogue:
 # the test sets have: what was clicked for it on the mined days (CT), and what was consumed after its
 # rewordings and passed theta (QR).
 
-
-Ids = NDArray[np.int64]
 RECALL_K = 100
 BM25 = "bm25"
 BM25_GRID: tuple[dict[str, float], ...] = tuple(
@@ -335,14 +309,9 @@ def tune_method(
 
     Args:
         name: a key of `METHODS`, or `bm25`.
-        samples: a folder of `crops mine`.
-        out: folder that gets `<name>.json`.
-        config: as of `fit_method`.
-        seed: of batches and samplers, the same for all points.
-        cache: see `crops.encoders.load_encoder`.
+        out: folder that gets `<name>.json`; the others as of `fit_method`.
         folds: tenths of the queries that are held out, one after the other (at most 10).
         tokeniser: of BM25; chosen by the texts when None.
-        fields: what stands for a document.
 
     Raises:
         CropsError: as `fit_method` and `validation_sets`.
@@ -351,6 +320,7 @@ def tune_method(
     catalogue = load_catalogue(samples, rendering)
     sets = [validation_sets(samples, catalogue.ids, fold) for fold in range(folds)]
     points: Sequence[Point] = BM25_GRID if name == BM25 else find_method(name).grid
+    fitted = partial(fit_method, name, samples, config=config, seed=seed, cache=cache, fields=fields)
     tried: list[dict[str, Any]] = []
     documents = None
     for number, point in enumerate(points):
@@ -361,18 +331,7 @@ def tune_method(
                 retriever = BM25Retriever(*catalogue, k1=point["k1"], b=point["b"], tokeniser=tokeniser)
             else:
                 model = out / "models" / f"{name}-{number}-{fold}"
-                documents = fit_method(
-                    name,
-                    samples,
-                    model,
-                    config=config,
-                    seed=seed,
-                    cache=cache,
-                    point=point,
-                    documents=documents,
-                    held_out=fold,
-                    fields=fields,
-                )["budget"]
+                documents = fitted(model, point=point, documents=documents, held_out=fold)["budget"]
                 ours = is_ngram_folder(model)
                 encoder = SentenceTransformer(str(model), device="cpu", trust_remote_code=ours)
                 retriever = ExactRetriever(encoder, *catalogue, render_query=rendering.query)

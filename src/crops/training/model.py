@@ -1,12 +1,12 @@
-"""What a step sees and minimises: its inputs, the loss that the settings name, and the trained object."""
+"""What a step sees and minimises: the loss that the settings name, its inputs, and what joins them."""
 
 from __future__ import annotations
 
 import functools
 import json
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,14 @@ from crops.encoders import over_dims
 from crops.errors import CropsError
 from crops.losses import find_loss, hidden_pairs
 from crops.losses.functions import MAX_LABEL
+from crops.negatives.base import Corpus, Ids, Miner, Moment, Vectors
 from crops.outputs import MANIFEST
+from crops.retrieval.catalogue import NO_ITEM
 from crops.training.buckets import LaneSampler
+from crops.training.groups import Batch, GroupSampler, GroupStore
 from crops.training.pool import TextPool, embed
 from crops.training.runs import exchanged, gather, processes
-from crops.training.sampler import Batch, GroupSampler
+from crops.training.samples import Catalogue
 
 Array = NDArray[Any]
 
@@ -188,27 +191,23 @@ def step_inputs(batch: Batch, pool: TextPool, objective: Objective, share: Share
     Every process draws the same batch. It encodes its share of the texts and contrasts its share of the
     queries with all documents; documents of the other queries get the query index -1.
     """
-    groups = batch.groups
-    texts, place = np.unique(
-        np.concatenate([groups.query_text[batch.group], groups.doc_text[batch.pair]]), return_inverse=True
-    )
-    labels, query_id = groups.label[batch.pair], groups.query_id[batch.group]
-    mine = share.of_queries(query_id, batch.query_index)
+    texts, place = np.unique(np.concatenate([batch.query_text, batch.doc_text]), return_inverse=True)
+    query_text, doc_text = np.split(place, [len(batch.query_id)])
+    mine = share.of_queries(batch.query_id, batch.query_index)
     local = np.where(mine, np.cumsum(mine) - 1, -1)
     known = mine[batch.known_index]
-    terms = objective.terms(labels, batch.query_index)
     return {
         "texts": texts,
         "encoded_here": share.of_texts(texts, pool),
-        "query_text": place[: len(batch.group)][mine],
-        "doc_text": place[len(batch.group) :],
+        "query_text": query_text[mine],
+        "doc_text": doc_text,
         "query_index": local[batch.query_index],
-        "grades": labels,
-        "query_id": query_id[mine],
-        "doc_id": groups.doc_id[batch.pair],
+        "grades": batch.label,
+        "query_id": batch.query_id[mine],
+        "doc_id": batch.doc_id,
         "known_index": local[batch.known_index][known],
-        "known_id": groups.doc_id[batch.known_pair][known],
-        "scale": np.array(share.world / terms),
+        "known_id": batch.known_id[known],
+        "scale": np.array(share.world / objective.terms(batch.label, batch.query_index)),
     }
 
 
@@ -290,3 +289,163 @@ def contrast_of(inputs: dict[str, Array], in_batch: bool = True) -> dict[str, fl
         "duplicates": 1 - len(np.unique(inputs["doc_id"])) / documents,
         "texts": len(inputs["texts"]),
     }
+
+
+# Negatives from a catalogue that join each batch, chosen with the weights of that step. Which ones is the
+# business of a miner (`crops.negatives`); here they become part of the inputs of a step.
+
+
+@dataclass(frozen=True)
+class Mining:
+    """How the batches of a run are completed."""
+
+    catalogue: Catalogue
+    """Real documents, known when the training day ended."""
+    documents: int
+    """Documents of a step, the groups' own included: the budget that methods share. Random documents,
+    negatives for all queries alike, make up what is missing, unless a query's negatives are its own only."""
+    miner: Callable[[Corpus], Miner] | None = None
+    """Chooses negatives of each query's own; none when None."""
+    negatives: int | None = None
+    """Most of them per query; what the budget leaves when None."""
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    """What the manifest of the run is to say besides."""
+
+
+class Joined:
+    """Adds a step's negatives to its inputs."""
+
+    def __init__(
+        self,
+        mining: Mining,
+        encoder: SentenceTransformer,
+        pool: TextPool,
+        source: GroupStore,
+        config: TrainingConfig,
+        seed: int,
+    ) -> None:
+        """Prepare the miner.
+
+        Raises:
+            CropsError: there are several processes.
+        """
+        if processes()[1] > 1:
+            raise CropsError("mined negatives are for one process; start without torchrun")
+        self._corpus = EncodedCorpus(encoder, pool, mining.catalogue, source, config.encode_chunk)
+        self._miner = None if mining.miner is None else mining.miner(self._corpus)
+        self._mining, self._config, self._seed = mining, config, seed
+        self._steps = self._queries = self._documents = 0
+
+    def __call__(self, step: int, inputs: dict[str, Array]) -> dict[str, Array]:
+        """Return the inputs with the negatives of a step (from 0)."""
+        random = np.random.default_rng([self._seed, step, 3])
+        size, room = len(inputs["query_text"]), self._mining.documents - len(inputs["doc_text"])
+        index, ids = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
+        if self._miner is not None:
+            most, spare = self._mining.negatives, room // size
+            drawn = inputs["grades"] >= self._config.positive_label
+            row, positive = inputs["query_index"][drawn], inputs["doc_id"][drawn]
+            known = (
+                np.concatenate([row, inputs["known_index"]]),
+                np.concatenate([positive, inputs["known_id"]]),
+            )
+            own = self._miner(
+                Moment(
+                    step=step,
+                    random=random,
+                    queries=inputs["texts"][inputs["query_text"]],
+                    positives=_by_row(*known, size),
+                    drawn=_by_row(row, positive, size),
+                    negatives=max(0, spare if most is None else min(most, spare)),
+                )
+            )
+            index, column = np.nonzero(own != NO_ITEM)
+            ids = own[index, column]
+        if self._config.in_batch:
+            # Without in-batch negatives nobody's document would be all queries' negative.
+            catalogue = self._corpus.ids
+            missing = min(max(0, room - len(ids)), len(catalogue))
+            noise = catalogue[random.choice(len(catalogue), missing, replace=False)]
+            index, ids = np.concatenate([index, np.full(len(noise), -1)]), np.concatenate([ids, noise])
+        joined = with_documents(inputs, index, ids, self._corpus)
+        self._steps += 1
+        self._queries += size
+        self._documents += len(joined["doc_text"])
+        return joined
+
+    def summary(self) -> dict[str, Any]:
+        """Return what the run has seen: queries and documents, repeats counted, and the index refreshes."""
+        return {
+            **self._mining.notes,
+            "budget": self._mining.documents,
+            "steps": self._steps,
+            "queries_seen": self._queries,
+            "documents_seen": self._documents,
+            "documents_per_step": self._documents / max(1, self._steps),
+            "refreshes": self._corpus.refreshes,
+        }
+
+
+def with_documents(
+    inputs: dict[str, Array], query_index: Ids, ids: Ids, corpus: EncodedCorpus
+) -> dict[str, Array]:
+    """Return a step's inputs with documents `ids` [M] of the catalogue as negatives (label 0).
+
+    `query_index` [M] is the row of the query whose own negative each is; -1 = of no query, for all.
+    """
+    rows = corpus.text_rows[np.searchsorted(corpus.ids, ids)]
+    known = len(inputs["texts"])
+    texts, place = np.unique(np.concatenate([inputs["texts"], rows]), return_inverse=True)
+    moved = place[:known]
+    return {
+        **inputs,
+        "texts": texts,
+        "encoded_here": np.ones(len(texts), dtype=np.bool_),
+        "query_text": moved[inputs["query_text"]],
+        "doc_text": np.concatenate([moved[inputs["doc_text"]], place[known:]]),
+        "query_index": np.concatenate([inputs["query_index"], query_index]),
+        "grades": np.concatenate([inputs["grades"], np.zeros(len(ids), dtype=np.int64)]),
+        "doc_id": np.concatenate([inputs["doc_id"], ids]),
+    }
+
+
+def _by_row(row: Ids, ids: Ids, size: int) -> list[Ids]:
+    """Return the ids of each of `size` rows."""
+    order = np.argsort(row, kind="stable")
+    return np.split(ids[order], np.searchsorted(row[order], np.arange(1, size)))
+
+
+class EncodedCorpus:
+    """The catalogue and the training queries as the encoder sees them now; a `negatives.base.Corpus`."""
+
+    def __init__(
+        self,
+        encoder: SentenceTransformer,
+        pool: TextPool,
+        catalogue: Catalogue,
+        source: GroupStore,
+        chunk: int | None,
+    ) -> None:
+        """Encode nothing yet; `chunk` is that of `crops.training.pool.embed`."""
+        self.ids, self.texts = catalogue.ids, catalogue.texts
+        self.text_rows = source.catalogue_text()
+        self.query_texts = [text for batch in source.query_texts() for text in batch]
+        """Texts of the rows of the pool from 0 on."""
+        self.refreshes = 0
+        """How often the documents were encoded."""
+        self._encoder, self._pool, self._chunk = encoder, pool, chunk
+
+    def encode_documents(self) -> Vectors:
+        """Return the embeddings of the catalogue, [D, d]."""
+        self.refreshes += 1
+        return self.encode_queries(self.text_rows)
+
+    def encode_queries(self, rows: Ids) -> Vectors:
+        """Return the embeddings [n, d] of texts, by their rows of the pool [n]."""
+        distinct, place = np.unique(rows, return_inverse=True)
+        training = self._encoder.training
+        self._encoder.eval()
+        with torch.no_grad():
+            vectors = embed(self._encoder, self._pool, distinct, self._chunk)
+        self._encoder.train(training)
+        return np.asarray(vectors.float().cpu().numpy()[place])

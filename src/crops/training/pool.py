@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -97,8 +96,8 @@ def tokenise_pool(encoder: SentenceTransformer, source: GroupStore | Lanes, fold
     if not asymmetric(encoder):
         return TextPool((Side("document", TokenisedTexts(ids, offsets), 0),))
     # Offsets count from the beginning of the ids, so the sides can share them.
-    query = Side("query", TokenisedTexts(ids, offsets[: source.queries + 1]), 0)
-    document = Side("document", TokenisedTexts(ids, offsets[source.queries :]), source.queries)
+    query = Side("query", TokenisedTexts(ids, offsets[: source.groups + 1]), 0)
+    document = Side("document", TokenisedTexts(ids, offsets[source.groups :]), source.groups)
     return TextPool((query, document))
 
 
@@ -107,10 +106,10 @@ def wordless_texts(source: GroupStore | Lanes, pool: TextPool) -> Wordless | Non
     rows = np.flatnonzero(np.concatenate([np.diff(side.tokens.offsets) for side in pool.sides]) == 0)
     if len(rows) == 0:
         return None
-    queries = rows < source.queries
+    queries = rows < source.groups
     return Wordless(
         _texts_at(source.query_texts(), rows[queries]),
-        _texts_at(source.doc_texts(), rows[~queries] - source.queries),
+        _texts_at(source.doc_texts(), rows[~queries] - source.groups),
     )
 
 
@@ -133,7 +132,7 @@ class UsedTokens:
 
     def __init__(self, encoder: SentenceTransformer, pool: TextPool, *, whole: bool = False) -> None:
         """Shrink nothing yet; `whole`: never, as other processes have other tokens."""
-        self._encoder, self._whole_pool, self._stack = encoder, pool, ExitStack()
+        self._encoder, self._pool, self._stack = encoder, pool, ExitStack()
         modules = input_modules(encoder)
         self._tables = [module for module in modules if isinstance(module, StaticEmbedding)]
         on_disk = any(isinstance(side.tokens.ids, np.memmap) for side in pool.sides)
@@ -142,19 +141,16 @@ class UsedTokens:
 
     def __enter__(self) -> TextPool:
         if not self._possible:
-            return self._whole_pool
-        return TextPool(tuple(side._replace(tokens=self._narrow(side)) for side in self._whole_pool.sides))
+            return self._pool
+        sides = []
+        for side in self._pool.sides:
+            first, last = side.tokens.offsets[[0, -1]]
+            own = TokenisedTexts(side.tokens.ids[first:last], side.tokens.offsets - first)
+            used = self._stack.enter_context(only_used_tokens(self._encoder, own, side.role))
+            sides.append(side._replace(tokens=used))
+        return TextPool(tuple(sides))
 
-    def _narrow(self, side: Side) -> TokenisedTexts:
-        if isinstance(side.tokens.ids, np.memmap):
-            return side.tokens
-        ids = side.tokens.ids[side.tokens.offsets[0] : side.tokens.offsets[-1]]
-        own = TokenisedTexts(ids, side.tokens.offsets - side.tokens.offsets[0])
-        return self._stack.enter_context(only_used_tokens(self._encoder, own, side.role))
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stack.close()
 
     @contextlib.contextmanager

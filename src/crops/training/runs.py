@@ -5,19 +5,19 @@ A checkpoint is whole or ignored, and only for the settings and data that made i
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.distributed as dist
+import torch.distributed.nn.functional as differentiable
 from accelerate import PartialState
 from numpy.typing import NDArray
 from torch import Tensor
@@ -36,11 +36,6 @@ WHOLE = "whole"
 def work_folder(out: Path) -> Path:
     """Return the folder next to an output that holds what an interrupted run needs to resume."""
     return out.with_name(f".{out.name}.training")
-
-
-def mark_whole(checkpoint: Path) -> None:
-    """Say that a checkpoint is complete."""
-    (checkpoint / WHOLE).touch()
 
 
 def checkpoints(work: Path) -> list[Path]:
@@ -163,22 +158,9 @@ def settles(log: TrainingLog, tolerance: float = SETTLED) -> tuple[float, int | 
 ON_CPU = not torch.accelerator.is_available()
 
 
-def join_processes() -> None:
-    """Meet the other processes, if torchrun started this one."""
-    PartialState(cpu=ON_CPU)
-
-
-@contextlib.contextmanager
-def first_process_first(each_node: bool = False) -> Iterator[None]:
-    """Let the first process, or that of each node, do the block before the others, who read what it wrote."""
-    state = PartialState(cpu=ON_CPU)
-    with state.local_main_process_first() if each_node else state.main_process_first():
-        yield
-
-
-def wait_for_all() -> None:
-    """Return once every process has come here."""
-    PartialState(cpu=ON_CPU).wait_for_everyone()
+def joined() -> PartialState:
+    """Return what this process knows of the others; meet them first, if torchrun started it."""
+    return PartialState(cpu=ON_CPU)
 
 
 def processes() -> tuple[int, int]:
@@ -206,7 +188,7 @@ def _hosts() -> dist.ProcessGroup:
 
 def is_first_process(each_node: bool = False) -> bool:
     """Return whether this process writes the outputs, or what its node keeps."""
-    return bool(PartialState(cpu=ON_CPU).is_local_main_process) if each_node else processes()[0] == 0
+    return bool(joined().is_local_main_process) if each_node else processes()[0] == 0
 
 
 def node() -> int:
@@ -214,39 +196,14 @@ def node() -> int:
     return int(os.environ.get("GROUP_RANK", 0))
 
 
-class _Gather(torch.autograd.Function):
-    """Rows of all processes in one matrix; the gradient of a row is summed over the processes."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, here: NDArray[np.bool_]) -> Tensor:  # noqa: ANN401
-        place = torch.from_numpy(np.flatnonzero(here)).to(rows.device, non_blocking=True)
-        ctx.save_for_backward(place)
-        whole = rows.new_zeros(len(here), rows.shape[1])
-        whole[place] = rows
-        dist.all_reduce(whole)
-        return whole
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
-        (place,) = ctx.saved_tensors
-        summed = upstream.contiguous().clone()
-        dist.all_reduce(summed)
-        return summed[place], None
-
-
 def gather(rows: Tensor, here: NDArray[np.bool_]) -> Tensor:
-    """Return the rows of all processes, [U, d]; `here` [U] says which of them are this process's `rows`."""
+    """Return the rows of all processes, [U, d]; `here` [U] says which of them are this process's `rows`.
+
+    The gradient of a row is summed over the processes.
+    """
     if processes()[1] == 1:
         return rows
-    whole: Tensor = _Gather.apply(rows, here)  # type: ignore[no-untyped-call]
+    place = torch.from_numpy(np.flatnonzero(here)).to(rows.device, non_blocking=True)
+    own = rows.new_zeros(len(here), rows.shape[1]).index_copy(0, place, rows)
+    whole: Tensor = differentiable.all_reduce(own)  # type: ignore[no-untyped-call]
     return whole
-
-
-def average(value: Tensor) -> Tensor:
-    """Return the mean of a tensor over the processes."""
-    world = processes()[1]
-    if world > 1:
-        value = value.clone()
-        dist.all_reduce(value)
-        value /= world
-    return value

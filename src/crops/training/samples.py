@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from crops.database import Connection, failing_as, open_database, parquet, parquet_files
+from crops.database import Connection, explained, failing_as, open_database, parquet, parquet_files
 from crops.engine.documents import require_lag
 from crops.errors import CropsError
 from crops.labels import ALL_SOURCES, DEFAULT_LABELS, Source
@@ -31,6 +31,9 @@ BATCH_ROWS = 65_536
 """Rows between SQL and Python at a time."""
 FOLDS = 10
 """One query in so many is in a fold that can be held out: ids are hashes, so by their remainder."""
+
+
+TABLES = ("samples", "queries", "items", "synthetic_items")
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ class Samples:
         return {
             "files": {
                 str(file): [file.stat().st_size, file.stat().st_mtime_ns]
-                for table in ("samples", "queries", "items", "synthetic_items")
+                for table in TABLES
                 for file in self.files(table)
             },
             "keep": int(self.keep),
@@ -209,23 +212,30 @@ def opened(
     Raises:
         CropsError: a file or column is missing, a pair's query or item has no text, or no pair is left.
     """
-    with Scratch("crops-training-") as spill:
-        memory = data.memory if isinstance(data, Samples) else "2GB"
-        with open_database(memory, spill) as database:
-            if isinstance(data, Samples):
-                _grade(database, data)
-            else:
-                database.register("known_queries", data.queries)
-                database.register("texts", data.docs)
-                database.register("pairs", data.pairs)
-                database.execute("create table graded as select * from pairs")
-            _number(database, data, lowest_anchor, rendering)
-            if without is not None:
-                _leave_out(database, rendering, without)
-                _number(database, data, lowest_anchor, rendering)
-            if catalogue is not None:
-                _add_catalogue(database, catalogue)
-            yield database
+    where, memory, files = "training data", "2GB", []
+    if isinstance(data, Samples):
+        where, memory = str(data.mined), data.memory
+        files = [file for table in TABLES for file in data.files(table)]
+    with (
+        Scratch("crops-training-") as spill,
+        open_database(memory, spill) as database,
+        failing_as(f"{where} cannot be read; make it again with `crops mine`"),
+        explained(f"a memory limit of {memory}", files, disk=False),
+    ):
+        if isinstance(data, Samples):
+            _grade(database, data)
+        else:
+            database.register("known_queries", data.queries)
+            database.register("texts", data.docs)
+            database.register("pairs", data.pairs)
+            database.execute("create table graded as select * from pairs")
+        _number(database, data, lowest_anchor, rendering, where)
+        if without is not None:
+            _leave_out(database, rendering, without)
+            _number(database, data, lowest_anchor, rendering, where)
+        if catalogue is not None:
+            _add_catalogue(database, catalogue)
+        yield database
 
 
 def _grade(database: Connection, samples: Samples) -> None:
@@ -241,26 +251,19 @@ def _grade(database: Connection, samples: Samples) -> None:
     )
     rest = f"((query_id % {FOLDS}) + {FOLDS}) % {FOLDS}"  # also of negative ids
     trained = "true" if samples.held_out is None else f"{rest} <> {samples.held_out}"
-    _execute(
-        database,
+    database.execute(
         f"""
         create table graded as
         select query_id, item_id, label, cast(case {source} end as BIGINT) as source, weight
         from (select *, cast(greatest({label or -1}, -1) as INTEGER) as label
               from (select query_id, item_id, sources, weight from {parquet(*files)}) rows) labelled
         where label >= 0 and {trained}
-        """,
-        files,
+        """
     )
     if database.sql("select count(*) from graded").fetchall() == [(0,)]:
         raise CropsError(f"{files[0]}: no sample comes from the sources {samples.keep!r}; keep more sources")
-    files = samples.files("queries")
-    columns = "query_id, query, searches"
-    _execute(
-        database,
-        f"create view known_queries as select {columns} from {parquet(*files)} where {trained}",
-        files,
-    )
+    queries = f"select query_id, query, searches from {parquet(*samples.files('queries'))} where {trained}"
+    database.execute(f"create view known_queries as {queries}")
 
 
 def _number(
@@ -268,45 +271,40 @@ def _number(
     data: Samples | TrainingData,
     lowest_anchor: int,
     rendering: Rendering,
+    where: str,
 ) -> None:
     """Number the queries that have an anchor, and the distinct texts of their documents."""
-    where = f"{data.mined}" if isinstance(data, Samples) else "training data"
-    _execute(
-        database,
-        "create table all_groups as select query_id, max(label) as highest, min(label) as lowest "
-        "from graded group by query_id",
+    database.execute(
+        "create or replace table all_groups as select query_id, max(label) as highest, min(label) as lowest "
+        "from graded group by query_id"
     )
     usable = f"select query_id from all_groups where highest >= {lowest_anchor}"
-    _execute(
-        database,
+    database.execute(
         f"""
-        create table groups as
+        create or replace table groups as
         select row_number() over (order by query_id) - 1 as query_text, query_id, query, searches
         from (select distinct on (query_id) query_id, query, searches from known_queries) known
         semi join ({usable}) usable using (query_id)
-        """,
-        data.files("queries") if isinstance(data, Samples) else (),
+        """
     )
     _refuse_orphans(database, usable, "query_id", "groups", f"{where}: query")
-    _execute(
-        database, "create table used as select distinct item_id from graded semi join groups using (query_id)"
-    )
+    used = "select distinct item_id from graded semi join groups using (query_id)"
+    database.execute(f"create or replace table used as {used}")
     if isinstance(data, Samples):
-        _execute(database, "create table rendered (item_id BIGINT, text VARCHAR)")
+        database.execute("create or replace table rendered (item_id BIGINT, text VARCHAR)")
         for table in ("items", "synthetic_items"):
             for file in data.files(table):
                 _render(database, rendering, file)
     else:
-        _execute(database, "create table rendered as from texts semi join used using (item_id)")
+        database.execute("create or replace table rendered as from texts semi join used using (item_id)")
     _refuse_orphans(database, "select item_id from used", "item_id", "rendered", f"{where}: item")
-    _execute(
-        database,
+    database.execute(
         """
-        create table doc_texts as
+        create or replace table doc_texts as
         select row_number() over (order by first) - 1 as doc_text, text
         from (select text, min(item_id) as first from rendered group by text) texts;
-        create table docs as select item_id, doc_text from rendered join doc_texts using (text)
-        """,
+        create or replace table docs as select item_id, doc_text from rendered join doc_texts using (text)
+        """
     )
 
 
@@ -315,11 +313,7 @@ def _render(database: Connection, rendering: Rendering, file: Path) -> None:
     columns = [name for name in rendering.columns if name in _columns(file)]
     chosen = ", ".join(["item_id", *(f'"{name}"' for name in columns)])
     query = f"select {chosen} from {parquet(file)} semi join used using (item_id) order by item_id"
-    with (
-        database.cursor() as reader,
-        database.cursor() as writer,
-        failing_as(f"{file} cannot be read; make it again with `crops mine`"),
-    ):
+    with database.cursor() as reader, database.cursor() as writer:
         for batch in reader.sql(query).to_arrow_reader(BATCH_ROWS):
             texts = [rendering.document(row) for row in batch.to_pylist()]
             rendered = pa.table({"item_id": batch["item_id"], "text": pa.array(texts, pa.string())})
@@ -328,7 +322,7 @@ def _render(database: Connection, rendering: Rendering, file: Path) -> None:
 
 
 def _leave_out(database: Connection, rendering: Rendering, without: Wordless) -> None:
-    """Drop the pairs of texts from `graded`, and the tables that were made of it."""
+    """Drop the pairs of texts from `graded`."""
     known = database.sql("select query_id, query from groups").to_arrow_table()
     gone = [rendering.query(text) in without.queries for text in known["query"].to_pylist()]
     database.register("wordless_queries", known.filter(pa.array(gone, pa.bool_())))
@@ -336,8 +330,6 @@ def _leave_out(database: Connection, rendering: Rendering, without: Wordless) ->
     database.execute("delete from graded where query_id in (select query_id from wordless_queries)")
     items = "select item_id from rendered semi join wordless_documents using (text)"
     database.execute(f"delete from graded where item_id in ({items})")
-    for table in ("all_groups", "groups", "used", "rendered", "doc_texts", "docs"):
-        database.execute(f"drop table {table}")
 
 
 def _add_catalogue(database: Connection, catalogue: Catalogue) -> None:
@@ -346,13 +338,12 @@ def _add_catalogue(database: Connection, catalogue: Catalogue) -> None:
     database.register(
         "catalogue", pa.table({"place": places, "text": pa.array(catalogue.texts, pa.string())})
     )
-    _execute(
-        database,
+    database.execute(
         """
         insert into doc_texts
         select (select count(*) from doc_texts) + row_number() over (order by place) - 1, text
         from (select text, min(place) as place from catalogue anti join doc_texts using (text) group by text)
-        """,
+        """
     )
 
 
@@ -368,15 +359,8 @@ def _no_text(what: str, least: int, count: int) -> str:
     return f"{what} {least} has a label but no text ({count} such); fix the tables"
 
 
-def _execute(database: Connection, sql: str, files: Sequence[Path] = ()) -> None:
-    where = ", ".join(map(str, files)) or "the training groups"
-    with failing_as(f"{where}: cannot be read; make them again with `crops mine`"):
-        database.execute(sql)
-
-
 def _columns(file: Path) -> list[str]:
     try:
-        names: list[str] = pq.read_schema(file).names
+        return list(pq.read_schema(file).names)
     except (OSError, pa.ArrowException) as error:
         raise CropsError(f"{file} cannot be read: {error}; make it again with `crops mine`") from error
-    return names

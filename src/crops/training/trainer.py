@@ -7,10 +7,10 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import torch
+from accelerate.utils import reduce
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
@@ -29,17 +29,8 @@ from transformers import (
 from crops.config import TrainingConfig
 from crops.errors import CropsError
 from crops.outputs import finite, progress
+from crops.training import runs
 from crops.training.model import GroupLoss, Steps
-from crops.training.runs import (
-    EVALUATIONS,
-    LOG,
-    ON_CPU,
-    average,
-    cut_lines,
-    is_first_process,
-    mark_whole,
-    processes,
-)
 
 Evaluator = Callable[[SentenceTransformer], dict[str, float]]
 """Metrics of an encoder, by name; larger is better."""
@@ -71,7 +62,7 @@ def fit(
     join: Join | None = None,
     each_node: bool = False,
     name: str = "crops",
-) -> Journal:
+) -> None:
     """Train `model` in place; with an evaluation, the weights of its best value are kept.
 
     Args:
@@ -87,11 +78,38 @@ def fit(
             which is not applied.
     """
     start = 0 if resume_from is None else int(resume_from.name.rpartition("-")[2])
-    journal = Journal(model, work, len(steps), after=start, writes=is_first_process(each_node))
+    journal = Journal(model, work, len(steps), after=start, writes=runs.is_first_process(each_node))
+    every = config.checkpoint_steps if evaluation is None else config.eval_steps
     try:
+        arguments = TrainingArguments(
+            output_dir=str(work),
+            run_name=name,
+            max_steps=len(steps),
+            warmup_steps=round(config.warmup * len(steps)),
+            max_grad_norm=0.0,
+            use_cpu=runs.ON_CPU,
+            seed=seed,
+            bf16=config.bf16,
+            ignore_data_skip=True,
+            restore_callback_states_from_checkpoint=evaluation is not None,
+            save_strategy="steps",
+            save_steps=every,
+            save_on_each_node=each_node,
+            save_total_limit=2,
+            eval_strategy="no" if evaluation is None else "steps",
+            eval_steps=every,
+            load_best_model_at_end=evaluation is not None,
+            metric_for_best_model=None if evaluation is None else evaluation.metric,
+            greater_is_better=None if evaluation is None else True,
+            logging_strategy="steps" if config.report_to else "no",
+            logging_steps=1,
+            report_to=list(config.report_to) or "none",
+            disable_tqdm=True,
+            logging_nan_inf_filter=False,  # the Journal refuses such a loss
+        )
         trainer = _GroupTrainer(
             model,
-            _arguments(config, seed, work, len(steps), evaluation, name, each_node),
+            arguments,
             train_dataset=steps,
             eval_dataset=None if evaluation is None else steps,
             optimizers=(_optimizer(model, config), None),
@@ -106,45 +124,6 @@ def fit(
         trainer.add_callback(EarlyStoppingCallback(config.patience))
     with journal:
         trainer.train(resume_from_checkpoint=None if resume_from is None else str(resume_from))
-    return journal
-
-
-def _arguments(
-    config: TrainingConfig,
-    seed: int,
-    work: Path,
-    steps: int,
-    evaluation: Evaluation | None,
-    name: str,
-    each_node: bool,
-) -> TrainingArguments:
-    every = config.checkpoint_steps if evaluation is None else config.eval_steps
-    return TrainingArguments(
-        output_dir=str(work),
-        run_name=name,
-        max_steps=steps,
-        warmup_steps=round(config.warmup * steps),
-        max_grad_norm=0.0,
-        use_cpu=ON_CPU,
-        seed=seed,
-        bf16=config.bf16,
-        ignore_data_skip=True,
-        restore_callback_states_from_checkpoint=evaluation is not None,
-        save_strategy="steps",
-        save_steps=every,
-        save_on_each_node=each_node,
-        save_total_limit=2,
-        eval_strategy="no" if evaluation is None else "steps",
-        eval_steps=every,
-        load_best_model_at_end=evaluation is not None,
-        metric_for_best_model=None if evaluation is None else evaluation.metric,
-        greater_is_better=None if evaluation is None else True,
-        logging_strategy="steps" if config.report_to else "no",
-        logging_steps=1,
-        report_to=list(config.report_to) or "none",
-        disable_tqdm=True,
-        logging_nan_inf_filter=False,  # the Journal refuses such a loss
-    )
 
 
 def _optimizer(model: GroupLoss, config: TrainingConfig) -> torch.optim.Optimizer:
@@ -185,14 +164,12 @@ class Journal(TrainerCallback):
 
     def __enter__(self) -> Self:
         if self._writes:
-            for name in (LOG, EVALUATIONS):
-                cut_lines(self._work / name, self._after)
+            for name in (runs.LOG, runs.EVALUATIONS):
+                runs.cut_lines(self._work / name, self._after)
         self._display.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._display.stop()
 
     def note(self, loss: Tensor, temperature: Tensor) -> None:
@@ -233,7 +210,7 @@ class Journal(TrainerCallback):
             "learning_rate": scheduler.get_last_lr()[0],
             "grad_norm": self._grad_norm,
         }
-        self._write(LOG, line)
+        self._write(runs.LOG, line)
         self._display.advance(self._task)
 
     def on_evaluate(
@@ -244,16 +221,12 @@ class Journal(TrainerCallback):
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
         """Write the metrics of an evaluation."""
-        self._write(EVALUATIONS, {"step": state.global_step, **kwargs["metrics"]})
+        self._write(runs.EVALUATIONS, {"step": state.global_step, **kwargs["metrics"]})
 
     def _write(self, name: str, line: dict[str, Any]) -> None:
         if self._writes:
             with (self._work / name).open("a") as file:
                 file.write(json.dumps(finite(line)) + "\n")
-
-
-def _as_is(inputs: Any) -> Any:  # noqa: ANN401
-    return inputs
 
 
 class _GroupTrainer(Trainer):
@@ -273,32 +246,19 @@ class _GroupTrainer(Trainer):
         assert isinstance(self.train_dataset, Steps)
         sampler = _From(self.start, len(self.train_dataset))
         generator = torch.Generator()
-        return DataLoader(self.train_dataset, None, sampler=sampler, generator=generator, collate_fn=_as_is)
+        return DataLoader(
+            self.train_dataset, None, sampler=sampler, generator=generator, collate_fn=lambda inputs: inputs
+        )
 
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Tensor | Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
-    ) -> Tensor | tuple[Tensor, None]:
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *_: Any, **__: Any) -> Tensor:  # noqa: ANN401
         """Return the loss of a batch.
 
         In several processes `model` is the wrapped one: torch's DistributedDataParallel averages gradients
         while the backward pass still makes others.
-
-        Raises:
-            CropsError: the loss function refuses the batch; names the step.
         """
         assert self.model is not None
-        called = model if processes()[1] > 1 else self.model
-        try:
-            loss: Tensor = called(**inputs)
-        except CropsError as error:
-            raise CropsError(
-                f"step {self.state.global_step + 1}: {error}. The step was not applied"
-            ) from error
-        return (loss, None) if return_outputs else loss
+        loss: Tensor = (model if runs.processes()[1] > 1 else self.model)(**inputs)
+        return loss
 
     def training_step(
         self,
@@ -309,7 +269,7 @@ class _GroupTrainer(Trainer):
         """Compute the gradient of a batch, averaged over the processes, and note the loss.
 
         Raises:
-            CropsError: as `compute_loss`, or the batch does not fit in memory.
+            CropsError: the loss function refuses the batch, or it does not fit in memory; names the step.
         """
         assert isinstance(self.model, GroupLoss)
         temperature = self.model.log_temperature.detach().exp()
@@ -318,6 +278,10 @@ class _GroupTrainer(Trainer):
             inputs = self.join(self.state.global_step, inputs)
         try:
             loss = super().training_step(model, inputs, num_items_in_batch)
+        except CropsError as error:
+            raise CropsError(
+                f"step {self.state.global_step + 1}: {error}. The step was not applied"
+            ) from error
         except (RuntimeError, MemoryError) as error:
             full = isinstance(error, (MemoryError, torch.OutOfMemoryError))
             if not full and not any(sign in str(error) for sign in _MEMORY_SIGNS):
@@ -326,9 +290,9 @@ class _GroupTrainer(Trainer):
                 f"step {self.state.global_step + 1}: the batch does not fit in memory; set encode_chunk "
                 "(e.g. 64), which gives the same gradient in less memory, or lower batch_queries"
             ) from error
-        loss = average(loss)
-        self.journal.note(loss, temperature)
-        return loss
+        mean: Tensor = reduce(loss, "mean")  # over the processes
+        self.journal.note(mean, temperature)
+        return mean
 
     def evaluate(self, *_: object, metric_key_prefix: str = "eval", **__: object) -> dict[str, float]:
         """Return the metrics of the current encoder.
@@ -363,4 +327,4 @@ class _GroupTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: object) -> None:
         super()._save_checkpoint(model, trial)
         if self.args.should_save:
-            mark_whole(Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}")
+            (Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}" / runs.WHOLE).touch()
