@@ -150,8 +150,11 @@ def test_raw_logs_are_checked_before_they_are_mined(tmp_path, write_logs):
 
 
 def test_check_prints_each_fault_and_what_the_logs_would_bring(tmp_path, write_logs):
-    rows = [{}, {"search_id": 2, "searched_at": 1_767_614_400},
-            {"search_id": 3, "query": "b", "clicked": True}]  # fmt: skip
+    rows = [
+        {},
+        {"search_id": 2, "searched_at": 1_767_614_400},
+        {"search_id": 3, "query": "b", "clicked": True},
+    ]
     logs, page = write_logs(tmp_path / "logs", impressions=rows), tmp_path / "page.html"
     arguments = ["check", str(logs), str(tmp_path / "checked"), "--page", str(page)]
     result = CliRunner().invoke(app, [*arguments, "--max-rejected", "40%"])

@@ -29,9 +29,14 @@ def echo(
 
 
 def test_text_paths_days_and_lists_of_one_are_taken(tmp_path):
-    assert echo(str(tmp_path), "2026-01-05", 3, "b", "c", Path("d")) == (tmp_path, ["2026-01-05"], [3],
-                                                                         [Path("b")], Path("c"),
-                                                                         "d")  # fmt: skip
+    assert echo(str(tmp_path), "2026-01-05", 3, "b", "c", Path("d")) == (
+        tmp_path,
+        ["2026-01-05"],
+        [3],
+        [Path("b")],
+        Path("c"),
+        "d",
+    )
     day, other = datetime.date(2026, 1, 5), "2026-01-06"
     assert echo(tmp_path, (day, other), np.array([3, 4]), [Path("b"), "c"])[1:4] == (
         ["2026-01-05", other],

@@ -56,10 +56,21 @@ def rows_of(table):
                     rows.append({**common, "item_id": item, "watched_at": at + 5_000_000, "clicked": True})
                     continue
                 for place in range(2):
-                    rows.append({**common, "search_id": (day * USERS + user) * 10 + n,
-                                 "query": TOPICS[n].title(), "searched_at": at, "item_id": 2 * n + place + 1,
-                                 "stage": "exposed", "rank": place + 1, "pre_score": 0.5, "routes": 1,
-                                 "arm": "ab"[user % 2], "clicked": place == user % 2})  # fmt: skip
+                    rows.append(
+                        {
+                            **common,
+                            "search_id": (day * USERS + user) * 10 + n,
+                            "query": TOPICS[n].title(),
+                            "searched_at": at,
+                            "item_id": 2 * n + place + 1,
+                            "stage": "exposed",
+                            "rank": place + 1,
+                            "pre_score": 0.5,
+                            "routes": 1,
+                            "arm": "ab"[user % 2],
+                            "clicked": place == user % 2,
+                        }
+                    )
     return rows
 
 

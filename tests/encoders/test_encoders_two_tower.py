@@ -171,9 +171,15 @@ def learn(encoder, items, queries, cold, steps=120):
         encoder.train()
         for _ in range(steps):
             optimizer.zero_grad()
-            loss = h_infonce(encode(encoder, q, np.arange(sides), "query"), encode(encoder, d, doc.numpy()),
-                             index, labels, temperature=torch.tensor(0.1), query_id=torch.arange(sides),
-                             doc_id=doc)  # fmt: skip
+            loss = h_infonce(
+                encode(encoder, q, np.arange(sides), "query"),
+                encode(encoder, d, doc.numpy()),
+                index,
+                labels,
+                temperature=torch.tensor(0.1),
+                query_id=torch.arange(sides),
+                doc_id=doc,
+            )
             loss.backward()
             optimizer.step()
     return loss.item()

@@ -80,9 +80,13 @@ class Cluster:
     def mine(self, logs: Path, out: Path, **given: Any) -> subprocess.CompletedProcess:
         """Run a driver to its end (see `drive`)."""
         given = {"scores": str(self.folder / "scores")} | given
-        return subprocess.run([sys.executable, __file__, str(logs), str(out), self.master, json.dumps(given)],
-                              env=self._environment(), capture_output=True, text=True,
-                              timeout=1800)  # fmt: skip
+        return subprocess.run(
+            [sys.executable, __file__, str(logs), str(out), self.master, json.dumps(given)],
+            env=self._environment(),
+            capture_output=True,
+            text=True,
+            timeout=1800,
+        )
 
     def _environment(self) -> dict[str, str]:
         return {

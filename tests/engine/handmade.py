@@ -119,8 +119,15 @@ def run(
     if generated is not None:
         lines = folder / "generated.jsonl"
         lines.write_text("".join(json.dumps(row) + "\n" for row in generated))
-    report = mine(logs, folder / "mined", EngineConfig.model_validate(config), relevance=relevance,
-                  similarity=similarity, generated=lines, seed=seed)  # fmt: skip
+    report = mine(
+        logs,
+        folder / "mined",
+        EngineConfig.model_validate(config),
+        relevance=relevance,
+        similarity=similarity,
+        generated=lines,
+        seed=seed,
+    )
     return read_tables(folder / "mined"), report
 
 

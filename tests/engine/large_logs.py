@@ -41,11 +41,19 @@ def large_logs(folder: Path, searches: int, seed: int = 0, hot_user: float = 0.0
     stage = np.tile(STAGES, searches)
     shown = stage == "exposed"
     pool = query[rows] * 31 + np.tile(np.arange(PER_SEARCH), searches) * 3 + rng.integers(0, 3, len(rows))
-    impressions = pa.table({"user_id": user[rows], "search_id": rows + 1, "query": text[rows],
-                            "searched_at": at[rows], "item_id": pool % items + 1, "stage": stage,
-                            "clicked": shown & (rng.random(len(rows)) < 0.25),
-                            "play_ms": pa.array(rng.integers(0, 30_000, len(rows)), mask=~shown),
-                            "duration_ms": rng.integers(5_000, 60_000, len(rows))})  # fmt: skip
+    impressions = pa.table(
+        {
+            "user_id": user[rows],
+            "search_id": rows + 1,
+            "query": text[rows],
+            "searched_at": at[rows],
+            "item_id": pool % items + 1,
+            "stage": stage,
+            "clicked": shown & (rng.random(len(rows)) < 0.25),
+            "play_ms": pa.array(rng.integers(0, 30_000, len(rows)), mask=~shown),
+            "duration_ms": rng.integers(5_000, 60_000, len(rows)),
+        }
+    )
     watches = len(rows)
     feed_day = np.where(rng.random(watches) < 0.1, 1, 0)
     feed = pa.table(

@@ -128,8 +128,12 @@ def expanded(folder, remove=(), **settings):
 
 
 def test_queries_of_rewordings_join_what_they_led_to(tmp_path):
-    run(tmp_path, REWORDED, relevance=scores({("jaguar", "doc 3"): 0.7, ("my own | words", "doc 3"): 0.62}),
-        similarity=scores({}, 1.0))  # fmt: skip
+    run(
+        tmp_path,
+        REWORDED,
+        relevance=scores({("jaguar", "doc 3"): 0.7, ("my own | words", "doc 3"): 0.62}),
+        similarity=scores({}, 1.0),
+    )
     told = {"item_id": 3, "sources": int(P1), "first_day": DAY, "last_day": DAY}
     jaguar = {**told, "place": 1, "query": "jaguar", "searchers": 5, "users": 5, "events": 5,
               "via": "big cat", "via_users": 4, "theta": 0.7}  # fmt: skip

@@ -66,10 +66,15 @@ def test_raw_shows_every_count_and_the_rows(mined):
         (row["source"], row["user_id"], row["search_id"], row["query"], row["item_id"], row["seen_at"] - NOON)
         for row in found.rows
     ]
-    assert rows == [(P0, 4, 7, "jaguar", 1, 0), (P0, 5, 8, "jaguar", 1, 900_000_000),
-                    (P0, 5, 9, "jaguar", 1, 950_000_000), (P1, 1, 2, "big cat", 5, 40_000_000),
-                    (P1, 2, 4, "big  cat", 5, 40_000_000), (P1, 3, 6, "panthera onca", 5, 40_000_000),
-                    (P2, 4, 7, None, 6, 10_000_000)]  # fmt: skip
+    assert rows == [
+        (P0, 4, 7, "jaguar", 1, 0),
+        (P0, 5, 8, "jaguar", 1, 900_000_000),
+        (P0, 5, 9, "jaguar", 1, 950_000_000),
+        (P1, 1, 2, "big cat", 5, 40_000_000),
+        (P1, 2, 4, "big  cat", 5, 40_000_000),
+        (P1, 3, 6, "panthera onca", 5, 40_000_000),
+        (P2, 4, 7, None, 6, 10_000_000),
+    ]
 
 
 def test_raw_rows_of_p1_are_those_of_the_later_query(tmp_path):

@@ -20,9 +20,14 @@ def test_feed_items_before_and_after_the_query_count_for_all_its_users(tmp_path)
         watched(4, 15, 0),
     ]
     tables, _ = run(tmp_path, searches, feed)
-    assert labels(tables, ["q", "other"]) == {("q", 1): (3, EXPOSED), ("q", 11): (4, P2), ("q", 12): (4, P2),
-                                              ("q", 13): (4, P2), ("other", 1): (3, EXPOSED),
-                                              ("other", 14): (4, P2)}  # fmt: skip
+    assert labels(tables, ["q", "other"]) == {
+        ("q", 1): (3, EXPOSED),
+        ("q", 11): (4, P2),
+        ("q", 12): (4, P2),
+        ("q", 13): (4, P2),
+        ("other", 1): (3, EXPOSED),
+        ("other", 14): (4, P2),
+    }
 
 
 def test_window_is_centred_and_includes_both_edges(tmp_path):

@@ -35,8 +35,12 @@ def test_generated_documents_are_positives_with_negative_ids(tmp_path):
     assert first < 0
     assert second < 0
     samples = labels(tables, ["red shoes", "boots"])
-    assert samples == {("red shoes", 1): (4, 8), ("red shoes", first): (4, P3),
-                       ("red shoes", second): (4, P3), ("boots", 2): (3, 4)}  # fmt: skip
+    assert samples == {
+        ("red shoes", 1): (4, 8),
+        ("red shoes", first): (4, P3),
+        ("red shoes", second): (4, P3),
+        ("boots", 2): (3, 4),
+    }
     texts = {row["item_id"]: row for row in tables["synthetic_items"]}
     assert set(texts) == {first, second}
     assert {name: value for name, value in texts[first].items() if value is not None} == {

@@ -40,8 +40,12 @@ def user_with(items, user, first_search):
 
 def test_one_user_adds_no_more_than_the_cap_to_a_query(tmp_path):
     relevance = scores({("a", f"doc {item}"): 0.7 + item / 1000 for item in range(1, 100)})
-    tables, report = run(tmp_path, user_with([11, 12, 13, 14, 15], 1, 1) + user_with([12], 2, 3),
-                         relevance=relevance, max_positives_per_user=2)  # fmt: skip
+    tables, report = run(
+        tmp_path,
+        user_with([11, 12, 13, 14, 15], 1, 1) + user_with([12], 2, 3),
+        relevance=relevance,
+        max_positives_per_user=2,
+    )
     # User 1 keeps the two most relevant, 15 and 14; item 12 comes in through user 2 alone.
     assert [(row["item_id"], row["search_id"]) for row in evidence(tables, P1)] == [(12, 3), (14, 1), (15, 1)]
     assert report["sources"]["p1"]["after_relevance"] == 5

@@ -128,8 +128,13 @@ def test_k_in_a_shared_report(together, tmp_path):
     assert (tail["queries"], tail["searches"], tail["most"], tail["least"]) == (None, None, None, None)
     assert tail["shares"] == {"p0": None, "p1": None, "p2": 0.0, "p3": 0.0, "p4": 0.0, "any": None}
     # Four users in blocks of three: the total less the block would be what user 4 did.
-    assert found["influence"] == {"users": 4, "pairs": 7, "of_one_user": None, "contributions": 15,
-                                  "blocks": []}  # fmt: skip
+    assert found["influence"] == {
+        "users": 4,
+        "pairs": 7,
+        "of_one_user": None,
+        "contributions": 15,
+        "blocks": [],
+    }
     assert insights(out, owner=True)["influence"]["blocks"] == [
         {"first": 1, "last": 3, "contributions": 12, "share": 0.8}
     ]

@@ -23,10 +23,16 @@ def test_stages_become_labels_of_each_query(tmp_path):
             shown(2, 2, "other", 0, 3, play_ms=60_000, duration_ms=60_000),
         ],
     )
-    assert labels(tables, ["q", "other"]) == {("q", 1): (4, P0), ("q", 2): (4, P0), ("q", 3): (3, EXPOSED),
-                                              ("q", 4): (2, UNEXPOSED), ("q", 5): (1, FILTERED),
-                                              ("other", 1): (3, EXPOSED), ("other", 2): (1, FILTERED),
-                                              ("other", 3): (3, EXPOSED)}  # fmt: skip
+    assert labels(tables, ["q", "other"]) == {
+        ("q", 1): (4, P0),
+        ("q", 2): (4, P0),
+        ("q", 3): (3, EXPOSED),
+        ("q", 4): (2, UNEXPOSED),
+        ("q", 5): (1, FILTERED),
+        ("other", 1): (3, EXPOSED),
+        ("other", 2): (1, FILTERED),
+        ("other", 3): (3, EXPOSED),
+    }
     assert {row["weight"] for row in tables["samples"]} == {1.0}
     assert report["labels"] == {"4": 2, "3": 3, "2": 1, "1": 2}
     assert report["input"]["searches_without_click"] == 1

@@ -55,9 +55,12 @@ def test_three_files_are_a_source(tmp_path):
     searches = [shown(1, 1, "a", 0, 7), clicked(2, 2, "a", 0, 7), shown(3, 3, "a", 500, 7)]
     events = [watched(1, 8, 30), watched(1, 9, 61), watched(2, 8, 30), watched(3, 7, 510), watched(3, 6, 499)]
     write_logs(tmp_path / "logs", searches, events)
-    done = subprocess.run([sys.executable, "-c", MINE, str(tmp_path)], capture_output=True, text=True,
-                          env={**os.environ, "PYTHONPATH": str(package.parent),
-                               "OMP_NUM_THREADS": "1"})  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", MINE, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(package.parent), "OMP_NUM_THREADS": "1"},
+    )
     assert done.returncode == 0, done.stderr
     samples = {
         row["item_id"]: (row["label"], row["sources"]) for row in read_tables(tmp_path / "mined")["samples"]

@@ -49,9 +49,14 @@ RETRIEVER = FixedRetriever({"pie": [1, 2, 3, 4], "tart": [6, 7, 8, 1], "cake": [
 
 
 def make_sets(**parts):
-    queries = pa.table({"query_id": pa.array([-5, 10, 20], pa.int64()), "query": ["pie", "tart", "cake"],
-                        "searches": pa.array([3, 1, 1], pa.int64()),
-                        "seen": pa.array(parts.pop("seen", [None] * 3), pa.bool_())})  # fmt: skip
+    queries = pa.table(
+        {
+            "query_id": pa.array([-5, 10, 20], pa.int64()),
+            "query": ["pie", "tart", "cake"],
+            "searches": pa.array([3, 1, 1], pa.int64()),
+            "seen": pa.array(parts.pop("seen", [None] * 3), pa.bool_()),
+        }
+    )
     nothing = table("query_id search_id item_id")
     base = TestSets(
         days=("2026-01-05",),
@@ -67,9 +72,12 @@ def make_sets(**parts):
 
 
 def truth_sets(**parts):
-    base = TruthSets(qr=table("query_id search_id item_id"), needs=table("query_id need_id searches"),
-                     annotation=table("query_id need_id position item_id grade"),
-                     grades=table("need_id item_id grade"))  # fmt: skip
+    base = TruthSets(
+        qr=table("query_id search_id item_id"),
+        needs=table("query_id need_id searches"),
+        annotation=table("query_id need_id position item_id grade"),
+        grades=table("need_id item_id grade"),
+    )
     return replace(base, **parts)
 
 

@@ -9,8 +9,11 @@ from crops.evaluation import evaluate_judged, folds
 from crops.logs import load_judged
 from crops.retrieval import BM25Retriever
 
-DOCS = {"doc_id": ["d1", "d2", "d3"], "title": ["red shoe", "blue shoe", "hat"],
-        "text": ["leather", None, "wool"]}  # fmt: skip
+DOCS = {
+    "doc_id": ["d1", "d2", "d3"],
+    "title": ["red shoe", "blue shoe", "hat"],
+    "text": ["leather", None, "wool"],
+}
 QUERIES = {"query_id": [7, 8], "text": ["Red  Shoe", "hat"]}
 QRELS = {"query_id": [7, 7, 8, 8], "doc_id": ["d1", "d2", "d3", "d1"], "grade": [3, 1, 3, 0]}
 
@@ -40,9 +43,13 @@ def test_a_collection_gets_integer_ids_and_keeps_its_own(tmp_path):
 
 
 def test_without_text_all_string_columns_make_the_document(tmp_path):
-    docs = {"brand": pa.array(["acme", "", None], pa.large_string()), "doc_id": ["d1", "d2", "d3"],
-            "price": [1.0, 2.0, 3.0], "tags": [["x"], [], ["y"]],
-            "title": ["red shoe", "blue shoe", " hat "]}  # fmt: skip
+    docs = {
+        "brand": pa.array(["acme", "", None], pa.large_string()),
+        "doc_id": ["d1", "d2", "d3"],
+        "price": [1.0, 2.0, 3.0],
+        "tags": [["x"], [], ["y"]],
+        "title": ["red shoe", "blue shoe", " hat "],
+    }
     judged = load_judged(write(tmp_path, docs=docs))
     assert judged.text_columns == ("brand", "title")
     assert judged.texts == ("acme red shoe", "blue shoe", "hat")
@@ -51,8 +58,11 @@ def test_without_text_all_string_columns_make_the_document(tmp_path):
 def test_what_cannot_be_used_is_left_out_and_counted(tmp_path):
     docs = {"doc_id": ["d1", "d1", "d2", None], "title": ["one", "again", "\ufeff\x00", "nameless"]}
     queries = {"query_id": ["a", "b", "a"], "text": ["first", "\u3000", "second"]}
-    qrels = {"query_id": ["a", "a", "b", "a", "z", "a"], "doc_id": ["d1", "d1", "d1", "d2", "d1", "d9"],
-             "grade": [2, 0, 1, 1, 1, 1]}  # fmt: skip
+    qrels = {
+        "query_id": ["a", "a", "b", "a", "z", "a"],
+        "doc_id": ["d1", "d1", "d1", "d2", "d1", "d9"],
+        "grade": [2, 0, 1, 1, 1, 1],
+    }
     judged = load_judged(write(tmp_path, docs, queries, qrels))
     assert judged.rejects == {"docs.duplicate_id": 1, "docs.empty_text": 1, "docs.missing_id": 1,
                               "qrels.duplicate_pair": 1, "qrels.unknown_doc": 2, "qrels.unknown_query": 2,

@@ -45,11 +45,16 @@ def logs(tmp_path, write_logs):
     "cave bat" (too late). On the second day 1, shown before, and 4, not, are clicked for "bow", and 5 after
     a rewording of "bow" to "violin".
     """
-    rows = [*search(1, 1, "bow", 0, 1, 2), *search(2, 1, "bow and arrow", 20, 2, 3, 6, clicked=(2, 3)),
-            *search(3, 2, "Bow", 100, 1), *search(4, 2, "bow ", 130, 1, clicked=(1,)),
-            *search(5, 3, "bat", 0, 5), *search(6, 3, "cave bat", 91, 5, clicked=(5,)),
-            *search(7, 1, "bow", 0, 1, 4, clicked=(1, 4), day=1),
-            *search(8, 1, "violin", 30, 5, clicked=(5,), day=1)]  # fmt: skip
+    rows = [
+        *search(1, 1, "bow", 0, 1, 2),
+        *search(2, 1, "bow and arrow", 20, 2, 3, 6, clicked=(2, 3)),
+        *search(3, 2, "Bow", 100, 1),
+        *search(4, 2, "bow ", 130, 1, clicked=(1,)),
+        *search(5, 3, "bat", 0, 5),
+        *search(6, 3, "cave bat", 91, 5, clicked=(5,)),
+        *search(7, 1, "bow", 0, 1, 4, clicked=(1, 4), day=1),
+        *search(8, 1, "violin", 30, 5, clicked=(5,), day=1),
+    ]
     feed = [watched(1, 4, 60), watched(1, 1, 70), watched(3, 6, 7200), watched(9, 2, 0)]
     return open_logs(write_logs(tmp_path / "logs", impressions=rows, feed=feed))
 

@@ -138,16 +138,23 @@ def test_clicks_are_told_by_what_was_shown_before_and_by_words(tmp_path, write_l
         for row in slices.clicks.to_pylist()
     }
     # The zoo was asked for as "ape" and "bees", the band as "cow": stems count, item 3 has no word of either.
-    assert told == {(IDS["ape"], 1): ("text", False), (IDS["ape"], 2): ("meaning", False),
-                    (IDS["ape"], 3): ("never", True), (IDS["cow"], 2): ("never", False)}  # fmt: skip
+    assert told == {
+        (IDS["ape"], 1): ("text", False),
+        (IDS["ape"], 2): ("meaning", False),
+        (IDS["ape"], 3): ("never", True),
+        (IDS["cow"], 2): ("never", False),
+    }
     ids = testsets.queries["query_id"].to_numpy()
     rankings = Rankings(Fixed([2, 3, -1]), ids, testsets.queries["query"].to_pylist(), 3)
     found = METRICS["recall_by_click"](RankedDay(testsets, rankings, None, slices, 3, 3))
     values = {name: dict(zip(q.tolist(), v.tolist(), strict=True)) for name, (q, v, _) in found.items()}
-    assert values == {"recall@3/ct|words=some": {IDS["ape"]: 1 / 2, IDS["cow"]: 1},
-                      "recall@3/ct|words=none": {IDS["ape"]: 1}, "recall@3/ct|shown=text": {IDS["ape"]: 0},
-                      "recall@3/ct|shown=meaning": {IDS["ape"]: 1},
-                      "recall@3/ct|shown=never": {IDS["ape"]: 1, IDS["cow"]: 1}}  # fmt: skip
+    assert values == {
+        "recall@3/ct|words=some": {IDS["ape"]: 1 / 2, IDS["cow"]: 1},
+        "recall@3/ct|words=none": {IDS["ape"]: 1},
+        "recall@3/ct|shown=text": {IDS["ape"]: 0},
+        "recall@3/ct|shown=meaning": {IDS["ape"]: 1},
+        "recall@3/ct|shown=never": {IDS["ape"]: 1, IDS["cow"]: 1},
+    }
 
 
 class Fixed:

@@ -97,8 +97,13 @@ class FakeEndpoint:
         if behaviour == "slow":
             time.sleep(0.5)
         answer = json.dumps(GOOD | (behaviour if isinstance(behaviour, dict) else {}))
-        texts = {"empty": "", "truncated": answer[:60], "not_json": "Sure! Here is your video.",
-                 "deep": "[" * 100_000, "wrong_fields": json.dumps({"title": "x"})}  # fmt: skip
+        texts = {
+            "empty": "",
+            "truncated": answer[:60],
+            "not_json": "Sure! Here is your video.",
+            "deep": "[" * 100_000,
+            "wrong_fields": json.dumps({"title": "x"}),
+        }
         named = behaviour if isinstance(behaviour, str) else ""
         text = str(behaviour) if isinstance(behaviour, Text) else texts.get(named, answer)
         finish = "length" if behaviour == "truncated" else "stop"
@@ -152,8 +157,13 @@ def sample(query, item, sources):
 
 
 def click(query, item, search):
-    return {"query_id": query_id(query), "item_id": item, "source": CLICKED, "search_id": search,
-            "day": "2024-05-01"}  # fmt: skip
+    return {
+        "query_id": query_id(query),
+        "item_id": item,
+        "source": CLICKED,
+        "search_id": search,
+        "day": "2024-05-01",
+    }
 
 
 @pytest.fixture

@@ -61,25 +61,43 @@ def test_a_document_carries_its_whole_provenance(fake, tmp_path):
     (row,) = rows(cache)
     assert row.pop("seconds") >= 0
     request = requests("ficus", seed=3)[0]
-    assert row == {"key": request_key("abc", PROMPT.version, request), "query": "ficus", **GOOD,
-                   "angle": PROMPT.angle(request), "exemplar": {"item_id": "7", **EXEMPLAR.texts},
-                   "model": "m", "model_sha256": "abc", "prompt_version": PROMPT.version, "seed": 3,
-                   "temperature": PROMPT.temperature, "tokens": 50}  # fmt: skip
+    assert row == {
+        "key": request_key("abc", PROMPT.version, request),
+        "query": "ficus",
+        **GOOD,
+        "angle": PROMPT.angle(request),
+        "exemplar": {"item_id": "7", **EXEMPLAR.texts},
+        "model": "m",
+        "model_sha256": "abc",
+        "prompt_version": PROMPT.version,
+        "seed": 3,
+        "temperature": PROMPT.temperature,
+        "tokens": 50,
+    }
     (body,) = fake.bodies
     assert body["seed"] == 3
     assert body["response_format"] == PROMPT.response_format()
     assert "30" not in json.dumps(body["messages"][-1])
 
 
-BAD_ANSWERS = [("html", "not_a_completion", False), ("empty", "empty", False),
-               ("truncated", "truncated", True), ("not_json", "not_json", True),
-               ("wrong_fields", "wrong_fields", True), ("refusal", "refused_by_model", True),
-               (400, "http_400", False), (401, "http_401", False), (429, "http_429", False),
-               (500, "http_500", False), ({"keyword": 5}, "wrong_fields", True),
-               ({"ocr_cover": "\ud800" * 10}, "ocr_cover_too_short", True), ("deep", "not_json", True),
-               ({"photo_caption": "我每个月转一次花盆然后擦干净每一片叶子让它们发亮很好看"}, "foreign_script",
-                True), ({"photo_caption": "Order my soil at www.evil.example right now"}, "contact", True),
-               (dict(EXEMPLAR.texts), "copy", True)]  # fmt: skip
+BAD_ANSWERS = [
+    ("html", "not_a_completion", False),
+    ("empty", "empty", False),
+    ("truncated", "truncated", True),
+    ("not_json", "not_json", True),
+    ("wrong_fields", "wrong_fields", True),
+    ("refusal", "refused_by_model", True),
+    (400, "http_400", False),
+    (401, "http_401", False),
+    (429, "http_429", False),
+    (500, "http_500", False),
+    ({"keyword": 5}, "wrong_fields", True),
+    ({"ocr_cover": "\ud800" * 10}, "ocr_cover_too_short", True),
+    ("deep", "not_json", True),
+    ({"photo_caption": "我每个月转一次花盆然后擦干净每一片叶子让它们发亮很好看"}, "foreign_script", True),
+    ({"photo_caption": "Order my soil at www.evil.example right now"}, "contact", True),
+    (dict(EXEMPLAR.texts), "copy", True),
+]
 
 
 def test_bad_answers_are_quarantined_with_the_reason(fake, tmp_path):
@@ -130,8 +148,11 @@ def test_second_run_sends_nothing_but_to_another_prompt_exemplar_or_seed(fake, t
     assert (counts["cached"], counts["quarantined_before"], counts["written"]) == (1, 1, 0)
     assert fake.calls == {"ficus": 1, "jaguar": 1}
     assert (cache.read_bytes(), quarantine_path(cache).read_bytes()) == before
-    others = [*requests("ficus", seed=1), Request("ficus", 30, Exemplar(8, TEXTS)),
-              Request("ficus", 30, Exemplar(7, {**TEXTS, "keyword": "x"}))]  # fmt: skip
+    others = [
+        *requests("ficus", seed=1),
+        Request("ficus", 30, Exemplar(8, TEXTS)),
+        Request("ficus", 30, Exemplar(7, {**TEXTS, "keyword": "x"})),
+    ]
     assert run(fake, cache, others)["written"] == 3
     assert run(fake, cache, requests("ficus"), prompt=replace(PROMPT, version="en-new"))["written"] == 1
     other_model = Endpoint(fake.base_url, "m2", "def")
@@ -383,10 +404,13 @@ def test_answers_are_unwrapped(fake, tmp_path):
         assert {name: row[name] for name in GOOD} == GOOD, row["query"]
 
 
-THOUGHTS = [(f"<think>```json\n{json.dumps(GOOD)}\n```", "length", "truncated"),
-            ("<think>What a query.", "stop", "not_json"), ("", "length", "truncated"),
-            (f"```json\n{json.dumps(GOOD)[:60]}", "length", "truncated"),
-            ("``` ``` ```", "stop", "not_json")]  # fmt: skip
+THOUGHTS = [
+    (f"<think>```json\n{json.dumps(GOOD)}\n```", "length", "truncated"),
+    ("<think>What a query.", "stop", "not_json"),
+    ("", "length", "truncated"),
+    (f"```json\n{json.dumps(GOOD)[:60]}", "length", "truncated"),
+    ("``` ``` ```", "stop", "not_json"),
+]
 
 
 def test_a_thought_is_no_answer(fake, tmp_path):

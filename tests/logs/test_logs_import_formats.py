@@ -74,8 +74,12 @@ def test_events_of_web_analytics_become_searches_with_clicks(tmp_path, name, kin
     found = sorted(tuple(row.get(column) for column in NAMES) for row in rows)
     counts = report.tables["search_impressions"]
     if name == "ga4":
-        assert found == [("bat", 1, 2, False, False), ("red bow", 1, 3, False, False),
-                         ("red bow", 2, 1, True, False), ("red bow", 3, 2, False, True)]  # fmt: skip
+        assert found == [
+            ("bat", 1, 2, False, False),
+            ("red bow", 1, 3, False, False),
+            ("red bow", 2, 1, True, False),
+            ("red bow", 3, 2, False, True),
+        ]
         assert counts.reasons["unmatched_clicks"] == 1
         assert counts.others == 2  # a view of one item and of a page
         (opened,) = pq.read_table(tmp_path / "logs/feed_events", partitioning=None).to_pylist()

@@ -83,8 +83,11 @@ def test_another_process_gives_the_same_numbers():
     code = "from crops.ids import *; print(number_of('A7'), number_of('7'), user_number('anna', b'salt'))"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     # By sha256sum, and by openssl dgst -hmac salt: the first 62 of these bits.
-    assert told.split() == [str(2**62 + (0x724F7BDF7E74A5FE >> 2)), "7",
-                            str(2**62 + (0x16DD075BC5F71179 >> 2))]  # fmt: skip
+    assert told.split() == [
+        str(2**62 + (0x724F7BDF7E74A5FE >> 2)),
+        "7",
+        str(2**62 + (0x16DD075BC5F71179 >> 2)),
+    ]
 
 
 def test_users_are_the_same_with_the_same_salt_only(imported, tmp_path):

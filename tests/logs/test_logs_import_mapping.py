@@ -66,8 +66,13 @@ LIST_ROWS = [  # 4 was clicked on a further page
     {"uid": 7, "sid": 2, "q": "bat", "ts": NOON + 1, "ids": [], "clicks": [], "likes": []},
     {"uid": 8, "sid": 3, "q": "cat", "ts": NOON + 2, "ids": [2], "clicks": [], "likes": []},
 ]
-LIST_EXPECTED = [(1, 1, 3, False, False), (1, 2, 1, True, False), (1, 3, 2, False, False),
-                 (1, None, 4, True, True), (3, 1, 2, False, False)]  # fmt: skip
+LIST_EXPECTED = [
+    (1, 1, 3, False, False),
+    (1, 2, 1, True, False),
+    (1, 3, 2, False, False),
+    (1, None, 4, True, True),
+    (3, 1, 2, False, False),
+]
 
 
 def _delimited(rows, write):
@@ -155,13 +160,22 @@ def test_pythons_words_are_values_only_alone_and_outside_quotes(text, found):
     (["yes", "False", ""], "true"),
 ])  # fmt: skip
 def test_words_that_mean_yes_are_found_however_they_are_written(run, values, words):
-    table = {"uid": ["u"] * 3, "sid": [1] * 3, "q": ["bow"] * 3, "ts": [NOON] * 3, "sku": [1, 2, 3],
-             "c": values}  # fmt: skip
+    table = {
+        "uid": ["u"] * 3,
+        "sid": [1] * 3,
+        "q": ["bow"] * 3,
+        "ts": [NOON] * 3,
+        "sku": [1, 2, 3],
+        "c": values,
+    }
     how = f'{{ column = "c", equals = [{words}] }}'
     columns = {"clicked": how, "liked": '{ column = "c", equals = ["never"] }'}  # no like is no error
     run({"log.parquet": pa.table(table)}, 'files = "log.parquet"', columns)
-    assert shown(run.logs, "item_id", "clicked", "liked") == [(1, True, False), (2, False, False),
-                                                              (3, False, False)]  # fmt: skip
+    assert shown(run.logs, "item_id", "clicked", "liked") == [
+        (1, True, False),
+        (2, False, False),
+        (3, False, False),
+    ]
 
 
 EVENTS = """uid,sid,q,ts,event,sku,pos
@@ -184,11 +198,17 @@ on = {}
 
 def test_views_and_clicks_of_one_table_of_events_find_each_other(run):
     tail = CLICKS.format("events.csv", '["sid", "sku"]', 'where = { event = "click" }')
-    report = run({"events.csv": EVENTS}, 'files = "events.csv"\nwhere = { event = ["view"] }',
-                 {"clicked": '{ found = "clicks" }', "rank": '{ column = "pos", base = 0 }'},
-                 tail=tail)  # fmt: skip
-    assert shown(run.logs, "search_id", "rank", "item_id", "clicked") == [(1, 1, 3, False), (1, 2, 1, True),
-                                                                          (2, 1, 2, False)]  # fmt: skip
+    report = run(
+        {"events.csv": EVENTS},
+        'files = "events.csv"\nwhere = { event = ["view"] }',
+        {"clicked": '{ found = "clicks" }', "rank": '{ column = "pos", base = 0 }'},
+        tail=tail,
+    )
+    assert shown(run.logs, "search_id", "rank", "item_id", "clicked") == [
+        (1, 1, 3, False),
+        (1, 2, 1, True),
+        (2, 1, 2, False),
+    ]
     imported, reasons, others = balance(report)
     assert (imported, others) == (3, 2)  # the login and the empty row; two clicks of one item are one
     assert reasons["unmatched_clicks"] == 1  # item 2 was clicked and not shown
@@ -201,8 +221,14 @@ def test_every_line_of_random_events_is_accounted_for(run, seed):
     lines, kinds = [], {"view": [], "click": [], "login": [], "junk": []}
     for _ in range(200):
         kind, sid = draw.choice([*kinds]), draw.randrange(20)
-        row = {"event": kind, "sid": sid, "sku": draw.randrange(4), "uid": sid, "q": f"q{sid}",
-               "ts": NOON + sid}  # fmt: skip
+        row = {
+            "event": kind,
+            "sid": sid,
+            "sku": draw.randrange(4),
+            "uid": sid,
+            "q": f"q{sid}",
+            "ts": NOON + sid,
+        }
         lines.append(json.dumps(row) if kind != "junk" else draw.choice(["{", "[1]", "nul"]))
         kinds[kind].append((sid, row["sku"]))
     tail = CLICKS.format("events.jsonl", '["sid", "sku"]', 'where = { event = "click" }')
@@ -222,8 +248,12 @@ def test_clicks_of_a_second_table_find_the_elements_of_a_list(run):
     tail = CLICKS.format("clicks.log", '{ sid = "search", "hits.sku" = "item" }', 'delimiter = ";"')
     columns = {"item_id": '"hits.sku"', "clicked": '{ found = "clicks" }',
                "play_ms": '{ column = "clicks.dwell", unit = "s" }'}  # fmt: skip
-    report = run({"log.json": json.dumps(rows), "clicks.log": clicks}, 'files = "log.json"\nexplode = "hits"',
-                 columns, tail=tail)  # fmt: skip
+    report = run(
+        {"log.json": json.dumps(rows), "clicks.log": clicks},
+        'files = "log.json"\nexplode = "hits"',
+        columns,
+        tail=tail,
+    )
     assert shown(run.logs, "item_id", "clicked", "play_ms") == [(1, True, 2_000), (3, False, None)]
     assert balance(report)[1]["unmatched_clicks"] == 1
     assert report.malformed_lines == 1
@@ -234,8 +264,12 @@ def test_results_find_their_search_and_searches_without_results_are_counted(run)
     columns = {"user_id": '"searches.uid"', "query": '"searches.q"',
                "searched_at": '{ column = "searches.ts", unit = "s" }'}  # fmt: skip
     tail = '[search_impressions.join.searches]\nfiles = "searches.csv"\non = "sid"\n'
-    report = run({"results.csv": "sid,sku,c\n1,3,0\n1,1,1\n9,1,1\n", "searches.csv": searches},
-                 'files = "results.csv"', columns, tail=tail)  # fmt: skip
+    report = run(
+        {"results.csv": "sid,sku,c\n1,3,0\n1,1,1\n9,1,1\n", "searches.csv": searches},
+        'files = "results.csv"',
+        columns,
+        tail=tail,
+    )
     assert shown(run.logs, "query", "item_id", "clicked") == [("bow", 1, True), ("bow", 3, False)]
     reasons = balance(report)[1]
     assert (reasons["unmatched_searches"], reasons["repeated_searches"]) == (1, 1)
@@ -248,8 +282,12 @@ def test_paths_go_through_json_and_pairs_of_keys_and_values(run, kind):
         {"key": "term", "value": {"string_value": "bow", "int_value": None}},
         {"key": "session", "value": {"string_value": None, "int_value": 5}},
     ]
-    row = {"user": {"id": "u"}, "params": params,
-           "payload": json.dumps({"at": NOON, "items": [{"sku": 3}, {"sku": 1}]}), "a.b": "1"}  # fmt: skip
+    row = {
+        "user": {"id": "u"},
+        "params": params,
+        "payload": json.dumps({"at": NOON, "items": [{"sku": 3}, {"sku": 1}]}),
+        "a.b": "1",
+    }
     if kind == "csv":
         cells = [value if isinstance(value, str) else json.dumps(value) for value in row.values()]
         content = "|".join(row) + "\n" + "|".join(cells) + "\n"

@@ -186,8 +186,12 @@ def write_qilin(folder, shown):
             pa.table({**columns, listed: [shown if "search" in name else feed]}), folder / name / "0.parquet"
         )
     (folder / "notes").mkdir()
-    notes = {"note_idx": [0, 1], "note_title": ["\u517b\u82b1", ""], "note_content": ["a", "b"],
-             "click_num": [3, 4]}  # fmt: skip
+    notes = {
+        "note_idx": [0, 1],
+        "note_title": ["\u517b\u82b1", ""],
+        "note_content": ["a", "b"],
+        "click_num": [3, 4],
+    }
     pq.write_table(pa.table(notes), folder / "notes/0.parquet")
     (folder / "user_feat").mkdir()
     (folder / "user_feat/0.parquet").write_bytes(b"never opened")

@@ -37,9 +37,13 @@ def change(path, **columns):
 
 
 def test_partitions_give_the_days_and_restrict_the_rows(write_logs, tmp_path):
-    logs = open_logs(write_logs(tmp_path,
-                                impressions=[{"search_id": 1}, {"search_id": 2, "searched_at": NOON + DAY}],
-                                feed=[{"watched_at": NOON + 2 * DAY}]))  # fmt: skip
+    logs = open_logs(
+        write_logs(
+            tmp_path,
+            impressions=[{"search_id": 1}, {"search_id": 2, "searched_at": NOON + DAY}],
+            feed=[{"watched_at": NOON + 2 * DAY}],
+        )
+    )
     assert logs.search_days == ("2026-01-05", "2026-01-06")
     assert logs.feed_days == ("2026-01-07",)
     assert [row["search_id"] for row in rows(logs, "search_impressions", ["2026-01-06"])] == [2]

@@ -79,9 +79,14 @@ def test_extreme_frequencies_and_temperatures_stay_exact(loss, size):
 def test_chunks_do_not_change_options(ragged, monkeypatch, loss, reduction):
     query_emb, doc_emb, index, labels = ragged(4, queries=9)
     query_emb.requires_grad_()
-    options = {"doc_id": torch.arange(len(index)) % 11, "query_id": torch.arange(9) % 5,
-               "reduction": reduction, "margin": 0.1, "log_q": torch.linspace(-1, 1, len(index)),
-               "label_weights": {3: 2.0}}  # fmt: skip
+    options = {
+        "doc_id": torch.arange(len(index)) % 11,
+        "query_id": torch.arange(9) % 5,
+        "reduction": reduction,
+        "margin": 0.1,
+        "log_q": torch.linspace(-1, 1, len(index)),
+        "label_weights": {3: 2.0},
+    }
     values = []
     for rows in (32, 2):
         monkeypatch.setattr(kernel, "MIN_CHUNK", rows)

@@ -83,10 +83,13 @@ def test_the_documented_loop_lowers_the_loss():
 
 
 def test_the_collator_keeps_groups_ragged_and_numbers_equal_texts(model):
-    batch = GroupCollator(model.preprocess)([{"query": "red", "documents": ["car", "boat"], "labels": [5, 0]},
-                                             {"query": "blue", "documents": ["car"], "labels": [4]},
-                                             {"query": "red", "documents": ["dog"],
-                                              "labels": [1]}])  # fmt: skip
+    batch = GroupCollator(model.preprocess)(
+        [
+            {"query": "red", "documents": ["car", "boat"], "labels": [5, 0]},
+            {"query": "blue", "documents": ["car"], "labels": [4]},
+            {"query": "red", "documents": ["dog"], "labels": [1]},
+        ]
+    )
     index, grade, doc_id, query_id = batch["label"].T.tolist()
     assert (index, grade) == ([0, 0, 1, 2], [5, 0, 4, 1])
     assert doc_id[0] == doc_id[2] != doc_id[1]
@@ -104,10 +107,16 @@ def test_ragged_loss_equals_the_function_with_ids(model):
     loss = HInfoNCELoss(model, temperature=0.2, label_weights={5: 2.0})
     batch = GroupCollator(model.preprocess)(rows)
     features, labels = SentenceTransformerTrainer.collect_features(None, batch)
-    expected = h_infonce(embed(model, ["red car", "blue", "red car"]),
-                         embed(model, ["car", "boat", "car", "red", "dog"]), torch.tensor([0, 0, 1, 1, 2]),
-                         torch.tensor([5, 1, 4, 2, 3]), temperature=0.2, query_id=torch.tensor([1, 2, 1]),
-                         doc_id=torch.tensor([1, 2, 1, 3, 4]), label_weights={5: 2.0})  # fmt: skip
+    expected = h_infonce(
+        embed(model, ["red car", "blue", "red car"]),
+        embed(model, ["car", "boat", "car", "red", "dog"]),
+        torch.tensor([0, 0, 1, 1, 2]),
+        torch.tensor([5, 1, 4, 2, 3]),
+        temperature=0.2,
+        query_id=torch.tensor([1, 2, 1]),
+        doc_id=torch.tensor([1, 2, 1, 3, 4]),
+        label_weights={5: 2.0},
+    )
     assert loss(features, labels).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
@@ -138,11 +147,14 @@ def test_padded_slots_are_no_documents(model):
 def trainer_of(model, loss, folder, evaluator=None, **settings):
     """Checkpoints at steps 4, 8 and 12 of 12."""
     settings = SETTINGS | {"save_strategy": "steps", "save_steps": 4} | settings
-    return SentenceTransformerTrainer(model=model,
-                                      args=SentenceTransformerTrainingArguments(output_dir=str(folder),
-                                                                                **settings),
-                                      train_dataset=Dataset.from_list(groups()), evaluator=evaluator,
-                                      loss=loss, data_collator=GroupCollator(model.preprocess))  # fmt: skip
+    return SentenceTransformerTrainer(
+        model=model,
+        args=SentenceTransformerTrainingArguments(output_dir=str(folder), **settings),
+        train_dataset=Dataset.from_list(groups()),
+        evaluator=evaluator,
+        loss=loss,
+        data_collator=GroupCollator(model.preprocess),
+    )
 
 
 class TwoTemperatures(torch.nn.Module):

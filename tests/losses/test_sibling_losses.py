@@ -44,9 +44,16 @@ def test_graded_infonce_equals_one_example_per_anchor(ragged, seed, positives):
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_graded_infonce_passes_add_up_with_every_option(ragged, reduction):
     batch = ragged(4)
-    options = {"temperature": 0.1, "reduction": reduction, "query_id": torch.tensor([0, 1, 2, 1, 3]),
-               "doc_id": torch.arange(len(batch[2])) % 9, "min_anchor_label": 2, "label_weights": {5: 2.0},
-               "margin": 0.1, "log_q": torch.linspace(-2, 1, len(batch[2]))}  # fmt: skip
+    options = {
+        "temperature": 0.1,
+        "reduction": reduction,
+        "query_id": torch.tensor([0, 1, 2, 1, 3]),
+        "doc_id": torch.arange(len(batch[2])) % 9,
+        "min_anchor_label": 2,
+        "label_weights": {5: 2.0},
+        "margin": 0.1,
+        "log_q": torch.linspace(-2, 1, len(batch[2])),
+    }
     each = infonce_graded(*batch, positives="each", **options)
     torch.testing.assert_close(each, infonce_graded(*batch, positives="all", **options))
     torch.testing.assert_close(each, h_infonce(*batch, **options))
@@ -178,9 +185,13 @@ def test_noise_equals_the_loop(ragged, tau, lowest):
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 def test_gradcheck_with_every_option(ragged, loss, reduction):
     query_emb, doc_emb, index, labels = ragged(1, queries=3, dim=4, most=3)
-    options = {"query_id": torch.tensor([7, 8, 7]), "doc_id": torch.arange(len(index)) % 4,
-               "label_weights": {4: 0.5, 5: 2.0}, "margin": 0.2,
-               "log_q": torch.linspace(-1, 1, len(index), dtype=torch.float64)}  # fmt: skip
+    options = {
+        "query_id": torch.tensor([7, 8, 7]),
+        "doc_id": torch.arange(len(index)) % 4,
+        "label_weights": {4: 0.5, 5: 2.0},
+        "margin": 0.2,
+        "log_q": torch.linspace(-1, 1, len(index), dtype=torch.float64),
+    }
 
     def run(q, d, tau):
         q, d = F.normalize(q, dim=1), F.normalize(d, dim=1)

@@ -74,8 +74,14 @@ def test_each_day_learns_from_the_day_before(world, tmp_path, done):
     folder, start = world
     ends = [len(done) for _ in run_loop(make_loop(tmp_path, folder), start, ["a", "b"], 2)]
     first, second = day_name(1), day_name(2)
-    assert done == [("train", "a", first), ("train", "b", first), ("mine", "a", first),
-                    ("train", "a", second), ("mine", "b", first), ("train", "b", second)]  # fmt: skip
+    assert done == [
+        ("train", "a", first),
+        ("train", "b", first),
+        ("mine", "a", first),
+        ("train", "a", second),
+        ("mine", "b", first),
+        ("train", "b", second),
+    ]
     assert ends == [2, 6]
     # only the model in use is kept
     assert [path.name for path in (tmp_path / "arms" / "a" / "models").iterdir()] == [second]

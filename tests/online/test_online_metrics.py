@@ -118,8 +118,11 @@ def test_days_and_arms_stay_apart(write_logs, tmp_path):
     keyed = {
         (r["user_id"], r["day"], r["arm"]): (r["searches"], r["clicked_searches"]) for r in table.to_pylist()
     }
-    assert keyed == {(1, "2026-01-05", None): (1, 1), (1, "2026-01-06", "A"): (2, 1),
-                     (2, "2026-01-06", None): (1, 0)}  # fmt: skip
+    assert keyed == {
+        (1, "2026-01-05", None): (1, 1),
+        (1, "2026-01-06", "A"): (2, 1),
+        (2, "2026-01-06", None): (1, 0),
+    }
     people = everybody(table)
     assert people.sums(["2026-01-06"])["searches"].tolist() == [2, 1]
     assert people.sums()["clicked_searches"].tolist() == [2, 0]
@@ -146,8 +149,12 @@ def truth_folder(folder, **tables):
     return folder
 
 
-NEEDS = {"need_id": [0, 1, 2, 3], "head": ["Ｊaguar", "Ｊaguar", "Ｊaguar", "pasta"],
-         "sense": ["cat", "car", "car", "food"], "need": ["speed", "price", "repair", "sauce"]}  # fmt: skip
+NEEDS = {
+    "need_id": [0, 1, 2, 3],
+    "head": ["Ｊaguar", "Ｊaguar", "Ｊaguar", "pasta"],
+    "sense": ["cat", "car", "car", "food"],
+    "need": ["speed", "price", "repair", "sauce"],
+}
 
 
 def test_senses_and_satisfaction_by_truth(write_logs, tmp_path):

@@ -27,15 +27,23 @@ from crops.retrieval import BM25Retriever
 
 RECORDED = Path(__file__).with_name("golden_worlds.json")
 SEED, SESSIONS, DAYS = 11, 60, 3
-WORLDS: dict[str, dict[str, Any]] = {"default": {}, "dcm": {"click_model": "dcm"},
-                                     "pbm": {"click_model": "pbm"}, "null": {"informative": False},
-                                     "weak": {"bubble": "weak"}, "strong": {"bubble": "strong"},
-                                     "ranker_noise": {"ranker_noise": 2.0}, "users": {"users": 30},
-                                     "reformulate": {"reformulate": 0.5},
-                                     "feed_alignment": {"feed_alignment": 0.9},
-                                     "good_abandonment": {"good_abandonment": 0.6}, "days": {"days": 9},
-                                     "edition": {"edition": "v2"}, "language": {"language": "zh"},
-                                     "judged": {}}  # fmt: skip
+WORLDS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "dcm": {"click_model": "dcm"},
+    "pbm": {"click_model": "pbm"},
+    "null": {"informative": False},
+    "weak": {"bubble": "weak"},
+    "strong": {"bubble": "strong"},
+    "ranker_noise": {"ranker_noise": 2.0},
+    "users": {"users": 30},
+    "reformulate": {"reformulate": 0.5},
+    "feed_alignment": {"feed_alignment": 0.9},
+    "good_abandonment": {"good_abandonment": 0.6},
+    "days": {"days": 9},
+    "edition": {"edition": "v2"},
+    "language": {"language": "zh"},
+    "judged": {},
+}
 """Settings in which each differs from the default."""
 
 

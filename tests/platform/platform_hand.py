@@ -47,10 +47,16 @@ def hand_intents(seed: int = 0) -> Intents:
 def hand_world(needs: Sequence[int], second: Sequence[int] | None = None, **columns: Any) -> TopicsWorld:
     """A world with one item per entry of `needs`; `columns` are those of `Corpus`, day -1 when not given."""
     intents, count = hand_intents(), len(needs)
-    known: dict[str, Any] = {"partial": np.zeros(count, dtype=bool), "author": np.arange(count),
-                             "quality": np.ones(count), "duration_ms": np.full(count, 10_000),
-                             "uploaded_day": np.full(count, -1.0), "title": ("title",) * count,
-                             "caption": ("caption",) * count, "tags": (None,) * count}  # fmt: skip
+    known: dict[str, Any] = {
+        "partial": np.zeros(count, dtype=bool),
+        "author": np.arange(count),
+        "quality": np.ones(count),
+        "duration_ms": np.full(count, 10_000),
+        "uploaded_day": np.full(count, -1.0),
+        "title": ("title",) * count,
+        "caption": ("caption",) * count,
+        "tags": (None,) * count,
+    }
     known |= {
         name: np.array(value) if isinstance(known[name], np.ndarray) else tuple(value)
         for name, value in columns.items()

@@ -185,9 +185,12 @@ def test_the_day_is_remembered(day, rows):
 
 def test_the_catalogue_is_complete(day, rows):
     platform, _ = day
-    table = items_table(platform.world, platform.first_day_us,
-                        counters(platform.memory, np.random.default_rng(0)),
-                        click_queries(platform.memory))  # fmt: skip
+    table = items_table(
+        platform.world,
+        platform.first_day_us,
+        counters(platform.memory, np.random.default_rng(0)),
+        click_queries(platform.memory),
+    )
     assert table.schema.equals(ITEMS.arrow(own_ids=False))
     items = table.to_pandas().set_index("item_id")
     assert (items.play_cnt == platform.memory.plays).all()

@@ -11,11 +11,20 @@ from crops.platform import JudgedWorld, build_platform, simulate_day, write_trut
 from crops.platform.world import SIZES, read_judged_world
 from crops.retrieval import BM25Retriever
 
-DOCS = [("d1", "red boots", "leather, size 40"), ("d2", "blue boots", "rubber"),
-        ("d3", "winter boots", "warm and red"), ("d4", "oak table", "for six"), ("d5", None, "a glass table"),
-        ("d6", "vase", None)]  # fmt: skip
-QUERIES = [("q1", "red boots"), ("q2", "Winter  boots women"), ("q3", "oak table"),
-           ("q4", "unanswered boots")]  # fmt: skip
+DOCS = [
+    ("d1", "red boots", "leather, size 40"),
+    ("d2", "blue boots", "rubber"),
+    ("d3", "winter boots", "warm and red"),
+    ("d4", "oak table", "for six"),
+    ("d5", None, "a glass table"),
+    ("d6", "vase", None),
+]
+QUERIES = [
+    ("q1", "red boots"),
+    ("q2", "Winter  boots women"),
+    ("q3", "oak table"),
+    ("q4", "unanswered boots"),
+]
 QRELS = [
     ("q1", "d1", 3), ("q1", "d3", 1), ("q2", "d3", 3), ("q2", "d2", 2), ("q3", "d4", 3), ("q3", "d5", 2),
     ("q3", "d6", 0), ("q4", "d2", 1),
@@ -68,8 +77,11 @@ def need_of(world: JudgedWorld, text: str) -> int:
 
 def test_grades_are_the_judgements_and_zero_elsewhere(world):
     everything = np.arange(6)
-    expected = {"red boots": [3, 0, 1, 0, 0, 0], "winter boots women": [0, 2, 3, 0, 0, 0],
-                "oak table": [0, 0, 0, 3, 2, 0]}  # fmt: skip
+    expected = {
+        "red boots": [3, 0, 1, 0, 0, 0],
+        "winter boots women": [0, 2, 3, 0, 0, 0],
+        "oak table": [0, 0, 0, 3, 2, 0],
+    }
     for text, grades in expected.items():
         assert world.relevance(np.array(need_of(world, text)), everything).tolist() == grades
     both = np.array([[need_of(world, "red boots")], [need_of(world, "oak table")]])

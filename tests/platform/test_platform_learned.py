@@ -84,8 +84,13 @@ def test_co_watched_equals_brute_force_across_blocks(monkeypatch):
     assert (memory_of(3).co_watched() == -1).all()
 
 
-CLICKS = {"oak table": {1: 9, 2: 1}, "glass table": {2: 9}, "red boots": {4: 9}, "winter boots": {5: 9, 4: 2},
-          "vase": {6: 1}}  # fmt: skip
+CLICKS = {
+    "oak table": {1: 9, 2: 1},
+    "glass table": {2: 9},
+    "red boots": {4: 9},
+    "winter boots": {5: 9, 4: 2},
+    "vase": {6: 1},
+}
 """Items 0 and 3 were never clicked. Four dimensions for five items: the faintest, 6, is what gets lost."""
 
 

@@ -297,8 +297,13 @@ def test_pbm_closed_form(eta):
 
 @pytest.mark.parametrize("name", ["dbn", "dcm"])
 def test_nobody_looks_beyond_the_satisfying_result(name):
-    sure = model(name, attraction=(0, 0, 0, 1), satisfaction=(0, 0, 0, 1), continue_rate=1.0,
-                 continue_after_click=(1.0, 1.0))  # fmt: skip
+    sure = model(
+        name,
+        attraction=(0, 0, 0, 1),
+        satisfaction=(0, 0, 0, 1),
+        continue_rate=1.0,
+        continue_after_click=(1.0, 1.0),
+    )
     found = clicks(sure, np.array([[0, 3, 3, 1], [0, 0, 0, 0], [3, -1, -1, -1]]))
     assert found.clicked.tolist() == [[False, True, False, False], [False] * 4, [True, False, False, False]]
     assert found.satisfied.tolist() == [True, False, True]

@@ -32,8 +32,14 @@ def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tiny")
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, "video", "about"]
     (folder / "vocab.txt").write_text("\n".join(vocabulary))
-    config = BertConfig(vocab_size=len(vocabulary), hidden_size=32, num_hidden_layers=6,
-                        num_attention_heads=2, intermediate_size=64, max_position_embeddings=40)  # fmt: skip
+    config = BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=32,
+        num_hidden_layers=6,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=40,
+    )
     plain = folder / "plain"
     BertModel(config).save_pretrained(plain)
     BertTokenizerFast(vocab=str(folder / "vocab.txt")).save_pretrained(plain)
@@ -94,9 +100,14 @@ def calibrated(trained, judged, tmp_path_factory):
         for q, d, r in zip(judged.left, judged.right, judged.relevant, strict=True)
     ]
     (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found = theta_calibrate(folder / "pairs.jsonl", folder / "out", "made by hand",
-                            model=str(trained["cross"][0]), head="cross",
-                            store=folder / "mine.json")  # fmt: skip
+    found = theta_calibrate(
+        folder / "pairs.jsonl",
+        folder / "out",
+        "made by hand",
+        model=str(trained["cross"][0]),
+        head="cross",
+        store=folder / "mine.json",
+    )
     return folder, found
 
 

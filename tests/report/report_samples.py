@@ -29,11 +29,17 @@ NAN = float("nan")
 def pages(text="a word"):
     """Return (page, number of its charts) by kind."""
     training = training_section({text: log([3.0, 2.0])})
-    return {"demo": (_demo(text, training), 4),
-            "training": (Page(text, [text], [training], [(text, text)]), 2), "realism": (_realism(text), 1),
-            "engine": (_engine(text), 5), "judge": (_judge(text), 2), "calibration": (_calibration(text), 2),
-            "tables": (_tables(text), 3), "outlook": (_outlook(text), 1),
-            "evaluation": (_evaluation(text), 1)}  # fmt: skip
+    return {
+        "demo": (_demo(text, training), 4),
+        "training": (Page(text, [text], [training], [(text, text)]), 2),
+        "realism": (_realism(text), 1),
+        "engine": (_engine(text), 5),
+        "judge": (_judge(text), 2),
+        "calibration": (_calibration(text), 2),
+        "tables": (_tables(text), 3),
+        "outlook": (_outlook(text), 1),
+        "evaluation": (_evaluation(text), 1),
+    }
 
 
 def log(loss, temperature=0.05):
@@ -78,15 +84,18 @@ def result(names=("BM25", "baseline", "CroPS"), shown=None, **changes):
 
 def mined(**changes):
     """Return the report of a mining."""
-    found = {"sources": {"search": {"clicked": {"candidates": 40, "kept": 40}},
-                         "p1": {"candidates": 90, "after_similarity": 60, "after_relevance": 25, "kept": 20,
-                                "theta": 0.6, "similarity": 0.5},
-                         "p2": {"candidates": 30, "after_relevance": 12, "kept": 12},
-                         "p3": {"candidates": 8, "kept": 8}},
-             "novelty": {"p0": {"never_shown": 0}, "p1": {"never_shown": 15}, "p2": {"never_shown": 6},
-                         "all": {"never_shown": 21, "share": 0.3}},
-             "p3_coverage": {"queries": 50, "with_generation": 8, "samples": 8},
-             "labels": {"5": 20, "4": 1048, "3": 100}, "rescued": {"pairs": 7, "3": 6, "2": 1}}  # fmt: skip
+    found = {
+        "sources": {"search": {"clicked": {"candidates": 40, "kept": 40}},
+                    "p1": {"candidates": 90, "after_similarity": 60, "after_relevance": 25, "kept": 20,
+                           "theta": 0.6, "similarity": 0.5},
+                    "p2": {"candidates": 30, "after_relevance": 12, "kept": 12},
+                    "p3": {"candidates": 8, "kept": 8}},
+        "novelty": {"p0": {"never_shown": 0}, "p1": {"never_shown": 15}, "p2": {"never_shown": 6},
+                    "all": {"never_shown": 21, "share": 0.3}},
+        "p3_coverage": {"queries": 50, "with_generation": 8, "samples": 8},
+        "labels": {"5": 20, "4": 1048, "3": 100},
+        "rescued": {"pairs": 7, "3": 6, "2": 1},
+    }  # fmt: skip
     return found | changes
 
 
@@ -120,15 +129,24 @@ def _engine(text):
     search = dict(zip(stages, (0, 6, 0, 1, 13), strict=True))
     tail = {"part": "tail", "queries": None, "searches": None, "least": None, "most": None}
     head = {"part": text, "queries": 10, "searches": 90, "least": 3, "most": 40}
-    return mining_page(mined(days=[text], input={"searches": 90, "queries": 10, "users": 9}, k=20,
-                             notes=[text],
-                             disagreements=[{"source": "p1", "positives": 20, "also": {"p2": 3},
-                                             "search": search}],
-                             coverage=[head | {"shares": {"p1": 0.4}}, tail | {"shares": {"p1": None}}],
-                             influence={"users": 9, "pairs": 20, "of_one_user": 5, "contributions": 50,
-                                        "blocks": [{"first": 1, "last": 5, "contributions": 30,
-                                                    "share": 0.6}],
-                                        "top": [{"user_id": text, "alone": 2, "pairs": 10}]}))  # fmt: skip
+    return mining_page(
+        mined(
+            days=[text],
+            input={"searches": 90, "queries": 10, "users": 9},
+            k=20,
+            notes=[text],
+            disagreements=[{"source": "p1", "positives": 20, "also": {"p2": 3}, "search": search}],
+            coverage=[head | {"shares": {"p1": 0.4}}, tail | {"shares": {"p1": None}}],
+            influence={
+                "users": 9,
+                "pairs": 20,
+                "of_one_user": 5,
+                "contributions": 50,
+                "blocks": [{"first": 1, "last": 5, "contributions": 30, "share": 0.6}],
+                "top": [{"user_id": text, "alone": 2, "pairs": 10}],
+            },
+        )
+    )
 
 
 def graded(name="P1"):

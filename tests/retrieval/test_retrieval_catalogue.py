@@ -8,8 +8,14 @@ from crops.retrieval import load_item_rows, load_items
 from crops.retrieval.catalogue import best_positions, padded_positions_of, positions_of, sorted_catalogue
 from crops.text import Rendering
 
-ITEMS = pa.table({"item_id": pa.array([7, 3, 5], pa.int64()), "ocr_cover": ["seven", "three", None],
-                  "keyword": ["tag", "", "five tags"], "play_cnt": [1, 2, 3]})  # fmt: skip
+ITEMS = pa.table(
+    {
+        "item_id": pa.array([7, 3, 5], pa.int64()),
+        "ocr_cover": ["seven", "three", None],
+        "keyword": ["tag", "", "five tags"],
+        "play_cnt": [1, 2, 3],
+    }
+)
 
 
 def test_items_are_read_from_a_file_a_logs_folder_and_a_folder_of_parts(tmp_path):

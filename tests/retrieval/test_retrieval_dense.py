@@ -25,8 +25,15 @@ class TableEncoder:
 
 
 TEXTS = ["east", "north", "northeast", "east twin"]
-ENCODER = {"east": [1, 0], "north": [0, 1], "northeast": [0.6, 0.8], "east twin": [1, 0],
-           "to the east": [1, 0], "up": [0, 1], "broken": [np.nan, 0]}  # fmt: skip
+ENCODER = {
+    "east": [1, 0],
+    "north": [0, 1],
+    "northeast": [0.6, 0.8],
+    "east twin": [1, 0],
+    "to the east": [1, 0],
+    "up": [0, 1],
+    "broken": [np.nan, 0],
+}
 
 
 def test_results_are_best_first_with_ties_by_id_and_padding():

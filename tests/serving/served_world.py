@@ -13,12 +13,16 @@ from crops.serving import service as service_module
 from crops.text import PLAIN
 
 HOSTILE = "<script>alert('title')</script> & \"quotes\""
-ITEMS = {1: ("jaguar parked at dusk", "a red car", "cars"),
-         2: ("jaguar in the reeds", "a spotted cat hunts", "animals"),
-         3: ("spotted cat asleep", "panthera onca", "animals"), 4: (HOSTILE, "jaguar <b>bold</b>", "cars"),
-         5: ("red car polish", "shine for cars", "cars"),
-         6: ("how to water a ficus", "plants need light", None), 7: ("קטע על יגואר", "חתול גדול", "animals"),
-         8: ("🐆 run", "fast cat", "animals")}  # fmt: skip
+ITEMS = {
+    1: ("jaguar parked at dusk", "a red car", "cars"),
+    2: ("jaguar in the reeds", "a spotted cat hunts", "animals"),
+    3: ("spotted cat asleep", "panthera onca", "animals"),
+    4: (HOSTILE, "jaguar <b>bold</b>", "cars"),
+    5: ("red car polish", "shine for cars", "cars"),
+    6: ("how to water a ficus", "plants need light", None),
+    7: ("קטע על יגואר", "חתול גדול", "animals"),
+    8: ("🐆 run", "fast cat", "animals"),
+}
 DIM = 64
 GENERATED = {"query": "jaguar", "ocr_cover": "written about a spotted cat", "model": "Test-LM 1B"}
 SECRET = "my private address"

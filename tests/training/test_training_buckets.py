@@ -59,8 +59,14 @@ def store(mined, tmp_path):
 
 @pytest.fixture
 def config(random_encoder):
-    return TrainingConfig(init=str(random_encoder), batch_queries=9, docs_per_source=2, steps=6,
-                          learning_rate=1e-2, checkpoint_steps=2)  # fmt: skip
+    return TrainingConfig(
+        init=str(random_encoder),
+        batch_queries=9,
+        docs_per_source=2,
+        steps=6,
+        learning_rate=1e-2,
+        checkpoint_steps=2,
+    )
 
 
 def test_buckets_put_together_are_the_samples_and_hold_equally_many_whole_queries(mined, store):

@@ -177,8 +177,14 @@ def test_damaged_shards_tokens_and_samples_are_named(mined, random_encoder, tmp_
 
 
 TITLES = {1: "one", 2: "two", 3: "three", 4: "four", -5: "generated"}
-ROWS = [(20, 1, S.CLICKED), (20, 2, S.EXPOSED | S.REFORMULATION), (10, 3, S.FILTERED | S.FEED),
-        (10, 1, S.EXPOSED), (30, -5, S.KNOWLEDGE), (30, 4, S.CLICKED | S.KNOWLEDGE | S.FEED)]  # fmt: skip
+ROWS = [
+    (20, 1, S.CLICKED),
+    (20, 2, S.EXPOSED | S.REFORMULATION),
+    (10, 3, S.FILTERED | S.FEED),
+    (10, 1, S.EXPOSED),
+    (30, -5, S.KNOWLEDGE),
+    (30, 4, S.CLICKED | S.KNOWLEDGE | S.FEED),
+]
 
 
 def groups(data, folder):

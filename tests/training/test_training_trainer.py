@@ -112,8 +112,13 @@ def scripted(values, seen=None):
 def test_the_best_weights_are_kept_and_the_training_stops(toy, config, tmp_path):
     """Best at the second evaluation, then two without a new best: stop after the fourth, 8 of 10 steps."""
     seen = []
-    facts = train(toy, tmp_path / "model", config(eval_steps=2, patience=2), seed=0,
-                  evaluation=scripted([0.1, 0.5, 0.4, 0.5], seen))  # fmt: skip
+    facts = train(
+        toy,
+        tmp_path / "model",
+        config(eval_steps=2, patience=2),
+        seed=0,
+        evaluation=scripted([0.1, 0.5, 0.4, 0.5], seen),
+    )
     assert len(read_log(tmp_path / "model").step) == 8
     kept = SentenceTransformer(str(tmp_path / "model"), device="cpu").encode(["q0_0 never_seen", "d1_1"])
     np.testing.assert_array_equal(kept, seen[1])
@@ -210,8 +215,14 @@ def test_groups_of_one_label_and_bare_queries_are_counted_aloud(toy, config, tmp
 
 @pytest.mark.parametrize("towers", ["shared", "separate"])
 def test_prompts_and_towers_train_on_the_same_path(toy, tiny_transformer, tmp_path, towers):
-    config = TrainingConfig(encoder=str(tiny_transformer), batch_queries=6, steps=4, learning_rate=1e-2,
-                            towers=towers, query_prompt="q0_0 ")  # fmt: skip
+    config = TrainingConfig(
+        encoder=str(tiny_transformer),
+        batch_queries=6,
+        steps=4,
+        learning_rate=1e-2,
+        towers=towers,
+        query_prompt="q0_0 ",
+    )
     train(toy, tmp_path / "model", config, seed=0)
     model = SentenceTransformer(str(tmp_path / "model"), device="cpu")
     query, document = model.encode_query("q1_1"), model.encode_document("q1_1")

@@ -13,9 +13,15 @@ from crops.training.samples import FOLDS
 @pytest.fixture
 def mined(write_mined):
     """Queries 10, 20 and 30 are held out, 11 is not."""
-    rows = [(10, 1, Source.CLICKED), (10, 2, Source.CLICKED | Source.REFORMULATION), (10, 3, Source.EXPOSED),
-            (20, 4, Source.REFORMULATION), (20, -9, Source.KNOWLEDGE), (30, 5, Source.EXPOSED),
-            (11, 1, Source.CLICKED)]  # fmt: skip
+    rows = [
+        (10, 1, Source.CLICKED),
+        (10, 2, Source.CLICKED | Source.REFORMULATION),
+        (10, 3, Source.EXPOSED),
+        (20, 4, Source.REFORMULATION),
+        (20, -9, Source.KNOWLEDGE),
+        (30, 5, Source.EXPOSED),
+        (11, 1, Source.CLICKED),
+    ]
     folder = write_mined(rows, {**{i: f"item {i}" for i in range(1, 7)}, -9: "written", 6: " "})
     (folder / "report.json").write_text(json.dumps({"days": ["2026-01-06"]}))
     return folder

@@ -23,8 +23,14 @@ def mined(write_mined):
 
     Items 8 and 9 have no token; 9 is the only positive of query 6, 8 one of two documents of query 5.
     """
-    queries = {1: ("q0_0 q0_1", 3), 2: ("\u2003", 2), 3: ("q1_0", 1), 4: (" ", 1), 5: ("q2_0 q2_1", 5),
-               6: ("q3_0", 1)}  # fmt: skip
+    queries = {
+        1: ("q0_0 q0_1", 3),
+        2: ("\u2003", 2),
+        3: ("q1_0", 1),
+        4: (" ", 1),
+        5: ("q2_0 q2_1", 5),
+        6: ("q3_0", 1),
+    }
     rows = [(query, query, S.CLICKED) for query in (1, 2, 3, 4, 5)] + [
         (query, 7, S.EXPOSED) for query in queries
     ]
