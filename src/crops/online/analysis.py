@@ -319,6 +319,9 @@ def arms_of(table: pa.Table, experiment: str) -> pa.Table:
     """Return the output of `user_days` with the arms of one experiment, where `arm` names several.
 
     "a=x;b=y" is arm x of experiment a and arm y of experiment b; null where a user is in none of its arms.
+
+    Raises:
+        CropsError: no user is in an arm of this experiment.
     """
     logged = pc.unique(table["arm"]).to_pylist()
     named = {
@@ -428,6 +431,9 @@ def looks(planned: int, alpha: float = 0.05) -> list[float]:
     It holds for cumulated data whose looks bring equal information. Users who come back bring less with each
     day; then the looks are more alike than assumed and the boundary promises less than it keeps. How many are
     `planned` is fixed before the first; `alpha` is the chance of any false claim.
+
+    Raises:
+        CropsError: no look, or alpha is not within (0, 0.5].
     """
     if planned < 1 or not 0 < alpha <= 0.5:
         raise CropsError(f"{planned} looks at alpha {alpha}: plan at least one look, alpha within (0, 0.5]")

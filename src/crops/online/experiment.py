@@ -49,7 +49,11 @@ A_A = "aa"
 
 
 def in_own_layer(name: str, arms: Sequence[str], share: float, start: Start) -> Experiment:
-    """Return an experiment in its own layer, all arms with the same share; the first is the control."""
+    """Return an experiment in its own layer, all arms with the same share; the first is the control.
+
+    Raises:
+        CropsError: the shares cannot be given out, or an arm gets no user.
+    """
     experiment = Experiment(name, f"{name}-{start.platform.seed}", split(dict.fromkeys(arms, share)))
     assign(experiment, np.arange(1, start.users + 1))
     return experiment
@@ -134,7 +138,11 @@ def open_world(folder: Path, platform: Platform) -> None:
 
 
 def preregister(out: Path, trials: Sequence[Trial], facts: Mapping[str, Any]) -> None:
-    """Write plan.json before the first day; an experiment's `route` is null where no arm changes any."""
+    """Write plan.json before the first day; an experiment's `route` is null where no arm changes any.
+
+    Raises:
+        CropsError: `out` holds the plan of another experiment.
+    """
     experiments = []
     for trial in trials:
         arms = trial.experiment.arms
@@ -208,7 +216,11 @@ TEXTS = ("click_queries", *EXPANDED)
 
 
 def arm_training(arm: str, training: TrainingConfig) -> TrainingConfig:
-    """Return the settings that an arm is trained with: `clicks` has its own loss, `recommended` a recipe."""
+    """Return the settings that an arm is trained with: `clicks` has its own loss, `recommended` a recipe.
+
+    Raises:
+        CropsError: there is no such arm.
+    """
     if arm not in SOURCES:
         raise CropsError(f"unknown arm '{arm}'; arms: {', '.join(SOURCES)}.{nearest(arm, SOURCES)}")
     if arm == "clicks":
@@ -245,6 +257,9 @@ def arm_texts(
 
     In the arms of `EXPANDED` the queries of rewordings join it: of the days in `logs` since the training day,
     at most those that a window of daily builds holds. `out` gets them, unless they are there.
+
+    Raises:
+        CropsError: there is no rewording to expand with.
     """
     texts = start.platform.world.corpus.document_texts()
     ids = np.arange(1, len(texts) + 1)
@@ -297,7 +312,11 @@ class Experiment:
 
 
 def split(shares: Mapping[str, float]) -> tuple[Arm, ...]:
-    """Return arms of the given shares of users, side by side from bucket 0 on."""
+    """Return arms of the given shares of users, side by side from bucket 0 on.
+
+    Raises:
+        CropsError: a share is not in (0, 1] or below one bucket, or the shares sum to more than 1.
+    """
     arms: list[Arm] = []
     for name, share in shares.items():
         if not 0 < share <= 1 or round(share * BUCKETS) == 0:
@@ -315,7 +334,11 @@ def split(shares: Mapping[str, float]) -> tuple[Arm, ...]:
 
 
 def check_concurrent(experiments: Sequence[Experiment]) -> None:
-    """Refuse experiments that would disturb one another: of one name, or of one salt and common buckets."""
+    """Refuse experiments that would disturb one another: of one name, or of one salt and common buckets.
+
+    Raises:
+        CropsError: two have one name, or two of one salt overlap in buckets.
+    """
     _refuse_double("experiment", [one.name for one in experiments])
     for salt in dict.fromkeys(one.salt for one in experiments):
         layer = [one for one in experiments if one.salt == salt]
@@ -332,7 +355,11 @@ def buckets(user_ids: Ints, salt: str) -> Ints:
 
 
 def assign(experiment: Experiment, user_ids: Ints) -> Ints:
-    """Return the position of each user's arm in `experiment.arms`, `NOBODY` where there is none; [users]."""
+    """Return the position of each user's arm in `experiment.arms`, `NOBODY` where there is none; [users].
+
+    Raises:
+        CropsError: an arm gets no user.
+    """
     bucket = buckets(user_ids, experiment.salt)
     result = np.full(len(user_ids), NOBODY, dtype=np.int64)
     for position, arm in enumerate(experiment.arms):

@@ -169,6 +169,9 @@ def user_days(
     Args:
         days: days to read (YYYY-MM-DD); all when None.
         truth: folders of a simulation's truth; a file is taken from the first that has it.
+
+    Raises:
+        CropsError: no search on the days, unusable truth, or the scorer broke its contract.
     """
     with DuckDBBackend(reading.memory) as backend:
         load_events(backend, logs, sorted(days) if days is not None else None, keep=False)
@@ -296,6 +299,9 @@ def read_truth(backend: DuckDBBackend, truth: Sequence[Path]) -> tuple[str, ...]
         backend: holds the events (see `crops.engine.events`).
         truth: folders with items.parquet, needs.parquet and, for `satisfied`, searches.parquet or
             searches/day=.../*.parquet; the first folder that has a file gives it.
+
+    Raises:
+        CropsError: a file is missing or lacks a column.
     """
     for name, columns in _NEEDED.items():
         file = next((path for folder in truth if (path := folder / f"{name}.parquet").is_file()), None)

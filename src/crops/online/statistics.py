@@ -224,7 +224,11 @@ def corrected(p: Sequence[float]) -> tuple[list[float], list[float]]:
 
 
 def check_sums(metric: Metric, sums: Mapping[str, Floats], arm: str) -> None:
-    """Refuse sums [users] that say nothing of a metric."""
+    """Refuse sums [users] that say nothing of a metric.
+
+    Raises:
+        CropsError: fewer than `MIN_USERS` users, or the metric's denominator is 0.
+    """
     denominator = sums[metric.denominator]
     if len(denominator) < MIN_USERS:
         raise CropsError(
@@ -243,6 +247,9 @@ def check_events(metric: Metric, sums: Mapping[str, Floats], share: float) -> No
 
     The normal approximation needs `FEWEST_EXPECTED` such users in each arm; `share` of the users are in the
     smallest one.
+
+    Raises:
+        CropsError: there are fewer.
     """
     n, d = sums[metric.numerator], sums[metric.denominator]
     counted = {f"any {metric.numerator}": int((n != 0).sum())}
@@ -399,7 +406,11 @@ class Sensitivity:
 
 
 def sample_check(control: int, treatment: int, expected: float = 1.0) -> SampleCheck:
-    """Return the sample-ratio check of the numbers of users in two arms."""
+    """Return the sample-ratio check of the numbers of users in two arms.
+
+    Raises:
+        CropsError: the promise (`SampleCheck.expected`) is not above 0.
+    """
     require_tea_tasting()
     from tea_tasting import SampleRatio
     from tea_tasting.aggr import Aggregates

@@ -363,6 +363,10 @@ def _p_text(p: float | None) -> str:
 
 
 def checked_effect(effect: float | None) -> None:
-    """Refuse a relative effect that no experiment could look for."""
+    """Refuse a relative effect that no experiment could look for.
+
+    Raises:
+        CropsError: it is none that an experiment could look for.
+    """
     if effect is not None and not 1e-6 <= abs(effect) <= 1e6:
         raise CropsError(f"--effect {effect:g}: give the relative effect that matters, e.g. 0.01 for 1 %")

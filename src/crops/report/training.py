@@ -274,7 +274,11 @@ def _named(source: str) -> str:
 
 
 def training_page(folders: Sequence[Path]) -> Page:
-    """Return the curves of trained models (outputs of `crops train`): loss, validation, and temperature."""
+    """Return the curves of trained models (outputs of `crops train`): loss, validation, and temperature.
+
+    Raises:
+        CropsError: a folder holds no training log, or a damaged one.
+    """
     from crops.training import read_evaluations, read_log  # torch takes seconds to import: not for --help
 
     logs = {folder.name: read_log(folder) for folder in folders}

@@ -376,7 +376,11 @@ _LOCAL = ("127.0.0.1", "0.0.0.0", "::", "::1")
 
 @logging_to_stdout()
 def run(service: Service, api_key: str | None = None) -> None:
-    """Serve until SIGTERM or Ctrl-C; requests under way get their answers first."""
+    """Serve until SIGTERM or Ctrl-C; requests under way get their answers first.
+
+    Raises:
+        CropsError: the address cannot be listened on, or no header can carry the key.
+    """
     config = service.config
     listening = listen(config)
     settings = uvicorn.Config(
@@ -406,7 +410,11 @@ def run(service: Service, api_key: str | None = None) -> None:
 
 
 def listen(config: ServingConfig) -> socket.socket:
-    """Return a socket that listens where the settings say."""
+    """Return a socket that listens where the settings say.
+
+    Raises:
+        CropsError: another program does, or the address is none of this machine.
+    """
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     try:
         return socket.create_server((config.host, config.port), family=family, backlog=2048)

@@ -157,7 +157,11 @@ class Explorer:
         )
 
     async def judgements(self, request: Request) -> Response:
-        """Return what was judged on a page as TREC qrels; nothing is kept."""
+        """Return what was judged on a page as TREC qrels; nothing is kept.
+
+        Raises:
+            BadRequestError: nothing was judged, or not with a grade.
+        """
         query = check_query(request.query_params.get("q", ""), self._service.config)
         given = {name: grade for name, grade in request.query_params.items() if name != "q" and grade}
         if not given:
@@ -186,7 +190,11 @@ class Explorer:
         ]
 
     async def group(self, request: Request) -> HTMLResponse:
-        """Return the page of the training group of a query of at least k users."""
+        """Return the page of the training group of a query of at least k users.
+
+        Raises:
+            BadRequestError: there are no samples, or the query is none of at least k users.
+        """
         query = check_query(request.query_params.get("q", ""), self._service.config)
         return await self._service.do(partial(self._group, self._service.told(), query))
 
@@ -234,7 +242,11 @@ class State:
 
     @classmethod
     def read(cls, values: Mapping[str, str]) -> Self:
-        """Return the state in the parameters of an address; what is not known of filters is no filter."""
+        """Return the state in the parameters of an address; what is not known of filters is no filter.
+
+        Raises:
+            BadRequestError: k or open is not a number.
+        """
         numbers = {}
         for name in ("k", "open", "like"):
             if text := values.get(name, ""):

@@ -78,7 +78,11 @@ class Searcher:
         return (mine.model_hash, mine.dim) == (others.model_hash, others.dim)
 
     def encode(self, texts: Sequence[str], role: str = "query") -> NDArray[np.float32]:
-        """Return the unit vectors [n, d] of queries or of document texts."""
+        """Return the unit vectors [n, d] of queries or of document texts.
+
+        Raises:
+            CropsError: there is no model, or it gave NaN.
+        """
         if self.model is None:
             raise CropsError(f"{self.name} searches words: it has no vectors")
         rendered = [self.model.rendering.query(text) for text in texts] if role == "query" else texts
@@ -151,7 +155,11 @@ class Searcher:
         ]
 
     def documents(self, ids: Sequence[int]) -> dict[int, Document]:
-        """Return what is shown of items."""
+        """Return what is shown of items.
+
+        Raises:
+            CropsError: an id is not in the index.
+        """
         if not ids:
             return {}
         rows = self.index.items(np.array(ids, dtype=np.int64)).to_pylist()

@@ -100,7 +100,11 @@ class Service:
         self._count()
 
     def searcher(self, name: str) -> Searcher:
-        """Return what is searched under a name."""
+        """Return what is searched under a name.
+
+        Raises:
+            BadRequestError: the server has no such index.
+        """
         if name not in self.slots:
             raise BadRequestError(404, f"this server has no {name}; start it with --{name}")
         return self.slots[name].searcher
@@ -122,7 +126,11 @@ class Service:
             self.metrics.items.labels(name, slot.searcher.version).set(slot.searcher.index.manifest.count)
 
     def told(self) -> TrainingEvidence:
-        """Return the evidence, or say that there is none."""
+        """Return the evidence, or say that there is none.
+
+        Raises:
+            BadRequestError: the server has none.
+        """
         if self.evidence is None:
             raise BadRequestError(404, "this server knows no training data; start it with --samples")
         return self.evidence
@@ -145,7 +153,11 @@ class Service:
         return cast(list[int], found.tolist())
 
     async def find(self, name: str, job: Job) -> Result:
-        """Return what a job finds."""
+        """Return what a job finds.
+
+        Raises:
+            BadRequestError: there is no such index or item (404), or the index takes no filter (422).
+        """
         if self.searcher(name).words is not None and job.where is not None and job.query is not None:
             raise BadRequestError(422, "this index searches words and takes no filter")
         return cast(Result, await self._queued(Search(name, job)))
@@ -202,6 +214,9 @@ def open_service(
         logs: the logs of that mining, where they are not where it found them.
         model: encodes the queries in place of the model that an index names; only where it is the same one.
         expanded: the expansion that `index` was built with.
+
+    Raises:
+        CropsError: something is not there or does not fit, see `open_searcher` and `TrainingEvidence`.
     """
     if config.torch_threads is not None:
         import torch
@@ -241,6 +256,9 @@ def open_searcher(uri: str, name: str, known: Sequence[Model] = ()) -> Searcher:
 
     `uri` is `FOLDER`, or `exact:`, `faiss:`, `milvus:`, `bm25:` or `hybrid:` with what follows; `known` are
     models that are loaded already.
+
+    Raises:
+        CropsError: there is no such index, a file of it is damaged, or its model is gone or another one.
     """
     location = locate(uri)
     by_words = location.scheme in ("bm25", "hybrid")
@@ -305,6 +323,9 @@ async def reload(service: Service, name: str) -> None:
     """Open the version of an index that is current now, and search it from the next batch on.
 
     Where it cannot be opened, the former one stays in service.
+
+    Raises:
+        CropsError: it cannot be opened; the former one stays in service.
     """
 
     def opened() -> tuple[Searcher, Explainer | None, Changes | None]:  # beside the requests
@@ -324,7 +345,11 @@ async def reload(service: Service, name: str) -> None:
 
 
 def check_query(text: str, config: ServingConfig) -> str:
-    """Return a query as it is searched: normalised."""
+    """Return a query as it is searched: normalised.
+
+    Raises:
+        BadRequestError: it is empty, too long, or holds half of a surrogate pair.
+    """
     if len(text) > config.max_query_chars:
         raise BadRequestError(
             422, f"the query has {len(text):,} characters; at most {config.max_query_chars:,} are searched"
@@ -341,7 +366,11 @@ def check_query(text: str, config: ServingConfig) -> str:
 
 
 def check_k(k: int, most: int) -> int:
-    """Return k, if it is a length of a list that the server gives."""
+    """Return k, if it is a length of a list that the server gives.
+
+    Raises:
+        BadRequestError: it is no length of a list that the server gives.
+    """
     if not 1 <= k <= most:
         raise BadRequestError(422, f"k = {k}: ask for 1 to {most:,} results")
     return k
