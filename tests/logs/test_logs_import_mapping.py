@@ -410,6 +410,7 @@ def test_searches_without_results_are_checked_and_their_rewordings_counted(run, 
     found = check(run.logs, tmp_path / "checked")
     assert (found.facts.searches, found.facts.users, found.facts.reworded) == (5, 2, 1)
     assert "followed by other words within 90 s: 1, 20.0%" in found.notes()
+    assert check(run.logs, tmp_path / "checked").notes() == found.notes()  # again, into the same folder
     assert check(tmp_path / "checked/accepted").facts.reworded == 1
     with pytest.raises(CropsError, match="holds searches and nothing of their results: crops check counts"):
         open_logs(tmp_path / "checked/accepted")

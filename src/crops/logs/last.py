@@ -149,7 +149,9 @@ class Last:
     def write(self) -> None:
         """Write what was noted, when all else is written."""
         state = {"made_by": self._made_by, "tables": self._noted, "files": _stamps(self._staging)}
-        (self._staging / FOLDER / _STATE).write_text(json.dumps({"digest": _digest(state), **state}) + "\n")
+        folder = self._staging / FOLDER
+        folder.mkdir(exist_ok=True)  # logs of searches alone have no table here
+        (folder / _STATE).write_text(json.dumps({"digest": _digest(state), **state}) + "\n")
 
 
 def _read(out: Path, made_by: Mapping[str, str]) -> dict[str, Any]:
