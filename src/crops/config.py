@@ -224,7 +224,7 @@ class DailyConfig(Section):
 
     window: int = Field(7, ge=1)
     """Days in the window of daily builds; what is older is dropped."""
-    lookback: int = Field(0, ge=0)
+    lookback: int = Field(0, ge=0, le=365)
     """Above 0 a day sees over midnight, and the newest day and so many before it are mined again when their
     rows change; 0: a day is mined once, of its own rows."""
     decay: DecayConfig = DecayConfig()

@@ -716,7 +716,8 @@ def refuse_mined(samples: Path, test_day: str) -> None:
     """
     if test_day in days_seen(samples):
         raise CropsError(
-            f"{samples} was mined from {test_day}, the test day; mine an earlier day: it must be unseen"
+            f"{samples} was mined from {test_day}, the test day, or saw its rows near midnight; test on "
+            "another day, or mine an earlier one: it must be unseen"
         )
 
 

@@ -360,6 +360,14 @@ def test_ranges_hold_about_as_many_rows_each_and_every_id_once(tmp_path, monkeyp
     assert sum(counts) == 1000 + len(upper)
     assert len(counts) == 4
     assert all(480 < count < 520 for count in counts), counts
+    # A query of so many rows that row groups hold it alone weighs in its own range only.
+    pq.write_table(pa.table({"query_id": sorted([*even, *[even[100]] * 250])}), files[1], row_group_size=10)
+    with DuckDBBackend("1GB") as backend:
+        backend.read_parquet("rows_of_both", files, pa.schema([("query_id", pa.int64())]))
+        ranges = _ranges(files, "query_id", 1)
+        counts = [backend.count(f"(select * from rows_of_both where {one}) r") for one in ranges]
+    assert sum(counts) == 2250
+    assert max(counts) < 800, counts
     monkeypatch.setattr("crops.engine.window.query_partitions", lambda rows, memory: 1)
     assert _ranges(files, "query_id", 1) == ["1 = 1"]
 

@@ -1,6 +1,7 @@
 """Daily builds that look over midnight: what counts by hand, late rows, and the order in which days come."""
 
 import shutil
+from dataclasses import replace
 
 import pytest
 from days import DAY_S, DAYS, contents, hashed_job, plain_job, random_logs
@@ -21,6 +22,7 @@ from handmade import (
 
 import crops.engine.daily
 from crops.engine.daily import day_folder, mine_daily
+from crops.engine.without import Without
 from crops.errors import CropsError
 from crops.logs import open_logs
 from crops.pipeline import refuse_mined
@@ -227,3 +229,47 @@ def test_a_window_of_more_than_a_day_is_refused(tmp_path):
     job = plain_job(**SEEN, feed={"window_s": 90_000})
     with pytest.raises(CropsError, match=r"engine.feed.window_s = 90000 is more than a day"):
         mine_daily(write_logs(tmp_path / "logs", REWORDED), tmp_path / "out", job, DAYS[:1])
+
+
+def test_days_may_count_their_searches_from_one_each(tmp_path):
+    job, out = plain_job(**SEEN), tmp_path / "out"
+    first = [shown(1, 1, "a", MIDNIGHT - 30, 1), shown(2, 9, "z", 0, 5)]
+    mine_daily(write_logs(tmp_path / "first", first), out, job)
+    mine_daily(write_logs(tmp_path / "second", [clicked(1, 1, "b", MIDNIGHT + 30, 5)]), out, job)
+    (event,) = evidence(read_tables(day_folder(out, DAYS[0])), P1)
+    assert (event["item_id"], event["search_id"], event["via_query_id"]) == (5, 1, query_id("b"))
+
+
+def test_logs_that_no_longer_hold_a_day_tell_nothing_new_of_it(tmp_path, nights, capsys):
+    """As where logs keep as many days as the window: the oldest has seen one that is gone."""
+    logs, out, job = nights[0], tmp_path / "out", plain_job(daily={"lookback": 1, "window": 2})
+    kept = tmp_path / "kept"
+    shutil.copytree(logs.path, kept)
+    mine_daily(open_logs(kept), out, job, DAYS[:2])
+    before = read_tables(day_folder(out, DAYS[1]))
+    for table in ("search_impressions", "feed_events"):
+        shutil.rmtree(kept / table / f"day={DAYS[0]}")
+    capsys.readouterr()
+    mine_daily(open_logs(kept), out, job, DAYS[1:2])
+    assert "is mined again" not in capsys.readouterr().err
+    assert read_tables(day_folder(out, DAYS[1])) == before
+
+
+def test_a_day_between_those_built_is_seen_and_no_test_day(tmp_path):
+    feed = [watched(1, 9, DAY_S + MIDNIGHT - 5)]
+    searches = [shown(1, 1, "a", 0, 1), shown(2, 1, "b", DAY_S, 1), shown(3, 1, "a", DAY_S + MIDNIGHT + 5, 1)]
+    by_hand(tmp_path, searches, feed, days=(DAYS[0], DAYS[2]))
+    for folder in (day_folder(tmp_path / "out", DAYS[2]), tmp_path / "out" / "window"):
+        with pytest.raises(CropsError, match=f"was mined from {DAYS[1]}, the test day, or saw its rows"):
+            refuse_mined(folder, DAYS[1])
+
+
+def test_a_day_that_is_left_without_a_search_is_not_seen(tmp_path):
+    """User 2 alone searched on the second day; the first saw its feed."""
+    searches = [shown(1, 1, "a", MIDNIGHT - 30, 1), shown(2, 2, "b", MIDNIGHT + 600, 1)]
+    logs, out = write_logs(tmp_path / "logs", searches, [watched(1, 5, MIDNIGHT + 10)]), tmp_path / "out"
+    mine_daily(logs, out, plain_job(**SEEN), DAYS[:2])
+    assert [row["item_id"] for row in evidence(read_tables(out / "window"), P2)] == [5]
+    mine_daily(logs, out, replace(plain_job(**SEEN), without=Without(frozenset([2]), frozenset())), DAYS[:2])
+    assert not day_folder(out, DAYS[1]).exists()
+    assert not evidence(read_tables(out / "window"), P2)

@@ -147,7 +147,8 @@ def test_days_are_mined_again_from_their_own_logs(tmp_path):
         mine_daily(second, out, job)
     shutil.rmtree(first.path)
     with pytest.raises(
-        CropsError, match="first: the logs that .*day=2026-01-05 was mined from are gone; put"
+        CropsError,
+        match="first: the logs that .*day=2026-01-05 was mined from are gone, or hold .*; put them back",
     ):
         mine_daily(second, out, job)
     assert contents(out) == before

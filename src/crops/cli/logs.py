@@ -310,8 +310,8 @@ def mine(
 
     if salt is not None and without is None:
         raise CropsError("--salt tells which users --without means; name a list")
-    if not daily and (window is not None or rebuild):
-        raise CropsError("--window and --rebuild belong to daily builds; add --daily")
+    if not daily and (window is not None or lookback is not None or rebuild):
+        raise CropsError("--window, --lookback and --rebuild belong to daily builds; add --daily")
     if daily or last or day or (holdout and run.engine.days):
         if holdout:
             raise CropsError("--holdout keeps the last days; with --day, --to or --daily nothing is kept")

@@ -454,8 +454,7 @@ def refuse_trained_on(model: str, test_day: str) -> None:
         return
     made = json.loads(manifest.read_text())
     samples, days = made.get("samples"), made.get("days", [])
-    report = Path(samples or "") / "report.json"
-    if samples and report.is_file():
+    if samples and not days and (Path(samples) / "report.json").is_file():
         days = days_seen(Path(samples))
     if samples and test_day in days:
         raise CropsError(

@@ -134,9 +134,16 @@ def mine_daily(
         new = [day for day in wanted if rebuild or not day_folder(out, day).exists()]
         sources = _Sources(logs, out, wanted, new)
         due = {day: (logs, job) for day in new} | _due_again(sources, job)
-        for day, (source, of_day) in sorted(due.items()):
+        if not due:
+            console.print(f"[dim]·[/dim] {spans(wanted)}: built already, nothing is mined")
+        while due:  # the newest first where days see the next: none that is left without a search
+            day = (max if job.config.daily.lookback else min)(due)
+            source, of_day = due.pop(day)
             console.print(f"[dim]·[/dim] day {day}")
             _build_day(source, out, day, of_day, sources)
+            before = days_before(day, 1)
+            if day not in sources.days and job.config.daily.lookback and before in built_days(out):
+                due.setdefault(before, sources.again(before, job))
         return merge_window(out, job.config)
 
 
@@ -256,17 +263,38 @@ class _Sources:
         return self.logs if day in self.wanted else self.recorded(day)
 
     def recorded(self, day: str) -> Logs | None:
-        """Return the logs that a built day was mined from; None if they are gone."""
+        """Return the logs that a built day was mined from; None if they are gone, or hold it no longer."""
         before = read_manifest(day_folder(self.out, day), "mine")
-        return self._open(before["logs"], day, before)
+        logs = self._open(before["logs"], day, before)
+        return logs if logs is not None and day in logs.search_days else None
+
+    def again(self, day: str, job: Job) -> tuple[Logs, Job]:
+        """Return what a built day is mined again from.
+
+        Raises:
+            CropsError: its logs are gone.
+        """
+        folder, source = day_folder(self.out, day), self.of(day)
+        before = read_manifest(folder, "mine")
+        if source is None:
+            path = recorded(before["logs"], folder, before.get("made_in"))
+            raise CropsError(
+                f"{path}: the logs that {folder} was mined from are gone, or hold {day} no longer; put them "
+                f"back, or delete {folder}"
+            )
+        generated = before["generated"] and recorded(before["generated"], folder, before.get("made_in"))
+        return source, replace(job, generated=generated)
 
     def _open(self, path: str, day: str, before: Mapping[str, Any]) -> Logs | None:
-        """Open the logs that the manifest of a day names."""
+        """Open the logs that the manifest of a day names; None if there are none any more."""
         found = path if is_uri(path) else recorded(path, day_folder(self.out, day), before.get("made_in"))
         if str(found) not in self._opened:
             if not (is_uri(str(found)) or Path(found).is_dir()):
                 return None
-            self._opened[str(found)] = open_logs(found)
+            try:
+                self._opened[str(found)] = open_logs(found)
+            except CropsError:  # emptied, say: what needs them says so
+                return None
         return self._opened[str(found)]
 
     def beside(self, day: str) -> dict[str, Logs | None]:
@@ -280,17 +308,21 @@ class _Sources:
         manifest = read_manifest(folder, "mine") if folder.exists() else {}
         found: dict[str, Logs | None] = {}
         for other in (before, after):
+            seen = manifest.get(BESIDE, {}).get(other)
             if other in self.days:
-                found[other] = self.of(other)
-            elif other == before and other in manifest.get(BESIDE, {}):
-                found[other] = self._open(manifest[BESIDE][other]["logs"], day, manifest)
+                logs = self.of(other)
             elif other == before:
-                found[other] = self.logs
-        return {
-            other: logs
-            for other, logs in found.items()
-            if logs is None or other in {*logs.feed_days, *(logs.search_days if other == after else ())}
-        }
+                logs = self.logs if seen is None else self._open(seen["logs"], day, manifest)
+            else:
+                continue
+            held: set[str] = set()
+            if logs is not None:
+                held = {*logs.feed_days, *(logs.search_days if other == after else ())}
+            if other in held:
+                found[other] = logs
+            elif logs is None or seen is not None:
+                found[other] = None
+        return found
 
 
 def _beside_inputs(day: str, beside: Mapping[str, Logs | None]) -> dict[str, dict[str, int | str] | None]:
@@ -333,7 +365,7 @@ def _due_again(sources: _Sources, job: Job) -> dict[str, tuple[Logs, Job]]:
         was, now = _settings_of(folder, before), job.settings()
         if changed := [name for name in sorted({*was, *now}) if was.get(name) != now.get(name)]:
             what = "; ".join(f"{name} was {was.get(name)}, now {now.get(name)}" for name in changed)
-            raise CropsError(f"{folder} was built from other settings: {what}; {_REBUILD}")
+            raise CropsError(f"{folder} was built from other settings: {what}; give these again, {_REBUILD}")
         other = f"{folder} was built from other logs of that day; {_REBUILD}"
         may_be_late = lookback > 0 and day >= days_before(sources.days[-1], lookback)
         if day in sources.wanted and before.get("inputs") != sources.logs.inputs(day) and not may_be_late:
@@ -345,16 +377,13 @@ def _due_again(sources: _Sources, job: Job) -> dict[str, tuple[Logs, Job]]:
                 f"{folder} was mined without some users or items; give their lists again (--without), or an "
                 "empty list, which takes them in again"
             )
-        source = sources.of(day) if lookback else sources.recorded(day)
+        source = sources.of(day)
         late = source is not None and before.get("inputs") != source.inputs(day)
         why = "its files have changed" if late else ""
         if lookback and not late:
             why = _sees_other(day, before, sources.beside(day))
         if source is None and (why or job.without is not None):
-            path = recorded(before["logs"], folder, before.get("made_in"))
-            raise CropsError(
-                f"{path}: the logs that {folder} was mined from are gone; put them back, or delete {folder}"
-            )
+            sources.again(day, job)  # says that they are gone
         if late and not may_be_late and (why or job.without is not None):
             raise CropsError(other)
         if source is None:
@@ -362,8 +391,7 @@ def _due_again(sources: _Sources, job: Job) -> dict[str, tuple[Logs, Job]]:
         if why:
             console.print(f"[yellow]{day} is mined again:[/yellow] {why}", soft_wrap=True)
         if why or _left_out(source, day, job).digest() != before.get("without", ""):
-            generated = before["generated"] and recorded(before["generated"], folder, before.get("made_in"))
-            due[day] = source, replace(job, generated=generated)
+            due[day] = sources.again(day, job)
     return due
 
 
@@ -400,8 +428,9 @@ def _build_day(logs: Logs, out: Path, day: str, job: Job, sources: _Sources) -> 
         if gone := [other for other, source in seen.items() if source is None]:
             folders = [day_folder(out, one) for one in (gone[0], day)]
             raise CropsError(
-                f"the logs of {gone[0]} are gone, and {day} sees their rows near midnight; put them back, or "
-                f"delete {next((one for one in folders if one.exists()), folders[0])}"
+                f"the logs of {gone[0]} are gone, and {day} sees their rows near midnight; put them back "
+                "(raw logs of single days replace each other where mine checks them: check each into its own "
+                f"folder), or delete {next((one for one in folders if one.exists()), folders[0])}"
             )
         there = {other: source for other, source in seen.items() if source is not None}
         beside = Beside.of(there, job.config)
@@ -416,6 +445,7 @@ def _build_day(logs: Logs, out: Path, day: str, job: Job, sources: _Sources) -> 
         if not found:
             raise
         discard(day_folder(out, day))
+        sources.days.remove(day)  # no other day sees it
         console.print(f"{day}: no search is left, its folder is gone")
 
 
@@ -432,8 +462,9 @@ def _history(logs: Logs, out: Path) -> dict[str, Logs]:
     opened = {logs.path: logs}
     for day in built_days(out):
         manifest = read_manifest(day_folder(out, day), "mine")
-        path = recorded(manifest["logs"], day_folder(out, day), manifest.get("made_in"))
-        if day not in history and path.is_dir():
+        named = manifest["logs"]
+        path = named if is_uri(named) else recorded(named, day_folder(out, day), manifest.get("made_in"))
+        if day not in history and (is_uri(named) or Path(path).is_dir()):
             opened[path] = opened.get(path) or open_logs(path)
             history[day] = opened[path]
     return history
@@ -529,7 +560,9 @@ def _publish_window(
         console.print(f"[yellow]no build of {', '.join(missing)}:[/yellow] the window is made without it")
     manifests = {day: read_manifest(folder, "mine") for day, folder in folders.items()}
     logs = {
-        day: str(recorded(manifest["logs"], folders[day], manifest.get("made_in")))
+        day: manifest["logs"]
+        if is_uri(manifest["logs"])
+        else str(recorded(manifest["logs"], folders[day], manifest.get("made_in")))
         for day, manifest in manifests.items()
     }
     seconds: dict[str, float] = {}
@@ -544,6 +577,12 @@ def _publish_window(
         report["notes"] += left
         (target / REPORT).write_text(json.dumps(report, indent=2) + "\n")
         last = manifests[days[-1]]
+        beside = {
+            day: seen
+            for one in manifests.values()
+            for day, seen in one.get(BESIDE, {}).items()
+            if day not in days
+        }
         engine = config.model_copy(update={"days": tuple(days)}).model_dump(mode="json", exclude_none=True)
         write_manifest(
             target,
@@ -556,5 +595,6 @@ def _publish_window(
             days=days,
             missing_days=missing,
             logs_of_days=logs,
+            **({BESIDE: beside} if beside else {}),
             **made_of,
         )

@@ -22,7 +22,7 @@ from crops.database import read_columns
 from crops.engine.backend import Backend, DuckDBBackend
 from crops.engine.events import NoSearchError, load_events
 from crops.engine.evidence import name_later_queries
-from crops.engine.mined import name_searchers, read_mined
+from crops.engine.mined import days_seen, name_searchers, read_mined
 from crops.engine.without import Without
 from crops.errors import CropsError
 from crops.labels import Source, parse_sources
@@ -229,7 +229,7 @@ def expand(
             config={"expansion": config.model_dump(mode="json")},
             seconds={},
             mined=str(found.folder.absolute()),
-            days=found.report["days"],
+            days=days_seen(found.folder),
             k=found.config.k,
             removed=removed,
             **counts,

@@ -114,18 +114,23 @@ def see_midnight(backend: Backend, beside: Beside | None) -> None:
     backend.view("wordings", wordings)
 
 
-_SEARCHES = """
-select e.search_id, e.query_id, e.user_id, e.searched_at
+_EVENT = "select search_id, min(user_id) as user_id, min(searched_at) as searched_at"
+_SEARCHES = f"""
+select b.first - row_number() over (order by e.own_id) as search_id, e.own_id, e.query_id, e.user_id,
+    e.searched_at
 from (
-    select l.search_id, min(l.user_id) as user_id, min(t.query_id) as query_id,
+    select l.search_id as own_id, min(l.user_id) as user_id, min(t.query_id) as query_id,
         min(l.searched_at) as searched_at
     from beside_impressions l join texts t on t.raw = l.query group by l.search_id
-) e left join (select distinct search_id from log_impressions) s on s.search_id = e.search_id
+) e left join ({_EVENT} from log_impressions group by search_id) s
+    on s.search_id = e.own_id and s.user_id = e.user_id and s.searched_at = e.searched_at
+cross join (select least(min(search_id), 0) as first from log_impressions) b
 where s.search_id is null
 """
-"""A search that the mined day holds is one of its own."""
+"""A search that the mined day holds is one of its own. The others get ids that it does not have: days may
+count their searches from 1 each."""
 _IMPRESSIONS = f"""
-select l.search_id, l.item_id, l.stage = 'exposed' and {CONSUMED} as consumed
-from beside_impressions l join beside_searches s on s.search_id = l.search_id
+select s.search_id, l.item_id, l.stage = 'exposed' and {CONSUMED} as consumed
+from beside_impressions l join beside_searches s on s.own_id = l.search_id
 """
 _FEED = f"select user_id, item_id, watched_at from beside_feed where {CONSUMED}"

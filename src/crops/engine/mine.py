@@ -110,7 +110,7 @@ def mine(
         counts = document is not None and document.counts_clicks
         history = (history or dict.fromkeys(logs.search_days, logs)) if counts else {}
         others = [generated] if generated and generated.exists() else []
-        around = beside.files() if beside else []
+        around, around_days = (beside.files(), beside.logs) if beside else ([], {})
         backend.check_workers(
             folder,
             logs,
@@ -124,8 +124,8 @@ def mine(
             | {*around},
             others,
             config.model_dump(exclude={"engine", "master", "memory"}),
-            (seed, document, sorted(history), without and without.digest()),
-            [one.snapshots() for one, _ in read],
+            (seed, document, sorted(history), without and without.digest(), sorted(around_days)),
+            [one.snapshots() for one in [*(logs for logs, _ in read), *around_days.values()]],
             # A scorer without a cache of its own has no name, so no other job can take its stages.
             [one and (one.folder.name, one in (relevance, similarity) or folder) for one in (theta, intent)],
         )
@@ -178,7 +178,7 @@ def mine(
             if without is not None:
                 report["input"]["without"] = count_left_out(backend)
             if beside is not None:
-                report["notes"].append(_beside_note(beside))
+                report["notes"].append(_beside_note(beside, report["days"]))
             if counted is not None:
                 report["notes"].append(_counted_note(counted))
             (folder / REPORT).write_text(json.dumps(report, indent=2) + "\n")
@@ -208,9 +208,9 @@ def mine(
     return report
 
 
-def _beside_note(beside: Beside) -> str:
-    seen = f"the rows of {spans(beside.logs)} near midnight" if beside.logs else "no day beside this one"
-    return f"P1 and P2 see {seen}"
+def _beside_note(beside: Beside, days: Sequence[str]) -> str:
+    seen = f"the rows of {spans(beside.logs)} near midnight" if beside.logs else "no day beside it"
+    return f"{spans(days)}: P1 and P2 see {seen}"
 
 
 def _counted_note(days: Sequence[str]) -> str:

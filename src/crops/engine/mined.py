@@ -103,10 +103,10 @@ def mined_folder(out: Path) -> Path:
 
 
 def days_seen(folder: Path) -> list[str]:
-    """Return the days that a mined folder must not be tested on: those mined, and a later one it sees."""
+    """Return the days that a mined folder must not be tested on: those mined, and those it sees beside."""
     days: list[str] = json.loads((folder / REPORT).read_text())["days"]
     manifest = read_manifest(folder, "mine") if (folder / MANIFEST).exists() else {}
-    return [*days, *(day for day in manifest.get(BESIDE, {}) if day > max(days))]
+    return sorted({*days, *manifest.get(BESIDE, {})})
 
 
 def name_searchers(backend: Backend, logs: Iterable[tuple[Logs, list[str]]]) -> None:

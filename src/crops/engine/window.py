@@ -106,7 +106,7 @@ def _ranges(files: Iterable[Path], key: str, memory: int | None) -> list[str]:
     """Return SQL conditions on a column of ids that cut the rows of files into ranges that fit into memory.
 
     They are in ascending order, and about as large as each other: by the bounds of the files' row groups, as
-    if the ids within one lay evenly.
+    if the ids within one lay evenly. The rows of one id are never cut.
     """
     groups = []
     for file in files:
@@ -122,13 +122,12 @@ def _ranges(files: Iterable[Path], key: str, memory: int | None) -> list[str]:
     if number == 1 or not groups:
         return ["1 = 1"]
     lows, highs, sizes = np.array(groups, np.float64).T
-    widths = np.maximum(highs - lows, 1)
-    ids = np.concatenate([lows, lows + widths])
-    order = np.argsort(ids)
-    # The density of all row groups from one bound to the next, and what lies below each bound.
-    density = np.cumsum(np.concatenate([sizes / widths, -sizes / widths])[order])[:-1]
-    below = np.maximum.accumulate(np.concatenate([[0], np.cumsum(density * np.diff(ids[order]))]))
-    cuts = np.interp(below[-1] * np.arange(1, number) / number, below, ids[order])
+    ends = np.maximum(highs, np.nextafter(lows, np.inf))
+    ids = np.unique(np.concatenate([lows, ends]))
+    below = np.zeros(len(ids))  # what lies below each id
+    for low, end, size in zip(lows, ends, sizes, strict=True):
+        below += np.interp(ids, [low, end], [0, size])
+    cuts = np.interp(below[-1] * np.arange(1, number) / number, below, ids)
     bounds = [None, *sorted({int(cut) for cut in cuts if abs(cut) < 2.0**63}), None]
     return [
         " and ".join(

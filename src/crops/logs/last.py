@@ -23,6 +23,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
+
 from crops.database import literal
 from crops.logs.lake import digest
 from crops.logs.rows import RowEngine
@@ -171,7 +173,7 @@ def _read(out: Path, made_by: Mapping[str, str]) -> dict[str, Any]:
             why = f"the last check into {out} had other {', '.join(others)}"
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass
-    console.print(f"[yellow]all days are read:[/yellow] {why}", soft_wrap=True)
+    console.print(f"[yellow]all days are read:[/yellow] {escape(why)}", soft_wrap=True)
     return {}
 
 
@@ -246,7 +248,10 @@ def _linked(last: Mapping[str, Any], days: Collection[str]) -> set[str]:
 def _group(db: RowEngine, table: Table) -> tuple[str, str]:
     """Return the SQL of what the rows of a group share, and of whether a row is in one."""
     key = (table.agreement.key,) if table.agreement else table.key
-    group = key[0] if table.agreement else f"{db.hash}({', '.join(key)})"
+    types = {column.name: column.sql for column in table.columns}
+    # Spark hashes a number by its width, and days may have others.
+    hashed = ", ".join(f"cast({one} as {types[one]})" for one in key)
+    group = key[0] if table.agreement else f"{db.hash}({hashed})"
     return group, " and ".join(f"{column} is not null" for column in key)
 
 

@@ -466,10 +466,18 @@ def _parquet_files(root: Path) -> list[Path]:
     )
 
 
+_RAW = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".ndjson", ".gz")
+"""Suffixes of files that are logs before an import."""
+
+
 def _missing_table(folder: Path, table: Table) -> FileFault:
     where = f"{table.name}/day=YYYY-MM-DD/*.parquet" if table.partitioned else f"{table.name}/*.parquet"
-    hint = nearest(table.name, (path.stem for path in folder.iterdir()))
-    remedy = f"write {table.name}.parquet or {where}" + (f".{hint}" if hint else "")
+    files = [*folder.iterdir()]
+    remedy = f"write {table.name}.parquet or {where}"
+    if any(path.suffix in _RAW for path in files):
+        remedy = f"these are raw files: crops import --guess {folder} makes tables of them"
+    elif hint := nearest(table.name, (path.stem for path in files)):
+        remedy += f".{hint}"
     return FileFault(f"{table.name}.parquet", "is missing", remedy)
 
 

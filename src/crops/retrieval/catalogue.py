@@ -236,8 +236,9 @@ def load_queries(path: str | Path) -> tuple[NDArray[np.int64], list[str]]:
 def _query_table(path: Path) -> ds.Dataset | None:
     import pyarrow.dataset as ds  # brings pandas where that is installed, which takes half a second
 
-    one = path.is_file() or path.suffix == ".parquet"  # perhaps a folder of its parts
-    tables = [path] if one else [path / name for name in _QUERY_TABLES if (path / name).exists()]
+    tables = [path / name for name in _QUERY_TABLES if (path / name).exists()]
+    if path.is_file() or (path.is_dir() and path.suffix == ".parquet" and not tables):
+        tables = [path]  # a file, or a folder of its parts
     refuse_lake_tables(tables)
     try:
         found = (ds.dataset(table, format="parquet") for table in tables)

@@ -381,6 +381,8 @@ def run(service: Service, api_key: str | None = None) -> None:
     Raises:
         CropsError: the address cannot be listened on, or no header can carry the key.
     """
+    if api_key is not None:
+        check_key(api_key)
     config = service.config
     listening = listen(config)
     settings = uvicorn.Config(

@@ -27,9 +27,10 @@ import pyarrow.parquet as pq
 
 from crops.config import TrainingConfig
 from crops.database import Connection, explained, open_database, parquet
+from crops.engine.mined import REPORT, days_seen
 from crops.errors import CropsError
 from crops.logs.lake import open_store
-from crops.outputs import MANIFEST, Scratch
+from crops.outputs import MANIFEST, Scratch, writable
 from crops.retrieval.catalogue import SAMPLED
 from crops.training.groups import Batch, GroupSampler, GroupStore, write_batches
 from crops.training.samples import TABLES, Samples
@@ -46,7 +47,8 @@ def is_split(path: str | Path) -> bool:
 def split(mined: str | Path, uri: str, buckets: int, memory: str) -> dict[str, Any]:
     """Write the samples of a mined folder in buckets; return what `store.json` says.
 
-    One process writes to a store at a time; a split that is written again is absent until it is whole.
+    One process writes to a store at a time; a split that is written again is absent until it is whole. One
+    bucket at a time is put together in the temporary folder (TMPDIR).
 
     Args:
         mined: an output of `crops mine`.
@@ -75,26 +77,27 @@ def split(mined: str | Path, uri: str, buckets: int, memory: str) -> dict[str, A
             rows, folder = {}, Path(spill) / f"bucket={number:03d}"
             folder.mkdir()
             used = f"select distinct item_id from samples where query_id between {low} and {high}"
-            for table in TABLES:
-                where = f"where query_id between {low} and {high} order by query_id"
-                if table.endswith("items"):
-                    where = f"semi join ({used}) used using (item_id) order by item_id"
-                where += ", item_id" if table == "samples" else ""
-                written = write_batches(
-                    database, f"select * from {table} {where}", folder / f"{table}.parquet"
-                )
-                rows[table] = sum(batch.num_rows for batch in written)
-            if (mined / MANIFEST).exists():
-                shutil.copy(mined / MANIFEST, folder)
-            found.append({"rows": rows, "sha256": _sha256(folder)})
+            with writable(folder):
+                for table in TABLES:
+                    where = f"where query_id between {low} and {high} order by query_id"
+                    if table.endswith("items"):
+                        where = f"semi join ({used}) used using (item_id) order by item_id"
+                    where += ", item_id" if table == "samples" else ""
+                    written = write_batches(
+                        database, f"select * from {table} {where}", folder / f"{table}.parquet"
+                    )
+                    rows[table] = sum(batch.num_rows for batch in written)
+                if (mined / MANIFEST).exists():
+                    shutil.copy(mined / MANIFEST, folder)
+                found.append({"rows": rows, "sha256": _sha256(folder)})
             store.create_dir(f"{root}/{folder.name}")
             stores.copy_files(str(folder), f"{root}/{folder.name}", destination_filesystem=store)
             shutil.rmtree(folder)
         for info in store.get_file_info(stores.FileSelector(root)):  # of a former split into more
             if (bucket := re.fullmatch(r"bucket=(\d+)", info.base_name)) and int(bucket[1]) >= buckets:
                 store.delete_dir(info.path)
-        days = mined / "report.json"
-        whole = {"days": json.loads(days.read_text())["days"] if days.exists() else [], "buckets": found}
+        days = days_seen(mined) if (mined / REPORT).exists() else []
+        whole = {"days": days, "buckets": found}
         with store.open_output_stream(f"{root}/{STORE}") as stream:
             stream.write(json.dumps(whole, indent=2).encode())
     return whole

@@ -17,6 +17,7 @@ from sentence_transformers import SentenceTransformer
 
 from crops.config import TrainingConfig
 from crops.encoders import load_encoder, longest, rendering_of, save_encoder
+from crops.engine.mined import REPORT, days_seen
 from crops.errors import CropsError
 from crops.outputs import console, publish, timed, write_manifest
 from crops.text import PLAIN
@@ -91,12 +92,17 @@ def train(
                 shutil.copy(work / written, folder / written)
             arm = data.arm if isinstance(data, SplitSamples) else data
             samples = str(arm.mined.absolute()) if isinstance(arm, Samples) else None
+            noted = {}
             if isinstance(data, SplitSamples):
                 samples, learned = data.uri, learned | {"days": data.facts()["days"]}
+            elif isinstance(data, Samples) and (data.mined / REPORT).exists():
+                noted = {"days": days_seen(data.mined)}
             whole: dict[str, Any] = {"seed": seed, "training": settings}
             if isinstance(arm, Samples):
                 whole["document"] = {"fields": arm.fields}
-            write_manifest(folder, "train", config=whole, seconds=seconds, samples=samples, **learned)
+            write_manifest(
+                folder, "train", config=whole, seconds=seconds, samples=samples, **noted, **learned
+            )
     return {"seconds": seconds, **learned}
 
 

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional as differentiable
 from accelerate import PartialState
 from numpy.typing import NDArray
 from torch import Tensor
@@ -196,14 +195,29 @@ def node() -> int:
     return int(os.environ.get("GROUP_RANK", 0))
 
 
-def gather(rows: Tensor, here: NDArray[np.bool_]) -> Tensor:
-    """Return the rows of all processes, [U, d]; `here` [U] says which of them are this process's `rows`.
+class _Gather(torch.autograd.Function):
+    """Rows of all processes in one matrix; the gradient of a row is summed over the processes."""
 
-    The gradient of a row is summed over the processes.
-    """
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, here: NDArray[np.bool_]) -> Tensor:  # noqa: ANN401
+        place = torch.from_numpy(np.flatnonzero(here)).to(rows.device, non_blocking=True)
+        ctx.save_for_backward(place)
+        whole = rows.new_zeros(len(here), rows.shape[1])
+        whole[place] = rows
+        dist.all_reduce(whole)
+        return whole
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
+        (place,) = ctx.saved_tensors
+        summed = upstream.contiguous().clone()
+        dist.all_reduce(summed)
+        return summed[place], None
+
+
+def gather(rows: Tensor, here: NDArray[np.bool_]) -> Tensor:
+    """Return the rows of all processes, [U, d]; `here` [U] says which of them are this process's `rows`."""
     if processes()[1] == 1:
         return rows
-    place = torch.from_numpy(np.flatnonzero(here)).to(rows.device, non_blocking=True)
-    own = rows.new_zeros(len(here), rows.shape[1]).index_copy(0, place, rows)
-    whole: Tensor = differentiable.all_reduce(own)  # type: ignore[no-untyped-call]
+    whole: Tensor = _Gather.apply(rows, here)  # type: ignore[no-untyped-call]
     return whole
