@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import rich
 
 from crops.schema import ARROW_TYPES, FEED_EVENTS, ITEMS, SEARCH_IMPRESSIONS, Table
 
@@ -26,6 +27,7 @@ def pytest_configure(config: pytest.Config) -> None:
     run, and has what other programs keep in the user's, and the distilled encoders.
     """
     os.environ.pop("COLUMNS", None)
+    rich.get_console()  # one that is first made while a test sets COLUMNS would keep that width
     os.environ["OMP_NUM_THREADS"] = "1"
     usual = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     own = config.rootpath / ".pytest_cache" / "home"

@@ -15,8 +15,8 @@ import json
 from pathlib import Path
 from statistics import mean
 
-TOLD = ("ctr", "lpr", "rqr", "satisfied", "senses", "ratio_rank:dense", "ratio_show:dense")
-"""Keys of metrics (docs/online-metrics.md)."""
+TOLD = ("ctr", "lpr", "rqr", "satisfied", "senses", "ratio_rank", "ratio_show")
+"""Keys of metrics (docs/online-metrics.md), of those of a route before its name."""
 KINDS = {"paired": "paired worlds", "effect": "A/B test"}
 COLUMNS = ("experiment", "kind", "seed", "arm", "metric", "control", "effect", "low", "high")
 
@@ -40,7 +40,7 @@ def effects_of(folder, experiment):
         }
         for one in run["findings"]
         for kind in KINDS
-        if one["metric"] in TOLD and one[kind] is not None
+        if one["metric"].partition(":")[0] in TOLD and one[kind] is not None
     ]
 
 
@@ -74,17 +74,18 @@ def main() -> None:
     args = parser.parse_args()
     rows = [row for folder in args.folders for row in effects_of(folder, args.add)]
     rows.sort(key=lambda row: row["seed"])
+    told = sorted({row["metric"] for row in rows}, key=lambda metric: TOLD.index(metric.partition(":")[0]))
     for kind, title in KINDS.items():
-        print(f"\n| {title} | {' | '.join(TOLD)} |\n|{'---|' * (1 + len(TOLD))}")
+        print(f"\n| {title} | {' | '.join(told)} |\n|{'---|' * (1 + len(told))}")
         found = {}
         for row in rows:
             if row["kind"] == kind:
                 found.setdefault((row["arm"], row["metric"]), []).append(row)
         arms = dict.fromkeys(row["arm"] for row in rows)
-        told = (f"{level(found, metric):.2f}" for metric in TOLD)
-        print(f"| the baseline's level | {' | '.join(told)} |")
+        levels = (f"{level(found, metric):.2f}" for metric in told)
+        print(f"| the baseline's level | {' | '.join(levels)} |")
         for arm in arms:
-            print(f"| {arm} | {' | '.join(cell(found[arm, metric]) for metric in TOLD)} |")
+            print(f"| {arm} | {' | '.join(cell(found[arm, metric]) for metric in told)} |")
     if args.csv is not None:
         args.csv.parent.mkdir(parents=True, exist_ok=True)
         others = []
