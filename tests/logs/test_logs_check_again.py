@@ -5,6 +5,7 @@ import math
 import os
 import random
 import shutil
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -269,8 +270,16 @@ def no_json(out):
     (out / last.FOLDER / "state.json").write_text("[]")
 
 
+def test_a_key_is_hashed_in_the_types_of_the_contract():
+    """Spark hashes the same number otherwise as an INTEGER than as a BIGINT, and days may have both."""
+    group, known = last._group(SimpleNamespace(hash="xxhash64"), FEED_EVENTS)
+    names = ("user_id", "item_id", "watched_at")
+    assert group == f"xxhash64({', '.join(f'cast({name} as BIGINT)' for name in names)})"
+    assert known == " and ".join(f"{name} is not null" for name in names)
+
+
 def test_an_output_that_was_damaged_or_changed_is_not_relied_on(logs, tmp_path, capsys):
-    out = tmp_path / "out"
+    out = tmp_path / "[/z] out"  # as markup, it would end a style that never began
     check(logs, out)
     full = whole(out)
     for damage in (cut, edit_in_place, drop, add, drop_rejected, edit_state, cut_state, no_json):
