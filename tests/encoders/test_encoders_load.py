@@ -152,3 +152,9 @@ def test_what_is_no_encoder_is_named(tiny_base, tmp_path, monkeypatch):
     ):
         with pytest.raises(CropsError, match=message):
             load_encoder(TrainingConfig(encoder=name))
+
+
+def test_an_index_given_as_a_model_is_told_as_one(tmp_path):
+    (tmp_path / "current").write_text("v1")
+    with pytest.raises(CropsError, match=f"{tmp_path} is an index and no model; `crops serve"):
+        load_encoder(TrainingConfig(encoder=str(tmp_path)), None)

@@ -186,6 +186,10 @@ def _folder(name: str) -> Path:
 
 def _load(folder: Path) -> SentenceTransformer:
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    if (folder / "current").is_file():
+        raise CropsError(
+            f"{folder} is an index and no model; `crops serve {folder}`, or name the model behind it"
+        )
     try:
         ours = is_ngram_folder(folder)
         encoder = SentenceTransformer(str(folder), local_files_only=True, trust_remote_code=ours)
