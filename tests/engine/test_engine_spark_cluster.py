@@ -57,7 +57,7 @@ def assert_equal(out):
     for name in TABLES:
         theirs, own = (pq.read_table(folder / f"{name}.parquet") for folder in (out, out.with_name("ours")))
         assert own.num_rows > 0
-        assert theirs.equals(own), name
+        assert theirs.cast(own.schema).equals(own), name  # Spark notes where a column has no null
 
 
 @pytest.mark.verify
