@@ -273,3 +273,15 @@ def test_a_day_that_is_left_without_a_search_is_not_seen(tmp_path):
     mine_daily(logs, out, replace(plain_job(**SEEN), without=Without(frozenset([2]), frozenset())), DAYS[:2])
     assert not day_folder(out, DAYS[1]).exists()
     assert not evidence(read_tables(out / "window"), P2)
+
+
+def test_logs_that_cannot_be_opened_any_more_are_told_and_stop_no_build(tmp_path, capsys):
+    job, out = plain_job(**SEEN), tmp_path / "out"
+    first = write_logs(tmp_path / "first", [shown(1, 1, "a", 0, 1)])
+    mine_daily(first, out, job)
+    (first.path / "items.parquet").write_bytes(b"damaged")
+    mine_daily(write_logs(tmp_path / "third", [shown(2, 1, "a", 2 * DAY_S, 1)]), out, job)
+    said = capsys.readouterr().err
+    assert "days that were mined from them stay as they are:" in said
+    assert "items.parquet" in said
+    assert (out / "window" / "samples.parquet").exists()

@@ -21,6 +21,8 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
+
 from crops.config import DocumentConfig, EngineConfig
 from crops.engine.documents import COUNTED
 from crops.engine.events import NoSearchError
@@ -277,10 +279,9 @@ class _Sources:
         folder, source = day_folder(self.out, day), self.of(day)
         before = read_manifest(folder, "mine")
         if source is None:
-            path = recorded(before["logs"], folder, before.get("made_in"))
             raise CropsError(
-                f"{path}: the logs that {folder} was mined from are gone, or hold {day} no longer; put them "
-                f"back, or delete {folder}"
+                f"{before['logs']}: the logs that {folder} was mined from are gone, or hold {day} no longer; "
+                f"put them back, or delete {folder}"
             )
         generated = before["generated"] and recorded(before["generated"], folder, before.get("made_in"))
         return source, replace(job, generated=generated)
@@ -293,7 +294,11 @@ class _Sources:
                 return None
             try:
                 self._opened[str(found)] = open_logs(found)
-            except CropsError:  # emptied, say: what needs them says so
+            except CropsError as error:  # emptied, say, or refused
+                console.print(
+                    f"[yellow]days that were mined from them stay as they are:[/yellow] {escape(str(error))}",
+                    soft_wrap=True,
+                )
                 return None
         return self._opened[str(found)]
 
