@@ -18,7 +18,7 @@ from crops.errors import CropsError
 from crops.labels import Source
 from crops.outputs import read_manifest
 from crops.training import methods
-from crops.training.methods import METHODS, find_method, fit_method, tune_method
+from crops.training.methods import METHODS, find_method, fit_method, tune_method, validate
 
 QUERIES, ITEMS = 30, 60
 
@@ -144,19 +144,19 @@ def test_every_method_has_as_many_points_to_try_and_each_is_valid():
         assert all(method.settings(point) for point in method.grid)
 
 
-def test_tuning_keeps_the_best_point_of_the_held_out_queries(mined, config, tmp_path, monkeypatch):
+def test_tuning_scores_every_point_on_the_held_out_queries(mined, config, tmp_path, monkeypatch):
     monkeypatch.setitem(METHODS, "dpr", dataclasses.replace(find_method("dpr"), grid=METHODS["dpr"].grid[:2]))
     found = tune_method("dpr", mined, tmp_path / "tuned", config, seed=0)
-    scores = [one["metrics"]["score"] for one in found["points"]]
-    assert found["best"] == found["points"][int(np.argmax(scores))]["point"]
+    assert [one["point"] for one in found["points"]] == list(METHODS["dpr"].grid)
+    assert all(0 <= one["metrics"]["score"] <= 1 for one in found["points"])
     assert json.loads((tmp_path / "tuned" / "dpr.json").read_text()) == found
     lexical = tune_method("bm25", mined, tmp_path / "tuned", config, seed=0)
     assert len(lexical["points"]) == 12
-    assert lexical["best"].keys() == {"k1", "b"}
+    assert lexical["points"][0]["point"].keys() == {"k1", "b"}
 
 
 def test_each_fold_is_judged_by_a_model_that_did_not_see_it(mined, config, tmp_path, monkeypatch):
-    monkeypatch.setitem(METHODS, "dpr", dataclasses.replace(find_method("dpr"), grid=METHODS["dpr"].grid[:1]))
+    monkeypatch.setitem(METHODS, "dpr", dataclasses.replace(find_method("dpr"), grid=METHODS["dpr"].grid[:2]))
     trained, judged = [], []
 
     def fit(name, samples, out, **options):
@@ -166,19 +166,18 @@ def test_each_fold_is_judged_by_a_model_that_did_not_see_it(mined, config, tmp_p
 
     def look(retriever, sets):
         judged.append(sets.queries)
-        clicked = np.full(len(sets.queries), float(len(judged) == 2))  # the second fold finds all
-        return {"recall@100/ct": clicked, "recall@100/qr": np.full(len(clicked), np.nan)}
+        return validate(retriever, sets)
 
     monkeypatch.setattr(methods, "fit_method", fit)
-    monkeypatch.setattr(methods, "recalls", look)
-    found = tune_method("dpr", mined, tmp_path / "tuned", config, seed=0, folds=3)
-    assert [fold for fold, *_ in trained] == [0, 1, 2]
-    assert [groups for *_, groups in trained] == [QUERIES - 3] * 3
-    # The budget of documents is the first fold's, for all.
-    assert [documents for _, documents, *_ in trained] == [None, trained[0][2], trained[0][2]]
+    monkeypatch.setattr(methods, "validate", look)
+    for fold in range(3):
+        tune_method("dpr", mined, tmp_path / "tuned", config, seed=0, fold=fold)
+    assert [fold for fold, *_ in trained] == [0, 0, 1, 1, 2, 2]
+    assert [groups for *_, groups in trained] == [QUERIES - 3] * 6
+    # The budget of documents is the first point's, for all.
+    assert [documents for _, documents, *_ in trained[:2]] == [None, trained[0][2]]
     texts = {row["query_id"]: row["query"] for row in pq.read_table(mined / "queries.parquet").to_pylist()}
-    assert judged == [[texts[fold + 10 * n] for n in range(3)] for fold in range(3)]
-    assert found["points"][0]["metrics"]["recall@100/ct"] == pytest.approx(1 / 3)
+    assert judged[::2] == [[texts[fold + 10 * n] for n in range(3)] for fold in range(3)]
 
 
 def test_a_baseline_of_ones_own_is_one_file_and_trains(mined, config, tmp_path):

@@ -6,7 +6,7 @@ import pytest
 from crops.errors import CropsError
 from crops.labels import Source
 from crops.text import PLAIN, query_id
-from crops.training.methods import is_validation, load_catalogue, summarise, validate, validation_sets
+from crops.training.methods import is_validation, load_catalogue, validate, validation_sets
 from crops.training.samples import FOLDS
 
 
@@ -60,14 +60,6 @@ def test_recall_by_hand(mined):
     # CT: query 10 finds 2 of {1, 2}; 20 has no click. QR: 10 finds {2}, 20 does not find {4}.
     assert found == {"recall@2/ct": 0.5, "recall@2/qr": 0.5, "score": 0.5}
     assert validate(Fixed(), validation_sets(mined, np.array([1])), k=2)["score"] == 0
-
-
-def test_folds_are_one_mean_over_their_queries():
-    """CT 1, 0 and 1: two thirds, not the mean 0.75 of the folds; QR 0.5 of one query, NaN left out."""
-    first = {"recall@2/ct": np.array([1.0, 0.0]), "recall@2/qr": np.array([np.nan, 0.5])}
-    second = {"recall@2/ct": np.array([1.0]), "recall@2/qr": np.array([np.nan])}
-    found = summarise([first, second])
-    assert found == pytest.approx({"recall@2/ct": 2 / 3, "recall@2/qr": 0.5, "score": 7 / 12})
 
 
 def test_the_catalogue_holds_real_items_with_a_text(mined):

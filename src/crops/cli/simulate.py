@@ -289,10 +289,13 @@ def reproduce(
         str, typer.Option(help="default, dcm, pbm, null, weak, strong, v2, judged: a list of these, or all.")
     ] = "default",
     tune: Annotated[
-        bool, typer.Option("--tune", help="Tune each method again, on held-out queries of the training day.")
+        bool,
+        typer.Option(
+            "--tune", help="Tune each method again, on held-out queries of the training days of all seeds."
+        ),
     ] = False,
     folds: Annotated[
-        int, typer.Option(min=1, max=10, help="Tenths of the queries that --tune holds out, in turn.")
+        int, typer.Option(min=1, max=10, help="Tenths of a world's queries that --tune holds out, in turn.")
     ] = 1,
     trainings: Annotated[
         int, typer.Option(min=1, max=10, help="Trainings of each row of a table in each world.")
@@ -338,7 +341,7 @@ def reproduce(
             console.print(f"{remove_outdated(out):,} cells of older metrics removed")
         design = Design(run, stored_points(run.training.encoder), documents, trainings)
         if tune:
-            design = tuned(design, target, wanted[0][0], out, folds)
+            design = tuned(design, target, wanted[0], out, folds)
         if target == MAP_NAME:
             made = produce_map(design, size, numbers, out, jobs)
         else:

@@ -101,8 +101,8 @@ def produce(target: str, worlds: Sequence[Sequence[World]], design: Design, out:
     return Produced(page, verdicts, outcome.measured, outcome.failed)
 
 
-def tuned(design: Design, target: str, world: World, out: Path, folds: int) -> Design:
-    """Return the design with the settings of every method of the target tuned in a world.
+def tuned(design: Design, target: str, worlds: Sequence[World], out: Path, folds: int) -> Design:
+    """Return the design with the settings of every method of the target tuned in some worlds.
 
     Raises:
         CropsError: as `tune`.
@@ -115,8 +115,9 @@ def tuned(design: Design, target: str, world: World, out: Path, folds: int) -> D
         if row.method not in VARIANTS
     }
     plain = replace(design, points={})
-    cells = {method: plain.cell(world, method) for method in methods}
-    return replace(design, points=tune(cells, out, design.files(cells.values()), folds))
+    cells = {method: [plain.cell(world, method) for world in worlds] for method in methods}
+    every = [cell for own in cells.values() for cell in own]
+    return replace(design, points=tune(cells, out, design.files(every), folds))
 
 
 def _world_sections(

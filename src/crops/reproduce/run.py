@@ -318,40 +318,53 @@ def temperature_section(cells: Mapping[str, Sequence[Measured]]) -> Section:
 
 
 def tune(
-    cells: Mapping[str, Cell], out: Path, generated: Mapping[str, Path], folds: int
+    cells: Mapping[str, Sequence[Cell]], out: Path, generated: Mapping[str, Path], folds: int
 ) -> dict[str, dict[str, Any]]:
-    """Return the best point of each method's grid; what an earlier run tuned is read.
+    """Return the best point of each method's grid; what an earlier run tried is read.
+
+    The best one has the highest mean score over all folds of all worlds, the first one of equals.
 
     Args:
-        cells: a cell of each method, all of one world: the test day is not read.
+        cells: a cell of each method in each world; their test days are not read.
         out: an opened folder of a reproduction; each method's grid and scores stay in it as JSON.
-        folds: see `crops.training.methods.tune_method`.
+        folds: how many folds of a world's queries are held out in turn (`training.methods.tune_method`).
 
     Raises:
-        CropsError: the world cannot be made, or there is no held-out query.
+        CropsError: a world cannot be made, or has no held-out query.
     """
+    points = {}
+    for method, own in cells.items():
+        tried = [_tried(cell, method, out, generated, fold) for fold in range(folds) for cell in own]
+        scores = np.mean([[one["metrics"]["score"] for one in grid] for grid in tried], axis=0)
+        points[method] = dict(tried[0][int(np.argmax(scores))]["point"])
+        console.print(f"best of {method}: {points[method]} ({max(scores):.4f}; worst {min(scores):.4f})")
+    return points
+
+
+def _tried(
+    cell: Cell, method: str, out: Path, generated: Mapping[str, Path], fold: int
+) -> list[dict[str, Any]]:
+    """Return the points of a method's grid with their scores on a fold of a world."""
     from crops.training.methods import tune_method  # torch takes seconds to import: not for --help
 
-    points = {}
-    for method, cell in cells.items():
-        samples = make_samples(cell, out, generated.get(cell.generated))
-        config, encoder = cell.run.training, cell.run.training.encoder.replace("/", "-")
-        training = config.model_dump(mode="json")
-        folder = out / TUNED / named(encoder, mined=samples.name, training=training, folds=folds)
-        try:
-            found = json.loads((folder / f"{method}.json").read_text())
-        except (OSError, ValueError):  # there is none, or a kill tore it off
-            console.print(f"tune {method}")
-            found = tune_method(
-                method,
-                samples,
-                folder,
-                config,
-                seed=cell.run.seed,
-                cache=cache_folder(),
-                folds=folds,
-                fields=cell.run.document.fields,
-            )
-            shutil.rmtree(folder / "models", ignore_errors=True)
-        points[method] = dict(found["best"])
+    samples = make_samples(cell, out, generated.get(cell.generated))
+    config, encoder = cell.run.training, cell.run.training.encoder.replace("/", "-")
+    training = config.model_dump(mode="json")
+    folder = out / TUNED / named(encoder, mined=samples.name, training=training, fold=fold)
+    try:
+        found: dict[str, Any] = json.loads((folder / f"{method}.json").read_text())
+    except (OSError, ValueError):  # there is none, or a kill tore it off
+        console.print(f"tune {method}: world of seed {cell.run.seed}, fold {fold}")
+        found = tune_method(
+            method,
+            samples,
+            folder,
+            config,
+            seed=cell.run.seed,
+            cache=cache_folder(),
+            fold=fold,
+            fields=cell.run.document.fields,
+        )
+        shutil.rmtree(folder / "models", ignore_errors=True)
+    points: list[dict[str, Any]] = found["points"]
     return points

@@ -297,20 +297,19 @@ def tune_method(
     *,
     seed: int,
     cache: Path | None = None,
-    folds: int = 1,
+    fold: int = 0,
     tokeniser: Tokeniser | None = None,
     fields: tuple[str, ...] = DOCUMENT_FIELDS,
 ) -> dict[str, Any]:
     """Try a method's grid on the held-out queries of the mined days and write the outcome as JSON.
 
-    For each fold a point trains without the fold's queries and is judged on them: its score is that of
-    `summarise`. Returned are `method`; `points`, each with `point`, `metrics` and `seconds` (wall); `best`,
-    the point of the highest score, the first one of equals.
+    A point trains without the queries of the fold and is judged on them, as `validate` says. Returned are
+    `method`; `points`, each with `point`, `metrics` and `seconds` (wall).
 
     Args:
         name: a key of `METHODS`, or `bm25`.
         out: folder that gets `<name>.json`; the others as of `fit_method`.
-        folds: tenths of the queries that are held out, one after the other (at most 10).
+        fold: the tenth of the queries that is held out (0 to 9).
         tokeniser: of BM25; chosen by the texts when None.
 
     Raises:
@@ -318,29 +317,36 @@ def tune_method(
     """
     rendering = (PLAIN if name == BM25 else rendering_for(config)).of(fields)
     catalogue = load_catalogue(samples, rendering)
-    sets = [validation_sets(samples, catalogue.ids, fold) for fold in range(folds)]
+    sets = validation_sets(samples, catalogue.ids, fold)
     points: Sequence[Point] = BM25_GRID if name == BM25 else find_method(name).grid
-    fitted = partial(fit_method, name, samples, config=config, seed=seed, cache=cache, fields=fields)
     tried: list[dict[str, Any]] = []
     documents = None
     for number, point in enumerate(points):
-        start, found = time.perf_counter(), []
-        for fold, held_out in enumerate(sets):
-            retriever: Retriever
-            if name == BM25:
-                retriever = BM25Retriever(*catalogue, k1=point["k1"], b=point["b"], tokeniser=tokeniser)
-            else:
-                model = out / "models" / f"{name}-{number}-{fold}"
-                documents = fitted(model, point=point, documents=documents, held_out=fold)["budget"]
-                ours = is_ngram_folder(model)
-                encoder = SentenceTransformer(str(model), device="cpu", trust_remote_code=ours)
-                retriever = ExactRetriever(encoder, *catalogue, render_query=rendering.query)
-            found.append(recalls(retriever, held_out))
-        metrics, seconds = summarise(found), round(time.perf_counter() - start, 2)
+        start = time.perf_counter()
+        retriever: Retriever
+        if name == BM25:
+            retriever = BM25Retriever(*catalogue, k1=point["k1"], b=point["b"], tokeniser=tokeniser)
+        else:
+            model = out / "models" / f"{name}-{number}"
+            documents = fit_method(
+                name,
+                samples,
+                model,
+                config=config,
+                seed=seed,
+                cache=cache,
+                point=point,
+                documents=documents,
+                held_out=fold,
+                fields=fields,
+            )["budget"]
+            ours = is_ngram_folder(model)
+            encoder = SentenceTransformer(str(model), device="cpu", trust_remote_code=ours)
+            retriever = ExactRetriever(encoder, *catalogue, render_query=rendering.query)
+        metrics, seconds = validate(retriever, sets), round(time.perf_counter() - start, 2)
         console.print(f"[dim]·[/dim] {name} {dict(point)}: {metrics['score']:.4f}")
         tried.append({"point": dict(point), "metrics": metrics, "seconds": seconds})
-    best = max(tried, key=lambda one: one["metrics"]["score"])
-    outcome = {"method": name, "points": tried, "best": best["point"]}
+    outcome = {"method": name, "points": tried}
     out.mkdir(parents=True, exist_ok=True)
     (out / f"{name}.json").write_text(json.dumps(outcome, indent=2) + "\n")
     return outcome
@@ -389,19 +395,13 @@ def validation_sets(mined: Path, catalogue: Ids, fold: int = 0) -> ValidationSet
 
 
 def validate(retriever: Retriever, sets: ValidationSets, k: int = RECALL_K) -> dict[str, float]:
-    """Return how much of what they should find the held-out queries find, as `summarise`."""
-    return summarise([recalls(retriever, sets, k)])
-
-
-def summarise(folds: Sequence[Mapping[str, NDArray[np.float64]]]) -> dict[str, float]:
-    """Return the means of what `recalls` returns for some folds, over all their queries.
+    """Return how much of what they should find the held-out queries find.
 
     That is `recall@k/ct` and `recall@k/qr`, means over the queries that have such a list (NaN where none
     has), and `score`, the mean of those that are defined.
     """
     found = {}
-    for name in folds[0]:
-        values = np.concatenate([fold[name] for fold in folds])
+    for name, values in recalls(retriever, sets, k).items():
         defined = values[~np.isnan(values)]
         found[name] = float(defined.mean()) if len(defined) else float("nan")
     return {**found, "score": float(np.nanmean(list(found.values())))}
