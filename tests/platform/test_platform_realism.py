@@ -15,7 +15,7 @@ import pytest
 from test_platform_judged_world import DOCS, QRELS, QUERIES, write_collection
 
 import crops
-from crops import pipeline
+from crops import simulation
 from crops.cli.simulate import platform_report
 from crops.errors import CropsError
 from crops.platform import ANCHORS, BUBBLE, ROUTES, Anchor, Days, distributions, observe, platform_version
@@ -313,7 +313,7 @@ def test_a_world_is_evaluated_once(world, report, settings, monkeypatch):
 
 def test_a_judged_collection_runs_through_the_command(tmp_path, settings, monkeypatch):
     folder = write_collection(tmp_path / "collection", [*DOCS, ("d9", None, " ")], QUERIES, QRELS)
-    monkeypatch.setattr(pipeline, "_train_deployed", lambda *_: "bm25")
+    monkeypatch.setattr(simulation, "_train_deployed", lambda *_: "bm25")
     out = crops.simulate(tmp_path / "judged", config=settings, world=str(folder))
     rejects = pq.read_table(out / "rejects" / "judged.parquet").to_pylist()
     assert rejects == [{"table": "docs", "row": 6, "reason": "empty_text"}]

@@ -13,7 +13,7 @@ from crops.platform import write_day, write_items, write_truth
 
 SOURCE = Path(crops.__file__).parent
 LEARNING = ("engine", "training", "logs", "encoders", "losses", "retrieval", "relevance", "llm", "negatives")
-MAY_KNOW = ("platform", "pipeline.py", "cli", "reproduce", "online", "report", "serving")
+MAY_KNOW = ("platform", "simulation.py", "cli", "reproduce", "online", "report", "serving")
 """Rooms that build platforms or compose rooms."""
 SETTINGS = """
 [relevance]

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 from handmade_cells import write_cell
 
-from crops import pipeline
+from crops import simulation
 from crops.config import load_config
 from crops.errors import CropsError
 from crops.evaluation import Evaluation, Slices, TestSets
@@ -66,8 +66,8 @@ def made(monkeypatch):
     """The list of what was made; facts, training and evaluation are left out."""
     MADE.clear()
     for where, name, step in (
-        (pipeline, "simulate", simulate),
-        (pipeline, "check", check),
+        (simulation, "simulate", simulate),
+        (simulation, "check", check),
         (make, "mine_day", mine),
         (make, "day_testsets", testsets),
     ):

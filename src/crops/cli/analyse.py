@@ -24,8 +24,9 @@ from crops.online.experiment import LIVE, PAIRED, PREREGISTRATION
 from crops.online.metrics import Reading, creator_reach, metrics_of, user_days
 from crops.online.statistics import sensitivity
 from crops.outputs import MANIFEST, cache_folder, console, ended, finite, publish, to_json, write_manifest
-from crops.pipeline import Simulated, accepted_logs, mining_job
+from crops.pipeline import accepted_logs, mining_job
 from crops.platform import ROUTES
+from crops.simulation import Simulated
 
 COMMAND = "analyse"
 

@@ -35,21 +35,12 @@ from crops.online.experiment import (
 )
 from crops.online.statistics import require_tea_tasting
 from crops.outputs import console, ended, timed, to_json
-from crops.pipeline import (
-    FIRST_DAY,
-    TRAIN,
-    Simulated,
-    Start,
-    days_before,
-    load_retriever,
-    mine_day,
-    packaged_documents,
-    require_encoder,
-)
+from crops.pipeline import load_retriever, mine_day, packaged_documents, require_encoder
 from crops.platform import ROUTES, day_name, platform_version
 from crops.report import Figure, Line, Page, Section, Table, write_page
 from crops.report.page import count_range, percent
 from crops.retrieval import load_items
+from crops.simulation import FIRST_DAY, TRAIN, Simulated, Start, days_before
 
 MODELS = {"dense": "static", "sparse": "two_tower"}
 """Kinds of model: the route that the arms swap, and the encoder that is trained for it."""

@@ -304,7 +304,8 @@ def mine(
     """
     from crops.engine.daily import mine_daily
     from crops.logs.days import spans
-    from crops.pipeline import NO_THETA, accepted_logs, mine_logs, mining_job
+    from crops.pipeline import accepted_logs, mine_logs, mining_job
+    from crops.pretrained import NO_THETA
     from crops.report import printed
     from crops.report.training import sources_section, why_empty
 

@@ -44,8 +44,8 @@ from crops.pipeline import (
     load_retriever,
     require_models,
     say_other_fields,
-    with_readable_encoder,
 )
+from crops.pretrained import with_readable_encoder
 from crops.report import printed, write_page
 from crops.report.evaluation import (
     Basis,

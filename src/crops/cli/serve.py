@@ -19,13 +19,8 @@ from crops.engine.documents import read_expansion
 from crops.errors import CropsError, MissingExtraError
 from crops.labels import SEARCH_SOURCES, SOURCE_GROUPS, Source
 from crops.outputs import MANIFEST, console, ended, recorded, timed
-from crops.pipeline import (
-    document_texts,
-    load_retriever,
-    require_readable,
-    say_other_fields,
-    trained_fields,
-)
+from crops.pipeline import document_texts, load_retriever, say_other_fields, trained_fields
+from crops.pretrained import require_readable
 from crops.report.side_by_side import SIMULATED_USERS
 from crops.retrieval import (
     IndexManifest,

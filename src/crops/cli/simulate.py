@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import typer
 from markupsafe import Markup
 
-from crops import pipeline, platform
+from crops import platform, simulation
 from crops.cli.experiment import bubble_section
 from crops.cli.models import evaluate, write_results
 from crops.cli.options import Options, command, option
@@ -32,6 +32,7 @@ from crops.outputs import (
     cache_folder,
     console,
     ended,
+    is_done,
     publish,
     read_manifest,
     timed,
@@ -42,17 +43,14 @@ from crops.pipeline import (
     BM25,
     day_testsets,
     evaluate_models,
-    is_done,
     load_retriever,
-    make_world,
     mine_day,
     packaged_documents,
     require_encoder,
     train_model,
-    with_readable_encoder,
-    with_readable_theta,
 )
 from crops.platform import ANCHORS, BUBBLE, ROUTES, Days, distributions, observe
+from crops.pretrained import with_readable_encoder, with_readable_theta
 from crops.report import Figure, Line, Page, Section, Table, printed, write_page
 from crops.report.demo import Arm, coverage_text, demo_page, judged_page
 from crops.report.evaluation import means_tables
@@ -74,6 +72,7 @@ from crops.reproduce.design import (
 from crops.reproduce.make import opened, remove_outdated
 from crops.reproduce.produce import PAGE, produce, produce_map, tuned, write_all, write_docs
 from crops.retrieval.catalogue import SAMPLED, sample_texts
+from crops.simulation import make_world
 
 
 @command
@@ -104,7 +103,7 @@ def simulate(
     """
     if null:
         run = run.model_copy(update={"platform": run.platform.model_copy(update={"informative": False})})
-    pipeline.simulate(out, run)
+    simulation.simulate(out, run)
     ended(f"platform in [bold]{out}[/bold]", f"crops check {out / 'logs'} {out / 'checked'}")
     return out
 

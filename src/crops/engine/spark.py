@@ -37,7 +37,8 @@ from crops.engine.backend import check_rows, concatenate, parse_memory
 from crops.engine.stages import Stages
 from crops.errors import CropsError, MissingExtraError
 from crops.logs import Logs
-from crops.logs.tables import TableFiles, distinct_names
+from crops.logs.files import TableFiles
+from crops.logs.sql import distinct_names
 from crops.outputs import console, timed
 from crops.schema import ARROW_TYPES, EARLIEST_US, LATEST_US, Column, Table
 

@@ -19,7 +19,8 @@ from crops.engine.spark import SparkBackend, day_of_time, file_uri, layouts, mic
 from crops.engine.stages import build_key, work_folder
 from crops.logs import Logs
 from crops.logs.check import Engine
-from crops.logs.tables import TableFiles, distinct_names, kind, mixed_columns
+from crops.logs.files import TableFiles, kind
+from crops.logs.sql import distinct_names, mixed_columns
 from crops.outputs import unique
 from crops.schema import Table
 

@@ -41,7 +41,7 @@ from crops.engine.events import load_events
 from crops.errors import CropsError
 from crops.logs import Logs, open_logs
 from crops.logs.days import DAY_US, day_bounds, spans
-from crops.logs.tables import add_texts
+from crops.logs.sql import add_texts
 from crops.protocols import PairScorer
 from crops.retrieval.bm25 import splitter, tokeniser_for
 from crops.text import document_text_sql

@@ -22,6 +22,7 @@ from crops.database import explained, literal, open_database
 from crops.errors import CropsError
 from crops.labels import DEFAULT_LABELS, Source
 from crops.logs.days import spans, today
+from crops.logs.files import TableFiles
 from crops.logs.last import Last
 from crops.logs.rows import DuckDBRows, RowEngine
 from crops.logs.rules import (
@@ -37,7 +38,7 @@ from crops.logs.rules import (
     split,
     write_rejects,
 )
-from crops.logs.tables import Logs, TableFiles, holds_searches_only, open_logs, open_searches, text_kind
+from crops.logs.tables import Logs, holds_searches_only, open_logs, open_searches, text_kind
 from crops.outputs import Scratch, publish, timed, write_manifest
 from crops.schema import LOG_TABLES, SEARCHES, STAGES, within_sql
 from crops.text import normalise_query

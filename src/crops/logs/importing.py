@@ -34,11 +34,11 @@ from crops.errors import CropsError, nearest
 from crops.ids import LEAST_HASHED, number_sql, read_salt, salt_keys, salt_mark, user_sql
 from crops.logs.appending import earlier_imports, former_import, join_former
 from crops.logs.days import DAY_US, day_of
+from crops.logs.files import OPTIONAL_TABLES
 from crops.logs.mapped import MAPS, OWN_TABLES, packaged
 from crops.logs.mapping import Dataset, Importer, MappedTable, MappingFile, given, load_mapping
 from crops.logs.rules import keep_rejects
 from crops.logs.sources import LISTS, missing_in_lines, nested_message
-from crops.logs.tables import OPTIONAL_TABLES
 from crops.logs.ubi import UBI
 from crops.outputs import publish, timed, write_manifest
 from crops.plugins import load_object

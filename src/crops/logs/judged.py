@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from crops.errors import CropsError
+from crops.logs.files import refuse_lake_tables
 from crops.logs.sources import parquet_schema
-from crops.logs.tables import refuse_lake_tables
 from crops.text import has_text, normalise_query
 
 

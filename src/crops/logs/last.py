@@ -26,10 +26,11 @@ from typing import Any
 from rich.markup import escape
 
 from crops.database import literal
+from crops.logs.files import TableFiles
 from crops.logs.lake import digest
 from crops.logs.rows import RowEngine
 from crops.logs.rules import KNOWN_ITEMS, WHOLE, Days, Split, Taken, rejected_columns
-from crops.logs.tables import Logs, TableFiles
+from crops.logs.tables import Logs
 from crops.outputs import console, versions
 from crops.schema import ITEMS, Table
 

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from crops.database import Connection, interruptible, parquet, quoted, write_parquet
-from crops.logs.tables import Logs, TableFiles, day_sql, select_sql, table_rows, typed
+from crops.logs.files import TableFiles
+from crops.logs.sql import day_sql, select_sql, table_rows, typed
+from crops.logs.tables import Logs
 from crops.schema import Column
 
 _ROWS_PER_PASS = 500_000

@@ -15,8 +15,9 @@ from pathlib import Path
 
 from crops.database import literal
 from crops.logs.days import DAY_US, day_bounds
+from crops.logs.files import TableFiles, inspect, list_files
 from crops.logs.rows import RowEngine
-from crops.logs.tables import TableFiles, inspect, list_files, table_days
+from crops.logs.sql import table_days
 from crops.outputs import link_file, publish, write_manifest
 from crops.schema import EARLIEST_US, ITEMS, LATEST_US, LOG_TABLES, STAGES, Agreement, Column, Rule, Table
 from crops.text import CONTROL, normalise_query, spaced_sql

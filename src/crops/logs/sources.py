@@ -20,7 +20,8 @@ import pyarrow.parquet as pq
 
 from crops.database import Connection, failing_as, literal, open_database, path_literal, quoted
 from crops.errors import CropsError, nearest, nearest_path
-from crops.logs.tables import distinct_names, refuse_lake_tables, rows_of
+from crops.logs.files import refuse_lake_tables
+from crops.logs.sql import distinct_names, rows_of
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _LINES = (".jsonl", ".ndjson", ".json")

@@ -16,10 +16,10 @@ import pyarrow.parquet as pq
 from crops.config import ReformulationConfig, RunConfig, TrainingConfig
 from crops.database import literal, open_database
 from crops.evaluation import recall_at_k
-from crops.logs.tables import add_texts
+from crops.logs.sql import add_texts
 from crops.online.experiment import arm_run, arm_texts, live_through, open_world, train_arm
 from crops.outputs import console, unique, write_text
-from crops.pipeline import Start, load_retriever, mine_day
+from crops.pipeline import load_retriever, mine_day
 from crops.platform import (
     FEED,
     IMPRESSIONS,
@@ -33,6 +33,7 @@ from crops.platform import (
 )
 from crops.protocols import Retriever
 from crops.schema import within_sql
+from crops.simulation import Start
 
 _TABLES = """
 create view impressions as

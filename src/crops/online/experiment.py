@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from crops.config import RECIPES, RunConfig, TrainingConfig, with_recipe, with_settings
 from crops.errors import CropsError, nearest
 from crops.labels import CROPS_SOURCES, SEARCH_SOURCES, SOURCE_GROUPS, Source, parse_sources
-from crops.outputs import console
-from crops.pipeline import Start, expand_rewordings, is_done, load_documents, train_model
+from crops.outputs import console, is_done
+from crops.pipeline import expand_rewordings, load_documents, train_model
 from crops.platform import (
     FEED,
     IMPRESSIONS,
@@ -40,6 +40,7 @@ from crops.platform.day import KeyedDraws
 from crops.platform.people import ABUSE_SESSIONS
 from crops.platform.world import mix
 from crops.protocols import Retriever
+from crops.simulation import Start
 from crops.text import DOCUMENT_FIELDS, content_id
 
 PREREGISTRATION = "plan.json"

@@ -19,7 +19,7 @@ from crops.database import open_database, parquet, read_columns
 from crops.errors import CropsError
 from crops.labels import ORIGINS
 from crops.logs import open_logs
-from crops.logs.tables import add_texts
+from crops.logs.sql import add_texts
 from crops.outputs import whole_file
 from crops.platform.world import TOP_GRADE
 from crops.text import content_id

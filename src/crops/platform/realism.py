@@ -16,7 +16,7 @@ from typing import Any
 from crops.config import ReformulationConfig
 from crops.database import literal, open_database
 from crops.logs import open_logs
-from crops.logs.tables import add_texts
+from crops.logs.sql import add_texts
 from crops.schema import LONG_PLAY, within_sql
 
 

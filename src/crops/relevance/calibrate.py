@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from crops.database import failing_as, open_database, pattern
 from crops.errors import CropsError, nearest
 from crops.labels import Source
+from crops.logs.files import refuse_lake_tables
 from crops.logs.sources import parquet_schema
-from crops.logs.tables import refuse_lake_tables, rows_of
+from crops.logs.sql import rows_of
 from crops.outputs import write_text
 from crops.text import document_text_sql, has_text
 

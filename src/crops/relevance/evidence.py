@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from crops.database import failing_as, open_database
 from crops.errors import CropsError
 from crops.logs import Logs
-from crops.logs.tables import add_texts
+from crops.logs.sql import add_texts
 from crops.relevance.encode import TextEncoder
 from crops.relevance.score import append_scores, pair_cosines
 from crops.text import content_id

@@ -15,7 +15,7 @@ from crops.engine.evidence import Trail, tell_queries
 from crops.engine.mined import name_searchers, read_mined
 from crops.labels import POSITIVE_ORIGINS, Source
 from crops.logs import open_logs
-from crops.logs.tables import add_texts
+from crops.logs.sql import add_texts
 from crops.protocols import Retriever
 from crops.report.page import Section, environment
 from crops.text import query_id

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from crops import pipeline
+from crops import simulation
 from crops.config import RunConfig
 from crops.engine import mine
 from crops.engine.documents import expand
@@ -37,16 +37,8 @@ from crops.evaluation import (
 from crops.evaluation.testsets import RELEVANT_GRADE
 from crops.labels import DEFAULT_LABELS, Source
 from crops.logs import open_logs
-from crops.outputs import Scratch, cache_folder, publish, write_manifest, write_text
-from crops.pipeline import (
-    Simulated,
-    day_testsets,
-    is_done,
-    load_documents,
-    load_retriever,
-    mine_day,
-    refuse_mined,
-)
+from crops.outputs import Scratch, cache_folder, is_done, publish, write_manifest, write_text
+from crops.pipeline import day_testsets, load_documents, load_retriever, mine_day, refuse_mined
 from crops.platform import platform_version, query_grades
 from crops.reproduce.design import (
     BM25,
@@ -63,6 +55,7 @@ from crops.reproduce.design import (
     world_name,
 )
 from crops.schema import SAMPLES
+from crops.simulation import Simulated
 from crops.text import PLAIN
 
 if TYPE_CHECKING:
@@ -74,7 +67,7 @@ COMMAND = "reproduce"
 def make_world(world: World, out: Path) -> Simulated:
     """Return a world with its checked logs; simulate and check it if need be."""
     run = RunConfig(seed=world.seed, platform=world.platform)
-    return pipeline.make_world(out / WORLDS / world_name(world), run)
+    return simulation.make_world(out / WORLDS / world_name(world), run)
 
 
 def make_samples(cell: Cell, out: Path, generated: Path | None) -> Path:

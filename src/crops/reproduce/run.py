@@ -23,8 +23,8 @@ import numpy as np
 from crops.config import with_settings
 from crops.errors import CropsError
 from crops.evaluation.source_precision import source_precision
-from crops.outputs import cache_folder, console, progress, publish, quietly, write_manifest
-from crops.pipeline import Simulated, is_done, theta
+from crops.outputs import cache_folder, console, is_done, progress, publish, quietly, write_manifest
+from crops.pretrained import theta
 from crops.report import Bar, Figure, Line, Section, Table
 from crops.report.page import percent
 from crops.reproduce.design import (
@@ -52,6 +52,7 @@ from crops.reproduce.make import (
 )
 from crops.reproduce.tables import Measured, read_measured
 from crops.retrieval import BM25Retriever, load_items
+from crops.simulation import Simulated
 
 Make = Callable[[], Path | Simulated]
 

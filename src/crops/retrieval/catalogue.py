@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from crops.engine.documents import require_lag
 from crops.errors import CropsError, UnknownItemError, nearest_path
+from crops.logs.files import column_faults, kind, refuse_lake_tables
 from crops.logs.sources import parquet_schema
-from crops.logs.tables import column_faults, kind, refuse_lake_tables
 from crops.schema import ARROW_TYPES, ITEMS
 from crops.text import (
     CLICK_QUERY,

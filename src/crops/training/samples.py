@@ -23,7 +23,7 @@ from crops.database import Connection, explained, failing_as, open_database, par
 from crops.engine.documents import require_lag
 from crops.errors import CropsError
 from crops.labels import ALL_SOURCES, DEFAULT_LABELS, Source
-from crops.logs.tables import refuse_lake_tables
+from crops.logs.files import refuse_lake_tables
 from crops.outputs import Scratch
 from crops.text import CLICK_QUERY, DOCUMENT_FIELDS, Rendering, content_id
 
