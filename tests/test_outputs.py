@@ -217,3 +217,12 @@ def test_scratch_folders_of_killed_processes_go_and_those_in_use_stay(tmp_path, 
         assert sorted(tmp_path.iterdir()) == sorted([used, Path(own)])
     living.communicate("")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_not_there_is_not_taken_for_a_file(tmp_path):
+    (tmp_path / "samples.txt").touch()
+    with pytest.raises(CropsError, match=r"no manifest.json in it\)$"):
+        outputs.read_manifest(tmp_path / "samples", "mine")
+    (tmp_path / "samples-1").mkdir()
+    with pytest.raises(CropsError, match=r"Did you mean '.*/samples-1'\?$"):
+        outputs.read_manifest(tmp_path / "samples", "mine")

@@ -52,9 +52,12 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f" Did you mean '{match[0]}'?" if match else ""
 
 
-def nearest_path(path: Path) -> str:
-    """Return a sentence of the file or folder beside a path that is not there, or an empty string."""
+def nearest_path(path: Path, *, files: bool = False) -> str:
+    """Return a sentence of the folder, or also file, beside a path that is not there, or an empty string."""
     if path.exists() or not path.parent.is_dir():
         return ""
-    hint = nearest(str(path), [str(one) for one in path.parent.iterdir() if not one.name.startswith(".")])
+    beside = (
+        one for one in path.parent.iterdir() if not one.name.startswith(".") and (files or one.is_dir())
+    )
+    hint = nearest(str(path), map(str, beside))
     return f".{hint}" if hint else ""

@@ -164,3 +164,5 @@ def test_the_command(mined):
     assert "panthera" not in shown.output
     raw = CliRunner().invoke(app, ["explain", "jaguar", str(mined), "--raw"], env={"COLUMNS": "200"})
     assert "panthera onca" in raw.output
+    row = "  source CLICKED, user_id 4, search_id 7, query jaguar, seen_at 2026-01-05 12:00:00.000+00:00, "
+    assert row in raw.output

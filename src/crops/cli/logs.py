@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -455,11 +456,12 @@ def explain(
         table.add_row(str(positive.label), *shown, theta, because)
     console.print(table)
     if raw:
-        logged = Table(*(found.rows[0] if found.rows else ()), title="Rows of the logs")
+        console.print("Rows of the logs:")
         for row in found.rows:
-            values = {**row, "source": Source(row["source"]).name}.values()
-            logged.add_row(*("" if value is None else escape(str(value)) for value in values))
-        console.print(logged)
+            seen = datetime.fromtimestamp(row["seen_at"] / 1e6, UTC).isoformat(" ", "milliseconds")
+            told = {**row, "source": Source(row["source"]).name, "seen_at": seen}
+            values = ", ".join(f"{name} {value}" for name, value in told.items() if value is not None)
+            console.print(f"  {escape(values)}", soft_wrap=True, highlight=False)
     return found
 
 

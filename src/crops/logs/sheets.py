@@ -182,7 +182,8 @@ def look(source: Path) -> list[Sheet]:
     """
     if not source.exists():
         raise CropsError(
-            f"{source} does not exist; name the folder or the file of your logs{nearest_path(source)}"
+            f"{source} does not exist; name the folder or the file of your logs"
+            f"{nearest_path(source, files=True)}"
         )
     folder, there = source if source.is_dir() else source.parent, inside(source)
     if not there:

@@ -207,7 +207,7 @@ def _hint(path: Path) -> str:
     """Return what was perhaps meant: the accepted rows in the folder of a check, or a name nearby."""
     if (path / "accepted").is_dir():
         return f"; did you mean {path / 'accepted'}?"
-    return nearest_path(path)
+    return nearest_path(path, files=True)
 
 
 def load_queries(path: str | Path) -> tuple[NDArray[np.int64], list[str]]:
