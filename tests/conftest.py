@@ -15,18 +15,19 @@ import pyarrow.parquet as pq
 import pytest
 import rich
 
+os.environ.pop("COLUMNS", None)  # of a terminal that there is not; a console keeps the width it was made with
+
 from crops.schema import ARROW_TYPES, FEED_EVENTS, ITEMS, SEARCH_IMPRESSIONS, Table
 
 Row = Mapping[str, Any]
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Set no width of a terminal that there is not, one thread (a fork of more would hang), an own cache.
+    """Set one thread (a fork of more would hang) and an own cache.
 
     The user's cache may hold a million vectors, which every theta would read. The own one lasts from run to
     run, and has what other programs keep in the user's, and the distilled encoders.
     """
-    os.environ.pop("COLUMNS", None)
     rich.get_console()  # one that is first made while a test sets COLUMNS would keep that width
     os.environ["OMP_NUM_THREADS"] = "1"
     usual = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
