@@ -31,7 +31,7 @@ from crops.logs.lake import (
     table_uris,
 )
 from crops.outputs import MANIFEST, check_local
-from crops.schema import EARLIEST_US, LATEST_US, LOG_TABLES, SEARCHES, Column, Table
+from crops.schema import EARLIEST_US, ITEMS, LATEST_US, LOG_TABLES, SEARCHES, Column, Table
 from crops.text import normalised_texts
 
 PLAIN = "plain"
@@ -189,11 +189,19 @@ class Logs:
         found: dict[str, int | str] = {}
         for files in self.tables.values():
             if files.table.partitioned and files.partitioned:
-                part = files.on([day])
-                for file, stamp in zip(part.files, part.stamps or [""] * len(part.files), strict=True):
-                    inside = isinstance(file, Path) and file.is_relative_to(self.path)
-                    name = os.path.relpath(file, self.path) if inside else str(file)
-                    found[name] = file.stat().st_size if isinstance(file, Path) and inside else stamp
+                found |= self._stamps(files.on([day]))
+        return found
+
+    def catalogue(self) -> dict[str, int | str]:
+        """Return the version of the catalogue: what changes with each of its files, by name."""
+        return self._stamps(self.tables[ITEMS.name])
+
+    def _stamps(self, files: TableFiles) -> dict[str, int | str]:
+        found: dict[str, int | str] = {}
+        for file, stamp in zip(files.files, files.stamps or [""] * len(files.files), strict=True):
+            inside = isinstance(file, Path) and file.is_relative_to(self.path)
+            name = os.path.relpath(file, self.path) if inside else str(file)
+            found[name] = file.stat().st_size if isinstance(file, Path) and inside else stamp
         return found
 
     def sql(self, table: str, days: Collection[str] | None = None) -> str:
