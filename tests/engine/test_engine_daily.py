@@ -20,7 +20,7 @@ from crops.engine import mine
 from crops.engine.backend import DuckDBBackend
 from crops.engine.daily import built_days, exclusive, mine_daily
 from crops.engine.mined import read_mined
-from crops.engine.window import _ranges
+from crops.engine.window import _file_groups, _ranges, _row_groups
 from crops.errors import CropsError
 from crops.labels import Source
 from crops.logs import open_logs
@@ -92,13 +92,106 @@ def test_the_last_catalogue_counts(tmp_path):
     assert {row["item_id"]: row["ocr_cover"] for row in window} == {1: "doc 1", 2: "new 2", 3: "new 3"}
 
 
+def catalogue(folder: Path, *texts: str) -> None:
+    """Write items from 1 on."""
+    rows = [{"item_id": number, "ocr_cover": text} for number, text in enumerate(texts, 1)]
+    pq.write_table(pa.Table.from_pylist(rows), folder / "items.parquet")
+
+
+def named(folder: Path) -> dict[int, str]:
+    """Return the texts of the items of a mined folder."""
+    return {row["item_id"]: row["ocr_cover"] for row in read_tables(folder)["items"]}
+
+
+def test_a_day_holds_the_items_that_it_names_and_the_window_all(tmp_path):
+    logs = write_logs(tmp_path / "logs", [clicked(1, 1, "a", 0, 1), shown(2, 2, "b", DAY_S, 2)])
+    catalogue(logs.path, "old 1", "old 2", "never used")
+    out = tmp_path / "out"
+    mine_daily(open_logs(logs.path), out, plain_job(), DAYS[:1])
+    assert named(out / f"day={DAYS[0]}") == {1: "old 1"}
+    assert named(out / "window") == {1: "old 1", 2: "old 2", 3: "never used"}
+    catalogue(logs.path, "renamed 1", "renamed 2", "never used", "added")
+    grown = open_logs(logs.path)
+    mine_daily(grown, out, plain_job(), DAYS[1:2])
+    assert named(out / f"day={DAYS[0]}") == {1: "old 1"}
+    assert named(out / f"day={DAYS[1]}") == {2: "renamed 2"}
+    assert named(out / "window") == {1: "renamed 1", 2: "renamed 2", 3: "never used", 4: "added"}
+    for name, version in ((f"day={DAYS[1]}", grown.catalogue()), ("window", dict.fromkeys(DAYS[:2]))):
+        noted = json.loads((out / name / "manifest.json").read_text())["catalogue"]
+        assert noted == (version if name != "window" else dict.fromkeys(DAYS[:2], grown.catalogue()))
+    catalogue(logs.path, "renamed 1", "renamed 2", "never used", "added", "added without a day")
+    mine_daily(open_logs(logs.path), out, plain_job(), DAYS[1:2])  # nothing is mined, all is merged
+    assert named(out / "window")[5] == "added without a day"
+
+
+def test_logs_that_are_gone_leave_the_items_that_their_day_names(tmp_path, capsys):
+    for number, folder in enumerate(("first", "second")):
+        logs = write_logs(tmp_path / folder, [clicked(number + 1, 1, "a", number * DAY_S, number + 1)])
+        catalogue(logs.path, f"{folder} 1", f"{folder} 2", *(["only in the first"] if number == 0 else []))
+        mine_daily(open_logs(logs.path), tmp_path / "out", plain_job())
+    window = tmp_path / "out" / "window"
+    both = {1: "second 1", 2: "second 2", 3: "only in the first"}
+    assert named(window) == both
+    shutil.rmtree(tmp_path / "first")
+    second = open_logs(tmp_path / "second")
+    mine_daily(second, tmp_path / "out", plain_job())  # that they are gone is no reason to merge again
+    assert named(window) == both
+    catalogue(second.path, "second 1, renamed")
+    capsys.readouterr()
+    report = mine_daily(open_logs(second.path), tmp_path / "out", plain_job())
+    assert named(window) == {1: "second 1, renamed", 2: "second 2"}  # 2 as its day keeps it
+    said = f"the logs of {DAYS[0]} are gone: of its items only those that it names are known"
+    assert said in report["notes"]
+    assert said in " ".join(capsys.readouterr().err.split())
+
+
+def test_days_of_a_former_release_are_merged_with_all_their_items(tmp_path, capsys):
+    logs = write_logs(tmp_path / "logs", [clicked(1, 1, "a", 0, 1)])
+    catalogue(logs.path, "one", "two")
+    day = tmp_path / "out" / f"day={DAYS[0]}"
+    mine_daily(open_logs(logs.path), tmp_path / "out", plain_job())
+    plain_job().mine(logs, tmp_path / "whole", DAYS[:1])
+    shutil.copy(tmp_path / "whole" / "items.parquet", day)
+    for folder in (day, tmp_path / "out" / "window"):
+        manifest = json.loads((folder / "manifest.json").read_text())
+        del manifest["catalogue"]
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+    shutil.rmtree(logs.path)
+    later = write_logs(tmp_path / "later", [clicked(2, 1, "a", DAY_S, 1)])
+    mine_daily(later, tmp_path / "out", plain_job())
+    assert named(tmp_path / "out" / "window") == {1: "doc 1", 2: "two"}
+    assert "are gone" not in capsys.readouterr().err
+
+
+def test_a_catalogue_in_no_order_is_merged_range_by_range(tmp_path, monkeypatch):
+    logs = write_logs(tmp_path / "logs", [clicked(1, 1, "a", 0, 1)])
+    ids = np.random.default_rng(0).permutation([*range(1, 900), *(2**62 + 7 * one for one in range(101))])
+    pq.write_table(
+        pa.table({"item_id": ids, "ocr_cover": [f"doc {i}" for i in ids]}), logs.path / "items.parquet"
+    )
+    monkeypatch.setattr("crops.engine.window.query_partitions", lambda rows, memory: 4)
+    with DuckDBBackend("1GB") as backend:
+        backend.read_logs("items", open_logs(logs.path), "items", None)
+        ranges = _ranges(_row_groups(backend, ["items"]), "item_id", 1)
+        counts = [backend.count(f"(select * from items where {one}) r") for one in ranges]
+    assert sum(counts) == 1000
+    assert len(counts) == 4
+    assert all(230 < count < 270 for count in counts), counts
+    mine_daily(open_logs(logs.path), tmp_path / "out", plain_job())
+    table = pq.read_table(tmp_path / "out" / "window" / "items.parquet")
+    assert table["item_id"].to_pylist() == sorted(ids.tolist())
+
+
 def test_one_day_is_what_mine_gives(tmp_path):
     logs = write_days(tmp_path / "logs")
     job = hashed_job()
     mine_daily(logs, tmp_path / "out", job, DAYS[1:2])
     job.mine(logs, tmp_path / "mined", DAYS[1:2])
     mined = read_tables(tmp_path / "mined")
-    assert read_tables(tmp_path / "out" / f"day={DAYS[1]}") == mined
+    used = {row["item_id"] for row in mined["samples"]}
+    items = [row for row in mined["items"] if row["item_id"] in used]
+    assert 0 < len(items) < len(mined["items"])
+    assert read_tables(tmp_path / "out" / f"day={DAYS[1]}") == {**mined, "items": items}
     window = read_tables(tmp_path / "out" / "window")
     assert window["samples"] == mined["samples"]
     assert sorted(map(str, window["evidence"])) == sorted(map(str, mined["evidence"]))
@@ -353,7 +446,7 @@ def test_ranges_hold_about_as_many_rows_each_and_every_id_once(tmp_path, monkeyp
         files.append(tmp_path / f"{name}.parquet")
         pq.write_table(pa.table({"query_id": ids}), files[-1], row_group_size=10)
     monkeypatch.setattr("crops.engine.window.query_partitions", lambda rows, memory: 4)
-    ranges = _ranges(files, "query_id", 1)
+    ranges = _ranges(_file_groups(files, "query_id"), "query_id", 1)
     with DuckDBBackend("1GB") as backend:
         backend.read_parquet("rows_of_both", files, pa.schema([("query_id", pa.int64())]))
         counts = [backend.count(f"(select * from rows_of_both where {one}) r") for one in ranges]
@@ -364,12 +457,12 @@ def test_ranges_hold_about_as_many_rows_each_and_every_id_once(tmp_path, monkeyp
     pq.write_table(pa.table({"query_id": sorted([*even, *[even[100]] * 250])}), files[1], row_group_size=10)
     with DuckDBBackend("1GB") as backend:
         backend.read_parquet("rows_of_both", files, pa.schema([("query_id", pa.int64())]))
-        ranges = _ranges(files, "query_id", 1)
+        ranges = _ranges(_file_groups(files, "query_id"), "query_id", 1)
         counts = [backend.count(f"(select * from rows_of_both where {one}) r") for one in ranges]
     assert sum(counts) == 2250
     assert max(counts) < 800, counts
     monkeypatch.setattr("crops.engine.window.query_partitions", lambda rows, memory: 1)
-    assert _ranges(files, "query_id", 1) == ["1 = 1"]
+    assert _ranges(_file_groups(files, "query_id"), "query_id", 1) == ["1 = 1"]
 
 
 PRUNED = """
@@ -391,7 +484,7 @@ def half(path, **options):
 folder = Path(sys.argv[2])
 job = hashed_job(daily={"window": 1})
 crops.engine.daily.shutil.rmtree = half
-crops.engine.daily.merge_window(folder / "out", job.config)
+crops.engine.daily.merge_window(folder / "out", job.config, {})
 """
 
 

@@ -273,14 +273,25 @@ def test_stages_are_taken_by_the_next_job_and_only_what_is_damaged_is_made_again
 def test_a_daily_build_on_spark_has_the_rows_of_one_on_duckdb_in_their_order(tmp_path, session, lookback):
 
     logs, built = write_days(tmp_path / "logs"), []
+    items = pq.read_table(logs.path / "items.parquet").to_pylist()
+    never_used = [{"item_id": number, "ocr_cover": f"never used {number}"} for number in (901, 900)]
+    pq.write_table(pa.Table.from_pylist([*never_used, *items]), logs.path / "items.parquet")
     for engine in ("duckdb", "spark"):
         out = tmp_path / engine
-        mine_daily(
-            logs, out, plain_job(engine=engine, master="local[2]", daily={"lookback": lookback}), DAYS[:2]
+        job = plain_job(engine=engine, master="local[2]", daily={"lookback": lookback})
+        job = replace(job, without=Without(items=frozenset({901})))
+        mine_daily(open_logs(logs.path), out, job, DAYS[:2])
+        built.append(
+            {
+                f"{folder}/{name}": pq.read_table(out / folder / f"{name}.parquet")
+                for folder in ("window", f"day={DAYS[0]}")
+                for name in TABLES
+            }
         )
-        built.append({name: pq.read_table(out / "window" / f"{name}.parquet") for name in TABLES})
-    for name in TABLES:
+    for name in built[0]:
         assert built[0][name].equals(built[1][name]), name
+    assert built[0]["window/items"]["item_id"].to_pylist()[-2:] == [30, 900]
+    assert 900 not in built[0][f"day={DAYS[0]}/items"]["item_id"].to_pylist()
 
 
 @needs_spark

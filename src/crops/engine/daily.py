@@ -50,6 +50,8 @@ from crops.schema import FEED_EVENTS, SEARCH_IMPRESSIONS
 
 _LOCK = ".lock"
 _DAY_S = 86_400
+CATALOGUE = "catalogue"
+"""Where the manifest of a day, and of a window by day, notes the version of the catalogue that was read."""
 _FREE = ("days", "holdout", "gap", "engine", "master", "memory", "k", "daily")
 """Settings that leave the samples of a day as they are."""
 
@@ -73,9 +75,11 @@ class Job:
         days: Sequence[str] | None,
         history: Mapping[str, Logs] | None = None,
         beside: Beside | None = None,
+        *,
+        used_items: bool = False,
         **noted: object,
     ) -> dict[str, Any]:
-        """Mine some days (all when None) of the logs; `noted` are further entries of the manifest."""
+        """Mine some days (all when None) of the logs, see `mine`; `noted` are entries of the manifest."""
         return mine(
             logs,
             out,
@@ -88,6 +92,7 @@ class Job:
             document=self.document,
             history=history,
             beside=beside,
+            used_items=used_items,
             noted=noted,
         )
 
@@ -146,7 +151,8 @@ def mine_daily(
             before = days_before(day, 1)
             if day not in sources.days and job.config.daily.lookback and before in built_days(out):
                 due.setdefault(before, sources.again(before, job))
-        return merge_window(out, job.config)
+        there = {day: sources.of(day) for day in _in_window(built_days(out), job.config)}
+        return merge_window(out, job.config, there, job.without)
 
 
 def _check_windows(config: EngineConfig) -> None:
@@ -258,7 +264,7 @@ class _Sources:
         self.logs, self.out, self.wanted, self.new = logs, out, wanted, new
         self.days = sorted({*built_days(out), *wanted})
         """Of the build, when it will be done."""
-        self._opened = {str(logs.path): logs}
+        self._opened: dict[str, Logs | None] = {str(logs.path): logs}
 
     def of(self, day: str) -> Logs | None:
         """Return the logs of a day of the build; None if they are gone."""
@@ -299,7 +305,7 @@ class _Sources:
                     f"[yellow]days that were mined from them stay as they are:[/yellow] {escape(str(error))}",
                     soft_wrap=True,
                 )
-                return None
+                self._opened[str(found)] = None
         return self._opened[str(found)]
 
     def beside(self, day: str) -> dict[str, Logs | None]:
@@ -426,7 +432,12 @@ def _flat(values: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]
 def _build_day(logs: Logs, out: Path, day: str, job: Job, sources: _Sources) -> None:
     """Mine one day into its folder, or remove the folder where no search is left on it."""
     found = _left_out(logs, day, job)
-    noted = {"build": secrets.token_hex(8), "inputs": logs.inputs(day), "without": found.digest()}
+    noted = {
+        "build": secrets.token_hex(8),
+        "inputs": logs.inputs(day),
+        CATALOGUE: logs.catalogue(),
+        "without": found.digest(),
+    }
     beside = None
     if job.config.daily.lookback:
         seen = sources.beside(day)
@@ -445,7 +456,7 @@ def _build_day(logs: Logs, out: Path, day: str, job: Job, sources: _Sources) -> 
         }
     history = _history(logs, out) if job.counts_clicks else None
     try:
-        job.mine(logs, day_folder(out, day), [day], history, beside, **noted)
+        job.mine(logs, day_folder(out, day), [day], history, beside, used_items=True, **noted)
     except NoSearchError:
         if not found:
             raise
@@ -495,18 +506,24 @@ def built_days(out: Path) -> list[str]:
     return sorted(match[1] for match in found if match)
 
 
-def merge_window(out: Path, config: EngineConfig) -> dict[str, Any]:
+def merge_window(
+    out: Path, config: EngineConfig, logs: Mapping[str, Logs | None], without: Without | None = None
+) -> dict[str, Any]:
     """Merge the last `config.daily.window` calendar days of a build into `out`/window, if they changed.
 
     Per pair the sources of all days are united and the highest label wins. Its weight is that of its freshest
     reason: the largest w * decay(s) ^ age over the days and sources s that earned this label, where w is the
     weight on that day, age its distance to the last day in days. `searches` of a query is the sum over the
-    days; `users`, where the days cannot be told apart, the largest of a day: a lower bound. Of an item, the
-    latest day's row counts. Folders of days before the window are removed, and named.
+    days; `users`, where the days cannot be told apart, the largest of a day: a lower bound. Items are those
+    of the catalogues of the days' logs, each read once, and those that the days name; the latest row counts.
+    Folders of days before the window are removed, and named.
 
     Args:
         out: folder of the daily build.
         config: window, decay and memory.
+        logs: of each day of the window; None where they are gone: only the items that the day names are then
+            known of it.
+        without: whose items are left out of the catalogues.
 
     Returns:
         the report: labels and `p3_coverage` of the window, other counts summed over days.
@@ -523,17 +540,20 @@ def merge_window(out: Path, config: EngineConfig) -> dict[str, Any]:
     left = {day: f"{day} left the window ({first} to {built[-1]})" for day in built if day not in days}
     for day, what in left.items():
         console.print(f"[yellow]{day_folder(out, day)} is removed:[/yellow] {what}", soft_wrap=True)
+    window = out / WINDOW
+    manifest = read_manifest(window, "mine") if (window / MANIFEST).exists() else {}
+    there = {day: of_day for day in days if (of_day := logs.get(day)) is not None}
     made_of = {
         # No other mining of a day has its manifest.
         "parts": {day: _hash(day_folder(out, day) / MANIFEST) for day in days},
         "daily": config.daily.model_dump(mode="json", exclude={"lookback"}),
+        CATALOGUE: {day: of_day.catalogue() for day, of_day in there.items()},
     }
-    window = out / WINDOW
-    manifest = read_manifest(window, "mine") if (window / MANIFEST).exists() else {}
-    if any(manifest.get(name) != value for name, value in made_of.items()):
-        _publish_window(
-            window, {day: day_folder(out, day) for day in days}, config, made_of, [*left.values()]
-        )
+    # Of logs that are gone nothing new can be said: that alone is no reason to merge again.
+    was = {**manifest, CATALOGUE: {day: v for day, v in manifest.get(CATALOGUE, {}).items() if day in there}}
+    if any(was.get(name) != value for name, value in made_of.items()):
+        folders = {day: day_folder(out, day) for day in days}
+        _publish_window(window, folders, config, made_of, [*left.values()], there, without)
     for day in left:
         discard(day_folder(out, day))
     report: dict[str, Any] = json.loads((window / REPORT).read_text())
@@ -557,6 +577,8 @@ def _publish_window(
     config: EngineConfig,
     made_of: Mapping[str, Any],
     left: Sequence[str],
+    there: Mapping[str, Logs],
+    without: Without | None,
 ) -> None:
     days = list(folders)
     span = (date.fromisoformat(days[-1]) - date.fromisoformat(days[0])).days
@@ -564,6 +586,11 @@ def _publish_window(
     if missing:
         console.print(f"[yellow]no build of {', '.join(missing)}:[/yellow] the window is made without it")
     manifests = {day: read_manifest(folder, "mine") for day, folder in folders.items()}
+    # Days of former releases hold their whole catalogue.
+    gone = [day for day, manifest in manifests.items() if day not in there and CATALOGUE in manifest]
+    no_logs = [f"the logs of {day} are gone: of its items only those that it names are known" for day in gone]
+    for what in no_logs:
+        console.print(f"[yellow]{what}[/yellow]", soft_wrap=True)
     logs = {
         day: manifest["logs"]
         if is_uri(manifest["logs"])
@@ -574,12 +601,20 @@ def _publish_window(
     with publish(window, "mine") as target:
         with timed(seconds, f"window of {len(days)} days"):
             counted = manifests[days[0]].get(COUNTED)
-            coverage, labels = write_window(folders, target, window, config, clicks=counted is not None)
+            coverage, labels = write_window(
+                folders,
+                target,
+                window,
+                config,
+                clicks=counted is not None,
+                logs=there,
+                without=without,
+            )
         reports = [json.loads((folder / REPORT).read_text()) for folder in folders.values()]
         report = {**add_reports(reports), "labels": labels, "p3_coverage": coverage}
         report["input"]["queries"] = coverage["queries"]
         report["notes"] += [f"no build of {day}: the window is made without it" for day in missing]
-        report["notes"] += left
+        report["notes"] += [*no_logs, *left]
         (target / REPORT).write_text(json.dumps(report, indent=2) + "\n")
         last = manifests[days[-1]]
         beside = {

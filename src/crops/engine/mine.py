@@ -63,6 +63,7 @@ def mine(
     document: DocumentConfig | None = None,
     history: Mapping[str, Logs] | None = None,
     beside: Beside | None = None,
+    used_items: bool = False,
     noted: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Mine graded samples from accepted logs and write them to a folder.
@@ -86,6 +87,8 @@ def mine(
             the first one mined.
         history: logs by day where it is counted; those mined when None.
         beside: the days beside the mined ones, where these see over midnight.
+        used_items: whether items are those of the samples, and those whose click queries were counted; the
+            whole catalogue otherwise.
         noted: further entries of the manifest.
 
     Returns:
@@ -170,7 +173,7 @@ def mine(
                 with timed(seconds, name):
                     merging(run, partition)
         with timed(seconds, "write"):
-            write_tables(run, clicks)
+            write_tables(run, clicks, used_items=used_items)
             shutil.rmtree(scratch, ignore_errors=True)
             report = build_report(
                 backend, config, run.counts, theta=theta is not None, similarity=intent is not None
@@ -419,12 +422,20 @@ def write_partition(run: Run, partition: Partition) -> None:
         run.backend.emit(select, f"{first}, {order}", run.folder / f"{table.name}.parquet")
 
 
-def write_tables(run: Run, clicks: pa.Table | None) -> None:
+def write_tables(run: Run, clicks: pa.Table | None, *, used_items: bool) -> None:
     """Write all tables, the samples and evidence as they were added; `clicks` in place of items' own."""
+    for table in (SAMPLES, EVIDENCE):
+        run.backend.write(run.folder / f"{table.name}.parquet")
     items = "select * from log_items"
     if clicks is not None:
         run.backend.load("click_queries", clicks.schema, clicks.to_batches())
         items = with_click_queries("log_items", "click_queries")
+    if used_items:  # what evidence names is in the samples
+        samples = run.folder / f"{SAMPLES.name}.parquet"
+        run.backend.read_parquet("written_samples", [samples], SAMPLES.arrow())
+        used = "select item_id from written_samples"
+        used += "" if clicks is None else " union all select item_id from click_queries"
+        items = f"select i.* from ({items}) i where i.item_id in ({used})"
     events = (
         "select s.search_id as query_id, q.query, 1 as searches, q.users "
         "from searches s join queries q on q.query_id = s.query_id"
@@ -437,7 +448,7 @@ def write_tables(run: Run, clicks: pa.Table | None) -> None:
     ):
         select = f"select {columns_sql(table)} from ({rows}) r"
         run.backend.emit(select, f"r.{key}", run.folder / f"{table.name}.parquet")
-    for table in (SAMPLES, QUERIES, EVIDENCE, ITEMS, SYNTHETIC_ITEMS):
+    for table in (QUERIES, ITEMS, SYNTHETIC_ITEMS):
         run.backend.write(run.folder / f"{table.name}.parquet")
 
 

@@ -25,12 +25,22 @@ from crops.engine.mine import open_backend
 from crops.engine.mined import columns_sql
 from crops.engine.report import p3_coverage, pair_counts, share
 from crops.engine.stages import build_key, work_folder
+from crops.engine.without import Without, read_catalogues
 from crops.labels import DEFAULT_LABELS, SOURCE_GROUPS, Source
+from crops.logs import Logs
 from crops.schema import EVIDENCE, ITEMS, QUERIES, SAMPLES, SYNTHETIC_ITEMS, Table
+from crops.text import document_text_sql
 
 
 def write_window(
-    folders: Mapping[str, Path], target: Path, window: Path, config: EngineConfig, *, clicks: bool
+    folders: Mapping[str, Path],
+    target: Path,
+    window: Path,
+    config: EngineConfig,
+    *,
+    clicks: bool,
+    logs: Mapping[str, Logs],
+    without: Without | None,
 ) -> tuple[dict[str, Any], dict[str, int]]:
     """Write the merged tables, on the engine of the build; return the coverage of P3, and samples by label.
 
@@ -41,13 +51,17 @@ def write_window(
         config: engine, memory and decay.
         clicks: whether the documents have the click queries of the first day: of no other would they all be
             older than every sample.
+        logs: of the days, where they are there: what is in their catalogues is in the window.
+        without: whose items are left out of these.
 
     Raises:
         CropsError: as `crops.engine.mine.open_backend`, or memory or disk is not enough.
     """
     last = date.fromisoformat(max(folders))
     ages = {day: (last - date.fromisoformat(day)).days for day in folders}
-    items = _latest(ITEMS, ages)
+    catalogues = _catalogues({ages[day]: of_day for day, of_day in logs.items()})
+    # At one age the catalogue, which is read now, counts before the row that the day has kept.
+    items = _latest(ITEMS, {name: 2 * age for name, (age, _) in catalogues.items()} | _places(ITEMS, ages))
     if clicks:
         items = with_click_queries(f"({items})", f"items_{max(ages.values())}")
     merged = {
@@ -63,7 +77,7 @@ def write_window(
             "r.watched_at nulls last",
         ),
         ITEMS: (items, "r.item_id"),
-        SYNTHETIC_ITEMS: (_latest(SYNTHETIC_ITEMS, ages), "r.item_id"),
+        SYNTHETIC_ITEMS: (_latest(SYNTHETIC_ITEMS, _places(SYNTHETIC_ITEMS, ages)), "r.item_id"),
     }
     tables = {
         table: {age: folders[day] / f"{table.name}.parquet" for day, age in ages.items()} for table in merged
@@ -74,17 +88,27 @@ def write_window(
     }
     work = work_folder(window)
     with open_backend(config) as backend:
-        backend.check_workers(target, None, [], [paths[0] for paths in files.values()])
+        rows_of = [of_day.tables[ITEMS.name] for _, of_day in catalogues.values()]
+        named = [file for part in rows_of for file in part.files]
+        local = [file for file in named if isinstance(file, Path)]
+        backend.check_workers(target, None, [], [*(paths[0] for paths in files.values()), *local])
         read = [file for paths in files.values() for file in paths]
-        backend.keep_in(
-            work, functools.partial(build_key, [], read, ages, config.daily.model_dump(mode="json"), clicks)
-        )
+        settings = (ages, config.daily.model_dump(mode="json"), clicks, without and without.digest())
+        versions = [(age, of_day.catalogue()) for age, of_day in catalogues.values()]
+        backend.keep_in(work, functools.partial(build_key, named, read, *settings, versions))
+        read_catalogues(backend, {f"day_{name}": of_day for name, (_, of_day) in catalogues.items()}, without)
         for table, (rows, order) in merged.items():
             for age, path in tables[table].items():
                 backend.read_parquet(f"day_{table.name}_{age}", [path], table.arrow())
             key, name = order.removeprefix("r.").partition(",")[0], target / f"{table.name}.parquet"
-            for where in _ranges(files[table], key, backend.memory):
-                _merge_range(backend, table, rows, [*ages.values()], where)
+            names = [f"{table.name}_{age}" for age in ages.values()]
+            groups = _file_groups(files[table], key) if backend.memory else []
+            if table is ITEMS:
+                names += catalogues
+                if backend.memory:
+                    groups += _row_groups(backend, [f"day_{name}" for name in catalogues])
+            for where in _ranges(groups, key, backend.memory):
+                _merge_range(backend, table, rows, names, where)
                 backend.emit("select * from merged r", order, name)
                 backend.drop_tables("merged")
             backend.write(name)
@@ -95,19 +119,48 @@ def write_window(
     return p3_coverage(**count), {str(row["label"]): row["n"] for row in labels}
 
 
-def _merge_range(backend: Backend, table: Table, rows: str, ages: Sequence[int], where: str) -> None:
+def _catalogues(logs: Mapping[int, Logs]) -> dict[str, tuple[int, Logs]]:
+    """Return each distinct catalogue under the name of its rows, with the age of the newest day it is of."""
+    found: dict[object, tuple[int, Logs]] = {}
+    for age, of_day in sorted(logs.items(), key=lambda one: one[0]):
+        files = of_day.tables[ITEMS.name]
+        found.setdefault((files.files, files.stamps), (age, of_day))
+    return {f"catalogue_{age}": (age, of_day) for age, of_day in found.values()}
+
+
+def _places(table: Table, ages: Mapping[str, int]) -> dict[str, int]:
+    """Return the rows of each day by their name, and when their turn is."""
+    return {f"{table.name}_{age}": 2 * age + 1 for age in ages.values()}
+
+
+def _merge_range(backend: Backend, table: Table, rows: str, names: Sequence[str], where: str) -> None:
     """Make `merged`: the merged rows of a table whose id is in a range."""
-    for age in ages:
-        backend.view(f"{table.name}_{age}", f"select * from day_{table.name}_{age} where {where}")
+    for name in names:
+        backend.view(name, f"select * from day_{name} where {where}")
     backend.table("merged", f"select {columns_sql(table)} from ({rows}) r")
 
 
-def _ranges(files: Iterable[Path], key: str, memory: int | None) -> list[str]:
-    """Return SQL conditions on a column of ids that cut the rows of files into ranges that fit into memory.
+Group = tuple[int, int, int]
+"""The lowest and the highest id of some rows, and the bytes that merging them takes."""
+_CUTS = 256
 
-    They are in ascending order, and about as large as each other: by the bounds of the files' row groups, as
-    if the ids within one lay evenly. The rows of one id are never cut.
-    """
+
+def _row_groups(backend: Backend, tables: Sequence[str]) -> list[Group]:
+    """Return the rows of catalogues, which are in no order, in groups of ids that follow each other."""
+    if not tables:
+        return []
+    # UTF-8 takes up to 3 bytes for what people write.
+    size = f"{MERGE_ROW} + 3 * length(coalesce({document_text_sql()}, ''))"
+    rows = " union all ".join(f"select item_id, {size} as size from {table}" for table in tables)
+    found = backend.rows(
+        "select min(item_id) as low, max(item_id) as high, cast(sum(size) as BIGINT) as size from "
+        f"(select r.*, ntile({_CUTS}) over (order by item_id) as part from ({rows}) r) p group by part"
+    )
+    return [(row["low"], row["high"], row["size"]) for row in found]
+
+
+def _file_groups(files: Iterable[Path], key: str) -> list[Group]:
+    """Return the row groups of files."""
     groups = []
     for file in files:
         footer = pq.read_metadata(file)
@@ -118,6 +171,15 @@ def _ranges(files: Iterable[Path], key: str, memory: int | None) -> list[str]:
             known = found is not None and found.has_min_max
             low, high = (found.min, found.max) if known else (-(2**63), 2**63 - 1)
             groups.append((low, high, group.num_rows * MERGE_ROW + group.total_byte_size))
+    return groups
+
+
+def _ranges(groups: Sequence[Group], key: str, memory: int | None) -> list[str]:
+    """Return SQL conditions on a column of ids that cut groups of rows into ranges that fit into memory.
+
+    They are in ascending order, and about as large as each other: by the bounds of the groups, as if the ids
+    within one lay evenly. The rows of one id are never cut.
+    """
     number = query_partitions(sum(size for *_, size in groups) // MERGE_ROW, memory)
     if number == 1 or not groups:
         return ["1 = 1"]
@@ -185,10 +247,14 @@ def _union(table: Table, ages: Mapping[str, int]) -> str:
     )
 
 
-def _latest(table: Table, ages: Mapping[str, int]) -> str:
+def _latest(table: Table, turns: Mapping[str, int]) -> str:
+    """Return the SELECT of the first row of each id: of the relation whose turn is first."""
+    rows = " union all ".join(
+        f"select {', '.join(table.names())}, {turn} as turn from {name}" for name, turn in turns.items()
+    )
     return (
-        "select * from (select d.*, row_number() over (partition by item_id order by age) as place "
-        f"from ({_union(table, ages)}) d) p where place = 1"
+        "select * from (select d.*, row_number() over (partition by item_id order by turn) as place "
+        f"from ({rows}) d) p where place = 1"
     )
 
 

@@ -8,7 +8,7 @@ their rows are left out where the logs are read, before anything is counted; sco
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -87,13 +87,32 @@ def read_logs(backend: Backend, logs: Logs, days: Sequence[str] | None, without:
     if without is not None:
         _load_ids(backend, without)
     for name, table in _READ.items():
-        on = days if logs.tables[table].table.partitioned else None
-        if without is None:
-            backend.read_logs(name, logs, table, on)
-        else:
-            backend.read_logs(f"all_{name}", logs, table, on)
-            users = "" if table == "items" else f"and not exists ({_ids('users')})"
-            backend.view(name, f"select l.* from all_{name} l where not exists ({_ids('items')}) {users}")
+        _read(backend, name, logs, table, days, without)
+
+
+def read_catalogues(backend: Backend, catalogues: Mapping[str, Logs], without: Without | None) -> None:
+    """Name the catalogue of each of some logs: all rows but those left out."""
+    if without is not None:
+        _load_ids(backend, without)
+    for name, logs in catalogues.items():
+        _read(backend, name, logs, "items", None, without)
+
+
+def _read(
+    backend: Backend,
+    name: str,
+    logs: Logs,
+    table: str,
+    days: Sequence[str] | None,
+    without: Without | None,
+) -> None:
+    on = days if logs.tables[table].table.partitioned else None
+    if without is None:
+        backend.read_logs(name, logs, table, on)
+        return
+    backend.read_logs(f"all_{name}", logs, table, on)
+    users = "" if table == "items" else f"and not exists ({_ids('users')})"
+    backend.view(name, f"select l.* from all_{name} l where not exists ({_ids('items')}) {users}")
 
 
 def count_left_out(backend: Backend) -> dict[str, int]:

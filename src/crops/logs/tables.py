@@ -13,7 +13,7 @@ from crops.logs.files import FileFault, TableFiles, describe, inspect, inspect_s
 from crops.logs.lake import is_uri, table_uris
 from crops.logs.sql import select_sql, table_days
 from crops.outputs import MANIFEST, check_local
-from crops.schema import LOG_TABLES, SEARCHES, Table
+from crops.schema import ITEMS, LOG_TABLES, SEARCHES, Table
 
 PLAIN = "plain"
 """Texts are words."""
@@ -49,11 +49,19 @@ class Logs:
         found: dict[str, int | str] = {}
         for files in self.tables.values():
             if files.table.partitioned and files.partitioned:
-                part = files.on([day])
-                for file, stamp in zip(part.files, part.stamps or [""] * len(part.files), strict=True):
-                    inside = isinstance(file, Path) and file.is_relative_to(self.path)
-                    name = os.path.relpath(file, self.path) if inside else str(file)
-                    found[name] = file.stat().st_size if isinstance(file, Path) and inside else stamp
+                found |= self._stamps(files.on([day]))
+        return found
+
+    def catalogue(self) -> dict[str, int | str]:
+        """Return the version of the catalogue: what changes with each of its files, by name."""
+        return self._stamps(self.tables[ITEMS.name])
+
+    def _stamps(self, files: TableFiles) -> dict[str, int | str]:
+        found: dict[str, int | str] = {}
+        for file, stamp in zip(files.files, files.stamps or [""] * len(files.files), strict=True):
+            inside = isinstance(file, Path) and file.is_relative_to(self.path)
+            name = os.path.relpath(file, self.path) if inside else str(file)
+            found[name] = file.stat().st_size if isinstance(file, Path) and inside else stamp
         return found
 
     def sql(self, table: str, days: Collection[str] | None = None) -> str:
