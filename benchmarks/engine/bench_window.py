@@ -90,7 +90,7 @@ def merge(out: Path, memory: str, engine: str) -> None:
     from crops.engine.daily import merge_window
 
     begin = time.process_time()
-    merge_window(out, EngineConfig(memory=memory, engine=engine, master="local[2]"))
+    merge_window(out, EngineConfig(memory=memory, engine=engine, master="local[2]"), {})
     cpu = time.process_time() - begin
     peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     print(cpu, int(peak[1]) * 1024 / 1e6 if peak else float("nan"))

@@ -97,7 +97,7 @@ def test_a_window_is_merged_of_days_in_parts(builds, tmp_path):
     merged = []
     for build in builds[:2]:
         out = shutil.copytree(build, tmp_path / build.name)
-        report = merge_window(out, config)
+        report = merge_window(out, config, {})
         merged.append((report, *(pq.read_table(out / "window" / f"{name}.parquet") for name in TABLES)))
     assert merged[0] == merged[1]
     assert all(len(table) > 3 for table in merged[0][1:])
