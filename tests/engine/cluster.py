@@ -20,10 +20,12 @@ import pyarrow as pa
 
 from crops.config import EngineConfig, RelevanceConfig
 from crops.engine import CachedScorer, mine
+from crops.engine.daily import Job, mine_daily
 from crops.engine.spark import SparkBackend
+from crops.engine.spark_rows import rows_engine
 from crops.engine.stages import Stages
 from crops.errors import CropsError
-from crops.logs import open_logs
+from crops.logs import check, open_logs
 from crops.relevance import scorers
 
 _FOR_FEW_ROWS = """
@@ -78,10 +80,13 @@ class Cluster:
         raise AssertionError((self.folder / f"{name}.log").read_text())
 
     def mine(self, logs: Path, out: Path, **given: Any) -> subprocess.CompletedProcess:
+        """Run a driver that mines to its end (see `drive`)."""
+        return self.drive("mine", logs, out, **({"scores": str(self.folder / "scores")} | given))
+
+    def drive(self, job: str, logs: Path, out: Path, **given: Any) -> subprocess.CompletedProcess:
         """Run a driver to its end (see `drive`)."""
-        given = {"scores": str(self.folder / "scores")} | given
         return subprocess.run(
-            [sys.executable, __file__, str(logs), str(out), self.master, json.dumps(given)],
+            [sys.executable, __file__, job, str(logs), str(out), self.master, json.dumps(given)],
             env=self._environment(),
             capture_output=True,
             text=True,
@@ -113,15 +118,16 @@ def scored(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         yield batch.append_column("score", pa.array(scores, pa.float64()))
 
 
-def drive(logs: str, out: str, master: str, given: dict[str, Any]) -> dict[str, Any]:
-    """Mine; return the `stages` that were written, bytes of the `largest_task`, number of `executors_killed`.
+def drive(job: str, logs: str, out: str, master: str, given: dict[str, Any]) -> dict[str, Any]:
+    """Do a job; return the `stages` that were written, bytes of the `largest_task`, `executors_killed`.
 
     Args:
+        job: "mine", "check", or "daily": a build of the `days` that are given.
         logs: their folder.
         out: the folder to write.
         master: of the cluster.
-        given: `config`, `theta` ("minilm" or a pseudo-random one) with the folder of its `scores`,
-            `generated`; `driver_dies_at` a stage that is written and not in its place yet, `executors_die`
+        given: `config`, `generated`; to mine, `theta` ("minilm" or a pseudo-random one) with the folder of
+            its `scores`; `driver_dies_at` a stage that is written and not in its place yet, `executors_die`
             after so many stages, `executors_die_every` so many; `unasked`: workers are not asked what they
             have.
     """
@@ -151,16 +157,27 @@ def drive(logs: str, out: str, master: str, given: dict[str, Any]) -> dict[str, 
     Stages.keep, Stages.writing, CloudPickleSerializer.dumps = keep, writing, dumps
     if given.get("unasked"):
         SparkBackend.check_workers = lambda *_: None
+    config = EngineConfig(engine="spark", master=master, **given.get("config", {}))
+    if job == "check":
+        check(logs, out, engine=rows_engine(config))
+    elif job == "daily":
+        mine_daily(
+            open_logs(logs), Path(out), Job(config, None, None, Path(given["generated"])), given["days"]
+        )
+    else:
+        _mine(logs, out, config, given)
+    return {"stages": kept, "largest_task": max(tasks, default=0), "executors_killed": len(killed)}
+
+
+def _mine(logs: str, out: str, config: EngineConfig, given: dict[str, Any]) -> None:
     theta = given.get("theta")
     models = scorers(RelevanceConfig()) if theta == "minilm" else (scored, scored)
     relevance, similarity = (
         CachedScorer(model, Path(given["scores"]) / kind) if theta else None
         for model, kind in zip(models, ("relevance", "similarity"), strict=True)
     )
-    config = EngineConfig(engine="spark", master=master, **given.get("config", {}))
     documents, models = given.get("generated"), {"relevance": relevance, "similarity": similarity}
     mine(open_logs(logs), out, config, generated=documents, seed=3, **models)
-    return {"stages": kept, "largest_task": max(tasks), "executors_killed": len(killed)}
 
 
 def _kill_executor(killed: list[int]) -> None:
@@ -181,6 +198,6 @@ def _kill_executor(killed: list[int]) -> None:
 
 if __name__ == "__main__":
     try:
-        sys.stdout.write(json.dumps(drive(*sys.argv[1:4], json.loads(sys.argv[4]))))
+        sys.stdout.write(json.dumps(drive(*sys.argv[1:5], json.loads(sys.argv[5]))))
     except CropsError as error:
         sys.exit(str(error))
