@@ -29,7 +29,9 @@ DAY_US = 86_400_000_000
 DAYS = 4
 
 
-def generate(folder: Path, impressions: int, feed: int, *, dirty: bool, days: int = DAYS) -> None:
+def generate(
+    folder: Path, impressions: int, feed: int, *, dirty: bool, days: int = DAYS, items: int = ITEMS
+) -> None:
     """Write logs; if dirty, one search of 1,000 has a blank query and one impression of 1,500 a rank of 0."""
     folder.mkdir()
     blank = "case when hash(s) % 1000 = 0 then '  ' else 'how to query ' || (hash(s) % 20000) end"
@@ -41,10 +43,10 @@ def generate(folder: Path, impressions: int, feed: int, *, dirty: bool, days: in
     with duckdb.connect() as connection:
         connection.execute(f"""copy (select i + 1 as item_id, 'title of item ' || i as ocr_cover,
             'a caption of about forty letters ' || i % 1000 as photo_caption, 'tag' || i % 50 as keyword,
-            20000::BIGINT as duration_ms from range({ITEMS}) t(i)) to '{folder}/items.parquet'""")
+            20000::BIGINT as duration_ms from range({items}) t(i)) to '{folder}/items.parquet'""")
         connection.execute(f"""copy (select (hash(s) % {impressions // 100})::BIGINT as user_id,
             s as search_id, {query} as query, {searched} as searched_at,
-            1 + ((hash(s) + k * 7) % {ITEMS})::BIGINT as item_id,
+            1 + ((hash(s) + k * 7) % {items})::BIGINT as item_id,
             case when k < 10 then 'exposed' when k < 15 then 'unexposed' else 'filtered' end as stage,
             (case when k < 10 then {rank} end)::INTEGER as rank, (h % 1000) / 1000.0 as pre_score,
             (h % 8)::BIGINT as routes, 'a' as arm, k < 10 and h % 7 = 0 as clicked, false as liked,
@@ -54,7 +56,7 @@ def generate(folder: Path, impressions: int, feed: int, *, dirty: bool, days: in
             to '{folder}/search_impressions' (format parquet, partition_by (day))""")
         if feed:
             connection.execute(f"""copy (select (h % {feed // 100})::BIGINT as user_id,
-                1 + (h // 7 % {ITEMS})::BIGINT as item_id, {watched} as watched_at,
+                1 + (h // 7 % {items})::BIGINT as item_id, {watched} as watched_at,
                 (h % 60000)::BIGINT as play_ms, 20000::BIGINT as duration_ms, h % 50 = 0 as liked,
                 strftime(make_timestamp({watched}), '%Y-%m-%d') as day
                 from (select i, hash(i + 7) as h from range({feed}) t(i)))
