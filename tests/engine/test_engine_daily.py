@@ -24,6 +24,7 @@ from crops.engine.window import _file_groups, _ranges, _row_groups
 from crops.errors import CropsError
 from crops.labels import Source
 from crops.logs import open_logs
+from crops.retrieval import load_items
 from crops.text import query_id
 
 
@@ -116,12 +117,22 @@ def test_a_day_holds_the_items_that_it_names_and_the_window_all(tmp_path):
     assert named(out / f"day={DAYS[0]}") == {1: "old 1"}
     assert named(out / f"day={DAYS[1]}") == {2: "renamed 2"}
     assert named(out / "window") == {1: "renamed 1", 2: "renamed 2", 3: "never used", 4: "added"}
-    for name, version in ((f"day={DAYS[1]}", grown.catalogue()), ("window", dict.fromkeys(DAYS[:2]))):
-        noted = json.loads((out / name / "manifest.json").read_text())["catalogue"]
-        assert noted == (version if name != "window" else dict.fromkeys(DAYS[:2], grown.catalogue()))
+    version = grown.catalogue()
+    assert version == {"items.parquet": (logs.path / "items.parquet").stat().st_size}
+    for name, noted in ((f"day={DAYS[1]}", version), ("window", dict.fromkeys(DAYS[:2], version))):
+        assert json.loads((out / name / "manifest.json").read_text())["catalogue"] == noted
     catalogue(logs.path, "renamed 1", "renamed 2", "never used", "added", "added without a day")
     mine_daily(open_logs(logs.path), out, plain_job(), DAYS[1:2])  # nothing is mined, all is merged
     assert named(out / "window")[5] == "added without a day"
+
+
+def test_a_day_is_no_catalogue_to_search(tmp_path):
+    logs = write_logs(tmp_path / "logs", [clicked(1, 1, "a", 0, 1)])
+    mine_daily(logs, tmp_path / "out", plain_job())
+    day, window = tmp_path / "out" / f"day={DAYS[0]}", tmp_path / "out" / "window"
+    with pytest.raises(CropsError, match=f"holds only the items that it names; give its window, {window}"):
+        load_items(day)
+    assert load_items(window)[0].tolist() == load_items(logs.path)[0].tolist()
 
 
 def test_logs_that_are_gone_leave_the_items_that_their_day_names(tmp_path, capsys):

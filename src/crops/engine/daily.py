@@ -28,7 +28,7 @@ from crops.engine.documents import COUNTED
 from crops.engine.events import NoSearchError
 from crops.engine.midnight import Beside
 from crops.engine.mine import mine
-from crops.engine.mined import BESIDE, REPORT, WINDOW
+from crops.engine.mined import BESIDE, BUILD, CATALOGUE, REPORT, WINDOW
 from crops.engine.scoring import CachedScorer, scorer_names
 from crops.engine.window import add_reports, write_window
 from crops.engine.without import Without, held
@@ -50,8 +50,6 @@ from crops.schema import FEED_EVENTS, SEARCH_IMPRESSIONS
 
 _LOCK = ".lock"
 _DAY_S = 86_400
-CATALOGUE = "catalogue"
-"""Where the manifest of a day, and of a window by day, notes the version of the catalogue that was read."""
 _FREE = ("days", "holdout", "gap", "engine", "master", "memory", "k", "daily")
 """Settings that leave the samples of a day as they are."""
 
@@ -433,7 +431,7 @@ def _build_day(logs: Logs, out: Path, day: str, job: Job, sources: _Sources) -> 
     """Mine one day into its folder, or remove the folder where no search is left on it."""
     found = _left_out(logs, day, job)
     noted = {
-        "build": secrets.token_hex(8),
+        BUILD: secrets.token_hex(8),
         "inputs": logs.inputs(day),
         CATALOGUE: logs.catalogue(),
         "without": found.digest(),

@@ -21,6 +21,10 @@ WINDOW = "window"
 """Folder of the merged days of a daily build, beside theirs."""
 BESIDE = "days_beside"
 """Where the manifest of a day of a daily build notes the days beside it that it sees, with logs and files."""
+BUILD = "build"
+"""Where it notes an id that no other mining of the day has."""
+CATALOGUE = "catalogue"
+"""Where it notes the version of the catalogue that was read; the window's notes that of each day."""
 TABLES = (SAMPLES, QUERIES, EVIDENCE, ITEMS, SYNTHETIC_ITEMS)
 """Each a Parquet file of its name, or a folder of them."""
 
@@ -100,6 +104,20 @@ def mined_folder(out: Path) -> Path:
         if (folder / f"{SAMPLES.name}.parquet").exists():
             return folder
     raise CropsError(f"{out} is not an output of `crops mine` (no {SAMPLES.name}.parquet in it)")
+
+
+def require_catalogue(folder: Path) -> None:
+    """Refuse a day of a daily build where a whole catalogue is wanted: it holds the items that it names.
+
+    Raises:
+        CropsError: the folder is one.
+    """
+    manifest = json.loads((folder / MANIFEST).read_text()) if (folder / MANIFEST).exists() else {}
+    if {BUILD, CATALOGUE} <= manifest.keys():
+        raise CropsError(
+            f"{folder} is a day of a daily build and holds only the items that it names; give its window, "
+            f"{folder.parent / WINDOW}, or the logs: they hold the whole catalogue"
+        )
 
 
 def days_seen(folder: Path) -> list[str]:

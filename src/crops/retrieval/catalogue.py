@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from crops.engine.documents import require_lag
+from crops.engine.mined import require_catalogue
 from crops.errors import CropsError, UnknownItemError, nearest_path
 from crops.logs.files import column_faults, kind, refuse_lake_tables
 from crops.logs.sources import parquet_schema
@@ -76,11 +77,12 @@ def load_items(
             catalogue (`crops.engine.documents`).
 
     Raises:
-        CropsError: there is no item table, a needed column is missing, an id is null, repeated or negative,
-            or an id of `keep` is not in the table; or click queries are wanted, and those of the table are
-            not older than its samples.
+        CropsError: there is no item table, or that of a day of a daily build, which lacks most items, a
+            needed column is missing, an id is null, repeated or negative, or an id of `keep` is not in the
+            table; or click queries are wanted, and those of the table are not older than its samples.
     """
     path = Path(path)
+    require_catalogue(path)
     if CLICK_QUERY in rendering.columns and queries is None:
         require_lag(path)
     read = _read_items(path, rendering, queries)
